@@ -1,0 +1,56 @@
+"""What every contract shares: strict frozen models, JSON values, pages, problem documents and status tables."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from services.errors import IllegalStatusChange
+
+type Json = JsonValue
+type JsonObject = dict[str, JsonValue]
+
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+ -]*$")]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Contract(BaseModel):
+    """A typed object that crosses a boundary: frozen, refuses unknown fields, NaN and infinities."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class View(BaseModel):
+    """A contract read from a row of the store."""
+
+    model_config = ConfigDict(frozen=True, from_attributes=True, allow_inf_nan=False)
+
+
+class Page[T](Contract):
+    """One page of a list, newest first; `next_cursor` is given back as `cursor` and is absent on the last page."""
+
+    items: list[T]
+    next_cursor: str | None = None
+
+
+class Problem(Contract):
+    """A problem document (RFC 9457): what went wrong with this request and what to do about it."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    hint: str = ""
+    instance: str = ""
+    errors: list[JsonObject] = []
+
+
+type StatusChanges[S: StrEnum] = Mapping[S, frozenset[S]]
+
+
+def check_change[S: StrEnum](changes: StatusChanges[S], old: S, new: S) -> None:
+    """Pass when `old` may become `new`. Raises IllegalStatusChange (409) naming both."""
+    if new not in changes.get(old, frozenset()):
+        raise IllegalStatusChange(f"{type(old).__name__} cannot change from {old.value!r} to {new.value!r}")

@@ -1,0 +1,79 @@
+"""One question to one expert about one rollout: the durable row behind a message."""
+
+from datetime import datetime
+from enum import StrEnum
+from uuid import UUID
+
+from services.contracts.base import StatusChanges, View
+
+
+class ConsultationStatus(StrEnum):
+    """Only `answered` can train. `waiting`: the expert said 202. `dead`: attempts or deadline used up, with a reason."""
+
+    PENDING = "pending"
+    ASKED = "asked"
+    ANSWERED = "answered"
+    ABSTAINED = "abstained"
+    INVALID = "invalid"
+    WAITING = "waiting"
+    DEAD = "dead"
+
+
+CONSULTATION_CHANGES: StatusChanges[ConsultationStatus] = {
+    ConsultationStatus.PENDING: frozenset({ConsultationStatus.ASKED, ConsultationStatus.DEAD}),
+    ConsultationStatus.ASKED: frozenset(
+        {
+            ConsultationStatus.ANSWERED,
+            ConsultationStatus.ABSTAINED,
+            ConsultationStatus.INVALID,
+            ConsultationStatus.WAITING,
+            ConsultationStatus.PENDING,
+            ConsultationStatus.DEAD,
+        }
+    ),
+    ConsultationStatus.WAITING: frozenset(
+        {
+            ConsultationStatus.ANSWERED,
+            ConsultationStatus.ABSTAINED,
+            ConsultationStatus.INVALID,
+            ConsultationStatus.DEAD,
+        }
+    ),
+    ConsultationStatus.DEAD: frozenset({ConsultationStatus.PENDING}),
+}
+
+SETTLED = frozenset(
+    {
+        ConsultationStatus.ANSWERED,
+        ConsultationStatus.ABSTAINED,
+        ConsultationStatus.INVALID,
+        ConsultationStatus.DEAD,
+    }
+)
+
+
+class Attempt(View):
+    """One try at asking: `ok`, or `failed` with the reason."""
+
+    number: int
+    outcome: str | None
+    reason: str | None
+    started_at: datetime
+    ended_at: datetime | None
+
+
+class Consultation(View):
+    """A stored consultation."""
+
+    id: UUID
+    rollout_id: UUID
+    expert_id: UUID
+    expert_name: str
+    expert_version: str
+    stage: int
+    status: ConsultationStatus
+    reason: str | None
+    attempts: int
+    deadline: datetime
+    created_at: datetime
+    settled_at: datetime | None

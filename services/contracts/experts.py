@@ -1,0 +1,197 @@
+"""The expert contract, protocol 1: what a service says of itself, what it is asked, what it may answer."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Literal, Self
+from uuid import UUID
+
+from pydantic import AnyHttpUrl, Field, model_validator
+
+from services.contracts.answers import AnswerContent, AnswerKind, Feedback
+from services.contracts.base import Contract, JsonObject, Name, Sha256, StatusChanges, TokenId, View
+from services.contracts.tasks import Message
+
+PROTOCOL = 1
+
+
+class ExpertStatus(StrEnum):
+    """`probation`: consulted, weight 0. `active`: trains. `paused`: not asked. `quarantined`: the circuit breaker
+    opened. `retired`: for good."""
+
+    PROBATION = "probation"
+    ACTIVE = "active"
+    PAUSED = "paused"
+    QUARANTINED = "quarantined"
+    RETIRED = "retired"
+
+
+EXPERT_CHANGES: StatusChanges[ExpertStatus] = {
+    ExpertStatus.PROBATION: frozenset(
+        {ExpertStatus.ACTIVE, ExpertStatus.PAUSED, ExpertStatus.QUARANTINED, ExpertStatus.RETIRED}
+    ),
+    ExpertStatus.ACTIVE: frozenset(
+        {ExpertStatus.PROBATION, ExpertStatus.PAUSED, ExpertStatus.QUARANTINED, ExpertStatus.RETIRED}
+    ),
+    ExpertStatus.PAUSED: frozenset({ExpertStatus.PROBATION, ExpertStatus.ACTIVE, ExpertStatus.RETIRED}),
+    ExpertStatus.QUARANTINED: frozenset({ExpertStatus.PROBATION, ExpertStatus.RETIRED}),
+}
+
+
+class Descriptor(Contract):
+    """What an expert says of itself at `GET {endpoint}/v1/expert`.
+
+    metadata_keys: the task metadata it needs; it sees those that were granted, nothing else.
+    needs_answers: it answers *given* other experts' answers, so it is asked in the second stage.
+    verifier: its score is a verdict on the rollout (it also judges evaluations).
+    """
+
+    protocol: Literal[1] = PROTOCOL
+    name: Name
+    version: Annotated[str, Field(min_length=1, max_length=100)]
+    description: Annotated[str, Field(max_length=2_000)] = ""
+    kinds: Annotated[list[AnswerKind], Field(min_length=1)]
+    domains: Annotated[list[str], Field(min_length=1, max_length=100)]
+    metadata_keys: Annotated[list[Name], Field(max_length=50)] = []
+    deterministic: bool
+    needs_answers: bool = False
+    verifier: bool = False
+    answers_later: bool = False
+    max_concurrency: Annotated[int, Field(ge=1, le=1024)] = 8
+    usual_latency_seconds: Annotated[float, Field(ge=0, le=604_800)] = 1.0
+
+    @model_validator(mode="after")
+    def _a_verifier_scores(self) -> Self:
+        if self.verifier and AnswerKind.SCORE not in self.kinds:
+            raise ValueError("a verifier must give scores")
+        return self
+
+    def matches(self, domain: str) -> bool:
+        """Whether tasks of this domain are its business; `code/*` covers every domain under `code/`, `*` all."""
+        return any(d in ("*", domain) or (d.endswith("/*") and domain.startswith(d[:-1])) for d in self.domains)
+
+
+class ContextAnswer(Contract):
+    """Another expert's answer, shown to one that answers given answers."""
+
+    expert: str
+    score: float | None = None
+    feedback: Feedback | None = None
+    solution: str | None = None
+
+
+class Ask(Contract):
+    """What is wanted: kinds, and for distributions their size. `prefixes` are numbers of tokens kept."""
+
+    kinds: Annotated[list[AnswerKind], Field(min_length=1)]
+    top_k: Annotated[int, Field(ge=1, le=200)] = 20
+    temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
+    prefixes: list[Annotated[int, Field(ge=0)]] = []
+    num_samples: Annotated[int, Field(ge=1, le=64)] = 1
+    context: list[ContextAnswer] = []
+
+
+class AskedTask(Contract):
+    """The task as the expert may see it: only metadata it declared and was granted."""
+
+    id: UUID
+    domain: str
+    messages: list[Message]
+    metadata: JsonObject = {}
+
+
+class AskedRollout(Contract):
+    """The rollout the question is about."""
+
+    id: UUID
+    text: str
+    token_ids: list[TokenId]
+    tokenizer_hash: Sha256
+    policy_version: str | None = None
+
+
+class ConsultRequest(Contract):
+    """The body of `POST {endpoint}/v1/consult`; asked twice with the same consultation id it gets the same answer."""
+
+    protocol: Literal[1] = PROTOCOL
+    consultation_id: UUID
+    deadline: datetime
+    ask: Ask
+    task: AskedTask
+    rollout: AskedRollout
+
+
+class ConsultResult(AnswerContent):
+    """`200`, the expert has an answer."""
+
+    outcome: Literal["result"] = "result"
+
+
+class ConsultAbstain(Contract):
+    """`200`, the expert has nothing to say about this rollout, and why."""
+
+    outcome: Literal["abstain"] = "abstain"
+    reason: Annotated[str, Field(max_length=2_000)] = ""
+
+
+class ConsultLater(Contract):
+    """`202`: the answer will come to `POST /v1/consultations/{id}/answer`."""
+
+    outcome: Literal["later"] = "later"
+    reason: Annotated[str, Field(max_length=2_000)] = ""
+
+
+type ConsultResponse = Annotated[ConsultResult | ConsultAbstain, Field(discriminator="outcome")]
+
+
+class ExpertCreate(Contract):
+    """Register a service by its URL. `granted` names the metadata keys it may see; `trusted` skips probation."""
+
+    endpoint: AnyHttpUrl
+    granted: Annotated[list[Name], Field(max_length=50)] = []
+    trusted: bool = False
+    weight: Annotated[float, Field(ge=0, le=100)] = 1.0
+    group_fraction: Annotated[float, Field(ge=0, le=1)] = 1.0
+    rollouts_per_group: Annotated[int, Field(ge=1)] | None = None
+    signing_secret: Annotated[str, Field(min_length=24, max_length=200)] | None = None
+
+
+class ConformanceCheck(Contract):
+    """One case of the conformance suite: what was asked, whether it held, what was seen."""
+
+    name: str
+    passed: bool
+    detail: str = ""
+    required: bool = True
+
+
+class ConformanceReport(Contract):
+    """The conformance suite's findings about one endpoint at one time."""
+
+    endpoint: str
+    descriptor: Descriptor | None
+    checks: list[ConformanceCheck]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every required check held."""
+        return self.descriptor is not None and all(c.passed for c in self.checks if c.required)
+
+
+class Expert(View):
+    """A registered expert."""
+
+    id: UUID
+    name: str
+    endpoint: str
+    version: str
+    descriptor: Descriptor
+    status: ExpertStatus
+    reason: str | None
+    granted: list[str]
+    trusted: bool
+    weight: float
+    group_fraction: float
+    rollouts_per_group: int | None
+    consecutive_failures: int
+    report: ConformanceReport
+    created_at: datetime

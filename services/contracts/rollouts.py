@@ -1,0 +1,140 @@
+"""A rollout: one sampled answer to one prompt, token by token, and the group of siblings it was drawn with."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Self
+from uuid import UUID
+
+from pydantic import Field, model_validator
+
+from services.contracts.base import Contract, Json, JsonObject, Sha256, StatusChanges, TokenId, View
+from services.contracts.tasks import Split
+
+MAX_ROLLOUT_TOKENS = 32_768
+MAX_ROLLOUT_CHARS = 1_000_000
+
+
+class Purpose(StrEnum):
+    """What a rollout was drawn for; only `train` is ever turned into a lesson."""
+
+    TRAIN = "train"
+    EVALUATION = "evaluation"
+    PROBE = "probe"
+    CHAT = "chat"
+
+
+class RolloutStatus(StrEnum):
+    """`open` while experts are asked, `ready` when every question is settled, `set_aside` with a reason."""
+
+    OPEN = "open"
+    READY = "ready"
+    SET_ASIDE = "set_aside"
+
+
+ROLLOUT_CHANGES: StatusChanges[RolloutStatus] = {
+    RolloutStatus.OPEN: frozenset({RolloutStatus.READY, RolloutStatus.SET_ASIDE}),
+    RolloutStatus.READY: frozenset({RolloutStatus.SET_ASIDE}),
+}
+
+
+class GroupStatus(StrEnum):
+    """A group is one prompt to be drawn `size` times: the durable row behind a sampling message."""
+
+    PENDING = "pending"
+    ASKED = "asked"
+    SAMPLED = "sampled"
+    DEAD = "dead"
+
+
+GROUP_CHANGES: StatusChanges[GroupStatus] = {
+    GroupStatus.PENDING: frozenset({GroupStatus.ASKED, GroupStatus.DEAD}),
+    GroupStatus.ASKED: frozenset({GroupStatus.PENDING, GroupStatus.SAMPLED, GroupStatus.DEAD}),
+    GroupStatus.DEAD: frozenset({GroupStatus.PENDING}),
+}
+
+
+class Sampling(Contract):
+    """How tokens were drawn. Training defaults to temperature 1 over the full softmax (no top-p, no top-k)."""
+
+    temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    max_new_tokens: Annotated[int, Field(ge=1, le=MAX_ROLLOUT_TOKENS)] = 64
+    stop: list[str] = []
+    seed: int | None = None
+
+
+class RolloutCreate(Contract):
+    """A rollout sampled elsewhere: token ids with the tokenizer's hash, or text that is tokenised once at ingest.
+
+    Token ids may come with the sampler's logprobs (nats, one a token, at the sampling temperature) and an action mask
+    (false where the policy did not choose the token, e.g. a tool's turn). Text has neither and trains the local term only.
+    """
+
+    task_id: UUID
+    text: Annotated[str, Field(min_length=1, max_length=MAX_ROLLOUT_CHARS)] | None = None
+    token_ids: Annotated[list[TokenId], Field(min_length=1, max_length=MAX_ROLLOUT_TOKENS)] | None = None
+    tokenizer_hash: Sha256 | None = None
+    sampler_logprobs: list[Annotated[float, Field(le=0)]] | None = None
+    action_mask: list[bool] | None = None
+    sampling: Sampling | None = None
+    policy_version: str | None = None
+    group_id: UUID | None = None
+    purpose: Purpose = Purpose.TRAIN
+
+    @model_validator(mode="after")
+    def _text_or_tokens(self) -> Self:
+        if (self.text is None) == (self.token_ids is None):
+            raise ValueError("send either text or token_ids")
+        if self.token_ids is None:
+            if self.sampler_logprobs is not None or self.action_mask is not None:
+                raise ValueError("sampler_logprobs and action_mask need token_ids: text has no token boundaries")
+            return self
+        if self.tokenizer_hash is None:
+            raise ValueError("token_ids need tokenizer_hash, so that they are read with the tokenizer that made them")
+        for name, values in (("sampler_logprobs", self.sampler_logprobs), ("action_mask", self.action_mask)):
+            if values is not None and len(values) != len(self.token_ids):
+                raise ValueError(f"{name} has {len(values)} entries for {len(self.token_ids)} token_ids")
+        if self.action_mask is not None and not any(self.action_mask):
+            raise ValueError("action_mask marks no token as an action")
+        return self
+
+
+class Rollout(View):
+    """A stored rollout without its tokens; `GET /v1/rollouts/{id}` adds them."""
+
+    id: UUID
+    lineage_id: UUID
+    task_id: UUID
+    split: Split
+    purpose: Purpose
+    group_id: UUID
+    index_in_group: int
+    status: RolloutStatus
+    reason: str | None
+    policy_version: str | None
+    num_tokens: int
+    text: str
+    finish_reason: str
+    tokenized_at_ingest: bool
+    score: float | None
+    created_at: datetime
+    settled_at: datetime | None
+
+
+class RolloutDetail(Rollout):
+    """A rollout with its tokens: everything it can be trained from."""
+
+    prompt_token_ids: list[int]
+    token_ids: list[int]
+    sampler_logprobs: list[float] | None
+    action_mask: list[bool]
+    tokenizer_hash: str
+    sampling: JsonObject | None
+
+
+class Evidence(Contract):
+    """A named JSON value an expert gives with its answer, kept for people and never trained on."""
+
+    name: str
+    value: Json

@@ -1,0 +1,115 @@
+"""A task: a prompt, its domain, what experts may need to judge an answer, and the split it belongs to."""
+
+import keyword
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Literal, Self
+from uuid import UUID
+
+from pydantic import Field, model_validator
+
+from services.contracts.base import Contract, Json, JsonObject, Name, View
+
+MAX_PROMPT_CHARS = 100_000
+MAX_METADATA_CHARS = 200_000
+
+
+class Split(StrEnum):
+    """What a task may be used for. Only `train` ever becomes a lesson; the database repeats that."""
+
+    TRAIN = "train"
+    VALIDATION = "validation"
+    HELDOUT = "heldout"
+
+
+class Message(Contract):
+    """One chat message of a prompt."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
+
+
+class TestCase(Contract):
+    """One call of the entry point and the plain-data value it must return."""
+
+    __test__ = False  # not a pytest class
+
+    args: list[Json]
+    expected: Json
+
+
+class FunctionTests(Contract):
+    """Metadata `tests`: calls made in the sandbox, whose results are compared outside it."""
+
+    entry_point: Annotated[str, Field(max_length=100)]
+    cases: Annotated[list[TestCase], Field(min_length=1, max_length=200)]
+
+    @model_validator(mode="after")
+    def _entry_point_is_a_name(self) -> Self:
+        if not self.entry_point.isidentifier() or keyword.iskeyword(self.entry_point):
+            raise ValueError(f"entry_point {self.entry_point!r} is not a Python identifier")
+        return self
+
+
+class ToolSet(Contract):
+    """Metadata `tools`: Python source that defines the named tools as functions; run in the sandbox only."""
+
+    source: Annotated[str, Field(min_length=1, max_length=50_000)]
+    names: Annotated[list[str], Field(min_length=1, max_length=50)]
+
+    @model_validator(mode="after")
+    def _source_parses_and_defines_the_names(self) -> Self:
+        import ast
+
+        try:
+            tree = ast.parse(self.source)
+        except (SyntaxError, ValueError) as error:
+            raise ValueError(f"source does not parse: {error}") from None
+        defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        missing = [name for name in self.names if name not in defined]
+        if missing:
+            raise ValueError(f"source does not define {', '.join(missing)}")
+        return self
+
+
+class TaskCreate(Contract):
+    """A task as its owner sends it. `key` makes an import repeatable: the same key with the same content is one task."""
+
+    key: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    domain: Name
+    family: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    split: Split = Split.TRAIN
+    messages: Annotated[list[Message], Field(min_length=1, max_length=200)]
+    metadata: JsonObject = {}
+
+    @model_validator(mode="after")
+    def _prompt_and_metadata_make_sense(self) -> Self:
+        if self.messages[-1].role not in ("user", "tool") or not self.messages[-1].content.strip():
+            raise ValueError("messages must end with a non-empty user or tool message: that is the prompt to answer")
+        if sum(len(m.content) for m in self.messages) > MAX_PROMPT_CHARS:
+            raise ValueError(f"messages are longer than {MAX_PROMPT_CHARS} characters together")
+        if "tests" in self.metadata:
+            FunctionTests.model_validate(self.metadata["tests"])
+        if "tools" in self.metadata:
+            ToolSet.model_validate(self.metadata["tools"])
+        if "reference" in self.metadata:
+            if self.split is not Split.TRAIN:
+                raise ValueError("only a task of the split `train` may carry a reference")
+            if not isinstance(self.metadata["reference"], str):
+                raise ValueError("reference must be the full answer as text")
+        return self
+
+
+class Task(View):
+    """A stored task."""
+
+    id: UUID
+    lineage_id: UUID
+    key: str
+    domain: str
+    family: str
+    split: Split
+    messages: list[Message]
+    metadata: JsonObject
+    content_sha256: str
+    created_at: datetime

@@ -1,0 +1,86 @@
+"""An update: one optimizer step, as a row of the ledger."""
+
+from datetime import datetime
+from enum import StrEnum
+from uuid import UUID
+
+from services.contracts.base import Contract, JsonObject, StatusChanges, View
+
+
+class UpdateStatus(StrEnum):
+    """`started` before the step, `applied` by the one commit that makes it count."""
+
+    STARTED = "started"
+    APPLIED = "applied"
+    ABANDONED = "abandoned"
+    UNDONE = "undone"
+
+
+UPDATE_CHANGES: StatusChanges[UpdateStatus] = {
+    UpdateStatus.STARTED: frozenset({UpdateStatus.APPLIED, UpdateStatus.ABANDONED}),
+    UpdateStatus.APPLIED: frozenset({UpdateStatus.UNDONE}),
+}
+
+
+class TermKind(StrEnum):
+    """Where the expert distribution of a term came from."""
+
+    CONDITIONED = "conditioned"
+    TOPK = "topk"
+    SAMPLES = "samples"
+    LABEL = "label"
+    IMITATION = "imitation"
+
+
+class TermRecord(Contract):
+    """One expert distribution that shaped one rollout in one update: its sources, context and share.
+
+    share: its part of the update's loss normaliser-weighted cost, 0..1; cost: nats a token; context_sha256: the exact
+    text the teacher was shown; answers: every answer that made it.
+    """
+
+    kind: TermKind
+    answers: list[UUID]
+    weight: float
+    share: float
+    cost: float | None = None
+    num_tokens: int = 0
+    context_sha256: str | None = None
+    teacher_sha256: str | None = None
+    sources: list[str] = []
+
+
+class UpdateLesson(View):
+    """What one lesson contributed to an update."""
+
+    lesson_id: UUID
+    rollout_id: UUID
+    group_id: UUID
+    baseline_group: str | None
+    terms: list[TermRecord]
+    future_nonzero: bool
+    staleness: int | None
+
+
+class Update(View):
+    """A stored update. `metrics` are the loss terms and diagnostics by name (nats where they are costs)."""
+
+    id: UUID
+    lineage_id: UUID
+    number: int
+    status: UpdateStatus
+    reason: str | None
+    objective: str
+    settings: JsonObject
+    metrics: JsonObject
+    parent_sha256: str | None
+    checkpoint_sha256: str | None
+    batch_sha256: str
+    started_at: datetime
+    applied_at: datetime | None
+
+
+class UpdateDetail(Update):
+    """An update with what it used."""
+
+    lessons: list[UpdateLesson]
