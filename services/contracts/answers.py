@@ -7,7 +7,7 @@ consultation `invalid`, never a score of zero.
 import math
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeAlias
 from uuid import UUID
 
 from pydantic import Field, model_validator
@@ -144,7 +144,7 @@ class SamplesDistribution(Contract):
         return self
 
 
-type Distribution = Annotated[TopKDistribution | SamplesDistribution, Field(discriminator="kind")]
+Distribution: TypeAlias = Annotated[TopKDistribution | SamplesDistribution, Field(discriminator="kind")]
 
 
 class AnswerContent(Contract):

@@ -2,14 +2,17 @@
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Generic, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from services.errors import IllegalStatusChange
 
-type Json = JsonValue
-type JsonObject = dict[str, JsonValue]
+Json: TypeAlias = JsonValue
+JsonObject: TypeAlias = dict[str, JsonValue]
+
+T = TypeVar("T")
+S = TypeVar("S", bound=StrEnum)
 
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+ -]*$")]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
@@ -28,7 +31,7 @@ class View(BaseModel):
     model_config = ConfigDict(frozen=True, from_attributes=True, allow_inf_nan=False)
 
 
-class Page[T](Contract):
+class Page(Contract, Generic[T]):
     """One page of a list, newest first; `next_cursor` is given back as `cursor` and is absent on the last page."""
 
     items: list[T]
@@ -47,10 +50,10 @@ class Problem(Contract):
     errors: list[JsonObject] = []
 
 
-type StatusChanges[S: StrEnum] = Mapping[S, frozenset[S]]
+StatusChanges: TypeAlias = Mapping[S, frozenset[S]]
 
 
-def check_change[S: StrEnum](changes: StatusChanges[S], old: S, new: S) -> None:
+def check_change(changes: StatusChanges[S], old: S, new: S) -> None:
     """Pass when `old` may become `new`. Raises IllegalStatusChange (409) naming both."""
     if new not in changes.get(old, frozenset()):
         raise IllegalStatusChange(f"{type(old).__name__} cannot change from {old.value!r} to {new.value!r}")

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeAlias
 from uuid import UUID
 
 from pydantic import AnyHttpUrl, Field, model_validator
@@ -140,7 +140,7 @@ class ConsultLater(Contract):
     reason: Annotated[str, Field(max_length=2_000)] = ""
 
 
-type ConsultResponse = Annotated[ConsultResult | ConsultAbstain, Field(discriminator="outcome")]
+ConsultResponse: TypeAlias = Annotated[ConsultResult | ConsultAbstain, Field(discriminator="outcome")]
 
 
 class ExpertCreate(Contract):
