@@ -1,0 +1,25 @@
+"""Alembic's entry: migrates the database at DATABASE_URL (or the connection it is handed) to the models' schema."""
+
+from alembic import context
+from sqlalchemy import Connection, create_engine
+
+from services.settings import Settings
+from services.store.models import Base
+from services.store.store import sqlalchemy_url
+
+
+def _run(connection: Connection) -> None:
+    context.configure(
+        connection=connection, target_metadata=Base.metadata, compare_type=True, compare_server_default=True
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+handed: Connection | None = context.config.attributes.get("connection")
+if handed is not None:
+    _run(handed)
+else:
+    engine = create_engine(sqlalchemy_url(context.config.get_main_option("sqlalchemy.url") or Settings().database_url))
+    with engine.connect() as connection:
+        _run(connection)

@@ -1,0 +1,61 @@
+"""Settings of the services, read once at a process's entrypoint and passed down. Environment: PRECEPTOR_*.
+
+`DATABASE_URL` and `REDIS_URL` are read without the prefix too, as every platform sets them.
+"""
+
+from pathlib import Path
+
+from pydantic import AliasChoices, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Where things are and how far they may go. Times in seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="PRECEPTOR_", frozen=True, extra="ignore", populate_by_name=True)
+
+    home: Path = Path("~/.local/share/preceptor").expanduser()
+    database_url: str = Field(
+        default="postgresql://postgres@127.0.0.1:5432/preceptor",
+        validation_alias=AliasChoices("PRECEPTOR_DATABASE_URL", "DATABASE_URL"),
+    )
+    redis_url: str = Field(
+        default="redis://127.0.0.1:6379/0", validation_alias=AliasChoices("PRECEPTOR_REDIS_URL", "REDIS_URL")
+    )
+    lineage: str = "main"
+
+    api_url: str = "http://127.0.0.1:8700"
+    policy_url: str = "http://127.0.0.1:8710"
+    sandbox_url: str = "http://127.0.0.1:8720"
+    experts_url: str = "http://127.0.0.1:8730"
+
+    internal_key: str = ""
+    """Bearer key between our own services (policy, sandbox); empty means none is asked for."""
+    expert_secret: str = ""
+    """Signs consultations to our own experts and their answers (Standard Webhooks), `whsec_` form."""
+    api_open: bool = False
+    """No API key asked for; refused unless the api listens on loopback only."""
+
+    allowed_expert_networks: list[str] = ["127.0.0.0/8", "::1/128"]
+    """Networks an expert's endpoint may resolve into, besides public addresses."""
+
+    group_size: int = Field(default=8, ge=1, le=256)
+    max_new_tokens: int = Field(default=64, ge=1)
+    sampling_temperature: float = Field(default=1.0, gt=0)
+    stop: list[str] = ["\n```"]
+    max_backlog_lessons: int = Field(default=48, ge=1)
+    """The sampler pauses while this many train rollouts are drawn or asked for and not yet trained on."""
+    max_groups_per_task: int = Field(default=8, ge=1)
+    """How often one train task may be drawn; then the loop waits for new tasks."""
+    max_staleness: int = Field(default=8, ge=0)
+    """Rollouts sampled this many policy versions ago are still trained on; older ones are set aside."""
+
+    group_lease_seconds: float = 300
+    consultation_lease_seconds: float = 60
+    lesson_lease_seconds: float = 120
+    consultation_deadline_seconds: float = 600
+    late_answer_deadline_seconds: float = 7 * 86_400
+    max_attempts: int = Field(default=5, ge=1)
+    resend_seconds: float = 30
+    """A row whose message was sent this long ago and is still unclaimed is sent again."""
+    quarantine_after_failures: int = Field(default=20, ge=1)

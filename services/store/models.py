@@ -1,0 +1,586 @@
+"""The tables: the durable truth of every noun.
+
+Status columns are checked twice by the database itself: a CHECK knows the words, and a trigger (made by the first
+migration) looks every change up in `status_change`, which the migration fills from the contracts' tables.
+That only tasks of the split `train` train is a chain of composite foreign keys: task(id, split) <- rollout(id, split,
+purpose) <- lesson(split = 'train', purpose = 'train'); answers carry a solution, and corrections exist, for `train` only.
+"""
+
+from datetime import datetime
+from enum import StrEnum
+from uuid import UUID
+
+from sqlalchemy import (
+    ARRAY,
+    REAL,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    DateTime,
+    Float,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Text,
+    UniqueConstraint,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from services.contracts.answers import ANSWER_CHANGES, AnswerStatus
+from services.contracts.base import JsonObject, S, StatusChanges
+from services.contracts.consultations import CONSULTATION_CHANGES, ConsultationStatus
+from services.contracts.corrections import CORRECTION_CHANGES, CorrectionStatus
+from services.contracts.evaluations import EVALUATION_CHANGES, EvaluationStatus
+from services.contracts.experts import EXPERT_CHANGES, ExpertStatus
+from services.contracts.ids import new_id
+from services.contracts.lessons import LESSON_CHANGES, LessonStatus
+from services.contracts.persons import Role
+from services.contracts.policies import POLICY_CHANGES, PolicyStatus
+from services.contracts.rollouts import GROUP_CHANGES, ROLLOUT_CHANGES, GroupStatus, Purpose, RolloutStatus
+from services.contracts.tasks import Split
+from services.contracts.updates import UPDATE_CHANGES, UpdateStatus
+
+NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+class Base(DeclarativeBase):
+    """Declarative base: timestamps carry a zone, text is text, JSON is jsonb."""
+
+    metadata = MetaData(naming_convention=NAMING)
+    type_annotation_map = {
+        datetime: DateTime(timezone=True),
+        str: Text(),
+        JsonObject: JSONB(),
+        list[int]: ARRAY(Integer),
+        list[float]: ARRAY(REAL),
+        list[bool]: ARRAY(Boolean),
+        list[str]: ARRAY(Text),
+    }
+
+
+def _one_of(column: str, words: type[StrEnum]) -> CheckConstraint:
+    listed = ", ".join(f"'{word.value}'" for word in words)
+    return CheckConstraint(f"{column} IN ({listed})", name=column)
+
+
+def _id() -> Mapped[UUID]:
+    return mapped_column(primary_key=True, default=new_id)
+
+
+def _now() -> Mapped[datetime]:
+    return mapped_column(server_default=func.now())
+
+
+def _lineage() -> Mapped[UUID]:
+    return mapped_column(ForeignKey("lineage.id"))
+
+
+class LineageRow(Base):
+    """One model being trained."""
+
+    __tablename__ = "lineage"
+
+    id: Mapped[UUID] = _id()
+    name: Mapped[str] = mapped_column(unique=True)
+    model: Mapped[str]
+    base_sha256: Mapped[str]
+    tokenizer_hash: Mapped[str]
+    vocab_size: Mapped[int]
+    created_at: Mapped[datetime] = _now()
+
+
+class PersonRow(Base):
+    """A person or service."""
+
+    __tablename__ = "person"
+    __table_args__ = (_one_of("role", Role),)
+
+    id: Mapped[UUID] = _id()
+    name: Mapped[str] = mapped_column(unique=True)
+    role: Mapped[str]
+    created_at: Mapped[datetime] = _now()
+
+
+class ApiKeyRow(Base):
+    """An API key, as the SHA-256 of its 256 random bits."""
+
+    __tablename__ = "api_key"
+
+    id: Mapped[UUID] = _id()
+    person_id: Mapped[UUID] = mapped_column(ForeignKey("person.id"))
+    key_sha256: Mapped[str] = mapped_column(unique=True)
+    created_at: Mapped[datetime] = _now()
+    revoked_at: Mapped[datetime | None]
+
+
+class IdempotencyRow(Base):
+    """The answer given to a POST with an idempotency key, so that the same request again changes nothing."""
+
+    __tablename__ = "idempotency"
+
+    principal: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    route: Mapped[str]
+    request_sha256: Mapped[str]
+    status_code: Mapped[int]
+    body: Mapped[str]
+    created_at: Mapped[datetime] = _now()
+
+
+class TaskRow(Base):
+    """A task."""
+
+    __tablename__ = "task"
+    __table_args__ = (
+        UniqueConstraint("lineage_id", "key"),
+        UniqueConstraint("id", "split"),
+        _one_of("split", Split),
+        CheckConstraint("split = 'train' OR NOT jsonb_exists(metadata, 'reference')", name="reference_is_train_only"),
+        Index("ix_task_draw", "lineage_id", "split", "domain", "num_groups", "id"),
+    )
+
+    id: Mapped[UUID] = _id()
+    lineage_id: Mapped[UUID] = _lineage()
+    key: Mapped[str]
+    domain: Mapped[str]
+    family: Mapped[str]
+    split: Mapped[str]
+    messages: Mapped[list[JsonObject]] = mapped_column(JSONB)
+    metadata_: Mapped[JsonObject] = mapped_column("metadata")
+    content_sha256: Mapped[str]
+    num_groups: Mapped[int] = mapped_column(server_default="0")
+    created_at: Mapped[datetime] = _now()
+
+
+class EvaluationRow(Base):
+    """A policy version measured on a split."""
+
+    __tablename__ = "evaluation"
+    __table_args__ = (
+        _one_of("status", EvaluationStatus),
+        CheckConstraint("split <> 'train' OR settings ->> 'probe' = 'gap'", name="not_on_train"),
+    )
+
+    id: Mapped[UUID] = _id()
+    lineage_id: Mapped[UUID] = _lineage()
+    policy_version: Mapped[str]
+    split: Mapped[str]
+    status: Mapped[str] = mapped_column(default=EvaluationStatus.RUNNING.value)
+    settings: Mapped[JsonObject]
+    created_at: Mapped[datetime] = _now()
+    finished_at: Mapped[datetime | None]
+
+
+class GroupRow(Base):
+    """One prompt to be drawn `size` times; the durable row behind a sampling message."""
+
+    __tablename__ = "rollout_group"
+    __table_args__ = (
+        ForeignKeyConstraint(["task_id", "split"], ["task.id", "task.split"]),
+        _one_of("status", GroupStatus),
+        _one_of("purpose", Purpose),
+        CheckConstraint("purpose <> 'train' OR split = 'train'", name="train_draws_train_tasks"),
+        Index("ix_rollout_group_work", "status", "not_before"),
+        Index("ix_rollout_group_evaluation", "evaluation_id"),
+    )
+
+    id: Mapped[UUID] = _id()
+    lineage_id: Mapped[UUID] = _lineage()
+    task_id: Mapped[UUID]
+    split: Mapped[str]
+    purpose: Mapped[str]
+    evaluation_id: Mapped[UUID | None] = mapped_column(ForeignKey("evaluation.id"))
+    policy_version: Mapped[str | None]
+    size: Mapped[int]
+    sampling: Mapped[JsonObject]
+    external: Mapped[bool] = mapped_column(server_default="false")
+    status: Mapped[str] = mapped_column(default=GroupStatus.PENDING.value)
+    reason: Mapped[str | None]
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    lease_until: Mapped[datetime | None]
+    not_before: Mapped[datetime] = mapped_column(server_default=func.now())
+    sent_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = _now()
+
+
+class RolloutRow(Base):
+    """One sampled answer, token by token."""
+
+    __tablename__ = "rollout"
+    __table_args__ = (
+        ForeignKeyConstraint(["task_id", "split"], ["task.id", "task.split"]),
+        UniqueConstraint("id", "split", "purpose"),
+        UniqueConstraint("id", "split"),
+        UniqueConstraint("group_id", "index_in_group"),
+        _one_of("status", RolloutStatus),
+        _one_of("purpose", Purpose),
+        CheckConstraint("cardinality(token_ids) = cardinality(action_mask)", name="mask_is_aligned"),
+        CheckConstraint(
+            "sampler_logprobs IS NULL OR cardinality(token_ids) = cardinality(sampler_logprobs)",
+            name="logprobs_are_aligned",
+        ),
+        CheckConstraint("purpose <> 'train' OR split = 'train'", name="train_rollouts_are_of_train_tasks"),
+        CheckConstraint("status <> 'set_aside' OR reason IS NOT NULL", name="set_aside_has_a_reason"),
+        Index("ix_rollout_task_id_id", "task_id", "id"),
+        Index("ix_rollout_open", "id", postgresql_where=text("status = 'open'")),
+    )
+
+    id: Mapped[UUID] = _id()
+    lineage_id: Mapped[UUID] = _lineage()
+    task_id: Mapped[UUID]
+    split: Mapped[str]
+    purpose: Mapped[str]
+    group_id: Mapped[UUID] = mapped_column(ForeignKey("rollout_group.id"))
+    index_in_group: Mapped[int]
+    status: Mapped[str] = mapped_column(default=RolloutStatus.OPEN.value)
+    reason: Mapped[str | None]
+    policy_version: Mapped[str | None]
+    prompt_token_ids: Mapped[list[int]]
+    token_ids: Mapped[list[int]]
+    sampler_logprobs: Mapped[list[float] | None]
+    action_mask: Mapped[list[bool]]
+    tokenizer_hash: Mapped[str]
+    tokenized_at_ingest: Mapped[bool] = mapped_column(server_default="false")
+    sampling: Mapped[JsonObject | None]
+    text: Mapped[str]
+    finish_reason: Mapped[str]
+    score: Mapped[float | None] = mapped_column(Float)
+    created_at: Mapped[datetime] = _now()
+    settled_at: Mapped[datetime | None]
+
+    @property
+    def num_tokens(self) -> int:
+        """Response tokens."""
+        return len(self.token_ids)
+
+
+class ExpertRow(Base):
+    """A registered expert service. A new version of it is a new row of the same endpoint."""
+
+    __tablename__ = "expert"
+    __table_args__ = (
+        _one_of("status", ExpertStatus),
+        Index("uq_expert_live_name", "name", unique=True, postgresql_where=text("status <> 'retired'")),
+    )
+
+    id: Mapped[UUID] = _id()
+    lineage_id: Mapped[UUID] = _lineage()
+    name: Mapped[str]
+    endpoint: Mapped[str]
+    version: Mapped[str]
+    descriptor: Mapped[JsonObject]
+    status: Mapped[str] = mapped_column(default=ExpertStatus.PROBATION.value)
+    reason: Mapped[str | None]
+    granted: Mapped[list[str]]
+    trusted: Mapped[bool]
+    weight: Mapped[float] = mapped_column(Float)
+    group_fraction: Mapped[float] = mapped_column(Float, server_default="1")
+    rollouts_per_group: Mapped[int | None]
+    consecutive_failures: Mapped[int] = mapped_column(server_default="0")
+    signing_secret: Mapped[str | None]
+    report: Mapped[JsonObject]
+    created_at: Mapped[datetime] = _now()
+
+
+class ConsultationRow(Base):
+    """One question to one expert about one rollout."""
+
+    __tablename__ = "consultation"
+    __table_args__ = (
+        UniqueConstraint("rollout_id", "expert_id"),
+        UniqueConstraint("id", "rollout_id"),
+        _one_of("status", ConsultationStatus),
+        CheckConstraint("status <> 'dead' OR reason IS NOT NULL", name="dead_has_a_reason"),
+        Index("ix_consultation_work", "status", "not_before"),
+        Index("ix_consultation_expert_id_id", "expert_id", "id"),
+    )
+
+    id: Mapped[UUID] = _id()
+    lineage_id: Mapped[UUID] = _lineage()
+    rollout_id: Mapped[UUID] = mapped_column(ForeignKey("rollout.id"))
+    expert_id: Mapped[UUID] = mapped_column(ForeignKey("expert.id"))
+    expert_version: Mapped[str]
+    stage: Mapped[int]
+    ask: Mapped[JsonObject]
+    status: Mapped[str] = mapped_column(default=ConsultationStatus.PENDING.value)
+    reason: Mapped[str | None]
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    lease_until: Mapped[datetime | None]
+    not_before: Mapped[datetime] = mapped_column(server_default=func.now())
+    sent_at: Mapped[datetime | None]
+    deadline: Mapped[datetime]
+    created_at: Mapped[datetime] = _now()
+    settled_at: Mapped[datetime | None]
+
+
+class AttemptRow(Base):
+    """One try at asking: `ok`, `failed` with its reason, or still open."""
+
+    __tablename__ = "consultation_attempt"
+    __table_args__ = (CheckConstraint("outcome IN ('ok', 'failed')", name="outcome"),)
+
+    consultation_id: Mapped[UUID] = mapped_column(ForeignKey("consultation.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    outcome: Mapped[str | None]
+    reason: Mapped[str | None]
+    started_at: Mapped[datetime] = _now()
+    ended_at: Mapped[datetime | None]
+
+
+class AnswerRow(Base):
+    """What an expert said. A solution is kept for train tasks only."""
+
+    __tablename__ = "answer"
+    __table_args__ = (
+        ForeignKeyConstraint(["consultation_id", "rollout_id"], ["consultation.id", "consultation.rollout_id"]),
+        ForeignKeyConstraint(["rollout_id", "split"], ["rollout.id", "rollout.split"]),
+        CheckConstraint("solution IS NULL OR split = 'train'", name="solutions_are_train_only"),
+        CheckConstraint("score BETWEEN 0 AND 1", name="score_range"),
+        _one_of("status", AnswerStatus),
+        Index("uq_answer_current", "consultation_id", unique=True, postgresql_where=text("status = 'current'")),
+        Index("ix_answer_rollout_id", "rollout_id"),
+    )
+
+    id: Mapped[UUID] = _id()
+    lineage_id: Mapped[UUID] = _lineage()
+    consultation_id: Mapped[UUID]
+    rollout_id: Mapped[UUID]
+    split: Mapped[str]
+    expert_id: Mapped[UUID] = mapped_column(ForeignKey("expert.id"))
+    expert_version: Mapped[str]
+    status: Mapped[str] = mapped_column(default=AnswerStatus.CURRENT.value)
+    score: Mapped[float | None] = mapped_column(Float)
+    feedback: Mapped[JsonObject | None] = mapped_column(JSONB(none_as_null=True))
+    solution: Mapped[str | None]
+    distribution_kind: Mapped[str | None]
+    evidence: Mapped[JsonObject | None] = mapped_column(JSONB(none_as_null=True))
+    created_at: Mapped[datetime] = _now()
+
+
+class DistributionRow(Base):
+    """An expert distribution, packed: see `services.store.distributions`."""
+
+    __tablename__ = "expert_distribution"
+    __table_args__ = (CheckConstraint("kind IN ('topk', 'samples')", name="kind"),)
+
+    answer_id: Mapped[UUID] = mapped_column(ForeignKey("answer.id"), primary_key=True)
+    kind: Mapped[str]
+    tokenizer_hash: Mapped[str | None]
+    temperature: Mapped[float] = mapped_column(Float)
+    num_rows: Mapped[int]
+    width: Mapped[int]
+    packed: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class CorrectionRow(Base):
+    """An item of the human queue; train tasks only."""
+
+    __tablename__ = "correction"
+    __table_args__ = (
+        ForeignKeyConstraint(["rollout_id", "split"], ["rollout.id", "rollout.split"]),
+        CheckConstraint("split = 'train'", name="train_only"),
+        CheckConstraint("status <> 'claimed' OR (person_id IS NOT NULL AND lease_until IS NOT NULL)", name="claim"),
+        _one_of("status", CorrectionStatus),
+        Index("ix_correction_queue", "status", "priority", "id"),
+    )
+
+    id: Mapped[UUID] = _id()
+    lineage_id: Mapped[UUID] = _lineage()
+    consultation_id: Mapped[UUID] = mapped_column(ForeignKey("consultation.id"), unique=True)
+    rollout_id: Mapped[UUID]
+    split: Mapped[str]
+    status: Mapped[str] = mapped_column(default=CorrectionStatus.OPEN.value)
+    priority: Mapped[float] = mapped_column(Float, server_default="0")
+    person_id: Mapped[UUID | None] = mapped_column(ForeignKey("person.id"))
+    lease_until: Mapped[datetime | None]
+    verdict: Mapped[str | None]
+    text: Mapped[str | None]
+    comment: Mapped[str | None]
+    skip_reason: Mapped[str | None]
+    created_at: Mapped[datetime] = _now()
+    decided_at: Mapped[datetime | None]
+
+
+class LessonRow(Base):
+    """A rollout with the answers that may train it; `split` and `purpose` exist to make the constraint possible."""
+
+    __tablename__ = "lesson"
+    __table_args__ = (
+        ForeignKeyConstraint(["rollout_id", "split", "purpose"], ["rollout.id", "rollout.split", "rollout.purpose"]),
+        CheckConstraint("split = 'train' AND purpose = 'train'", name="train_only"),
+        CheckConstraint("status <> 'claimed' OR (owner IS NOT NULL AND lease_until IS NOT NULL)", name="claim"),
+        UniqueConstraint("rollout_id", "ordinal"),
+        _one_of("status", LessonStatus),
+        Index("ix_lesson_work", "lineage_id", "status", "group_id"),
+        Index("ix_lesson_group_id", "group_id"),
+    )
+
+    id: Mapped[UUID] = _id()
+    lineage_id: Mapped[UUID] = _lineage()
+    rollout_id: Mapped[UUID]
+    split: Mapped[str]
+    purpose: Mapped[str]
+    group_id: Mapped[UUID] = mapped_column(ForeignKey("rollout_group.id"))
+    ordinal: Mapped[int]
+    late: Mapped[bool] = mapped_column(server_default="false")
+    status: Mapped[str] = mapped_column(default=LessonStatus.OPEN.value)
+    reason: Mapped[str | None]
+    owner: Mapped[UUID | None]
+    lease_until: Mapped[datetime | None]
+    created_at: Mapped[datetime] = _now()
+
+
+class LessonAnswerRow(Base):
+    """Which answers a lesson may use."""
+
+    __tablename__ = "lesson_answer"
+
+    lesson_id: Mapped[UUID] = mapped_column(ForeignKey("lesson.id"), primary_key=True)
+    answer_id: Mapped[UUID] = mapped_column(ForeignKey("answer.id"), primary_key=True)
+
+
+class UpdateRow(Base):
+    """One optimizer step of the ledger."""
+
+    __tablename__ = "update"
+    __table_args__ = (
+        _one_of("status", UpdateStatus),
+        Index(
+            "uq_update_number",
+            "lineage_id",
+            "number",
+            unique=True,
+            postgresql_where=text("status IN ('started', 'applied')"),
+        ),
+        CheckConstraint("status <> 'applied' OR checkpoint_sha256 IS NOT NULL", name="applied_has_a_checkpoint"),
+    )
+
+    id: Mapped[UUID] = _id()
+    lineage_id: Mapped[UUID] = _lineage()
+    number: Mapped[int]
+    status: Mapped[str] = mapped_column(default=UpdateStatus.STARTED.value)
+    reason: Mapped[str | None]
+    owner: Mapped[UUID]
+    objective: Mapped[str]
+    settings: Mapped[JsonObject]
+    metrics: Mapped[JsonObject] = mapped_column(default=dict)
+    parent_sha256: Mapped[str | None]
+    checkpoint_sha256: Mapped[str | None]
+    batch_sha256: Mapped[str]
+    started_at: Mapped[datetime] = _now()
+    applied_at: Mapped[datetime | None]
+
+
+class UpdateLessonRow(Base):
+    """What one lesson gave to one update. The partial unique index is the guarantee: one counting update a lesson."""
+
+    __tablename__ = "update_lesson"
+    __table_args__ = (
+        CheckConstraint("status IN ('started', 'applied', 'abandoned', 'undone')", name="status"),
+        Index(
+            "uq_update_lesson_counts",
+            "lesson_id",
+            unique=True,
+            postgresql_where=text("status IN ('started', 'applied')"),
+        ),
+    )
+
+    update_id: Mapped[UUID] = mapped_column(ForeignKey("update.id"), primary_key=True)
+    lesson_id: Mapped[UUID] = mapped_column(ForeignKey("lesson.id"), primary_key=True)
+    status: Mapped[str] = mapped_column(default=UpdateStatus.STARTED.value)
+    baseline_group: Mapped[str | None]
+    terms: Mapped[list[JsonObject]] = mapped_column(JSONB, default=list)
+    future_nonzero: Mapped[bool] = mapped_column(server_default="false")
+    staleness: Mapped[int | None]
+    token_costs: Mapped[list[float] | None]
+
+
+class PolicyVersionRow(Base):
+    """Published weights; a name is never used twice and at most one version of a lineage serves."""
+
+    __tablename__ = "policy_version"
+    __table_args__ = (
+        UniqueConstraint("lineage_id", "name"),
+        UniqueConstraint("lineage_id", "number"),
+        _one_of("status", PolicyStatus),
+        Index("uq_policy_version_serving", "lineage_id", unique=True, postgresql_where=text("status = 'serving'")),
+        CheckConstraint("number = 0 OR artifact_sha256 IS NOT NULL", name="has_weights"),
+    )
+
+    id: Mapped[UUID] = _id()
+    lineage_id: Mapped[UUID] = _lineage()
+    number: Mapped[int]
+    name: Mapped[str]
+    parent_id: Mapped[UUID | None] = mapped_column(ForeignKey("policy_version.id"))
+    status: Mapped[str] = mapped_column(default=PolicyStatus.CANDIDATE.value)
+    reason: Mapped[str | None]
+    artifact_sha256: Mapped[str | None]
+    update_number: Mapped[int] = mapped_column(server_default="0")
+    gate: Mapped[JsonObject | None] = mapped_column(JSONB(none_as_null=True))
+    created_at: Mapped[datetime] = _now()
+    served_at: Mapped[datetime | None]
+
+
+class ProcessRow(Base):
+    """The last word of a running process: what it does and its counters (seconds in the model, waiting, ...)."""
+
+    __tablename__ = "process"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    pid: Mapped[int] = mapped_column(BigInteger)
+    activity: Mapped[str]
+    counters: Mapped[JsonObject]
+    started_at: Mapped[datetime] = _now()
+    beat_at: Mapped[datetime] = _now()
+
+
+class LoopRow(Base):
+    """How far a lineage's loop may go: running or paused, and the bounds the sampler keeps."""
+
+    __tablename__ = "loop"
+
+    lineage_id: Mapped[UUID] = mapped_column(ForeignKey("lineage.id"), primary_key=True)
+    sampling: Mapped[bool] = mapped_column(server_default="false")
+    training: Mapped[bool] = mapped_column(server_default="true")
+    max_updates: Mapped[int | None]
+
+
+class StatusChangeRow(Base):
+    """Every allowed status change, filled by migrations from the contracts; triggers look changes up here."""
+
+    __tablename__ = "status_change"
+
+    noun: Mapped[str] = mapped_column(primary_key=True)
+    old: Mapped[str] = mapped_column(primary_key=True)
+    new: Mapped[str] = mapped_column(primary_key=True)
+
+
+def _words(changes: StatusChanges[S]) -> dict[str, frozenset[str]]:
+    return {old.value: frozenset(new.value for new in news) for old, news in changes.items()}
+
+
+STATUS_CHANGES: dict[str, dict[str, frozenset[str]]] = {
+    "rollout_group": _words(GROUP_CHANGES),
+    "rollout": _words(ROLLOUT_CHANGES),
+    "expert": _words(EXPERT_CHANGES),
+    "consultation": _words(CONSULTATION_CHANGES),
+    "answer": _words(ANSWER_CHANGES),
+    "correction": _words(CORRECTION_CHANGES),
+    "lesson": _words(LESSON_CHANGES),
+    "update": _words(UPDATE_CHANGES),
+    "policy_version": _words(POLICY_CHANGES),
+    "evaluation": _words(EVALUATION_CHANGES),
+}
+"""Per table with a status: the allowed changes, as the database has them."""

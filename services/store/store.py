@@ -1,0 +1,67 @@
+"""The one place that commits: `Store.transaction()`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.orm import Session
+
+from services.errors import ServiceUnavailable
+
+
+class StoreUnavailable(ServiceUnavailable):
+    """The database is away or gave up this transaction; nothing of it was kept."""
+
+    title = "The database is away"
+
+
+def sqlalchemy_url(url: str) -> str:
+    """The URL with our driver named: `postgres://` and `postgresql://` mean psycopg 3."""
+    scheme, _, rest = url.partition("://")
+    return f"postgresql+psycopg://{rest}" if scheme in ("postgres", "postgresql") else url
+
+
+class Store:
+    """Connections to one database. Safe to share between threads."""
+
+    def __init__(self, url: str, *, pool_size: int = 10) -> None:
+        self._engine = create_engine(
+            sqlalchemy_url(url),
+            pool_size=pool_size,
+            max_overflow=pool_size,
+            pool_pre_ping=True,
+            pool_timeout=10,
+            connect_args={"connect_timeout": 5, "application_name": "preceptor"},
+        )
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        """A transaction that commits where the block ends and rolls back where it raises.
+
+        Errors: StoreUnavailable (503) when the database is away, at the start, inside or at the commit.
+        """
+        with Session(self._engine, expire_on_commit=False) as session:
+            try:
+                with session.begin():
+                    yield session
+            except (OperationalError, PoolTimeout) as error:
+                raise StoreUnavailable(f"the database did not answer: {_first_line(error)}") from error
+            except DBAPIError as error:
+                if error.connection_invalidated:
+                    raise StoreUnavailable(f"the connection was lost: {_first_line(error)}") from error
+                raise
+
+    def ping(self) -> None:
+        """Return when the database answers. Errors: StoreUnavailable."""
+        with self.transaction() as session:
+            session.execute(text("SELECT 1"))
+
+    def close(self) -> None:
+        """Give back every connection."""
+        self._engine.dispose()
+
+
+def _first_line(error: Exception) -> str:
+    return str(getattr(error, "orig", None) or error).splitlines()[0] if str(error) else type(error).__name__
