@@ -121,12 +121,12 @@ FUNCTION_FAMILIES: tuple[FunctionFamily, ...] = (
         ("list_of_zeros", "a list with n zeros", "return [0] * n"),
         ("first_squares", "the list of the squares of 1 to n", "return [i ** 2 for i in range(1, n + 1)]"),
     ]),
-    _family("rectangles", "width, height", [[2, 3], [5, 5], [10, 4], [1, 7]], [
-        ("rectangle_area", "the area of a rectangle", "return width * height"),
-        ("rectangle_perimeter", "the perimeter of a rectangle", "return 2 * (width + height)"),
-        ("is_square_shape", "True if width equals height", "return width == height"),
-        ("longer_side", "the longer of the two sides", "return max(width, height)"),
-        ("is_wide", "True if width is greater than height", "return width > height"),
+    _family("points", "x, y", [[3, 4], [0, 0], [-2, 5], [1, -6], [7, 0]], [
+        ("steps_from_origin", "the absolute value of x plus the absolute value of y", "return abs(x) + abs(y)"),
+        ("is_origin", "True if x and y are both zero", "return x == 0 and y == 0"),
+        ("both_positive", "True if x and y are both greater than zero", "return x > 0 and y > 0"),
+        ("on_x_axis", "True if y equals zero", "return y == 0"),
+        ("swap_coordinates", "a list with y first and then x", "return [y, x]"),
     ]),
     _family("time_units", "n", _SMALL, [
         ("minutes_to_seconds", "the number of seconds in n minutes", "return n * 60"),
@@ -135,19 +135,22 @@ FUNCTION_FAMILIES: tuple[FunctionFamily, ...] = (
         ("weeks_to_days", "the number of days in n weeks", "return n * 7"),
         ("years_to_months", "the number of months in n years", "return n * 12"),
     ]),
-    _family("length_units", "n", _SMALL, [
-        ("meters_to_centimeters", "the number of centimeters in n meters", "return n * 100"),
-        ("kilometers_to_meters", "the number of meters in n kilometers", "return n * 1000"),
-        ("feet_to_inches", "the number of inches in n feet (12 inches each)", "return n * 12"),
-        ("yards_to_feet", "the number of feet in n yards (3 feet each)", "return n * 3"),
-        ("centimeters_to_millimeters", "the number of millimeters in n centimeters", "return n * 10"),
+    _family("exam_scores", "score", [[100], [50], [49], [92], [13]], [
+        ("has_passed", "True if the score is at least 50", "return score >= 50"),
+        ("has_failed", "True if the score is less than 50", "return score < 50"),
+        ("is_perfect_score", "True if the score equals 100", "return score == 100"),
+        ("pass_or_fail", "the string 'pass' if the score is at least 50, otherwise 'fail'",
+         "return 'pass' if score >= 50 else 'fail'"),
+        ("grade_a_or_b", "the string 'A' if the score is at least 90, otherwise 'B'",
+         "return 'A' if score >= 90 else 'B'"),
     ]),
-    _family("coins", "n", _SMALL, [
-        ("dollars_to_cents", "the number of cents in n dollars", "return n * 100"),
-        ("quarters_to_cents", "the value in cents of n quarters (25 cents each)", "return n * 25"),
-        ("dimes_to_cents", "the value in cents of n dimes (10 cents each)", "return n * 10"),
-        ("nickels_to_cents", "the value in cents of n nickels (5 cents each)", "return n * 5"),
-        ("double_dollars", "the value in cents of n two-dollar bills (200 cents each)", "return n * 200"),
+    _family("years", "year", [[1999], [2000], [2024], [1900], [2051]], [
+        ("is_leap_year", "True if the year is a leap year",
+         "return year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)"),
+        ("is_after_2000", "True if the year is greater than 2000", "return year > 2000"),
+        ("years_since_1900", "the year minus 1900", "return year - 1900"),
+        ("year_in_century", "the last two digits of the year as an integer", "return year % 100"),
+        ("decade_start", "the year with its last digit replaced by 0, as an integer", "return year // 10 * 10"),
     ]),
     _family("totals", "numbers", _NUMBERS, [
         ("total", "the sum of a list of numbers", "return sum(numbers)"),
@@ -207,7 +210,7 @@ FUNCTION_FAMILIES: tuple[FunctionFamily, ...] = (
         ("two_smallest", "a sorted list of the two smallest numbers", "return sorted(numbers)[:2]"),
     ]),
     _family("list_search", "numbers, x", [[[1, 2, 3, 2], 2], [[4, 5], 4], [[0, 7, 7, 7], 7], [[9, 8, 1], 1]], [
-        ("count_of", "how many times x appears in the list", "return numbers.count(x)"),
+        ("appears_twice", "True if x appears at least two times in the list", "return numbers.count(x) >= 2"),
         ("index_of", "the index of x in the list", "return numbers.index(x)"),
         ("remove_all", "the list without any x in it", "return [n for n in numbers if n != x]"),
         ("append_item", "the list with x added at its end", "return numbers + [x]"),
@@ -388,8 +391,9 @@ FUNCTION_FAMILIES: tuple[FunctionFamily, ...] = (
         ("largest_value", "the largest value in dictionary d", "return max(d.values())"),
     ]),
     _family("lookups", "d, key", [[{"a": 1, "b": 2}, "a"], [{"x": 5}, "y"], [{"k": 0, "m": 7}, "m"], [{}, "q"]], [
-        ("has_key", "True if key is in dictionary d", "return key in d"),
-        ("lacks_key", "True if key is not in dictionary d", "return key not in d"),
+        ("get_or_empty", "the value of key in dictionary d, or '' if it is missing", "return d.get(key, '')"),
+        ("key_with_value", "a list of key and its value in dictionary d, or None for the value if it is missing",
+         "return [key, d.get(key)]"),
         ("get_or_zero", "the value of key in dictionary d, or 0 if it is missing", "return d.get(key, 0)"),
         ("get_or_none", "the value of key in dictionary d, or None if it is missing", "return d.get(key)"),
         ("without_key", "a copy of dictionary d without key", "return {k: v for k, v in d.items() if k != key}"),
@@ -439,7 +443,7 @@ FUNCTION_FAMILIES: tuple[FunctionFamily, ...] = (
     _family("tables", "rows", [[[[1, 2], [3]]], [[[5]]], [[[4, 4], [0, 1], [7, 2]]], [[[9, 8, 7], [1]]]], [
         ("num_rows", "the number of rows in a list of rows", "return len(rows)"),
         ("row_sums", "a list of the sums of the rows", "return [sum(row) for row in rows]"),
-        ("row_lengths", "a list of the lengths of the rows", "return [len(row) for row in rows]"),
+        ("first_column", "a list of the first item of each row", "return [row[0] for row in rows]"),
         ("flatten", "one list with the items of all rows", "return [x for row in rows for x in row]"),
         ("row_maxima", "a list of the largest item of each row", "return [max(row) for row in rows]"),
     ]),
