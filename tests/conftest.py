@@ -1,0 +1,93 @@
+"""Real servers for tests that need them: one embedded Postgres and one Valkey per session, a fresh database per use.
+
+A test asks for what it needs: `fresh_database` (a function that returns the URL of a new, migrated, empty database),
+`database_url` (one such database, dropped after the test), `redis_url` (an emptied Valkey). Tests that use them are
+marked `integration`. Nothing is read from DATABASE_URL or REDIS_URL, and nothing of the machine's is touched.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+from psycopg import sql
+
+from services.local.postgres import EmbeddedPostgres
+from services.local.valkey import EmbeddedValkey
+
+TEMPLATE = "migrated"
+
+
+@pytest.fixture(scope="session")
+def server_folder() -> Iterator[Path]:
+    """A folder the database's user can walk to, even as root (pytest's own temporary folders are closed)."""
+    folder = Path(tempfile.mkdtemp(prefix="preceptor-tests-"))
+    folder.chmod(0o711)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def postgres_server(server_folder: Path) -> Iterator[EmbeddedPostgres]:
+    """One Postgres for the session."""
+    with EmbeddedPostgres(server_folder / "postgres", durable=False) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def valkey_server(server_folder: Path) -> Iterator[EmbeddedValkey]:
+    """One Valkey for the session."""
+    with EmbeddedValkey(server_folder / "valkey", durable=False) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def fresh_database(postgres_server: EmbeddedPostgres) -> Callable[[], str]:
+    """A function that makes a new database at the newest schema and returns its SQLAlchemy URL.
+
+    Migrates once per session; each call copies the result (tens of milliseconds). The databases go with the server.
+    """
+    from services.store import migrate  # only sessions that use a database need the store to import
+
+    execute(postgres_server, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(TEMPLATE)))
+    migrate.upgrade(postgres_server.url_of(TEMPLATE))
+    counter = itertools.count(1)
+
+    def make() -> str:
+        name = f"fresh_{os.getpid()}_{next(counter)}"
+        copy = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY")
+        execute(postgres_server, copy.format(sql.Identifier(name), sql.Identifier(TEMPLATE)))
+        return postgres_server.url_of(name)
+
+    return make
+
+
+@pytest.fixture
+def database_url(fresh_database: Callable[[], str], postgres_server: EmbeddedPostgres) -> Iterator[str]:
+    """A migrated, empty database of the test's own, dropped after it with whatever is still connected."""
+    url = fresh_database()
+    yield url
+    name = url.rpartition("/")[2]
+    execute(postgres_server, sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def redis_url(valkey_server: EmbeddedValkey) -> str:
+    """The session's Valkey, emptied."""
+    with redis.Redis.from_url(valkey_server.url) as client:
+        client.flushall()
+    return valkey_server.url
+
+
+def execute(server: EmbeddedPostgres, statement: sql.Composed) -> None:
+    """Run one statement outside any transaction, on the server's own database."""
+    url = server.url.replace("postgresql+psycopg://", "postgresql://")
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(statement)
