@@ -1,0 +1,150 @@
+"""Asks a policy process over HTTP: typed in, typed out, two kinds of failure. Loads no torch.
+
+PolicyUnavailable: the process is away, busy or broken; the same request may work later.
+PolicyRefused: this request will never work as it is (a 4xx, with the process's own words).
+"""
+
+from types import TracebackType
+from typing import Final, Self, TypeVar
+
+import httpx2
+from pydantic import BaseModel, ValidationError
+
+from services.contracts.base import Problem
+from services.errors import PreceptorError, ServiceUnavailable
+from services.policy.contract import (
+    DetokenizeRequest,
+    Health,
+    PolicyInfo,
+    ProveRequest,
+    SampleRequest,
+    SampleResponse,
+    ScoreRequest,
+    ScoreResponse,
+    Text,
+    TokenIds,
+    TokenizeRequest,
+    Version,
+    VersionCreate,
+)
+
+CONNECT_SECONDS: Final = 5.0
+READ_SECONDS: Final = 600.0
+RETRY_LATER: Final = frozenset({408, 425, 429})
+
+Reply = TypeVar("Reply", bound=BaseModel)
+
+
+class PolicyUnavailable(ServiceUnavailable):
+    """The policy process could not be reached, is busy, or failed."""
+
+    title = "Policy unavailable"
+
+    def __init__(self, detail: str, retry_after_seconds: int = 5) -> None:
+        super().__init__(detail)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class PolicyRefused(PreceptorError):
+    """The policy process refused the request; `status_code` and the words are its own."""
+
+    title = "Policy refused"
+
+    def __init__(self, status_code: int, detail: str, hint: str = "") -> None:
+        super().__init__(detail, hint=hint)
+        self.status_code = status_code
+
+
+class PolicyClient:
+    """A connection pool to one policy process; safe to share between threads. Use as a context manager or close it."""
+
+    def __init__(self, base_url: str, api_key: str = "", read_seconds: float = READ_SECONDS) -> None:
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        timeout = httpx2.Timeout(read_seconds, connect=CONNECT_SECONDS)
+        self._http = httpx2.Client(base_url=base_url, headers=headers, timeout=timeout, trust_env=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the pool's connections."""
+        self._http.close()
+
+    def health(self) -> Health:
+        """Whether the process is up with its weights loaded."""
+        return self._ask("GET", "/healthz", None, Health)
+
+    def info(self) -> PolicyInfo:
+        """What the process serves, and its counters."""
+        return self._ask("GET", "/v1/policy", None, PolicyInfo)
+
+    def sample(self, request: SampleRequest) -> SampleResponse:
+        """Draw answers."""
+        return self._ask("POST", "/v1/sample", request, SampleResponse)
+
+    def score(self, request: ScoreRequest) -> ScoreResponse:
+        """Logprobs of given responses."""
+        return self._ask("POST", "/v1/score", request, ScoreResponse)
+
+    def tokenize(self, request: TokenizeRequest) -> TokenIds:
+        """Token ids of messages or text."""
+        return self._ask("POST", "/v1/tokenize", request, TokenIds)
+
+    def detokenize(self, token_ids: list[int]) -> str:
+        """Text of token ids."""
+        return self._ask("POST", "/v1/detokenize", DetokenizeRequest(token_ids=token_ids), Text).text
+
+    def load_version(self, name: str, sha256: str) -> Version:
+        """Load an adapter from the artifacts folder under a name; loading the same one again changes nothing."""
+        return self._ask("POST", "/v1/versions", VersionCreate(name=name, sha256=sha256), Version)
+
+    def prove_version(self, name: str, request: ProveRequest) -> Version:
+        """Compare the version's logprobs with the expected ones; the outcome is in `status` and `probe`."""
+        return self._ask("POST", f"/v1/versions/{name}/prove", request, Version)
+
+    def serve_version(self, name: str) -> Version:
+        """Make a proved version the serving one. Requests already accepted keep the version they were given."""
+        return self._ask("POST", f"/v1/versions/{name}/serve", None, Version)
+
+    def delete_version(self, name: str) -> None:
+        """Forget a version that neither serves nor is being used."""
+        self._send("DELETE", f"/v1/versions/{name}", None)
+
+    def _ask(self, method: str, path: str, body: BaseModel | None, reply: type[Reply]) -> Reply:
+        response = self._send(method, path, body)
+        try:
+            return reply.model_validate_json(response.content)
+        except ValidationError as error:
+            raise PolicyUnavailable(f"{method} {path}: the answer is not a {reply.__name__}: {error}") from error
+
+    def _send(self, method: str, path: str, body: BaseModel | None) -> httpx2.Response:
+        content = body.model_dump_json(exclude_none=True).encode() if body is not None else None
+        headers = {"Content-Type": "application/json"} if content is not None else {}
+        try:
+            response = self._http.request(method, path, content=content, headers=headers)
+        except httpx2.TransportError as error:
+            raise PolicyUnavailable(f"{method} {path}: {type(error).__name__}: {error}") from error
+        if response.is_success:
+            return response
+        detail, hint = _read_problem(response)
+        if response.status_code >= 500 or response.status_code in RETRY_LATER:
+            raise PolicyUnavailable(f"{method} {path}: {detail}", _read_retry_after(response))
+        raise PolicyRefused(response.status_code, f"{method} {path}: {detail}", hint)
+
+
+def _read_problem(response: httpx2.Response) -> tuple[str, str]:
+    try:
+        problem = Problem.model_validate_json(response.content)
+    except ValidationError:
+        return f"status {response.status_code}: {response.text[:300]}", ""
+    return problem.detail, problem.hint
+
+
+def _read_retry_after(response: httpx2.Response) -> int:
+    value = response.headers.get("Retry-After", "")
+    return int(value) if value.isdecimal() else 5
