@@ -53,9 +53,8 @@ class Settings(BaseSettings):
     group_lease_seconds: float = 300
     consultation_lease_seconds: float = 60
     lesson_lease_seconds: float = 120
-    consultation_deadline_seconds: float = 600
-    late_answer_deadline_seconds: float = 7 * 86_400
     max_attempts: int = Field(default=5, ge=1)
+    """How often a consultation or a draw may fail before it is dead."""
     resend_seconds: float = 30
     """A row whose message was sent this long ago and is still unclaimed is sent again."""
     quarantine_after_failures: int = Field(default=20, ge=1)

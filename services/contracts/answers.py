@@ -128,7 +128,9 @@ class SamplesDistribution(Contract):
     tokenizer_hash: Sha256 | None = None
     temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
     prefixes: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=4096)]
-    continuations: Annotated[list[Annotated[list[Continuation], Field(min_length=1, max_length=64)]], Field(min_length=1)]
+    continuations: Annotated[
+        list[Annotated[list[Continuation], Field(min_length=1, max_length=64)]], Field(min_length=1)
+    ]
     probabilities: list[Annotated[float, Field(gt=0, le=1)]] | None = None
 
     @model_validator(mode="after")

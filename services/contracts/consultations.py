@@ -2,13 +2,14 @@
 
 from datetime import datetime
 from enum import StrEnum
+from typing import Literal
 from uuid import UUID
 
-from services.contracts.base import StatusChanges, View
+from services.contracts.base import Contract, StatusChanges, View
 
 
 class ConsultationStatus(StrEnum):
-    """Only `answered` can train. `waiting`: the expert said 202. `dead`: attempts or deadline used up, with a reason."""
+    """Only `answered` can train. `waiting`: the expert said 202. `dead`: attempts or deadline used up."""
 
     PENDING = "pending"
     ASKED = "asked"
@@ -50,6 +51,13 @@ SETTLED = frozenset(
         ConsultationStatus.DEAD,
     }
 )
+
+
+class InvalidAnswer(Contract):
+    """What came back broke the contract; kept as a reason, never as a score."""
+
+    outcome: Literal["invalid"] = "invalid"
+    reason: str
 
 
 class Attempt(View):

@@ -144,7 +144,10 @@ ConsultResponse: TypeAlias = Annotated[ConsultResult | ConsultAbstain, Field(dis
 
 
 class ExpertCreate(Contract):
-    """Register a service by its URL. `granted` names the metadata keys it may see; `trusted` skips probation."""
+    """Register a service by its URL. `granted` names the metadata keys it may see; `trusted` skips probation.
+
+    group_fraction, rollouts_per_group: how much it is asked; top_k, temperature: the distributions it is asked for.
+    """
 
     endpoint: AnyHttpUrl
     granted: Annotated[list[Name], Field(max_length=50)] = []
@@ -152,6 +155,8 @@ class ExpertCreate(Contract):
     weight: Annotated[float, Field(ge=0, le=100)] = 1.0
     group_fraction: Annotated[float, Field(ge=0, le=1)] = 1.0
     rollouts_per_group: Annotated[int, Field(ge=1)] | None = None
+    top_k: Annotated[int, Field(ge=1, le=200)] = 20
+    temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
     signing_secret: Annotated[str, Field(min_length=24, max_length=200)] | None = None
 
 
@@ -192,6 +197,8 @@ class Expert(View):
     weight: float
     group_fraction: float
     rollouts_per_group: int | None
+    top_k: int
+    temperature: float
     consecutive_failures: int
     report: ConformanceReport
     created_at: datetime

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from pydantic import Field, model_validator
 
-from services.contracts.base import Contract, Json, JsonObject, Sha256, StatusChanges, TokenId, View
+from services.contracts.base import Contract, JsonObject, Sha256, StatusChanges, TokenId, View
 from services.contracts.tasks import Split
 
 MAX_ROLLOUT_TOKENS = 32_768
@@ -68,7 +68,7 @@ class RolloutCreate(Contract):
     """A rollout sampled elsewhere: token ids with the tokenizer's hash, or text that is tokenised once at ingest.
 
     Token ids may come with the sampler's logprobs (nats, one a token, at the sampling temperature) and an action mask
-    (false where the policy did not choose the token, e.g. a tool's turn). Text has neither and trains the local term only.
+    (false where the policy did not choose the token, e.g. a tool's turn). Text has neither: only the local term trains.
     """
 
     task_id: UUID
@@ -132,9 +132,3 @@ class RolloutDetail(Rollout):
     tokenizer_hash: str
     sampling: JsonObject | None
 
-
-class Evidence(Contract):
-    """A named JSON value an expert gives with its answer, kept for people and never trained on."""
-
-    name: str
-    value: Json

@@ -73,7 +73,7 @@ class ToolSet(Contract):
 
 
 class TaskCreate(Contract):
-    """A task as its owner sends it. `key` makes an import repeatable: the same key with the same content is one task."""
+    """A task as its owner sends it. The same `key` with the same content is one task, so imports repeat."""
 
     key: Annotated[str, Field(min_length=1, max_length=200)] | None = None
     domain: Name

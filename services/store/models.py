@@ -3,7 +3,7 @@
 Status columns are checked twice by the database itself: a CHECK knows the words, and a trigger (made by the first
 migration) looks every change up in `status_change`, which the migration fills from the contracts' tables.
 That only tasks of the split `train` train is a chain of composite foreign keys: task(id, split) <- rollout(id, split,
-purpose) <- lesson(split = 'train', purpose = 'train'); answers carry a solution, and corrections exist, for `train` only.
+purpose) <- lesson(split = 'train', purpose = 'train'); solutions and corrections exist for `train` only.
 """
 
 from datetime import datetime
@@ -209,6 +209,7 @@ class GroupRow(Base):
     status: Mapped[str] = mapped_column(default=GroupStatus.PENDING.value)
     reason: Mapped[str | None]
     attempts: Mapped[int] = mapped_column(server_default="0")
+    failures: Mapped[int] = mapped_column(server_default="0")
     lease_until: Mapped[datetime | None]
     not_before: Mapped[datetime] = mapped_column(server_default=func.now())
     sent_at: Mapped[datetime | None]
@@ -288,6 +289,8 @@ class ExpertRow(Base):
     weight: Mapped[float] = mapped_column(Float)
     group_fraction: Mapped[float] = mapped_column(Float, server_default="1")
     rollouts_per_group: Mapped[int | None]
+    top_k: Mapped[int] = mapped_column(server_default="20")
+    temperature: Mapped[float] = mapped_column(Float, server_default="1")
     consecutive_failures: Mapped[int] = mapped_column(server_default="0")
     signing_secret: Mapped[str | None]
     report: Mapped[JsonObject]
@@ -317,6 +320,7 @@ class ConsultationRow(Base):
     status: Mapped[str] = mapped_column(default=ConsultationStatus.PENDING.value)
     reason: Mapped[str | None]
     attempts: Mapped[int] = mapped_column(server_default="0")
+    failures: Mapped[int] = mapped_column(server_default="0")
     lease_until: Mapped[datetime | None]
     not_before: Mapped[datetime] = mapped_column(server_default=func.now())
     sent_at: Mapped[datetime | None]
