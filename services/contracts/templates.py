@@ -1,0 +1,59 @@
+"""What a teacher is shown: the task's messages with a solution or feedback worked in, as chat messages.
+
+Pure text. Which answers may be shown to whom is decided by the caller. The rollout itself is never shown.
+"""
+
+import re
+from collections.abc import Sequence
+from enum import StrEnum
+
+from services.contracts.answers import Feedback
+from services.contracts.tasks import Message
+
+_THINKING = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
+
+
+class Template(StrEnum):
+    """`turns`: the solution as a demonstration turn, then the question again. `reprompt`: solution and feedback inside
+    the last user turn (SDPO, arXiv 2601.20802)."""
+
+    TURNS = "turns"
+    REPROMPT = "reprompt"
+
+
+def strip_thinking(solution: str) -> str:
+    """The solution without its `<think>` blocks."""
+    return _THINKING.sub("", solution).strip()
+
+
+def render_feedback(feedback: Feedback) -> str:
+    """Feedback as one text: what was said of the whole, then the remarks on spans in their order.
+
+    A span's own tokens are not quoted: a teacher copies the wrong step it is shown.
+    """
+    remarks = [span.text for span in sorted(feedback.spans, key=lambda s: (s.start, s.end))]
+    return "\n".join(part for part in (feedback.text.strip(), *remarks) if part)
+
+
+def build_teacher_messages(
+    template: Template, messages: Sequence[Message], solution: str | None, feedback: str | None
+) -> list[Message]:
+    """The messages after which the teacher scores the rollout's tokens.
+
+    `turns` needs a solution; with feedback alone every template is `reprompt`. Raises ValueError with neither: such a
+    rollout has no teacher.
+    """
+    shown = strip_thinking(solution) if solution else ""
+    said = feedback.strip() if feedback else ""
+    if not shown and not said:
+        raise ValueError("a teacher needs a solution or feedback to show")
+    if template is Template.TURNS and shown:
+        question = [message for message in messages if message.role != "system"]
+        return [*messages, Message(role="assistant", content=shown), *question]
+    parts = [messages[-1].content]
+    if shown:
+        parts.append(f"Correct solution:\n\n{shown}")
+    if said:
+        parts.append(f"The following is feedback from your unsuccessful earlier attempt:\n\n{said}")
+    parts.append("Correctly solve the original question.")
+    return [*messages[:-1], messages[-1].model_copy(update={"content": "\n\n".join(parts)})]
