@@ -220,6 +220,7 @@ class Guard:
             send(self.pid, signal.SIGKILL, group=True)
             alive = descendants(os.getpid())
             if not alive:
+                self._reap_orphans()
                 return
             for pid in alive:
                 send(pid, signal.SIGKILL)

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, SecretStr
 
+from services.local.process import LocalError
+
 LOOPBACK = "127.0.0.1"
 
 
@@ -39,9 +41,9 @@ class Layout:
         """The layout of `root` (by default `default_home()`), its folders made where they are missing."""
         layout = cls((root or default_home(os.environ)).expanduser().resolve())
         # 0711 for root: the database runs as another user and must be able to walk through; files stay closed
-        layout.root.mkdir(parents=True, exist_ok=True, mode=0o711 if os.geteuid() == 0 else 0o700)
+        make_folder(layout.root, 0o711 if os.geteuid() == 0 else 0o700)
         for folder in (layout.logs, layout.artifacts, layout.checkpoints, layout.reports):
-            folder.mkdir(exist_ok=True, mode=0o700)
+            make_folder(folder, 0o700)
         return layout
 
     @property
@@ -118,6 +120,24 @@ def free_port() -> int:
         probe.bind((LOOPBACK, 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def make_folder(path: Path, mode: int) -> None:
+    """Make the folder with exactly these permissions, whatever the umask; one that exists keeps its own.
+
+    Errors: LocalError when it cannot be made.
+    """
+    if path.is_dir():
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=mode)
+        path.chmod(mode)
+    except OSError as error:
+        raise LocalError(
+            f"the folder {path} cannot be made: {error.strerror}",
+            hint="Set PRECEPTOR_HOME to a folder that is yours, every step of it open to be walked through.",
+        ) from error
 
 
 def write_private(path: Path, content: str) -> None:

@@ -24,9 +24,17 @@ class FolderLock:
     """An exclusive lock, taken by the constructor; `fd` is what children inherit."""
 
     def __init__(self, path: Path, wait_seconds: float) -> None:
-        """Take the lock, waiting for the rest of a dying predecessor. Raises FolderInUse when it stays taken."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        """Take the lock, waiting for the rest of a dying predecessor.
+
+        Errors: FolderInUse when it stays taken, LocalError when the folder belongs to another user.
+        """
+        try:
+            self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except PermissionError as error:
+            raise LocalError(
+                f"{path.parent} belongs to another user",
+                hint="Run as that user, or set PRECEPTOR_HOME to a folder of your own.",
+            ) from error
         deadline = time.monotonic() + wait_seconds
         while not try_lock(self.fd):
             if time.monotonic() > deadline:
@@ -34,7 +42,7 @@ class FolderLock:
                 os.close(self.fd)
                 raise FolderInUse(
                     f"{path.parent} is in use by process {owner or 'unknown'}",
-                    hint="`preceptor status` shows what runs there and `preceptor down` stops it; or choose another folder.",
+                    hint="`preceptor status` shows what runs there, `preceptor down` stops it. Or use another folder.",
                 )
             time.sleep(0.05)
         os.ftruncate(self.fd, 0)
@@ -45,10 +53,10 @@ class FolderLock:
         os.close(self.fd)
 
 
-def try_lock(fd: int) -> bool:
-    """Take an exclusive lock if nobody holds one."""
+def try_lock(fd: int, kind: int = fcntl.LOCK_EX) -> bool:
+    """Take the lock if nobody holds one that excludes it."""
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
@@ -61,6 +69,6 @@ def is_locked(path: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        return not try_lock(fd)
+        return not try_lock(fd, fcntl.LOCK_SH)  # shared: two who look do not see each other
     finally:
         os.close(fd)

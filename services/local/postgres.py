@@ -29,7 +29,7 @@ from urllib.parse import quote
 
 import psutil
 
-from services.local.layout import LOOPBACK, free_port, keep_password, write_private
+from services.local.layout import LOOPBACK, free_port, keep_password, make_folder, write_private
 from services.local.lock import FolderLock
 from services.local.process import GuardedProcess, LocalError, ProcessFailed, describe_status, tail
 
@@ -88,7 +88,7 @@ class EmbeddedPostgres:
         """
         if self._process is not None and self._process.poll() is None:
             raise LocalError("this Postgres is running already")
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o711 if os.geteuid() == 0 else 0o700)
+        make_folder(self._folder, 0o711 if os.geteuid() == 0 else 0o700)
         self._lock = FolderLock(self._folder / "lock", LOCK_WAIT_SECONDS)
         try:
             user = unprivileged_user(self._folder / "pgdata")
@@ -97,15 +97,24 @@ class EmbeddedPostgres:
             if not (data / "PG_VERSION").exists():
                 self._initialise(programs, data, user)
             remove_stale_pid_file(data)
-            self._process = self._start_on_a_port(programs, data, user)
+            self._start_on_a_port(programs, data, user)
         finally:
             # the guard, the postmaster and its backends hold it from here on
             self._lock.release()
         return self
 
+    def is_ready(self) -> bool:
+        """True from the end of `start` on: it waits itself."""
+        return self.poll() is None
+
     def poll(self) -> int | None:
         """None while it runs, else how it ended."""
         return None if self._process is None else self._process.poll()
+
+    def ask_to_stop(self) -> None:
+        """Begin to stop and return at once."""
+        if self._process is not None:
+            self._process.ask_to_stop()
 
     def stop(self) -> None:
         """Stop it, cleanly if it lets us; does nothing when it does not run."""
@@ -131,7 +140,7 @@ class EmbeddedPostgres:
         if place.exists() or user is None or can_reach(user, self._folder):
             return place
         room = make_root_place() / f"pgdata-{secrets.token_hex(8)}"
-        room.mkdir(mode=0o711)
+        make_folder(room, 0o711)
         write_private(room / "OWNER", f"The database files of the Preceptor data folder {self._folder}\n")
         place.symlink_to(room / "pgdata")
         return room / "pgdata"
@@ -166,14 +175,15 @@ class EmbeddedPostgres:
             os.sync()  # single-user mode ran without fsync
         partial.rename(data)
 
-    def _start_on_a_port(self, programs: Path, data: Path, user: pwd.struct_passwd | None) -> GuardedProcess:
+    def _start_on_a_port(self, programs: Path, data: Path, user: pwd.struct_passwd | None) -> None:
         for attempt in range(1, PORT_ATTEMPTS + 1):
             port = self._port or free_port()
             log_start = self.log.stat().st_size if self.log.exists() else 0
-            process = self._launch(programs, data, user, port)
+            self._process = process = self._launch(programs, data, user, port)
+            # from here on `stop` and `kill` end it, from another thread too
             if await_ready(process, programs, data, port):
                 self._port = port
-                return process
+                return
             status = process.stop()
             with self.log.open("rb") as log:
                 log.seek(log_start)
@@ -318,14 +328,8 @@ def reachable_programs(user: pwd.struct_passwd | None) -> Path:
 
 
 def make_root_place() -> Path:
-    """Root's folder for what the server's user must reach, made if missing. Raises LocalError if it is unsafe."""
-    try:
-        ROOT_PLACE.mkdir(parents=True, exist_ok=True, mode=0o711)
-    except OSError as error:
-        raise LocalError(
-            f"{ROOT_PLACE} cannot be made: {error}",
-            hint="Set PRECEPTOR_HOME to a folder every user can walk to, run as an ordinary user, or set DATABASE_URL.",
-        ) from error
+    """Root's folder for what the server's user must reach, made if missing. Errors: LocalError."""
+    make_folder(ROOT_PLACE, 0o711)
     require_private_to_root(ROOT_PLACE)
     return ROOT_PLACE
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import quote
 
-from services.local.layout import LOOPBACK, free_port, keep_password, write_private
+from services.local.layout import LOOPBACK, free_port, keep_password, make_folder, write_private
 from services.local.lock import FolderLock
 from services.local.process import GuardedProcess, LocalError, ProcessFailed, describe_status, tail
 
@@ -62,17 +62,26 @@ class EmbeddedValkey:
         """Start and wait until it answers, its data loaded. Errors: FolderInUse, ProcessFailed, LocalError."""
         if self._process is not None and self._process.poll() is None:
             raise LocalError("this Valkey is running already")
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(self._folder, 0o700)
         lock = FolderLock(self._folder / "lock", LOCK_WAIT_SECONDS)
         try:
-            self._process = self._start_on_a_port(lock)
+            self._start_on_a_port(lock)
         finally:
             lock.release()  # the guard and the server hold it from here on
         return self
 
+    def is_ready(self) -> bool:
+        """True from the end of `start` on: it waits itself."""
+        return self.poll() is None
+
     def poll(self) -> int | None:
         """None while it runs, else how it ended."""
         return None if self._process is None else self._process.poll()
+
+    def ask_to_stop(self) -> None:
+        """Begin to stop and return at once."""
+        if self._process is not None:
+            self._process.ask_to_stop()
 
     def stop(self) -> None:
         """Stop it, its file synced; does nothing when it does not run."""
@@ -90,7 +99,7 @@ class EmbeddedValkey:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _start_on_a_port(self, lock: FolderLock) -> GuardedProcess:
+    def _start_on_a_port(self, lock: FolderLock) -> None:
         for attempt in range(1, PORT_ATTEMPTS + 1):
             port = self._port or free_port()
             log_start = self.log.stat().st_size if self.log.exists() else 0
@@ -99,9 +108,10 @@ class EmbeddedValkey:
                 [server_program(), self._write_configuration(port, password)], log=self.log,
                 env={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}, cwd=self._folder, keep_fds=[lock.fd],
             )  # fmt: skip
+            self._process = process  # from here on `stop` and `kill` end it, from another thread too
             if await_ready(process, port, password):
                 self._port = port
-                return process
+                return
             status = process.stop()
             with self.log.open("rb") as log:
                 log.seek(log_start)
