@@ -47,6 +47,10 @@ class Settings(BaseSettings):
     """The sampler pauses while this many train rollouts are drawn or asked for and not yet trained on."""
     max_groups_per_task: int = Field(default=8, ge=1)
     """How often one train task may be drawn; then the loop waits for new tasks."""
+    max_groups_in_flight: int = Field(default=10, ge=1)
+    """Draws asked of the policy at once; enough to keep its batch full."""
+    seed: int = 0
+    """Chooses the order of tasks and every draw's sampling seed."""
     max_staleness: int = Field(default=8, ge=0)
     """Rollouts sampled this many policy versions ago are still trained on; older ones are set aside."""
 

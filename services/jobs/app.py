@@ -1,0 +1,35 @@
+"""The bare Celery object: queues, acknowledgement and redelivery. Messages carry ids and are hints; rows are the truth."""
+
+from celery import Celery
+from kombu import Queue
+
+from services.settings import Settings
+
+LESSONS_QUEUE = "lessons"
+"""Wakes the trainer; read with kombu, not by workers."""
+
+app = Celery("preceptor", broker=Settings().redis_url)
+app.conf.update(
+    include=["services.jobs.sample", "services.jobs.consult", "services.jobs.maintain"],
+    task_queues=[Queue("sample"), Queue("consult"), Queue("maintain")],
+    task_default_queue="maintain",
+    task_routes={"sample": "sample", "consult": "consult", "maintain": "maintain"},
+    task_acks_late=True,
+    task_reject_on_worker_lost=True,
+    task_ignore_result=True,
+    worker_prefetch_multiplier=1,
+    worker_soft_shutdown_timeout=20,
+    worker_hijack_root_logger=False,
+    broker_connection_retry_on_startup=True,
+    broker_connection_max_retries=None,
+    broker_transport_options={
+        "visibility_timeout": 300,
+        "unacked_restore_interval": 1,
+        "unacked_restore_throttle": 1,
+        "socket_timeout": 5,
+        "socket_connect_timeout": 5,
+    },
+    task_publish_retry_policy={"max_retries": 2, "interval_start": 0.1, "interval_step": 0.2, "interval_max": 0.5},
+    beat_schedule={"maintain": {"task": "maintain", "schedule": 1.0, "options": {"expires": 5}}},
+    beat_max_loop_interval=1,
+)

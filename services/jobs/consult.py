@@ -1,0 +1,64 @@
+"""Asking experts."""
+
+import asyncio
+from uuid import UUID
+
+import structlog
+
+from services.experts.client import ExpertUnavailable
+from services.jobs import dispatch
+from services.jobs.app import app
+from services.jobs.runtime import Runtime, runtime
+from services.store import consultations
+from services.store.consultations import Outcome, Question
+
+log = structlog.get_logger(__name__)
+
+
+@app.task(name="consult")
+def consult(consultation_ids: list[str]) -> None:
+    """Ask these questions side by side and write down how each ended; safe to deliver twice."""
+    held = runtime()
+    with held.store.transaction() as session:
+        questions = consultations.claim(
+            session,
+            [UUID(i) for i in consultation_ids],
+            lease_seconds=held.settings.consultation_lease_seconds,
+        )
+    if not questions:
+        return
+    replies = held.run(_ask_all(held, questions))
+    opened: list[UUID] = []
+    for question, reply in zip(questions, replies, strict=True):
+        with held.store.transaction() as session:
+            if isinstance(reply, ExpertUnavailable):
+                log.warning("expert unavailable", consultation=str(question.consultation_id), reason=str(reply))
+                consultations.release(
+                    session,
+                    question,
+                    str(reply),
+                    retry_after=reply.retry_after,
+                    max_attempts=held.settings.max_attempts,
+                    quarantine_after=held.settings.quarantine_after_failures,
+                )
+            else:
+                opened += consultations.settle(session, question, reply)
+    dispatch.consultations(sorted(set(opened)))
+    dispatch.lessons()
+
+
+async def _ask_all(held: Runtime, questions: list[Question]) -> list[Outcome | ExpertUnavailable]:
+    return await asyncio.gather(*(_ask(held, question) for question in questions))
+
+
+async def _ask(held: Runtime, question: Question) -> Outcome | ExpertUnavailable:
+    async with held.slots(question.endpoint, question.max_concurrency):
+        try:
+            return await held.experts.consult(
+                question.endpoint,
+                question.request,
+                secret=question.signing_secret,
+                timeout=question.timeout_seconds,
+            )
+        except ExpertUnavailable as error:
+            return error

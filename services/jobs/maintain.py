@@ -1,0 +1,49 @@
+"""The sweep: once a second, plan draws, send again what was lost, free what dead workers held, close what is complete."""
+
+from sqlalchemy import text
+
+from services.contracts.rollouts import Sampling
+from services.jobs import dispatch
+from services.jobs.app import app
+from services.jobs.runtime import runtime
+from services.settings import Settings
+from services.store import consultations, corrections, evaluations, groups, lessons, lineages, loop
+
+_LOCK = 0x7072656365707402  # two sweeps at once would only wait for each other
+_MAX_RESENT = 256
+
+
+@app.task(name="maintain")
+def maintain() -> None:
+    """One sweep; does nothing while another one runs."""
+    held = runtime()
+    settings = held.settings
+    with held.store.transaction() as session:
+        if not session.scalar(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": _LOCK}):
+            return
+        due = consultations.sweep(session, resend_seconds=settings.resend_seconds, limit=_MAX_RESENT)
+        corrections.free_expired(session)
+        freed = lessons.free_expired(session)
+        evaluations.finish_complete(session)
+        lineage = lineages.get(session, settings.lineage)
+        if loop.get(session, lineage.id).sampling:
+            groups.plan(
+                session,
+                lineage.id,
+                max_backlog=settings.max_backlog_lessons,
+                max_groups_per_task=settings.max_groups_per_task,
+                size=settings.group_size,
+                sampling=train_sampling(settings),
+                seed=settings.seed,
+            )
+    dispatch.consultations(due)
+    dispatch.draws(held.store, settings)
+    if freed:
+        dispatch.lessons()
+
+
+def train_sampling(settings: Settings) -> Sampling:
+    """How train rollouts are drawn: the full softmax at the sampling temperature."""
+    return Sampling(
+        temperature=settings.sampling_temperature, max_new_tokens=settings.max_new_tokens, stop=settings.stop
+    )

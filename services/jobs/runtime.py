@@ -1,0 +1,44 @@
+"""What a worker process holds between tasks: its settings, the store, the policy's client, one asyncio loop for HTTP."""
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from functools import cache
+from typing import Any, TypeVar
+
+from services.experts.client import ExpertClient
+from services.policy.client import PolicyClient
+from services.settings import Settings
+from services.store.store import Store
+
+T = TypeVar("T")
+
+
+class Runtime:
+    """Made once a process, on first use; worker threads share it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.store = Store(settings.database_url, pool_size=12)
+        self.policy = PolicyClient(settings.policy_url, settings.internal_key)
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="experts-http", daemon=True).start()
+        self.experts = self.run(self._make_client())
+        self._slots: dict[str, asyncio.Semaphore] = {}
+
+    async def _make_client(self) -> ExpertClient:
+        return ExpertClient(self.settings.allowed_expert_networks)
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the process's loop and wait for it."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def slots(self, endpoint: str, max_concurrency: int) -> asyncio.Semaphore:
+        """The semaphore that keeps this process within what an expert says it can take."""
+        return self._slots.setdefault(endpoint, asyncio.Semaphore(max_concurrency))
+
+
+@cache
+def runtime() -> Runtime:
+    """This process's runtime."""
+    return Runtime(Settings())

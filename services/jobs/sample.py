@@ -1,0 +1,92 @@
+"""Drawing a group of rollouts from the policy."""
+
+from uuid import UUID
+
+import structlog
+
+from services.contracts.rollouts import Purpose
+from services.contracts.templates import demonstration_turns
+from services.jobs import dispatch
+from services.jobs.app import app
+from services.jobs.runtime import runtime
+from services.policy.client import PolicyRefused, PolicyUnavailable
+from services.policy.contract import SampledPrompt, SamplePrompt, SampleRequest
+from services.store import consultations, groups, rollouts
+from services.store.groups import Draw
+from services.store.rollouts import Sample
+
+log = structlog.get_logger(__name__)
+
+
+@app.task(name="sample")
+def sample(group_ids: list[str]) -> None:
+    """Draw these groups' rollouts and open their questions; safe to deliver twice."""
+    held = runtime()
+    with held.store.transaction() as session:
+        draws = groups.claim(session, [UUID(i) for i in group_ids], held.settings.group_lease_seconds)
+    for draw in draws:
+        _draw(draw)
+    dispatch.draws(held.store, held.settings)  # there is room again
+
+
+def _draw(draw: Draw) -> None:
+    held = runtime()
+    try:
+        reply = held.policy.sample(_request(draw))
+    except PolicyUnavailable as error:
+        _release(draw, str(error), retry_after=error.retry_after_seconds or 2, counts=False)
+        return
+    except PolicyRefused as error:
+        _release(draw, str(error), retry_after=1, counts=True)
+        return
+    drawn: SampledPrompt = reply.prompts[0]
+    with held.store.transaction() as session:
+        group = groups.finish(session, draw, reply.version)
+        if group is None:  # the lease was lost; another worker's samples count
+            log.info("draw was late", group=str(draw.group_id))
+            return
+        rows = rollouts.add_drawn(
+            session,
+            group,
+            tokenizer_hash=reply.tokenizer_hash,
+            prompt_token_ids=drawn.prompt_token_ids,
+            samples=[
+                Sample(token_ids=s.token_ids, logprobs=s.logprobs, text=s.text, finish_reason=s.finish_reason.value)
+                for s in drawn.samples
+            ],
+            sampling=draw.sampling.model_dump(mode="json"),
+        )
+        pending = consultations.pending_of(session, [row.id for row in rows])
+        may_train = group.purpose == Purpose.TRAIN.value and not pending
+    dispatch.consultations(pending)
+    if may_train:
+        dispatch.lessons()
+
+
+def _request(draw: Draw) -> SampleRequest:
+    messages = list(draw.messages)
+    if draw.shown_solution is not None:
+        messages = demonstration_turns(messages, draw.shown_solution)
+    return SampleRequest(
+        version=draw.policy_version,
+        prompts=[SamplePrompt(id=str(draw.group_id), messages=messages, n=draw.size, seed=draw.sampling.seed or 0)],
+        max_new_tokens=draw.sampling.max_new_tokens,
+        temperature=draw.sampling.temperature,
+        top_p=draw.sampling.top_p,
+        top_k=draw.sampling.top_k,
+        stop=draw.sampling.stop,
+    )
+
+
+def _release(draw: Draw, reason: str, *, retry_after: float, counts: bool) -> None:
+    held = runtime()
+    log.warning("draw failed", group=str(draw.group_id), reason=reason)
+    with held.store.transaction() as session:
+        groups.release(
+            session,
+            draw,
+            reason,
+            retry_after=retry_after,
+            counts=counts,
+            max_attempts=held.settings.max_attempts,
+        )

@@ -1,0 +1,67 @@
+"""Answers: what experts said, with their distributions."""
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from services.contracts.answers import AnswerContent, AnswerStatus, Distribution, Feedback
+from services.contracts.tasks import Split
+from services.errors import NotFound
+from services.store import distributions
+from services.store.models import AnswerRow, ConsultationRow, DistributionRow, RolloutRow
+
+
+class DistributionNotFound(NotFound):
+    """The answer has no distribution."""
+
+
+def record(session: Session, consultation: ConsultationRow, rollout: RolloutRow, content: AnswerContent) -> AnswerRow:
+    """Store an answer. A solution about a task that is not for training is not kept."""
+    row = AnswerRow(
+        lineage_id=rollout.lineage_id,
+        consultation_id=consultation.id,
+        rollout_id=rollout.id,
+        split=rollout.split,
+        expert_id=consultation.expert_id,
+        expert_version=consultation.expert_version,
+        score=content.score,
+        feedback=None if content.feedback is None else content.feedback.model_dump(mode="json"),
+        solution=content.solution if rollout.split == Split.TRAIN.value else None,
+        distribution_kind=None if content.distribution is None else content.distribution.kind,
+        evidence=content.evidence,
+    )
+    session.add(row)
+    session.flush()
+    if content.distribution is not None:
+        distributions.add(session, row, content.distribution)
+    return row
+
+
+def current(session: Session, rollout_id: UUID) -> Sequence[AnswerRow]:
+    """The answers about a rollout that were not withdrawn, oldest first."""
+    return session.scalars(
+        select(AnswerRow)
+        .where(AnswerRow.rollout_id == rollout_id, AnswerRow.status == AnswerStatus.CURRENT.value)
+        .order_by(AnswerRow.id)
+    ).all()
+
+
+def distribution(session: Session, answer_id: UUID) -> Distribution:
+    """The answer's distribution. Errors: DistributionNotFound."""
+    row = session.get(DistributionRow, answer_id)
+    if row is None:
+        raise DistributionNotFound(f"answer {answer_id} has no distribution")
+    return distributions.unpack(row)
+
+
+def content(session: Session, row: AnswerRow) -> AnswerContent:
+    """The answer as the contract has it."""
+    return AnswerContent.model_construct(
+        score=row.score,
+        feedback=None if row.feedback is None else Feedback.model_validate(row.feedback),
+        solution=row.solution,
+        distribution=None if row.distribution_kind is None else distribution(session, row.id),
+        evidence=row.evidence,
+    )

@@ -1,0 +1,444 @@
+"""Consultations: who is asked about what, under whose lease, and how each question ends.
+
+The row decides, never the message: a question is claimed by raising `attempts`, and settled only `WHERE attempts` is
+still the claimer's. Locks are taken rollout first, then consultation.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from services.contracts.answers import AnswerContent, AnswerKind, check_against_rollout
+from services.contracts.base import check_change
+from services.contracts.consultations import CONSULTATION_CHANGES, ConsultationStatus, InvalidAnswer
+from services.contracts.experts import (
+    Ask,
+    AskedRollout,
+    AskedTask,
+    ConsultAbstain,
+    ConsultLater,
+    ConsultRequest,
+    ConsultResult,
+    ContextAnswer,
+    Descriptor,
+    ExpertStatus,
+)
+from services.contracts.rollouts import Purpose
+from services.contracts.tasks import Message, Split
+from services.errors import Conflict, NotFound
+from services.store import answers, rollouts
+from services.store.models import AnswerRow, AttemptRow, ConsultationRow, ExpertRow, LineageRow, RolloutRow, TaskRow
+
+DEADLINE = timedelta(minutes=30)  # an expert that is down for less than this loses no question
+LATE_DEADLINE = timedelta(days=7)  # people answer within a week or not at all
+BACKOFF_SECONDS = (1, 3, 10, 30, 60)
+
+Outcome = ConsultResult | ConsultAbstain | ConsultLater | InvalidAnswer
+
+
+class ConsultationNotFound(NotFound):
+    """No consultation with this id."""
+
+
+class NotWaiting(Conflict):
+    """The question is not waiting for a late answer: it was settled, or the expert never said 202."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A claimed consultation: what to send where, and the attempt that may settle it."""
+
+    consultation_id: UUID
+    rollout_id: UUID
+    attempt: int
+    expert_id: UUID
+    expert_name: str
+    endpoint: str
+    signing_secret: str | None
+    max_concurrency: int
+    timeout_seconds: float
+    request: ConsultRequest
+
+
+def get(session: Session, consultation_id: UUID) -> ConsultationRow:
+    """The consultation. Errors: ConsultationNotFound."""
+    row = session.get(ConsultationRow, consultation_id)
+    if row is None:
+        raise ConsultationNotFound(f"no consultation {consultation_id}")
+    return row
+
+
+def askable_experts(session: Session, lineage_id: UUID) -> Sequence[ExpertRow]:
+    """The experts that new questions go to."""
+    return session.scalars(
+        select(ExpertRow)
+        .where(
+            ExpertRow.lineage_id == lineage_id,
+            ExpertRow.status.in_([ExpertStatus.ACTIVE.value, ExpertStatus.PROBATION.value]),
+        )
+        .order_by(ExpertRow.id)
+    ).all()
+
+
+def _share(*parts: UUID) -> float:
+    """A number in [0, 1) that depends on the ids only, so that asking again chooses the same."""
+    return int.from_bytes(hashlib.sha256(b"".join(p.bytes for p in parts)).digest()[:8]) / 2**64
+
+
+def _is_asked(rollout: RolloutRow, task: TaskRow, expert: ExpertRow, descriptor: Descriptor) -> bool:
+    if not descriptor.matches(task.domain):
+        return False
+    if not set(descriptor.metadata_keys) <= set(expert.granted) & set(task.metadata_):
+        return False
+    if rollout.purpose != Purpose.TRAIN.value:
+        return descriptor.verifier and rollout.purpose in (Purpose.EVALUATION.value, Purpose.PROBE.value)
+    if _share(rollout.group_id, expert.id) >= expert.group_fraction:
+        return False
+    return expert.rollouts_per_group is None or rollout.index_in_group < expert.rollouts_per_group
+
+
+def open_stage(
+    session: Session, rollout: RolloutRow, task: TaskRow, experts: Sequence[ExpertRow], *, stage: int
+) -> list[ConsultationRow]:
+    """Open the questions of one stage: verifiers and people first, experts that answer given answers second."""
+    opened = []
+    context: list[ContextAnswer] = []
+    if stage == 2:
+        names = {expert.id: expert.name for expert in experts}
+        context = [
+            ContextAnswer(
+                expert=names.get(said.expert_id, str(said.expert_id)),
+                score=said.score,
+                feedback=answers.content(session, said).feedback,
+                solution=said.solution,
+            )
+            for said in answers.current(session, rollout.id)
+            if said.distribution_kind is None
+        ]
+        if not context:
+            return []
+    for expert in experts:
+        descriptor = Descriptor.model_validate(expert.descriptor)
+        if descriptor.needs_answers != (stage == 2) or not _is_asked(rollout, task, expert, descriptor):
+            continue
+        kinds = [k for k in descriptor.kinds if k is not AnswerKind.SOLUTION or rollout.split == Split.TRAIN.value]
+        if kinds:
+            ask = Ask(kinds=kinds, top_k=expert.top_k, temperature=expert.temperature, context=context)
+            opened.append(open_one(session, rollout, expert, stage, ask))
+    return opened
+
+
+def open_one(session: Session, rollout: RolloutRow, expert: ExpertRow, stage: int, ask: Ask) -> ConsultationRow:
+    """Open one question. Its message is the caller's to send after the commit."""
+    row = ConsultationRow(
+        lineage_id=rollout.lineage_id,
+        rollout_id=rollout.id,
+        expert_id=expert.id,
+        expert_version=expert.version,
+        stage=stage,
+        ask=ask.model_dump(mode="json"),
+        deadline=func.now() + DEADLINE,
+        sent_at=func.now(),
+    )
+    session.add(row)
+    session.flush()
+    return row
+
+
+def pending_of(session: Session, rollout_ids: Sequence[UUID]) -> list[UUID]:
+    """The still pending questions about these rollouts: the ids a message is sent for."""
+    return list(
+        session.scalars(
+            select(ConsultationRow.id)
+            .where(
+                ConsultationRow.rollout_id.in_(rollout_ids),
+                ConsultationRow.status == ConsultationStatus.PENDING.value,
+            )
+            .order_by(ConsultationRow.id)
+        )
+    )
+
+
+def claim(session: Session, ids: Sequence[UUID], *, lease_seconds: float) -> list[Question]:
+    """Lease the still pending ones of these questions; those of experts that are not asked now stay pending."""
+    rows = session.scalars(
+        select(ConsultationRow)
+        .join(ExpertRow, ExpertRow.id == ConsultationRow.expert_id)
+        .where(
+            ConsultationRow.id.in_(ids),
+            ConsultationRow.status == ConsultationStatus.PENDING.value,
+            ConsultationRow.not_before <= func.now(),
+            ExpertRow.status.in_([ExpertStatus.ACTIVE.value, ExpertStatus.PROBATION.value]),
+        )
+        .order_by(ConsultationRow.id)
+        .with_for_update(skip_locked=True, of=ConsultationRow)
+    ).all()
+    now: datetime = session.scalar(select(func.now()))  # type: ignore[assignment]
+    questions = []
+    for row in rows:
+        row.status = ConsultationStatus.ASKED.value
+        row.attempts += 1
+        row.lease_until = now + timedelta(seconds=lease_seconds)
+        session.add(AttemptRow(consultation_id=row.id, number=row.attempts))
+        questions.append(_question(session, row, lease_seconds))
+    return questions
+
+
+def _question(session: Session, row: ConsultationRow, lease_seconds: float) -> Question:
+    expert = session.get_one(ExpertRow, row.expert_id)
+    rollout = session.get_one(RolloutRow, row.rollout_id)
+    task = session.get_one(TaskRow, rollout.task_id)
+    descriptor = Descriptor.model_validate(expert.descriptor)
+    seen = set(descriptor.metadata_keys) & set(expert.granted)
+    return Question(
+        consultation_id=row.id,
+        rollout_id=rollout.id,
+        attempt=row.attempts,
+        expert_id=expert.id,
+        expert_name=expert.name,
+        endpoint=expert.endpoint,
+        signing_secret=expert.signing_secret,
+        max_concurrency=descriptor.max_concurrency,
+        timeout_seconds=lease_seconds * 0.8,
+        request=ConsultRequest(
+            consultation_id=row.id,
+            deadline=row.deadline,
+            ask=Ask.model_validate(row.ask),
+            task=AskedTask(
+                id=task.id,
+                domain=task.domain,
+                messages=[Message.model_validate(m) for m in task.messages],
+                metadata={key: value for key, value in task.metadata_.items() if key in seen},
+            ),
+            rollout=AskedRollout(
+                id=rollout.id,
+                text=rollout.text,
+                token_ids=rollout.token_ids,
+                tokenizer_hash=rollout.tokenizer_hash,
+                policy_version=rollout.policy_version,
+            ),
+        ),
+    )
+
+
+def settle(session: Session, question: Question, outcome: Outcome) -> list[UUID]:
+    """Write down how a question ended, once, and move its rollout on. A late worker changes nothing.
+
+    Returns the ids of questions that opened because of it (the second stage), to be sent after the commit.
+    """
+    rollout = session.scalars(select(RolloutRow).where(RolloutRow.id == question.rollout_id).with_for_update()).one()
+    row = session.scalar(
+        select(ConsultationRow)
+        .where(
+            ConsultationRow.id == question.consultation_id,
+            ConsultationRow.status == ConsultationStatus.ASKED.value,
+            ConsultationRow.attempts == question.attempt,
+        )
+        .with_for_update()
+    )
+    if row is None:
+        return []
+    _end_attempt(session, question, "ok", None)
+    session.execute(update(ExpertRow).where(ExpertRow.id == row.expert_id).values(consecutive_failures=0))
+    _conclude(session, row, rollout, outcome)
+    rollouts.advance(session, rollout.id)
+    return pending_of(session, [rollout.id])
+
+
+def settle_late(session: Session, consultation_id: UUID, outcome: ConsultResult | ConsultAbstain) -> ConsultationRow:
+    """The answer to a waiting question. If its rollout was ready already, a second lesson opens with this answer alone.
+
+    Errors: ConsultationNotFound (404), NotWaiting (409).
+    """
+    rollout_id = get(session, consultation_id).rollout_id
+    rollout = session.scalars(select(RolloutRow).where(RolloutRow.id == rollout_id).with_for_update()).one()
+    row = session.scalars(select(ConsultationRow).where(ConsultationRow.id == consultation_id).with_for_update()).one()
+    if row.status != ConsultationStatus.WAITING.value:
+        raise NotWaiting(f"consultation {consultation_id} is {row.status}, not waiting")
+    was_settled = rollout.status != "open"
+    answer = _conclude(session, row, rollout, outcome)
+    if was_settled and answer is not None and rollout.status == "ready" and rollout.purpose == Purpose.TRAIN.value:
+        rollouts.open_lesson(session, rollout, [answer], late=True)
+    rollouts.advance(session, rollout.id)
+    return row
+
+
+def _conclude(session: Session, row: ConsultationRow, rollout: RolloutRow, outcome: Outcome) -> AnswerRow | None:
+    answer = None
+    if isinstance(outcome, AnswerContent):
+        lineage = session.get_one(LineageRow, rollout.lineage_id)
+        try:
+            check_against_rollout(
+                outcome,
+                num_tokens=len(rollout.token_ids),
+                tokenizer_hash=rollout.tokenizer_hash,
+                vocab_size=lineage.vocab_size,
+            )
+        except ValueError as error:
+            row.status, row.reason = ConsultationStatus.INVALID.value, str(error)
+        else:
+            answer = answers.record(session, row, rollout, outcome)
+            row.status = ConsultationStatus.ANSWERED.value
+    elif isinstance(outcome, ConsultAbstain):
+        row.status, row.reason = ConsultationStatus.ABSTAINED.value, outcome.reason or "the expert abstained"
+    elif isinstance(outcome, ConsultLater):
+        row.status, row.reason = ConsultationStatus.WAITING.value, outcome.reason or "the answer comes later"
+        row.deadline = func.now() + LATE_DEADLINE
+    else:
+        row.status, row.reason = ConsultationStatus.INVALID.value, outcome.reason[:2000]
+    row.lease_until = None
+    if row.status != ConsultationStatus.WAITING.value:
+        row.settled_at = func.now()
+    session.flush()
+    return answer
+
+
+def _end_attempt(session: Session, question: Question, outcome: str, reason: str | None) -> None:
+    session.execute(
+        update(AttemptRow)
+        .where(AttemptRow.consultation_id == question.consultation_id, AttemptRow.number == question.attempt)
+        .values(outcome=outcome, reason=reason, ended_at=func.now())
+    )
+
+
+def release(
+    session: Session,
+    question: Question,
+    reason: str,
+    *,
+    retry_after: float | None,
+    max_attempts: int,
+    quarantine_after: int,
+) -> None:
+    """Give a question back after a failed try. `retry_after` means busy, which counts as no failure.
+
+    After `max_attempts` failures the question is dead, the reason kept; after `quarantine_after` failures in a row,
+    over all questions, the expert is quarantined.
+    """
+    session.execute(select(RolloutRow.id).where(RolloutRow.id == question.rollout_id).with_for_update())
+    row = session.scalar(
+        select(ConsultationRow)
+        .where(
+            ConsultationRow.id == question.consultation_id,
+            ConsultationRow.status == ConsultationStatus.ASKED.value,
+            ConsultationRow.attempts == question.attempt,
+        )
+        .with_for_update()
+    )
+    if row is None:
+        return
+    _end_attempt(session, question, "failed", reason[:2000])
+    row.reason = reason[:2000]
+    row.lease_until = None
+    if retry_after is None:
+        row.failures += 1
+        _count_failure(session, question.expert_id, reason, quarantine_after)
+    if row.failures >= max_attempts:
+        row.status = ConsultationStatus.DEAD.value
+        row.settled_at = func.now()
+        session.flush()
+        rollouts.advance(session, row.rollout_id)
+        return
+    delay = BACKOFF_SECONDS[min(row.failures, len(BACKOFF_SECONDS)) - 1] if retry_after is None else retry_after
+    row.status = ConsultationStatus.PENDING.value
+    row.sent_at = None
+    row.not_before = func.now() + timedelta(seconds=delay)
+
+
+def _count_failure(session: Session, expert_id: UUID, reason: str, quarantine_after: int) -> None:
+    expert = session.scalars(select(ExpertRow).where(ExpertRow.id == expert_id).with_for_update()).one()
+    expert.consecutive_failures += 1
+    may = (ExpertStatus.ACTIVE.value, ExpertStatus.PROBATION.value)
+    if expert.consecutive_failures >= quarantine_after and expert.status in may:
+        expert.status = ExpertStatus.QUARANTINED.value
+        expert.reason = f"{expert.consecutive_failures} failures in a row, the last: {reason}"[:2000]
+
+
+def kill(session: Session, row: ConsultationRow, reason: str) -> None:
+    """End an unsettled question for good and move its rollout on."""
+    session.execute(select(RolloutRow.id).where(RolloutRow.id == row.rollout_id).with_for_update())
+    row.status = ConsultationStatus.DEAD.value
+    row.reason = reason
+    row.lease_until = None
+    row.settled_at = func.now()
+    session.flush()
+    rollouts.advance(session, row.rollout_id)
+
+
+def requeue(session: Session, consultation_id: UUID) -> ConsultationRow:
+    """Ask a dead question once more, with fresh attempts and deadline.
+
+    Errors: ConsultationNotFound (404), IllegalStatusChange (409) when it is not dead.
+    """
+    row = get(session, consultation_id)
+    check_change(CONSULTATION_CHANGES, ConsultationStatus(row.status), ConsultationStatus.PENDING)
+    row.status = ConsultationStatus.PENDING.value
+    row.failures = 0
+    row.reason = None
+    row.settled_at = None
+    row.deadline = func.now() + DEADLINE
+    row.sent_at = func.now()
+    row.not_before = func.now()
+    session.flush()
+    return row
+
+
+def sweep(session: Session, *, resend_seconds: float, limit: int) -> list[UUID]:
+    """Free the questions of dead workers, end those past their deadline, return those to be sent (again)."""
+    session.execute(
+        update(ConsultationRow)
+        .where(
+            ConsultationRow.id.in_(
+                select(ConsultationRow.id)
+                .where(
+                    ConsultationRow.status == ConsultationStatus.ASKED.value,
+                    ConsultationRow.lease_until < func.now(),
+                )
+                .with_for_update(skip_locked=True)
+            )
+        )
+        .values(status=ConsultationStatus.PENDING.value, lease_until=None, sent_at=None)
+    )
+    late = session.execute(
+        select(ConsultationRow.id, ConsultationRow.rollout_id)
+        .where(
+            ConsultationRow.status.in_([ConsultationStatus.PENDING.value, ConsultationStatus.WAITING.value]),
+            ConsultationRow.deadline < func.now(),
+        )
+        .order_by(ConsultationRow.rollout_id)
+        .limit(limit)
+    ).all()
+    for consultation_id, rollout_id in late:
+        session.execute(select(RolloutRow.id).where(RolloutRow.id == rollout_id).with_for_update())
+        row = session.scalars(
+            select(ConsultationRow).where(ConsultationRow.id == consultation_id).with_for_update()
+        ).one()
+        if row.status in (ConsultationStatus.PENDING.value, ConsultationStatus.WAITING.value):
+            kill(session, row, f"no answer before its deadline; last: {row.reason or 'never asked'}")
+    due = (
+        select(ConsultationRow.id)
+        .join(ExpertRow, ExpertRow.id == ConsultationRow.expert_id)
+        .where(
+            ConsultationRow.status == ConsultationStatus.PENDING.value,
+            ConsultationRow.not_before <= func.now(),
+            (ConsultationRow.sent_at.is_(None))
+            | (ConsultationRow.sent_at < func.now() - timedelta(seconds=resend_seconds)),
+            ExpertRow.status.in_([ExpertStatus.ACTIVE.value, ExpertStatus.PROBATION.value]),
+        )
+        .order_by(ConsultationRow.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True, of=ConsultationRow)
+    )
+    return list(
+        session.scalars(
+            update(ConsultationRow)
+            .where(ConsultationRow.id.in_(due))
+            .values(sent_at=func.now())
+            .returning(ConsultationRow.id)
+        )
+    )

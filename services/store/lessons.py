@@ -1,0 +1,329 @@
+"""Lessons: which may be trained on next, who holds them, and everything a trainer needs to know about them.
+
+A trainer takes whole groups (siblings share a baseline) and, beside them, late lessons one by one. A claim is a lease:
+its owner must renew it, and only the owner's commit counts (see `services.store.updates`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from sqlalchemy import exists, func, select, update
+from sqlalchemy.orm import Session
+
+from services.contracts.answers import AnswerStatus, Distribution, Feedback
+from services.contracts.base import JsonObject
+from services.contracts.corrections import CorrectionStatus
+from services.contracts.experts import Descriptor, ExpertStatus
+from services.contracts.lessons import Lesson, LessonStatus
+from services.contracts.rollouts import GroupStatus, RolloutStatus, Sampling
+from services.contracts.tasks import Message
+from services.store import distributions
+from services.store.models import (
+    AnswerRow,
+    CorrectionRow,
+    DistributionRow,
+    ExpertRow,
+    GroupRow,
+    LessonAnswerRow,
+    LessonRow,
+    PolicyVersionRow,
+    RolloutRow,
+    TaskRow,
+)
+
+
+@dataclass(frozen=True)
+class LessonAnswer:
+    """An answer a lesson may use. weight: its expert's, 0 unless the expert is active.
+
+    from_reference: the expert was given the task's reference, so its solution is the same for every rollout.
+    corrected: a person wrote the solution about this very rollout.
+    """
+
+    id: UUID
+    expert: str
+    expert_version: str
+    weight: float
+    score: float | None
+    feedback: Feedback | None
+    solution: str | None
+    distribution: Distribution | None
+    from_reference: bool
+    corrected: bool
+
+
+@dataclass(frozen=True)
+class LessonFacts:
+    """A claimed lesson with its rollout, task and answers, free of the session.
+
+    policy_number: of the version that sampled the rollout; None where it is unknown.
+    """
+
+    lesson_id: UUID
+    rollout_id: UUID
+    group_id: UUID
+    group_size: int
+    index_in_group: int
+    ordinal: int
+    late: bool
+    task_id: UUID
+    domain: str
+    messages: tuple[Message, ...]
+    prompt_token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    sampler_logprobs: tuple[float, ...] | None
+    action_mask: tuple[bool, ...]
+    sampling: Sampling | None
+    tokenized_at_ingest: bool
+    policy_number: int | None
+    score: float | None
+    answers: tuple[LessonAnswer, ...]
+
+
+@dataclass(frozen=True)
+class EarlierCorrection:
+    """What a person wrote in place of a rollout of an earlier group of the same task."""
+
+    answer_id: UUID
+    expert: str
+    task_id: UUID
+    group_id: UUID
+    solution: str
+    created_at: datetime
+
+
+def set_aside_stale(session: Session, lineage_id: UUID, oldest_number: int) -> int:
+    """Set aside what waits and was sampled by a version before `oldest_number`; how many. Late lessons never age:
+    what they teach is read off the rollout itself."""
+    stale = (
+        select(LessonRow.id)
+        .join(RolloutRow, RolloutRow.id == LessonRow.rollout_id)
+        .join(
+            PolicyVersionRow,
+            (PolicyVersionRow.name == RolloutRow.policy_version) & (PolicyVersionRow.lineage_id == lineage_id),
+        )
+        .where(
+            LessonRow.lineage_id == lineage_id,
+            LessonRow.status == LessonStatus.READY.value,
+            ~LessonRow.late,
+            PolicyVersionRow.number < oldest_number,
+        )
+        .order_by(LessonRow.id)
+        .with_for_update(of=LessonRow, skip_locked=True)
+    )
+    ids = session.scalars(stale).all()
+    session.execute(
+        update(LessonRow)
+        .where(LessonRow.id.in_(ids), LessonRow.status == LessonStatus.READY.value)
+        .values(status=LessonStatus.SET_ASIDE.value, reason=f"stale: sampled before policy version {oldest_number}")
+    )
+    return len(ids)
+
+
+def count_ready_groups(session: Session, lineage_id: UUID) -> int:
+    """How many groups could be claimed now."""
+    return session.scalars(select(func.count()).select_from(_claimable_groups(lineage_id).subquery())).one()
+
+
+def count_ready_late(session: Session, lineage_id: UUID) -> int:
+    """How many late lessons could be claimed now."""
+    return session.scalars(
+        select(func.count()).where(
+            LessonRow.lineage_id == lineage_id, LessonRow.late, LessonRow.status == LessonStatus.READY.value
+        )
+    ).one()
+
+
+def claim(
+    session: Session, lineage_id: UUID, owner: UUID, *, num_groups: int, max_late: int, lease_seconds: float
+) -> list[LessonRow]:
+    """Take up to `num_groups` whole groups, oldest first, and up to `max_late` late lessons, under a lease.
+
+    A group is whole when all its rollouts are drawn and settled. What another owner holds is passed over.
+    Ordered by group, place in the group and ordinal, late lessons last.
+    """
+    groups = session.scalars(
+        _claimable_groups(lineage_id).order_by(GroupRow.id).limit(num_groups).with_for_update(skip_locked=True)
+    ).all()
+    late = session.scalars(
+        select(LessonRow.id)
+        .where(LessonRow.lineage_id == lineage_id, LessonRow.late, LessonRow.status == LessonStatus.READY.value)
+        .order_by(LessonRow.id)
+        .limit(max_late)
+        .with_for_update(skip_locked=True)
+    ).all()
+    claimed = session.scalars(
+        update(LessonRow)
+        .where(
+            LessonRow.lineage_id == lineage_id,
+            LessonRow.status == LessonStatus.READY.value,
+            (LessonRow.group_id.in_(groups) & ~LessonRow.late) | LessonRow.id.in_(late),
+        )
+        .values(status=LessonStatus.CLAIMED.value, owner=owner, lease_until=_lease(lease_seconds), reason=None)
+        .returning(LessonRow)
+        .execution_options(populate_existing=True)
+    ).all()
+    index = dict(
+        session.execute(
+            select(RolloutRow.id, RolloutRow.index_in_group).where(RolloutRow.id.in_([r.rollout_id for r in claimed]))
+        ).all()
+    )
+    return sorted(claimed, key=lambda row: (row.late, row.group_id, index[row.rollout_id], row.ordinal))
+
+
+def renew(session: Session, owner: UUID, lease_seconds: float) -> int:
+    """Extend the leases of everything the owner holds; how many lessons that is."""
+    renewed = session.scalars(
+        update(LessonRow)
+        .where(LessonRow.owner == owner, LessonRow.status == LessonStatus.CLAIMED.value)
+        .values(lease_until=_lease(lease_seconds))
+        .returning(LessonRow.id)
+    )
+    return len(renewed.all())
+
+
+def load(session: Session, lessons: Sequence[LessonRow]) -> list[LessonFacts]:
+    """Everything about claimed lessons, in their order."""
+    ids = [row.id for row in lessons]
+    rows = session.execute(
+        select(LessonRow.id, RolloutRow, TaskRow, GroupRow.size, PolicyVersionRow.number)
+        .join(RolloutRow, RolloutRow.id == LessonRow.rollout_id)
+        .join(TaskRow, TaskRow.id == RolloutRow.task_id)
+        .join(GroupRow, GroupRow.id == RolloutRow.group_id)
+        .outerjoin(
+            PolicyVersionRow,
+            (PolicyVersionRow.name == RolloutRow.policy_version)
+            & (PolicyVersionRow.lineage_id == RolloutRow.lineage_id),
+        )
+        .where(LessonRow.id.in_(ids))
+    ).all()
+    about = {lesson_id: (rollout, task, size, number) for lesson_id, rollout, task, size, number in rows}
+    said = _load_answers(session, ids)
+    return [_join_facts(lesson, *about[lesson.id], tuple(said.get(lesson.id, ()))) for lesson in lessons]
+
+
+def earlier_corrections(session: Session, task_ids: Sequence[UUID]) -> list[EarlierCorrection]:
+    """Every standing correction of these tasks by an active expert, oldest first."""
+    rows = session.execute(
+        select(AnswerRow, ExpertRow.name, RolloutRow.task_id, RolloutRow.group_id)
+        .join(CorrectionRow, CorrectionRow.consultation_id == AnswerRow.consultation_id)
+        .join(ExpertRow, ExpertRow.id == AnswerRow.expert_id)
+        .join(RolloutRow, RolloutRow.id == AnswerRow.rollout_id)
+        .where(
+            RolloutRow.task_id.in_(task_ids),
+            AnswerRow.status == AnswerStatus.CURRENT.value,
+            AnswerRow.solution.is_not(None),
+            CorrectionRow.status == CorrectionStatus.SUBMITTED.value,
+            ExpertRow.status == ExpertStatus.ACTIVE.value,
+            ExpertRow.weight > 0,
+        )
+        .order_by(AnswerRow.id)
+    )
+    return [
+        EarlierCorrection(row.id, expert, task_id, group_id, row.solution or "", row.created_at)
+        for row, expert, task_id, group_id in rows
+    ]
+
+
+def view(row: LessonRow) -> Lesson:
+    """The contract of a row."""
+    return Lesson.model_validate(row)
+
+
+def count_by_status(session: Session, lineage_id: UUID) -> dict[str, int]:
+    """How many lessons have each status."""
+    counts = session.execute(
+        select(LessonRow.status, func.count()).where(LessonRow.lineage_id == lineage_id).group_by(LessonRow.status)
+    )
+    return {status: count for status, count in counts}
+
+
+def _lease(seconds: float) -> object:
+    return func.now() + timedelta(seconds=seconds)
+
+
+def _claimable_groups(lineage_id: UUID):  # type: ignore[no-untyped-def]
+    in_group = LessonRow.group_id == GroupRow.id
+    return select(GroupRow.id).where(
+        GroupRow.lineage_id == lineage_id,
+        GroupRow.status == GroupStatus.SAMPLED.value,
+        exists().where(in_group, LessonRow.status == LessonStatus.READY.value, ~LessonRow.late),
+        ~exists().where(in_group, LessonRow.status == LessonStatus.OPEN.value),
+        ~exists().where(RolloutRow.group_id == GroupRow.id, RolloutRow.status == RolloutStatus.OPEN.value),
+    )
+
+
+def _load_answers(session: Session, lesson_ids: Sequence[UUID]) -> dict[UUID, list[LessonAnswer]]:
+    rows = session.execute(
+        select(LessonAnswerRow.lesson_id, AnswerRow, ExpertRow, DistributionRow, CorrectionRow.verdict)
+        .join(AnswerRow, AnswerRow.id == LessonAnswerRow.answer_id)
+        .join(ExpertRow, ExpertRow.id == AnswerRow.expert_id)
+        .outerjoin(DistributionRow, DistributionRow.answer_id == AnswerRow.id)
+        .outerjoin(
+            CorrectionRow,
+            (CorrectionRow.consultation_id == AnswerRow.consultation_id)
+            & (CorrectionRow.status == CorrectionStatus.SUBMITTED.value),
+        )
+        .where(LessonAnswerRow.lesson_id.in_(lesson_ids), AnswerRow.status == AnswerStatus.CURRENT.value)
+        .order_by(AnswerRow.id)
+    )
+    said: dict[UUID, list[LessonAnswer]] = {}
+    for lesson_id, answer, expert, distribution, verdict in rows:
+        said.setdefault(lesson_id, []).append(_join_answer(answer, expert, distribution, verdict is not None))
+    return said
+
+
+def _join_answer(
+    answer: AnswerRow, expert: ExpertRow, distribution: DistributionRow | None, corrected: bool
+) -> LessonAnswer:
+    active = expert.status == ExpertStatus.ACTIVE.value
+    return LessonAnswer(
+        id=answer.id,
+        expert=expert.name,
+        expert_version=answer.expert_version,
+        weight=expert.weight if active else 0.0,
+        score=answer.score,
+        feedback=None if answer.feedback is None else Feedback.model_validate(answer.feedback),
+        solution=answer.solution,
+        distribution=None if distribution is None else distributions.unpack(distribution),
+        from_reference="reference" in _granted_keys(expert.descriptor, expert.granted),
+        corrected=corrected,
+    )
+
+
+def _granted_keys(descriptor: JsonObject, granted: Sequence[str]) -> set[str]:
+    return set(Descriptor.model_validate(descriptor).metadata_keys) & set(granted)
+
+
+def _join_facts(
+    lesson: LessonRow,
+    rollout: RolloutRow,
+    task: TaskRow,
+    group_size: int,
+    policy_number: int | None,
+    said: tuple[LessonAnswer, ...],
+) -> LessonFacts:
+    logprobs = rollout.sampler_logprobs
+    return LessonFacts(
+        lesson_id=lesson.id,
+        rollout_id=rollout.id,
+        group_id=rollout.group_id,
+        group_size=group_size,
+        index_in_group=rollout.index_in_group,
+        ordinal=lesson.ordinal,
+        late=lesson.late,
+        task_id=task.id,
+        domain=task.domain,
+        messages=tuple(Message.model_validate(message) for message in task.messages),
+        prompt_token_ids=tuple(rollout.prompt_token_ids),
+        token_ids=tuple(rollout.token_ids),
+        sampler_logprobs=None if logprobs is None else tuple(logprobs),
+        action_mask=tuple(rollout.action_mask),
+        sampling=None if rollout.sampling is None else Sampling.model_validate(rollout.sampling),
+        tokenized_at_ingest=rollout.tokenized_at_ingest,
+        policy_number=policy_number,
+        score=rollout.score,
+        answers=said,
+    )

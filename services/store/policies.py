@@ -1,0 +1,132 @@
+"""Policy versions: published weights, the gate they passed, and which one serves."""
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from services.contracts.base import check_change
+from services.contracts.policies import POLICY_CHANGES, GateReport, PolicyStatus, PolicyVersion
+from services.errors import NotFound
+from services.store.models import LineageRow, PolicyVersionRow
+
+
+class PolicyVersionNotFound(NotFound):
+    """No policy version of that name in this lineage."""
+
+
+def get(session: Session, lineage_id: UUID, name: str) -> PolicyVersionRow:
+    """The version. Errors: PolicyVersionNotFound (404)."""
+    row = session.scalar(
+        select(PolicyVersionRow).where(PolicyVersionRow.lineage_id == lineage_id, PolicyVersionRow.name == name)
+    )
+    if row is None:
+        raise PolicyVersionNotFound(f"no policy version {name!r}")
+    return row
+
+
+def serving(session: Session, lineage_id: UUID) -> PolicyVersionRow | None:
+    """The version that serves; None only between a withdrawal and the next version."""
+    return session.scalar(
+        select(PolicyVersionRow).where(
+            PolicyVersionRow.lineage_id == lineage_id, PolicyVersionRow.status == PolicyStatus.SERVING.value
+        )
+    )
+
+
+def latest(session: Session, lineage_id: UUID) -> PolicyVersionRow:
+    """The version with the highest number, whatever became of it; version 0 is made with the lineage."""
+    return session.scalars(
+        select(PolicyVersionRow)
+        .where(PolicyVersionRow.lineage_id == lineage_id)
+        .order_by(PolicyVersionRow.number.desc())
+        .limit(1)
+    ).one()
+
+
+def newest(session: Session, lineage_id: UUID, *, before: UUID | None, limit: int) -> Sequence[PolicyVersionRow]:
+    """Versions, newest first, from before the given id."""
+    query = select(PolicyVersionRow).where(PolicyVersionRow.lineage_id == lineage_id)
+    if before is not None:
+        query = query.where(PolicyVersionRow.id < before)
+    return session.scalars(query.order_by(PolicyVersionRow.id.desc()).limit(limit)).all()
+
+
+def candidates(session: Session, lineage_id: UUID) -> Sequence[PolicyVersionRow]:
+    """Versions still before the gate, oldest first."""
+    return session.scalars(
+        select(PolicyVersionRow)
+        .where(PolicyVersionRow.lineage_id == lineage_id, PolicyVersionRow.status == PolicyStatus.CANDIDATE.value)
+        .order_by(PolicyVersionRow.number)
+    ).all()
+
+
+def add_candidate(session: Session, lineage_id: UUID, *, artifact_sha256: str, update_number: int) -> PolicyVersionRow:
+    """A new version, before the gate. Names carry the lineage and a number, and are never used again."""
+    lineage = session.get_one(LineageRow, lineage_id, with_for_update=True)
+    parent = serving(session, lineage_id)
+    number = (
+        1
+        + session.scalars(
+            select(func.max(PolicyVersionRow.number)).where(PolicyVersionRow.lineage_id == lineage_id)
+        ).one()
+    )
+    row = PolicyVersionRow(
+        lineage_id=lineage_id,
+        number=number,
+        name=f"{lineage.name}-v{number}",
+        parent_id=None if parent is None else parent.id,
+        artifact_sha256=artifact_sha256,
+        update_number=update_number,
+    )
+    session.add(row)
+    session.flush()
+    return row
+
+
+def reject(session: Session, version_id: UUID, gate: GateReport | None, reason: str) -> PolicyVersionRow:
+    """The gate refused the candidate. Errors: IllegalStatusChange (409)."""
+    row = _lock(session, version_id)
+    _change(row, PolicyStatus.REJECTED)
+    row.gate = None if gate is None else gate.model_dump(mode="json")
+    row.reason = reason
+    session.flush()
+    return row
+
+
+def serve(session: Session, version_id: UUID, gate: GateReport | None = None) -> PolicyVersionRow:
+    """Make a candidate that passed the gate, or a superseded version, the serving one; the old one is superseded.
+
+    Errors: IllegalStatusChange (409).
+    """
+    row = _lock(session, version_id)
+    old = serving(session, row.lineage_id)
+    if old is not None and old.id == row.id:
+        return row
+    if old is not None:
+        _change(old, PolicyStatus.SUPERSEDED)
+        session.flush()
+    _change(row, PolicyStatus.SERVING)
+    if gate is not None:
+        row.gate = gate.model_dump(mode="json")
+    row.served_at = func.now()
+    session.flush()
+    return row
+
+
+def _lock(session: Session, version_id: UUID) -> PolicyVersionRow:
+    row = session.get_one(PolicyVersionRow, version_id)
+    session.get_one(LineageRow, row.lineage_id, with_for_update=True)
+    session.refresh(row)
+    return row
+
+
+def _change(row: PolicyVersionRow, new: PolicyStatus) -> None:
+    check_change(POLICY_CHANGES, PolicyStatus(row.status), new)
+    row.status = new.value
+
+
+def view(row: PolicyVersionRow) -> PolicyVersion:
+    """The contract of a row."""
+    return PolicyVersion.model_validate(row)

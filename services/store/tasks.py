@@ -1,0 +1,129 @@
+"""Tasks: prompts and their splits."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from uuid import UUID
+
+from sqlalchemy import func, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from services.contracts.ids import new_id
+from services.contracts.tasks import Split, Task, TaskCreate
+from services.errors import Conflict, NotFound
+from services.store.models import TaskRow
+
+
+class TaskNotFound(NotFound):
+    """No task with this id."""
+
+
+class TaskKeyTaken(Conflict):
+    """The key names a task with other content; tasks are immutable because rollouts refer to them."""
+
+    hint = "Give the changed task a new key."
+
+
+def get(session: Session, task_id: UUID) -> TaskRow:
+    """The task. Errors: TaskNotFound."""
+    row = session.get(TaskRow, task_id)
+    if row is None:
+        raise TaskNotFound(f"no task {task_id}")
+    return row
+
+
+def add(session: Session, lineage_id: UUID, task: TaskCreate) -> tuple[TaskRow, bool]:
+    """The stored task and whether it is new; the same key with the same content is the same task.
+
+    Errors: TaskKeyTaken.
+    """
+    content = task.model_dump(mode="json", exclude={"key"})
+    sha256 = hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    key = task.key or sha256[:32]
+    made = session.scalar(
+        insert(TaskRow)
+        .values(
+            id=new_id(),
+            lineage_id=lineage_id,
+            key=key,
+            domain=task.domain,
+            family=task.family or key,
+            split=task.split.value,
+            messages=content["messages"],
+            metadata_=content["metadata"],
+            content_sha256=sha256,
+        )
+        .on_conflict_do_nothing(index_elements=["lineage_id", "key"])
+        .returning(TaskRow)
+    )
+    if made is not None:
+        return made, True
+    row = session.scalars(select(TaskRow).where(TaskRow.lineage_id == lineage_id, TaskRow.key == key)).one()
+    if row.content_sha256 != sha256:
+        raise TaskKeyTaken(f"the key {key!r} already names another task")
+    return row, False
+
+
+def view(row: TaskRow) -> Task:
+    """The contract of a row."""
+    return Task.model_validate(
+        {name: getattr(row, name) for name in Task.model_fields if name != "metadata"} | {"metadata": row.metadata_}
+    )
+
+
+def count_by_split(session: Session, lineage_id: UUID) -> list[tuple[str, str, int]]:
+    """(domain, split, number of tasks), of one lineage."""
+    rows = session.execute(
+        select(TaskRow.domain, TaskRow.split, func.count())
+        .where(TaskRow.lineage_id == lineage_id)
+        .group_by(TaskRow.domain, TaskRow.split)
+        .order_by(TaskRow.domain, TaskRow.split)
+    )
+    return [(domain, split, count) for domain, split, count in rows]
+
+
+def least_drawn(session: Session, lineage_id: UUID, max_groups_per_task: int, limit: int, seed: int) -> list[TaskRow]:
+    """Train tasks to draw next: domains in turn, least drawn first, in an order that depends on the seed only."""
+    order = func.md5(TaskRow.key + str(seed))
+    turn = func.row_number().over(partition_by=TaskRow.domain, order_by=[TaskRow.num_groups, order]).label("turn")
+    candidates = (
+        select(TaskRow.id, turn, order.label("ord"))
+        .where(
+            TaskRow.lineage_id == lineage_id,
+            TaskRow.split == Split.TRAIN.value,
+            TaskRow.num_groups < max_groups_per_task,
+        )
+        .subquery()
+    )
+    return list(
+        session.scalars(
+            select(TaskRow)
+            .join(candidates, candidates.c.id == TaskRow.id)
+            .order_by(TaskRow.num_groups, candidates.c.turn, candidates.c.ord)
+            .limit(limit)
+        )
+    )
+
+
+def spread_over_families(
+    session: Session, lineage_id: UUID, split: Split, num_tasks: int | None, seed: int
+) -> Sequence[TaskRow]:
+    """At most `num_tasks` tasks a domain (all when None), taken from its families in turn."""
+    order = func.md5(TaskRow.key + str(seed))
+    within = func.row_number().over(partition_by=[TaskRow.domain, TaskRow.family], order_by=order).label("within")
+    inner = (
+        select(TaskRow.id, TaskRow.domain, within, func.md5(TaskRow.family + str(seed)).label("family_order"))
+        .where(TaskRow.lineage_id == lineage_id, TaskRow.split == split.value)
+        .subquery()
+    )
+    rank = (
+        func.row_number()
+        .over(partition_by=inner.c.domain, order_by=[inner.c.within, inner.c.family_order])
+        .label("rank")
+    )
+    ranked = select(inner.c.id, rank).subquery()
+    query = select(TaskRow).join(ranked, ranked.c.id == TaskRow.id).order_by(ranked.c.rank, TaskRow.domain)
+    if num_tasks is not None:
+        query = query.where(ranked.c.rank <= num_tasks)
+    return session.scalars(query).all()
