@@ -85,3 +85,9 @@ class Consultation(View):
     deadline: datetime
     created_at: datetime
     settled_at: datetime | None
+
+
+class ConsultationDetail(Consultation):
+    """A consultation with its tries, oldest first."""
+
+    tries: list[Attempt]

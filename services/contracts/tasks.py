@@ -1,17 +1,19 @@
 """A task: a prompt, its domain, what experts may need to judge an answer, and the split it belongs to."""
 
 import keyword
+from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 from uuid import UUID
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from services.contracts.base import Contract, Json, JsonObject, Name, View
 
 MAX_PROMPT_CHARS = 100_000
 MAX_METADATA_CHARS = 200_000
+MAX_IMPORT_ROWS = 1_000
 
 
 class Split(StrEnum):
@@ -63,13 +65,26 @@ class ToolSet(Contract):
 
         try:
             tree = ast.parse(self.source)
-        except (SyntaxError, ValueError) as error:
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last two: nested absurdly deep
             raise ValueError(f"source does not parse: {error}") from None
         defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
         missing = [name for name in self.names if name not in defined]
         if missing:
             raise ValueError(f"source does not define {', '.join(missing)}")
         return self
+
+
+METADATA_SHAPES: Mapping[str, type[Contract]] = {"tests": FunctionTests, "tools": ToolSet}
+"""The metadata our own experts read, by key; every other key is the owner's own."""
+
+
+def _check_metadata(key: str, shape: type[Contract], value: Json) -> None:
+    try:
+        shape.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        place = ".".join(str(part) for part in ("metadata", key, *first["loc"]))
+        raise ValueError(f"{place}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
 class TaskCreate(Contract):
@@ -88,10 +103,9 @@ class TaskCreate(Contract):
             raise ValueError("messages must end with a non-empty user or tool message: that is the prompt to answer")
         if sum(len(m.content) for m in self.messages) > MAX_PROMPT_CHARS:
             raise ValueError(f"messages are longer than {MAX_PROMPT_CHARS} characters together")
-        if "tests" in self.metadata:
-            FunctionTests.model_validate(self.metadata["tests"])
-        if "tools" in self.metadata:
-            ToolSet.model_validate(self.metadata["tools"])
+        for key, shape in METADATA_SHAPES.items():
+            if key in self.metadata:
+                _check_metadata(key, shape, self.metadata[key])
         if "reference" in self.metadata:
             if self.split is not Split.TRAIN:
                 raise ValueError("only a task of the split `train` may carry a reference")
@@ -113,3 +127,26 @@ class Task(View):
     metadata: JsonObject
     content_sha256: str
     created_at: datetime
+
+
+class TaskImport(Contract):
+    """A batch of tasks, each as `POST /v1/tasks` takes it. All of them are stored, or none."""
+
+    tasks: Annotated[list[JsonObject], Field(min_length=1, max_length=MAX_IMPORT_ROWS)]
+
+
+class ImportedTask(View):
+    """The verdict on one row of an import; `row` counts from 1. `created` is false where the task was there already."""
+
+    row: int
+    id: UUID
+    key: str
+    created: bool
+
+
+class TaskImported(View):
+    """What an import did."""
+
+    num_created: int
+    num_existing: int
+    tasks: list[ImportedTask]

@@ -1,4 +1,4 @@
-"""The bare Celery object: queues, acknowledgement and redelivery. Messages carry ids and are hints; rows are the truth."""
+"""The bare Celery object: queues, acknowledgement, redelivery. Messages carry ids and are hints; rows are the truth."""
 
 from celery import Celery
 from kombu import Queue

@@ -1,4 +1,4 @@
-"""The sweep: once a second, plan draws, send again what was lost, free what dead workers held, close what is complete."""
+"""The sweep, once a second: plan draws, send again what was lost, free what dead workers held, close what is done."""
 
 from sqlalchemy import text
 

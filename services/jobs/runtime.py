@@ -1,4 +1,4 @@
-"""What a worker process holds between tasks: its settings, the store, the policy's client, one asyncio loop for HTTP."""
+"""What a worker process holds between tasks: settings, store, the policy's client, one asyncio loop for HTTP."""
 
 import asyncio
 import threading

@@ -182,7 +182,7 @@ def prefill_prompt(model: PolicyModel, prompt_ids: Tensor, known: Prefill | None
     Shapes: prompt_ids [P], P >= 1.
     """
     ids = tuple(prompt_ids.tolist())
-    shared = _count_common(ids, known.token_ids) if known is not None else 0
+    shared = count_common(ids, known.token_ids) if known is not None else 0
     if known is not None and shared == len(ids) == len(known.token_ids):
         return known
     # The last prompt token is always read: its hidden state predicts the first response token.
@@ -200,7 +200,8 @@ def prefill_prompt(model: PolicyModel, prompt_ids: Tensor, known: Prefill | None
     )
 
 
-def _count_common(left: tuple[int, ...], right: tuple[int, ...]) -> int:
+def count_common(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many tokens two lists of ids have in common at their start."""
     for index, (a, b) in enumerate(zip(left, right, strict=False)):
         if a != b:
             return index
