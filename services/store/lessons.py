@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import exists, func, select, update
+from sqlalchemy import ColumnElement, Select, exists, func, select, update
 from sqlalchemy.orm import Session
 
 from services.contracts.answers import AnswerStatus, Distribution, Feedback
@@ -237,14 +237,14 @@ def count_by_status(session: Session, lineage_id: UUID) -> dict[str, int]:
     counts = session.execute(
         select(LessonRow.status, func.count()).where(LessonRow.lineage_id == lineage_id).group_by(LessonRow.status)
     )
-    return {status: count for status, count in counts}
+    return dict(counts.tuples().all())
 
 
-def _lease(seconds: float) -> object:
+def _lease(seconds: float) -> ColumnElement[datetime]:
     return func.now() + timedelta(seconds=seconds)
 
 
-def _claimable_groups(lineage_id: UUID):  # type: ignore[no-untyped-def]
+def _claimable_groups(lineage_id: UUID) -> Select[tuple[UUID]]:
     in_group = LessonRow.group_id == GroupRow.id
     return select(GroupRow.id).where(
         GroupRow.lineage_id == lineage_id,
