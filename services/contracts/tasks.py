@@ -1,5 +1,6 @@
 """A task: a prompt, its domain, what experts may need to judge an answer, and the split it belongs to."""
 
+import json
 import keyword
 from collections.abc import Mapping
 from datetime import datetime
@@ -103,6 +104,8 @@ class TaskCreate(Contract):
             raise ValueError("messages must end with a non-empty user or tool message: that is the prompt to answer")
         if sum(len(m.content) for m in self.messages) > MAX_PROMPT_CHARS:
             raise ValueError(f"messages are longer than {MAX_PROMPT_CHARS} characters together")
+        if len(json.dumps(self.metadata)) > MAX_METADATA_CHARS:
+            raise ValueError(f"metadata is longer than {MAX_METADATA_CHARS} characters of JSON")
         for key, shape in METADATA_SHAPES.items():
             if key in self.metadata:
                 _check_metadata(key, shape, self.metadata[key])
