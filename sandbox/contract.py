@@ -1,0 +1,186 @@
+"""The sandbox's contract: what may be asked of it and what it answers. Other rooms import this module and nothing else
+of `sandbox`.
+
+Bytes of files travel as standard base64. Standard output and error are text: bytes that are not UTF-8 become U+FFFD,
+NUL stays NUL.
+"""
+
+import base64
+import binascii
+from enum import StrEnum
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+
+MAIN_FILE = "main.py"
+"""The code is written to this file of the run's folder; `files` may not name it."""
+MAX_CODE_CHARS = 1 << 20
+MAX_STDIN_CHARS = 4 << 20
+MAX_FILES = 64
+MAX_FILE_BYTES = 8 << 20
+"""Of all files of one request together, and of all files collected from one run together."""
+MAX_PATH_DEPTH = 8
+MAX_BATCH = 64
+
+
+class Status(StrEnum):
+    """How a run ended, from the point of view of whoever wrote the code."""
+
+    OK = "ok"
+    """Ended by itself with exit code 0."""
+    FAILED = "failed"
+    """Ended by itself with another exit code: an uncaught exception, a syntax error, `sys.exit(3)`."""
+    TIMEOUT = "timeout"
+    """Used up its wall or CPU time."""
+    MEMORY = "memory"
+    """Used up its memory."""
+    OUTPUT = "output"
+    """Wrote far more than `output_bytes` and was stopped."""
+    KILLED = "killed"
+    """Ended by a signal: a crash of the interpreter, or the code signalled itself."""
+    SANDBOX_ERROR = "sandbox_error"
+    """The sandbox failed; it says nothing about the code. Ask again."""
+
+
+class Level(StrEnum):
+    """How well runs are isolated, strongest first."""
+
+    FULL = "full"
+    """Namespaces, read-only root, seccomp, no capabilities, rlimits, and a memory cgroup for each run."""
+    FULL_NOCGROUP = "full-nocgroup"
+    """The same without a cgroup: memory is bounded for each process by rlimits, and for the whole run by measuring
+    it."""
+    WEAK = "weak"
+    """Landlock, seccomp and rlimits only, where the machine allows no namespaces. Runs share the server's network
+    namespace and see the host's processes. Only when the settings ask for it by name."""
+
+
+class MissingReason(StrEnum):
+    NOT_FOUND = "not_found"
+    NOT_A_FILE = "not_a_file"
+    """A folder, a link, a pipe: only regular files reached without following a link are collected."""
+    TOO_LARGE = "too_large"
+    UNREADABLE = "unreadable"
+
+
+def _decode_base64(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return base64.b64decode(value, validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"not standard base64: {error}") from error
+
+
+def _encode_base64(value: bytes) -> str:
+    return base64.b64encode(value).decode("ascii")
+
+
+def _check_path(path: str) -> str:
+    parts = path.split("/")
+    if any(part in ("", ".", "..") for part in parts) or "\0" in path:
+        raise ValueError("a path must be relative to the run's folder, without empty, '.' or '..' parts")
+    if len(parts) > MAX_PATH_DEPTH or any(len(part.encode()) > 255 for part in parts):
+        raise ValueError(f"a path has at most {MAX_PATH_DEPTH} parts of at most 255 bytes")
+    return path
+
+
+FileBytes = Annotated[bytes, BeforeValidator(_decode_base64), PlainSerializer(_encode_base64, str, when_used="json")]
+"""Raw bytes in Python, standard base64 in JSON."""
+BoxPath = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_check_path)]
+"""A path below the run's folder."""
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Limits(Frozen):
+    """What one run may use. All of its processes together, unless said otherwise."""
+
+    wall_seconds: float = Field(5.0, ge=0.1, le=120, allow_inf_nan=False)
+    cpu_seconds: float = Field(5.0, ge=0.1, le=120, allow_inf_nan=False)
+    memory_bytes: int = Field(256 << 20, ge=32 << 20, le=4 << 30)
+    output_bytes: int = Field(64 << 10, ge=0, le=1 << 20)
+    """Kept of standard output, and as much again of standard error; what comes after is dropped and marked."""
+    processes: int = Field(16, ge=1, le=128)
+    """Processes and threads alive at one time, the first included."""
+
+
+class RunRequest(Frozen):
+    """One program to run in a fresh, empty folder, and what to bring back from it."""
+
+    code: str = Field(max_length=MAX_CODE_CHARS)
+    language: Literal["python"] = "python"
+    stdin: str = Field("", max_length=MAX_STDIN_CHARS)
+    files: dict[BoxPath, FileBytes] = Field(default_factory=dict, max_length=MAX_FILES)
+    limits: Limits = Limits()
+    collect: tuple[BoxPath, ...] = Field((), max_length=MAX_FILES)
+    """Paths of regular files to return after the run."""
+
+    @model_validator(mode="after")
+    def _check_files(self) -> Self:
+        if sum(map(len, self.files.values())) > MAX_FILE_BYTES:
+            raise ValueError(f"files hold more than {MAX_FILE_BYTES} bytes together")
+        for path in self.files:
+            parts = path.split("/")
+            if parts[0] == MAIN_FILE:
+                raise ValueError(f"{MAIN_FILE} is where the code goes")
+            for depth in range(1, len(parts)):
+                if "/".join(parts[:depth]) in self.files:
+                    raise ValueError(f"{'/'.join(parts[:depth])} is both a file and a folder")
+        return self
+
+
+class RunResult(Frozen):
+    status: Status
+    reason: str
+    """One line for a person: which limit, which signal, which fault."""
+    exit_code: int | None
+    """None unless the program ended by itself."""
+    signal: int | None
+    """The signal that ended the program, if one did and no limit of the sandbox was behind it."""
+    stdout: str
+    stderr: str
+    stdout_truncated: bool
+    stderr_truncated: bool
+    wall_seconds: float
+    cpu_seconds: float
+    peak_memory_bytes: int
+    files: dict[str, FileBytes]
+    files_missing: dict[str, MissingReason]
+    """Those of `collect` that did not come back, and why."""
+    isolation: Level
+
+
+class BatchRequest(Frozen):
+    """Independent runs; they share nothing, and run side by side as slots allow."""
+
+    runs: tuple[RunRequest, ...] = Field(min_length=1, max_length=MAX_BATCH)
+
+
+class BatchResult(Frozen):
+    results: tuple[RunResult, ...]
+    """In the order of the request."""
+
+
+class Health(Frozen):
+    status: Literal["ok"]
+    level: Level
+    python_version: str
+    """Of the interpreter that runs the code."""
+    slots: int
+    """Runs at one time."""
+    running: int
+    queue: int
+    """Runs now waiting for a slot."""
+    queue_limit: int
+
+
+class Problem(Frozen):
+    """An error as RFC 9457 describes it (`application/problem+json`)."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
