@@ -1,0 +1,85 @@
+"""`python -m sandbox`: serve the sandbox over HTTP until told to stop. The key comes from SANDBOX_API_KEY, never from
+the command line."""
+
+import argparse
+import ipaddress
+import os
+import signal
+import sys
+
+import uvicorn
+from pydantic import SecretStr
+
+from sandbox import kernel
+from sandbox.app import create_app
+from sandbox.contract import Level
+from sandbox.settings import SandboxSettings
+
+STOP_SECONDS = 5
+"""Given to requests in flight; then they are cancelled, and with them their runs."""
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m sandbox", description="Run untrusted code, isolated, behind an HTTP interface."
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; other than loopback needs SANDBOX_API_KEY"
+    )
+    parser.add_argument("--port", type=int, default=8130)
+    parser.add_argument("--slots", type=int, help="runs at one time (default: two per core)")
+    parser.add_argument("--queue-limit", type=int, help="runs that may wait before callers are told 429")
+    parser.add_argument(
+        "--minimum-level",
+        type=Level,
+        choices=list(Level),
+        default=Level.FULL_NOCGROUP,
+        help="refuse to start below this isolation (default: full-nocgroup)",
+    )
+    parser.add_argument(
+        "--die-with-parent", action="store_true", help="stop when the process that started this one ends"
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str]) -> int:
+    """Serve until SIGTERM or SIGINT; 2 for settings that make no sense, 3 when the machine does not allow the
+    isolation."""
+    options = _parse(arguments)
+    key = os.environ.get("SANDBOX_API_KEY")
+    if not key and not _is_loopback(options.host):
+        sys.stderr.write(
+            f"sandbox: set SANDBOX_API_KEY to listen on {options.host}; without it only loopback is open\n"
+        )
+        return 2
+    if options.die_with_parent:
+        kernel.die_with_parent(signal.SIGTERM)
+        if os.getppid() == 1:
+            return 0
+    chosen = {name: getattr(options, name) for name in ("slots", "queue_limit", "minimum_level")}
+    settings = SandboxSettings(
+        api_key=SecretStr(key) if key else None, **{name: value for name, value in chosen.items() if value is not None}
+    )
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(settings),
+            host=options.host,
+            port=options.port,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=STOP_SECONDS,
+        )
+    )
+    server.run()
+    return 0 if server.started else 3
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,185 @@
+"""The sandbox over HTTP: POST /v1/run, POST /v1/run_batch, GET /healthz. Thin: contract in, runner, contract out."""
+
+import asyncio
+import hmac
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Annotated, TypeVar, cast
+
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sandbox.contract import BatchRequest, BatchResult, Health, Problem, RunRequest, RunResult
+from sandbox.errors import BodyTooLarge, KeyRefused, SandboxError, SandboxStopping
+from sandbox.runner import Runner
+from sandbox.settings import SandboxSettings
+
+MAX_BODY_BYTES = 32 << 20
+"""Of one request, and of one batch as well."""
+_CLIENT_GONE = 499
+
+T = TypeVar("T")
+router = APIRouter()
+
+
+def _runner(request: Request) -> Runner:
+    runner = cast(Runner | None, getattr(request.app.state, "runner", None))
+    if runner is None:
+        raise SandboxStopping("the sandbox is not started")
+    return runner
+
+
+RunnerDep = Annotated[Runner, Depends(_runner)]
+
+
+def _check_key(request: Request) -> None:
+    settings = cast(SandboxSettings, request.app.state.settings)
+    if settings.api_key is None:
+        return
+    expected = f"Bearer {settings.api_key.get_secret_value()}".encode()
+    if not hmac.compare_digest(request.headers.get("authorization", "").encode(), expected):
+        raise KeyRefused("send the sandbox's key as `Authorization: Bearer KEY`")
+
+
+@router.post("/v1/run", dependencies=[Depends(_check_key)])
+async def run(body: RunRequest, request: Request, runner: RunnerDep) -> RunResult:
+    """Run one program. A result is always 200, whatever the program did; a client that hangs up ends the run.
+
+    Errors: KeyRefused (401), BodyTooLarge (413), a request outside the contract (422), SandboxBusy (429, with
+    Retry-After), SandboxStopping (503).
+    """
+    return await _unless_gone(request, runner.run(body))
+
+
+@router.post("/v1/run_batch", dependencies=[Depends(_check_key)])
+async def run_batch(body: BatchRequest, request: Request, runner: RunnerDep) -> BatchResult:
+    """Run several independent programs; results in their order. All or none is admitted.
+
+    Errors: as for `run`.
+    """
+    return BatchResult(results=await _unless_gone(request, runner.run_batch(body.runs)))
+
+
+@router.get("/healthz")
+async def get_health(request: Request, runner: RunnerDep) -> Health:
+    """The isolation level, slots and queue. Errors: SandboxStopping (503)."""
+    settings = cast(SandboxSettings, request.app.state.settings)
+    return Health(
+        status="ok",
+        level=runner.level,
+        python_version=runner.python_version,
+        slots=settings.slots,
+        running=runner.num_running,
+        queue=runner.num_waiting,
+        queue_limit=settings.queue_limit,
+    )
+
+
+class _ClientGone(Exception):
+    """Nobody is left to read an answer."""
+
+
+async def _unless_gone(request: Request, work: Coroutine[None, None, T]) -> T:
+    """Await the work, but cancel it when the client hangs up."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_await_disconnect(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise _ClientGone
+    finally:
+        gone.cancel()
+        task.cancel()
+        await asyncio.wait({task, gone})
+
+
+async def _await_disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _render(problem: Problem, headers: dict[str, str] | None = None) -> Response:
+    return Response(problem.model_dump_json(), problem.status, headers, media_type="application/problem+json")
+
+
+async def _answer_sandbox_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, SandboxError)
+    seconds = error.retry_after_seconds
+    headers = {} if seconds is None else {"Retry-After": str(seconds)}
+    if isinstance(error, KeyRefused):
+        headers["WWW-Authenticate"] = "Bearer"
+    return _render(Problem(title=error.title, status=error.status_code, detail=str(error)), headers)
+
+
+async def _answer_invalid(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    details = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:10]]
+    detail = "; ".join(details).encode(errors="backslashreplace").decode()
+    return _render(Problem(title="The request does not fit the contract", status=422, detail=detail))
+
+
+async def _answer_http_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return _render(
+        Problem(title=error.detail, status=error.status_code, detail=error.detail), dict(error.headers or {})
+    )
+
+
+async def _answer_gone(_: Request, __: Exception) -> Response:
+    return Response(status_code=_CLIENT_GONE)
+
+
+class _BodyLimit:
+    """Refuses a body above MAX_BODY_BYTES, by its announced length or when it has grown past it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        num_bytes = 0
+
+        async def receive_counted() -> Message:
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > MAX_BODY_BYTES:
+                raise BodyTooLarge(f"a request has at most {MAX_BODY_BYTES} bytes")
+            return message
+
+        announced = dict(scope["headers"]).get(b"content-length", b"0")
+        if announced.isdigit() and int(announced) > MAX_BODY_BYTES:
+            problem = Problem(
+                title=BodyTooLarge.title,
+                status=413,
+                detail=f"{int(announced)} bytes; a request has at most {MAX_BODY_BYTES}",
+            )
+            await _render(problem, {"Connection": "close"})(scope, receive, send)
+            return
+        await self._app(scope, receive_counted, send)
+
+
+def create_app(settings: SandboxSettings) -> FastAPI:
+    """The application; its lifespan starts the runner (or raises IsolationRefused) and ends every run when it stops."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with await Runner.start(settings) as runner:
+            app.state.runner = runner
+            yield
+            app.state.runner = None
+
+    app = FastAPI(title="Preceptor sandbox", lifespan=lifespan)
+    app.state.settings = settings
+    app.include_router(router)
+    app.add_middleware(_BodyLimit)
+    app.add_exception_handler(SandboxError, _answer_sandbox_error)
+    app.add_exception_handler(RequestValidationError, _answer_invalid)
+    app.add_exception_handler(HTTPException, _answer_http_error)
+    app.add_exception_handler(_ClientGone, _answer_gone)
+    return app

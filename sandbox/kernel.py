@@ -1,0 +1,161 @@
+"""The few Linux calls the standard library lacks, as typed functions that raise OSError. Only the standard library;
+loads under `python -S`."""
+
+import ctypes
+import os
+import platform
+from enum import IntFlag
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+MACHINE = platform.machine()
+_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}.get(MACHINE, -1)
+_CAPSET = {"x86_64": 126, "aarch64": 91}.get(MACHINE, -1)
+_MOUNT_SETATTR = 442  # the same on every architecture, like all calls since Linux 5.0
+_OPENAT2 = 437
+
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_CAPBSET_DROP = 1, 4, 22, 24
+_PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 4
+_SECCOMP_MODE_FILTER = 2
+_CAPABILITY_VERSION_3 = 0x20080522
+_NUM_CAPABILITIES = (
+    64  # more than any kernel has: dropping one that does not exist fails with EINVAL, which ends the loop
+)
+_MNT_DETACH = 2
+_AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
+_RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 0x02, 0x04, 0x08
+
+
+class Namespace(IntFlag):
+    MOUNT = 0x00020000
+    CGROUP = 0x02000000
+    UTS = 0x04000000
+    IPC = 0x08000000
+    USER = 0x10000000
+    PID = 0x20000000
+    NET = 0x40000000
+
+
+class Mount(IntFlag):
+    NONE = 0
+    READ_ONLY = 1
+    NO_SETUID = 2
+    NO_DEVICES = 4
+    NO_EXEC = 8
+    BIND = 4096
+    RECURSIVE = 16384
+    PRIVATE = 1 << 18
+
+
+class _MountAttributes(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd")]
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_uint64) for name in ("flags", "mode", "resolve")]
+
+
+class _FilterProgram(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p)]
+
+
+def _check(result: int, call: str) -> int:
+    if result < 0:
+        errno = ctypes.get_errno()
+        raise OSError(errno, f"{call}: {os.strerror(errno)}")
+    return result
+
+
+def _syscall(number: int, name: str, *arguments: object) -> int:
+    if number < 0:
+        raise OSError(f"{name}: not known on {MACHINE}")
+    return _check(_libc.syscall(ctypes.c_long(number), *arguments), name)
+
+
+def _prctl(option: int, *arguments: object) -> int:
+    padded = [*arguments, *[ctypes.c_ulong(0)] * (4 - len(arguments))]
+    return int(_libc.prctl(ctypes.c_int(option), *padded))
+
+
+def unshare(namespaces: Namespace) -> None:
+    _check(_libc.unshare(ctypes.c_int(namespaces)), f"unshare {namespaces!r}")
+
+
+def mount(source: str | None, target: str, kind: str | None, flags: Mount, options: str = "") -> None:
+    result = _libc.mount(
+        source.encode() if source else None,
+        target.encode(),
+        kind.encode() if kind else None,
+        ctypes.c_ulong(flags),
+        options.encode() or None,
+    )
+    _check(result, f"mount {kind or 'of'} {source or ''} on {target}")
+
+
+def restrict_mount(target: str, flags: Mount) -> None:
+    """Add READ_ONLY, NO_SETUID, NO_DEVICES or NO_EXEC to a mount and all below it; flags it has already stay (Linux
+    5.12)."""
+    attributes = _MountAttributes(attr_set=int(flags))
+    _syscall(
+        _MOUNT_SETATTR,
+        f"mount_setattr {target}",
+        ctypes.c_int(_AT_FDCWD),
+        target.encode(),
+        ctypes.c_uint(_AT_RECURSIVE),
+        ctypes.byref(attributes),
+        ctypes.c_size_t(ctypes.sizeof(attributes)),
+    )
+
+
+def pivot_to(root: str) -> None:
+    """Make the mount `root` the root of this mount namespace; the old root is gone from it."""
+    os.chdir(root)
+    _syscall(_PIVOT_ROOT, "pivot_root", b".", b".")
+    _check(_libc.umount2(b".", ctypes.c_int(_MNT_DETACH)), "umount of the old root")
+    os.chdir("/")
+
+
+def open_beneath(folder_fd: int, path: str, flags: int) -> int:
+    """Open a path below an open folder, following no link on the way and never leaving it (Linux 5.6)."""
+    how = _OpenHow(flags=flags, resolve=_RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS)
+    return _syscall(
+        _OPENAT2,
+        f"openat2 {path}",
+        ctypes.c_int(folder_fd),
+        path.encode(),
+        ctypes.byref(how),
+        ctypes.c_size_t(ctypes.sizeof(how)),
+    )
+
+
+def set_hostname(name: str) -> None:
+    encoded = name.encode()
+    _check(_libc.sethostname(encoded, ctypes.c_size_t(len(encoded))), "sethostname")
+
+
+def die_with_parent(signal_number: int) -> None:
+    """Get this signal when the parent ends. Cleared by a change of user, so call it after one."""
+    _check(_prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal_number)), "PR_SET_PDEATHSIG")
+
+
+def set_dumpable(dumpable: bool) -> None:
+    """A process that is not dumpable can not be traced, nor its memory and files read, by others of its user."""
+    _check(_prctl(_PR_SET_DUMPABLE, ctypes.c_ulong(dumpable)), "PR_SET_DUMPABLE")
+
+
+def drop_capabilities() -> None:
+    """Give up every capability for good, and the means of an exec to bring one back."""
+    for capability in range(_NUM_CAPABILITIES):
+        if _prctl(_PR_CAPBSET_DROP, ctypes.c_ulong(capability)) < 0:
+            break
+    _check(_prctl(_PR_CAP_AMBIENT, ctypes.c_ulong(_PR_CAP_AMBIENT_CLEAR_ALL)), "PR_CAP_AMBIENT")
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    _syscall(_CAPSET, "capset", ctypes.byref(header), ctypes.byref((ctypes.c_uint32 * 6)()))
+    _check(_prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1)), "PR_SET_NO_NEW_PRIVS")
+
+
+def install_filter(program: bytes) -> None:
+    """Put a seccomp filter (packed `struct sock_filter`s) on this process and all it will start."""
+    instructions = ctypes.create_string_buffer(program, len(program))
+    header = _FilterProgram(len(program) // 8, ctypes.addressof(instructions))
+    _check(_prctl(_PR_SET_SECCOMP, ctypes.c_ulong(_SECCOMP_MODE_FILTER), ctypes.byref(header)), "PR_SET_SECCOMP")

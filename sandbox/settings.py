@@ -1,0 +1,24 @@
+"""The settings of one sandbox server, read once at its entrypoint."""
+
+import os
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+from sandbox.contract import Level
+
+
+def _two_per_core() -> int:
+    return 2 * len(os.sched_getaffinity(0))
+
+
+class SandboxSettings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    slots: int = Field(default_factory=_two_per_core, ge=1, le=1024)
+    """Runs at one time: two per core, since a run waits for its pipes and mounts part of its time."""
+    queue_limit: int = Field(256, ge=0)
+    """Runs that may wait for a slot; the next one is answered 429."""
+    minimum_level: Level = Level.FULL_NOCGROUP
+    """The weakest isolation to accept. `weak` must be asked for by name."""
+    api_key: SecretStr | None = None
+    """When set, every call but /healthz must carry it as `Authorization: Bearer`."""
