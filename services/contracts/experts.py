@@ -11,7 +11,7 @@ from services.contracts.answers import AnswerContent, AnswerKind, Feedback
 from services.contracts.base import Contract, JsonObject, Name, Sha256, StatusChanges, TokenId, View
 from services.contracts.tasks import Message
 
-PROTOCOL = 1
+PROTOCOL: Literal[1] = 1
 
 
 class ExpertStatus(StrEnum):

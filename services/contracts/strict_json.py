@@ -1,0 +1,62 @@
+"""JSON as RFC 8259 means it, and only what Postgres can keep: no NaN or infinity, no key twice, no NUL, no lone surrogate."""
+
+import json
+import math
+from typing import NoReturn
+
+from services.contracts.base import Json
+
+
+class NotStrictJson(ValueError):
+    """The bytes are not JSON, or hold a value no row can keep."""
+
+
+def parse_json(data: bytes | str) -> Json:
+    """The JSON value of UTF-8 bytes or text. Raises NotStrictJson saying what is wrong with it."""
+    try:
+        text = data.decode() if isinstance(data, bytes) else data
+        value: Json = json.loads(
+            text, parse_constant=_refuse_constant, parse_float=_parse_finite, object_pairs_hook=_build_object
+        )
+    except NotStrictJson:
+        raise
+    except ValueError as error:
+        raise NotStrictJson(f"not JSON: {error}") from None
+    except RecursionError:
+        raise NotStrictJson("nested too deeply") from None
+    if "\\u" in text or "\0" in text:
+        _check_strings(value)
+    return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise NotStrictJson(f"{name} is not JSON")
+
+
+def _parse_finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise NotStrictJson(f"{text[:40]} is not a finite number")
+    return number
+
+
+def _build_object(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+    built = dict(pairs)
+    if len(built) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in built if keys.count(key) > 1)
+        raise NotStrictJson(f"the key {twice!r} appears twice in one object")
+    return built
+
+
+def _check_strings(value: Json) -> None:
+    if isinstance(value, str):
+        if "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):
+            raise NotStrictJson("a string holds a NUL character or half a surrogate pair")
+    elif isinstance(value, list):
+        for item in value:
+            _check_strings(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _check_strings(key)
+            _check_strings(item)
