@@ -5,7 +5,7 @@ from uuid import UUID
 import structlog
 
 from services.contracts.rollouts import Purpose
-from services.contracts.templates import demonstration_turns
+from services.contracts.templates import Template, build_teacher_messages
 from services.jobs import dispatch
 from services.jobs.app import app
 from services.jobs.runtime import runtime
@@ -66,7 +66,7 @@ def _draw(draw: Draw) -> None:
 def _request(draw: Draw) -> SampleRequest:
     messages = list(draw.messages)
     if draw.shown_solution is not None:
-        messages = demonstration_turns(messages, draw.shown_solution)
+        messages = build_teacher_messages(Template.TURNS, messages, draw.shown_solution, None)
     return SampleRequest(
         version=draw.policy_version,
         prompts=[SamplePrompt(id=str(draw.group_id), messages=messages, n=draw.size, seed=draw.sampling.seed or 0)],

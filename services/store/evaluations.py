@@ -15,7 +15,7 @@ from services.contracts.rollouts import GroupStatus, Purpose, RolloutStatus, Sam
 from services.contracts.tasks import Split
 from services.errors import InvalidInput, NotFound
 from services.store import groups, policies, tasks
-from services.store.models import EvaluationRow, GroupRow, RolloutRow, TaskRow
+from services.store.models import EvaluationRow, GroupRow, PolicyVersionRow, RolloutRow, TaskRow
 
 PASS_SCORE = 0.5  # a verdict above this is a pass; execution and executed calls score 0 or 1
 
@@ -37,7 +37,7 @@ def create(
 
     Errors: NothingToEvaluate (422), PolicyVersionNotFound (404).
     """
-    version = policies.by_name(session, lineage_id, wanted.policy_version)
+    version = _version(session, lineage_id, wanted.policy_version)
     chosen = tasks.spread_over_families(session, lineage_id, wanted.split, wanted.num_tasks, wanted.seed)
     if not chosen:
         raise NothingToEvaluate(f"there is no task of the split {wanted.split.value!r}")
@@ -71,7 +71,7 @@ def create_gap_probe(
 
     num_tasks: a domain. Errors: NothingToEvaluate when no train task carries a reference.
     """
-    version = policies.by_name(session, lineage_id, None)
+    version = _version(session, lineage_id, None)
     chosen = [
         task
         for task in tasks.spread_over_families(session, lineage_id, Split.TRAIN, num_tasks, seed)
@@ -102,6 +102,13 @@ def create_gap_probe(
             )
             ids.append(group.id)
     return row, ids
+
+
+def _version(session: Session, lineage_id: UUID, name: str | None) -> PolicyVersionRow:
+    version = policies.serving(session, lineage_id) if name is None else policies.get(session, lineage_id, name)
+    if version is None:
+        raise policies.PolicyVersionNotFound("no policy version serves", hint="Name one with policy_version.")
+    return version
 
 
 def _seed(seed: int, index: int) -> int:

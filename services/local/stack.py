@@ -1,0 +1,184 @@
+"""The product's processes on one machine, in the order they need each other.
+
+    postgres, valkey -> schema, owner -> policy, sandbox -> lineage -> experts, api -> own experts -> worker, beat, trainer
+
+`DATABASE_URL` and `REDIS_URL` in the environment win over the embedded servers.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from services import main
+from services.local.layout import Layout, free_port, given_database_url, given_redis_url, write_private
+from services.local.postgres import EmbeddedPostgres
+from services.local.supervisor import ProcessSpec, Supervisor, answers_http
+from services.local.valkey import EmbeddedValkey
+from services.settings import Settings
+
+WORKER_THREADS = 16
+POLICY_READY_SECONDS = 180.0  # loading a model of some gigabytes from a slow disk
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Credentials(BaseModel):
+    """How this installation's own command line reaches its api; kept in a file only its owner can read."""
+
+    api_url: str
+    api_key: str
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A running stack."""
+
+    settings: Settings
+    layout: Layout
+    api_key: str
+    supervisor: Supervisor
+    new_owner_key: str | None
+
+
+def credentials_file(layout: Layout) -> Path:
+    """Where the command line finds the api and its key."""
+    return layout.root / "credentials.json"
+
+
+def read_credentials(layout: Layout) -> Credentials | None:
+    """The credentials of the last start; None before the first."""
+    try:
+        return Credentials.model_validate_json(credentials_file(layout).read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+@contextmanager
+def running(
+    layout: Layout,
+    model: Path,
+    *,
+    environment: Mapping[str, str],
+    report: Callable[[str], None],
+    teacher_temperature: float,
+    policy_threads: int,
+) -> Iterator[Stack]:
+    """The whole stack, healthy, until the block ends.
+
+    model: a folder in Hugging Face's format. environment: what the processes get on top of ours (PRECEPTOR_*).
+    Errors: FolderInUse, ProcessFailed with the last lines of the log, LineageModelDiffers, RegistrationFailed.
+    """
+    with Supervisor(layout, report) as supervisor:
+        database_url, redis_url = _start_servers(layout, supervisor)
+        secrets = layout.secrets()
+        ports = _ports(layout)
+        given = {
+            **environment,
+            "PRECEPTOR_HOME": str(layout.root),
+            "PRECEPTOR_DATABASE_URL": database_url,
+            "PRECEPTOR_REDIS_URL": redis_url,
+            "PRECEPTOR_API_URL": f"http://127.0.0.1:{ports['api']}",
+            "PRECEPTOR_POLICY_URL": f"http://127.0.0.1:{ports['policy']}",
+            "PRECEPTOR_SANDBOX_URL": f"http://127.0.0.1:{ports['sandbox']}",
+            "PRECEPTOR_EXPERTS_URL": f"http://127.0.0.1:{ports['experts']}",
+            "PRECEPTOR_INTERNAL_KEY": secrets.internal_key.get_secret_value(),
+            "PRECEPTOR_EXPERT_SECRET": secrets.expert_signing_secret.get_secret_value(),
+            "SANDBOX_API_KEY": secrets.internal_key.get_secret_value(),
+            "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads of two torch processes would starve each other
+            "TOKENIZERS_PARALLELISM": "false",
+            "HF_HUB_OFFLINE": "1",
+        }
+        os.environ.update(given)
+        settings = Settings()
+        report("migrating the database")
+        new_owner_key = main.prepare_database(settings)
+        api_key = _keep_key(layout, settings, new_owner_key)
+        supervisor.start(
+            _service(
+                "policy",
+                ["-m", "services.policy.app", "--model", str(model), "--artifacts", str(layout.artifacts)]
+                + ["--threads", str(policy_threads)],
+                settings.policy_url,
+                ready_seconds=POLICY_READY_SECONDS,
+            ),
+            _service("sandbox", ["-m", "sandbox"], settings.sandbox_url),
+        )
+        main.prepare_lineage(settings)
+        supervisor.start(
+            _service("experts", ["-m", "services.experts"], settings.experts_url),
+            _service("api", ["-m", "services.api"], settings.api_url),
+        )
+        report("registering the experts")
+        main.register_own_experts(settings, api_key, teacher_temperature)
+        celery = ["-m", "celery", "-A", "services.jobs.app"]
+        supervisor.start(
+            ProcessSpec(
+                "worker",
+                [sys.executable, *celery, "worker", "--pool", "threads", "--concurrency", str(WORKER_THREADS)]
+                + ["--loglevel", "INFO", "--without-gossip", "--without-mingle"],
+                cwd=ROOT,
+                max_restarts=3,
+                stop_seconds=15,
+            ),
+            ProcessSpec(
+                "beat",
+                [sys.executable, *celery, "beat", "--loglevel", "WARNING", "--schedule", str(layout.root / "beat.db")],
+                cwd=ROOT,
+                max_restarts=3,
+            ),
+            ProcessSpec("trainer", [sys.executable, "-m", "trainer", "--model", str(model)], cwd=ROOT, stop_seconds=30),
+        )
+        yield Stack(settings, layout, api_key, supervisor, new_owner_key)
+
+
+def _start_servers(layout: Layout, supervisor: Supervisor) -> tuple[str, str]:
+    """The database's and the broker's URL, embedded ones started where the environment names none."""
+    database_url, redis_url = given_database_url(os.environ), given_redis_url(os.environ)
+    postgres = EmbeddedPostgres(layout.postgres, log=layout.log("postgres"))
+    valkey = EmbeddedValkey(layout.valkey, log=layout.log("valkey"))
+    wanted = [
+        *([postgres] if database_url is None else []),
+        *([valkey] if redis_url is None else []),
+    ]
+    if wanted:
+        supervisor.start(*wanted)
+    return database_url or postgres.url, redis_url or valkey.url_of(0)
+
+
+def _service(name: str, arguments: list[str], url: str, ready_seconds: float = 60) -> ProcessSpec:
+    port = url.rsplit(":", 1)[1]
+    return ProcessSpec(
+        name,
+        [sys.executable, *arguments, "--host", "127.0.0.1", "--port", port],
+        cwd=ROOT,
+        is_ready=answers_http(f"{url}/healthz"),
+        ready_seconds=ready_seconds,
+        url=url,
+    )
+
+
+def _ports(layout: Layout) -> dict[str, int]:
+    """A free port for each service."""
+    ports: dict[str, int] = {}
+    while len(set(ports.values())) < 4:
+        ports = {name: free_port() for name in ("api", "policy", "sandbox", "experts")}
+    return ports
+
+
+def _keep_key(layout: Layout, settings: Settings, new_key: str | None) -> str:
+    """The command line's key: the new owner's, or the one kept from the first start, or PRECEPTOR_API_KEY."""
+    kept = read_credentials(layout)
+    key = new_key or os.environ.get("PRECEPTOR_API_KEY") or (kept.api_key if kept else None)
+    if key is None:
+        raise main.RegistrationFailed(
+            "the database has an owner already, but this data folder has no API key",
+            hint="Set PRECEPTOR_API_KEY to an owner's key.",
+        )
+    content = Credentials(api_url=settings.api_url, api_key=key).model_dump()
+    write_private(credentials_file(layout), json.dumps(content, indent=2) + "\n")
+    return key
