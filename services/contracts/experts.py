@@ -5,7 +5,7 @@ from enum import StrEnum
 from typing import Annotated, Literal, Self, TypeAlias
 from uuid import UUID
 
-from pydantic import AnyHttpUrl, Field, model_validator
+from pydantic import AnyHttpUrl, AwareDatetime, Field, model_validator
 
 from services.contracts.answers import AnswerContent, AnswerKind, Feedback
 from services.contracts.base import Contract, JsonObject, Name, Sha256, StatusChanges, TokenId, View
@@ -114,7 +114,7 @@ class ConsultRequest(Contract):
 
     protocol: Literal[1] = PROTOCOL
     consultation_id: UUID
-    deadline: datetime
+    deadline: AwareDatetime
     ask: Ask
     task: AskedTask
     rollout: AskedRollout

@@ -1,4 +1,7 @@
-"""JSON as RFC 8259 means it, and only what Postgres can keep: no NaN or infinity, no key twice, no NUL, no lone surrogate."""
+"""JSON as RFC 8259 means it, and only what Postgres can keep.
+
+No NaN or infinity, no key twice in an object, no NUL, no half of a surrogate pair.
+"""
 
 import json
 import math

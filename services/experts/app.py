@@ -1,8 +1,8 @@
 """The one HTTP shape of every expert, ours and anyone's: protocol 1 of the expert contract over a small Python object.
 
-An author writes a class with a `descriptor` and a `consult` method; `create_expert_app` adds the routes, the signatures,
-idempotency, limits and typed refusals. What it refuses to do: turn a fault into an answer. A consult method that raises
-is a 500 or 503 problem document, and an answer that does not fit the question is never sent.
+An author writes a class with a `descriptor` and a `consult` method; `create_expert_app` adds the routes, signatures,
+idempotency, limits and typed refusals. What it refuses to do: turn a fault into an answer. A consult method that
+raises is a 500 or 503 problem document, and an answer that does not fit the question is never sent.
 
 Idempotency and the concurrency limit hold within one process: serve an expert from one worker process, or put its
 memory somewhere shared.

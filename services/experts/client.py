@@ -6,7 +6,6 @@ strictly and compared with the question. What comes out is one of four typed out
 made-up score.
 """
 
-import asyncio
 import ipaddress
 import socket
 from collections.abc import Iterable, Mapping
@@ -59,7 +58,10 @@ class EndpointRefused(InvalidInput):
 
 
 class ExpertUnavailable(ServiceUnavailable):
-    """The expert gave no answer this time: away, slow, busy or failing. retry_after: its own wish, in seconds."""
+    """The expert gave no answer this time: away, slow, busy or failing.
+
+    retry_after: seconds, only when the expert is well but busy (429).
+    """
 
     title = "Expert unavailable"
 
@@ -292,8 +294,10 @@ def _check_fit(result: ConsultResult, request: ConsultRequest, vocab_size: int |
 
 def _raise_if_unavailable(reply: Reply) -> None:
     if reply.status >= 500 or reply.status in ASK_AGAIN:
-        wish = reply.headers.get("retry-after", "")
-        retry_after = min(float(wish), MAX_RETRY_AFTER) if wish.isdecimal() else None
+        retry_after = None
+        if reply.status == 429:
+            wish = reply.headers.get("retry-after", "")
+            retry_after = min(float(wish), MAX_RETRY_AFTER) if wish.isdecimal() else 1.0
         raise ExpertUnavailable(f"answers {reply.status}: {_quote(reply.body)}", retry_after)
 
 
