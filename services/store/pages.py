@@ -1,0 +1,50 @@
+"""Pages: keysets on time-ordered ids, newest first, behind an opaque cursor."""
+
+import base64
+import binascii
+from typing import TypeVar
+from uuid import UUID
+
+from sqlalchemy import Select
+from sqlalchemy.orm import InstrumentedAttribute, Session
+
+from services.errors import InvalidInput
+
+R = TypeVar("R")
+
+
+class BadCursor(InvalidInput):
+    """The cursor was not made by this list."""
+
+    hint = "Give back `next_cursor` exactly as it came, or leave the cursor out to start again at the newest."
+
+
+def encode_cursor(last: UUID) -> str:
+    """The cursor of the page that follows this row."""
+    return base64.urlsafe_b64encode(last.bytes).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str) -> UUID:
+    """The row after which the page begins. Errors: BadCursor."""
+    try:
+        raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        raw = b""
+    if len(raw) != 16:
+        raise BadCursor("the cursor cannot be read")
+    return UUID(bytes=raw)
+
+
+def newest_first(
+    session: Session, query: Select[tuple[R]], key: InstrumentedAttribute[UUID], cursor: str | None, limit: int
+) -> tuple[list[R], str | None]:
+    """At most `limit` rows of the query, newest first, and the cursor of the next page (None on the last).
+
+    `key` is the id of the query's row. Errors: BadCursor.
+    """
+    if cursor is not None:
+        query = query.where(key < decode_cursor(cursor))
+    ordered = query.add_columns(key).order_by(key.desc()).limit(limit + 1)
+    rows = session.execute(ordered).all()
+    items = [row[0] for row in rows[:limit]]
+    return items, encode_cursor(rows[limit - 1][1]) if len(rows) > limit else None
