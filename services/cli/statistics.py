@@ -1,0 +1,73 @@
+"""The figures of a report: unbiased pass@k, and paired differences with t-intervals over families.
+
+Tasks of one family are alike, so the family is the unit of the interval: differences are averaged within a family
+first, and the interval says how far another draw of families could move the mean.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from scipy import stats
+
+from services.contracts.evaluations import TaskResult
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with the ends of its two-sided 95 % interval; the ends are NaN with fewer than two families."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def pass_at_k(num_samples: int, num_passed: int, k: int) -> float:
+    """The unbiased estimate of the chance that at least one of k samples passes (arXiv 2107.03374, eq. 1).
+
+    Raises ValueError when k exceeds the number of samples: there is no unbiased estimate.
+    """
+    if not 0 <= num_passed <= num_samples or not 1 <= k <= num_samples:
+        raise ValueError(f"pass@{k} of {num_passed} passes in {num_samples} samples")
+    return 1.0 - math.comb(num_samples - num_passed, k) / math.comb(num_samples, k)
+
+
+def t_interval(values: Sequence[float]) -> Interval:
+    """The mean of the values and its t-interval. Raises ValueError without values."""
+    if not values:
+        raise ValueError("no values")
+    mean = fmean(values)
+    if len(values) < 2:
+        return Interval(mean, math.nan, math.nan)
+    error = float(stats.sem(values))
+    if error == 0.0:
+        return Interval(mean, mean, mean)
+    low, high = stats.t.interval(CONFIDENCE, len(values) - 1, loc=mean, scale=error)
+    return Interval(mean, float(low), float(high))
+
+
+def family_means(results: Sequence[TaskResult], k: int) -> dict[str, float]:
+    """pass@k by family, averaged over its tasks that have at least k judged samples."""
+    by_family: dict[str, list[float]] = defaultdict(list)
+    for task in results:
+        if task.num_judged >= k:
+            by_family[task.family].append(pass_at_k(task.num_judged, task.num_passed, k))
+    return {family: fmean(values) for family, values in by_family.items()}
+
+
+def score(results: Sequence[TaskResult], k: int) -> Interval | None:
+    """pass@k of these tasks over their families; None when no task has k judged samples."""
+    means = family_means(results, k)
+    return t_interval(list(means.values())) if means else None
+
+
+def paired_difference(before: Sequence[TaskResult], after: Sequence[TaskResult], k: int) -> Interval | None:
+    """How much pass@k rose: per family over the tasks measured both times, then over families."""
+    common = {t.task_id for t in before if t.num_judged >= k} & {t.task_id for t in after if t.num_judged >= k}
+    old = family_means([t for t in before if t.task_id in common], k)
+    new = family_means([t for t in after if t.task_id in common], k)
+    return t_interval([new[family] - old[family] for family in old]) if old else None
