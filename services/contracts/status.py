@@ -1,0 +1,78 @@
+"""The loop at one glance: what `preceptor status`, the demo and the pages show."""
+
+from datetime import datetime
+from uuid import UUID
+
+from services.contracts.base import Contract, JsonObject
+
+
+class LoopSwitch(Contract):
+    """Turn sampling or training on or off, or let the loop stop after an update; what is left out stays as it is."""
+
+    sampling: bool | None = None
+    training: bool | None = None
+    max_updates: int | None = None
+
+
+class LoopState(Contract):
+    """The loop's switches as they are; `max_updates` None: no end."""
+
+    sampling: bool
+    training: bool
+    max_updates: int | None
+
+
+class TaskCount(Contract):
+    """How many tasks a domain has in a split."""
+
+    domain: str
+    split: str
+    num_tasks: int
+
+
+class PassRate(Contract):
+    """The share of passed answers among a domain's newest judged train rollouts."""
+
+    domain: str
+    num_judged: int
+    pass_rate: float
+
+
+class ProcessState(Contract):
+    """The last word of a process; `counters` are totals since its start (seconds where they end in `_seconds`)."""
+
+    name: str
+    pid: int
+    activity: str
+    counters: JsonObject
+    started_at: datetime
+    beat_at: datetime
+
+
+class UpdateSummary(Contract):
+    """An applied update with its metrics."""
+
+    id: UUID
+    number: int
+    metrics: JsonObject
+    applied_at: datetime
+
+
+class Status(Contract):
+    """The state of one lineage's loop."""
+
+    lineage: str
+    model: str
+    serving: str | None
+    loop: LoopState
+    tasks: list[TaskCount]
+    backlog: int
+    groups: dict[str, int]
+    rollouts: dict[str, int]
+    consultations: dict[str, int]
+    lessons: dict[str, int]
+    corrections: dict[str, int]
+    num_updates: int
+    last_updates: list[UpdateSummary]
+    pass_rates: list[PassRate]
+    processes: list[ProcessState]
