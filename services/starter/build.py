@@ -91,8 +91,14 @@ def write_function_tasks(family: FunctionFamily, split: Split) -> Iterator[Start
         metadata: dict[str, JsonValue] = {"tests": {"entry_point": name, "cases": cases}}
         if split == "train":
             metadata["reference"] = fence("python", source)
-        yield StarterTask(key=f"functions/{family.name}/{name}", domain="code/python", family=f"functions/{family.name}",
-                          split=split, messages=(Message(role="user", content=prompt),), metadata=metadata)
+        yield StarterTask(
+            key=f"functions/{family.name}/{name}",
+            domain="code/python",
+            family=f"functions/{family.name}",
+            split=split,
+            messages=(Message(role="user", content=prompt),),
+            metadata=metadata,
+        )
 
 
 def write_tool_source(tool: Tool) -> str:
@@ -102,8 +108,9 @@ def write_tool_source(tool: Tool) -> str:
 
 def choose_arguments(tool: Tool, step: int) -> dict[str, JsonValue]:
     """Values for the tool's parameters; `step` walks through the pools, two parameters of one pool never agree."""
-    return {name: POOLS[pool][(step + 3 * place) % len(POOLS[pool])]
-            for place, (name, pool) in enumerate(tool.parameters)}
+    return {
+        name: POOLS[pool][(step + 3 * place) % len(POOLS[pool])] for place, (name, pool) in enumerate(tool.parameters)
+    }
 
 
 def write_tool_tasks(family: ToolFamily, split: Split, offset: int) -> Iterator[StarterTask]:
@@ -127,8 +134,14 @@ def write_tool_tasks(family: ToolFamily, split: Split, offset: int) -> Iterator[
         }
         if split == "train":
             metadata["reference"] = fence("json", call)
-        yield StarterTask(key=f"tools/{family.name}/{number + 1}", domain="tool-call", family=f"tools/{family.name}",
-                          split=split, messages=(Message(role="user", content=prompt),), metadata=metadata)
+        yield StarterTask(
+            key=f"tools/{family.name}/{number + 1}",
+            domain="tool-call",
+            family=f"tools/{family.name}",
+            split=split,
+            messages=(Message(role="user", content=prompt),),
+            metadata=metadata,
+        )
 
 
 def build_functions() -> list[StarterTask]:
@@ -140,8 +153,11 @@ def build_functions() -> list[StarterTask]:
 def build_tool_calls() -> list[StarterTask]:
     """All tool-call tasks, in the order of their table."""
     splits = deal_splits("tools", [family.name for family in TOOL_FAMILIES])
-    return [task for number, family in enumerate(TOOL_FAMILIES)
-            for task in write_tool_tasks(family, splits[family.name], number)]
+    return [
+        task
+        for number, family in enumerate(TOOL_FAMILIES)
+        for task in write_tool_tasks(family, splits[family.name], number)
+    ]
 
 
 def render(tasks: list[StarterTask]) -> str:

@@ -27,20 +27,16 @@ from services.contracts.corrections import (
 from services.contracts.experts import Ask, ConsultResult, Descriptor, ExpertStatus
 from services.contracts.ids import new_id
 from services.contracts.tasks import Message, Split
-from services.contracts.updates import UpdateStatus
 from services.errors import Conflict, InvalidInput, NotFound
-from services.store import consultations, rollouts
+from services.store import consultations, rollouts, updates
 from services.store.models import (
     AnswerRow,
     AttemptRow,
     ConsultationRow,
     CorrectionRow,
     ExpertRow,
-    LessonAnswerRow,
     RolloutRow,
     TaskRow,
-    UpdateLessonRow,
-    UpdateRow,
 )
 
 HUMAN_EXPERT = "human"
@@ -96,16 +92,9 @@ def item(session: Session, row: CorrectionRow) -> CorrectionItem:
 
 def outcome(session: Session, row: CorrectionRow) -> CorrectionOutcome:
     """The item with the numbers of the applied updates that used it, in order."""
-    numbers = session.scalars(
-        select(UpdateRow.number)
-        .join(UpdateLessonRow, UpdateLessonRow.update_id == UpdateRow.id)
-        .join(LessonAnswerRow, LessonAnswerRow.lesson_id == UpdateLessonRow.lesson_id)
-        .join(AnswerRow, AnswerRow.id == LessonAnswerRow.answer_id)
-        .where(AnswerRow.consultation_id == row.consultation_id, UpdateRow.status == UpdateStatus.APPLIED.value)
-        .distinct()
-        .order_by(UpdateRow.number)
-    )
-    return CorrectionOutcome(**view(row).model_dump(), update_numbers=list(numbers))
+    said = session.scalars(select(AnswerRow.id).where(AnswerRow.consultation_id == row.consultation_id)).all()
+    numbers = {number for answer_id in said for number in updates.numbers_using(session, answer_id)}
+    return CorrectionOutcome(**view(row).model_dump(), update_numbers=sorted(numbers))
 
 
 def open_item(session: Session, consultation_id: UUID, *, priority: float = 0.0) -> CorrectionRow:

@@ -19,6 +19,7 @@ from services.contracts.experts import Descriptor, ExpertStatus
 from services.contracts.lessons import Lesson, LessonStatus
 from services.contracts.rollouts import GroupStatus, RolloutStatus, Sampling
 from services.contracts.tasks import Message
+from services.contracts.updates import UpdateStatus
 from services.store import distributions
 from services.store.models import (
     AnswerRow,
@@ -31,6 +32,8 @@ from services.store.models import (
     PolicyVersionRow,
     RolloutRow,
     TaskRow,
+    UpdateLessonRow,
+    UpdateRow,
 )
 
 
@@ -73,6 +76,7 @@ class LessonFacts:
     messages: tuple[Message, ...]
     prompt_token_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
+    text: str
     sampler_logprobs: tuple[float, ...] | None
     action_mask: tuple[bool, ...]
     sampling: Sampling | None
@@ -184,6 +188,36 @@ def renew(session: Session, owner: UUID, lease_seconds: float) -> int:
     return len(renewed.all())
 
 
+def free_expired(session: Session) -> int:
+    """Release lessons whose lease ran out, and abandon the updates they were claimed for; how many lessons."""
+    expired = session.scalars(
+        select(LessonRow.id)
+        .where(LessonRow.status == LessonStatus.CLAIMED.value, LessonRow.lease_until < func.now())
+        .order_by(LessonRow.id)
+        .with_for_update(skip_locked=True)
+    ).all()
+    held_by = select(UpdateLessonRow.update_id).where(
+        UpdateLessonRow.lesson_id.in_(expired), UpdateLessonRow.status == UpdateStatus.STARTED.value
+    )
+    abandoned = session.scalars(
+        update(UpdateRow)
+        .where(UpdateRow.id.in_(held_by), UpdateRow.status == UpdateStatus.STARTED.value)
+        .values(status=UpdateStatus.ABANDONED.value, reason="the lease ran out")
+        .returning(UpdateRow.id)
+    ).all()
+    session.execute(
+        update(UpdateLessonRow)
+        .where(UpdateLessonRow.update_id.in_(abandoned))
+        .values(status=UpdateStatus.ABANDONED.value)
+    )
+    session.execute(
+        update(LessonRow)
+        .where(LessonRow.id.in_(expired))
+        .values(status=LessonStatus.READY.value, owner=None, lease_until=None)
+    )
+    return len(expired)
+
+
 def load(session: Session, lessons: Sequence[LessonRow]) -> list[LessonFacts]:
     """Everything about claimed lessons, in their order."""
     ids = [row.id for row in lessons]
@@ -244,7 +278,7 @@ def _lease(seconds: float) -> ColumnElement[datetime]:
     return func.now() + timedelta(seconds=seconds)
 
 
-def _claimable_groups(lineage_id: UUID) -> Select[tuple[UUID]]:
+def _claimable_groups(lineage_id: UUID) -> Select[UUID]:
     in_group = LessonRow.group_id == GroupRow.id
     return select(GroupRow.id).where(
         GroupRow.lineage_id == lineage_id,
@@ -319,6 +353,7 @@ def _join_facts(
         messages=tuple(Message.model_validate(message) for message in task.messages),
         prompt_token_ids=tuple(rollout.prompt_token_ids),
         token_ids=tuple(rollout.token_ids),
+        text=rollout.text,
         sampler_logprobs=None if logprobs is None else tuple(logprobs),
         action_mask=tuple(rollout.action_mask),
         sampling=None if rollout.sampling is None else Sampling.model_validate(rollout.sampling),

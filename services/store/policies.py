@@ -16,13 +16,16 @@ class PolicyVersionNotFound(NotFound):
     """No policy version of that name in this lineage."""
 
 
-def get(session: Session, lineage_id: UUID, name: str) -> PolicyVersionRow:
-    """The version. Errors: PolicyVersionNotFound (404)."""
-    row = session.scalar(
-        select(PolicyVersionRow).where(PolicyVersionRow.lineage_id == lineage_id, PolicyVersionRow.name == name)
-    )
+def by_name(session: Session, lineage_id: UUID, name: str | None) -> PolicyVersionRow:
+    """The version of that name; None means the serving one. Errors: PolicyVersionNotFound (404)."""
+    if name is None:
+        row = serving(session, lineage_id)
+    else:
+        row = session.scalar(
+            select(PolicyVersionRow).where(PolicyVersionRow.lineage_id == lineage_id, PolicyVersionRow.name == name)
+        )
     if row is None:
-        raise PolicyVersionNotFound(f"no policy version {name!r}")
+        raise PolicyVersionNotFound("no policy version serves" if name is None else f"no policy version {name!r}")
     return row
 
 

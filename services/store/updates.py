@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from sqlalchemy import cast, exists, func, select, update
+from sqlalchemy import cast, func, select, update
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
@@ -163,23 +163,6 @@ def abandon_started(session: Session, lineage_id: UUID, reason: str) -> int:
         select(UpdateRow.id).where(UpdateRow.lineage_id == lineage_id, UpdateRow.status == UpdateStatus.STARTED.value)
     ).all()
     return sum(abandon(session, update_id, reason) for update_id in started)
-
-
-def abandon_expired(session: Session) -> int:
-    """Give up started updates whose lease ran out and release their lessons; what a sweep calls. How many."""
-    expired = session.scalars(
-        select(UpdateRow.id).where(
-            UpdateRow.status == UpdateStatus.STARTED.value,
-            exists().where(
-                UpdateLessonRow.update_id == UpdateRow.id,
-                LessonRow.id == UpdateLessonRow.lesson_id,
-                LessonRow.owner == UpdateRow.owner,
-                LessonRow.status == LessonStatus.CLAIMED.value,
-                LessonRow.lease_until < func.now(),
-            ),
-        )
-    ).all()
-    return sum(abandon(session, update_id, "the lease ran out") for update_id in expired)
 
 
 def last_applied(session: Session, lineage_id: UUID) -> UpdateRow | None:

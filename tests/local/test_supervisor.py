@@ -22,6 +22,7 @@ from services.local.layout import Layout, free_port
 from services.local.lock import FolderInUse
 from services.local.process import GuardedProcess, ProcessFailed
 from services.local.supervisor import (
+    Interrupted,
     ProcessSpec,
     Stage,
     StopOutcome,
@@ -146,43 +147,78 @@ def test_kill_9_of_the_supervisor_leaves_no_process_and_loses_no_row(open_folder
             assert client.get("kept") == b"1"
 
 
-def test_ctrl_c_stops_in_reverse_order_and_leaves_nothing(open_folder: Path) -> None:
+def test_a_crash_of_one_process_stops_all_and_names_it_and_its_log(open_folder: Path) -> None:
     with running(open_folder / "data") as program:
-        program.process.send_signal(signal.SIGINT)
-        assert program.finish() == 130
-        await_gone(program.family)
-        stopping = [line for line in "".join(program.said).splitlines() if line.startswith("stopping")]
-        assert stopping == ["stopping worker", "stopping postgres", "stopping valkey"]
-        assert not program.layout.run_file.exists()
-
-
-def test_a_second_ctrl_c_kills_what_takes_its_time(open_folder: Path) -> None:
-    with running(open_folder / "data", stop_seconds=60.0) as program:
-        program.process.send_signal(signal.SIGINT)
-        with pytest.raises(subprocess.TimeoutExpired):
-            program.process.wait(0.5)
-        program.process.send_signal(signal.SIGINT)
-        assert program.finish(10.0) == 130
-        await_gone(program.family)
-
-
-@pytest.mark.parametrize("victim", ["worker", "postgres", "valkey"])
-def test_a_crash_of_any_process_stops_all_and_names_it_and_its_log(open_folder: Path, victim: str) -> None:
-    with running(open_folder / "data") as program:
-        os.kill(program.pid_of(victim), signal.SIGKILL)
+        os.kill(program.pid_of("postgres"), signal.SIGKILL)
         assert program.finish() == 1
         await_gone(program.family)
         said = "".join(program.said)
-        assert f"{victim} ended by itself (signal SIGKILL)" in said
-        assert str(program.layout.log(victim)) in said
+        assert "postgres ended by itself (signal SIGKILL)" in said
+        assert str(program.layout.log("postgres")) in said
+        assert not program.layout.run_file.exists()
 
 
-def test_down_stops_it_from_another_process_and_is_no_error_twice(open_folder: Path) -> None:
-    with running(open_folder / "data") as program:
-        assert stop_running(program.layout) is StopOutcome.STOPPED
-        assert program.finish() == 130
-        await_gone(program.family)
-        assert stop_running(program.layout) is StopOutcome.NOT_RUNNING
+def interrupt_after(seconds: float) -> None:
+    threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+
+def test_ctrl_c_stops_groups_in_reverse_order_and_leaves_nothing(layout: Layout) -> None:
+    said: list[str] = []
+    family: list[psutil.Process] = []
+
+    def run() -> None:
+        with Supervisor(layout, report=said.append) as supervisor:
+            for name in ("first", "second", "third"):
+                supervisor.start(ProcessSpec(name, SLEEP))
+            family.extend(psutil.Process().children(recursive=True))
+            interrupt_after(0.0)
+            time.sleep(30)
+
+    with pytest.raises(Interrupted, match="SIGINT"):
+        run()
+    await_gone(family)
+    assert [line for line in said if "stopping" in line] == ["stopping third", "stopping second", "stopping first"]
+    assert not layout.run_file.exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_process_gets_its_time_to_stop_and_a_second_ctrl_c_cuts_it_short(layout: Layout) -> None:
+    stubborn = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"  # noqa: E501
+    )
+
+    def run() -> None:
+        log = layout.log("stubborn")
+        spec = ProcessSpec(
+            "stubborn", python(stubborn), is_ready=lambda: b"deaf" in log.read_bytes(), stop_seconds=60.0
+        )
+        with Supervisor(layout) as supervisor:
+            supervisor.start(spec)
+            interrupt_after(0.0)
+            interrupt_after(1.0)
+            time.sleep(30)
+
+    started = time.monotonic()
+    with pytest.raises(Interrupted):
+        run()
+    assert 1.0 < time.monotonic() - started < 10.0
+
+
+def test_down_stops_it_and_is_no_error_twice(layout: Layout) -> None:
+    outcomes: list[StopOutcome] = []
+
+    def run() -> None:
+        with Supervisor(layout) as supervisor:
+            supervisor.start(ProcessSpec("worker", SLEEP))
+            down.start()
+            supervisor.wait(30)
+
+    down = threading.Thread(target=lambda: outcomes.append(stop_running(layout)))
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        run()
+    down.join()
+    assert outcomes == [StopOutcome.STOPPED]
+    assert stop_running(layout) is StopOutcome.NOT_RUNNING
 
 
 def test_a_second_supervisor_on_the_folder_is_refused_and_told_who_has_it(
