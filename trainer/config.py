@@ -1,0 +1,89 @@
+"""The trainer's settings, read once at its entrypoint. Environment: PRECEPTOR_TRAINER_*. Loads without torch.
+
+What the loop, the store and the other services share (leases, staleness, the sampler's limits) is in
+`services.settings`; here is what only the trainer needs. Names of choices are those of `trainer.credit`.
+"""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from services.contracts.templates import Template
+
+
+class TrainerConfig(BaseSettings):
+    """How an update is made and when it is published. Costs in nats, times in seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="PRECEPTOR_TRAINER_", frozen=True, extra="forbid")
+
+    model: Path | None = None
+    """Folder of the base model; by default the one the lineage was begun with."""
+
+    objective: Literal["distil", "sft"] = "distil"
+    """`sft`: the log-likelihood of the very solutions the teacher would be shown, on the same batches."""
+    groups_per_update: int = Field(default=2, ge=1)
+    max_late_lessons: int = Field(default=8, ge=0)
+    """Late lessons an update takes along, beside its groups."""
+    patience_seconds: float = Field(default=60, ge=0)
+    """After waiting this long for a full batch an update is made of what is there."""
+
+    lam: float = Field(default=0.1, ge=0)
+    """λ, the weight of the future term; 0 is the tokenwise forward cross-entropy."""
+    gamma: float = Field(default=1.0, ge=0, le=1)
+    clip: float = Field(default=5.0, gt=0)
+    cost: Literal["kl", "cross_entropy"] = "kl"
+    scale: Literal["mean_to_go", "room_left", "none"] = "mean_to_go"
+    reach: Literal["later", "whole_rollout"] = "later"
+    baseline: Literal["leave_one_out", "running_mean", "none"] = "leave_one_out"
+
+    solutions: Literal["reference", "siblings", "both"] = "both"
+    """What the teacher may be shown beside people's corrections; `both` takes the reference where there is one."""
+    template: Template = Template.TURNS
+    teacher_temperature: float = Field(default=0.5, gt=0)
+    teacher_ema: float = Field(default=0.0, ge=0, le=1)
+    """Share of the new student mixed into the teacher after each update: 0 is the frozen base, 1 the student itself."""
+
+    expert_weights: dict[str, float] = {}
+    """Trust in active experts by name, instead of the weights they were registered with."""
+    conditioned_weight: float = Field(default=1.0, ge=0)
+    """Trust in our own teacher, multiplied with that in the experts whose answers it was shown."""
+    partial_share: float = Field(default=0.1, ge=0)
+    """Weight of a term that covers some tokens only (labels, samples at prefixes) beside the whole-coverage terms."""
+    imitation_share: float = Field(default=0.1, ge=0)
+    """Weight of imitating the rest of a person's text after the token they corrected."""
+
+    learning_rate: float = Field(default=5e-4, gt=0)
+    warmup_updates: int = Field(default=2, ge=0)
+    grad_clip: float = Field(default=1.0, gt=0)
+    lora_r: int = Field(default=16, ge=1)
+    lora_alpha: int = Field(default=32, ge=1)
+    micro_batch_rows: int = Field(default=8, ge=1)
+    """Rows put through the model at once. Siblings that share a baseline are never parted, however many they are."""
+
+    publish_every: int = Field(default=2, ge=1)
+    keep_checkpoints: int = Field(default=4, ge=1)
+    gate_rollouts: int = Field(default=4, ge=1, le=64)
+    """Rollouts of the last update the gate probes a version with."""
+    gate_tolerance: float = Field(default=1e-3, gt=0, le=1)
+    """How far the server's logprobs may be from the trainer's."""
+    gate_max_kl_base: float = Field(default=30.0, gt=0)
+    gate_max_kl_previous: float = Field(default=5.0, gt=0)
+    gate_length_ratio: float = Field(default=4.0, gt=1)
+    """How many times longer or shorter a version's answers may be than the rollouts it was trained on."""
+
+    seed: int = 0
+    device: str = "cpu"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    threads: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _the_whole_rollout_is_not_discounted(self) -> Self:
+        if self.reach == "whole_rollout" and self.gamma != 1:
+            raise ValueError("gamma must be 1 when every token is charged with the whole rollout")
+        return self
+
+    def weight_of(self, expert: str, registered: float) -> float:
+        """The trust in an expert; one that is not active (`registered` 0) has none, whatever is set here."""
+        return self.expert_weights.get(expert, registered) if registered > 0 else 0.0

@@ -1,0 +1,77 @@
+"""Where a person departed from a rollout, in the rollout's own tokens.
+
+The two texts are compared as bytes, because a token may end inside a character; the departure is then moved back to a
+token boundary of the rollout. The kept prefix keeps the rollout's own ids and is never tokenised again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from services.policy.modeling import decode_ids, encode_text
+
+_INCOMPLETE = "\ufffd"  # what a decoder puts for a character whose bytes are not all there yet
+
+
+@dataclass(frozen=True)
+class Departure:
+    """A corrected rollout. num_kept: tokens of the rollout the person left as they were.
+
+    token_ids: the corrected answer: the kept ids, then the person's. ends: the person cut the tail, so that the token
+    at `num_kept` is the end of the answer. label: what belongs at `num_kept`, in place of the rollout's token there;
+    None where the rollout has no token there, because the person went on after its end.
+    """
+
+    num_kept: int
+    token_ids: tuple[int, ...]
+    ends: bool
+    label: int | None
+
+
+def find_departure(
+    tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], corrected: str, eos_token_ids: Sequence[int]
+) -> Departure | None:
+    """What the person changed; None where the texts are the same. A closing end token is not text.
+
+    Raises ValueError if the tokenizer cannot spell the corrected text after the kept ids.
+    """
+    ended = bool(token_ids) and token_ids[-1] in eos_token_ids
+    spoken = list(token_ids[:-1] if ended else token_ids)
+    if decode_ids(tokenizer, spoken) == corrected:
+        return None
+    kept = _count_kept(tokenizer, spoken, corrected)
+    rest = _encode_rest(tokenizer, spoken[:kept], corrected)
+    while rest and kept < len(spoken) and rest[0] == spoken[kept]:  # the same first bytes of another character
+        kept += 1
+        rest = rest[1:]
+    ends = not rest
+    if ends:
+        rest = [eos_token_ids[0]]
+    inside = kept < len(token_ids)
+    return Departure(kept, (*spoken[:kept], *rest), ends, rest[0] if inside else None)
+
+
+def _encode_rest(tokenizer: PreTrainedTokenizerBase, kept: Sequence[int], corrected: str) -> list[int]:
+    """The person's own tokens: of the whole text where tokenising it keeps the kept ids, else of what follows them."""
+    whole = encode_text(tokenizer, corrected)
+    if whole[: len(kept)] == list(kept):
+        return whole[len(kept) :]
+    rest = encode_text(tokenizer, corrected[len(decode_ids(tokenizer, kept)) :])
+    if decode_ids(tokenizer, [*kept, *rest]) != corrected:
+        raise ValueError("the corrected text cannot be spelled after the tokens that were kept")
+    return rest
+
+
+def _count_kept(tokenizer: PreTrainedTokenizerBase, spoken: Sequence[int], corrected: str) -> int:
+    """The largest number of leading tokens that end between two characters and spell a prefix of the text."""
+    low, high = 0, len(spoken)
+    while low < high:  # a longer prefix of tokens spells a longer text: once it departs it stays departed
+        middle = (low + high + 1) // 2
+        if corrected.startswith(decode_ids(tokenizer, spoken[:middle]).rstrip(_INCOMPLETE)):
+            low = middle
+        else:
+            high = middle - 1
+    while low and not corrected.startswith(decode_ids(tokenizer, spoken[:low])):
+        low -= 1
+    return low
