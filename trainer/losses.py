@@ -54,6 +54,8 @@ class TermPart:
 
     num_tokens: action tokens it covers; weight: its normalised weights there, in tokens; local, future: its part of
     the loss. The future term is shared out in proportion to the later costs, after the clip.
+    Shapes: row_local, row_weight [B], what each rollout has of `local` and of the weights it was averaged with, so
+    that their quotient is the term's cost on that rollout, in nats per token.
     """
 
     name: str
@@ -61,6 +63,8 @@ class TermPart:
     weight: Tensor
     local: Tensor
     future: Tensor
+    row_local: Tensor
+    row_weight: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -334,7 +338,8 @@ def _assemble(
     local, partial, cross_entropy, kl = nothing, nothing, nothing.detach(), nothing.detach()
     parts = []
     for part, fraction in zip(weighed, charged.fractions, strict=True):
-        own = (part.mix * part.cost.cross_entropy).sum() * part.per_token
+        by_token = part.mix * part.cost.cross_entropy * part.per_token
+        own = by_token.sum()
         if isinstance(part.term, WholeTerm):
             local = local + own
         else:
@@ -348,6 +353,8 @@ def _assemble(
                 weight=part.mix.sum(),
                 local=own.detach(),
                 future=(fraction * future.detach()).sum(),
+                row_local=student.spread(by_token.detach(), shape).sum(1),
+                row_weight=student.spread(part.mix * part.per_token, shape).sum(1),
             )
         )
     felt = charged.excess.abs() > NEGLIGIBLE
