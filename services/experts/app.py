@@ -15,7 +15,7 @@ import logging
 import math
 import re
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -133,6 +133,13 @@ class Health(Contract):
     name: str
     version: str
     running: int
+
+
+class AllHealth(Contract):
+    """The process of several experts is up."""
+
+    status: str = "ok"
+    experts: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,6 +321,8 @@ def create_expert_app(
     app = FastAPI(title="Experts", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
     for prefix, desk in desks.items():
         app.include_router(_build_router(desk, signing_secret, max_body_bytes), prefix=prefix)
+    if several:
+        app.add_api_route("/healthz", _build_health_route(desks), methods=["GET"])
     app.add_exception_handler(PreceptorError, _render_error)
     app.add_exception_handler(HTTPException, _render_http_error)
     app.add_exception_handler(Exception, _render_fault)
@@ -355,6 +364,14 @@ def _build_router(desk: Desk, secret: str | None, max_body_bytes: int) -> APIRou
         return Health(name=descriptor.name, version=descriptor.version, running=desk.num_running)
 
     return router
+
+
+def _build_health_route(desks: dict[str, Desk]) -> Callable[[], Awaitable[AllHealth]]:
+    async def check_health() -> AllHealth:
+        """That the process is up, and which experts it holds."""
+        return AllHealth(experts=[desk.descriptor.name for desk in desks.values()])
+
+    return check_health
 
 
 async def _read_body(request: Request, max_bytes: int) -> bytes:

@@ -41,7 +41,7 @@ class SandboxClient:
             self._session = None
 
     async def run(self, request: RunRequest) -> RunResult:
-        """How the run ended. Errors: SandboxBusy (429), SandboxUnavailable (503), also when the sandbox itself failed."""
+        """How the run ended. Errors: SandboxBusy (429), SandboxUnavailable (503), also for a fault of the sandbox."""
         if self._session is None:
             # a fresh connection each: one costs far less than a run, and a stale one would cost an attempt
             self._session = aiohttp.ClientSession(

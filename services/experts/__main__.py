@@ -1,0 +1,50 @@
+"""`python -m services.experts`: our own experts, one process, each under its name."""
+
+import argparse
+from urllib.parse import urlsplit
+
+import uvicorn
+from fastapi import FastAPI
+
+from services.experts.app import create_expert_app
+from services.experts.execution import ExecutionExpert
+from services.experts.human import HumanExpert
+from services.experts.reference import ReferenceExpert
+from services.experts.sandbox_client import SandboxClient
+from services.experts.scorers import ExactMatchExpert, ToolCallExpert
+from services.experts.self_evaluation import SelfEvaluationExpert
+from services.experts.teacher import TeacherExpert
+from services.policy.client import PolicyClient
+from services.settings import Settings
+from services.store.store import Store
+
+
+def build_app(settings: Settings) -> FastAPI:
+    """The service of all our own experts."""
+    return create_expert_app(
+        [
+            ExecutionExpert(SandboxClient(settings.sandbox_url, settings.internal_key)),
+            ExactMatchExpert(),
+            ToolCallExpert(SandboxClient(settings.sandbox_url, settings.internal_key)),
+            ReferenceExpert(),
+            SelfEvaluationExpert(PolicyClient(settings.policy_url, settings.internal_key)),
+            TeacherExpert(PolicyClient(settings.policy_url, settings.internal_key)),
+            HumanExpert(Store(settings.database_url)),
+        ],
+        settings.expert_secret or None,
+    )
+
+
+def main() -> None:
+    """Serve at `experts_url`, or where the command line says, until told to stop."""
+    settings = Settings()
+    address = urlsplit(settings.experts_url)
+    parser = argparse.ArgumentParser(prog="python -m services.experts", description=__doc__)
+    parser.add_argument("--host", default=address.hostname or "127.0.0.1")
+    parser.add_argument("--port", type=int, default=address.port or 80)
+    arguments = parser.parse_args()
+    uvicorn.run(build_app(settings), host=arguments.host, port=arguments.port, log_level="info")
+
+
+if __name__ == "__main__":
+    main()
