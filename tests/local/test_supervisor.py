@@ -158,8 +158,10 @@ def test_a_crash_of_one_process_stops_all_and_names_it_and_its_log(open_folder: 
         assert not program.layout.run_file.exists()
 
 
-def interrupt_after(seconds: float) -> None:
-    threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)).start()
+def interrupt_at(*seconds: float) -> None:
+    """Press Ctrl-C so many seconds from now."""
+    for delay in seconds:
+        threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT)).start()
 
 
 def test_ctrl_c_stops_groups_in_reverse_order_and_leaves_nothing(layout: Layout) -> None:
@@ -170,8 +172,8 @@ def test_ctrl_c_stops_groups_in_reverse_order_and_leaves_nothing(layout: Layout)
         with Supervisor(layout, report=said.append) as supervisor:
             for name in ("first", "second", "third"):
                 supervisor.start(ProcessSpec(name, SLEEP))
-            family.extend(psutil.Process().children(recursive=True))
-            interrupt_after(0.0)
+            family.extend(psutil.Process(process.pid) for process in supervisor.state().processes)
+            interrupt_at(0.2)
             time.sleep(30)
 
     with pytest.raises(Interrupted, match="SIGINT"):
@@ -184,7 +186,7 @@ def test_ctrl_c_stops_groups_in_reverse_order_and_leaves_nothing(layout: Layout)
 
 def test_a_process_gets_its_time_to_stop_and_a_second_ctrl_c_cuts_it_short(layout: Layout) -> None:
     stubborn = (
-        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"  # noqa: E501
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
     )
 
     def run() -> None:
@@ -194,14 +196,13 @@ def test_a_process_gets_its_time_to_stop_and_a_second_ctrl_c_cuts_it_short(layou
         )
         with Supervisor(layout) as supervisor:
             supervisor.start(spec)
-            interrupt_after(0.0)
-            interrupt_after(1.0)
+            interrupt_at(0.5, 1.5)
             time.sleep(30)
 
     started = time.monotonic()
     with pytest.raises(Interrupted):
         run()
-    assert 1.0 < time.monotonic() - started < 10.0
+    assert 1.5 < time.monotonic() - started < 10.0
 
 
 def test_down_stops_it_and_is_no_error_twice(layout: Layout) -> None:
