@@ -73,7 +73,7 @@ def prepare_lineage(settings: Settings) -> None:
         store.close()
 
 
-def register_own_experts(settings: Settings, api_key: str, teacher_temperature: float) -> list[Expert]:
+def register_own_experts(settings: Settings, api_key: str) -> list[Expert]:
     """Register our own experts through the API, as anyone registers theirs; those already there only move.
 
     Errors: RegistrationFailed.
@@ -91,7 +91,7 @@ def register_own_experts(settings: Settings, api_key: str, teacher_temperature: 
                     "weight": own.weight,
                     "group_fraction": own.group_fraction,
                     "rollouts_per_group": own.rollouts_per_group,
-                    "temperature": teacher_temperature if own.path == "teacher" else 1.0,
+                    "temperature": settings.teacher_temperature if own.path == "teacher" else 1.0,
                     "signing_secret": settings.expert_secret or None,
                 }
             )

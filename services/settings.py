@@ -36,6 +36,9 @@ class Settings(BaseSettings):
     api_open: bool = False
     """No API key asked for; refused unless the api listens on loopback only."""
 
+    teacher_temperature: float = Field(default=0.5, gt=0)
+    """Sharpness of every teacher made of the policy itself: the trainer's own and the expert `teacher`."""
+
     allowed_expert_networks: list[str] = ["127.0.0.0/8", "::1/128"]
     """Networks an expert's endpoint may resolve into, besides public addresses."""
 

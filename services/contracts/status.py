@@ -1,17 +1,24 @@
 """The loop at one glance: what `preceptor status`, the demo and the pages show."""
 
 from datetime import datetime
+from typing import Annotated
 from uuid import UUID
+
+from pydantic import Field
 
 from services.contracts.base import Contract, JsonObject
 
 
 class LoopSwitch(Contract):
-    """Turn sampling or training on or off, or let the loop stop after an update; what is left out stays as it is."""
+    """Turn sampling or training on or off, or let the loop stop after an update; what is left out stays as it is.
+
+    max_updates: the number of the last update to make; no_end: forget such a bound.
+    """
 
     sampling: bool | None = None
     training: bool | None = None
-    max_updates: int | None = None
+    max_updates: Annotated[int, Field(ge=0)] | None = None
+    no_end: bool = False
 
 
 class LoopState(Contract):

@@ -59,12 +59,12 @@ class RotatingFile:
             pass
 
     def _rotate(self) -> None:
-        self._file.close()
         for number in range(self._num_backups, 0, -1):
             source = self._path if number == 1 else f"{self._path}.{number - 1}"
             if os.path.exists(source):
                 os.replace(source, f"{self._path}.{number}")
-        self._file = self._open()
+        full, self._file = self._file, self._open()
+        full.close()
 
 
 def prctl(option: int, value: int) -> None:
@@ -229,7 +229,7 @@ class Guard:
 
     def _reap_orphans(self) -> None:
         """Collect adopted processes that ended; the command's own status is left for Popen."""
-        while True:
+        while sys.platform == "linux":  # elsewhere none are adopted
             try:
                 ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:

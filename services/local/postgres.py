@@ -269,6 +269,7 @@ def unprivileged_user(data: Path) -> pwd.struct_passwd | None:
     Raises LocalError if there is nobody.
     """
     if os.geteuid() != 0:
+        require_name(os.geteuid())
         return None
     if data.exists():
         return pwd.getpwuid(data.stat().st_uid)
@@ -281,6 +282,17 @@ def unprivileged_user(data: Path) -> pwd.struct_passwd | None:
         f"Postgres does not run as root, and this machine has none of the users {', '.join(UNPRIVILEGED_USERS)}",
         hint="Run as an ordinary user, or set DATABASE_URL to a Postgres of your own.",
     )
+
+
+def require_name(uid: int) -> None:
+    """Raise LocalError for a user id without an account, as in `docker run --user 1234`: Postgres refuses it."""
+    try:
+        pwd.getpwuid(uid)
+    except KeyError:
+        raise LocalError(
+            f"Postgres does not run as user id {uid}, which has no entry in /etc/passwd",
+            hint="Run as a user with a name or as root, or set DATABASE_URL to a Postgres of your own.",
+        ) from None
 
 
 def can_reach(user: pwd.struct_passwd, path: Path) -> bool:

@@ -66,7 +66,6 @@ def running(
     *,
     environment: Mapping[str, str],
     report: Callable[[str], None],
-    teacher_temperature: float,
     policy_threads: int,
 ) -> Iterator[Stack]:
     """The whole stack, healthy, until the block ends.
@@ -115,7 +114,7 @@ def running(
             _service("api", ["-m", "services.api"], settings.api_url),
         )
         report("registering the experts")
-        main.register_own_experts(settings, api_key, teacher_temperature)
+        main.register_own_experts(settings, api_key)
         celery = ["-m", "celery", "-A", "services.jobs.app"]
         supervisor.start(
             ProcessSpec(

@@ -16,6 +16,7 @@ is a fault to be read in a log, not to be hidden.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import signal
@@ -296,6 +297,11 @@ class Supervisor:
             child, component.ready_seconds, component.max_restarts, component.url, restarts_left=component.max_restarts
         )
 
+    def _say(self, line: str) -> None:
+        """Report; whoever listened may be gone (a closed terminal), which must not keep us from stopping."""
+        with contextlib.suppress(OSError):
+            self._report(line)
+
     def _launch(self, entry: Entry) -> None:
         """Start one component; what it raises is the caller's."""
         with self._changed:
@@ -338,7 +344,7 @@ class Supervisor:
         elif entry.stage is Stage.STARTING:
             if entry.component.is_ready():
                 self._enter_stage(entry, Stage.READY)
-                self._report(f"{entry.component.name} is ready after {now - entry.since:.1f} s")
+                self._say(f"{entry.component.name} is ready after {now - entry.since:.1f} s")
             elif now - entry.since > entry.ready_seconds:
                 raise self._describe_failure(entry, f"was not ready within {entry.ready_seconds:.0f} s")
         elif entry.restarts_left < entry.max_restarts and now - entry.since > STABLE_SECONDS:
@@ -351,7 +357,7 @@ class Supervisor:
         entry.restarts_left -= 1
         entry.num_restarts += 1
         self._enter_stage(entry, Stage.RESTARTING)
-        self._report(f"{entry.component.name} ended ({describe_status(status)}) and is started again")
+        self._say(f"{entry.component.name} ended ({describe_status(status)}) and is started again")
 
     def _enter_stage(self, entry: Entry, stage: Stage) -> None:
         with self._changed:
@@ -375,7 +381,7 @@ class Supervisor:
             running = [entry for entry in group if entry.component.pid is not None]
             for entry in running:
                 if entry.component.poll() is None:
-                    self._report(f"stopping {entry.component.name}")
+                    self._say(f"stopping {entry.component.name}")
                     entry.component.ask_to_stop()
             for entry in running:
                 self._stop(entry)
@@ -394,7 +400,7 @@ class Supervisor:
         if self._num_signals >= 2:
             self._force.set()
         else:
-            self._report("stopping already; once more to kill everything")
+            self._say("stopping already; once more to kill everything")
 
     def _on_crash(self, number: int, frame: FrameType | None) -> None:
         if not self._leaving and self._failure is not None:

@@ -1,0 +1,62 @@
+"""What routes are handed: the store, the settings, the policy client and their place in a list."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Query, Request
+
+from services.policy.client import PolicyClient
+from services.settings import Settings
+from services.store.store import Store
+
+
+@dataclass(frozen=True)
+class House:
+    """What one api process holds for its whole life."""
+
+    settings: Settings
+    store: Store
+    policy: PolicyClient
+    schema: str
+    """The migration this code expects the database to be at."""
+
+
+def get_house(request: Request) -> House:
+    """The process's own things."""
+    house: House = request.app.state.house
+    return house
+
+
+HouseDep = Annotated[House, Depends(get_house)]
+
+
+def _get_store(house: HouseDep) -> Store:
+    return house.store
+
+
+def _get_settings(house: HouseDep) -> Settings:
+    return house.settings
+
+
+StoreDep = Annotated[Store, Depends(_get_store)]
+SettingsDep = Annotated[Settings, Depends(_get_settings)]
+
+
+@dataclass(frozen=True)
+class Paging:
+    """Where in a list to begin, and how much of it to give."""
+
+    cursor: str | None
+    limit: int
+
+
+def _get_paging(
+    cursor: Annotated[
+        str | None, Query(max_length=64, description="`next_cursor` of the page before; the newest without it.")
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=200, description="How many items at most.")] = 50,
+) -> Paging:
+    return Paging(cursor=cursor, limit=limit)
+
+
+PagingDep = Annotated[Paging, Depends(_get_paging)]

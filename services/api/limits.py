@@ -1,0 +1,143 @@
+"""What is refused before a route sees it: bodies that are too large, bodies that are not strict JSON, NUL in addresses.
+
+A body over the limit is refused at its Content-Length, or at the chunk that crosses the limit; what the client still
+sends is thrown away for a moment, so that it can read the reason before the connection closes.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from services.api.problems import render_error
+from services.contracts.base import Json
+from services.contracts.strict_json import NotStrictJson, parse_json
+from services.errors import InvalidInput, PreceptorError
+
+MAX_BODY_BYTES: Final = 8 * 1024 * 1024
+LINGER_BYTES: Final = 64 * 1024 * 1024
+LINGER_SECONDS: Final = 2.0
+
+
+class BodyTooLarge(PreceptorError):
+    """The body is larger than any that is accepted."""
+
+    status_code = 413
+    title = "Request body too large"
+    hint = "Send imports in smaller batches; split or shorten a rollout of that size."
+
+
+class BodyNotJson(InvalidInput):
+    """The body is not JSON that can be kept."""
+
+    title = "Not strict JSON"
+    hint = "Send RFC 8259 JSON in UTF-8: no NaN or Infinity, no NUL characters, no lone surrogates, no key twice."
+
+
+class WrongMediaType(PreceptorError):
+    """The body was not declared as JSON."""
+
+    status_code = 415
+    title = "Unsupported media type"
+    hint = "Send the header Content-Type: application/json."
+
+
+class AddressNotText(InvalidInput):
+    """The path or query holds a NUL character."""
+
+
+class RequestLimits:
+    """ASGI middleware: passes a request on with its body read whole, or answers what is wrong with it."""
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int = MAX_BODY_BYTES) -> None:
+        self._app = app
+        self._max = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if "\0" in scope["path"] or b"%00" in scope["query_string"] or b"\0" in scope["query_string"]:
+            await render_error(AddressNotText("the address holds a NUL character"))(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "0")
+        if declared.isdecimal() and int(declared) > self._max:
+            await self._refuse(f"the body has {int(declared):,} bytes", scope, receive, send)
+            return
+        body = bytearray()
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > self._max:
+                await self._refuse("the body goes on", scope, receive, send)
+                return
+        whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+        await self._app(scope, lambda: _replay(whole, receive), send)
+
+    async def _refuse(self, what: str, scope: Scope, receive: Receive, send: Send) -> None:
+        response = render_error(BodyTooLarge(f"{what}; at most {self._max:,} bytes are accepted"), scope["path"])
+        headers = [*response.raw_headers, (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+        await send({"type": "http.response.body", "body": response.body, "more_body": True})
+        try:
+            await asyncio.wait_for(_discard(receive), LINGER_SECONDS)
+        except TimeoutError:
+            pass
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _replay(whole: list[Message], receive: Receive) -> Message:
+    return whole.pop() if whole else await receive()
+
+
+async def _discard(receive: Receive) -> None:
+    seen = 0
+    while seen < LINGER_BYTES:
+        message = await receive()
+        seen += len(message.get("body", b""))
+        if message["type"] == "http.disconnect" or not message.get("more_body", False):
+            return
+
+
+class StrictRequest(Request):
+    """A request whose JSON is read strictly."""
+
+    async def json(self) -> Json:
+        """The body's value. Errors: BodyNotJson (422)."""
+        if not hasattr(self, "_json"):
+            try:
+                self._json = parse_json(await self.body())
+            except NotStrictJson as error:
+                raise BodyNotJson(f"the body is not acceptable: {error}") from None
+            except RecursionError:
+                raise BodyNotJson("the body is nested too deeply") from None
+        value: Json = self._json
+        return value
+
+
+class StrictRoute(APIRoute):
+    """A route that reads its JSON strictly, and before anything else, so that the reason is ours."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The handler, behind the checks."""
+        handle = super().get_route_handler()
+        reads_body = self.body_field is not None
+
+        async def strict(request: Request) -> Response:
+            checked = StrictRequest(request.scope, request.receive)
+            if reads_body and await checked.body():
+                media_type = checked.headers.get("content-type", "").partition(";")[0].strip().lower()
+                if media_type != "application/json":
+                    raise WrongMediaType(f"the body is declared as {media_type[:100] or 'nothing'}")
+                await checked.json()
+            return await handle(checked)
+
+        return strict

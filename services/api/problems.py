@@ -1,0 +1,140 @@
+"""Every error as a problem document (RFC 9457) that says what is wrong with this request and what to do about it.
+
+Nothing of the request is echoed but names and short excerpts: inputs may be huge, and may be secrets.
+"""
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Final
+from uuid import uuid4
+
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic_core import ErrorDetails
+from starlette.exceptions import HTTPException
+
+from services.contracts.base import JsonObject, Problem
+from services.errors import InvalidInput, PreceptorError
+
+MEDIA_TYPE: Final = "application/problem+json"
+MAX_ERRORS: Final = 50
+MAX_TEXT_CHARS: Final = 500
+TYPE_PREFIX: Final = "urn:preceptor:problem:"
+
+HINTS: Final[Mapping[int, str]] = {
+    404: "GET /openapi.json lists every route.",
+    405: "The Allow header names the methods of this route.",
+}
+
+log = structlog.get_logger(__name__)
+
+
+class RowsRefused(InvalidInput):
+    """Some parts of the request are wrong; `errors` says which and why. Nothing was stored."""
+
+    title = "Some rows cannot be accepted"
+
+    def __init__(self, detail: str, errors: Sequence[JsonObject]) -> None:
+        super().__init__(detail)
+        self.errors = list(errors)
+
+
+def render(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
+    """The problem as a response."""
+    body = problem.model_dump_json(exclude_defaults=True)
+    return Response(body, problem.status, dict(headers or {}), media_type=MEDIA_TYPE)
+
+
+def render_error(error: PreceptorError, instance: str = "") -> Response:
+    """One of our own errors as a response."""
+    headers = {} if error.retry_after_seconds is None else {"Retry-After": str(error.retry_after_seconds)}
+    if error.status_code == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
+    errors = error.errors if isinstance(error, RowsRefused) else []
+    return render(
+        Problem(
+            type=TYPE_PREFIX + error.slug,
+            title=error.title,
+            status=error.status_code,
+            detail=_shorten(error.detail, 2000),
+            hint=error.hint,
+            instance=instance,
+            errors=errors[:MAX_ERRORS],
+        ),
+        headers,
+    )
+
+
+def describe_errors(errors: Sequence[ErrorDetails]) -> list[JsonObject]:
+    """Validation errors as {where, what}, without the values that were sent."""
+    return [
+        {
+            "where": _shorten(".".join(str(part) for part in error["loc"]), MAX_TEXT_CHARS),
+            "what": _shorten(error["msg"].removeprefix("Value error, "), MAX_TEXT_CHARS),
+        }
+        for error in errors[:MAX_ERRORS]
+    ]
+
+
+def _shorten(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _on_preceptor_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, PreceptorError)
+    return render_error(error, request.url.path)
+
+
+def _on_validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    errors = describe_errors(error.errors())
+    first = f"{errors[0]['where']}: {errors[0]['what']}" if errors else "the request does not fit its contract"
+    more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
+    problem = Problem(
+        type=TYPE_PREFIX + "request-invalid",
+        title="Invalid request",
+        status=422,
+        detail=first + more,
+        hint="`errors` names every place that does not fit; GET /openapi.json has the contract. Nothing was stored.",
+        instance=request.url.path,
+        errors=errors,
+    )
+    return render(problem)
+
+
+def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    title = HTTPStatus(error.status_code).phrase
+    detail = error.detail if error.detail != title else f"{request.method} {request.url.path}: {title.lower()}"
+    problem = Problem(
+        type="about:blank",
+        title=title,
+        status=error.status_code,
+        detail=_shorten(detail, MAX_TEXT_CHARS),
+        hint=HINTS.get(error.status_code, ""),
+        instance=_shorten(request.url.path, MAX_TEXT_CHARS),
+    )
+    return render(problem, error.headers)
+
+
+def _on_fault(request: Request, error: Exception) -> Response:
+    fault = f"urn:uuid:{uuid4()}"
+    log.error("request failed", fault=fault, method=request.method, path=request.url.path, exc_info=error)
+    problem = Problem(
+        type=TYPE_PREFIX + "fault",
+        title="Internal error",
+        status=500,
+        detail="The request met a fault of ours; nothing of it was stored.",
+        hint="The server's log has the cause under the id in `instance`.",
+        instance=fault,
+    )
+    return render(problem)
+
+
+def install(app: FastAPI) -> None:
+    """Render every error of this app as a problem document."""
+    app.add_exception_handler(PreceptorError, _on_preceptor_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(Exception, _on_fault)

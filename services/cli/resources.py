@@ -1,0 +1,391 @@
+"""Commands that reach the api: tasks, rollouts, experts, corrections, policies, updates, eval, persons."""
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+from uuid import UUID
+
+import typer
+from rich.console import Console
+
+from services.cli import demo, report, starter
+from services.cli.options import AsJson, Home, Limit, Url, api_of, show
+from services.cli.progress import Progress
+from services.contracts.base import JsonObject
+from services.contracts.corrections import CorrectionItem, CorrectionOutcome, CorrectionSkip, CorrectionSubmit
+from services.contracts.evaluations import Evaluation, EvaluationCreate, EvaluationDetail
+from services.contracts.experts import Expert, ExpertCreate
+from services.contracts.persons import PersonCreate, PersonCreated, Role
+from services.contracts.policies import PolicyVersion
+from services.contracts.rollouts import Rollout, RolloutCreate, RolloutDetail
+from services.contracts.tasks import Split, Task
+from services.contracts.updates import UpdateDetail
+from services.errors import InvalidInput
+from services.experts import conformance
+from services.experts.client import ExpertClient
+from services.settings import Settings
+
+tasks = typer.Typer(no_args_is_help=True, help="Prompts to train and measure on. docs/tasks.md has the file format.")
+rollouts = typer.Typer(no_args_is_help=True, help="Sampled answers; also those sampled elsewhere.")
+experts = typer.Typer(no_args_is_help=True, help="Services that judge, correct or teach. docs/experts.md: write one.")
+corrections = typer.Typer(no_args_is_help=True, help="The human queue: claim an answer, correct it, see what it did.")
+policies = typer.Typer(no_args_is_help=True, help="Published policy versions.")
+updates = typer.Typer(no_args_is_help=True, help="The ledger: every optimizer step and what it used.")
+persons = typer.Typer(no_args_is_help=True, help="People and services with a key.")
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    for name, group in (
+        ("tasks", tasks),
+        ("rollouts", rollouts),
+        ("experts", experts),
+        ("corrections", corrections),
+        ("policies", policies),
+        ("updates", updates),
+        ("persons", persons),
+    ):
+        app.add_typer(group, name=name)
+    app.command("eval")(evaluate)
+
+
+def _list(path: str, home: Path | None, url: str | None, limit: int, as_json: bool, columns: tuple[str, ...]) -> None:
+    api = api_of(home, url)
+    items = list(api.pages(path, limit))
+    api.close()
+    show(list(items), as_json, lambda: typer.echo("\n".join(_rows(items, columns)) or "none"))
+
+
+def _rows(items: list[JsonObject], columns: tuple[str, ...]) -> Iterator[str]:
+    cells = [[_cell(item.get(column)) for column in columns] for item in items]
+    widths = [max([len(c), *(len(row[i]) for row in cells)]) for i, c in enumerate(columns)]
+    for row in [list(columns), *cells] if cells else []:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _cell(value: object) -> str:
+    text = "" if value is None else " ".join(str(value).split())
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+@tasks.command("import")
+def import_tasks(
+    file: Annotated[Path, typer.Argument(help="A JSONL file, one task a line.")],
+    home: Home = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Import a file of tasks. A bad line stops the whole file; a file imported twice changes nothing."""
+    api = api_of(home, url)
+    done = starter.import_file(api, file)
+    api.close()
+    result: JsonObject = {"num_created": done.num_created, "num_existing": done.num_existing}
+    show(result, as_json, lambda: typer.echo(f"{done.num_created} new tasks, {done.num_existing} known already"))
+
+
+@tasks.command("list")
+def list_tasks(home: Home = None, url: Url = None, limit: Limit = 20, as_json: AsJson = False) -> None:
+    """List tasks, newest first."""
+    _list("/v1/tasks", home, url, limit, as_json, ("id", "key", "domain", "family", "split"))
+
+
+@tasks.command("show")
+def show_task(task_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+    """Show one task."""
+    task = api_of(home, url).get(f"/v1/tasks/{task_id}", Task)
+
+    def words() -> None:
+        typer.echo(f"{task.key}  {task.domain}  {task.split.value}  family {task.family}")
+        for message in task.messages:
+            typer.echo(f"--- {message.role}\n{message.content}")
+        typer.echo(f"--- metadata: {', '.join(task.metadata) or 'none'}")
+
+    show(task, as_json, words)
+
+
+@rollouts.command("list")
+def list_rollouts(home: Home = None, url: Url = None, limit: Limit = 20, as_json: AsJson = False) -> None:
+    """List rollouts, newest first."""
+    columns = ("id", "purpose", "status", "score", "policy_version", "num_tokens", "text")
+    _list("/v1/rollouts", home, url, limit, as_json, columns)
+
+
+@rollouts.command("show")
+def show_rollout(rollout_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+    """Show one rollout with what the experts said of it."""
+    api = api_of(home, url)
+    rollout = api.get(f"/v1/rollouts/{rollout_id}", RolloutDetail)
+    questions = list(api.pages(f"/v1/rollouts/{rollout_id}/consultations", 200))
+
+    def words() -> None:
+        typer.echo(
+            f"{rollout.status.value}, {rollout.num_tokens} tokens by {rollout.policy_version}, score {rollout.score}"
+        )
+        typer.echo(rollout.text)
+        typer.echo("\n".join(_rows(questions, ("expert_name", "stage", "status", "attempts", "reason"))))
+
+    result: JsonObject = {"rollout": rollout.model_dump(mode="json"), "consultations": list(questions)}
+    show(result, as_json, words)
+
+
+@rollouts.command("add")
+def add_rollout(
+    task_id: Annotated[UUID, typer.Argument(help="The task that was answered.")],
+    text: Annotated[str, typer.Argument(help="The answer's text; `-` reads it from standard input.")],
+    home: Home = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Add an answer sampled elsewhere, as text: it is tokenised once and trains the local term only."""
+    body = RolloutCreate(task_id=task_id, text=sys.stdin.read() if text == "-" else text)
+    made = api_of(home, url).post("/v1/rollouts", body, Rollout)
+    show(made, as_json, lambda: typer.echo(str(made.id)))
+
+
+@experts.command("add")
+def add_expert(
+    endpoint: Annotated[str, typer.Argument(help="The service's URL; it answers GET {endpoint}/v1/expert.")],
+    grant: Annotated[list[str] | None, typer.Option(help="A metadata key it may see; repeat for more.")] = None,
+    trusted: Annotated[bool, typer.Option("--trusted", help="Active at once, without probation.")] = False,
+    weight: Annotated[float, typer.Option(min=0)] = 1.0,
+    group_fraction: Annotated[float, typer.Option(min=0, max=1, help="Share of groups it is asked about.")] = 1.0,
+    rollouts_per_group: Annotated[
+        int | None, typer.Option(min=1, help="Rollouts of a group it is asked about.")
+    ] = None,
+    secret: Annotated[str | None, typer.Option(help="Signing secret, `whsec_…`.")] = None,
+    home: Home = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Register a service by its URL: its contract is checked and the report kept; it starts on probation."""
+    body = ExpertCreate.model_validate(
+        {
+            "endpoint": endpoint,
+            "granted": grant or [],
+            "trusted": trusted,
+            "weight": weight,
+            "group_fraction": group_fraction,
+            "rollouts_per_group": rollouts_per_group,
+            "signing_secret": secret,
+        }
+    )
+    expert = api_of(home, url).post("/v1/experts", body, Expert)
+    show(expert, as_json, lambda: typer.echo(f"{expert.name} {expert.version} is {expert.status.value}: {expert.id}"))
+
+
+@experts.command("list")
+def list_experts(home: Home = None, url: Url = None, limit: Limit = 50, as_json: AsJson = False) -> None:
+    """List experts."""
+    _list("/v1/experts", home, url, limit, as_json, ("id", "name", "version", "status", "weight", "endpoint", "reason"))
+
+
+@experts.command("check")
+def check_expert(
+    endpoint: Annotated[str, typer.Argument(help="The service's URL.")],
+    secret: Annotated[str | None, typer.Option(help="Signing secret, `whsec_…`.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the conformance suite against a service, without registering it; for those who write one."""
+
+    async def run() -> conformance.ConformanceReport:
+        client = ExpertClient(Settings().allowed_expert_networks)
+        try:
+            return await conformance.check(endpoint, secret, client)
+        finally:
+            await client.close()
+
+    found = asyncio.run(run())
+
+    def words() -> None:
+        for check in found.checks:
+            mark = "ok  " if check.passed else ("FAIL" if check.required else "warn")
+            typer.echo(f"{mark}  {check.name}{': ' + check.detail if check.detail else ''}")
+        typer.echo("passed" if found.passed else "failed")
+
+    show(found, as_json, words)
+    if not found.passed:
+        raise typer.Exit(1)
+
+
+def _expert_action(action: str) -> None:
+    def act(expert_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+        expert = api_of(home, url).post(f"/v1/experts/{expert_id}/{action}", None, Expert)
+        show(expert, as_json, lambda: typer.echo(f"{expert.name} is {expert.status.value}"))
+
+    help_of = {
+        "activate": "Let an expert train (or ask it again after a pause).",
+        "pause": "Stop asking an expert; its open questions wait.",
+        "retire": "Stop asking an expert for good; its open questions end.",
+    }
+    experts.command(action, help=help_of[action])(act)
+
+
+for _action in ("activate", "pause", "retire"):
+    _expert_action(_action)
+
+
+@corrections.command("claim")
+def claim_correction(home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+    """Claim the next answer to correct; nobody else gets it while the lease runs."""
+    item = api_of(home, url).post("/v1/corrections/claim", None, CorrectionItem)
+
+    def words() -> None:
+        typer.echo(f"item {item.id}, yours until {item.lease_until}")
+        for message in item.messages:
+            typer.echo(f"--- {message.role}\n{message.content}")
+        typer.echo(f"--- the policy's answer\n{item.rollout_text}")
+        typer.echo(f"--- then: preceptor corrections submit {item.id} --file FIXED.txt, or --fine, or skip")
+
+    show(item, as_json, words)
+
+
+@corrections.command("submit")
+def submit_correction(
+    correction_id: UUID,
+    file: Annotated[Path | None, typer.Option(help="The corrected answer; `-` reads standard input.")] = None,
+    fine: Annotated[bool, typer.Option("--fine", help="The answer is fine as it is.")] = False,
+    comment: Annotated[str, typer.Option(help="A remark the teacher may be shown.")] = "",
+    home: Home = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Submit the corrected answer of a claimed item."""
+    if fine == (file is not None):
+        raise InvalidInput("give either --file with the corrected answer or --fine")
+    text = None if file is None else (sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8"))
+    body = CorrectionSubmit(verdict="fine" if fine else "corrected", text=text, comment=comment)
+    made = api_of(home, url).post(f"/v1/corrections/{correction_id}/submit", body, CorrectionOutcome)
+    show(made, as_json, lambda: typer.echo(f"{made.status.value}; `preceptor corrections show {made.id}` follows it"))
+
+
+@corrections.command("skip")
+def skip_correction(
+    correction_id: UUID, reason: str, home: Home = None, url: Url = None, as_json: AsJson = False
+) -> None:
+    """Leave a claimed item to someone else, with a reason."""
+    body = CorrectionSkip(reason=reason)
+    made = api_of(home, url).post(f"/v1/corrections/{correction_id}/skip", body, CorrectionOutcome)
+    show(made, as_json, lambda: typer.echo(made.status.value))
+
+
+@corrections.command("show")
+def show_correction(correction_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+    """Show what became of a correction: the updates that used it."""
+    found = api_of(home, url).get(f"/v1/corrections/{correction_id}", CorrectionOutcome)
+    used = ", ".join(map(str, found.update_numbers)) or "none yet"
+    show(found, as_json, lambda: typer.echo(f"{found.status.value}, used by updates: {used}"))
+
+
+@corrections.command("list")
+def list_corrections(home: Home = None, url: Url = None, limit: Limit = 20, as_json: AsJson = False) -> None:
+    """List the human queue, newest first."""
+    _list("/v1/corrections", home, url, limit, as_json, ("id", "rollout_id", "status", "verdict", "decided_at"))
+
+
+@policies.command("list")
+def list_policies(home: Home = None, url: Url = None, limit: Limit = 20, as_json: AsJson = False) -> None:
+    """List policy versions, newest first."""
+    _list("/v1/policies", home, url, limit, as_json, ("name", "status", "update_number", "served_at", "reason"))
+
+
+@policies.command("show")
+def show_policy(name: str, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+    """Show one version with the gate it passed or failed."""
+    version = api_of(home, url).get(f"/v1/policies/{name}", PolicyVersion)
+
+    def words() -> None:
+        typer.echo(f"{version.name} is {version.status.value}, after update {version.update_number}")
+        for check in version.gate.checks if version.gate else []:
+            mark = "ok  " if check.passed else "FAIL"
+            typer.echo(f"{mark}  {check.name}: {check.value:.4g} (bound {check.bound:.4g}) {check.detail}")
+
+    show(version, as_json, words)
+
+
+@updates.command("list")
+def list_updates(home: Home = None, url: Url = None, limit: Limit = 20, as_json: AsJson = False) -> None:
+    """List the ledger, newest first."""
+    _list("/v1/updates", home, url, limit, as_json, ("number", "status", "objective", "applied_at", "reason"))
+
+
+@updates.command("show")
+def show_update(number: int, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+    """Show what one update used: every lesson, its terms, and the answers that made them."""
+    update = api_of(home, url).get(f"/v1/updates/{number}", UpdateDetail)
+
+    def words() -> None:
+        typer.echo(f"update {update.number} is {update.status.value}, objective {update.objective}")
+        typer.echo("  ".join(f"{name} {report.number(value)}" for name, value in update.metrics.items()))
+        for lesson in update.lessons:
+            typer.echo(f"rollout {lesson.rollout_id}, staleness {lesson.staleness}")
+            for term in lesson.terms:
+                typer.echo(
+                    f"  {term.kind.value:<12} share {term.share:.3f}, cost {report.number(term.cost)} nats a token, "
+                    f"from {', '.join(term.sources) or 'nobody'}; answers {', '.join(map(str, term.answers))}"
+                )
+
+    show(update, as_json, words)
+
+
+@persons.command("add")
+def add_person(
+    name: str,
+    role: Annotated[Role, typer.Option(help="What the key may do.")] = Role.ANNOTATOR,
+    home: Home = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Add a person or service; its key is shown this once."""
+    made = api_of(home, url).post("/v1/persons", PersonCreate(name=name, role=role), PersonCreated)
+    show(made, as_json, lambda: typer.echo(f"{made.name} ({made.role.value}): {made.api_key}"))
+
+
+@persons.command("list")
+def list_persons(home: Home = None, url: Url = None, limit: Limit = 50, as_json: AsJson = False) -> None:
+    """List persons and services."""
+    _list("/v1/persons", home, url, limit, as_json, ("id", "name", "role", "created_at"))
+
+
+def evaluate(
+    split: Annotated[Split, typer.Option(help="heldout or validation.")] = Split.HELDOUT,
+    policy: Annotated[str | None, typer.Option(help="A policy version; the serving one by default.")] = None,
+    tasks: Annotated[int, typer.Option(min=1, help="Tasks a domain, spread over its families.")] = 15,
+    full: Annotated[bool, typer.Option("--full", help="All tasks of the split.")] = False,
+    samples: Annotated[int, typer.Option(min=1, max=256, help="Answers a task.")] = 8,
+    seed: Annotated[int, typer.Option(help="Chooses the tasks and every draw.")] = 0,
+    against: Annotated[UUID | None, typer.Option(help="An earlier evaluation to compare with.")] = None,
+    home: Home = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a policy version: pass@1 and pass@k by domain, with intervals over families."""
+    if split is Split.TRAIN:
+        raise InvalidInput("measure on heldout or validation; train tasks are trained on")
+    wanted = EvaluationCreate.model_validate(
+        {
+            "split": split,
+            "policy_version": policy,
+            "num_tasks": None if full else tasks,
+            "num_samples": samples,
+            "seed": seed,
+        }
+    )
+    api = api_of(home, url)
+    started = api.post("/v1/evaluations", wanted, Evaluation)
+    progress = Progress(Console(stderr=True))
+    found = demo.wait_for_evaluation(api, started.id, progress, lambda: None, f"{split.value} tasks")
+    earlier = None if against is None else api.get(f"/v1/evaluations/{against}", EvaluationDetail)
+    api.close()
+
+    def words() -> None:
+        typer.echo(f"evaluation {found.id} of {found.policy_version}")
+        lines = (
+            report.scores(found.results, samples)
+            if earlier is None
+            else report.table(earlier.results, found.results, samples)
+        )
+        typer.echo("\n".join(lines))
+
+    show(found, as_json, words)

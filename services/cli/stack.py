@@ -1,0 +1,163 @@
+"""Commands that start and stop the stack on this machine: up, down, status, demo, init."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from services import main
+from services.cli import demo, report, starter
+from services.cli.client import ApiClient
+from services.cli.options import AsJson, Home, Url, api_of, layout_of, show
+from services.cli.progress import Progress
+from services.contracts.status import LoopState, LoopSwitch, Status
+from services.local.layout import Layout
+from services.local.stack import Stack, running
+from services.local.supervisor import read_running, stop_running
+from services.policy.convert import resolve_model
+from services.settings import Settings
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="A folder or Hugging Face id. [PRECEPTOR_MODEL, else the starter model SmolLM2-135M-Instruct]",
+        show_default=False,
+    ),
+]
+Threads = Annotated[int, typer.Option(min=1, help="Threads of the policy's engine.")]
+DEFAULT_THREADS = max(1, min(4, os.cpu_count() or 1))
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    app.command("demo")(run_demo)
+    app.command("up")(up)
+    app.command("down")(down)
+    app.command("status")(status)
+    app.command("init")(init)
+
+
+@contextmanager
+def _stack(home: Path | None, model: str | None, threads: int, progress: Progress) -> Iterator[tuple[Stack, ApiClient]]:
+    layout = layout_of(home)
+    folder = resolve_model(model or os.environ.get("PRECEPTOR_MODEL"), progress.say)
+    progress.say(f"the policy is {folder.name}; the data folder is {layout.root}")
+    with running(layout, folder, environment={}, report=progress.say, policy_threads=threads) as stack:
+        if stack.new_owner_key is not None:
+            progress.say(f"the owner's API key, shown this once: {stack.new_owner_key}")
+            progress.say(f"(this machine's command line keeps it in {layout.root / 'credentials.json'})")
+        progress.say(f"api: {stack.settings.api_url}  logs: {layout.logs}")
+        api = ApiClient(stack.settings.api_url, stack.api_key)
+        try:
+            yield stack, api
+        finally:
+            api.close()
+
+
+def run_demo(
+    home: Home = None,
+    model: Model = None,
+    minutes: Annotated[float, typer.Option(min=1, help="Bound on the time after start-up.")] = 15.0,
+    updates: Annotated[int, typer.Option(min=1, help="Updates to make if the time allows.")] = 16,
+    tasks: Annotated[int, typer.Option(min=1, help="Held-out tasks a kind to measure on.")] = 15,
+    samples: Annotated[int, typer.Option(min=1, help="Answers a task when measuring.")] = 8,
+    seed: Annotated[int, typer.Option(help="Chooses tasks, their order and every draw.")] = 0,
+    threads: Threads = DEFAULT_THREADS,
+    full: Annotated[bool, typer.Option("--full", help="Measure on all held-out tasks, without a time bound.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run the main job once: import the starter tasks, measure, train, correct an answer, measure again, stop.
+
+    The result is also written to the data folder's `reports`. `preceptor up` goes on from there.
+    """
+    console = Console(stderr=as_json)
+    progress = Progress(console)
+    os.environ["PRECEPTOR_SEED"] = os.environ["PRECEPTOR_TRAINER_SEED"] = str(seed)
+    plan = demo.DemoPlan(
+        minutes=24 * 60 if full else minutes,
+        num_updates=updates,
+        num_eval_tasks=None if full else tasks,
+        num_samples=samples,
+        seed=seed,
+    )
+    with _stack(home, model, threads, progress) as (stack, api):
+        starter.import_into(api, progress)
+        outcome = demo.run(api, plan, progress, stack.supervisor.check, stack.layout.root)
+        path = stack.layout.reports / f"demo-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"
+        document = demo.as_document(plan, outcome)
+        path.write_text(json.dumps(document, indent=2) + "\n")
+        progress.say(f"this report: {path}")
+        if as_json:
+            typer.echo(json.dumps(document, indent=2))
+        progress.say("stopping everything")
+
+
+def up(
+    home: Home = None,
+    model: Model = None,
+    threads: Threads = DEFAULT_THREADS,
+    paused: Annotated[bool, typer.Option("--paused", help="Start without drawing rollouts.")] = False,
+) -> None:
+    """Start the stack on the data folder and train on whatever tasks arrive, until Ctrl-C or `preceptor down`."""
+    progress = Progress(Console())
+    with _stack(home, model, threads, progress) as (stack, api):
+        api.post("/v1/loop", LoopSwitch(sampling=not paused, training=True, no_end=True), LoopState)
+        progress.say("the loop runs; `preceptor status` shows it, Ctrl-C stops it")
+        seen = api.get("/v1/status", Status).num_updates
+        try:
+            while True:
+                stack.supervisor.wait(5)
+                current = api.get("/v1/status", Status)
+                for update in sorted(current.last_updates, key=lambda u: u.number):
+                    if update.number > seen:
+                        seen = update.number
+                        progress.say(report.update_line(update, current))
+        except KeyboardInterrupt:
+            progress.say("stopping; nothing is lost")
+
+
+def down(home: Home = None) -> None:
+    """Stop what `up` or `demo` started on the data folder; returns when all of it is gone."""
+    typer.echo(stop_running(layout_of(home)).value)
+
+
+def status(
+    home: Home = None,
+    url: Url = None,
+    as_json: AsJson = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Again every two seconds, until Ctrl-C.")] = False,
+) -> None:
+    """Show the loop: what runs, what it waits for, how far it is."""
+    while True:
+        if url is None and "PRECEPTOR_API_URL" not in os.environ and read_running(Layout.open(home)) is None:
+            show(
+                {"running": False},
+                as_json,
+                lambda: typer.echo("nothing runs on this data folder; `preceptor up` starts it"),
+            )
+            return
+        api = api_of(home, url)
+        current = api.get("/v1/status", Status)
+        api.close()
+        show(current, as_json, lambda: typer.echo("\n".join(report.status_lines(current))))
+        if not watch:
+            return
+        time.sleep(2)
+
+
+def init() -> None:
+    """Prepare a database and policy that somebody else runs (DATABASE_URL, PRECEPTOR_POLICY_URL): schema, owner, lineage.
+
+    Prints the owner's API key when it makes one; it is shown this once.
+    """
+    settings = Settings()
+    key = main.prepare_database(settings)
+    main.prepare_lineage(settings)
+    typer.echo("the database is ready" if key is None else f"the owner's API key, shown this once: {key}")
