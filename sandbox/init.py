@@ -85,6 +85,7 @@ def _start_code(job: Job, streams: Streams, has_cgroup: bool, proc: int, interpr
             isolation.write_at(proc, "self/oom_score_adj", "1000")
             for descriptor, number in ((streams.stdin, 0), (streams.stdout, 1), (streams.stderr, 2)):
                 os.dup2(descriptor, number)
+            kernel.close_on_exec_from(3)
             os.setsid()
             signal.pthread_sigmask(signal.SIG_SETMASK, set())
             for ignored_by_python in (signal.SIGPIPE, signal.SIGXFSZ):

@@ -13,6 +13,7 @@ _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}.get(MACHINE, -1)
 _CAPSET = {"x86_64": 126, "aarch64": 91}.get(MACHINE, -1)
 _MOUNT_SETATTR = 442  # the same on every architecture, like all calls since Linux 5.0
 _OPENAT2 = 437
+_CLOSE_RANGE, _CLOSE_RANGE_CLOEXEC = 436, 4
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_CAPBSET_DROP = 1, 4, 22, 24
 _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 4
@@ -126,6 +127,12 @@ def open_beneath(folder_fd: int, path: str, flags: int) -> int:
         ctypes.byref(how),
         ctypes.c_size_t(ctypes.sizeof(how)),
     )
+
+
+def close_on_exec_from(first: int) -> None:
+    """Keep every open file from this number on from whatever this process executes (Linux 5.11)."""
+    arguments = (ctypes.c_uint(first), ctypes.c_uint(0xFFFFFFFF), ctypes.c_uint(_CLOSE_RANGE_CLOEXEC))
+    _syscall(_CLOSE_RANGE, "close_range", *arguments)
 
 
 def set_hostname(name: str) -> None:

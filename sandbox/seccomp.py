@@ -30,7 +30,7 @@ _DENIED = {
     "request_key": (249, 218), "fanotify_init": (300, 262), "open_by_handle_at": (304, 265),
     "name_to_handle_at": (303, 264), "lookup_dcookie": (212, 18), "modify_ldt": (154, -1),
     "uselib": (134, -1), "ustat": (136, -1),
-    "sysfs": (139, -1), "personality": (135, 92), "mknod": (133, -1), "mknodat": (259, 33), "mbind": (237, 235),
+    "sysfs": (139, -1), "personality": (135, 92), "mbind": (237, 235),
     "set_mempolicy": (238, 237), "sched_setscheduler": (144, 119), "sched_setattr": (314, 274),
     # memory that no process shows as its own
     "memfd_secret": (447, 447), "shmget": (29, 194), "semget": (64, 190), "msgget": (68, 186), "mq_open": (240, 180),

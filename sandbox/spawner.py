@@ -25,6 +25,7 @@ FAREWELL_SECONDS = 15.0
 def main(descriptor: int) -> None:
     """Serve the server at the other end of this socket until it closes."""
     server = socket.socket(fileno=descriptor)
+    server.set_inheritable(False)
     is_root = os.getuid() == 0
     interpreter = Interpreter.of_this_process()
     try:
@@ -55,6 +56,7 @@ def _serve(server: socket.socket, interpreter: Interpreter, place: Place | None,
         if not message:
             return
         (connection,) = descriptors
+        os.set_inheritable(connection, False)  # a received descriptor would outlive an exec
         _reap()
         if os.fork() == 0:
             try:

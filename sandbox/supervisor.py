@@ -87,7 +87,7 @@ def _run(
 ) -> Outcome:
     group = place.make_group(f"run-{os.getpid()}", job) if place else None
     try:
-        with _start_init(job, group, interpreter, SLOT_UID_BASE + job.slot if is_root else None) as run:
+        with _start_init(job, connection, group, interpreter, SLOT_UID_BASE + job.slot if is_root else None) as run:
             try:
                 outcome = _follow(run, job, connection, group)
             finally:
@@ -162,7 +162,9 @@ class _Run:
         )
 
 
-def _start_init(job: Job, group: Group | None, interpreter: Interpreter, drop_to_uid: int | None) -> _Run:
+def _start_init(
+    job: Job, connection: socket.socket, group: Group | None, interpreter: Interpreter, drop_to_uid: int | None
+) -> _Run:
     stdin = _sealed_file(job.stdin.encode())
     stdout, stdout_end = os.pipe2(os.O_CLOEXEC)
     stderr, stderr_end = os.pipe2(os.O_CLOEXEC)
@@ -171,6 +173,7 @@ def _start_init(job: Job, group: Group | None, interpreter: Interpreter, drop_to
     kernel.unshare(Namespace.PID)  # for the children to come
     pid = os.fork()
     if pid == 0:
+        connection.close()
         run_as_init(job, Streams(stdin, stdout_end, stderr_end), status_end, entries, drop_to_uid, interpreter)
     for descriptor in (stdin, stdout_end, stderr_end, *entries):
         os.close(descriptor)
@@ -209,9 +212,10 @@ def _follow(run: _Run, job: Job, connection: socket.socket, group: Group | None)
                 report = _read_report(run.status)
                 ending = report.ending
             except RunLost:
-                if group is None or group.num_oom_kills() == 0:
+                if not _is_out_of_memory(group):
                     raise
-                ending = Ending.MEMORY
+            # the kernel ends one process; with it the whole run has outgrown its memory
+            ending = Ending.MEMORY if _is_out_of_memory(group) else ending
         if ending is None and any(capture.num_bytes > most_output for capture in run.captures.values()):
             ending = Ending.OUTPUT
         elif ending is None and time.monotonic() >= deadline:
@@ -267,13 +271,17 @@ def _read_report(status: socket.socket) -> Report:
     return Report(**{**fields, "ending": None if fields["ending"] is None else Ending(fields["ending"])})
 
 
+def _is_out_of_memory(group: Group | None) -> bool:
+    return group is not None and group.num_oom_kills() > 0
+
+
 def _with_memory(outcome: Outcome, group: Group | None) -> Outcome:
     """Add what the kernel counted, and tell a run that outgrew its memory from one that ended some other way."""
     out_of_memory = outcome.ending == Ending.EXITED and outcome.exit_code == 1 and _ends_in_memory_error(outcome.stderr)
     if group:
         peak_bytes = max(outcome.peak_memory_bytes, group.peak_bytes())
         outcome = replace(outcome, peak_memory_bytes=peak_bytes)
-        out_of_memory = out_of_memory or group.num_oom_kills() > 0
+        out_of_memory = out_of_memory or _is_out_of_memory(group)
     return replace(outcome, ending=Ending.MEMORY, exit_code=None, signal=None, fault="") if out_of_memory else outcome
 
 
@@ -293,16 +301,25 @@ def _collect(box: int, paths: tuple[str, ...]) -> tuple[dict[str, bytes], dict[s
         except OSError as error:
             missing[path] = _MISSING.get(error.errno or 0, "unreadable")
             continue
-        with open(descriptor, "rb") as file:
+        try:
             details = os.fstat(descriptor)
             if not stat.S_ISREG(details.st_mode):
                 missing[path] = "not_a_file"
             elif details.st_size > room:
                 missing[path] = "too_large"
             else:
-                files[path] = file.read(room)
+                files[path] = _read_whole(descriptor, details.st_size)
                 room -= len(files[path])
+        finally:
+            os.close(descriptor)
     return files, missing
+
+
+def _read_whole(descriptor: int, num_bytes: int) -> bytes:
+    data = bytearray()
+    while len(data) < num_bytes and (piece := os.read(descriptor, num_bytes - len(data))):
+        data += piece
+    return bytes(data)
 
 
 _MISSING = {

@@ -103,7 +103,8 @@ def scores(results: Sequence[TaskResult], num_samples: int) -> Iterator[str]:
             measured = score(tasks, k)
             if measured is not None:
                 families = len(family_means(tasks, k))
-                yield f"{domain:<12} pass@{k:<3} {measured.mean:.3f} [{measured.low:.3f}, {measured.high:.3f}] ({families} families)"
+                interval = f"[{measured.low:.3f}, {measured.high:.3f}]"
+                yield f"{domain:<12} pass@{k:<3} {measured.mean:.3f} {interval} ({families} families)"
 
 
 def table(before: Sequence[TaskResult], after: Sequence[TaskResult], num_samples: int) -> Iterator[str]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -146,14 +147,17 @@ def status(
         api = api_of(home, url)
         current = api.get("/v1/status", Status)
         api.close()
-        show(current, as_json, lambda: typer.echo("\n".join(report.status_lines(current))))
+        lines = "\n".join(report.status_lines(current))
+        show(current, as_json, partial(typer.echo, lines))
         if not watch:
             return
         time.sleep(2)
 
 
 def init() -> None:
-    """Prepare a database and policy that somebody else runs (DATABASE_URL, PRECEPTOR_POLICY_URL): schema, owner, lineage.
+    """Prepare a database and policy that somebody else runs: schema, owner, lineage.
+
+    They are named by DATABASE_URL and PRECEPTOR_POLICY_URL.
 
     Prints the owner's API key when it makes one; it is shown this once.
     """

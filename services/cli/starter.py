@@ -57,7 +57,7 @@ class Imported:
 
 
 def import_file(api: ApiClient, path: Path) -> Imported:
-    """Import a file through the api; a file imported twice changes nothing. Errors: those of `read_tasks`, ApiProblem."""
+    """Import a file through the api; once more changes nothing. Errors: those of `read_tasks`, ApiProblem."""
     replies = [
         api.post("/v1/tasks/import", TaskImport(tasks=[task.model_dump(mode="json") for task in batch]), TaskImported)
         for batch in _batches(read_tasks(path))
