@@ -15,7 +15,7 @@ from sandbox.app import create_app
 from sandbox.contract import Level
 from sandbox.settings import SandboxSettings
 
-STOP_SECONDS = 5
+STOP_SECONDS = 2
 """Given to requests in flight; then they are cancelled, and with them their runs."""
 
 

@@ -12,12 +12,13 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sandbox.contract import BatchRequest, BatchResult, Health, Problem, RunRequest, RunResult
-from sandbox.errors import BodyTooLarge, KeyRefused, SandboxError, SandboxStopping
+from sandbox.errors import KeyRefused, SandboxError, SandboxStopping
 from sandbox.runner import Runner
 from sandbox.settings import SandboxSettings
 
 MAX_BODY_BYTES = 32 << 20
 """Of one request, and of one batch as well."""
+_TOO_LARGE = f"A request has at most {MAX_BODY_BYTES} bytes"
 _CLIENT_GONE = 499
 
 T = TypeVar("T")
@@ -47,7 +48,7 @@ def _check_key(request: Request) -> None:
 async def run(body: RunRequest, request: Request, runner: RunnerDep) -> RunResult:
     """Run one program. A result is always 200, whatever the program did; a client that hangs up ends the run.
 
-    Errors: KeyRefused (401), BodyTooLarge (413), a request outside the contract (422), SandboxBusy (429, with
+    Errors: KeyRefused (401), a body above MAX_BODY_BYTES (413), a request outside the contract (422), SandboxBusy (429, with
     Retry-After), SandboxStopping (503).
     """
     return await _unless_gone(request, runner.run(body))
@@ -149,16 +150,12 @@ class _BodyLimit:
             message = await receive()
             num_bytes += len(message.get("body", b""))
             if num_bytes > MAX_BODY_BYTES:
-                raise BodyTooLarge(f"a request has at most {MAX_BODY_BYTES} bytes")
+                raise HTTPException(413, _TOO_LARGE)  # of all exceptions FastAPI lets this one through
             return message
 
         announced = dict(scope["headers"]).get(b"content-length", b"0")
         if announced.isdigit() and int(announced) > MAX_BODY_BYTES:
-            problem = Problem(
-                title=BodyTooLarge.title,
-                status=413,
-                detail=f"{int(announced)} bytes; a request has at most {MAX_BODY_BYTES}",
-            )
+            problem = Problem(title=_TOO_LARGE, status=413, detail=_TOO_LARGE)
             await _render(problem, {"Connection": "close"})(scope, receive, send)
             return
         await self._app(scope, receive_counted, send)

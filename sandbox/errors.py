@@ -30,8 +30,3 @@ class SandboxStopping(SandboxError):
 class KeyRefused(SandboxError):
     status_code = 401
     title = "A valid key is needed"
-
-
-class BodyTooLarge(SandboxError):
-    status_code = 413
-    title = "The request is too large"

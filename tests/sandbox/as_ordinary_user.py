@@ -1,0 +1,56 @@
+"""Run a command as an ordinary user, from root: `python as_ordinary_user.py UID COMMAND…`.
+
+The interpreter and the repository may lie under a folder closed to others (/root). In a mount namespace of this process
+only, such folders are replaced by open ones that hold nothing else.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPOSITORY))
+
+from sandbox import kernel  # noqa: E402
+from sandbox.kernel import Mount, Namespace  # noqa: E402
+
+ASIDE = Path("/mnt")
+
+
+def _closed_ancestor(path: Path) -> Path | None:
+    for ancestor in reversed(path.parents):
+        if not ancestor.stat().st_mode & 0o001:
+            return ancestor
+    return None
+
+
+def open_paths(paths: list[Path]) -> None:
+    kernel.unshare(Namespace.MOUNT)
+    kernel.mount("none", "/", None, Mount.RECURSIVE | Mount.PRIVATE)
+    kernel.mount("tmpfs", str(ASIDE), "tmpfs", Mount.NO_SETUID, "mode=755")
+    closed: dict[Path, list[tuple[Path, Path]]] = {}
+    for number, path in enumerate(paths):
+        ancestor = _closed_ancestor(path)
+        if ancestor is not None:
+            aside = ASIDE / str(number)
+            aside.mkdir()
+            kernel.mount(str(path), str(aside), None, Mount.BIND | Mount.RECURSIVE)
+            closed.setdefault(ancestor, []).append((path, aside))
+    for ancestor, moved in closed.items():
+        kernel.mount("tmpfs", str(ancestor), "tmpfs", Mount.NO_SETUID, "mode=755")
+        for path, aside in moved:
+            path.mkdir(parents=True, exist_ok=True)
+            kernel.mount(str(aside), str(path), None, Mount.BIND | Mount.RECURSIVE)
+
+
+def main(uid: int, command: list[str]) -> None:
+    open_paths([Path(os.path.realpath(sys.base_prefix)), Path(sys.prefix), REPOSITORY])
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+    os.chdir("/")
+    os.execv(command[0], command)  # noqa: S606
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2:])

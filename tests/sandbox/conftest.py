@@ -1,0 +1,136 @@
+"""A sandbox server in a process of its own, as this user and again as an ordinary one, and a small client for it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from sandbox.contract import BatchRequest, BatchResult, Health, Limits, RunRequest, RunResult
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+START_SECONDS = 60.0
+ORDINARY_UID = 65534
+SECRET = "a-secret-of-the-server"  # noqa: S105 -- bait
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class SandboxServer:
+    """One server process; `with` stops it."""
+
+    ordinary_user: bool = False
+    arguments: tuple[str, ...] = ()
+    key: str | None = None
+    port: int = field(default_factory=free_port)
+
+    def __enter__(self) -> SandboxServer:
+        command = [sys.executable, "-m", "sandbox", "--port", str(self.port), "--die-with-parent", *self.arguments]
+        if self.ordinary_user:
+            helper = str(Path(__file__).with_name("as_ordinary_user.py"))
+            command = [sys.executable, helper, str(ORDINARY_UID), *command]
+        environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(REPOSITORY), "BAIT": SECRET}
+        if self.key is not None:
+            environment["SANDBOX_API_KEY"] = self.key
+        self.process = subprocess.Popen(command, env=environment, cwd=REPOSITORY, start_new_session=True)
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key is not None else {}
+        self.client = httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=120, headers=headers)
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            with contextlib.suppress(httpx2.TransportError):
+                if self.client.get("/healthz").status_code == 200:
+                    return self
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.__exit__()
+                raise RuntimeError(f"the sandbox did not start: {self.process.poll()}")
+            time.sleep(0.05)
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        self.process.wait(30)
+
+    def health(self) -> Health:
+        return Health.model_validate_json(self.client.get("/healthz").raise_for_status().content)
+
+    def post(self, request: RunRequest) -> RunResult:
+        answer = self.client.post(
+            "/v1/run", content=request.model_dump_json(), headers={"Content-Type": "application/json"}
+        )
+        return RunResult.model_validate_json(answer.raise_for_status().content)
+
+    def run(
+        self,
+        code: str,
+        *,
+        stdin: str = "",
+        files: dict[str, bytes] | None = None,
+        collect: tuple[str, ...] = (),
+        limits: Limits | None = None,
+    ) -> RunResult:
+        limits = limits or Limits(wall_seconds=30, cpu_seconds=20)
+        return self.post(RunRequest(code=code, stdin=stdin, files=files or {}, collect=collect, limits=limits))
+
+    def run_batch(self, requests: tuple[RunRequest, ...]) -> BatchResult:
+        body = BatchRequest(runs=requests).model_dump_json()
+        answer = self.client.post("/v1/run_batch", content=body, headers={"Content-Type": "application/json"})
+        return BatchResult.model_validate_json(answer.raise_for_status().content)
+
+
+def skip_unless_root() -> None:
+    if os.getuid() != 0:
+        pytest.skip("needs root, to become another user; this session already is an ordinary one")
+
+
+@pytest.fixture(scope="session", params=["this-user", "ordinary-user"])
+def sandbox(request: pytest.FixtureRequest) -> Iterator[SandboxServer]:
+    """A running sandbox; every test that takes it runs twice, as this user and, from root, as an ordinary one."""
+    ordinary = request.param == "ordinary-user"
+    if ordinary:
+        skip_unless_root()
+    with SandboxServer(ordinary_user=ordinary) as server:
+        yield server
+
+
+def host_processes(token: str) -> list[int]:
+    """Processes of the host, in any namespace, whose command line holds the token."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError):
+                if token.encode() in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+    return found
+
+
+def children_of(pid: int) -> list[int]:
+    """Every living descendant of a process, in any namespace."""
+    parents: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError):
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                if fields[0] != "Z":
+                    parents.setdefault(int(fields[1]), []).append(int(entry.name))
+    found, todo = [], [pid]
+    while todo:
+        for child in parents.get(todo.pop(), []):
+            found.append(child)
+            todo.append(child)
+    return found

@@ -1,0 +1,206 @@
+"""The server around the runs: admission, refusals, hanging up, dying, and what it leaves behind."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from sandbox.contract import Level, Limits, RunRequest, Status
+from tests.sandbox.conftest import REPOSITORY, SandboxServer, children_of, free_port, host_processes, skip_unless_root
+
+pytestmark = pytest.mark.integration
+
+SLEEPER = "import os, sys\nos.execv(sys.executable, [sys.executable, '-c', 'import time; time.sleep(600)', '{token}'])"
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def post_sleeper(server: SandboxServer, token: str) -> None:
+    limits = Limits(wall_seconds=60, cpu_seconds=60)
+    with contextlib.suppress(httpx2.HTTPError):
+        server.post(RunRequest(code=SLEEPER.format(token=token), limits=limits))
+
+
+def start_sleeper(server: SandboxServer) -> str:
+    """A run that lasts; returns when it runs, with what names its process."""
+    token = uuid.uuid4().hex
+    threading.Thread(target=post_sleeper, args=(server, token), daemon=True).start()
+    wait_until(lambda: bool(host_processes(token)))
+    return token
+
+
+def cgroups_of(pids: list[int]) -> list[Path]:
+    names = {f"preceptor-sandbox-{pid}" for pid in pids}
+    return [path for path in Path("/sys/fs/cgroup").rglob("preceptor-sandbox-*") if path.name in names]
+
+
+def test_health_tells_level_slots_and_queue(sandbox: SandboxServer) -> None:
+    health = sandbox.health()
+    assert health.level in (Level.FULL, Level.FULL_NOCGROUP)
+    assert health.slots >= 2
+    assert (health.running, health.queue) == (0, 0)
+
+
+def test_a_full_queue_is_answered_429_and_drains() -> None:
+    with SandboxServer(arguments=("--slots", "1", "--queue-limit", "1")) as server:
+        code = "import time; time.sleep(1)"
+
+        def ask(_: int) -> httpx2.Response:
+            return server.client.post("/v1/run", json={"code": code})
+
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(ask, range(4)))
+        assert sorted(answer.status_code for answer in answers) == [200, 200, 429, 429]
+        refused = next(answer for answer in answers if answer.status_code == 429)
+        assert int(refused.headers["retry-after"]) >= 1
+        assert refused.headers["content-type"] == "application/problem+json"
+        assert refused.json()["status"] == 429
+        assert server.client.post("/v1/run_batch", json={"runs": [{"code": code}] * 3}).status_code == 429
+        assert server.run("print(1)").stdout == "1\n"
+
+
+def test_a_key_is_asked_for_when_one_is_set() -> None:
+    with SandboxServer(key="right") as server:
+        url = f"http://127.0.0.1:{server.port}/v1/run"
+        for headers in (
+            {},
+            {"Authorization": "Bearer wrong"},
+            {"Authorization": "right"},
+            {"Authorization": "Bearer ü"},
+        ):
+            answer = httpx2.post(url, json={"code": "print(1)"}, headers={k: v.encode() for k, v in headers.items()})
+            assert (answer.status_code, answer.headers["content-type"]) == (401, "application/problem+json")
+        assert server.run("print(1)").stdout == "1\n"
+
+
+def test_other_addresses_than_loopback_need_a_key() -> None:
+    environment = {"PATH": os.environ["PATH"]}
+    command = [sys.executable, "-m", "sandbox", "--host", "0.0.0.0", "--port", str(free_port())]  # noqa: S104
+    ended = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2
+    assert "SANDBOX_API_KEY" in ended.stderr
+
+
+def test_a_request_that_is_too_large_is_answered_413(sandbox: SandboxServer) -> None:
+    def pieces() -> Iterator[bytes]:
+        for _ in range(40):
+            yield b" " * (1 << 20)
+
+    for body in (b" " * (33 << 20), pieces()):
+        with contextlib.suppress(httpx2.WriteError, httpx2.RemoteProtocolError):  # it may hang up before we are done
+            answer = sandbox.client.post("/v1/run", content=body, headers={"Content-Type": "application/json"})
+            assert (answer.status_code, answer.headers["content-type"]) == (413, "application/problem+json")
+
+
+def test_an_unknown_path_or_method_is_a_problem_document(sandbox: SandboxServer) -> None:
+    for answer in (sandbox.client.get("/nowhere"), sandbox.client.get("/v1/run")):
+        assert answer.status_code in (404, 405)
+        assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_a_run_whose_caller_hung_up_is_ended(sandbox: SandboxServer) -> None:
+    token = uuid.uuid4().hex
+    body = RunRequest(code=SLEEPER.format(token=token), limits=Limits(wall_seconds=60)).model_dump_json().encode()
+    with socket.create_connection(("127.0.0.1", sandbox.port)) as connection:
+        head = (
+            f"POST /v1/run HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        connection.sendall(head.encode() + body)
+        wait_until(lambda: bool(host_processes(token)))
+        assert sandbox.health().running == 1
+    wait_until(lambda: host_processes(token) == [])
+    wait_until(lambda: sandbox.health().running == 0)
+
+
+@pytest.mark.parametrize("ordinary_user", [False, True], ids=["this-user", "ordinary-user"])
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_server_that_ends_leaves_no_process_no_cgroup_and_no_mount(
+    signal_number: signal.Signals, ordinary_user: bool
+) -> None:
+    if ordinary_user:
+        skip_unless_root()
+    mounts_before = Path("/proc/self/mountinfo").read_text()
+    with SandboxServer(ordinary_user=ordinary_user) as server:
+        tokens = [start_sleeper(server) for _ in range(2)]
+        family = children_of(server.process.pid)
+        assert all(host_processes(token) for token in tokens)
+        if server.health().level == Level.FULL:
+            assert cgroups_of(family)
+        server.process.send_signal(signal_number)
+        server.process.wait(30)
+        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family))
+        assert not any(host_processes(token) for token in tokens)
+        assert cgroups_of(family) == []
+    assert Path("/proc/self/mountinfo").read_text() == mounts_before
+
+
+def test_a_server_dies_with_its_parent() -> None:
+    port = free_port()
+    command = f"{sys.executable} -m sandbox --port {port} --die-with-parent & echo $!; sleep 600"
+    with subprocess.Popen(["/bin/sh", "-c", command], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        server_pid = int(parent.stdout.readline())
+
+        def is_up() -> bool:
+            with contextlib.suppress(httpx2.TransportError):
+                return httpx2.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
+            return False
+
+        wait_until(is_up, 60)
+        family = [server_pid, *children_of(server_pid)]
+        sleep = [pid for pid in children_of(parent.pid) if pid not in family]
+        parent.kill()
+        for pid in sleep:
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not any(alive(pid) for pid in family))
+
+
+def alive(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def test_a_fault_of_the_sandbox_is_not_the_code_s_and_the_next_run_works(sandbox: SandboxServer) -> None:
+    limits = Limits(wall_seconds=60, cpu_seconds=60)
+    token = uuid.uuid4().hex
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(sandbox.post, RunRequest(code=SLEEPER.format(token=token), limits=limits))
+        wait_until(lambda: bool(host_processes(token)))
+        (spawner,) = [pid for pid in children_of(sandbox.process.pid) if parent_of(pid) == sandbox.process.pid]
+        supervisor = next(pid for pid in children_of(spawner) if parent_of(pid) == spawner)
+        os.kill(supervisor, signal.SIGKILL)
+        result = answer.result(30)
+    assert (result.status, result.exit_code) == (Status.SANDBOX_ERROR, None)
+    assert "not the code" in result.reason
+    wait_until(lambda: host_processes(token) == [])
+    assert sandbox.run("print('next')").stdout == "next\n"
+
+
+def test_a_spawner_that_died_is_replaced(sandbox: SandboxServer) -> None:
+    (spawner,) = [pid for pid in children_of(sandbox.process.pid) if parent_of(pid) == sandbox.process.pid]
+    os.kill(spawner, signal.SIGKILL)
+    assert sandbox.run("print('next')").stdout == "next\n"
+    assert sandbox.run("print('again')").isolation == sandbox.health().level
+
+
+def parent_of(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return 0
