@@ -11,8 +11,8 @@ from typing import Annotated, Final
 from uuid import UUID
 
 from fastapi import Depends
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.params import Depends as Dependency
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from services.api.deps import SettingsDep, StoreDep
 from services.contracts.persons import Role

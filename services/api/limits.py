@@ -5,6 +5,7 @@ sends is thrown away for a moment, so that it can read the reason before the con
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
@@ -87,10 +88,8 @@ class RequestLimits:
         headers = [*response.raw_headers, (b"connection", b"close")]
         await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
         await send({"type": "http.response.body", "body": response.body, "more_body": True})
-        try:
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(_discard(receive), LINGER_SECONDS)
-        except TimeoutError:
-            pass
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

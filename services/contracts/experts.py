@@ -157,7 +157,7 @@ class ExpertCreate(Contract):
     rollouts_per_group: Annotated[int, Field(ge=1)] | None = None
     top_k: Annotated[int, Field(ge=1, le=200)] = 20
     temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
-    signing_secret: Annotated[str, Field(min_length=24, max_length=200, repr=False)] | None = None
+    signing_secret: Annotated[Annotated[str, Field(min_length=24, max_length=200)] | None, Field(repr=False)] = None
 
     @model_validator(mode="after")
     def _endpoint_is_a_plain_url(self) -> Self:

@@ -43,6 +43,7 @@ HUMAN_EXPERT = "human"
 """The name of the expert behind the queue."""
 
 LEASE = timedelta(minutes=30)  # to read a rollout and write its correction without hurry
+UNDECIDED = (CorrectionStatus.OPEN.value, CorrectionStatus.CLAIMED.value, CorrectionStatus.SKIPPED.value)
 ASKED_FOR = 1.0  # the priority of an item that somebody asked for; the queue's own have 0
 
 
@@ -271,15 +272,34 @@ def skip(session: Session, correction_id: UUID, person_id: UUID, reason: str) ->
     return row
 
 
+def free_expired(session: Session) -> None:
+    """Put items whose lease ran out back in the queue, and take out those whose question ended without a person."""
+    session.execute(
+        update(CorrectionRow)
+        .where(
+            CorrectionRow.id.in_(
+                select(CorrectionRow.id)
+                .where(CorrectionRow.status == CorrectionStatus.CLAIMED.value, CorrectionRow.lease_until < func.now())
+                .with_for_update(skip_locked=True)
+            )
+        )
+        .values(status=CorrectionStatus.OPEN.value, person_id=None, lease_until=None)
+    )
+    ended = (
+        select(CorrectionRow.consultation_id)
+        .join(ConsultationRow, ConsultationRow.id == CorrectionRow.consultation_id)
+        .where(CorrectionRow.status.in_(UNDECIDED), ConsultationRow.status == ConsultationStatus.DEAD.value)
+    )
+    withdraw(session, session.scalars(ended).all())
+
+
 def withdraw(session: Session, consultation_ids: Sequence[UUID]) -> None:
     """Take the unanswered items of these questions out of the queue: nobody waits for them any more."""
     session.execute(
         update(CorrectionRow)
         .where(
             CorrectionRow.consultation_id.in_(consultation_ids),
-            CorrectionRow.status.in_(
-                [CorrectionStatus.OPEN.value, CorrectionStatus.CLAIMED.value, CorrectionStatus.SKIPPED.value]
-            ),
+            CorrectionRow.status.in_(UNDECIDED),
         )
         .values(status=CorrectionStatus.WITHDRAWN.value)
     )

@@ -5,7 +5,10 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, text
+from sqlalchemy.orm import Session
 
 from services.store.store import sqlalchemy_url
 
@@ -26,6 +29,18 @@ def upgrade(url: str, revision: str = "head") -> None:
 def downgrade(url: str, revision: str) -> None:
     """Migrate down to `revision` (`base` is the empty database)."""
     _run(url, lambda cfg: command.downgrade(cfg, revision))
+
+
+def find_head() -> str:
+    """The newest revision this code has."""
+    head = ScriptDirectory.from_config(config()).get_current_head()
+    assert head is not None, "the migrations folder is empty"
+    return head
+
+
+def find_revision(session: Session) -> str | None:
+    """The revision the database is at; None for one that was never migrated."""
+    return MigrationContext.configure(session.connection()).get_current_revision()
 
 
 def _run(url: str, do: Callable[[Config], None]) -> None:

@@ -36,15 +36,14 @@ def decode_cursor(cursor: str) -> UUID:
 
 
 def newest_first(
-    session: Session, query: Select[tuple[R]], key: InstrumentedAttribute[UUID], cursor: str | None, limit: int
+    session: Session, query: Select[R], key: InstrumentedAttribute[UUID], cursor: str | None, limit: int
 ) -> tuple[list[R], str | None]:
     """At most `limit` rows of the query, newest first, and the cursor of the next page (None on the last).
 
-    `key` is the id of the query's row. Errors: BadCursor.
+    `key` is the id of the query's rows. Errors: BadCursor.
     """
     if cursor is not None:
         query = query.where(key < decode_cursor(cursor))
-    ordered = query.add_columns(key).order_by(key.desc()).limit(limit + 1)
-    rows = session.execute(ordered).all()
-    items = [row[0] for row in rows[:limit]]
-    return items, encode_cursor(rows[limit - 1][1]) if len(rows) > limit else None
+    rows = session.scalars(query.order_by(key.desc()).limit(limit + 1)).all()
+    items = list(rows[:limit])
+    return items, encode_cursor(getattr(items[-1], key.key)) if len(rows) > limit else None

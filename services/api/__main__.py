@@ -1,0 +1,46 @@
+"""`python -m services.api`: serves the api. Settings come from the environment; see services/settings.py."""
+
+import argparse
+import ipaddress
+import sys
+
+import structlog
+import uvicorn
+
+from services.api.app import create_app
+from services.settings import Settings
+
+log = structlog.get_logger("services.api")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server bound to the host; a name other than localhost counts as no."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve until told to stop. Returns 2 when the settings would open the api to others without keys."""
+    parser = argparse.ArgumentParser(prog="python -m services.api", description="Serve Preceptor's api.")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    parser.add_argument("--port", type=int, default=8700)
+    given = parser.parse_args(arguments)
+    settings = Settings()
+    if settings.api_open and not is_loopback(given.host):
+        print(
+            f"PRECEPTOR_API_OPEN asks for no API keys, but {given.host} can be reached from outside this machine.\n"
+            "Listen on 127.0.0.1, or leave PRECEPTOR_API_OPEN unset.",
+            file=sys.stderr,
+        )
+        return 2
+    log.info("api starts", host=given.host, port=given.port, open=settings.api_open)
+    uvicorn.run(
+        create_app(settings), host=given.host, port=given.port, log_level="warning", timeout_graceful_shutdown=10
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,31 @@
+"""What every router shares: strict JSON, problem documents in the schema, and the lineage's name."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from fastapi import APIRouter
+
+from services.api.limits import StrictRoute
+from services.contracts.base import Problem
+
+MEANINGS: Final[Mapping[int, str]] = {
+    401: "The API key is missing or not known.",
+    403: "The key's role does not allow this.",
+    404: "The named thing does not exist.",
+    409: "The present state does not allow this, or the idempotency key was used for another request.",
+    413: "The body is larger than 8 MiB.",
+    415: "The body is not declared as application/json.",
+    422: "The request's content cannot be accepted; `errors` says where. Nothing was stored.",
+    503: "The database, or a service this route needs, is away. Send it again after Retry-After seconds.",
+}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The documentation of a route's problems, for `responses=`."""
+    content = {"application/problem+json": {"schema": Problem.model_json_schema()}}
+    return {status: {"description": MEANINGS[status], "content": content} for status in statuses}
+
+
+def build_router(tag: str) -> APIRouter:
+    """A router whose every route can answer the problems that any route can."""
+    return APIRouter(prefix="/v1", tags=[tag], route_class=StrictRoute, responses=problems(401, 403, 503))

@@ -1,0 +1,141 @@
+"""Consultations: questions to experts, and the answers that come late."""
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import Depends, Request
+from fastapi.concurrency import run_in_threadpool
+from sqlalchemy.orm import Session
+
+from services.api.auth import BearerDep, Right, identify, needs
+from services.api.deps import HouseDep, PagingDep, SettingsDep, StoreDep
+from services.api.once import KeyHeader, Once, OnceDep, build_once
+from services.api.routes.common import build_router, problems
+from services.contracts.base import Page
+from services.contracts.consultations import Consultation, ConsultationDetail, ConsultationStatus
+from services.contracts.experts import ConsultResponse
+from services.errors import PreceptorError
+from services.experts import signatures
+from services.jobs import dispatch
+from services.store import browse, consultations, experts, lineages
+from services.store.store import Store
+
+router = build_router("consultations")
+
+
+class SignatureRefused(PreceptorError):
+    """The answer's signature does not hold."""
+
+    status_code = 401
+    title = "Signature not accepted"
+    hint = (
+        "Sign the body with the secret the expert was registered with, as the Standard Webhooks specification says, "
+        "with the consultation's id as webhook-id; or send an API key."
+    )
+
+
+@router.get("/consultations", dependencies=[needs(Right.READ)], responses=problems(422))
+def list_consultations(
+    store: StoreDep,
+    settings: SettingsDep,
+    paging: PagingDep,
+    expert_id: UUID | None = None,
+    status: ConsultationStatus | None = None,
+) -> Page[Consultation]:
+    """Questions to experts, newest first. Errors: BadCursor (422)."""
+    with store.transaction() as session:
+        lineage = lineages.get(session, settings.lineage)
+        return browse.list_consultations(
+            session,
+            lineage.id,
+            rollout_id=None,
+            expert_id=expert_id,
+            status=status,
+            cursor=paging.cursor,
+            limit=paging.limit,
+        )
+
+
+@router.get("/consultations/{consultation_id}", dependencies=[needs(Right.READ)], responses=problems(404))
+def get_consultation(consultation_id: UUID, store: StoreDep) -> ConsultationDetail:
+    """One question with every try at it. Errors: ConsultationNotFound (404)."""
+    with store.transaction() as session:
+        return browse.consultation(session, consultation_id)
+
+
+async def _get_once_of_expert(
+    request: Request, consultation_id: UUID, house: HouseDep, bearer: BearerDep, key: KeyHeader = None
+) -> Once:
+    """The claim of a late answer: by a caller who may send, or by the expert whose signature holds.
+
+    Errors: SignatureRefused, KeyMissing, KeyUnknown (401), NotAllowed (403), ConsultationNotFound (404).
+    """
+    if signatures.ID_HEADER in request.headers:
+        body = await request.body()
+        principal = await run_in_threadpool(_verify, house.store, consultation_id, dict(request.headers), body)
+    else:
+        caller = await run_in_threadpool(identify, bearer, house.store, house.settings)
+        caller.must(Right.SEND)
+        principal = str(caller.id)
+    return await build_once(request, principal, key)
+
+
+def _verify(store: Store, consultation_id: UUID, headers: dict[str, str], body: bytes) -> str:
+    with store.transaction() as session:
+        expert = experts.get(session, consultations.get(session, consultation_id).expert_id)
+        secret, principal = expert.signing_secret, f"expert:{expert.id}"
+    if secret is None:
+        raise SignatureRefused("the expert was registered without a signing secret; send an API key instead")
+    try:
+        signed_id = signatures.verify(secret, headers, body)
+    except signatures.SignatureInvalid as error:
+        raise SignatureRefused(str(error)) from None
+    if signed_id != str(consultation_id):
+        raise SignatureRefused(f"the webhook-id is {signed_id[:100]!r}, not this consultation's id")
+    return principal
+
+
+@router.post("/consultations/{consultation_id}/answer", responses=problems(404, 409, 413, 415, 422))
+def answer_late(
+    consultation_id: UUID,
+    body: ConsultResponse,
+    store: StoreDep,
+    once: Annotated[Once, Depends(_get_once_of_expert)],
+) -> ConsultationDetail:
+    """Give the answer to a question the expert said 202 to.
+
+    Signed with the expert's secret (Standard Webhooks, `webhook-id` is the consultation's id), or with an API key that
+    may send. An answer that does not fit its rollout makes the consultation `invalid`, with the reason, for good. One
+    that comes after the rollout was ready opens a second lesson with its own terms only.
+
+    Errors: SignatureRefused (401), ConsultationNotFound (404), NotWaiting (409).
+    """
+    with store.transaction() as session:
+        settled = once(session, lambda: _settle(session, consultation_id, body))
+        opened = consultations.pending_of(session, [settled.rollout_id])
+    dispatch.consultations(opened)
+    dispatch.lessons()
+    return settled
+
+
+def _settle(session: Session, consultation_id: UUID, body: ConsultResponse) -> ConsultationDetail:
+    consultations.settle_late(session, consultation_id, body)
+    session.expire_all()
+    return browse.consultation(session, consultation_id)
+
+
+@router.post(
+    "/consultations/{consultation_id}/requeue", dependencies=[needs(Right.OPERATE)], responses=problems(404, 409)
+)
+def requeue_consultation(consultation_id: UUID, store: StoreDep, once: OnceDep) -> ConsultationDetail:
+    """Ask a dead question once more. Errors: ConsultationNotFound (404), IllegalStatusChange (409)."""
+    with store.transaction() as session:
+        requeued = once(session, lambda: _requeue(session, consultation_id))
+    dispatch.consultations([requeued.id])
+    return requeued
+
+
+def _requeue(session: Session, consultation_id: UUID) -> ConsultationDetail:
+    consultations.requeue(session, consultation_id)
+    session.expire_all()
+    return browse.consultation(session, consultation_id)

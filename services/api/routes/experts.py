@@ -1,0 +1,123 @@
+"""Experts: services registered by URL, their conformance, and whether they are asked and trained on."""
+
+import asyncio
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import Body
+from pydantic import Field
+from sqlalchemy.orm import Session
+
+from services.api.auth import Right, needs
+from services.api.deps import PagingDep, SettingsDep, StoreDep
+from services.api.once import OnceDep
+from services.api.routes.common import build_router, problems
+from services.contracts.base import Contract, Page
+from services.contracts.experts import ConformanceReport, Expert, ExpertCreate, ExpertStatus
+from services.experts import conformance
+from services.experts.client import ExpertClient
+from services.jobs import dispatch
+from services.settings import Settings
+from services.store import browse, experts, lineages
+
+router = build_router("experts")
+
+
+class Why(Contract):
+    """Why an expert is paused or retired; shown with it."""
+
+    reason: Annotated[str, Field(min_length=1, max_length=2_000)] = "by hand"
+
+
+NO_REASON = Why()
+WhyBody = Annotated[Why, Body()]
+
+
+@router.post("/experts", status_code=201, dependencies=[needs(Right.OPERATE)], responses=problems(409, 413, 415, 422))
+def register_expert(body: ExpertCreate, store: StoreDep, settings: SettingsDep, once: OnceDep) -> Expert:
+    """Register an expert by its URL: its descriptor is read, the conformance suite runs, its report is stored.
+
+    It starts on probation (consulted, but its answers train nothing), or `active` when it is `trusted` and every
+    check held. The same service again gets a new report; a changed version takes the old one's place, which retires.
+
+    Errors: NotAnExpert for an address that is not allowed, does not answer, redirects or answers HTML or anything else
+    but a descriptor, SecretUnusable (422); ExpertNameTaken (409).
+    """
+    with store.transaction() as session:
+        once.check(session)
+        lineage_id = lineages.get(session, settings.lineage).id
+    report = asyncio.run(_check(str(body.endpoint).rstrip("/"), body.signing_secret, settings))
+    with store.transaction() as session:
+        return once(session, lambda: _register(session, lineage_id, body, report))
+
+
+async def _check(endpoint: str, secret: str | None, settings: Settings) -> ConformanceReport:
+    async with ExpertClient(settings.allowed_expert_networks) as client:
+        return await conformance.check(endpoint, secret, client)
+
+
+def _register(session: Session, lineage_id: UUID, body: ExpertCreate, report: ConformanceReport) -> Expert:
+    return experts.view(experts.register(session, lineage_id, body, report).expert)
+
+
+@router.get("/experts", dependencies=[needs(Right.READ)], responses=problems(422))
+def list_experts(
+    store: StoreDep, settings: SettingsDep, paging: PagingDep, status: ExpertStatus | None = None
+) -> Page[Expert]:
+    """Experts with their descriptors and conformance reports, newest first. Errors: BadCursor (422)."""
+    with store.transaction() as session:
+        lineage = lineages.get(session, settings.lineage)
+        return browse.list_experts(session, lineage.id, status=status, cursor=paging.cursor, limit=paging.limit)
+
+
+@router.get("/experts/{expert_id}", dependencies=[needs(Right.READ)], responses=problems(404))
+def get_expert(expert_id: UUID, store: StoreDep) -> Expert:
+    """One expert. Errors: ExpertNotFound (404)."""
+    with store.transaction() as session:
+        return experts.view(experts.get(session, expert_id))
+
+
+@router.post("/experts/{expert_id}/activate", dependencies=[needs(Right.OPERATE)], responses=problems(404, 409))
+def activate_expert(expert_id: UUID, store: StoreDep, once: OnceDep) -> Expert:
+    """Let an expert's answers train. Errors: ExpertNotFound (404), NotConformant, IllegalStatusChange (409)."""
+    with store.transaction() as session:
+        return once(session, lambda: experts.view(experts.activate(session, expert_id)))
+
+
+@router.post("/experts/{expert_id}/pause", dependencies=[needs(Right.OPERATE)], responses=problems(404, 409, 415, 422))
+def pause_expert(expert_id: UUID, store: StoreDep, once: OnceDep, body: WhyBody = NO_REASON) -> Expert:
+    """Ask an expert nothing for a while; its pending questions wait. Errors: ExpertNotFound (404),
+    IllegalStatusChange (409)."""
+    with store.transaction() as session:
+        return once(session, lambda: experts.view(experts.pause(session, expert_id, body.reason)))
+
+
+@router.post("/experts/{expert_id}/retire", dependencies=[needs(Right.OPERATE)], responses=problems(404, 409, 415, 422))
+def retire_expert(expert_id: UUID, store: StoreDep, once: OnceDep, body: WhyBody = NO_REASON) -> Expert:
+    """Let an expert go for good: its open questions end with the reason and their rollouts move on without it.
+
+    Errors: ExpertNotFound (404), IllegalStatusChange (409).
+    """
+    with store.transaction() as session:
+        retired = once(session, lambda: experts.view(experts.retire(session, expert_id, body.reason)))
+    dispatch.lessons()
+    return retired
+
+
+@router.post("/experts/{expert_id}/requeue", dependencies=[needs(Right.OPERATE)], responses=problems(404, 409))
+def requeue_expert(expert_id: UUID, store: StoreDep, once: OnceDep) -> Expert:
+    """Ask an expert's dead questions again; one in quarantine goes back to probation.
+
+    Errors: ExpertNotFound (404), IllegalStatusChange (409) when it retired.
+    """
+    asked: list[UUID] = []
+    with store.transaction() as session:
+        requeued = once(session, lambda: _requeue(session, expert_id, asked))
+    dispatch.consultations(asked)
+    return requeued
+
+
+def _requeue(session: Session, expert_id: UUID, asked: list[UUID]) -> Expert:
+    row, ids = experts.requeue(session, expert_id)
+    asked += ids
+    return experts.view(row)

@@ -1,0 +1,38 @@
+"""The loop: its state at one glance and its switches."""
+
+from sqlalchemy.orm import Session
+
+from services.api.auth import Right, needs
+from services.api.deps import SettingsDep, StoreDep
+from services.api.once import OnceDep
+from services.api.routes.common import build_router, problems
+from services.contracts.status import LoopState, LoopSwitch, Status
+from services.jobs import dispatch
+from services.settings import Settings
+from services.store import lineages, loop, stats
+
+router = build_router("loop")
+
+
+@router.get("/status", dependencies=[needs(Right.READ)])
+def get_status(store: StoreDep, settings: SettingsDep) -> Status:
+    """What runs, counts by status, the backlog, pass rates, the last updates and every process's last word."""
+    with store.transaction() as session:
+        return stats.status(session, lineages.get(session, settings.lineage))
+
+
+@router.post("/loop", dependencies=[needs(Right.OPERATE)], responses=problems(409, 413, 415, 422))
+def switch_loop(body: LoopSwitch, store: StoreDep, settings: SettingsDep, once: OnceDep) -> LoopState:
+    """Turn sampling and training on or off; what is left out stays. `max_updates: null` takes the end away."""
+    with store.transaction() as session:
+        state = once(session, lambda: _switch(session, settings, body))
+    dispatch.lessons()
+    return state
+
+
+def _switch(session: Session, settings: Settings, body: LoopSwitch) -> LoopState:
+    lineage_id = lineages.get(session, settings.lineage).id
+    row = loop.switch(session, lineage_id, sampling=body.sampling, training=body.training)
+    if "max_updates" in body.model_fields_set:
+        row = loop.stop_after(session, lineage_id, body.max_updates)
+    return LoopState(sampling=row.sampling, training=row.training, max_updates=row.max_updates)

@@ -1,0 +1,200 @@
+"""Lists for people: one page of each noun, newest first, filtered."""
+
+from uuid import UUID
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session, defer
+
+from services.contracts.answers import Answer
+from services.contracts.base import Page
+from services.contracts.consultations import Attempt, Consultation, ConsultationDetail, ConsultationStatus
+from services.contracts.corrections import Correction, CorrectionStatus
+from services.contracts.evaluations import Evaluation
+from services.contracts.experts import Expert, ExpertStatus
+from services.contracts.persons import Person
+from services.contracts.policies import PolicyStatus, PolicyVersion
+from services.contracts.rollouts import Purpose, Rollout, RolloutStatus
+from services.contracts.tasks import Split, Task
+from services.contracts.updates import Update, UpdateStatus
+from services.store import consultations, corrections, evaluations, experts, policies, tasks, updates
+from services.store.models import (
+    AnswerRow,
+    AttemptRow,
+    ConsultationRow,
+    CorrectionRow,
+    EvaluationRow,
+    ExpertRow,
+    PersonRow,
+    PolicyVersionRow,
+    RolloutRow,
+    TaskRow,
+    UpdateRow,
+)
+from services.store.pages import newest_first
+
+
+def list_tasks(
+    session: Session,
+    lineage_id: UUID,
+    *,
+    split: Split | None,
+    domain: str | None,
+    family: str | None,
+    cursor: str | None,
+    limit: int,
+) -> Page[Task]:
+    """Tasks. Errors: BadCursor."""
+    query = select(TaskRow).where(TaskRow.lineage_id == lineage_id)
+    if split is not None:
+        query = query.where(TaskRow.split == split.value)
+    if domain is not None:
+        query = query.where(TaskRow.domain == domain)
+    if family is not None:
+        query = query.where(TaskRow.family == family)
+    rows, following = newest_first(session, query, TaskRow.id, cursor, limit)
+    return Page[Task](items=[tasks.view(row) for row in rows], next_cursor=following)
+
+
+def list_rollouts(
+    session: Session,
+    lineage_id: UUID,
+    *,
+    task_id: UUID | None,
+    group_id: UUID | None,
+    status: RolloutStatus | None,
+    purpose: Purpose | None,
+    cursor: str | None,
+    limit: int,
+) -> Page[Rollout]:
+    """Rollouts without their tokens. Errors: BadCursor."""
+    query = (
+        select(RolloutRow)
+        .where(RolloutRow.lineage_id == lineage_id)
+        .options(defer(RolloutRow.prompt_token_ids), defer(RolloutRow.sampler_logprobs), defer(RolloutRow.action_mask))
+    )
+    if task_id is not None:
+        query = query.where(RolloutRow.task_id == task_id)
+    if group_id is not None:
+        query = query.where(RolloutRow.group_id == group_id)
+    if status is not None:
+        query = query.where(RolloutRow.status == status.value)
+    if purpose is not None:
+        query = query.where(RolloutRow.purpose == purpose.value)
+    rows, following = newest_first(session, query, RolloutRow.id, cursor, limit)
+    return Page[Rollout](items=[Rollout.model_validate(row) for row in rows], next_cursor=following)
+
+
+def list_experts(
+    session: Session, lineage_id: UUID, *, status: ExpertStatus | None, cursor: str | None, limit: int
+) -> Page[Expert]:
+    """Experts. Errors: BadCursor."""
+    query = select(ExpertRow).where(ExpertRow.lineage_id == lineage_id)
+    if status is not None:
+        query = query.where(ExpertRow.status == status.value)
+    rows, following = newest_first(session, query, ExpertRow.id, cursor, limit)
+    return Page[Expert](items=[experts.view(row) for row in rows], next_cursor=following)
+
+
+def list_consultations(
+    session: Session,
+    lineage_id: UUID,
+    *,
+    rollout_id: UUID | None,
+    expert_id: UUID | None,
+    status: ConsultationStatus | None,
+    cursor: str | None,
+    limit: int,
+) -> Page[Consultation]:
+    """Consultations. Errors: BadCursor."""
+    query = select(ConsultationRow).where(ConsultationRow.lineage_id == lineage_id)
+    if rollout_id is not None:
+        query = query.where(ConsultationRow.rollout_id == rollout_id)
+    if expert_id is not None:
+        query = query.where(ConsultationRow.expert_id == expert_id)
+    if status is not None:
+        query = query.where(ConsultationRow.status == status.value)
+    rows, following = newest_first(session, query, ConsultationRow.id, cursor, limit)
+    names = _expert_names(session, {row.expert_id for row in rows})
+    items = [_view_consultation(row, names[row.expert_id]) for row in rows]
+    return Page[Consultation](items=items, next_cursor=following)
+
+
+def consultation(session: Session, consultation_id: UUID) -> ConsultationDetail:
+    """One consultation with its tries. Errors: ConsultationNotFound."""
+    row = consultations.get(session, consultation_id)
+    tries = session.scalars(select(AttemptRow).where(AttemptRow.consultation_id == row.id).order_by(AttemptRow.number))
+    name = _expert_names(session, {row.expert_id})[row.expert_id]
+    return ConsultationDetail(
+        **_view_consultation(row, name).model_dump(), tries=[Attempt.model_validate(one) for one in tries]
+    )
+
+
+def list_answers(session: Session, rollout_id: UUID, *, cursor: str | None, limit: int) -> Page[Answer]:
+    """Answers about a rollout, withdrawn ones too. Errors: BadCursor."""
+    query = select(AnswerRow).where(AnswerRow.rollout_id == rollout_id)
+    rows, following = newest_first(session, query, AnswerRow.id, cursor, limit)
+    return Page[Answer](items=[Answer.model_validate(row) for row in rows], next_cursor=following)
+
+
+def list_corrections(
+    session: Session,
+    lineage_id: UUID,
+    *,
+    person_id: UUID | None,
+    status: CorrectionStatus | None,
+    cursor: str | None,
+    limit: int,
+) -> Page[Correction]:
+    """Items of the human queue. Errors: BadCursor."""
+    query = select(CorrectionRow).where(CorrectionRow.lineage_id == lineage_id)
+    if person_id is not None:
+        query = query.where(CorrectionRow.person_id == person_id)
+    if status is not None:
+        query = query.where(CorrectionRow.status == status.value)
+    rows, following = newest_first(session, query, CorrectionRow.id, cursor, limit)
+    return Page[Correction](items=[corrections.view(row) for row in rows], next_cursor=following)
+
+
+def list_policies(
+    session: Session, lineage_id: UUID, *, status: PolicyStatus | None, cursor: str | None, limit: int
+) -> Page[PolicyVersion]:
+    """Policy versions. Errors: BadCursor."""
+    query = select(PolicyVersionRow).where(PolicyVersionRow.lineage_id == lineage_id)
+    if status is not None:
+        query = query.where(PolicyVersionRow.status == status.value)
+    rows, following = newest_first(session, query, PolicyVersionRow.id, cursor, limit)
+    return Page[PolicyVersion](items=[policies.view(row) for row in rows], next_cursor=following)
+
+
+def list_updates(
+    session: Session, lineage_id: UUID, *, status: UpdateStatus | None, cursor: str | None, limit: int
+) -> Page[Update]:
+    """Updates. Errors: BadCursor."""
+    query = select(UpdateRow).where(UpdateRow.lineage_id == lineage_id)
+    if status is not None:
+        query = query.where(UpdateRow.status == status.value)
+    rows, following = newest_first(session, query, UpdateRow.id, cursor, limit)
+    return Page[Update](items=[updates.view(row) for row in rows], next_cursor=following)
+
+
+def list_evaluations(session: Session, lineage_id: UUID, *, cursor: str | None, limit: int) -> Page[Evaluation]:
+    """Evaluations. Errors: BadCursor."""
+    query = select(EvaluationRow).where(EvaluationRow.lineage_id == lineage_id)
+    rows, following = newest_first(session, query, EvaluationRow.id, cursor, limit)
+    return Page[Evaluation](items=[evaluations.view(session, row) for row in rows], next_cursor=following)
+
+
+def list_persons(session: Session, *, cursor: str | None, limit: int) -> Page[Person]:
+    """Persons and services. Errors: BadCursor."""
+    rows, following = newest_first(session, select(PersonRow), PersonRow.id, cursor, limit)
+    return Page[Person](items=[Person.model_validate(row) for row in rows], next_cursor=following)
+
+
+def _expert_names(session: Session, ids: set[UUID]) -> dict[UUID, str]:
+    rows = session.execute(select(ExpertRow.id, ExpertRow.name).where(ExpertRow.id.in_(ids)))
+    return dict(rows.tuples().all())
+
+
+def _view_consultation(row: ConsultationRow, expert_name: str) -> Consultation:
+    columns = {name: getattr(row, name) for name in Consultation.model_fields if name != "expert_name"}
+    return Consultation.model_validate(columns | {"expert_name": expert_name})
