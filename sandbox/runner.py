@@ -166,13 +166,14 @@ class Runner:
 
     async def _connect(self) -> socket.socket:
         """A connection to a new supervisor. Starts another spawner, once, when the last one has died."""
-        assert self._spawner is not None
+        spawner = self._spawner
+        assert spawner is not None
         try:
-            return self._spawner.connect()
+            return spawner.connect()
         except (BrokenPipeError, ConnectionResetError):
             async with self._starting:
-                if not self._spawner.is_alive():
-                    await asyncio.to_thread(self._spawner.stop)
+                if self._spawner is spawner:
+                    await asyncio.to_thread(spawner.stop)
                     await self._start_spawner()
             return self._spawner.connect()
 
@@ -209,9 +210,6 @@ class _Spawner:
             spawner.stop()
             raise IsolationRefused(f"the spawner ended at its start: {error}") from error
         return spawner, hello
-
-    def is_alive(self) -> bool:
-        return self._process.poll() is None
 
     def connect(self) -> socket.socket:
         """Have a supervisor forked; gives the connection to it. Raises OSError when the spawner is gone."""

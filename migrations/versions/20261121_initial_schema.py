@@ -72,7 +72,7 @@ CHECK_STATUS_CHANGE = """
 CREATE FUNCTION check_status_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF NEW.status IS DISTINCT FROM OLD.status AND NOT EXISTS (
-        SELECT FROM status_change WHERE noun = TG_TABLE_NAME AND old = OLD.status AND new = NEW.status
+        SELECT FROM status_change c WHERE c.noun = TG_TABLE_NAME AND c.old = OLD.status AND c.new = NEW.status
     ) THEN
         RAISE EXCEPTION '% cannot change from % to %', TG_TABLE_NAME, OLD.status, NEW.status
             USING ERRCODE = 'check_violation', CONSTRAINT = 'status_change';

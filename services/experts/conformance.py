@@ -5,6 +5,7 @@ may abstain from all of them; what it may not do is break the contract, fail, or
 differently. The suite asks about 12 questions and never sends a real task.
 """
 
+import asyncio
 import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -33,6 +34,7 @@ from services.experts.client import BrokenReply, EndpointRefused, ExpertClient, 
 
 MIN_SECONDS: Final = 20.0
 MAX_SECONDS: Final = 60.0
+MAX_TIMES_BUSY: Final = 5
 OVERSIZE_BYTES: Final = 40 * 1024 * 1024
 SAMPLE_TOKENIZER: Final = "0" * 64
 SAMPLE_TOKENS: Final = list(range(1, 13))
@@ -169,10 +171,14 @@ class Suite:
                 self._note(name, passed, f"expected 401, saw {_show_reply(reply)}")
 
     async def _ask(self, request: ConsultRequest) -> Outcome | ExpertUnavailable:
-        try:
-            return await self._client.consult(self._endpoint, request, self._secret, self._seconds)
-        except ExpertUnavailable as error:
-            return error
+        for _ in range(MAX_TIMES_BUSY):
+            try:
+                return await self._client.consult(self._endpoint, request, self._secret, self._seconds)
+            except ExpertUnavailable as error:
+                if error.retry_after is None:
+                    return error
+                await asyncio.sleep(min(error.retry_after, 2.0))
+        return ExpertUnavailable(f"says 429 each of {MAX_TIMES_BUSY} times")
 
     async def _post(
         self, body: bytes, headers: dict[str, str] | None = None

@@ -6,6 +6,7 @@ PolicyRefused: this request will never work as it is (a 4xx, with the process's 
 
 from types import TracebackType
 from typing import Final, Self, TypeVar
+from urllib.parse import quote
 
 import httpx2
 from pydantic import BaseModel, ValidationError
@@ -105,15 +106,15 @@ class PolicyClient:
 
     def prove_version(self, name: str, request: ProveRequest) -> Version:
         """Compare the version's logprobs with the expected ones; the outcome is in `status` and `probe`."""
-        return self._ask("POST", f"/v1/versions/{name}/prove", request, Version)
+        return self._ask("POST", f"/v1/versions/{quote(name)}/prove", request, Version)
 
     def serve_version(self, name: str) -> Version:
         """Make a proved version the serving one. Requests already accepted keep the version they were given."""
-        return self._ask("POST", f"/v1/versions/{name}/serve", None, Version)
+        return self._ask("POST", f"/v1/versions/{quote(name)}/serve", None, Version)
 
     def delete_version(self, name: str) -> None:
         """Forget a version that neither serves nor is being used."""
-        self._send("DELETE", f"/v1/versions/{name}", None)
+        self._send("DELETE", f"/v1/versions/{quote(name)}", None)
 
     def _ask(self, method: str, path: str, body: BaseModel | None, reply: type[Reply]) -> Reply:
         response = self._send(method, path, body)

@@ -7,6 +7,7 @@ Not covered: attention with sliding windows, soft caps or sinks. `check_decoding
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, cast
 
@@ -36,8 +37,8 @@ def attend(
 ) -> tuple[Tensor, Tensor | None]:
     """transformers' attention function: our own for a decoding step, torch's for everything else."""
     if decode_rows is None:
-        output = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-        return cast(tuple[Tensor, Tensor | None], output)
+        plain = cast(Callable[..., tuple[Tensor, Tensor | None]], sdpa_attention_forward)
+        return plain(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     return decode_rows.attend(cast(int, module.layer_idx), query * scale, key, value), None
 

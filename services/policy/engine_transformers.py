@@ -227,6 +227,15 @@ class EmbeddedEngine:
         """Whether the worker runs; false after an error of the model or after `close`."""
         return self._thread.is_alive() and not self._stopping
 
+    @property
+    def failure(self) -> str | None:
+        """What ended the worker, if it was an error."""
+        return self._failure
+
+    def wait(self) -> None:
+        """Return when the worker has ended."""
+        self._thread.join()
+
     def close(self) -> None:
         """Stop the worker after its present turn; what waits fails with EngineStopped (503)."""
         with self._changed:
@@ -375,12 +384,12 @@ class EmbeddedEngine:
             return held.view
 
     def delete_version(self, name: str) -> None:
-        """Forget a version. Raises VersionNotFound (404), VersionConflict (409) if it serves, is used, or is the base."""
+        """Forget a version. Raises VersionNotFound (404), VersionConflict (409) if it is in use or the base."""
         with self._changed:
             self._find(name)
-            pending = (unit.version for unit in (*self._sample_units, *self._score_units))
-            in_flight = (row.unit.version for row in self._rows)
-            if name in (BASE_VERSION, self._serving, *pending, *in_flight):
+            in_use = {BASE_VERSION, self._serving, self._active}
+            in_use |= {unit.version for unit in self._sample_units} | {unit.version for unit in self._score_units}
+            if name in in_use:
                 raise VersionConflict(f"version {name!r} is in use")
             del self._versions[name]
 
@@ -435,8 +444,8 @@ class EmbeddedEngine:
         by_prompt: dict[tuple[int, ...], list[int]] = {}
         for index, item in enumerate(request.items):
             self._require_known_ids(item.response_token_ids, f"response {index}")
-            prompt = self._prepare_prompt(item.messages, item.prompt_token_ids, len(item.response_token_ids))
-            by_prompt.setdefault(tuple(prompt), []).append(index)
+            ids = self._prepare_prompt(item.messages, item.prompt_token_ids, len(item.response_token_ids))
+            by_prompt.setdefault(tuple(ids), []).append(index)
         with self._changed:
             held = self._find_usable(request.version, allow_unproved)
             self._require_room(len(request.items))

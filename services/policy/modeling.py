@@ -9,10 +9,10 @@ cache off), sliding windows shorter than the context, adapters other than plain 
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, cast
+from typing import Final, Protocol, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -64,12 +64,13 @@ def load_policy(path: Path, device: str = "cpu", dtype: torch.dtype = torch.floa
     Raises ModelRefused if the tokenizer has no chat template or more tokens than the model has rows.
     """
     tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True, attn_implementation="sdpa")
-    model = cast(PreTrainedModel, model.to(device).eval())
-    model.requires_grad_(False)
+    loaded = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True, attn_implementation="sdpa")
+    model = cast(PreTrainedModel, loaded)
+    nn.Module.to(model, torch.device(device))
+    model.eval().requires_grad_(False)
     if not tokenizer.chat_template:
         raise ModelRefused(f"the tokenizer in {path} has no chat template; an instruction-tuned model is needed")
-    vocab_size = int(model.get_output_embeddings().weight.shape[0])
+    vocab_size = count_vocabulary(model)
     if len(tokenizer) > vocab_size:
         raise ModelRefused(f"the tokenizer in {path} has {len(tokenizer)} tokens for {vocab_size} rows of the model")
     return LoadedPolicy(
@@ -148,6 +149,11 @@ class Prefill:
     last_hidden: Tensor
 
 
+class _FilledLayer(Protocol):
+    keys: Tensor
+    values: Tensor
+
+
 @dataclass(frozen=True)
 class TokenScores:
     """logprobs: [B, T]. top_ids, top_logprobs: [B, T, K], likeliest first; tail_logmass: [B, T]. Zero where masked."""
@@ -165,13 +171,22 @@ def find_causal_model(model: PolicyModel) -> PreTrainedModel:
 
 def find_backbone(model: PolicyModel) -> nn.Module:
     """The part of the model that turns token ids into hidden states: everything but the output layer."""
-    return cast(nn.Module, find_causal_model(model).base_model)
+    return find_causal_model(model).base_model
+
+
+def count_vocabulary(model: PolicyModel) -> int:
+    """V: the number of rows of the output layer, at least the tokenizer's number of tokens."""
+    return int(cast(Tensor, _find_head(model).weight).shape[0])
+
+
+def _find_head(model: PolicyModel) -> nn.Module:
+    find = cast(Callable[[], nn.Module], find_causal_model(model).get_output_embeddings)
+    return find()
 
 
 def project(model: PolicyModel, hidden: Tensor) -> Tensor:
     """Logits over the vocabulary, in float32, for hidden states. Shapes: hidden [..., H], logits [..., V]."""
-    head = find_causal_model(model).get_output_embeddings()
-    return cast(Tensor, head(hidden)).float()
+    return cast(Tensor, _find_head(model)(hidden)).float()
 
 
 def prefill_prompt(model: PolicyModel, prompt_ids: Tensor, known: Prefill | None = None) -> Prefill:
@@ -190,10 +205,11 @@ def prefill_prompt(model: PolicyModel, prompt_ids: Tensor, known: Prefill | None
         for layer, (keys, values) in enumerate(zip(known.keys, known.values, strict=True)):
             cache.update(keys[:, :, :shared], values[:, :, :shared], layer)
     output = find_backbone(model)(input_ids=prompt_ids[None, shared:], past_key_values=cache, use_cache=True)
+    layers = cast(Sequence[_FilledLayer], cache.layers)
     return Prefill(
         token_ids=ids,
-        keys=tuple(layer.keys for layer in cache.layers),
-        values=tuple(layer.values for layer in cache.layers),
+        keys=tuple(layer.keys for layer in layers),
+        values=tuple(layer.values for layer in layers),
         last_hidden=output.last_hidden_state[:, -1:],
     )
 
@@ -254,7 +270,7 @@ def score_responses(
     """
     hidden = continue_prefill(model, prefill, response_ids, response_mask).flatten(0, 1)
     ids = response_ids.flatten()
-    vocab_size = find_causal_model(model).get_output_embeddings().weight.shape[0]
+    vocab_size = count_vocabulary(model)
     if not 0 <= top_k < vocab_size:
         raise ValueError(f"top_k must be below the vocabulary size {vocab_size}")
     chosen, top_ids, top_logprobs, tails = [], [], [], []
@@ -327,7 +343,7 @@ def _make_plain(value: object) -> object:
 
 def load_adapter(model: PreTrainedModel, folder: Path, trainable: bool = False) -> PeftModel:
     """The model with the adapter in `folder` on it, as peft runs it (not merged)."""
-    return cast(PeftModel, PeftModel.from_pretrained(model, str(folder), is_trainable=trainable))
+    return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
 
 
 def read_deltas(folder: Path, model: PreTrainedModel, base_sha256: str | None = None) -> dict[str, LoraDelta]:
@@ -402,8 +418,9 @@ def make_tiny_policy(folder: Path, seed: int = 0, hidden_size: int = 64, num_lay
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|im_end|>", clean_up_tokenization_spaces=False
+    make_tokenizer = cast(Callable[..., PreTrainedTokenizerBase], PreTrainedTokenizerFast)
+    tokenizer = make_tokenizer(
+        tokenizer_object=backend, eos_token=special[2], pad_token=special[2], clean_up_tokenization_spaces=False
     )
     tokenizer.chat_template = CHATML
     config = LlamaConfig(

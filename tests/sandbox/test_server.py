@@ -78,13 +78,8 @@ def test_a_full_queue_is_answered_429_and_drains() -> None:
 def test_a_key_is_asked_for_when_one_is_set() -> None:
     with SandboxServer(key="right") as server:
         url = f"http://127.0.0.1:{server.port}/v1/run"
-        for headers in (
-            {},
-            {"Authorization": "Bearer wrong"},
-            {"Authorization": "right"},
-            {"Authorization": "Bearer ü"},
-        ):
-            answer = httpx2.post(url, json={"code": "print(1)"}, headers={k: v.encode() for k, v in headers.items()})
+        for sent in ("", "Bearer wrong", "right", "Bearer ü"):
+            answer = httpx2.post(url, json={"code": "print(1)"}, headers=[(b"Authorization", sent.encode())])
             assert (answer.status_code, answer.headers["content-type"]) == (401, "application/problem+json")
         assert server.run("print(1)").stdout == "1\n"
 
@@ -196,6 +191,7 @@ def test_a_fault_of_the_sandbox_is_not_the_code_s_and_the_next_run_works(sandbox
 def test_a_spawner_that_died_is_replaced(sandbox: SandboxServer) -> None:
     (spawner,) = [pid for pid in children_of(sandbox.process.pid) if parent_of(pid) == sandbox.process.pid]
     os.kill(spawner, signal.SIGKILL)
+    wait_until(lambda: not alive(spawner))
     assert sandbox.run("print('next')").stdout == "next\n"
     assert sandbox.run("print('again')").isolation == sandbox.health().level
 
