@@ -387,7 +387,7 @@ class EmbeddedEngine:
         """Forget a version. Raises VersionNotFound (404), VersionConflict (409) if it is in use or the base."""
         with self._changed:
             self._find(name)
-            in_use = {BASE_VERSION, self._serving, self._active}
+            in_use = {BASE_VERSION, self._serving} | {row.unit.version for row in list(self._rows)}
             in_use |= {unit.version for unit in self._sample_units} | {unit.version for unit in self._score_units}
             if name in in_use:
                 raise VersionConflict(f"version {name!r} is in use")

@@ -67,7 +67,7 @@ def load_policy(path: Path, device: str = "cpu", dtype: torch.dtype = torch.floa
     loaded = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True, attn_implementation="sdpa")
     model = cast(PreTrainedModel, loaded)
     nn.Module.to(model, torch.device(device))
-    model.eval().requires_grad_(False)
+    nn.Module.train(model, mode=False).requires_grad_(False)
     if not tokenizer.chat_template:
         raise ModelRefused(f"the tokenizer in {path} has no chat template; an instruction-tuned model is needed")
     vocab_size = count_vocabulary(model)

@@ -1,0 +1,276 @@
+"""The policy process: `python -m services.policy.app` serves contract.py's interface over the embedded engine.
+
+Refuses to listen beyond loopback without a key (PRECEPTOR_INTERNAL_KEY). When the engine's worker dies the process
+ends with status 1, for a supervisor to start it again; versions are then loaded again by whoever wants them.
+"""
+
+import argparse
+import asyncio
+import hmac
+import os
+import sys
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, TypeVar
+
+from fastapi import Depends, FastAPI, Header, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
+
+from services.contracts.base import Problem
+from services.errors import PreceptorError, ServiceUnavailable
+from services.policy.contract import (
+    MAX_BODY_BYTES,
+    DetokenizeRequest,
+    Health,
+    PolicyInfo,
+    ProveRequest,
+    SampleRequest,
+    SampleResponse,
+    ScoreRequest,
+    ScoreResponse,
+    Text,
+    TokenIds,
+    TokenizeRequest,
+    Version,
+    VersionCreate,
+)
+from services.settings import Settings
+
+if TYPE_CHECKING:
+    from services.policy.engine_transformers import EmbeddedEngine
+
+LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
+GONE_POLL_SECONDS: Final = 2.0
+
+R = TypeVar("R")
+
+
+class KeyRefused(PreceptorError):
+    """The request carries no key, or a wrong one."""
+
+    status_code = 401
+    title = "Key refused"
+    hint = "Send `Authorization: Bearer` with the value of PRECEPTOR_INTERNAL_KEY."
+
+
+class BodyTooLarge(PreceptorError):
+    """The request's body is larger than anything the contract allows."""
+
+    status_code = 413
+    title = "Body too large"
+
+
+class ClientGone(PreceptorError):
+    """Nobody waits for the answer any more; the work was dropped."""
+
+    status_code = 499
+    title = "Client gone"
+
+
+class NotAlive(ServiceUnavailable):
+    """The engine's worker has ended."""
+
+    title = "Engine not running"
+
+
+def create_app(engine: "EmbeddedEngine", key: str = "") -> FastAPI:
+    """The application over a running engine, which is closed with it. An empty key asks for none."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await run_in_threadpool(engine.close)
+
+    def require_key(authorization: Annotated[str, Header()] = "") -> None:
+        if key and not hmac.compare_digest(authorization.encode(), f"Bearer {key}".encode()):
+            raise KeyRefused("the key is missing or wrong")
+
+    app = FastAPI(title="Preceptor policy", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.add_exception_handler(PreceptorError, _render_error)
+    app.add_exception_handler(RequestValidationError, _render_invalid)
+    app.middleware("http")(_limit_body)
+    guarded = [Depends(require_key)]
+
+    @app.get("/healthz")
+    async def health() -> Health:
+        """Whether the weights are loaded and the worker runs. Errors: NotAlive (503)."""
+        if not engine.is_alive:
+            raise NotAlive("the engine's worker has ended")
+        return Health()
+
+    @app.get("/v1/policy", dependencies=guarded)
+    async def show_policy() -> PolicyInfo:
+        """What is served, its versions and counters."""
+        return engine.info()
+
+    @app.post("/v1/sample", dependencies=guarded)
+    async def sample(body: SampleRequest, request: Request) -> SampleResponse:
+        """Draw answers; work whose client hangs up is dropped.
+
+        Errors: VersionNotFound (404), VersionNotProved (409), PromptRefused (422), PolicyBusy (503).
+        """
+        return await _wait(await run_in_threadpool(engine.sample, body), request)
+
+    @app.post("/v1/score", dependencies=guarded)
+    async def score(body: ScoreRequest, request: Request) -> ScoreResponse:
+        """Logprobs of given responses. Errors: as /v1/sample."""
+        return await _wait(await run_in_threadpool(engine.score, body), request)
+
+    @app.post("/v1/tokenize", dependencies=guarded)
+    async def tokenize(body: TokenizeRequest) -> TokenIds:
+        """Token ids of messages or text. Errors: InvalidInput (422) if the chat template refuses the messages."""
+        token_ids = await run_in_threadpool(engine.tokenize, body.messages, body.text)
+        return TokenIds(token_ids=token_ids, tokenizer_hash=engine.info().tokenizer_hash)
+
+    @app.post("/v1/detokenize", dependencies=guarded)
+    async def detokenize(body: DetokenizeRequest) -> Text:
+        """Text of token ids. Errors: PromptRefused (422) for ids outside the vocabulary."""
+        return Text(text=await run_in_threadpool(engine.detokenize, body.token_ids))
+
+    @app.post("/v1/versions", dependencies=guarded)
+    def load_version(body: VersionCreate) -> Version:
+        """Load an adapter from the artifacts folder.
+
+        Errors: ArtifactNotFound (404), ArtifactDamaged or VersionConflict (409), AdapterRefused (422).
+        """
+        return engine.load_version(body)
+
+    @app.post("/v1/versions/{name:path}/prove", dependencies=guarded)
+    def prove_version(name: str, body: ProveRequest) -> Version:
+        """Compare the version's logprobs with the trainer's; `status` and `probe` tell the outcome.
+
+        Errors: VersionNotFound (404), PromptRefused (422), PolicyBusy (503).
+        """
+        return engine.prove_version(name, body)
+
+    @app.post("/v1/versions/{name:path}/serve", dependencies=guarded)
+    def serve_version(name: str) -> Version:
+        """Make a proved version the serving one. Errors: VersionNotFound (404), VersionNotProved (409)."""
+        return engine.serve_version(name)
+
+    @app.delete("/v1/versions/{name:path}", dependencies=guarded, status_code=204)
+    def delete_version(name: str) -> None:
+        """Forget a version that is not in use. Errors: VersionNotFound (404), VersionConflict (409)."""
+        engine.delete_version(name)
+
+    return app
+
+
+async def _wait(future: "Future[R]", request: Request) -> R:
+    """The future's result; cancels it when the client has hung up."""
+    wrapped = asyncio.wrap_future(future)
+    try:
+        while True:
+            done, _ = await asyncio.wait({wrapped}, timeout=GONE_POLL_SECONDS)
+            if done:
+                return wrapped.result()
+            if await request.is_disconnected():
+                raise ClientGone("the client hung up")
+    finally:
+        wrapped.cancel()
+
+
+async def _limit_body(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
+    length = request.headers.get("content-length")
+    if request.method == "POST" and length is None and "transfer-encoding" in request.headers:
+        return _render_error(request, BodyTooLarge("a body must state its length (Content-Length)"))
+    if length is not None and (not length.isdecimal() or int(length) > MAX_BODY_BYTES):
+        return _render_error(request, BodyTooLarge(f"a body may have {MAX_BODY_BYTES} bytes at most"))
+    return await go_on(request)
+
+
+def _render_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, PreceptorError)
+    problem = Problem(
+        type=f"urn:preceptor:problem:{error.slug}",
+        title=error.title,
+        status=error.status_code,
+        detail=error.detail[:2000],
+        hint=error.hint,
+        instance=request.url.path,
+    )
+    retry = error.retry_after_seconds
+    return _respond(problem, {} if retry is None else {"Retry-After": str(retry)})
+
+
+def _render_invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    places = [(".".join(map(str, part["loc"])), str(part["msg"])) for part in error.errors()[:20]]
+    problem = Problem(
+        type="urn:preceptor:problem:request-invalid",
+        title="Invalid request",
+        status=422,
+        detail="; ".join(f"{where}: {what}" for where, what in places)[:2000],
+        hint="`errors` names every place that does not fit the contract.",
+        instance=request.url.path,
+        errors=[{"where": where[:500], "what": what[:500]} for where, what in places],
+    )
+    return _respond(problem, {})
+
+
+def _respond(problem: Problem, headers: dict[str, str]) -> Response:
+    body = problem.model_dump_json(exclude_defaults=True)
+    return Response(body, problem.status, headers, media_type="application/problem+json")
+
+
+def _parse_arguments(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m services.policy.app", description="Serve a policy over HTTP.")
+    parser.add_argument("--model", default=os.environ.get("PRECEPTOR_MODEL"), help="folder or Hugging Face id")
+    parser.add_argument("--artifacts", type=Path, required=True, help="folder of adapters by content address")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8710)
+    parser.add_argument("--device", default="cpu", help="a torch device: cpu, cuda, ...")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads the model may use")
+    parser.add_argument("--max-rows", type=int, default=64, help="samples drawn at the same time")
+    parser.add_argument("--max-context", type=int, default=4096, help="most tokens of a prompt and its answer")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str]) -> int:
+    """Serve until told to stop; 1 if the engine died, 2 if the address needs a key and there is none."""
+    options = _parse_arguments(arguments)
+    key = Settings().internal_key
+    if not key and options.host not in LOOPBACK:
+        print(f"set PRECEPTOR_INTERNAL_KEY to listen on {options.host}", file=sys.stderr)
+        return 2
+    # Read when torch is first imported: waiting threads must sleep, or two torch processes starve each other.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    import torch
+    import uvicorn
+
+    from services.policy.artifacts import ArtifactStore
+    from services.policy.convert import resolve_model
+    from services.policy.engine_transformers import EmbeddedEngine, EngineSettings
+    from services.policy.modeling import load_policy
+
+    torch.set_num_threads(options.threads)
+    folder = resolve_model(options.model)
+    policy = load_policy(folder, device=options.device, dtype=getattr(torch, options.dtype))
+    settings = EngineSettings(max_rows=options.max_rows, max_context=options.max_context)
+    engine = EmbeddedEngine(policy, ArtifactStore(options.artifacts), settings, name=options.model or folder.name)
+    config = uvicorn.Config(
+        create_app(engine, key),
+        host=options.host,
+        port=options.port,
+        log_level="warning",
+        timeout_graceful_shutdown=1,  # a sample may take minutes; its caller asks again
+    )
+    server = uvicorn.Server(config)
+
+    def stop_with_engine() -> None:
+        engine.wait()
+        server.should_exit = True
+
+    threading.Thread(target=stop_with_engine, daemon=True).start()
+    server.run()
+    return 1 if engine.failure is not None else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
