@@ -1,0 +1,117 @@
+"""A store with one lineage, and short ways to put tasks, experts and rollouts into it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from uuid import UUID
+
+import pytest
+from sqlalchemy.orm import Session
+
+from services.contracts.answers import AnswerKind
+from services.contracts.experts import Descriptor
+from services.contracts.rollouts import Purpose, RolloutCreate, Sampling
+from services.contracts.tasks import Message, Split, TaskCreate
+from services.store import groups, lineages, rollouts, tasks
+from services.store.models import ExpertRow, LineageRow, RolloutRow, TaskRow
+from services.store.rollouts import Sample
+from services.store.store import Store
+
+VOCAB = 1000
+TOKENIZER = "a" * 64
+
+
+@pytest.fixture
+def store(database_url: str) -> Iterator[Store]:
+    """The store on a database of the test's own."""
+    made = Store(database_url, pool_size=4)
+    yield made
+    made.close()
+
+
+@dataclass(frozen=True)
+class World:
+    """The lineage and builders; each builder works in the session it is given."""
+
+    lineage_id: UUID
+
+    def task(self, session: Session, key: str = "t", split: Split = Split.TRAIN, domain: str = "math") -> TaskRow:
+        """A task with an answer as metadata."""
+        prompt = TaskCreate(
+            key=key,
+            domain=domain,
+            split=split,
+            messages=[Message(role="user", content=f"What is {key}?")],
+            metadata={"answer": "1"},
+        )
+        return tasks.add(session, self.lineage_id, prompt)[0]
+
+    def expert(
+        self,
+        session: Session,
+        name: str = "judge",
+        *,
+        status: str = "active",
+        kinds: tuple[AnswerKind, ...] = (AnswerKind.SCORE,),
+        verifier: bool = True,
+        needs_answers: bool = False,
+        metadata_keys: tuple[str, ...] = (),
+        granted: tuple[str, ...] = (),
+        rollouts_per_group: int | None = None,
+    ) -> ExpertRow:
+        """A registered expert that nobody runs."""
+        descriptor = Descriptor(
+            name=name,
+            version="1",
+            kinds=list(kinds),
+            domains=["*"],
+            metadata_keys=list(metadata_keys),
+            deterministic=True,
+            verifier=verifier,
+            needs_answers=needs_answers,
+        )
+        row = ExpertRow(
+            lineage_id=self.lineage_id,
+            name=name,
+            endpoint=f"http://127.0.0.1:1/{name}",
+            version="1",
+            descriptor=descriptor.model_dump(mode="json"),
+            status=status,
+            granted=list(granted),
+            trusted=True,
+            weight=1.0,
+            rollouts_per_group=rollouts_per_group,
+            report={"endpoint": "", "descriptor": None, "checks": []},
+        )
+        session.add(row)
+        session.flush()
+        return row
+
+    def drawn(
+        self, session: Session, task: TaskRow, size: int = 2, purpose: Purpose = Purpose.TRAIN
+    ) -> list[RolloutRow]:
+        """A group of `size` rollouts as a worker stores them."""
+        group = groups.add(session, task, purpose=purpose, size=size, sampling=Sampling())
+        [draw] = groups.claim(session, [group.id], lease_seconds=60)
+        finished = groups.finish(session, draw, "base")
+        assert finished is not None
+        samples = [Sample([1, 2, 3], [-0.5, -0.5, -0.5], f"answer {i}", "stop") for i in range(size)]
+        return rollouts.add_drawn(
+            session, finished, tokenizer_hash=TOKENIZER, prompt_token_ids=[7], samples=samples, sampling={}
+        )
+
+    def lineage(self, session: Session) -> LineageRow:
+        """The lineage's row."""
+        return lineages.by_id(session, self.lineage_id)
+
+    def external(self, session: Session, task: TaskRow, purpose: Purpose = Purpose.TRAIN) -> RolloutRow:
+        """A rollout sampled elsewhere."""
+        body = RolloutCreate(task_id=task.id, text="elsewhere", purpose=purpose)
+        return rollouts.add_external(session, self.lineage(session), task, body, [7], [1, 2], "elsewhere", True)
+
+
+@pytest.fixture
+def world(store: Store) -> World:
+    """A lineage with its base serving."""
+    with store.transaction() as session:
+        row = lineages.ensure(session, "main", "tiny", "b" * 64, TOKENIZER, VOCAB)
+    return World(row.id)
