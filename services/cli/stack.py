@@ -50,7 +50,7 @@ def _stack(home: Path | None, model: str | None, threads: int, progress: Progres
     layout = layout_of(home)
     folder = resolve_model(model or os.environ.get("PRECEPTOR_MODEL"), progress.say)
     progress.say(f"the policy is {folder.name}; the data folder is {layout.root}")
-    with running(layout, folder, environment={}, report=progress.say, policy_threads=threads) as stack:
+    with running(layout, folder, report=progress.say, policy_threads=threads) as stack:
         if stack.new_owner_key is not None:
             progress.say(f"the owner's API key, shown this once: {stack.new_owner_key}")
             progress.say(f"(this machine's command line keeps it in {layout.root / 'credentials.json'})")

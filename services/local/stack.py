@@ -9,7 +9,7 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +17,14 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from services import main
-from services.local.layout import Layout, free_port, given_database_url, given_redis_url, write_private
+from services.local.layout import LOOPBACK, Layout, free_port, given_database_url, given_redis_url, write_private
 from services.local.postgres import EmbeddedPostgres
 from services.local.supervisor import ProcessSpec, Supervisor, answers_http
 from services.local.valkey import EmbeddedValkey
 from services.settings import Settings
 
-WORKER_THREADS = 16
+SERVICES = ("api", "policy", "sandbox", "experts")
+WORKER_THREADS = 16  # enough to wait for ten draws and a few batches of questions at once
 POLICY_READY_SECONDS = 180.0  # loading a model of some gigabytes from a slow disk
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -60,80 +61,82 @@ def read_credentials(layout: Layout) -> Credentials | None:
 
 
 @contextmanager
-def running(
-    layout: Layout,
-    model: Path,
-    *,
-    environment: Mapping[str, str],
-    report: Callable[[str], None],
-    policy_threads: int,
-) -> Iterator[Stack]:
+def running(layout: Layout, model: Path, *, report: Callable[[str], None], policy_threads: int) -> Iterator[Stack]:
     """The whole stack, healthy, until the block ends.
 
-    model: a folder in Hugging Face's format. environment: what the processes get on top of ours (PRECEPTOR_*).
+    model: a folder in Hugging Face's format. The processes inherit this process's environment.
     Errors: FolderInUse, ProcessFailed with the last lines of the log, LineageModelDiffers, RegistrationFailed.
     """
     with Supervisor(layout, report) as supervisor:
-        database_url, redis_url = _start_servers(layout, supervisor)
-        secrets = layout.secrets()
-        ports = _ports(layout)
-        given = {
-            **environment,
-            "PRECEPTOR_HOME": str(layout.root),
-            "PRECEPTOR_DATABASE_URL": database_url,
-            "PRECEPTOR_REDIS_URL": redis_url,
-            "PRECEPTOR_API_URL": f"http://127.0.0.1:{ports['api']}",
-            "PRECEPTOR_POLICY_URL": f"http://127.0.0.1:{ports['policy']}",
-            "PRECEPTOR_SANDBOX_URL": f"http://127.0.0.1:{ports['sandbox']}",
-            "PRECEPTOR_EXPERTS_URL": f"http://127.0.0.1:{ports['experts']}",
-            "PRECEPTOR_INTERNAL_KEY": secrets.internal_key.get_secret_value(),
-            "PRECEPTOR_EXPERT_SECRET": secrets.expert_signing_secret.get_secret_value(),
-            "SANDBOX_API_KEY": secrets.internal_key.get_secret_value(),
-            "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads of two torch processes would starve each other
-            "TOKENIZERS_PARALLELISM": "false",
-            "HF_HUB_OFFLINE": "1",
-        }
-        os.environ.update(given)
+        os.environ.update(environment(layout, *_start_servers(layout, supervisor)))
         settings = Settings()
         report("migrating the database")
         new_owner_key = main.prepare_database(settings)
         api_key = _keep_key(layout, settings, new_owner_key)
-        supervisor.start(
-            _service(
-                "policy",
-                ["-m", "services.policy.app", "--model", str(model), "--artifacts", str(layout.artifacts)]
-                + ["--threads", str(policy_threads)],
-                settings.policy_url,
-                ready_seconds=POLICY_READY_SECONDS,
-            ),
-            _service("sandbox", ["-m", "sandbox"], settings.sandbox_url),
-        )
+        supervisor.start(*engines(settings, layout, model, policy_threads))
         main.prepare_lineage(settings)
-        supervisor.start(
-            _service("experts", ["-m", "services.experts"], settings.experts_url),
-            _service("api", ["-m", "services.api"], settings.api_url),
-        )
+        supervisor.start(*faces(settings))
         report("registering the experts")
         main.register_own_experts(settings, api_key)
-        celery = ["-m", "celery", "-A", "services.jobs.app"]
-        supervisor.start(
-            ProcessSpec(
-                "worker",
-                [sys.executable, *celery, "worker", "--pool", "threads", "--concurrency", str(WORKER_THREADS)]
-                + ["--loglevel", "INFO", "--without-gossip", "--without-mingle"],
-                cwd=ROOT,
-                max_restarts=3,
-                stop_seconds=15,
-            ),
-            ProcessSpec(
-                "beat",
-                [sys.executable, *celery, "beat", "--loglevel", "WARNING", "--schedule", str(layout.root / "beat.db")],
-                cwd=ROOT,
-                max_restarts=3,
-            ),
-            ProcessSpec("trainer", [sys.executable, "-m", "trainer", "--model", str(model)], cwd=ROOT, stop_seconds=30),
-        )
+        supervisor.start(*workers(layout), trainer(model))
         yield Stack(settings, layout, api_key, supervisor, new_owner_key)
+
+
+def environment(layout: Layout, database_url: str, redis_url: str) -> dict[str, str]:
+    """What every process of the stack is told, a free port for each service among it."""
+    secrets = layout.secrets()
+    internal_key = secrets.internal_key.get_secret_value()
+    ports: set[int] = set()
+    while len(ports) < len(SERVICES):
+        ports.add(free_port())
+    urls = {
+        f"PRECEPTOR_{name.upper()}_URL": f"http://{LOOPBACK}:{port}" for name, port in zip(SERVICES, ports, strict=True)
+    }
+    return {
+        **urls,
+        "PRECEPTOR_HOME": str(layout.root),
+        "PRECEPTOR_DATABASE_URL": database_url,
+        "PRECEPTOR_REDIS_URL": redis_url,
+        "PRECEPTOR_INTERNAL_KEY": internal_key,
+        "PRECEPTOR_EXPERT_SECRET": secrets.expert_signing_secret.get_secret_value(),
+        "SANDBOX_API_KEY": internal_key,
+        "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads of two torch processes would starve each other
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",  # the model is on disk by now
+    }
+
+
+def engines(settings: Settings, layout: Layout, model: Path, policy_threads: int) -> list[ProcessSpec]:
+    """What runs models and code: policy and sandbox."""
+    policy = ["--model", str(model), "--artifacts", str(layout.artifacts), "--threads", str(policy_threads)]
+    return [
+        _service("policy", ["-m", "services.policy.app", *policy], settings.policy_url, POLICY_READY_SECONDS),
+        _service("sandbox", ["-m", "sandbox"], settings.sandbox_url),
+    ]
+
+
+def faces(settings: Settings) -> list[ProcessSpec]:
+    """What answers from the store and the engines: experts and api."""
+    return [
+        _service("experts", ["-m", "services.experts"], settings.experts_url),
+        _service("api", ["-m", "services.api"], settings.api_url),
+    ]
+
+
+def workers(layout: Layout) -> list[ProcessSpec]:
+    """The Celery worker, and beat, which asks for a sweep every second."""
+    celery = [sys.executable, "-m", "celery", "-A", "services.jobs.app"]
+    pool = ["--pool", "threads", "--concurrency", str(WORKER_THREADS), "--without-gossip", "--without-mingle"]
+    schedule = ["--schedule", str(layout.root / "beat.db")]
+    return [
+        ProcessSpec("worker", [*celery, "worker", *pool, "-l", "INFO"], cwd=ROOT, max_restarts=3, stop_seconds=25),
+        ProcessSpec("beat", [*celery, "beat", *schedule, "-l", "WARNING"], cwd=ROOT, max_restarts=3),
+    ]
+
+
+def trainer(model: Path) -> ProcessSpec:
+    """The trainer; it may take as long to stop as a step takes."""
+    return ProcessSpec("trainer", [sys.executable, "-m", "trainer", "--model", str(model)], cwd=ROOT, stop_seconds=60)
 
 
 def _start_servers(layout: Layout, supervisor: Supervisor) -> tuple[str, str]:
@@ -150,24 +153,16 @@ def _start_servers(layout: Layout, supervisor: Supervisor) -> tuple[str, str]:
     return database_url or postgres.url, redis_url or valkey.url_of(0)
 
 
-def _service(name: str, arguments: list[str], url: str, ready_seconds: float = 60) -> ProcessSpec:
+def _service(name: str, arguments: list[str], url: str, ready_seconds: float = 60.0) -> ProcessSpec:
     port = url.rsplit(":", 1)[1]
     return ProcessSpec(
         name,
-        [sys.executable, *arguments, "--host", "127.0.0.1", "--port", port],
+        [sys.executable, *arguments, "--host", LOOPBACK, "--port", port],
         cwd=ROOT,
         is_ready=answers_http(f"{url}/healthz"),
         ready_seconds=ready_seconds,
         url=url,
     )
-
-
-def _ports(layout: Layout) -> dict[str, int]:
-    """A free port for each service."""
-    ports: dict[str, int] = {}
-    while len(set(ports.values())) < 4:
-        ports = {name: free_port() for name in ("api", "policy", "sandbox", "experts")}
-    return ports
 
 
 def _keep_key(layout: Layout, settings: Settings, new_key: str | None) -> str:

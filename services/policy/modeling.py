@@ -9,7 +9,9 @@ cache off), sliding windows shorter than the context, adapters other than plain 
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol, cast
@@ -22,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicCache
+from transformers.utils.logging import disable_progress_bar
 
 from services.contracts.tasks import Message
 from services.errors import InvalidInput
@@ -63,6 +66,7 @@ def load_policy(path: Path, device: str = "cpu", dtype: torch.dtype = torch.floa
 
     Raises ModelRefused if the tokenizer has no chat template or more tokens than the model has rows.
     """
+    disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     loaded = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True, attn_implementation="sdpa")
     model = cast(PreTrainedModel, loaded)
@@ -313,9 +317,17 @@ def add_lora(model: PreTrainedModel, r: int = 16, alpha: int = 32, seed: int = 0
     config = LoraConfig(
         r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM", bias="none"
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _quiet_peft():
         torch.manual_seed(seed)
         return cast(PeftModel, get_peft_model(model, config))
+
+
+@contextmanager
+def _quiet_peft() -> Iterator[None]:
+    """peft reads a property that transformers calls deprecated; nobody here can act on that."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        yield
 
 
 def save_adapter(model: PeftModel, folder: Path, base_sha256: str) -> None:
@@ -343,7 +355,8 @@ def _make_plain(value: object) -> object:
 
 def load_adapter(model: PreTrainedModel, folder: Path, trainable: bool = False) -> PeftModel:
     """The model with the adapter in `folder` on it, as peft runs it (not merged)."""
-    return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    with _quiet_peft():
+        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
 
 
 def read_deltas(folder: Path, model: PreTrainedModel, base_sha256: str | None = None) -> dict[str, LoraDelta]:
