@@ -1,0 +1,30 @@
+"""`python -m trainer`, or `torchrun … -m trainer`: train the lineage of the settings until told to stop.
+
+SIGTERM and SIGINT end it within one micro-batch; the update at hand is given up and its lessons are released.
+"""
+
+import signal
+import sys
+import threading
+
+import structlog
+
+from services.settings import Settings
+from trainer.config import TrainerConfig
+
+
+def main() -> int:
+    """Read the settings, then train."""
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    config, settings = TrainerConfig(), Settings()
+    from trainer.train import run  # torch takes seconds to import: settings that are wrong are refused before
+
+    run(config, settings, stop)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

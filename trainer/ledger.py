@@ -1,0 +1,233 @@
+"""Reads and writes the ledger: claims whole groups, opens an update, and makes it count in one commit.
+
+Every call waits while the database is away and then goes on; only a request to stop ends the waiting. Nothing here
+computes: what comes out can be sent to other processes.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+from uuid import UUID
+
+import structlog
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from services.contracts.base import JsonObject
+from services.contracts.updates import UpdateStatus
+from services.settings import Settings
+from services.store import lessons, lineages, loop, policies, updates
+from services.store.lessons import EarlierCorrection, LessonFacts
+from services.store.models import LessonRow, UpdateLessonRow, UpdateRow
+from services.store.store import Store, StoreUnavailable
+from services.store.updates import Contribution
+from trainer.batch import hash_batch
+from trainer.config import TrainerConfig
+
+RETRY_SECONDS = 1.0
+
+T = TypeVar("T")
+log = structlog.get_logger("trainer")
+
+
+class StopRequested(Exception):
+    """The process was asked to end while it waited."""
+
+
+@dataclass(frozen=True)
+class LineageFacts:
+    """The model being trained."""
+
+    id: UUID
+    name: str
+    model: str
+    base_sha256: str
+
+
+@dataclass(frozen=True)
+class Applied:
+    """The last update that counts: where the weights continue."""
+
+    number: int
+    checkpoint_sha256: str
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What there is to do. idle: why nothing may be trained now; None when it may."""
+
+    num_groups: int
+    num_late: int
+    idle: str | None
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A started update and everything it is made of. newest_version: number of the newest policy version."""
+
+    update_id: UUID
+    number: int
+    lessons: tuple[LessonFacts, ...]
+    corrections: tuple[EarlierCorrection, ...]
+    newest_version: int
+
+
+class Ledger:
+    """The store as one trainer of one lineage sees it."""
+
+    def __init__(self, store: Store, settings: Settings, config: TrainerConfig, owner: UUID, stop: threading.Event):
+        self._store = store
+        self._settings = settings
+        self._config = config
+        self._owner = owner
+        self._stop = stop
+        self.lineage = LineageFacts(UUID(int=0), settings.lineage, "", "")
+
+    def transact(self, do: Callable[[Session], T]) -> T:
+        """The outcome of one transaction, tried until the database is there. Raises StopRequested."""
+        said = False
+        while True:
+            try:
+                return self._once(do)
+            except StoreUnavailable as error:
+                if not said:
+                    log.warning("the database is away; waiting", reason=error.detail)
+                    said = True
+                if self._stop.wait(RETRY_SECONDS):
+                    raise StopRequested from error
+
+    def _once(self, do: Callable[[Session], T]) -> T:
+        with self._store.transaction() as session:
+            return do(session)
+
+    def meet(self) -> LineageFacts:
+        """Wait for the lineage to be begun; who it is. Raises StopRequested."""
+        while True:
+            try:
+                row = self.transact(lambda session: lineages.get(session, self._settings.lineage))
+            except lineages.LineageNotFound:
+                if self._stop.wait(RETRY_SECONDS):
+                    raise StopRequested from None
+                continue
+            self.lineage = LineageFacts(row.id, row.name, row.model, row.base_sha256)
+            return self.lineage
+
+    def last_applied(self) -> Applied | None:
+        """The update the weights continue from; None before the first."""
+        row = self.transact(lambda session: updates.last_applied(session, self.lineage.id))
+        if row is None:
+            return None
+        assert row.checkpoint_sha256 is not None  # a constraint of the table
+        return Applied(row.number, row.checkpoint_sha256)
+
+    def last_checkpoints(self, number: int) -> list[str]:
+        """The sha256 of the newest checkpoints that count."""
+
+        def read(session: Session) -> list[str]:
+            rows = updates.newest(session, self.lineage.id, before=None, limit=4 * number)
+            applied = [row for row in rows if row.status == UpdateStatus.APPLIED.value]
+            return [row.checkpoint_sha256 for row in applied[:number] if row.checkpoint_sha256]
+
+        return self.transact(read)
+
+    def look(self, number: int) -> Outlook:
+        """What there is to do after update `number`; sets stale lessons aside."""
+
+        def read(session: Session) -> Outlook:
+            oldest = policies.latest(session, self.lineage.id).number - self._settings.max_staleness
+            if aside := lessons.set_aside_stale(session, self.lineage.id, oldest):
+                log.info("stale lessons set aside", num_lessons=aside, before_version=oldest)
+            switches = loop.get(session, self.lineage.id)
+            finished = switches.max_updates is not None and number >= switches.max_updates
+            idle = "done" if finished else None if switches.training else "paused"
+            return Outlook(
+                num_groups=lessons.count_ready_groups(session, self.lineage.id),
+                num_late=lessons.count_ready_late(session, self.lineage.id),
+                idle=idle,
+                finished=finished,
+            )
+
+        return self.transact(read)
+
+    def claim(self, parent_sha256: str) -> Claim | None:
+        """Open an update over the oldest whole groups and late lessons; None if there was nothing to claim."""
+
+        def take(session: Session) -> Claim | None:
+            rows = lessons.claim(
+                session,
+                self.lineage.id,
+                self._owner,
+                num_groups=self._config.groups_per_update,
+                max_late=self._config.max_late_lessons,
+                lease_seconds=self._settings.lesson_lease_seconds,
+            )
+            if not rows:
+                return None
+            facts = lessons.load(session, rows)
+            shown = lessons.earlier_corrections(session, sorted({fact.task_id for fact in facts}))
+            settings: JsonObject = self._config.model_dump(mode="json")
+            update = updates.start(
+                session,
+                self.lineage.id,
+                self._owner,
+                objective=self._config.objective,
+                settings=settings,
+                parent_sha256=parent_sha256,
+                batch_sha256=hash_batch(facts, shown),
+                lesson_ids=[row.id for row in rows],
+            )
+            newest = policies.latest(session, self.lineage.id).number
+            return Claim(update.id, update.number, tuple(facts), tuple(shown), newest)
+
+        return self.transact(take)
+
+    def apply(
+        self, claim: Claim, checkpoint_sha256: str, metrics: JsonObject, contributions: Sequence[Contribution]
+    ) -> None:
+        """The one commit that makes the update count. Errors: LeaseLost (409), and then nothing of it was kept."""
+        self.transact(
+            lambda session: updates.apply(
+                session,
+                claim.update_id,
+                self._owner,
+                checkpoint_sha256=checkpoint_sha256,
+                metrics=metrics,
+                contributions=contributions,
+            )
+        )
+
+    def abandon(self, claim: Claim, reason: str) -> None:
+        """Give the update up and release its lessons, if the database is there; otherwise their lease runs out."""
+        try:
+            self._once(lambda session: updates.abandon(session, claim.update_id, reason))
+        except StoreUnavailable as error:
+            log.warning("update not released", number=claim.number, reason=error.detail)
+
+    def abandon_dead(self) -> int:
+        """Give up what dead trainers had started. Only the holder of the lineage's lock may say so."""
+        return self.transact(
+            lambda session: updates.abandon_started(session, self.lineage.id, "its trainer died before it was applied")
+        )
+
+    def used_last(self) -> list[LessonFacts]:
+        """The lessons of the last applied update that used any, late ones last."""
+
+        def read(session: Session) -> list[LessonFacts]:
+            used = (
+                select(LessonRow, UpdateRow.number)
+                .join(UpdateLessonRow, UpdateLessonRow.lesson_id == LessonRow.id)
+                .join(UpdateRow, UpdateRow.id == UpdateLessonRow.update_id)
+                .where(
+                    UpdateRow.lineage_id == self.lineage.id,
+                    UpdateLessonRow.status == UpdateStatus.APPLIED.value,
+                )
+            )
+            newest = session.scalar(used.with_only_columns(func.max(UpdateRow.number)))
+            rows = session.scalars(
+                used.where(UpdateRow.number == newest).order_by(LessonRow.late, LessonRow.group_id, LessonRow.id)
+            )
+            return lessons.load(session, rows.all())
+
+        return self.transact(read)

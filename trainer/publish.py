@@ -1,0 +1,267 @@
+"""Publishes policy versions: artifact, candidate row, gate, then the server serves it, then the row says so.
+
+Crash-safe by its order: at any point the rows and the server may disagree for a moment, and `Publisher.settle` makes
+them agree again. A candidate that was left over goes through the gate again, or is rejected if training has gone on
+since. The old version serves until the new one does. A server that is away holds up nothing but the next version.
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import structlog
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from services.contracts.policies import GateCheck, GateReport
+from services.policy.artifacts import ArtifactStore
+from services.policy.client import PolicyClient, PolicyRefused, PolicyUnavailable
+from services.policy.contract import (
+    BASE_VERSION,
+    ProbeItem,
+    ProveRequest,
+    SamplePrompt,
+    SampleRequest,
+    Version,
+    VersionStatus,
+)
+from services.policy.modeling import prefill_prompt, project, response_hidden, save_adapter, score_responses
+from services.settings import Settings
+from services.store import policies
+from services.store.lessons import LessonFacts
+from services.store.models import PolicyVersionRow
+from trainer import gate
+from trainer.config import TrainerConfig
+from trainer.ledger import Ledger
+from trainer.state import TrainerState, read_adapter
+from trainer.teacher import trainable, with_weights
+
+PROBE_TOKENS = 64  # of an answer; enough to see any layer that differs
+SAMPLES_PER_PROBE = 1
+
+log = structlog.get_logger("trainer")
+
+
+class Publisher:
+    """Brings the server in line with the rows, and the rows with the weights. Talks to one policy process."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        client: PolicyClient,
+        artifacts: ArtifactStore,
+        settings: Settings,
+        config: TrainerConfig,
+    ) -> None:
+        self._ledger = ledger
+        self._client = client
+        self._artifacts = artifacts
+        self._settings = settings
+        self._config = config
+
+    def settle(self, state: TrainerState, *, finished: bool = False) -> str | None:
+        """Gate what is left over, publish what is due, and make the server serve what the rows say.
+
+        finished: no update will follow, so what is trained is due. Returns the name of a version that began to serve.
+        """
+        try:
+            served = self._gate_candidates(state)
+            if self._is_due(state, finished):
+                self._add_candidate(state)
+                served = self._gate_candidates(state)
+            self._restore_serving(state)
+        except PolicyUnavailable as error:
+            log.warning("the policy server is away", reason=error.detail)
+            return None
+        except PolicyRefused as error:  # about the version that serves by the rows; a candidate is rejected instead
+            log.error("the policy server cannot serve what it should", reason=error.detail)
+            return None
+        return served
+
+    def _is_due(self, state: TrainerState, finished: bool) -> bool:
+        newest = self._ledger.transact(lambda session: policies.latest(session, self._ledger.lineage.id))
+        unpublished = state.number - newest.update_number
+        return unpublished >= (1 if finished else self._config.publish_every)
+
+    def _add_candidate(self, state: TrainerState) -> None:
+        scratch = self._artifacts.root / f".publishing-{state.number}"
+        address = _store_adapter(state, self._artifacts, scratch)
+        row = self._ledger.transact(
+            lambda session: policies.add_candidate(
+                session, self._ledger.lineage.id, artifact_sha256=address, update_number=state.number
+            )
+        )
+        log.info("candidate", version=row.name, update=state.number)
+
+    def _gate_candidates(self, state: TrainerState) -> str | None:
+        served = None
+        for row in self._ledger.transact(lambda session: policies.candidates(session, self._ledger.lineage.id)):
+            if row.update_number != state.number:
+                self._reject(row, None, f"overtaken: the weights are at update {state.number} by now")
+            elif self._pass_gate(state, row):
+                served = row.name
+        return served
+
+    def _pass_gate(self, state: TrainerState, row: PolicyVersionRow) -> bool:
+        """Serve a candidate or reject it. Raises PolicyUnavailable with the row as it was."""
+        if row.artifact_sha256 is None:
+            raise ValueError(f"{row.name} has no weights")  # a constraint of the table
+        probe = choose_probe(self._ledger.used_last(), self._config.gate_rollouts)
+        checks = [gate.check_finite(count_bad(state.model))]
+        try:
+            if checks[0].passed:
+                self._client.load_version(row.name, row.artifact_sha256)
+                checks.append(self._prove(state.model, row.name, probe))
+                checks += self._compare(state, row, probe)
+                checks.append(self._check_length(row.name, probe))
+            report = GateReport(checks=checks)
+            if report.passed:
+                self._client.serve_version(row.name)
+        except PolicyRefused as error:
+            self._reject(row, GateReport(checks=checks), f"the policy server refused it: {error.detail}")
+            return False
+        if not report.passed:
+            failed = ", ".join(check.name for check in checks if not check.passed)
+            self._reject(row, report, f"the gate refused it: {failed}")
+            return False
+        self._ledger.transact(lambda session: policies.serve(session, row.id, report))
+        log.info("serving", version=row.name, **{check.name: round(check.value, 5) for check in checks})
+        return True
+
+    def _reject(self, row: PolicyVersionRow, report: GateReport | None, reason: str) -> None:
+        self._ledger.transact(lambda session: policies.reject(session, row.id, report, reason))
+        log.warning("version rejected", version=row.name, reason=reason)
+        try:
+            self._client.delete_version(row.name)
+        except PolicyRefused:
+            return  # it was never loaded, or something still uses it
+
+    # --- measuring ---
+
+    def _prove(self, model: PeftModel, name: str, probe: Sequence[LessonFacts]) -> GateCheck:
+        items = probe_items(model, probe)
+        version = self._client.prove_version(name, ProveRequest(items=items, tolerance=self._config.gate_tolerance))
+        if version.probe is None:
+            raise PolicyUnavailable(f"{name} was not probed")
+        return gate.check_probe(version.probe.max_difference, self._config.gate_tolerance, version.probe.num_tokens)
+
+    def _compare(self, state: TrainerState, row: PolicyVersionRow, probe: Sequence[LessonFacts]) -> list[GateCheck]:
+        config, model = self._config, state.model
+        own = probe_logprobs(model, probe)
+        with model.disable_adapter():
+            base = probe_logprobs(model, probe)
+        previous = base
+        serving = self._ledger.transact(lambda session: policies.serving(session, row.lineage_id))
+        if serving is not None and serving.artifact_sha256 is not None:
+            with with_weights(model, read_adapter(model, self._artifacts.adapter(serving.artifact_sha256))):
+                previous = probe_logprobs(model, probe)
+        return [
+            gate.check_kl("kl_base", mean_kl(own, base), config.gate_max_kl_base),
+            gate.check_kl("kl_previous", mean_kl(own, previous), config.gate_max_kl_previous),
+        ]
+
+    def _check_length(self, name: str, probe: Sequence[LessonFacts]) -> GateCheck:
+        reply = self._client.sample(
+            SampleRequest(
+                version=name,
+                prompts=[
+                    SamplePrompt(id=str(index), token_ids=list(fact.prompt_token_ids), n=SAMPLES_PER_PROBE, seed=index)
+                    for index, fact in enumerate(probe)
+                ],
+                max_new_tokens=self._settings.max_new_tokens,
+                temperature=self._settings.sampling_temperature,
+                stop=self._settings.stop,
+            )
+        )
+        lengths = [len(sample.token_ids) for prompt in reply.prompts for sample in prompt.samples]
+        before = [min(len(fact.token_ids), self._settings.max_new_tokens) for fact in probe]
+        return gate.check_length(_mean(lengths), _mean(before), self._config.gate_length_ratio)
+
+    # --- the server after a restart of its own ---
+
+    def _restore_serving(self, state: TrainerState) -> None:
+        """Make the server serve what the rows say: it starts with the base whenever it is started."""
+        row = self._ledger.transact(lambda session: policies.serving(session, self._ledger.lineage.id))
+        info = self._client.info()
+        if row is None or info.serving == row.name:
+            return
+        if row.artifact_sha256 is not None and not _is_proved(info.versions, row.name):
+            self._client.load_version(row.name, row.artifact_sha256)
+            probe = choose_probe(self._ledger.used_last(), self._config.gate_rollouts)
+            weights = read_adapter(state.model, self._artifacts.adapter(row.artifact_sha256))
+            with with_weights(state.model, weights):
+                self._prove(state.model, row.name, probe)
+        self._client.serve_version(row.name if row.artifact_sha256 is not None else BASE_VERSION)
+        log.info("the policy server serves again", version=row.name, instead_of=info.serving)
+
+
+def _is_proved(versions: Sequence[Version], name: str) -> bool:
+    return any(version.name == name and version.status is VersionStatus.PROVED for version in versions)
+
+
+def _store_adapter(state: TrainerState, artifacts: ArtifactStore, scratch: Path) -> str:
+    shutil.rmtree(scratch, ignore_errors=True)  # of a publication that died here
+    try:
+        save_adapter(state.model, scratch, state.base_sha256)
+        return artifacts.store(scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def choose_probe(lessons: Sequence[LessonFacts], number: int) -> list[LessonFacts]:
+    """A few rollouts of the last update: one of each group, then a second one of each, and so on."""
+    turn: dict[str, int] = {}
+    ordered = []
+    for fact in lessons:
+        turn[str(fact.group_id)] = turn.get(str(fact.group_id), 0) + 1
+        ordered.append((turn[str(fact.group_id)], fact))
+    return [fact for _, fact in sorted(ordered, key=lambda pair: pair[0])[:number]]
+
+
+def count_bad(model: PeftModel) -> int:
+    """How many of the adapter's weights are NaN or infinite."""
+    return sum(int((~parameter.isfinite()).sum()) for parameter in trainable(model).values())
+
+
+def _tensors(model: PeftModel, fact: LessonFacts) -> tuple[Tensor, Tensor, Tensor]:
+    device = next(iter(trainable(model).values())).device
+    ids = torch.tensor([fact.token_ids[:PROBE_TOKENS]], device=device)
+    return torch.tensor(fact.prompt_token_ids, device=device), ids, torch.ones_like(ids, dtype=torch.bool)
+
+
+@torch.no_grad()
+def probe_items(model: PeftModel, probe: Sequence[LessonFacts]) -> list[ProbeItem]:
+    """The model's logprobs of the probe's tokens, for the server to compare with its own."""
+    items = []
+    for fact in probe:
+        prompt, ids, exists = _tensors(model, fact)
+        scores = score_responses(model, prefill_prompt(model, prompt), ids, exists)
+        items.append(
+            ProbeItem(
+                prompt_token_ids=list(fact.prompt_token_ids),
+                response_token_ids=ids[0].tolist(),
+                logprobs=scores.logprobs[0].tolist(),
+            )
+        )
+    return items
+
+
+@torch.no_grad()
+def probe_logprobs(model: PeftModel, probe: Sequence[LessonFacts]) -> list[Tensor]:
+    """The model's log-probabilities of every token at each of the probe's places, [T, V] each."""
+    scores = []
+    for fact in probe:
+        prompt, ids, exists = _tensors(model, fact)
+        scores.append(project(model, response_hidden(model, prompt, ids, exists))[0].log_softmax(-1))
+    return scores
+
+
+def mean_kl(new: Sequence[Tensor], old: Sequence[Tensor]) -> float:
+    """KL(new ‖ old), in nats, averaged over all places."""
+    costs = [(n.exp() * (n - o)).sum(-1) for n, o in zip(new, old, strict=True)]
+    return float(torch.cat(costs).mean()) if costs else 0.0
+
+
+def _mean(values: Sequence[int]) -> float:
+    return sum(values) / max(len(values), 1)

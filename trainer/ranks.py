@@ -1,0 +1,64 @@
+"""Several processes that make one update together, started by torchrun; alone, every function here is the identity.
+
+Rank 0 talks to the store and hands the batch to the others; each computes its share of the micro-batches; gradients
+are summed, so that the step is the one a single process would have made.
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TypeVar, cast
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among those that make an update."""
+
+    rank: int
+    size: int
+
+    @classmethod
+    def join(cls, device: str) -> "Ranks":
+        """Meet the other processes torchrun started, if there are any."""
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        if size > 1:
+            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        return cls(int(os.environ.get("RANK", "0")), size)
+
+    def leave(self) -> None:
+        """Part from the others."""
+        if self.size > 1:
+            dist.destroy_process_group()
+
+    def share(self, thing: T | None) -> T:
+        """What rank 0 holds, on every rank. Blocks until rank 0 has it."""
+        if self.size == 1:
+            return cast(T, thing)
+        box = [thing]
+        dist.broadcast_object_list(box, src=0)
+        return cast(T, box[0])
+
+    def collect(self, thing: T) -> list[T]:
+        """What every rank holds, by rank, on every rank."""
+        if self.size == 1:
+            return [thing]
+        box: list[T | None] = [None] * self.size
+        dist.all_gather_object(box, thing)
+        return cast(list[T], box)
+
+    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Add up every rank's gradients in place; one message for all of them."""
+        if self.size == 1:
+            return
+        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+        flat = torch.cat([grad.flatten() for grad in grads])
+        dist.all_reduce(flat)
+        at = 0
+        for parameter, grad in zip(parameters, grads, strict=True):
+            parameter.grad = flat[at : at + grad.numel()].view_as(grad).clone()
+            at += grad.numel()

@@ -1,0 +1,245 @@
+"""The trainer, read top to bottom: meet, recover, then claim → batch → step → checkpoint → commit → publish, for ever.
+
+Postgres is the truth. There is one commit per update; before it nothing happened, after it everything did. Killed at
+any point, the next start goes on from the last applied update with the same bits. At most one trainer of a lineage
+works at a time, by a lock that dies with its connection.
+
+Not covered: what a loss is (`losses`), which answers train (`batch`), how weights reach the server (`publish`).
+"""
+
+import math
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+import torch
+
+from services.contracts.ids import new_id
+from services.policy.artifacts import ArtifactStore
+from services.policy.client import PolicyClient
+from services.policy.modeling import LoadedPolicy, load_policy
+from services.settings import Settings
+from services.store.locks import LineageLock
+from services.store.store import Store, StoreUnavailable
+from services.store.updates import LeaseLost
+from trainer.batch import Batch, build_batch
+from trainer.config import TrainerConfig
+from trainer.ledger import Claim, Ledger, LineageFacts, Outlook, StopRequested
+from trainer.publish import Publisher
+from trainer.pulse import Pulse
+from trainer.ranks import Ranks
+from trainer.state import TrainerState, begin, prune, restore, save
+from trainer.step import Stopped, make_update
+from trainer.wake import Wake
+
+POLL_SECONDS = 1.0  # between two looks at the rows, unless a hint comes first
+SETTLE_SECONDS = 10.0  # between two looks at the policy server, while there is nothing to learn
+POLICY_SECONDS = 120.0  # the longest the policy server may take for one answer
+
+log = structlog.get_logger("trainer")
+
+
+class WrongModel(Exception):
+    """The model folder does not hold the weights the lineage was begun with."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What rank 0 asks of all: an update of this batch after that checkpoint; no batch: stay awake; end: leave."""
+
+    batch: Batch | None = None
+    parent_sha256: str = ""
+    end: bool = False
+
+
+def run(config: TrainerConfig, settings: Settings, stop: threading.Event) -> None:
+    """Train until `stop` is set. Raises WrongModel, CheckpointDiffers, or what the disk raises; nothing is lost."""
+    torch.set_num_threads(config.threads)
+    torch.use_deterministic_algorithms(config.device == "cpu")
+    ranks = Ranks.join(config.device)
+    store = Store(settings.database_url, pool_size=3)
+    owner = new_id()
+    ledger = Ledger(store, settings, config, owner, stop)
+    try:
+        lineage = ledger.meet()
+        policy = open_model(config, lineage)
+        checkpoints = ArtifactStore(settings.home / "checkpoints" / lineage.name)
+        state = begin(policy, config)
+        if ranks.rank > 0:
+            follow(state, checkpoints, config, settings, ranks, stop)
+            return
+        first = save(state, checkpoints)  # what update 1 continues from, the same on every start
+        with Pulse(store, owner, settings.lesson_lease_seconds) as pulse:
+            Leader(state, first, checkpoints, ledger, pulse, config, settings, ranks, stop).run()
+    except StopRequested:
+        log.info("stopped")
+    finally:
+        store.close()
+        ranks.leave()
+
+
+def open_model(config: TrainerConfig, lineage: LineageFacts) -> LoadedPolicy:
+    """The base the lineage was begun with. Raises WrongModel if the folder holds another."""
+    folder = config.model or Path(lineage.model)
+    policy = load_policy(folder, config.device, getattr(torch, config.dtype))
+    if policy.base_sha256 != lineage.base_sha256:
+        raise WrongModel(
+            f"{folder} holds {policy.base_sha256[:12]}…, the lineage began with {lineage.base_sha256[:12]}…"
+        )
+    return policy
+
+
+class Leader:
+    """Rank 0: it alone talks to the store, the disk and the policy server."""
+
+    def __init__(
+        self,
+        state: TrainerState,
+        first: str,
+        checkpoints: ArtifactStore,
+        ledger: Ledger,
+        pulse: Pulse,
+        config: TrainerConfig,
+        settings: Settings,
+        ranks: Ranks,
+        stop: threading.Event,
+    ) -> None:
+        self.state, self.first, self.held = state, first, first
+        self.checkpoints, self.ledger, self.pulse = checkpoints, ledger, pulse
+        self.config, self.settings, self.ranks, self.stop = config, settings, ranks, stop
+        self.client = PolicyClient(settings.policy_url, settings.internal_key, read_seconds=POLICY_SECONDS)
+        self.publisher = Publisher(ledger, self.client, ArtifactStore(settings.home / "artifacts"), settings, config)
+        self.lock = LineageLock(settings.database_url, ledger.lineage.id)
+        self.wake = Wake(settings.redis_url)
+        self.settled_at = -math.inf
+        self.waits_since: float | None = None
+
+    def run(self) -> None:
+        """The loop."""
+        try:
+            while not self.stop.is_set():
+                if not self.own_lineage():
+                    self.pulse.say("another trainer of this lineage is at work; waiting")
+                    self.stop.wait(POLL_SECONDS)
+                    continue
+                self.catch_up()
+                outlook = self.ledger.look(self.state.number)
+                self.settle_policy(outlook)
+                claim = self.claim(outlook)
+                if claim is None:
+                    self.ranks.share(Order())
+                    with self.pulse.spending("waiting", outlook.idle or "waiting for lessons"):
+                        self.wake.wait(POLL_SECONDS)
+                    continue
+                self.update(claim)
+        finally:
+            self.ranks.share(Order(end=True))
+            self.lock.release()
+            self.wake.close()
+            self.client.close()
+
+    def own_lineage(self) -> bool:
+        """Hold the lineage's lock; whoever gets it anew first gives up what its last holder left started."""
+        had = self.lock.held
+        try:
+            if not self.lock.hold():
+                return False
+        except StoreUnavailable as error:
+            log.warning("the lineage's lock is out of reach", reason=error.detail)
+            return False
+        if not had and (dead := self.ledger.abandon_dead()):
+            log.info("abandoned what a dead trainer had started", num_updates=dead)
+        return True
+
+    def catch_up(self) -> None:
+        """Continue from the last applied update, whoever made it and whatever is in memory."""
+        applied = self.ledger.last_applied()
+        address = self.first if applied is None else applied.checkpoint_sha256
+        if address != self.held:
+            restore(self.state, self.checkpoints, address, self.config)
+            self.held = address
+            log.info("continuing", update=self.state.number, checkpoint=address[:12])
+
+    def settle_policy(self, outlook: Outlook) -> None:
+        """Publish what is due; look after the server now and then while nothing else is to be done."""
+        if time.monotonic() - self.settled_at < SETTLE_SECONDS:
+            return
+        with self.pulse.spending("publishing", "publishing"):
+            self.publisher.settle(self.state, finished=outlook.finished)
+        self.settled_at = time.monotonic()
+
+    def claim(self, outlook: Outlook) -> Claim | None:
+        """A full batch; or what there is, once it has waited long enough."""
+        if outlook.idle is not None or not (outlook.num_groups or outlook.num_late):
+            self.waits_since = None
+            return None
+        if self.waits_since is None:
+            self.waits_since = time.monotonic()
+        waited = time.monotonic() - self.waits_since
+        if outlook.num_groups < self.config.groups_per_update and waited < self.config.patience_seconds:
+            return None
+        self.waits_since = None
+        return self.ledger.claim(self.held)
+
+    def update(self, claim: Claim) -> None:
+        """One update, from its batch to its commit. Only the commit makes it count."""
+        began = time.monotonic()
+        try:
+            with self.pulse.spending("model", f"update {claim.number}"):
+                vocabulary, tokenizer = self.state.vocabulary, self.state.tokenizer
+                batch = build_batch(
+                    claim.lessons, claim.corrections, tokenizer, vocabulary, self.config, claim.newest_version
+                )
+                self.ranks.share(Order(batch, self.held))
+                result = make_update(
+                    self.state, batch, self.config, self.settings.max_new_tokens, self.ranks, self.stop.is_set
+                )
+        except Stopped:
+            self.ledger.abandon(claim, "the trainer was stopped")
+            return
+        address = save(self.state, self.checkpoints)
+        metrics = dict(result.metrics) | {"seconds": round(time.monotonic() - began, 3)}
+        try:
+            self.ledger.apply(claim, address, metrics, result.contributions)
+        except LeaseLost as error:
+            log.warning("update abandoned", number=claim.number, reason=error.detail)
+            self.ledger.abandon(claim, error.detail)
+            self.held = ""  # what is in memory was never applied: the next turn takes the last that was
+            return
+        except StopRequested:
+            self.ledger.abandon(claim, "the trainer was stopped")
+            raise
+        self.held = address
+        self.pulse.count("num_updates")
+        self.pulse.count("num_rows", len(claim.lessons))
+        log.info("applied", update=claim.number, **{name: _short(metrics[name]) for name in SAID})
+        self.settled_at = -math.inf  # a version may be due
+        prune(self.checkpoints, [self.first, address, *self.ledger.last_checkpoints(self.config.keep_checkpoints)])
+
+
+SAID = ("loss", "local", "future", "imitation", "kl", "gap", "grad_norm", "pass_rate", "num_rows", "seconds")
+
+
+def _short(value: object) -> object:
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def follow(
+    state: TrainerState,
+    checkpoints: ArtifactStore,
+    config: TrainerConfig,
+    settings: Settings,
+    ranks: Ranks,
+    stop: threading.Event,
+) -> None:
+    """The other ranks: compute their share of every update rank 0 orders, from the checkpoint it names."""
+    while not (order := ranks.share(Order())).end:
+        if order.batch is None:
+            continue
+        restore(state, checkpoints, order.parent_sha256, config)
+        try:
+            make_update(state, order.batch, config, settings.max_new_tokens, ranks, stop.is_set)
+        except Stopped:
+            log.info("update given up", rank=ranks.rank)
