@@ -10,7 +10,7 @@ import hmac
 import os
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 from fastapi import Depends, FastAPI, Header, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.contracts.base import Problem
 from services.errors import PreceptorError, ServiceUnavailable
@@ -92,7 +93,7 @@ def create_app(engine: "EmbeddedEngine", key: str = "") -> FastAPI:
     app = FastAPI(title="Preceptor policy", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_exception_handler(PreceptorError, _render_error)
     app.add_exception_handler(RequestValidationError, _render_invalid)
-    app.middleware("http")(_limit_body)
+    app.add_middleware(LimitBody)
     guarded = [Depends(require_key)]
 
     @app.get("/healthz")
@@ -174,13 +175,29 @@ async def _wait(future: "Future[R]", request: Request) -> R:
         wrapped.cancel()
 
 
-async def _limit_body(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
-    length = request.headers.get("content-length")
-    if request.method == "POST" and length is None and "transfer-encoding" in request.headers:
-        return _render_error(request, BodyTooLarge("a body must state its length (Content-Length)"))
-    if length is not None and (not length.isdecimal() or int(length) > MAX_BODY_BYTES):
-        return _render_error(request, BodyTooLarge(f"a body may have {MAX_BODY_BYTES} bytes at most"))
-    return await go_on(request)
+class LimitBody:
+    """ASGI middleware that refuses bodies which are too large or do not state their length.
+
+    Plain ASGI: starlette's own middleware base hides from a route that its client has hung up.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope)
+        length = request.headers.get("content-length")
+        if length is None and "transfer-encoding" in request.headers:
+            refusal = BodyTooLarge("a body must state its length (Content-Length)")
+        elif length is not None and (not length.isdecimal() or int(length) > MAX_BODY_BYTES):
+            refusal = BodyTooLarge(f"a body may have {MAX_BODY_BYTES} bytes at most")
+        else:
+            await self._app(scope, receive, send)
+            return
+        await _render_error(request, refusal)(scope, receive, send)
 
 
 def _render_error(request: Request, error: Exception) -> Response:

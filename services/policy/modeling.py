@@ -66,7 +66,7 @@ def load_policy(path: Path, device: str = "cpu", dtype: torch.dtype = torch.floa
 
     Raises ModelRefused if the tokenizer has no chat template or more tokens than the model has rows.
     """
-    disable_progress_bar()
+    cast(Callable[[], None], disable_progress_bar)()
     tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     loaded = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True, attn_implementation="sdpa")
     model = cast(PreTrainedModel, loaded)

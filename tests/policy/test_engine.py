@@ -1,0 +1,301 @@
+"""The embedded engine: what it samples is what it scores; rows do not notice each other; versions are proved first."""
+
+import time
+from concurrent.futures import CancelledError
+from pathlib import Path
+
+import pytest
+import torch
+
+from services.contracts.tasks import Message
+from services.policy.artifacts import ArtifactDamaged, ArtifactNotFound, ArtifactStore
+from services.policy.contract import (
+    CLOSING_FENCE,
+    FinishReason,
+    ProbeItem,
+    ProveRequest,
+    Sample,
+    SamplePrompt,
+    SampleRequest,
+    ScoreItem,
+    ScoreRequest,
+    VersionCreate,
+    VersionStatus,
+)
+from services.policy.engine_transformers import (
+    EmbeddedEngine,
+    EngineSettings,
+    EngineStopped,
+    PolicyBusy,
+    PromptRefused,
+    VersionConflict,
+    VersionNotFound,
+    VersionNotProved,
+    has_stopped,
+    pad_right,
+)
+from services.policy.modeling import load_policy, prefill_prompt, score_responses
+from tests.policy.conftest import make_adapter
+
+QUESTION = [Message(role="user", content="Add 1 and 2.")]
+
+
+def ask(
+    *prompts: SamplePrompt, max_new_tokens: int = 12, version: str | None = None, temperature: float = 1.0
+) -> SampleRequest:
+    return SampleRequest(version=version, prompts=list(prompts), max_new_tokens=max_new_tokens, temperature=temperature)
+
+
+def draw(engine: EmbeddedEngine, request: SampleRequest) -> list[list[Sample]]:
+    return [prompt.samples for prompt in engine.sample(request).result(timeout=60).prompts]
+
+
+def make_probe(model_folder: Path, seed: int, tmp_path: Path) -> list[ProbeItem]:
+    """What the trainer expects of an adapter: logprobs from peft's own, unmerged computation."""
+    model = make_adapter(model_folder, tmp_path / f"probe-{seed}", seed).model
+    prompt, response = [1, 50, 60, 70], [80, 81, 82, 2]
+    ids, mask = pad_right([response], torch.device("cpu"))
+    scores = score_responses(model, prefill_prompt(model, torch.tensor(prompt)), ids, mask)
+    return [ProbeItem(prompt_token_ids=prompt, response_token_ids=response, logprobs=scores.logprobs[0].tolist())]
+
+
+def test_sampled_logprobs_are_the_scored_ones(engine: EmbeddedEngine) -> None:
+    reply = engine.sample(ask(SamplePrompt(id="a", messages=QUESTION, n=9, seed=1), temperature=0.8)).result(timeout=60)
+    prompt = reply.prompts[0]
+    items = [
+        ScoreItem(prompt_token_ids=prompt.prompt_token_ids, response_token_ids=sample.token_ids)
+        for sample in prompt.samples
+    ]
+    scored = engine.score(ScoreRequest(temperature=0.8, items=items)).result(timeout=60)
+    assert scored.version == reply.version == "base"
+    for sample, item in zip(prompt.samples, scored.items, strict=True):
+        assert sample.logprobs == pytest.approx(item.logprobs, abs=1e-4)
+
+
+def test_a_row_does_not_depend_on_what_is_sampled_beside_it(engine: EmbeddedEngine) -> None:
+    mine = SamplePrompt(id="mine", messages=QUESTION, n=4, seed=7)
+    others = [SamplePrompt(id=str(i), token_ids=[1, *range(10, 20 + 9 * i)], n=3 + i, seed=i) for i in range(4)]
+    alone = draw(engine, ask(mine))[0]
+    beside = draw(engine, ask(others[0], others[1], mine, others[2], others[3]))[2]
+    assert [s.token_ids for s in alone] == [s.token_ids for s in beside]
+    for left, right in zip(alone, beside, strict=True):
+        assert left.logprobs == pytest.approx(right.logprobs, abs=1e-4)
+
+
+def test_rows_of_one_prompt_differ_and_a_smaller_group_is_the_start_of_a_larger_one(engine: EmbeddedEngine) -> None:
+    four = draw(engine, ask(SamplePrompt(id="a", messages=QUESTION, n=4, seed=7)))[0]
+    two = draw(engine, ask(SamplePrompt(id="a", messages=QUESTION, n=2, seed=7)))[0]
+    assert len({tuple(s.token_ids) for s in four}) > 1
+    assert [s.token_ids for s in four[:2]] == [s.token_ids for s in two]
+
+
+def test_an_answer_ends_with_the_end_token_or_at_the_limit(engine: EmbeddedEngine) -> None:
+    samples = draw(engine, ask(SamplePrompt(id="a", messages=QUESTION, n=40, seed=3), max_new_tokens=60))[0]
+    assert {s.finish_reason for s in samples} == {FinishReason.STOP, FinishReason.LENGTH}
+    for sample in samples:
+        ended = sample.token_ids[-1] == 2
+        assert ended == (sample.finish_reason is FinishReason.STOP)
+        assert 2 not in sample.token_ids[:-1]
+        assert ended or len(sample.token_ids) == 60
+        assert "<|im_end|>" not in sample.text
+
+
+def test_sampling_stops_with_the_token_that_completes_a_stop_string(engine: EmbeddedEngine) -> None:
+    prompt = SamplePrompt(id="a", messages=QUESTION, n=30, seed=5)
+    free = draw(engine, SampleRequest(prompts=[prompt], max_new_tokens=40))[0]
+    stop = next(character for s in free for character in s.text[3:] if character.isascii() and character.isalnum())
+    stopped = draw(engine, SampleRequest(prompts=[prompt], max_new_tokens=40, stop=[stop]))[0]
+    assert any(stop in s.text for s in stopped)
+    for before, after in zip(free, stopped, strict=True):
+        assert before.token_ids[: len(after.token_ids)] == after.token_ids
+        if stop in after.text:
+            assert stop in engine.detokenize(after.token_ids[-1:])
+            assert stop not in engine.detokenize(after.token_ids[:-1])
+            assert after.finish_reason is FinishReason.STOP
+        else:
+            assert after.token_ids == before.token_ids
+
+
+@pytest.mark.parametrize(
+    ("text", "stopped"),
+    [
+        ("```python\ndef f(): pass\n```", True),
+        ("Here it is:\n```python\n", False),
+        ("Here it is:\n```python\nx = 1\n```", True),
+        ("```\n```", True),
+        ("```python\nprint('```')\n", False),
+        ("no fence\n", False),
+    ],
+)
+def test_a_closing_fence_counts_only_after_an_opening_one(text: str, stopped: bool) -> None:
+    assert has_stopped(text, CLOSING_FENCE) is stopped
+
+
+def test_greedy_sampling_ignores_the_seed(engine: EmbeddedEngine) -> None:
+    prompts = [SamplePrompt(id=str(seed), messages=QUESTION, seed=seed) for seed in (1, 2)]
+    first, second = draw(engine, ask(*prompts, temperature=0))
+    assert first[0].token_ids == second[0].token_ids
+
+
+def test_scores_come_back_in_the_order_asked_whatever_their_prompts_and_lengths(engine: EmbeddedEngine) -> None:
+    items = [
+        ScoreItem(prompt_token_ids=[1, 5 + i % 3], response_token_ids=list(range(10 + i, 11 + i + (i * 7) % 19)))
+        for i in range(25)
+    ]
+    together = engine.score(ScoreRequest(items=items, top_k=3)).result(timeout=60)
+    for item, scored in zip(items, together.items, strict=True):
+        alone = engine.score(ScoreRequest(items=[item], top_k=3)).result(timeout=60).items[0]
+        assert scored.logprobs == pytest.approx(alone.logprobs, abs=1e-4)
+        assert scored.top_token_ids == alone.top_token_ids
+        assert len(scored.tail_logmass) == len(item.response_token_ids)
+
+
+def test_ids_outside_the_vocabulary_and_prompts_too_long_are_refused(engine: EmbeddedEngine) -> None:
+    with pytest.raises(PromptRefused, match="outside the vocabulary of 259"):
+        engine.sample(ask(SamplePrompt(id="a", token_ids=[1, 259], seed=0)))
+    with pytest.raises(PromptRefused, match="exceed the context"):
+        engine.sample(ask(SamplePrompt(id="a", token_ids=[1] * 250, seed=0)))
+    with pytest.raises(PromptRefused, match="response 0 holds the token id 400"):
+        engine.score(ScoreRequest(items=[ScoreItem(prompt_token_ids=[1], response_token_ids=[400])]))
+
+
+def test_a_version_serves_only_after_a_probe_proved_it(
+    engine: EmbeddedEngine, adapter: str, model_folder: Path, tmp_path: Path
+) -> None:
+    loaded = engine.load_version(VersionCreate(name="v1", sha256=adapter))
+    assert loaded.status is VersionStatus.LOADED
+    prompt = SamplePrompt(id="a", messages=QUESTION, seed=0)
+    for refused in (lambda: engine.serve_version("v1"), lambda: engine.sample(ask(prompt, version="v1"))):
+        with pytest.raises(VersionNotProved):
+            refused()
+    proved = engine.prove_version("v1", ProveRequest(items=make_probe(model_folder, 1, tmp_path)))
+    assert proved.status is VersionStatus.PROVED
+    assert proved.probe is not None
+    assert proved.probe.max_difference < 1e-4
+    assert engine.serve_version("v1").status is VersionStatus.SERVING
+    assert engine.sample(ask(prompt)).result(timeout=60).version == "v1"
+    assert engine.info().serving == "v1"
+
+
+def test_a_version_whose_logprobs_differ_is_refused(
+    engine: EmbeddedEngine, adapter: str, model_folder: Path, tmp_path: Path
+) -> None:
+    engine.load_version(VersionCreate(name="v1", sha256=adapter))
+    of_another = make_probe(model_folder, 2, tmp_path)
+    refused = engine.prove_version("v1", ProveRequest(items=of_another))
+    assert refused.status is VersionStatus.REFUSED
+    assert refused.probe is not None
+    assert not refused.probe.passed
+    with pytest.raises(VersionNotProved):
+        engine.serve_version("v1")
+
+
+def test_a_request_keeps_the_version_it_was_accepted_with(
+    engine: EmbeddedEngine, adapter: str, other_adapter: str, model_folder: Path, tmp_path: Path
+) -> None:
+    for name, sha256, seed in (("v1", adapter, 1), ("v2", other_adapter, 2)):
+        engine.load_version(VersionCreate(name=name, sha256=sha256))
+        engine.prove_version(name, ProveRequest(items=make_probe(model_folder, seed, tmp_path)))
+    prompts = [SamplePrompt(id=str(i), messages=QUESTION, n=5, seed=i) for i in range(3)]
+    names = ["base", "v1", "v2", "base", "v2", "v1"]
+    futures = [engine.sample(ask(*prompts, version=name)) for name in names]
+    engine.serve_version("v2")
+    replies = [future.result(timeout=60) for future in futures]
+    assert [reply.version for reply in replies] == names
+    texts = [[s.token_ids for prompt in reply.prompts for s in prompt.samples] for reply in replies]
+    assert texts[0] == texts[3]
+    assert texts[1] == texts[5]
+    assert texts[2] == texts[4]
+    assert texts[0] != texts[1] != texts[2]
+
+
+def test_the_base_computes_the_same_bits_after_adapters_came_and_went(engine: EmbeddedEngine, adapter: str) -> None:
+    items = [ScoreItem(prompt_token_ids=[1, 30, 40], response_token_ids=[50, 60, 70])]
+    before = engine.score(ScoreRequest(version="base", items=items)).result(timeout=60)
+    engine.load_version(VersionCreate(name="v1", sha256=adapter))
+    probe = ProbeItem(prompt_token_ids=[1], response_token_ids=[5], logprobs=[-1.0])
+    engine.prove_version("v1", ProveRequest(items=[probe]))
+    after = engine.score(ScoreRequest(version="base", items=items)).result(timeout=60)
+    assert after.items == before.items
+
+
+def test_a_name_is_never_used_for_other_weights(engine: EmbeddedEngine, adapter: str, other_adapter: str) -> None:
+    first = engine.load_version(VersionCreate(name="v1", sha256=adapter))
+    assert engine.load_version(VersionCreate(name="v1", sha256=adapter)) == first
+    for name in ("v1", "base"):
+        with pytest.raises(VersionConflict):
+            engine.load_version(VersionCreate(name=name, sha256=other_adapter))
+    engine.delete_version("v1")
+    with pytest.raises(VersionNotFound):
+        engine.serve_version("v1")
+    with pytest.raises(VersionConflict):
+        engine.load_version(VersionCreate(name="v1", sha256=other_adapter))
+    with pytest.raises(VersionConflict, match="in use"):
+        engine.delete_version("base")
+
+
+def test_weights_that_are_missing_or_changed_are_not_loaded(
+    engine: EmbeddedEngine, store: ArtifactStore, model_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ArtifactNotFound):
+        engine.load_version(VersionCreate(name="v9", sha256="0" * 64))
+    make_adapter(model_folder, tmp_path / "c", seed=9)
+    address = store.store(tmp_path / "c")
+    weights = store.root / address / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(ArtifactDamaged):
+        engine.load_version(VersionCreate(name="v9", sha256=address))
+    assert [version.name for version in engine.info().versions] == ["base"]
+
+
+def test_scoring_is_not_starved_by_sampling(engine: EmbeddedEngine) -> None:
+    prompt = SamplePrompt(id="a", messages=QUESTION, n=200, seed=1)
+    sampling = engine.sample(ask(prompt, max_new_tokens=100))
+    items = [ScoreItem(prompt_token_ids=[1, 9], response_token_ids=[5, 6, 7])]
+    engine.score(ScoreRequest(items=items)).result(timeout=60)
+    assert not sampling.done()
+    sampling.cancel()
+
+
+def test_cancelled_work_leaves_the_engine(engine: EmbeddedEngine) -> None:
+    future = engine.sample(ask(SamplePrompt(id="a", messages=QUESTION, n=200, seed=1), max_new_tokens=200))
+    while engine.info().counters.active_rows == 0:
+        time.sleep(0.01)
+    assert future.cancel()
+    draw(engine, ask(SamplePrompt(id="b", messages=QUESTION, seed=1), max_new_tokens=1))
+    counters = engine.info().counters
+    assert counters.active_rows == counters.waiting_rows == 0
+    with pytest.raises(CancelledError):
+        future.result()
+
+
+def test_too_much_waiting_work_is_turned_away_until_later(model_folder: Path, store: ArtifactStore) -> None:
+    settings = EngineSettings(max_rows=2, max_context=256, max_waiting_rows=20)
+    engine = EmbeddedEngine(load_policy(model_folder), store, settings)
+    try:
+        engine.sample(ask(SamplePrompt(id="a", messages=QUESTION, n=20, seed=1), max_new_tokens=200))
+        with pytest.raises(PolicyBusy) as refusal:
+            engine.sample(ask(SamplePrompt(id="b", messages=QUESTION, n=20, seed=1)))
+        assert refusal.value.retry_after_seconds
+    finally:
+        engine.close()
+
+
+def test_what_waits_when_the_engine_stops_fails_as_unavailable(model_folder: Path, store: ArtifactStore) -> None:
+    engine = EmbeddedEngine(load_policy(model_folder), store, EngineSettings(max_rows=2, max_context=256))
+    future = engine.sample(ask(SamplePrompt(id="a", messages=QUESTION, n=200, seed=1), max_new_tokens=200))
+    engine.close()
+    with pytest.raises(EngineStopped):
+        future.result(timeout=10)
+    with pytest.raises(EngineStopped):
+        engine.sample(ask(SamplePrompt(id="b", messages=QUESTION, seed=1)))
+    assert not engine.is_alive
+
+
+def test_a_prompt_is_read_once_for_its_group_and_remembered(engine: EmbeddedEngine) -> None:
+    ids = [1, *range(20, 50)]
+    draw(engine, ask(SamplePrompt(id="a", token_ids=ids, n=20, seed=1)))
+    counters = engine.info().counters
+    assert counters.tokens_prefilled == len(ids)
+    draw(engine, ask(SamplePrompt(id="b", token_ids=[*ids[:-1], 99], n=1, seed=1)))
+    assert engine.info().counters.tokens_prefilled == len(ids) + 1
