@@ -4,7 +4,6 @@ The calls are made in the sandbox; the expected values never go there (see `call
 anything else 0, with the fraction in the evidence. A sandbox that is away is this expert being unavailable.
 """
 
-import re
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,12 +27,12 @@ from services.experts.calls import (
     run_calls,
     shorten,
 )
+from services.experts.fences import find_blocks
 from services.experts.sandbox_client import SandboxClient
 
 MAX_FEEDBACK: Final = 2_000
 NUM_WRONG_SHOWN: Final = 2
-_FENCE: Final = re.compile(r"^```(?:python|py|python3)?[ \t]*\n(.*?)^```[ \t]*$", re.DOTALL | re.MULTILINE)
-_OPENING: Final = re.compile(r"^```(?:python|py|python3)?[ \t]*$", re.MULTILINE)
+TAGS: Final = ("python", "py", "python3", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +87,14 @@ class ExecutionExpert:
 
 def extract_python(text: str) -> str | None:
     """The first closed fenced block marked python or not at all; None if there is none."""
-    found = _FENCE.search(text)
-    return found.group(1)[:MAX_SOLUTION_CHARS] if found and found.group(1).strip() else None
+    closed = (block for block in find_blocks(text) if block.closed and block.tag in TAGS)
+    source = next(closed, None)
+    return source.content[:MAX_SOLUTION_CHARS] if source is not None and source.content.strip() else None
 
 
 def explain_no_block(text: str) -> str:
     """What is wrong with an answer that has no block to run."""
-    if _OPENING.search(text):
+    if any(block.tag in TAGS for block in find_blocks(text)):
         return "Format error: the fenced python block is empty or not closed with ```."
     return "Format error: the answer has no fenced python block."
 

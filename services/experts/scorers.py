@@ -24,6 +24,7 @@ from services.experts.calls import (
     run_calls,
     shorten,
 )
+from services.experts.fences import find_blocks
 from services.experts.sandbox_client import SandboxClient
 
 MAX_FEEDBACK: Final = 2_000
@@ -33,8 +34,6 @@ _NUMERIC: Final = re.compile(rf"({_NUMBER})(?:\s*/\s*({_NUMBER}))?(\s*%)?")
 _FRAC: Final = re.compile(r"^(-?)\\[dt]?frac\{([^{}]+)\}\{([^{}]+)\}$")
 _IN_TEXT: Final = re.compile(r"(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:\s*/\s*\d+(?:\.\d+)?)?(?![\w])")
 _MARKED: Final = re.compile(r"(?:####|\bfinal answer(?: is)?|\banswer(?: is)?)[ \t]*:?[ \t]*([^\n]+)", re.IGNORECASE)
-_JSON_FENCE: Final = re.compile(r"^```(?:json)?[ \t]*\n(.*?)^```[ \t]*$", re.DOTALL | re.MULTILINE)
-_OPENING: Final = re.compile(r"^```", re.MULTILINE)
 
 
 class ExactMatchExpert:
@@ -82,7 +81,8 @@ def find_final_answer(text: str) -> str | None:
     if numbers:
         return numbers[-1]
     stripped = text.strip()
-    return stripped[:1000] if stripped and "\n" not in stripped else None
+    is_one_line = stripped and "\n" not in stripped and "\\boxed{" not in stripped
+    return stripped[:1000] if is_one_line else None
 
 
 def matches(given: str, expected: str) -> bool:
@@ -190,14 +190,13 @@ class ToolCallExpert:
 
 def parse_call(text: str, names: list[str]) -> Call:
     """The call in the first fenced json block. Raises ValueError with a sentence on what is wrong with it."""
-    found = _JSON_FENCE.search(text)
-    if found is None:
-        opened = _OPENING.search(text) is not None
-        raise ValueError(
-            "the fenced json block is not closed with ```." if opened else "there is no fenced json block."
-        )
+    block = next((block for block in find_blocks(text) if block.tag in ("json", "")), None)
+    if block is None:
+        raise ValueError("there is no fenced json block.")
+    if not block.closed:
+        raise ValueError("the fenced json block is not closed with ```.")
     try:
-        call = parse_json(found.group(1))
+        call = parse_json(block.content)
     except NotStrictJson as error:
         raise ValueError(f"the block is not valid JSON ({error}).") from None
     if not isinstance(call, dict) or set(call) != {"tool", "arguments"}:

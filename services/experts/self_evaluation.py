@@ -7,7 +7,8 @@ from typing import Final
 from services.contracts.answers import AnswerKind
 from services.contracts.experts import ConsultAbstain, ConsultRequest, ConsultResult, Descriptor
 from services.contracts.tasks import Message
-from services.policy.client import PolicyClient, PolicyRefused
+from services.experts.policy_scores import score_or_abstain
+from services.policy.client import PolicyClient
 from services.policy.contract import ScoreItem, ScoreRequest, TokenizeRequest
 
 LABELS: Final = ("Yes", "No")
@@ -46,12 +47,9 @@ class SelfEvaluationExpert:
         question = "\n\n".join(m.content for m in request.task.messages if m.role != "system")
         prompt = Message(role="user", content=QUESTION.format(question=question, answer=request.rollout.text))
         items = [ScoreItem(messages=[prompt], response_token_ids=ids) for ids in self._label_ids]
-        try:
-            scored = self._policy.score(ScoreRequest(items=items))
-        except PolicyRefused as error:
-            if error.status_code in (413, 422):
-                return ConsultAbstain(reason=f"the policy cannot read the question: {error.detail}"[:2000])
-            raise
+        scored = score_or_abstain(self._policy, ScoreRequest(items=items))
+        if isinstance(scored, ConsultAbstain):
+            return scored
         yes, no = (math.fsum(item.logprobs) for item in scored.items)
         score = 1 / (1 + math.exp(min(no - yes, 700.0)))
         return ConsultResult(score=score, evidence={"yes": yes, "no": no, "policy_version": scored.version})

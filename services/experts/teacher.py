@@ -10,7 +10,8 @@ from typing import Final
 from services.contracts.answers import AnswerKind, TopKDistribution
 from services.contracts.experts import ConsultAbstain, ConsultRequest, ConsultResult, ContextAnswer, Descriptor
 from services.contracts.templates import Template, build_teacher_messages, render_feedback
-from services.policy.client import PolicyClient, PolicyRefused
+from services.experts.policy_scores import score_or_abstain
+from services.policy.client import PolicyClient
 from services.policy.contract import ScoreItem, ScoreRequest
 
 MAX_FEEDBACK_SHOWN: Final = 4_000
@@ -52,12 +53,10 @@ class TeacherExpert:
         messages = build_teacher_messages(self._template, request.task.messages, solution, feedback)
         item = ScoreItem(messages=messages, response_token_ids=request.rollout.token_ids)
         ask = request.ask
-        try:
-            scored = self._policy.score(ScoreRequest(temperature=ask.temperature, top_k=ask.top_k, items=[item]))
-        except PolicyRefused as error:
-            if error.status_code in (413, 422):
-                return ConsultAbstain(reason=f"the policy cannot score this: {error.detail}"[:2000])
-            raise
+        wanted = ScoreRequest(temperature=ask.temperature, top_k=ask.top_k, items=[item])
+        scored = score_or_abstain(self._policy, wanted)
+        if isinstance(scored, ConsultAbstain):
+            return scored
         if scored.tokenizer_hash != request.rollout.tokenizer_hash:
             return ConsultAbstain(reason="the rollout is in another tokenizer's tokens than the policy's")
         rows = scored.items[0]
