@@ -343,8 +343,9 @@ class Supervisor:
             self._on_end(entry, status)
         elif entry.stage is Stage.STARTING:
             if entry.component.is_ready():
+                # said first: when `start` returns, all its lines are out
+                self._say(f"{entry.component.name} is ready after {time.monotonic() - entry.since:.1f} s")
                 self._enter_stage(entry, Stage.READY)
-                self._say(f"{entry.component.name} is ready after {now - entry.since:.1f} s")
             elif now - entry.since > entry.ready_seconds:
                 raise self._describe_failure(entry, f"was not ready within {entry.ready_seconds:.0f} s")
         elif entry.restarts_left < entry.max_restarts and now - entry.since > STABLE_SECONDS:
@@ -356,8 +357,8 @@ class Supervisor:
             raise self._describe_failure(entry, f"ended by itself{again} ({describe_status(status)})")
         entry.restarts_left -= 1
         entry.num_restarts += 1
-        self._enter_stage(entry, Stage.RESTARTING)
         self._say(f"{entry.component.name} ended ({describe_status(status)}) and is started again")
+        self._enter_stage(entry, Stage.RESTARTING)
 
     def _enter_stage(self, entry: Entry, stage: Stage) -> None:
         with self._changed:

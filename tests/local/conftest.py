@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from services.local.postgres import EmbeddedPostgres
 
 
 @pytest.fixture
@@ -17,3 +20,18 @@ def open_folder() -> Iterator[Path]:
     folder.chmod(0o711)
     yield folder
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def initialised(server_folder: Path) -> Path:
+    """The folder of a Postgres that has run once: a copy of it saves a test the second of initialising its own."""
+    folder = server_folder / "initialised"
+    with EmbeddedPostgres(folder, durable=False):
+        return folder
+
+
+@pytest.fixture
+def postgres_folder(open_folder: Path, initialised: Path) -> Path:
+    """A Postgres folder of the test's own, initialised."""
+    subprocess.run(["cp", "-a", initialised, open_folder / "postgres"], check=True)
+    return open_folder / "postgres"

@@ -33,9 +33,9 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="what only root meets")
 
 
 @pytest.fixture
-def server(open_folder: Path) -> Iterator[EmbeddedPostgres]:
-    """A Postgres of the test's own, not started."""
-    server = EmbeddedPostgres(open_folder / "postgres", durable=False)
+def server(postgres_folder: Path) -> Iterator[EmbeddedPostgres]:
+    """A Postgres of the test's own, initialised and not started."""
+    server = EmbeddedPostgres(postgres_folder, durable=False)
     yield server
     server.stop()
 
@@ -108,8 +108,8 @@ def test_passwords_stand_in_closed_files_and_on_no_command_line(
     assert stat.S_IMODE((server_folder / "valkey" / "valkey.conf").stat().st_mode) == 0o600
 
 
-def test_rows_survive_kill_9_of_postgres(open_folder: Path) -> None:
-    with EmbeddedPostgres(open_folder / "postgres") as server:
+def test_rows_survive_kill_9_of_postgres(postgres_folder: Path) -> None:
+    with EmbeddedPostgres(postgres_folder) as server:
         port = server.port
         with connect(server.url) as connection:
             connection.execute("CREATE TABLE kept AS SELECT generate_series(1, 1000) AS n")
@@ -122,12 +122,12 @@ def test_rows_survive_kill_9_of_postgres(open_folder: Path) -> None:
 
 
 def test_a_pid_file_whose_number_now_belongs_to_another_process_does_not_stop_postgres(
-    server: EmbeddedPostgres, open_folder: Path
+    server: EmbeddedPostgres, postgres_folder: Path
 ) -> None:
     server.start()
     kill_9(server.pid)
     await_end(server.poll)
-    data = open_folder / "postgres" / "pgdata"
+    data = postgres_folder / "pgdata"
     owner = data.stat()
     same_user = {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []} if os.geteuid() == 0 else {}
     with subprocess.Popen(["/bin/sleep", "60"], cwd="/", **same_user) as other:  # type: ignore[call-overload]
@@ -138,12 +138,12 @@ def test_a_pid_file_whose_number_now_belongs_to_another_process_does_not_stop_po
     assert ask(server.url, "SELECT 1") == 1
 
 
-def test_an_initialisation_that_was_cut_short_is_begun_again(server: EmbeddedPostgres, open_folder: Path) -> None:
-    half = open_folder / "postgres" / "pgdata.partial"
-    half.mkdir(parents=True)
-    (half.parent).chmod(0o711)
+def test_an_initialisation_that_was_cut_short_is_begun_again(open_folder: Path) -> None:
+    half = open_folder / "pgdata.partial"
+    half.mkdir()
     (half / "PG_VERSION").write_text("18\n")
-    server.start()
+    with EmbeddedPostgres(open_folder, durable=False) as server:
+        assert ask(server.url, "SELECT current_database()") == "preceptor"
     assert not half.exists()
 
 
@@ -156,9 +156,9 @@ def test_a_second_postgres_on_the_folder_is_refused(
     assert ask(postgres_server.url, "SELECT 1") == 1
 
 
-def test_a_given_port_that_is_taken_is_said_so(open_folder: Path, taken_port: int) -> None:
+def test_a_given_port_that_is_taken_is_said_so(postgres_folder: Path, open_folder: Path, taken_port: int) -> None:
     with pytest.raises(ProcessFailed, match=f"Postgres cannot listen on port {taken_port}"):
-        EmbeddedPostgres(open_folder / "postgres", port=taken_port, durable=False).start()
+        EmbeddedPostgres(postgres_folder, port=taken_port, durable=False).start()
     with pytest.raises(ProcessFailed, match=f"Valkey cannot listen on port {taken_port}"):
         EmbeddedValkey(open_folder / "valkey", port=taken_port).start()
 
@@ -182,11 +182,9 @@ def test_as_root_postgres_runs_as_an_unprivileged_user(postgres_server: Embedded
 
 
 @as_root
-def test_as_root_the_data_keeps_its_owner(server: EmbeddedPostgres, open_folder: Path) -> None:
+def test_as_root_the_data_keeps_its_owner(server: EmbeddedPostgres, postgres_folder: Path) -> None:
     nobody = pwd.getpwnam("nobody")
-    server.start()
-    server.stop()
-    for path in [open_folder / "postgres" / "pgdata", *(open_folder / "postgres" / "pgdata").rglob("*")]:
+    for path in [postgres_folder / "pgdata", *(postgres_folder / "pgdata").rglob("*")]:
         os.chown(path, nobody.pw_uid, nobody.pw_gid)
     server.start()
     assert psutil.Process(server.pid).uids().real == nobody.pw_uid
