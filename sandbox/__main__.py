@@ -6,6 +6,7 @@ import ipaddress
 import os
 import signal
 import sys
+from pathlib import Path
 
 import uvicorn
 from pydantic import SecretStr
@@ -43,6 +44,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         default=Level.FULL_NOCGROUP,
         help="refuse to start below this isolation (default: full-nocgroup)",
     )
+    parser.add_argument("--data-dir", type=Path, help="where the level weak keeps the folders of its runs")
     parser.add_argument(
         "--die-with-parent", action="store_true", help="stop when the process that started this one ends"
     )
@@ -61,9 +63,7 @@ def main(arguments: list[str]) -> int:
         return 2
     if options.die_with_parent:
         kernel.die_with_parent(signal.SIGTERM)
-        if os.getppid() == 1:
-            return 0
-    chosen = {name: getattr(options, name) for name in ("slots", "queue_limit", "minimum_level")}
+    chosen = {name: getattr(options, name) for name in ("slots", "queue_limit", "minimum_level", "data_dir")}
     settings = SandboxSettings(
         api_key=SecretStr(key) if key else None, **{name: value for name, value in chosen.items() if value is not None}
     )

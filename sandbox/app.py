@@ -48,8 +48,8 @@ def _check_key(request: Request) -> None:
 async def run(body: RunRequest, request: Request, runner: RunnerDep) -> RunResult:
     """Run one program. A result is always 200, whatever the program did; a client that hangs up ends the run.
 
-    Errors: KeyRefused (401), a body above MAX_BODY_BYTES (413), a request outside the contract (422), SandboxBusy (429, with
-    Retry-After), SandboxStopping (503).
+    Errors: KeyRefused (401), a body above MAX_BODY_BYTES (413), a request outside the contract (422), SandboxBusy
+    (429, with Retry-After), SandboxStopping (503).
     """
     return await _unless_gone(request, runner.run(body))
 

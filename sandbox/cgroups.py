@@ -27,9 +27,9 @@ class Group:
     folders: tuple[int, ...]
     version: int
 
-    def entries(self) -> list[int]:
+    def entries(self) -> tuple[int, ...]:
         """Open files; a process that writes "0" to each of them is in the group."""
-        return [os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=folder) for folder in self.folders]
+        return tuple(os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=folder) for folder in self.folders)
 
     def num_oom_kills(self) -> int:
         name = "memory.events" if self.version == 2 else "memory.oom_control"

@@ -15,8 +15,8 @@ import time
 from dataclasses import asdict, dataclass
 from typing import NoReturn
 
-from sandbox import isolation, kernel
-from sandbox.isolation import ENVIRONMENT, Interpreter
+from sandbox import isolation, kernel, weak
+from sandbox.isolation import Interpreter
 from sandbox.wire import Ending, Job
 
 TICK_SECONDS = 0.05
@@ -35,47 +35,52 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Streams:
+class Start:
+    """All that PID 1 needs to know; open files by number."""
+
+    job: Job
+    interpreter: Interpreter
     stdin: int
     stdout: int
     stderr: int
+    status: socket.socket
+    cgroup_entries: tuple[int, ...]
+    """Empty without a cgroup."""
+    drop_to_uid: int | None
+    """The slot's user when the server is root."""
+    weak_box: str | None
+    """The run's folder at the level `weak`, where this process is not PID 1 of anything."""
 
 
-def run_as_init(
-    job: Job,
-    streams: Streams,
-    status: socket.socket,
-    cgroup_entries: list[int],
-    drop_to_uid: int | None,
-    interpreter: Interpreter,
-) -> NoReturn:
-    """Be PID 1: sends over `status` "box" with the open folder, "started" when the code runs, then Reports, or
-    "fault:" and why."""
+def run_as_init(start: Start) -> NoReturn:
+    """Be PID 1: sends "box" with the open folder, "started" when the code runs, then Reports, or "fault:" and why."""
+    status = start.status
     try:
-        for entry in cgroup_entries:
+        for entry in start.cgroup_entries:
             os.write(entry, b"0")
-        proc = isolation.enter_box(job, drop_to_uid)
-        box = os.open("/box", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if start.weak_box is None:
+            proc = isolation.enter_box(start.job, start.drop_to_uid)
+        else:
+            proc = weak.enter(start.job, start.weak_box, start.drop_to_uid)
+        box = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         socket.send_fds(status, [b"box"], [box])
         os.close(box)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
-        signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        )  # a default signal does not reach PID 1 from inside; a handler would
-        main_pid = _start_code(job, streams, bool(cgroup_entries), proc, interpreter)
-        for stream in (streams.stdin, streams.stdout, streams.stderr):
+        # a signal left to its default does not reach PID 1 from inside; Python's handler would
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        main_pid = _start_code(start, proc)
+        for stream in (start.stdin, start.stdout, start.stderr):
             os.close(stream)
         status.send(b"started")
-        _watch(main_pid, job, proc, status, measure_memory=not cgroup_entries)
+        _watch(start, main_pid, proc)
     except (OSError, RuntimeError, ValueError) as error:
         status.send(f"fault:{type(error).__name__}: {error}".encode()[:4000])
     finally:
         os._exit(0)
 
 
-def _start_code(job: Job, streams: Streams, has_cgroup: bool, proc: int, interpreter: Interpreter) -> int:
-    """Start the interpreter on the code; returns when it has begun. Raises RuntimeError when it could not be
-    executed."""
+def _start_code(start: Start, proc: int) -> int:
+    """Start the interpreter on the code; returns when it has begun. Raises RuntimeError when it did not."""
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if pid == 0:
@@ -83,15 +88,20 @@ def _start_code(job: Job, streams: Streams, has_cgroup: bool, proc: int, interpr
         try:
             kernel.set_dumpable(True)  # or our own entry in /proc would be closed to us; nobody else lives here yet
             isolation.write_at(proc, "self/oom_score_adj", "1000")
-            for descriptor, number in ((streams.stdin, 0), (streams.stdout, 1), (streams.stderr, 2)):
+            for descriptor, number in ((start.stdin, 0), (start.stdout, 1), (start.stderr, 2)):
                 os.dup2(descriptor, number)
             kernel.close_on_exec_from(3)
             os.setsid()
             signal.pthread_sigmask(signal.SIG_SETMASK, set())
             for ignored_by_python in (signal.SIGPIPE, signal.SIGXFSZ):
                 signal.signal(ignored_by_python, signal.SIG_DFL)
-            isolation.limit_resources(job, has_cgroup=has_cgroup)
-            os.execve(interpreter.executable, [interpreter.executable, isolation.MAIN_FILE], ENVIRONMENT)  # noqa: S606
+            environment, num_others = isolation.ENVIRONMENT, 1
+            if start.weak_box is not None:
+                num_others = weak.count_processes_of_user() - 1
+                environment = weak.fence(start.weak_box, start.interpreter)
+            isolation.limit_resources(start.job, has_cgroup=bool(start.cgroup_entries), num_others=num_others)
+            executable = start.interpreter.executable
+            os.execve(executable, [executable, isolation.MAIN_FILE], environment)  # noqa: S606
         except (OSError, ValueError) as error:
             problem = str(error)
         finally:  # never reached by a started interpreter
@@ -105,8 +115,9 @@ def _start_code(job: Job, streams: Streams, has_cgroup: bool, proc: int, interpr
     return pid
 
 
-def _watch(main_pid: int, job: Job, proc: int, status: socket.socket, *, measure_memory: bool) -> None:
+def _watch(start: Start, main_pid: int, proc: int) -> None:
     """Report until the run's first process has ended, or all of them together have outgrown a limit."""
+    job = start.job
     cpu_seconds, peak_bytes = 0.0, 0
     ending: Ending | None = None
     next_tick = time.monotonic() + TICK_SECONDS
@@ -123,9 +134,12 @@ def _watch(main_pid: int, job: Job, proc: int, status: socket.socket, *, measure
             ending = Ending.EXITED if code >= 0 else Ending.SIGNALLED
         elif time.monotonic() >= next_tick:
             next_tick = time.monotonic() + TICK_SECONDS
-            pids = [name for name in os.listdir(proc) if name.isdecimal() and name != "1"]
+            if start.weak_box is None:
+                pids = [name for name in os.listdir(proc) if name.isdecimal() and name != "1"]
+            else:
+                pids = weak.descendants(proc, os.getpid())
             cpu_seconds = max(cpu_seconds, reaped_seconds + sum(_cpu_seconds(proc, pid) for pid in pids))
-            if measure_memory:
+            if not start.cgroup_entries:
                 resident_bytes = _resident_bytes(proc, pids, job.memory_bytes)
                 peak_bytes = max(peak_bytes, resident_bytes)
                 if resident_bytes > job.memory_bytes:
@@ -136,7 +150,7 @@ def _watch(main_pid: int, job: Job, proc: int, status: socket.socket, *, measure
             continue
         exit_code = code if ending == Ending.EXITED else None
         number = -code if code is not None and ending == Ending.SIGNALLED else None
-        status.send(json.dumps(asdict(Report(ending, exit_code, number, cpu_seconds, peak_bytes))).encode())
+        start.status.send(json.dumps(asdict(Report(ending, exit_code, number, cpu_seconds, peak_bytes))).encode())
 
 
 def _reap(main_pid: int) -> int | None:

@@ -38,9 +38,9 @@ used."""
 _STAGE = "/sys"
 """Where the new root is put together, in the spawner's own mount namespace: a folder that every Linux has and no
 program lives in. So nothing is made on the host that would have to be removed."""
-_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
-_SYSTEM_FILES = ("/etc/ld.so.cache", "/etc/localtime", "/etc/alternatives")
-_DEVICES = ("null", "zero", "full", "random", "urandom")
+SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
+SYSTEM_FILES = ("/etc/ld.so.cache", "/etc/localtime", "/etc/alternatives")
+DEVICES = ("null", "zero", "full", "random", "urandom")
 _THIRD_PARTY = ("site-packages", "dist-packages")
 
 ENVIRONMENT = {
@@ -102,16 +102,16 @@ def enter_root(interpreter: Interpreter) -> None:
     kernel.unshare(Namespace.MOUNT)
     kernel.mount("none", "/", None, Mount.RECURSIVE | Mount.PRIVATE)
     kernel.mount("tmpfs", _STAGE, "tmpfs", Mount.NO_SETUID, "size=1m,nr_inodes=1024,mode=755")
-    for path in (*_SYSTEM, *_SYSTEM_FILES):
+    for path in (*SYSTEM, *SYSTEM_FILES):
         _show(path)
-    shown = list(_SYSTEM)
+    shown = list(SYSTEM)
     for path in (interpreter.prefix, interpreter.executable):
         if not any(_is_below(path, folder) for folder in shown):
             _show(path)
             shown.append(path)
     for folder in ("proc", "box", "tmp", "dev/shm", "etc"):
         os.makedirs(f"{_STAGE}/{folder}", exist_ok=True)
-    for name in _DEVICES:
+    for name in DEVICES:
         _show(f"/dev/{name}", devices=True)
     for name, target in (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
         os.symlink(target, f"{_STAGE}/dev/{name}")
@@ -199,14 +199,15 @@ def enter_box(job: Job, drop_to_uid: int | None) -> int:
     _map_ids(proc, inside_id=INSIDE_UID, outside_uid=uid, outside_gid=gid)
     kernel.die_with_parent(signal.SIGKILL)
     os.chdir("/box")
-    _write_files(job)
+    write_files(job)
     kernel.drop_capabilities()
     kernel.set_dumpable(False)  # the run has the same user: it must not trace PID 1, nor open its files
     kernel.install_filter(seccomp.assemble(kernel.MACHINE))
     return proc
 
 
-def _write_files(job: Job) -> None:
+def write_files(job: Job) -> None:
+    """Write the code and the files that came with it into the current folder."""
     for path, data in {**job.files, MAIN_FILE: job.code.encode()}.items():
         if "/" in path:
             os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -214,12 +215,15 @@ def _write_files(job: Job) -> None:
             file.write(data)
 
 
-def limit_resources(job: Job, *, has_cgroup: bool) -> None:
-    """Bound what this process, and each it starts, may use. Taken by the run's first process, after `enter_box`."""
+def limit_resources(job: Job, *, has_cgroup: bool, num_others: int = 1) -> None:
+    """Bound what this process, and each it starts, may use. Taken by the run's first process.
+
+    `num_others` processes of the same user do not belong to the code: PID 1 of the run.
+    """
     cpu_seconds = math.ceil(job.cpu_seconds)
     limits = {
         resource.RLIMIT_CPU: (cpu_seconds, cpu_seconds + 1),
-        resource.RLIMIT_NPROC: (job.processes + 1,) * 2,  # PID 1 counts too
+        resource.RLIMIT_NPROC: (job.processes + num_others,) * 2,
         resource.RLIMIT_NOFILE: (OPEN_FILES,) * 2,
         resource.RLIMIT_FSIZE: (FILE_BYTES,) * 2,
         resource.RLIMIT_CORE: (0, 0),

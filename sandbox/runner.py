@@ -25,15 +25,16 @@ from sandbox.wire import Ending, Hello, Job, Outcome
 START_SECONDS = 30.0
 STOP_SECONDS = 20.0
 
-_BOOTSTRAP = "import sys; sys.path.insert(0, sys.argv[1]); from sandbox.spawner import main; main(int(sys.argv[2]))"
+_BOOTSTRAP = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from sandbox.spawner import main
+main(int(sys.argv[2]), weak_parent=sys.argv[3])
+"""
 _STRENGTH = {Level.FULL: 2, Level.FULL_NOCGROUP: 1, Level.WEAK: 0}
 
-_SELF_TEST = """
+_CHECK_NETWORK = """
 import os, socket, sys
-status = dict(line.split(":", 1) for line in open("/proc/self/status"))
-assert int(status["CapEff"], 16) == 0, "capabilities are left"
-assert int(status["NoNewPrivs"]) == 1, "privileges could be gained"
-assert int(status["Seccomp"]) == 2, "no system call filter"
 try:
     socket.socket()
 except PermissionError:
@@ -41,9 +42,21 @@ except PermissionError:
 else:
     raise AssertionError("a socket could be made")
 """
-_SELF_TEST_NAMESPACED = """
+_CHECK_NAMESPACES = """
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+assert int(status["CapEff"], 16) == 0, "capabilities are left"
+assert int(status["NoNewPrivs"]) == 1, "privileges could be gained"
+assert int(status["Seccomp"]) == 2, "no system call filter"
 assert os.getpid() == 2 and os.getuid() == 65534, "not in namespaces of its own"
 assert not os.access("/", os.W_OK) and os.listdir("/box") == ["main.py"], "not in a root of its own"
+"""
+_CHECK_LANDLOCK = """
+for path in ("/etc/passwd", "/proc/self/status"):
+    try:
+        open(path)
+    except PermissionError:
+        continue
+    raise AssertionError(f"{path} could be read")
 """
 
 
@@ -67,7 +80,7 @@ class Runner:
         runner = cls(settings)
         try:
             await runner._start_spawner()
-            code = _SELF_TEST + ("" if runner.level == Level.WEAK else _SELF_TEST_NAMESPACED)
+            code = _CHECK_NETWORK + (_CHECK_LANDLOCK if runner.level == Level.WEAK else _CHECK_NAMESPACES)
             result = await runner.run(RunRequest(code=code, limits=Limits(wall_seconds=30, cpu_seconds=10)))
             if result.status != Status.OK:
                 raise IsolationRefused(
@@ -135,9 +148,10 @@ class Runner:
             await asyncio.to_thread(self._spawner.stop)
 
     async def _start_spawner(self) -> None:
-        self._spawner, hello = await asyncio.to_thread(_Spawner.start)
+        self._spawner, hello = await asyncio.to_thread(_Spawner.start, self._settings)
         if hello.level is None:
-            raise IsolationRefused(hello.problem)
+            advice = "Allow unprivileged user namespaces, or accept the level `weak` by name"
+            raise IsolationRefused(f"cannot isolate: {hello.problem}. {advice}")
         self.level = Level(hello.level)
         minimum = self._settings.minimum_level
         if _STRENGTH[self.level] < _STRENGTH[minimum]:
@@ -175,7 +189,8 @@ class Runner:
                 if self._spawner is spawner:
                     await asyncio.to_thread(spawner.stop)
                     await self._start_spawner()
-            return self._spawner.connect()
+                assert self._spawner is not None
+                return self._spawner.connect()
 
 
 class _Spawner:
@@ -186,16 +201,17 @@ class _Spawner:
         self._control = control
 
     @classmethod
-    def start(cls) -> "tuple[_Spawner, Hello]":
+    def start(cls, settings: SandboxSettings) -> "tuple[_Spawner, Hello]":
         """Start it and wait for its first words. Raises OSError, IsolationRefused."""
         if sys.platform != "linux":
             raise IsolationRefused(f"runs are isolated by Linux; this is {sys.platform}")
         control, other_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         interpreter = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+        weak_folder = str(settings.data_dir.resolve()) if settings.minimum_level == Level.WEAK else ""
         package_parent = str(Path(__file__).resolve().parent.parent)
         with other_end:
             process = subprocess.Popen(
-                [interpreter, "-I", "-S", "-B", "-c", _BOOTSTRAP, package_parent, str(other_end.fileno())],
+                [interpreter, "-I", "-S", "-B", "-c", _BOOTSTRAP, package_parent, str(other_end.fileno()), weak_folder],
                 pass_fds=[other_end.fileno()],
                 env={"PATH": os.defpath, "LANG": "C.UTF-8"},
                 stdin=subprocess.DEVNULL,

@@ -45,6 +45,11 @@ _DENIED = {
 _MISSING = {"clone3": (435, 435), "memfd_create": (319, 279)}
 """Answered with "no such call", so that libraries take their older way: clone3 hides its flags from a filter, and a
 memfd is memory that no process shows as its own."""
+_SIGNALS = {
+    "kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131), "rt_sigqueueinfo": (129, 138),
+    "rt_tgsigqueueinfo": (297, 240), "pidfd_send_signal": (424, 424),
+}  # fmt: skip
+"""Denied where neither a pid namespace nor Landlock keeps a signal from reaching the server's own processes."""
 _CLONE, _IOCTL, _PRLIMIT = (56, 220), (16, 29), (302, 261)
 _NEW_NAMESPACE_FLAGS = 0x7E020000 | 0x80
 _TERMINAL_INJECTIONS = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: type into the terminal that started the server
@@ -64,8 +69,11 @@ def _op(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
     return struct.pack("<HBBI", code, if_true, if_false, value)
 
 
-def assemble(machine: str) -> bytes:
-    """The filter for one architecture as packed `struct sock_filter`s. Raises OSError for one that has no table."""
+def assemble(machine: str, *, signals: bool = True) -> bytes:
+    """The filter for one architecture as packed `struct sock_filter`s; without `signals` it denies sending any.
+
+    Raises OSError for an architecture that has no table.
+    """
     if machine not in _AUDIT_ARCH:
         raise OSError(f"no table of system calls for {machine}: the sandbox runs on {', '.join(_AUDIT_ARCH)}")
     column = list(_AUDIT_ARCH).index(machine)
@@ -73,7 +81,7 @@ def assemble(machine: str) -> bytes:
     program = [_op(_LOAD, _ARCH), _op(_EQUAL, _AUDIT_ARCH[machine], 1, 0), _op(_RETURN, _KILL), _op(_LOAD, _NUMBER)]
     if machine == "x86_64":
         program += [_op(_AT_LEAST, _X32, 0, 1), deny]
-    for numbers in _DENIED.values():
+    for numbers in (*_DENIED.values(), *(() if signals else _SIGNALS.values())):
         if numbers[column] >= 0:
             program += [_op(_EQUAL, numbers[column], 0, 1), deny]
     for numbers in _MISSING.values():

@@ -1,6 +1,8 @@
 """The settings of one sandbox server, read once at its entrypoint."""
 
 import os
+import tempfile
+from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
@@ -20,5 +22,7 @@ class SandboxSettings(BaseModel):
     """Runs that may wait for a slot; the next one is answered 429."""
     minimum_level: Level = Level.FULL_NOCGROUP
     """The weakest isolation to accept. `weak` must be asked for by name."""
+    data_dir: Path = Path(tempfile.gettempdir())
+    """Where the level `weak` makes the folders of its runs; the other levels write nothing to disk."""
     api_key: SecretStr | None = None
     """When set, every call but /healthz must carry it as `Authorization: Bearer`."""

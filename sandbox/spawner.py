@@ -3,7 +3,7 @@ server hands it.
 
 It has one thread and reads no job, so nothing of one run can be left in it for the next. When the server ends, however
 it ends, the spawner sees its socket close, waits for the supervisors (whose connections closed too) and removes the
-cgroups. Run as `python -I -S` with the number of its socket; only the standard library.
+cgroups. Run as `python -I -S`; only the standard library.
 """
 
 import contextlib
@@ -13,44 +13,81 @@ import socket
 import sys
 import time
 
-from sandbox import isolation, kernel, seccomp
+from sandbox import isolation, kernel, seccomp, weak
 from sandbox.cgroups import Place
 from sandbox.isolation import Interpreter
-from sandbox.supervisor import supervise
+from sandbox.supervisor import Setup, supervise
 from sandbox.wire import Hello, pack
 
 FAREWELL_SECONDS = 15.0
 
 
-def main(descriptor: int) -> None:
-    """Serve the server at the other end of this socket until it closes."""
+def main(descriptor: int, weak_parent: str) -> None:
+    """Serve the server at the other end of this socket until it closes.
+
+    `weak_parent` is where runs may get folders at the level `weak`, empty when that level is not accepted.
+    """
     server = socket.socket(fileno=descriptor)
     server.set_inheritable(False)
     is_root = os.getuid() == 0
     interpreter = Interpreter.of_this_process()
-    try:
-        seccomp.assemble(kernel.MACHINE)
-        place = Place.find()
-    except OSError as error:
-        server.sendall(pack(Hello(None, str(error))))
+    problem = _try_namespaces(interpreter, is_root=is_root)
+    if problem and not (weak_parent and _has_landlock()):
+        server.sendall(pack(Hello(None, problem)))
         return
-    try:
-        try:
-            if not is_root:
-                isolation.become_root_of_own_namespace()
-            isolation.enter_root(interpreter)
-        except OSError as error:
-            server.sendall(pack(Hello(None, f"cannot isolate: {error}")))
-            return
-        server.sendall(pack(Hello("full" if place else "full-nocgroup", "")))
-        _serve(server, interpreter, place, is_root=is_root)
-        _await_children()
-    finally:
+    with contextlib.ExitStack() as stack:
+        place = Place.find()
         if place:
-            place.remove()
+            stack.callback(place.remove)
+        weak_folder = None
+        if problem:
+            weak_folder = weak.make_folder(weak_parent)
+            stack.callback(weak.remove_folder, weak_folder)
+            level = "weak"
+        else:
+            _enter_namespaces(interpreter, is_root=is_root)
+            level = "full" if place else "full-nocgroup"
+        server.sendall(pack(Hello(level, problem)))
+        _serve(server, Setup(interpreter, is_root, place, weak_folder))
+        _await_children()
 
 
-def _serve(server: socket.socket, interpreter: Interpreter, place: Place | None, *, is_root: bool) -> None:
+def _enter_namespaces(interpreter: Interpreter, *, is_root: bool) -> None:
+    if not is_root:
+        isolation.become_root_of_own_namespace()
+    isolation.enter_root(interpreter)
+
+
+def _try_namespaces(interpreter: Interpreter, *, is_root: bool) -> str:
+    """Why this machine does not allow the isolation, or nothing. Tried in a child: half of it could not be undone."""
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        problem = "unexpected"
+        try:
+            seccomp.assemble(kernel.MACHINE)
+            _enter_namespaces(interpreter, is_root=is_root)
+            problem = ""
+        except OSError as error:
+            problem = f"{error.filename or ''} {error.strerror or error}".strip()
+        finally:
+            os.write(write_end, problem.encode())
+            os._exit(0)
+    os.close(write_end)
+    said = os.read(read_end, 4096).decode(errors="replace")
+    os.close(read_end)
+    os.waitpid(pid, 0)
+    return said
+
+
+def _has_landlock() -> bool:
+    try:
+        return kernel.MACHINE in ("x86_64", "aarch64") and kernel.landlock_version() >= 1
+    except OSError:
+        return False
+
+
+def _serve(server: socket.socket, setup: Setup) -> None:
     while True:
         message, descriptors, _, _ = socket.recv_fds(server, 1, 1)
         if not message:
@@ -62,7 +99,7 @@ def _serve(server: socket.socket, interpreter: Interpreter, place: Place | None,
             try:
                 server.close()
                 kernel.die_with_parent(signal.SIGKILL)
-                supervise(socket.socket(fileno=connection), interpreter, place, is_root=is_root)
+                supervise(socket.socket(fileno=connection), setup)
             except Exception as error:  # noqa: BLE001 -- its last words; the server sees the connection close
                 sys.stderr.write(f"sandbox supervisor: {type(error).__name__}: {error}\n")
                 sys.stderr.flush()

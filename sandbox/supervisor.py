@@ -18,9 +18,9 @@ import stat
 import time
 from dataclasses import dataclass, field, replace
 
-from sandbox import kernel
+from sandbox import kernel, weak
 from sandbox.cgroups import Group, Place
-from sandbox.init import Report, Streams, run_as_init
+from sandbox.init import Report, Start, run_as_init
 from sandbox.isolation import SLOT_UID_BASE, Interpreter
 from sandbox.kernel import Namespace
 from sandbox.wire import Ending, Job, Outcome, pack, receive, unpack_job
@@ -61,7 +61,18 @@ class _Capture:
         return self.num_bytes > self.cap
 
 
-def supervise(connection: socket.socket, interpreter: Interpreter, place: Place | None, *, is_root: bool) -> None:
+@dataclass(frozen=True)
+class Setup:
+    """What the spawner found out once for all runs."""
+
+    interpreter: Interpreter
+    is_root: bool
+    place: Place | None
+    weak_folder: str | None
+    """Where runs get their folders at the level `weak`; None at the others."""
+
+
+def supervise(connection: socket.socket, setup: Setup) -> None:
     """Take one job from the connection, run it, answer with its outcome. A closed connection ends the run at once."""
     connection.settimeout(RECEIVE_SECONDS)
     try:
@@ -71,7 +82,7 @@ def supervise(connection: socket.socket, interpreter: Interpreter, place: Place 
     # should this process ever hang, it dies and PID 1 with it; the server then reports a fault of the sandbox
     signal.alarm(int(SETUP_SECONDS + job.wall_seconds + 2 * DEATH_SECONDS))
     try:
-        outcome = _run(job, connection, interpreter, place, is_root=is_root)
+        outcome = _run(job, connection, setup)
     except Cancelled:
         return
     except RunLost as error:
@@ -82,29 +93,32 @@ def supervise(connection: socket.socket, interpreter: Interpreter, place: Place 
         connection.sendall(pack(outcome))
 
 
-def _run(
-    job: Job, connection: socket.socket, interpreter: Interpreter, place: Place | None, *, is_root: bool
-) -> Outcome:
-    group = place.make_group(f"run-{os.getpid()}", job) if place else None
-    try:
-        with _start_init(job, connection, group, interpreter, SLOT_UID_BASE + job.slot if is_root else None) as run:
-            try:
-                outcome = _follow(run, job, connection, group)
-            finally:
-                run.kill()
-            run.drain()
-            outcome = _with_memory(run.add_output(outcome), group)
-            files, missing = _collect(run.box, job.collect)
-        return replace(outcome, files=files, files_missing=missing)
-    finally:
-        if group:
-            group.remove()
+def _run(job: Job, connection: socket.socket, setup: Setup) -> Outcome:
+    owner = SLOT_UID_BASE + job.slot if setup.is_root else None
+    with contextlib.ExitStack() as stack:
+        group = None
+        if setup.place is not None:
+            group = setup.place.make_group(f"run-{os.getpid()}", job)
+            stack.callback(group.remove)
+        weak_box = None
+        if setup.weak_folder is not None:
+            weak_box = weak.make_box(setup.weak_folder, owner)
+            stack.callback(weak.remove_box, weak_box)
+        run = stack.enter_context(_start_init(job, connection, group, setup.interpreter, owner, weak_box))
+        outcome = _follow(run, job, connection, group)
+        run.kill()
+        run.drain()
+        outcome = _with_memory(run.add_output(outcome), group)
+        files, missing = _collect(run.box, job.collect)
+    return replace(outcome, files=files, files_missing=missing)
 
 
 class _Run:
     """The open ends of one run: its PID 1, the pipes of its output, its folder."""
 
-    def __init__(self, pid: int, status: socket.socket, stdout: int, stderr: int, output_bytes: int) -> None:
+    def __init__(
+        self, pid: int, status: socket.socket, stdout: int, stderr: int, output_bytes: int, *, is_weak: bool
+    ) -> None:
         self.pid = pid
         self.pidfd = os.pidfd_open(pid)
         self.status = status
@@ -112,6 +126,7 @@ class _Run:
         self.captures = {stdout: _Capture(output_bytes), stderr: _Capture(output_bytes)}
         self._stdout, self._stderr = stdout, stderr
         self._open = {stdout, stderr}
+        self._is_weak = is_weak
         self._dead = False
 
     def __enter__(self) -> "_Run":
@@ -135,12 +150,14 @@ class _Run:
             self._open.discard(descriptor)
 
     def kill(self) -> None:
-        """Kill PID 1, and with it every process of the run. When this returns they are dead."""
+        """Kill PID 1, and with it every process of the run. When this returns they are dead. May raise TimeoutError."""
         if self._dead:
             return
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
         os.waitpid(self.pid, 0)
+        if self._is_weak:
+            weak.kill_descendants(DEATH_SECONDS)
         self._dead = True
 
     def drain(self) -> None:
@@ -163,22 +180,30 @@ class _Run:
 
 
 def _start_init(
-    job: Job, connection: socket.socket, group: Group | None, interpreter: Interpreter, drop_to_uid: int | None
+    job: Job,
+    connection: socket.socket,
+    group: Group | None,
+    interpreter: Interpreter,
+    drop_to_uid: int | None,
+    weak_box: str | None,
 ) -> _Run:
     stdin = _sealed_file(job.stdin.encode())
     stdout, stdout_end = os.pipe2(os.O_CLOEXEC)
     stderr, stderr_end = os.pipe2(os.O_CLOEXEC)
     status, status_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    entries = group.entries() if group else []
-    kernel.unshare(Namespace.PID)  # for the children to come
+    entries = group.entries() if group else ()
+    if weak_box is None:
+        kernel.unshare(Namespace.PID)  # for the child to come
+    else:
+        kernel.become_subreaper()
     pid = os.fork()
     if pid == 0:
         connection.close()
-        run_as_init(job, Streams(stdin, stdout_end, stderr_end), status_end, entries, drop_to_uid, interpreter)
+        run_as_init(Start(job, interpreter, stdin, stdout_end, stderr_end, status_end, entries, drop_to_uid, weak_box))
     for descriptor in (stdin, stdout_end, stderr_end, *entries):
         os.close(descriptor)
     status_end.close()
-    return _Run(pid, status, stdout, stderr, job.output_bytes)
+    return _Run(pid, status, stdout, stderr, job.output_bytes, is_weak=weak_box is not None)
 
 
 def _sealed_file(data: bytes) -> int:

@@ -1,10 +1,14 @@
-"""Run a command as an ordinary user, from root: `python as_ordinary_user.py UID COMMAND…`.
+"""Run a command as an ordinary user: `python as_ordinary_user.py UID COMMAND…`; without namespaces if UID ends in "!".
+
+From root it becomes that user; as another user it stays who it is.
 
 The interpreter and the repository may lie under a folder closed to others (/root). In a mount namespace of this process
 only, such folders are replaced by open ones that hold nothing else.
 """
 
+import errno
 import os
+import struct
 import sys
 from pathlib import Path
 
@@ -43,14 +47,26 @@ def open_paths(paths: list[Path]) -> None:
             kernel.mount(str(aside), str(path), None, Mount.BIND | Mount.RECURSIVE)
 
 
-def main(uid: int, command: list[str]) -> None:
-    open_paths([Path(os.path.realpath(sys.base_prefix)), Path(sys.prefix), REPOSITORY])
-    os.setgroups([])
-    os.setresgid(uid, uid, uid)
-    os.setresuid(uid, uid, uid)
+def forbid_namespaces() -> None:
+    """Deny `unshare` to all that follows, as container runtimes and hardened systems do."""
+    load, equal, give_back, allow, denied = 0x20, 0x15, 0x06, 0x7FFF0000, 0x00050000 | errno.EPERM
+    unshare = {"x86_64": 272, "aarch64": 97}[kernel.MACHINE]
+    program = ((load, 0, 0, 0), (equal, 0, 1, unshare), (give_back, 0, 0, denied), (give_back, 0, 0, allow))
+    kernel.drop_capabilities()
+    kernel.install_filter(b"".join(struct.pack("<HBBI", *instruction) for instruction in program))
+
+
+def main(uid: int, command: list[str], *, without_namespaces: bool) -> None:
+    if os.getuid() == 0:
+        open_paths([Path(os.path.realpath(sys.base_prefix)), Path(sys.prefix), REPOSITORY])
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+    if without_namespaces:
+        forbid_namespaces()
     os.chdir("/")
     os.execv(command[0], command)  # noqa: S606
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2:])
+    main(int(sys.argv[1].rstrip("!")), sys.argv[2:], without_namespaces=sys.argv[1].endswith("!"))

@@ -35,15 +35,18 @@ class SandboxServer:
     """One server process; `with` stops it."""
 
     ordinary_user: bool = False
+    without_namespaces: bool = False
+    """As an ordinary user whom the system denies them."""
     arguments: tuple[str, ...] = ()
     key: str | None = None
     port: int = field(default_factory=free_port)
 
     def __enter__(self) -> SandboxServer:
         command = [sys.executable, "-m", "sandbox", "--port", str(self.port), "--die-with-parent", *self.arguments]
-        if self.ordinary_user:
+        if self.ordinary_user or self.without_namespaces:
             helper = str(Path(__file__).with_name("as_ordinary_user.py"))
-            command = [sys.executable, helper, str(ORDINARY_UID), *command]
+            user = f"{ORDINARY_UID}{'!' if self.without_namespaces else ''}"
+            command = [sys.executable, helper, user, *command]
         environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(REPOSITORY), "BAIT": SECRET}
         if self.key is not None:
             environment["SANDBOX_API_KEY"] = self.key

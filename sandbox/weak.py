@@ -1,0 +1,137 @@
+"""The level `weak`: Landlock, seccomp and rlimits, for a machine that allows no namespaces and an owner who accepts
+less by name.
+
+What holds: files of the host can be neither read nor written except the system's libraries, the Python and the run's
+folder; no sockets; no signals to the server; limits for each process; time, output and memory of the whole run are
+measured and enforced. What does not: a run's folder is an ordinary folder of the host, its size bounded only file by
+file; the host's process numbers can be guessed; if its supervisor is killed, processes that the code had forked may
+outlive it. Only the standard library; loads under `python -S`.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import stat
+import time
+
+from sandbox import isolation, kernel, seccomp
+from sandbox.isolation import DEVICES, ENVIRONMENT, SYSTEM, SYSTEM_FILES, Interpreter
+from sandbox.wire import Job
+
+_FOLDER_PREFIX = "preceptor-weak-"
+
+
+def make_folder(parent: str) -> str:
+    """The folder of all runs of one spawner; first removes those of spawners that were killed."""
+    for entry in os.scandir(parent):
+        pid = entry.name.removeprefix(_FOLDER_PREFIX)
+        if pid == entry.name or not pid.isdecimal() or os.path.exists(f"/proc/{pid}"):
+            continue
+        details = entry.stat(follow_symlinks=False)  # the parent may be open to all: touch only what is ours
+        if stat.S_ISDIR(details.st_mode) and details.st_uid == os.getuid():
+            with contextlib.suppress(OSError):
+                remove_folder(entry.path)
+    path = f"{parent}/{_FOLDER_PREFIX}{os.getpid()}"
+    os.mkdir(path, 0o711)
+    return path
+
+
+def remove_folder(path: str) -> None:
+    """Remove the folder of all runs, with what a killed supervisor left in it."""
+    for entry in os.scandir(path):
+        remove_box(entry.path)
+    os.rmdir(path)
+
+
+def make_box(folder: str, owner: int | None) -> str:
+    """A new folder for one run, named by this process."""
+    path = f"{folder}/preceptor-run-{os.getpid()}-{time.monotonic_ns()}"
+    os.mkdir(path, 0o700)
+    if owner is not None:
+        os.chown(path, owner, owner)
+    return path
+
+
+def remove_box(path: str) -> None:
+    """Remove the folder whatever its modes; every process of the run is dead."""
+    os.chmod(path, 0o700)
+    for parent, folders, _ in os.walk(path):
+        for folder in folders:
+            if stat.S_ISDIR(os.lstat(f"{parent}/{folder}").st_mode):
+                os.chmod(f"{parent}/{folder}", 0o700)
+    shutil.rmtree(path)
+
+
+def enter(job: Job, box: str, drop_to_uid: int | None) -> int:
+    """Prepare the process that starts and measures the run: folder, user, capabilities. Gives an open /proc."""
+    kernel.become_subreaper()
+    os.chdir(box)
+    if drop_to_uid is not None:
+        os.setgroups([])
+        os.setresgid(drop_to_uid, drop_to_uid, drop_to_uid)
+        os.setresuid(drop_to_uid, drop_to_uid, drop_to_uid)
+    kernel.die_with_parent(signal.SIGKILL)
+    isolation.write_files(job)
+    kernel.drop_capabilities()
+    kernel.set_dumpable(False)
+    return os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def fence(box: str, interpreter: Interpreter) -> dict[str, str]:
+    """Close off this process, about to become the code; gives the environment to start it with."""
+    kernel.die_with_parent(signal.SIGKILL)
+    devices = [f"/dev/{name}" for name in DEVICES]
+    kernel.restrict_files([*SYSTEM, *SYSTEM_FILES, interpreter.prefix, interpreter.executable], [box, *devices])
+    signals_stay_inside = kernel.landlock_version() >= kernel.LANDLOCK_SCOPES
+    kernel.install_filter(seccomp.assemble(kernel.MACHINE, signals=signals_stay_inside))
+    return ENVIRONMENT | {"HOME": box, "TMPDIR": box}
+
+
+def count_processes_of_user() -> int:
+    """Processes and threads of this user on the host: the limit of the run's own counts them too."""
+    uid, count = os.getuid(), 0
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            with contextlib.suppress(OSError):
+                if os.stat(f"/proc/{name}").st_uid == uid:
+                    count += len(os.listdir(f"/proc/{name}/task"))
+    return count
+
+
+def descendants(proc: int, ancestor: int) -> list[str]:
+    """Every process that descends from this one, by number."""
+    children: dict[int, list[str]] = {}
+    for name in os.listdir(proc):
+        if name.isdecimal():
+            with contextlib.suppress(OSError), open(os.open(f"{name}/stat", os.O_RDONLY, dir_fd=proc), "rb") as file:
+                children.setdefault(int(file.read().rpartition(b")")[2].split()[1]), []).append(name)
+    found: list[str] = []
+    todo = [ancestor]
+    while todo:
+        below = children.get(todo.pop(), [])
+        found += below
+        todo += map(int, below)
+    return found
+
+
+def kill_descendants(seconds: float) -> None:
+    """Kill all that descends from this process, which has to be a subreaper, until nothing is left or the time is
+    over."""
+    proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    deadline = time.monotonic() + seconds
+    try:
+        while time.monotonic() < deadline:
+            with contextlib.suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+            left = descendants(proc, os.getpid())
+            if not left:
+                return
+            for name in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(name), signal.SIGKILL)
+            time.sleep(0.002)
+        raise TimeoutError("processes of the run could not be killed")
+    finally:
+        os.close(proc)
