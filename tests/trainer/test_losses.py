@@ -109,6 +109,7 @@ def test_a_rollout_whose_sampler_is_unknown_trains_the_local_term_alone() -> Non
     result = charge(rollouts=unknown)
     assert rounded(result.excess) == [[2, 3, 0], [0, 0, 0]]
     assert rounded(result.ratio) == [[1, 1, 1], [0, 0, 0]]
+    assert result.covered.tolist() == [True, True]
     assert result.local.item() == pytest.approx(2.2)
     assert result.future.item() == pytest.approx(0.5 * (-1 * 2 - 2 * 3) / 5)
     assert (result.num_future_tokens.item(), result.num_future_rows.item()) == (2, 1)
@@ -188,6 +189,15 @@ def test_each_term_is_reported_with_its_part_of_the_loss() -> None:
     asked = torch.tensor([0.75 * 1.0, 0.25 * 0.5 * (1.0 - other[1, 1].item())])
     assert apart.future.item() == pytest.approx(-0.5 * 3 * asked.sum().item() / 5, rel=1e-5)
     assert apart.parts[0].future.item() == pytest.approx(-0.5 * 3 * asked[0].item() / 5, rel=1e-5)
+
+
+def test_each_rollout_has_its_own_part_and_cost_of_a_term() -> None:
+    label = PartialTerm("person", Label(IDS), torch.tensor([[0.0, 1.0, 1.0], [0.0, 0.0, 0.0]]), 0.5, num_tokens=8)
+    whole, partial = charge(terms=[whole_term(SURE), label]).parts
+    assert whole.row_local.tolist() == pytest.approx([(1 + 2 / 2 + 4 / 2) / 5, 4 / 5])
+    assert (whole.row_local / whole.row_weight).tolist() == pytest.approx([(1 + 2 / 2 + 4 / 2) / 2, 2])
+    assert partial.row_local.tolist() == pytest.approx([0.5 * (2 / 2 + 4 / 2) / 8, 0])
+    assert partial.row_weight.tolist() == pytest.approx([0.5 * (1 / 2 + 1 / 2) / 8, 0])
 
 
 def test_the_clip_falls_on_the_sum_of_the_terms() -> None:

@@ -123,7 +123,7 @@ def test_a_tail_the_student_hardly_gives_anything_keeps_its_digits() -> None:
 
 
 def test_a_padded_top_k_entry_is_neither_listed_nor_taken_from_the_tail() -> None:
-    full = top(2)
+    full = top(2, EXPERT.flip(0))  # tokens 5 and 4: what padding points at is in the tail
     padded = TopK(
         torch.cat([full.ids, torch.tensor([[[-1, 0]]])], -1),
         torch.cat([full.logprobs, torch.full((1, 1, 2), -math.inf)], -1),
