@@ -41,7 +41,6 @@ class TrainerConfig(BaseSettings):
     solutions: Literal["reference", "siblings", "both"] = "both"
     """What the teacher may be shown beside people's corrections; `both` takes the reference where there is one."""
     template: Template = Template.TURNS
-    teacher_temperature: float = Field(default=0.5, gt=0)
     teacher_ema: float = Field(default=0.0, ge=0, le=1)
     """Share of the new student mixed into the teacher after each update: 0 is the frozen base, 1 the student itself."""
 

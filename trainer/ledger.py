@@ -26,6 +26,7 @@ from trainer.batch import hash_batch
 from trainer.config import TrainerConfig
 
 RETRY_SECONDS = 1.0
+SHARED_SETTINGS = ("teacher_temperature", "max_new_tokens", "max_staleness")  # that decide what an update is
 
 T = TypeVar("T")
 log = structlog.get_logger("trainer")
@@ -167,7 +168,9 @@ class Ledger:
                 return None
             facts = lessons.load(session, rows)
             shown = lessons.earlier_corrections(session, sorted({fact.task_id for fact in facts}))
-            settings: JsonObject = self._config.model_dump(mode="json")
+            settings: JsonObject = self._config.model_dump(mode="json") | {
+                name: getattr(self._settings, name) for name in SHARED_SETTINGS
+            }
             update = updates.start(
                 session,
                 self.lineage.id,

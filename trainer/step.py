@@ -16,6 +16,7 @@ from torch import Tensor
 from services.contracts.base import JsonObject
 from services.contracts.updates import TermKind
 from services.policy.modeling import project, response_hidden
+from services.settings import Settings
 from services.store.updates import Contribution
 from trainer.account import Account, account_for, contribute, measure, record_term
 from trainer.batch import Batch, ImitationRow, Row, solution_target
@@ -55,11 +56,12 @@ def make_update(
     state: TrainerState,
     batch: Batch,
     config: TrainerConfig,
-    max_tokens: int,
+    settings: Settings,
     ranks: Ranks,
     stopping: Callable[[], bool],
 ) -> StepResult:
-    """Change the weights by one optimizer step on the batch. max_tokens: the sampler's limit.
+    """Change the weights by one optimizer step on the batch. Of the settings: the sampler's limit
+    and the teacher's temperature.
 
     Raises Stopped, with the weights unchanged, when `stopping` turns true between two micro-batches.
     """
@@ -69,7 +71,7 @@ def make_update(
     while True:
         state.optimizer.zero_grad(set_to_none=True)
         try:
-            account = _sum_losses(state, teacher, batch, config, max_tokens, ranks, stopping)
+            account = _sum_losses(state, teacher, batch, config, settings, ranks, stopping)
             break
         except MeaninglessRows as error:
             batch = batch.without(error.reasons)
@@ -126,7 +128,7 @@ def _sum_losses(
     teacher: Teacher,
     batch: Batch,
     config: TrainerConfig,
-    max_tokens: int,
+    settings: Settings,
     ranks: Ranks,
     stopping: Callable[[], bool],
 ) -> Account:
@@ -138,9 +140,9 @@ def _sum_losses(
         if stopped := stopping():
             break
         try:
-            account.merge(_go_back(state, teacher, micro, counts, config, max_tokens))
+            account.merge(_go_back(state, teacher, micro, counts, config, settings))
         except ValueError as error:
-            bad |= _find_meaningless(state, teacher, micro, counts, config, max_tokens, str(error))
+            bad |= _find_meaningless(state, teacher, micro, counts, config, settings, str(error))
     everywhere = ranks.collect((account, bad, stopped))
     if any(stopped for _, _, stopped in everywhere):
         raise Stopped
@@ -158,11 +160,11 @@ def _count_targets(rows: Sequence[Row], state: TrainerState) -> Counts:
 
 
 def _go_back(
-    state: TrainerState, teacher: Teacher, micro: list[Row], counts: Counts, config: TrainerConfig, max_tokens: int
+    state: TrainerState, teacher: Teacher, micro: list[Row], counts: Counts, config: TrainerConfig, settings: Settings
 ) -> Account:
     """Add the micro-batch's gradient to the parameters'. Raises ValueError if it means nothing, perhaps half-way."""
     account = Account()
-    for loss in _losses(state, teacher, micro, counts, config, max_tokens, account):
+    for loss in _losses(state, teacher, micro, counts, config, settings, account):
         if not loss.isfinite():
             raise ValueError("the loss is NaN or infinite")
         account.add("loss", float(loss))
@@ -176,7 +178,7 @@ def _losses(
     micro: list[Row],
     counts: Counts,
     config: TrainerConfig,
-    max_tokens: int,
+    settings: Settings,
     account: Account,
 ) -> Iterator[Tensor]:
     """The parts of a micro-batch's loss, one after the other, so that only one graph is held at a time."""
@@ -187,7 +189,7 @@ def _losses(
             yield _imitate(state, pairs, counts, 1.0, account)
         return
     if any(row.covered or row.samples or row.labels for row in micro):
-        yield _distil(state, teacher, micro, counts, config, max_tokens, account)
+        yield _distil(state, teacher, micro, counts, config, settings, account)
     pairs = [(row, imitation) for row in micro for imitation in row.imitations]
     if pairs:
         yield _imitate(state, pairs, counts, config.imitation_share, account)
@@ -199,7 +201,7 @@ def _find_meaningless(
     micro: list[Row],
     counts: Counts,
     config: TrainerConfig,
-    max_tokens: int,
+    settings: Settings,
     problem: str,
 ) -> dict[UUID, str]:
     """Which rows of a micro-batch that failed mean nothing: those that fail alone, or all of them where none does."""
@@ -207,7 +209,7 @@ def _find_meaningless(
     for row in micro:
         try:
             with torch.no_grad():
-                for loss in _losses(state, teacher, [row], counts, config, max_tokens, Account()):
+                for loss in _losses(state, teacher, [row], counts, config, settings, Account()):
                     if not loss.isfinite():
                         raise ValueError("the loss is NaN or infinite")
         except ValueError as error:
@@ -224,18 +226,18 @@ def _distil(
     micro: list[Row],
     counts: Counts,
     config: TrainerConfig,
-    max_tokens: int,
+    settings: Settings,
     account: Account,
 ) -> Tensor:
     rollouts, exists = stack_rows(micro, state.device)
     prompt = torch.tensor(micro[0].prompt_ids, device=state.device)
-    terms, sources = build_terms(state, teacher, micro, rollouts, exists, counts, config)
+    terms, sources = build_terms(state, teacher, micro, rollouts, exists, counts, config, settings.teacher_temperature)
     logits = project(state.model, response_hidden(state.model, prompt, rollouts.token_ids, exists))
     if config.lam == 0:
         loss = forward_ce_loss(logits, rollouts, terms, counts.covered)
     else:
         baseline = _choose_baseline(state, micro, rollouts.token_ids.shape[1], config)
-        loss = distil_loss(logits, rollouts, terms, baseline, _make_credit(config, max_tokens), counts.covered)
+        loss = distil_loss(logits, rollouts, terms, baseline, _make_credit(config, settings), counts.covered)
     account_for(account, micro, rollouts, logits.detach(), terms, sources, loss, teacher)
     return loss.loss
 
@@ -275,7 +277,7 @@ def _imitate(
     return total
 
 
-def _make_credit(config: TrainerConfig, max_tokens: int) -> Credit:
+def _make_credit(config: TrainerConfig, settings: Settings) -> Credit:
     return Credit(
         weight=config.lam,
         clip=config.clip,
@@ -283,7 +285,7 @@ def _make_credit(config: TrainerConfig, max_tokens: int) -> Credit:
         scale=Scale(config.scale),
         reach=Reach(config.reach),
         gamma=config.gamma,
-        max_tokens=max_tokens,
+        max_tokens=settings.max_new_tokens,
     )
 
 

@@ -81,14 +81,13 @@ def build_terms(
     exists: Tensor,
     counts: Counts,
     config: TrainerConfig,
+    teacher_temperature: float,
 ) -> tuple[list[Term], list[TermSource]]:
     """Every expert's word on the micro-batch, one term an expert, and where each came from."""
     built: list[tuple[Term, TermSource]] = []
     if any(row.context for row in micro):
         contexts = [row.context for row in micro]
-        logprobs = score_under_contexts(
-            state.model, teacher, contexts, rollouts.token_ids, exists, config.teacher_temperature
-        )
+        logprobs = score_under_contexts(state.model, teacher, contexts, rollouts.token_ids, exists, teacher_temperature)
         weights = torch.tensor([0.0 if c is None else c.weight for c in contexts], device=state.device)
         source = TermSource(
             TermKind.CONDITIONED,

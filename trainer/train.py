@@ -193,9 +193,7 @@ class Leader:
                     claim.lessons, claim.corrections, tokenizer, vocabulary, self.config, claim.newest_version
                 )
                 self.ranks.share(Order(batch, self.held))
-                result = make_update(
-                    self.state, batch, self.config, self.settings.max_new_tokens, self.ranks, self.stop.is_set
-                )
+                result = make_update(self.state, batch, self.config, self.settings, self.ranks, self.stop.is_set)
         except Stopped:
             self.ledger.abandon(claim, "the trainer was stopped")
             return
@@ -240,6 +238,6 @@ def follow(
             continue
         restore(state, checkpoints, order.parent_sha256, config)
         try:
-            make_update(state, order.batch, config, settings.max_new_tokens, ranks, stop.is_set)
+            make_update(state, order.batch, config, settings, ranks, stop.is_set)
         except Stopped:
             log.info("update given up", rank=ranks.rank)
