@@ -214,7 +214,7 @@ class EmbeddedPostgres:
             "max_connections": str(MAX_CONNECTIONS),
             "timezone": "UTC",
             "log_timezone": "UTC",
-            "log_min_messages": "warning",
+            "log_checkpoints": "off",
         }
         if not self._durable:
             settings |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
