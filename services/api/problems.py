@@ -3,6 +3,7 @@
 Nothing of the request is echoed but names and short excerpts: inputs may be huge, and may be secrets.
 """
 
+import traceback
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Final
@@ -24,7 +25,7 @@ TYPE_PREFIX: Final = "urn:preceptor:problem:"
 
 HINTS: Final[Mapping[int, str]] = {
     404: "GET /openapi.json lists every route.",
-    405: "The Allow header names the methods of this route.",
+    405: "GET /openapi.json lists every route with its methods.",
 }
 
 log = structlog.get_logger(__name__)
@@ -120,7 +121,9 @@ def _on_http_error(request: Request, error: Exception) -> Response:
 
 def _on_fault(request: Request, error: Exception) -> Response:
     fault = f"urn:uuid:{uuid4()}"
-    log.error("request failed", fault=fault, method=request.method, path=request.url.path, exc_info=error)
+    # Formatted here and plainly: a renderer that shows local variables would write secrets into the log.
+    cause = "".join(traceback.format_exception(error))
+    log.error("request failed", fault=fault, method=request.method, path=request.url.path, exception=cause)
     problem = Problem(
         type=TYPE_PREFIX + "fault",
         title="Internal error",

@@ -192,7 +192,7 @@ def list_persons(session: Session, *, cursor: str | None, limit: int) -> Page[Pe
 
 def _expert_names(session: Session, ids: set[UUID]) -> dict[UUID, str]:
     rows = session.execute(select(ExpertRow.id, ExpertRow.name).where(ExpertRow.id.in_(ids)))
-    return dict(rows.tuples().all())
+    return {row.id: row.name for row in rows}
 
 
 def _view_consultation(row: ConsultationRow, expert_name: str) -> Consultation:

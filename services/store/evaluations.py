@@ -105,7 +105,7 @@ def create_gap_probe(
 
 
 def _version(session: Session, lineage_id: UUID, name: str | None) -> PolicyVersionRow:
-    version = policies.serving(session, lineage_id) if name is None else policies.get(session, lineage_id, name)
+    version = policies.serving(session, lineage_id) if name is None else policies.by_name(session, lineage_id, name)
     if version is None:
         raise policies.PolicyVersionNotFound("no policy version serves", hint="Name one with policy_version.")
     return version
