@@ -67,7 +67,7 @@ class Runner:
         self._settings = settings
         self._free = list(range(settings.slots))
         self._slots = asyncio.Semaphore(settings.slots)
-        self._num_waiting = 0
+        self._num_admitted = 0
         self._spawner: _Spawner | None = None
         self._starting = asyncio.Lock()
         self._closed = False
@@ -106,40 +106,41 @@ class Runner:
 
     @property
     def num_waiting(self) -> int:
-        return self._num_waiting
-
-    def check_room(self, num_runs: int) -> None:
-        """Raise SandboxBusy unless this many more runs may start or wait."""
-        taken = self.num_running + self._num_waiting
-        if taken + num_runs > self._settings.slots + self._settings.queue_limit:
-            raise SandboxBusy(f"{taken} runs are running or waiting; ask again after a moment")
+        return self._num_admitted - self.num_running
 
     async def run(self, request: RunRequest) -> RunResult:
         """Run one program and say how it ended. Cancelling ends the run, with every process it started.
 
         Raises SandboxBusy when the queue is full, SandboxStopping after `close`.
         """
-        self.check_room(1)
-        self._num_waiting += 1
-        try:
-            await self._slots.acquire()
-        finally:
-            self._num_waiting -= 1
-        slot = self._free.pop()
-        try:
-            outcome = await self._ask_supervisor(_job(request, slot))
-        finally:
-            self._free.append(slot)
-            self._slots.release()
-        return _result(outcome, request.limits, self.level)
+        (result,) = await self.run_batch((request,))
+        return result
 
     async def run_batch(self, requests: tuple[RunRequest, ...]) -> tuple[RunResult, ...]:
-        """Run several side by side, results in their order. Raises SandboxBusy, before any has started, if not all fit
-        in the queue."""
-        self.check_room(len(requests))
+        """Run several side by side, results in their order. All are admitted or none. Raises what `run` does."""
+        room = self._settings.slots + self._settings.queue_limit - self._num_admitted
+        if len(requests) > room:
+            raise SandboxBusy(f"{self._num_admitted} runs are running or waiting; ask again after a moment")
+        if self._closed:
+            raise SandboxStopping("the sandbox is stopping")
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self.run(request)) for request in requests]
+            tasks = [group.create_task(self._run_in_slot(request)) for request in requests]
+            for task in tasks:
+                self._num_admitted += 1
+                task.add_done_callback(self._leave)
         return tuple(task.result() for task in tasks)
+
+    def _leave(self, _: asyncio.Task[RunResult]) -> None:
+        self._num_admitted -= 1
+
+    async def _run_in_slot(self, request: RunRequest) -> RunResult:
+        async with self._slots:
+            slot = self._free.pop()
+            try:
+                outcome = await self._ask_supervisor(_job(request, slot))
+            finally:
+                self._free.append(slot)
+        return _result(outcome, request.limits, self.level)
 
     async def close(self) -> None:
         """End every run, then the spawner, which cleans up after them."""
@@ -158,11 +159,9 @@ class Runner:
             raise IsolationRefused(f"this machine allows the level {self.level}, the settings ask for {minimum}")
 
     async def _ask_supervisor(self, job: Job) -> Outcome:
-        if self._closed:
-            raise SandboxStopping("the sandbox is stopping")
         try:
             connection = await self._connect()
-        except OSError as error:
+        except (OSError, IsolationRefused) as error:
             return Outcome(Ending.FAULT, fault=f"the spawner is gone: {error}")
         reader, writer = await asyncio.open_unix_connection(sock=connection)
         try:

@@ -10,7 +10,7 @@ from sandbox.contract import Level
 
 
 def _two_per_core() -> int:
-    return 2 * len(os.sched_getaffinity(0))
+    return 2 * (os.cpu_count() or 1)
 
 
 class SandboxSettings(BaseModel):
