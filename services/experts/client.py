@@ -6,6 +6,8 @@ strictly and compared with the question. What comes out is one of four typed out
 made-up score.
 """
 
+import asyncio
+import io
 import ipaddress
 import socket
 from collections.abc import Iterable, Mapping
@@ -34,6 +36,7 @@ from services.errors import InvalidInput, ServiceUnavailable
 from services.experts import signatures
 
 MAX_REPLY_BYTES: Final = 8 * 1024 * 1024
+LARGE_BODY_BYTES: Final = 1024 * 1024
 CONNECT_SECONDS: Final = 5.0
 KEEPALIVE_SECONDS: Final = 2.0  # shorter than servers keep theirs (uvicorn: 5), or a question meets a closing socket
 DESCRIBE_SECONDS: Final = 10.0
@@ -195,23 +198,32 @@ class ExpertClient:
         Errors: EndpointRefused (422) for an address that may not be asked; ExpertUnavailable (503).
         """
         url = _build_url(endpoint, path)
-        limits = aiohttp.ClientTimeout(total=timeout, sock_connect=min(CONNECT_SECONDS, timeout))
         try:
-            async with self._open().request(
-                method, url, data=body, headers=headers, timeout=limits, allow_redirects=False
-            ) as response:
-                if 300 <= response.status < 400:
-                    raise BrokenReply(f"redirects (status {response.status}); register the address it redirects to")
-                if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-                    raise BrokenReply("answers in a content encoding that was not offered")
-                received = await self._read(response)
-                return Reply(response.status, {k.lower(): v for k, v in response.headers.items()}, received)
+            async with asyncio.timeout(timeout):
+                try:
+                    return await self._exchange(method, url, headers, body)
+                except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+                    if isinstance(error, aiohttp.ClientConnectorError):
+                        raise
+                    # most likely a kept connection that the server closed meanwhile; asking twice changes nothing
+                    return await self._exchange(method, url, headers, body)
         except aiohttp.InvalidURL as error:
             raise EndpointRefused(f"{endpoint} is not an address that can be asked: {error}") from None
         except TimeoutError:
             raise ExpertUnavailable(f"no answer from {url.host} within {timeout:.3g} s") from None
         except (aiohttp.ClientError, OSError) as error:
             raise ExpertUnavailable(f"{url.host}: {type(error).__name__}: {error}"[:500]) from None
+
+    async def _exchange(self, method: str, url: URL, headers: Mapping[str, str] | None, body: bytes | None) -> Reply:
+        # aiohttp writes a stream piece by piece; large bytes at once would hold up the loop
+        data = io.BytesIO(body) if body is not None and len(body) >= LARGE_BODY_BYTES else body
+        async with self._open().request(method, url, data=data, headers=headers, allow_redirects=False) as response:
+            if 300 <= response.status < 400:
+                raise BrokenReply(f"redirects (status {response.status}); register the address it redirects to")
+            if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+                raise BrokenReply("answers in a content encoding that was not offered")
+            received = await self._read(response)
+            return Reply(response.status, {k.lower(): v for k, v in response.headers.items()}, received)
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         received = bytearray()
@@ -234,6 +246,7 @@ class ExpertClient:
                 auto_decompress=False,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers={"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "preceptor"},
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
                 trust_env=False,
             )
         return self._session

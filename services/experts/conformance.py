@@ -35,7 +35,7 @@ from services.experts.client import BrokenReply, EndpointRefused, ExpertClient, 
 MIN_SECONDS: Final = 20.0
 MAX_SECONDS: Final = 60.0
 MAX_TIMES_BUSY: Final = 5
-OVERSIZE_BYTES: Final = 40 * 1024 * 1024
+OVERSIZE_BYTES: Final = 20 * 1024 * 1024
 SAMPLE_TOKENIZER: Final = "0" * 64
 SAMPLE_TOKENS: Final = list(range(1, 13))
 
@@ -161,7 +161,7 @@ class Suite:
         reply = await self._post(b" " * OVERSIZE_BYTES)
         # a server may also hang up on such a body, which reads as unavailable
         too_much = _is_refusal(reply) or isinstance(reply, ExpertUnavailable)
-        self._note("refuses 40 MiB", too_much, f"expected 413, saw {_show_reply(reply)}", required=False)
+        self._note("refuses 20 MiB", too_much, f"expected 413, saw {_show_reply(reply)}", required=False)
         if self._secret is not None:
             fresh = build_sample(descriptor, descriptor.kinds).model_dump_json().encode()
             unsigned = await self._post(fresh, headers={})

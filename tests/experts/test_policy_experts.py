@@ -48,7 +48,7 @@ class SmallPolicy:
                 length = len(item.response_token_ids)
                 items.append(
                     ScoredItem(
-                        logprobs=[logprobs[i] for i in item.response_token_ids],
+                        logprobs=[logprobs[i % 5] for i in item.response_token_ids],
                         top_token_ids=[list(range(k))] * length if k else [],
                         top_logprobs=[logprobs[:k]] * length if k else [],
                         tail_logmass=[math.log(sum(map(math.exp, logprobs[k:])))] * length if k else [],
