@@ -3,9 +3,11 @@
 SIGTERM and SIGINT end it within one micro-batch; the update at hand is given up and its lessons are released.
 """
 
+import argparse
 import signal
 import sys
 import threading
+from pathlib import Path
 
 import structlog
 
@@ -14,12 +16,16 @@ from trainer.config import TrainerConfig
 
 
 def main() -> int:
-    """Read the settings, then train."""
+    """Read the settings, then train. The exit status is 0 when it was told to stop."""
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    config, settings = TrainerConfig(), Settings()
+    parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
+    parser.add_argument("--model", type=Path, help="folder of the base model (PRECEPTOR_TRAINER_MODEL)")
+    given = parser.parse_args()
+    settings = Settings()
+    config = TrainerConfig() if given.model is None else TrainerConfig(model=given.model)
     from trainer.train import run  # torch takes seconds to import: settings that are wrong are refused before
 
     run(config, settings, stop)

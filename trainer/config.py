@@ -54,7 +54,7 @@ class TrainerConfig(BaseSettings):
     """Weight of imitating the rest of a person's text after the token they corrected."""
 
     learning_rate: float = Field(default=5e-4, gt=0)
-    warmup_updates: int = Field(default=2, ge=0)
+    warmup_updates: int = Field(default=0, ge=0)
     grad_clip: float = Field(default=1.0, gt=0)
     lora_r: int = Field(default=16, ge=1)
     lora_alpha: int = Field(default=32, ge=1)

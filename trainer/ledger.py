@@ -61,7 +61,6 @@ class Outlook:
     num_groups: int
     num_late: int
     idle: str | None
-    finished: bool
 
 
 @dataclass(frozen=True)
@@ -141,13 +140,11 @@ class Ledger:
             if aside := lessons.set_aside_stale(session, self.lineage.id, oldest):
                 log.info("stale lessons set aside", num_lessons=aside, before_version=oldest)
             switches = loop.get(session, self.lineage.id)
-            finished = switches.max_updates is not None and number >= switches.max_updates
-            idle = "done" if finished else None if switches.training else "paused"
+            ended = switches.max_updates is not None and number >= switches.max_updates
             return Outlook(
                 num_groups=lessons.count_ready_groups(session, self.lineage.id),
                 num_late=lessons.count_ready_late(session, self.lineage.id),
-                idle=idle,
-                finished=finished,
+                idle="paused" if ended or not switches.training else None,
             )
 
         return self.transact(read)

@@ -60,14 +60,14 @@ class Publisher:
         self._settings = settings
         self._config = config
 
-    def settle(self, state: TrainerState, *, finished: bool = False) -> str | None:
+    def settle(self, state: TrainerState, *, resting: bool = False) -> str | None:
         """Gate what is left over, publish what is due, and make the server serve what the rows say.
 
-        finished: no update will follow, so what is trained is due. Returns the name of a version that began to serve.
+        resting: no update will follow for now, so whatever was trained is due. Returns the name of a version that began to serve.
         """
         try:
             served = self._gate_candidates(state)
-            if self._is_due(state, finished):
+            if self._is_due(state, resting):
                 self._add_candidate(state)
                 served = self._gate_candidates(state)
             self._restore_serving(state)
@@ -79,10 +79,10 @@ class Publisher:
             return None
         return served
 
-    def _is_due(self, state: TrainerState, finished: bool) -> bool:
+    def _is_due(self, state: TrainerState, resting: bool) -> bool:
         newest = self._ledger.transact(lambda session: policies.latest(session, self._ledger.lineage.id))
         unpublished = state.number - newest.update_number
-        return unpublished >= (1 if finished else self._config.publish_every)
+        return unpublished >= (1 if resting else self._config.publish_every)
 
     def _add_candidate(self, state: TrainerState) -> None:
         scratch = self._artifacts.root / f".publishing-{state.number}"

@@ -39,6 +39,7 @@ class Pulse:
         self._counters: dict[str, float] = {}
         self._guard = threading.Lock()
         self._ended = threading.Event()
+        self._changed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
 
     def __enter__(self) -> Self:
@@ -49,14 +50,18 @@ class Pulse:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
+        self._changed.set()
         self._thread.join()
         self.say("stopped")
         self._beat()
 
     def say(self, activity: str) -> None:
-        """What the process does from now on."""
+        """What the process does from now on; told at once when it is something else."""
         with self._guard:
+            changed = activity != self._activity
             self._activity = activity
+        if changed:
+            self._changed.set()
 
     def count(self, name: str, amount: float = 1) -> None:
         """Add to a counter."""
@@ -74,7 +79,9 @@ class Pulse:
             self.count(f"{name}_seconds", time.monotonic() - began)
 
     def _run(self) -> None:
-        while not self._ended.wait(self._interval):
+        while not self._ended.is_set():
+            self._changed.wait(self._interval)
+            self._changed.clear()
             self._beat()
 
     def _beat(self) -> None:

@@ -29,6 +29,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TENSORS = "state.safetensors"
 FACTS = "state.json"
 FORMAT = 1
+BETAS = (0.9, 0.95)  # the second moment remembers some twenty updates: runs are short
 POSITIONS = 4096  # of the running mean of returns; later tokens of longer answers count 0
 
 
@@ -86,7 +87,9 @@ def begin(policy: LoadedPolicy, config: TrainerConfig) -> TrainerState:
 
 
 def _make_optimizer(model: PeftModel, config: TrainerConfig) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(trainable(model).values(), lr=config.learning_rate, weight_decay=0.0, foreach=False)
+    return torch.optim.AdamW(
+        trainable(model).values(), lr=config.learning_rate, betas=BETAS, weight_decay=0.0, foreach=False
+    )
 
 
 def save(state: TrainerState, checkpoints: ArtifactStore) -> str:

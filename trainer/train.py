@@ -114,6 +114,7 @@ class Leader:
         self.lock = LineageLock(settings.database_url, ledger.lineage.id)
         self.wake = Wake(settings.redis_url)
         self.settled_at = -math.inf
+        self.rested = False
         self.waits_since: float | None = None
 
     def run(self) -> None:
@@ -164,11 +165,12 @@ class Leader:
 
     def settle_policy(self, outlook: Outlook) -> None:
         """Publish what is due; look after the server now and then while nothing else is to be done."""
-        if time.monotonic() - self.settled_at < SETTLE_SECONDS:
+        resting = outlook.idle is not None
+        if resting == self.rested and time.monotonic() - self.settled_at < SETTLE_SECONDS:
             return
         with self.pulse.spending("publishing", "publishing"):
-            self.publisher.settle(self.state, finished=outlook.finished)
-        self.settled_at = time.monotonic()
+            self.publisher.settle(self.state, resting=resting)
+        self.settled_at, self.rested = time.monotonic(), resting
 
     def claim(self, outlook: Outlook) -> Claim | None:
         """A full batch; or what there is, once it has waited long enough."""

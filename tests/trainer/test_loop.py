@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select, update
 
 from services.store import updates
 from services.store.models import LessonRow, UpdateLessonRow, UpdateRow
@@ -86,9 +86,9 @@ def test_killed_in_the_middle_of_an_update_the_trainer_ends_with_the_very_same_w
     killed = checkpoints_of(store)
     with store.transaction() as session:
         assert session.scalars(select(UpdateRow.status).where(UpdateRow.status == "abandoned")).all() == ["abandoned"]
-        session.execute(UpdateLessonRow.__table__.delete())
-        session.execute(UpdateRow.__table__.delete())
-        session.execute(LessonRow.__table__.update().values(status="ready", owner=None, lease_until=None))
+        session.execute(delete(UpdateLessonRow))
+        session.execute(delete(UpdateRow))
+        session.execute(update(LessonRow).values(status="ready", owner=None, lease_until=None))
     with running_trainer(tmp_path / "whole", database_url, redis_url, **ema) as process:
         wait_for("the fourth update", lambda: number_of(store, world) == 4, process)
     assert len(killed) == 4

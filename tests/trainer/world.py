@@ -24,6 +24,7 @@ from services.policy.modeling import (
 from services.store import answers, lineages, loop, rollouts, tasks
 from services.store.lessons import LessonAnswer, LessonFacts
 from services.store.models import (
+    AnswerRow,
     ConsultationRow,
     CorrectionRow,
     ExpertRow,
@@ -156,7 +157,7 @@ class World:
     def correction(self, session: Session, rollout: RolloutRow, expert: ExpertRow, text: str) -> UUID:
         """A person's submitted correction of a rollout."""
         answer_id = self.answer(session, rollout, expert, AnswerContent(score=0.0, solution=text))
-        answer = session.get_one(answers.AnswerRow, answer_id)
+        answer = session.get_one(AnswerRow, answer_id)
         session.add(
             CorrectionRow(
                 lineage_id=self.lineage_id,
