@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from services import main
 from services.local.layout import LOOPBACK, Layout, free_port, given_database_url, given_redis_url, write_private
 from services.local.postgres import EmbeddedPostgres
-from services.local.supervisor import ProcessSpec, Supervisor, answers_http
+from services.local.supervisor import Component, ProcessSpec, Supervisor, answers_http
 from services.local.valkey import EmbeddedValkey
 from services.settings import Settings
 
@@ -144,7 +144,7 @@ def _start_servers(layout: Layout, supervisor: Supervisor) -> tuple[str, str]:
     database_url, redis_url = given_database_url(os.environ), given_redis_url(os.environ)
     postgres = EmbeddedPostgres(layout.postgres, log=layout.log("postgres"))
     valkey = EmbeddedValkey(layout.valkey, log=layout.log("valkey"))
-    wanted = [
+    wanted: list[Component] = [
         *([postgres] if database_url is None else []),
         *([valkey] if redis_url is None else []),
     ]
