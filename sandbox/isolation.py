@@ -69,6 +69,10 @@ class Interpreter:
         executable = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
         return cls(executable, os.path.realpath(sys.base_prefix))
 
+    def paths(self) -> tuple[str, ...]:
+        """What it needs to run: not its whole prefix, which may hold other environments."""
+        return (f"{self.prefix}/lib", f"{self.prefix}/lib64", self.executable)
+
 
 def become_root_of_own_namespace() -> None:
     """Give an ordinary user the means to mount, inside a user namespace of its own. Raises OSError where the system
@@ -105,7 +109,7 @@ def enter_root(interpreter: Interpreter) -> None:
     for path in (*SYSTEM, *SYSTEM_FILES):
         _show(path)
     shown = list(SYSTEM)
-    for path in (interpreter.prefix, interpreter.executable):
+    for path in interpreter.paths():
         if not any(_is_below(path, folder) for folder in shown):
             _show(path)
             shown.append(path)

@@ -82,7 +82,7 @@ def fence(box: str, interpreter: Interpreter) -> dict[str, str]:
     """Close off this process, about to become the code; gives the environment to start it with."""
     kernel.die_with_parent(signal.SIGKILL)
     devices = [f"/dev/{name}" for name in DEVICES]
-    kernel.restrict_files([*SYSTEM, *SYSTEM_FILES, interpreter.prefix, interpreter.executable], [box, *devices])
+    kernel.restrict_files([*SYSTEM, *SYSTEM_FILES, *interpreter.paths()], [box, *devices])
     signals_stay_inside = kernel.landlock_version() >= kernel.LANDLOCK_SCOPES
     kernel.install_filter(seccomp.assemble(kernel.MACHINE, signals=signals_stay_inside))
     return ENVIRONMENT | {"HOME": box, "TMPDIR": box}
