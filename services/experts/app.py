@@ -237,17 +237,16 @@ class Desk:
         return sent
 
     async def _consult(self, request: ConsultRequest) -> ExpertAnswer:
-        if not self._is_async:
+        if self._is_async:
+            answer = self._expert.consult(request)
+        else:
             loop = asyncio.get_running_loop()
             answer = await loop.run_in_executor(self._threads, self._expert.consult, request)
-        else:
+        if isinstance(answer, Awaitable):
             try:
-                async with asyncio.timeout(_seconds_left(request)):
-                    answer = self._expert.consult(request)
-                    if isinstance(answer, Awaitable):
-                        answer = await answer
+                answer = await asyncio.wait_for(answer, _seconds_left(request))
             except TimeoutError:
-                raise DeadlinePassed(f"{self.descriptor.name} was stopped at the deadline") from None
+                raise DeadlinePassed(f"{self.descriptor.name} had no answer at the deadline") from None
         if not isinstance(answer, ConsultResult | ConsultAbstain | ConsultLater):
             raise AnswerUnfit(f"consult returned a {type(answer).__name__}, not a result, an abstention or later")
         return answer
@@ -335,7 +334,9 @@ def _build_router(desk: Desk, secret: str | None, max_body_bytes: int) -> APIRou
     @router.get("/v1/expert")
     async def describe(request: Request) -> Response:
         """What the expert says of itself, as a Descriptor."""
-        message_id = request.headers.get(signatures.ID_HEADER) or f"msg_{uuid4().hex}"
+        asked = request.headers.get(signatures.ID_HEADER, "")
+        # anyone may ask this: an id with dots would let them choose more of what is signed than its id
+        message_id = asked if re.fullmatch(r"[A-Za-z0-9_-]{1,100}", asked) else f"msg_{uuid4().hex}"
         return _reply(200, desk.descriptor.model_dump_json().encode(), secret, message_id)
 
     @router.post("/v1/consult")

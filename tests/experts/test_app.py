@@ -251,6 +251,9 @@ def test_answers_are_signed_with_the_questions_id() -> None:
         assert signatures.verify(SECRET, reply.headers, reply.content) == str(question.consultation_id)
         described = httpx2.get(f"{url}/v1/expert", headers={"webhook-id": "msg_7"})
         assert signatures.verify(SECRET, described.headers, described.content) == "msg_7"
+        chosen = httpx2.get(f"{url}/v1/expert", headers={"webhook-id": 'msg_7.1700000000.{"outcome"'})
+        assert signatures.verify(SECRET, chosen.headers, chosen.content).startswith("msg_")
+        assert "outcome" not in chosen.headers["webhook-id"]
 
 
 def test_a_secret_that_cannot_sign_is_found_when_the_app_is_made() -> None:
