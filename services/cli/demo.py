@@ -4,6 +4,7 @@ It only does what a user can do: everything goes through the api with the owner'
 the final measurement is reserved from the start, so a slow machine trains less rather than not measuring.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -47,18 +48,26 @@ class DemoPlan:
 
 
 @dataclass
+class Trained:
+    """What the training phase did."""
+
+    first_update: int
+    num_updates: int = 0
+    training_seconds: float = 0.0
+    correction: CorrectionOutcome | None = None
+    correction_update: int | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class DemoOutcome:
     """What the demo measured; the report is written from it."""
 
     before: EvaluationDetail
     gap: EvaluationDetail
-    after: EvaluationDetail | None = None
-    correction: CorrectionOutcome | None = None
-    correction_update: int | None = None
-    first_update: int = 1
-    num_updates: int = 0
-    training_seconds: float = 0.0
-    notes: list[str] = field(default_factory=list)
+    after: EvaluationDetail
+    trained: Trained
+    notes: list[str]
 
 
 def run(
@@ -75,22 +84,21 @@ def run(
     progress.say(report.scores_line("before", before.results))
 
     gap = _probe_gap(api, plan, progress, check)
-    outcome = DemoOutcome(before=before, gap=gap)
+    notes = []
     for line in report.gap_lines(gap):
         progress.say(line)
     if report.mean_gap(gap) < MIN_GAP:
-        outcome.notes.append(
-            "The teacher that is shown solutions is hardly better than the policy: there is little to learn from it."
-        )
-        progress.say("warning: " + outcome.notes[-1])
+        notes.append("A teacher shown the solution is hardly better than the policy: there is little to learn from it.")
+        progress.say("warning: " + notes[-1])
 
-    _train(api, plan, progress, check, deadline - eval_seconds * FINAL_MARGIN, outcome)
-    outcome.after = after = _evaluate(api, wanted, progress, check, "held-out tasks, after")
+    trained = train(api, plan, progress, check, deadline - eval_seconds * FINAL_MARGIN)
+    after = _evaluate(api, wanted, progress, check, "held-out tasks, after")
+    outcome = DemoOutcome(before, gap, after, trained, notes + trained.notes)
     updates = [
         api.get(f"/v1/updates/{number}", UpdateDetail)
-        for number in range(outcome.first_update, outcome.first_update + outcome.num_updates)
+        for number in range(trained.first_update, trained.first_update + trained.num_updates)
     ]
-    for line in report.summary(outcome, after, updates, api.get("/v1/status", Status), data_folder):
+    for line in report.summary(outcome, updates, api.get("/v1/status", Status), data_folder):
         progress.say(line)
     return outcome
 
@@ -122,18 +130,20 @@ def wait_for_evaluation(
             time.sleep(POLL_SECONDS)
 
 
-def _train(
+def train(
     api: ApiClient,
     plan: DemoPlan,
     progress: Progress,
     check: Callable[[], None],
-    deadline: float,
-    outcome: DemoOutcome,
-) -> None:
-    """Let the loop run until its updates are done or the time is up; correct one answer on the way."""
+    deadline: float = math.inf,
+) -> Trained:
+    """Let the loop run until its updates are done or the time is up; correct one answer on the way.
+
+    deadline: in seconds of `time.monotonic`.
+    """
     start = api.get("/v1/status", Status)
+    trained = Trained(first_update=start.num_updates + 1)
     goal = start.num_updates + plan.num_updates
-    outcome.first_update = start.num_updates + 1
     began = time.monotonic()
     api.post("/v1/loop", LoopSwitch(sampling=True, training=True, max_updates=goal), LoopState)
     seen = start.num_updates
@@ -146,21 +156,22 @@ def _train(
                     seen = update.number
                     progress.say(report.update_line(update, status))
             bar.set(status.num_updates - start.num_updates, plan.num_updates, report.activity(status))
-            if outcome.correction is None:
-                outcome.correction = _correct_one(api, progress)
-            elif outcome.correction_update is None:
-                outcome.correction_update = _find_update(api, outcome.correction.id, progress)
+            if trained.correction is None:
+                trained.correction = _correct_one(api, progress)
+            elif trained.correction_update is None:
+                trained.correction_update = _find_update(api, trained.correction.id, progress)
             if status.num_updates >= goal:
                 break
             if time.monotonic() > deadline:
-                outcome.notes.append(f"Time was up after {status.num_updates - start.num_updates} updates.")
-                progress.say(outcome.notes[-1])
+                trained.notes.append(f"Time was up after {status.num_updates - start.num_updates} updates.")
+                progress.say(trained.notes[-1])
                 break
             time.sleep(POLL_SECONDS)
     api.post("/v1/loop", LoopSwitch(sampling=False, training=False), LoopState)
     _await_quiet(api, check)
-    outcome.num_updates = api.get("/v1/status", Status).num_updates - start.num_updates
-    outcome.training_seconds = time.monotonic() - began
+    trained.num_updates = api.get("/v1/status", Status).num_updates - start.num_updates
+    trained.training_seconds = time.monotonic() - began
+    return trained
 
 
 def _await_quiet(api: ApiClient, check: Callable[[], None], seconds: float = 90.0) -> None:
@@ -203,17 +214,18 @@ def _find_update(api: ApiClient, correction_id: UUID, progress: Progress) -> int
 
 def as_document(plan: DemoPlan, outcome: DemoOutcome) -> JsonObject:
     """The demo as one JSON document: what was planned, measured and used."""
+    trained = outcome.trained
     adapter = TypeAdapter(dict[str, JsonValue])
     return adapter.validate_python(
         {
             "plan": asdict(plan),
             "before": outcome.before.model_dump(mode="json"),
             "gap": outcome.gap.model_dump(mode="json"),
-            "after": outcome.after.model_dump(mode="json") if outcome.after is not None else None,
-            "correction": outcome.correction.model_dump(mode="json") if outcome.correction is not None else None,
-            "correction_update": outcome.correction_update,
-            "num_updates": outcome.num_updates,
-            "training_seconds": outcome.training_seconds,
+            "after": outcome.after.model_dump(mode="json"),
+            "correction": trained.correction.model_dump(mode="json") if trained.correction is not None else None,
+            "correction_update": trained.correction_update,
+            "num_updates": trained.num_updates,
+            "training_seconds": trained.training_seconds,
             "notes": outcome.notes,
         }
     )

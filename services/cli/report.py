@@ -16,16 +16,26 @@ IDLE_ACTIVITIES = frozenset({"waiting for lessons", "paused", "stopped"})
 """What the trainer says it does when it holds no lesson."""
 
 
+class Trained(Protocol):
+    """What the training phase did."""
+
+    num_updates: int
+    training_seconds: float
+    correction: CorrectionOutcome | None
+    correction_update: int | None
+
+
 class Outcome(Protocol):
     """What the summary is written from."""
 
-    before: EvaluationDetail
-    gap: EvaluationDetail
-    correction: CorrectionOutcome | None
-    correction_update: int | None
-    num_updates: int
-    training_seconds: float
-    notes: list[str]
+    @property
+    def before(self) -> EvaluationDetail: ...
+    @property
+    def after(self) -> EvaluationDetail: ...
+    @property
+    def trained(self) -> Trained: ...
+    @property
+    def notes(self) -> list[str]: ...
 
 
 def by_domain(results: Sequence[TaskResult]) -> dict[str, list[TaskResult]]:
@@ -125,14 +135,13 @@ def table(before: Sequence[TaskResult], after: Sequence[TaskResult], num_samples
 
 def summary(
     outcome: Outcome,
-    after: EvaluationDetail,
     updates: Sequence[UpdateDetail],
     status: Status,
     data_folder: Path,
 ) -> Iterator[str]:
     """The demo's closing report."""
     num_samples = int(str(outcome.before.settings.get("num_samples", 1)))
-    yield from table(outcome.before.results, after.results, num_samples)
+    yield from table(outcome.before.results, outcome.after.results, num_samples)
     lessons = [lesson for update in updates for lesson in update.lessons]
     with_future = sum(any(lesson.future_nonzero for lesson in update.lessons) for update in updates)
     if updates:
@@ -141,10 +150,11 @@ def summary(
         used = [update.number for update in updates if _has(update, kind)]
         if used:
             yield f"updates that used {kind.value}: {', '.join(map(str, used))}"
-    yield f"lessons used: {len(lessons)}, in {outcome.training_seconds:.0f} s of training"
-    if outcome.correction is not None:
-        used_by = "no update yet" if outcome.correction_update is None else f"update {outcome.correction_update}"
-        yield f"the human correction {outcome.correction.id} was used by {used_by}"
+    yield f"lessons used: {len(lessons)}, in {outcome.trained.training_seconds:.0f} s of training"
+    trained = outcome.trained
+    if trained.correction is not None:
+        used_by = "no update yet" if trained.correction_update is None else f"update {trained.correction_update}"
+        yield f"the human correction {trained.correction.id} was used by {used_by}"
     for process in status.processes:
         seconds = ", ".join(
             f"{name.removesuffix('_seconds').replace('_', ' ')} {number(value)} s"

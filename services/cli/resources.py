@@ -16,7 +16,7 @@ from services.cli.progress import Progress
 from services.contracts.base import JsonObject
 from services.contracts.corrections import CorrectionItem, CorrectionOutcome, CorrectionSkip, CorrectionSubmit
 from services.contracts.evaluations import Evaluation, EvaluationCreate, EvaluationDetail
-from services.contracts.experts import Expert, ExpertCreate
+from services.contracts.experts import ConformanceReport, Expert, ExpertCreate
 from services.contracts.persons import PersonCreate, PersonCreated, Role
 from services.contracts.policies import PolicyVersion
 from services.contracts.rollouts import Rollout, RolloutCreate, RolloutDetail
@@ -189,7 +189,7 @@ def check_expert(
 ) -> None:
     """Run the conformance suite against a service, without registering it; for those who write one."""
 
-    async def run() -> conformance.ConformanceReport:
+    async def run() -> ConformanceReport:
         client = ExpertClient(Settings().allowed_expert_networks)
         try:
             return await conformance.check(endpoint, secret, client)

@@ -67,7 +67,7 @@ def score(results: Sequence[TaskResult], k: int) -> Interval | None:
 
 def paired_difference(before: Sequence[TaskResult], after: Sequence[TaskResult], k: int) -> Interval | None:
     """How much pass@k rose: per family over the tasks measured both times, then over families."""
-    common = {t.task_id for t in before if t.num_judged >= k} & {t.task_id for t in after if t.num_judged >= k}
-    old = family_means([t for t in before if t.task_id in common], k)
-    new = family_means([t for t in after if t.task_id in common], k)
+    common = {t.key for t in before if t.num_judged >= k} & {t.key for t in after if t.num_judged >= k}
+    old = family_means([t for t in before if t.key in common], k)
+    new = family_means([t for t in after if t.key in common], k)
     return t_interval([new[family] - old[family] for family in old]) if old else None
