@@ -26,6 +26,7 @@ from services.contracts.corrections import (
 )
 from services.contracts.experts import Ask, ConsultResult, Descriptor, ExpertStatus
 from services.contracts.ids import new_id
+from services.contracts.rollouts import Purpose, RolloutStatus
 from services.contracts.tasks import Message, Split
 from services.errors import Conflict, InvalidInput, NotFound
 from services.store import consultations, rollouts, updates
@@ -64,7 +65,7 @@ class NoHumanExpert(Conflict):
 
 
 class NotCorrectable(InvalidInput):
-    """Only rollouts of train tasks are corrected: a correction is there to train on."""
+    """Only train rollouts that were not set aside are corrected: a correction is there to train on."""
 
 
 def get(session: Session, correction_id: UUID) -> CorrectionRow:
@@ -105,8 +106,7 @@ def open_item(session: Session, consultation_id: UUID, *, priority: float = 0.0)
     """
     question = consultations.get(session, consultation_id)
     rollout = session.get_one(RolloutRow, question.rollout_id)
-    if rollout.split != Split.TRAIN.value:
-        raise NotCorrectable(f"rollout {rollout.id} answers a {rollout.split} task; only train tasks are corrected")
+    _check_correctable(rollout)
     session.execute(
         insert(CorrectionRow)
         .values(
@@ -123,6 +123,13 @@ def open_item(session: Session, consultation_id: UUID, *, priority: float = 0.0)
     return session.scalars(select(CorrectionRow).where(CorrectionRow.consultation_id == question.id)).one()
 
 
+def _check_correctable(rollout: RolloutRow) -> None:
+    if rollout.split != Split.TRAIN.value:
+        raise NotCorrectable(f"rollout {rollout.id} answers a {rollout.split} task; only train tasks are corrected")
+    if rollout.purpose != Purpose.TRAIN.value:
+        raise NotCorrectable(f"rollout {rollout.id} was drawn for {rollout.purpose}, not to train on")
+
+
 def ask_for(session: Session, rollout_id: UUID) -> CorrectionRow:
     """The item for this rollout, ahead of the queue's own; asking again finds the one that is there.
 
@@ -130,8 +137,10 @@ def ask_for(session: Session, rollout_id: UUID) -> CorrectionRow:
     expert already declined this rollout.
     """
     rollout = rollouts.get(session, rollout_id)
-    if rollout.split != Split.TRAIN.value:
-        raise NotCorrectable(f"rollout {rollout.id} answers a {rollout.split} task; only train tasks are corrected")
+    session.refresh(rollout, with_for_update=True)
+    _check_correctable(rollout)
+    if rollout.status == RolloutStatus.SET_ASIDE.value:
+        raise NotCorrectable(f"rollout {rollout.id} was set aside: {rollout.reason}")
     expert = session.scalar(
         select(ExpertRow).where(
             ExpertRow.lineage_id == rollout.lineage_id,
@@ -141,7 +150,6 @@ def ask_for(session: Session, rollout_id: UUID) -> CorrectionRow:
     )
     if expert is None:
         raise NoHumanExpert(f"no expert named {HUMAN_EXPERT!r} is active")
-    session.refresh(rollout, with_for_update=True)
     question = session.scalar(
         select(ConsultationRow)
         .where(ConsultationRow.rollout_id == rollout.id, ConsultationRow.expert_id == expert.id)

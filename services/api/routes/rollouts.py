@@ -95,6 +95,7 @@ def _add(session: Session, lineage_name: str, body: RolloutCreate, tokens: Token
         tokens.text,
         tokenized_at_ingest=body.token_ids is None,
     )
+    session.flush()
     session.refresh(row)
     return RolloutDetail.model_validate(row)
 

@@ -1,0 +1,68 @@
+"""The database or the broker away: 503 with Retry-After, or no difference at all, and work resumes by itself."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from services.api.app import create_app
+from services.jobs.app import app as celery
+from services.local.postgres import EmbeddedPostgres
+from services.settings import Settings
+from services.store import lineages, migrate, persons
+from services.store.store import Store
+from tests.api.conftest import Api, items, made, refused, task_body
+from tests.api.policy_stand_in import TOKENIZER, VOCAB
+from tests.experts.serving import serve
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def postgres(server_folder: Path) -> Iterator[EmbeddedPostgres]:
+    """A server of the test's own, to be stopped and started."""
+    server = EmbeddedPostgres(server_folder / "going-away", durable=False)
+    server.start()
+    yield server
+    server.stop()
+
+
+def test_a_database_that_goes_away_is_a_503_and_the_api_recovers_with_it(
+    postgres: EmbeddedPostgres, policy_url: str, broker: str
+) -> None:
+    migrate.upgrade(postgres.url)
+    store = Store(postgres.url)
+    with store.transaction() as session:
+        lineages.ensure(session, "main", "tiny", "b" * 64, TOKENIZER, VOCAB)
+        key = persons.ensure_owner(session)
+    store.close()
+    assert key is not None
+    settings = {"database_url": postgres.url, "policy_url": policy_url, "redis_url": broker}
+    with serve(create_app(Settings.model_validate(settings))) as url, httpx2.Client(base_url=url, timeout=60) as http:
+        api = Api(http, key)
+        made(api.post("/v1/tasks", task_body("before")))
+        postgres.stop()
+        for response in (
+            api.http.get("/healthz"),
+            api.get("/v1/tasks"),
+            api.post("/v1/tasks", task_body("during"), once="k1"),
+        ):
+            problem = refused(response, 503)
+            assert int(response.headers["retry-after"]) > 0
+            assert "same request again" in str(problem["hint"])
+        postgres.start()
+        made(api.http.get("/healthz"))
+        made(api.post("/v1/tasks", task_body("during"), once="k1"))
+        assert [task["key"] for task in items(api.get("/v1/tasks"))] == ["during", "before"]
+
+
+def test_a_broker_that_is_away_changes_no_answer(api: Api, broker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(celery.conf, "broker_url", "redis://127.0.0.1:9/0")
+    celery.pool.force_close_all()
+    try:
+        rollout = made(api.post("/v1/rollouts", {"task_id": api.task()["id"], "text": "a"}))
+        assert made(api.get(f"/v1/rollouts/{rollout['id']}")) == rollout
+        made(api.post("/v1/loop", {"sampling": True}))
+    finally:
+        celery.pool.force_close_all()

@@ -1,0 +1,230 @@
+"""Registering experts by URL, and what becomes of them and their questions."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from uuid import UUID
+
+import pytest
+
+from services.contracts.answers import AnswerKind
+from services.contracts.base import Json, JsonObject
+from services.contracts.consultations import InvalidAnswer
+from services.contracts.experts import ConsultResult, Descriptor
+from services.experts.app import create_expert_app
+from services.store import consultations, rollouts
+from services.store.models import ConsultationRow, ExpertRow
+from services.store.store import Store
+from tests.api.conftest import Api, items, made, refused
+from tests.experts.samples import SECRET, SampleExpert, make_descriptor
+from tests.experts.serving import reply_with, serve, serve_raw
+from tests.store.conftest import World
+
+pytestmark = pytest.mark.integration
+
+HTML = b"<!doctype html><title>Sign in</title>"
+
+
+@contextmanager
+def expert(descriptor: Descriptor | None = None, secret: str | None = None) -> Iterator[str]:
+    """A real expert's URL."""
+    sample = SampleExpert(descriptor=descriptor or make_descriptor(kinds=(AnswerKind.SCORE,)))
+    with serve(create_expert_app(sample, secret)) as url:
+        yield url
+
+
+def register(api: Api, endpoint: str, **changes: Json) -> JsonObject:
+    return made(api.post("/v1/experts", {"endpoint": endpoint, **changes}))
+
+
+def test_a_registered_expert_starts_on_probation_with_its_report(api: Api) -> None:
+    with expert() as url:
+        registered = register(api, url, granted=["answer"])
+    assert (registered["name"], registered["version"], registered["status"]) == ("sample", "1", "probation")
+    report = registered["report"]
+    assert isinstance(report, dict)
+    assert report["checks"]
+    assert registered["endpoint"] == url
+    assert made(api.get(f"/v1/experts/{registered['id']}")) == registered
+    assert items(api.get("/v1/experts")) == [registered]
+
+
+def test_a_trusted_expert_that_passes_is_active_at_once(api: Api) -> None:
+    with expert() as url:
+        assert register(api, url, trusted=True)["status"] == "active"
+
+
+def test_an_expert_that_fails_its_checks_is_not_activated(api: Api) -> None:
+    described = make_descriptor(kinds=(AnswerKind.SCORE,)).model_dump_json().encode()
+    with serve_raw(reply_with(described)) as url:  # answers every question with its descriptor
+        registered = register(api, url, trusted=True)
+        assert registered["status"] == "probation"
+        problem = refused(api.post(f"/v1/experts/{registered['id']}/activate"), 409)
+    assert "conformance" in str(problem["detail"])
+
+
+def test_a_signing_secret_is_used_and_never_shown(api: Api, store: Store) -> None:
+    with expert(secret=SECRET) as url:
+        registered = register(api, url, trusted=True, signing_secret=SECRET)
+    assert registered["status"] == "active"
+    assert SECRET not in str(registered)
+    with store.transaction() as session:
+        assert session.get_one(ExpertRow, UUID(str(registered["id"]))).signing_secret == SECRET
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        (reply_with(HTML, content_type="text/html"), "HTML"),
+        (reply_with(b"", status="302 Found", extra="Location: http://127.0.0.1:1/\r\n"), "redirects"),
+        (reply_with(b"", status="307 Temporary Redirect", extra="Location: /v2\r\n"), "redirects"),
+        (reply_with(b"not json"), "JSON"),
+        (reply_with(b'{"name": "x"}'), "Descriptor"),
+        (reply_with(b"{}", status="404 Not Found"), "404"),
+        (reply_with(b"{}", status="500 Internal Server Error"), "500"),
+    ],
+)
+def test_an_endpoint_that_is_no_expert_is_refused_with_what_it_answered(api: Api, reply: object, reason: str) -> None:
+    assert callable(reply)
+    with serve_raw(reply) as url:
+        problem = refused(api.post("/v1/experts", {"endpoint": url}), 422)
+    assert reason in str(problem["detail"])
+    assert items(api.get("/v1/experts")) == []
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "reason"),
+    [
+        ("http://127.0.0.1:9", "127.0.0.1"),
+        ("http://10.0.0.1", "neither public nor in an allowed network"),
+        ("http://169.254.169.254/latest", "neither public nor in an allowed network"),
+        ("http://[fd00::1]/", "neither public nor in an allowed network"),
+        ("ftp://127.0.0.1", "URL scheme"),
+        ("not a url", "URL"),
+        ("http://user:secret@127.0.0.1", "no credentials"),
+        ("http://127.0.0.1/?a=1", "query"),
+    ],
+)
+def test_an_address_that_may_not_be_asked_is_refused(api: Api, endpoint: str, reason: str) -> None:
+    problem = refused(api.post("/v1/experts", {"endpoint": endpoint}), 422)
+    assert reason in str(problem)
+    assert items(api.get("/v1/experts")) == []
+
+
+def test_a_secret_that_cannot_sign_is_refused(api: Api) -> None:
+    with expert() as url:
+        refused(api.post("/v1/experts", {"endpoint": url, "signing_secret": "whsec_" + "!" * 30}), 422)
+
+
+def test_the_same_service_again_is_the_same_expert_with_its_new_address_and_settings(api: Api) -> None:
+    with expert() as url:
+        first = register(api, url, trusted=True)
+    with expert() as elsewhere:
+        second = register(api, elsewhere, trusted=True, weight=2)
+    assert second["id"] == first["id"]
+    assert (second["endpoint"], second["weight"], second["status"]) == (elsewhere, 2, "active")
+
+
+def test_a_changed_version_goes_back_to_probation_and_the_old_one_retires(api: Api) -> None:
+    descriptor = make_descriptor(kinds=(AnswerKind.SCORE,))
+    with expert(descriptor) as url:
+        first = register(api, url, trusted=True)
+    with expert(descriptor.model_copy(update={"version": "2"})) as url:
+        second = register(api, url)
+    assert second["id"] != first["id"]
+    assert (second["version"], second["status"]) == ("2", "probation")
+    old = made(api.get(f"/v1/experts/{first['id']}"))
+    assert (old["status"], old["reason"]) == ("retired", "replaced by version 2")
+
+
+def test_a_registration_is_answered_again_without_asking_the_expert(api: Api) -> None:
+    with expert() as url:
+        first = api.post("/v1/experts", {"endpoint": url}, once="k1")
+    assert made(api.post("/v1/experts", {"endpoint": url}, once="k1")) == made(first)
+
+
+def test_an_expert_is_paused_activated_and_retired_for_good(api: Api) -> None:
+    with expert() as url:
+        registered = register(api, url)
+    path = f"/v1/experts/{registered['id']}"
+    assert made(api.post(f"{path}/activate"))["status"] == "active"
+    paused = made(api.post(f"{path}/pause", {"reason": "maintenance"}))
+    assert (paused["status"], paused["reason"]) == ("paused", "maintenance")
+    assert made(api.post(f"{path}/activate"))["reason"] is None
+    assert made(api.post(f"{path}/retire"))["status"] == "retired"
+    for change in ("activate", "pause", "retire", "requeue"):
+        assert "retired" in str(refused(api.post(f"{path}/{change}"), 409)["detail"])
+
+
+def test_retiring_ends_its_questions_and_moves_their_rollouts_on(api: Api, store: Store, world: World) -> None:
+    with store.transaction() as session:
+        leaving = world.expert(session, "leaving")
+        world.expert(session, "staying")
+        task = world.task(session)
+        [one] = world.drawn(session, task, size=1)
+        ids = session.query(ConsultationRow.id, ConsultationRow.expert_id).all()
+        [question] = consultations.claim(session, [i for i, e in ids if e != leaving.id], lease_seconds=60)
+    with store.transaction() as session:
+        consultations.settle(session, question, ConsultResult(score=1.0))
+    made(api.post(f"/v1/experts/{leaving.id}/retire", {"reason": "too slow"}))
+    [ended] = items(api.get("/v1/consultations", expert_id=str(leaving.id)))
+    assert (ended["status"], ended["reason"]) == ("dead", "the expert retired: too slow")
+    with store.transaction() as session:
+        assert rollouts.get(session, one.id).status == "ready"
+
+
+def test_retiring_an_expert_of_the_second_stage_leaves_no_question_open(api: Api, store: Store, world: World) -> None:
+    with store.transaction() as session:
+        judge = world.expert(session, "judge")
+        world.expert(session, "teacher", needs_answers=True, verifier=False)
+        [rollout] = world.drawn(session, world.task(session), size=1)
+        ids = session.query(ConsultationRow.id).all()
+        [question] = consultations.claim(session, [i for (i,) in ids], lease_seconds=60)
+    with store.transaction() as session:
+        consultations.settle(session, question, ConsultResult(score=0.0))
+    [teacher] = items(api.get("/v1/consultations", status="pending"))
+    made(api.post(f"/v1/experts/{teacher['expert_id']}/retire"))
+    assert items(api.get("/v1/consultations", status="pending")) == []
+    assert made(api.get(f"/v1/rollouts/{rollout.id}"))["status"] == "ready"
+    assert made(api.get(f"/v1/experts/{judge.id}"))["status"] == "active"
+
+
+def test_dead_questions_are_asked_again_and_a_quarantined_expert_returns_to_probation(
+    api: Api, store: Store, world: World
+) -> None:
+    with store.transaction() as session:
+        judge = world.expert(session, "judge")
+        world.drawn(session, world.task(session), size=1)
+        ids = session.query(ConsultationRow.id).all()
+        [question] = consultations.claim(session, [i for (i,) in ids], lease_seconds=60)
+    with store.transaction() as session:
+        consultations.release(session, question, "no answer", retry_after=None, max_attempts=1, quarantine_after=1)
+    assert made(api.get(f"/v1/experts/{judge.id}"))["status"] == "quarantined"
+    refused(api.post(f"/v1/experts/{judge.id}/activate"), 409)
+    [dead] = items(api.get("/v1/consultations", status="dead"))
+    assert dead["reason"] == "no answer"
+    assert made(api.post(f"/v1/experts/{judge.id}/requeue"))["status"] == "probation"
+    detail = made(api.get(f"/v1/consultations/{dead['id']}"))
+    assert (detail["status"], detail["reason"]) == ("pending", None)
+    assert [(t["outcome"], t["reason"]) for t in detail["tries"] if isinstance(t, dict)] == [("failed", "no answer")]  # type: ignore[union-attr]
+    refused(api.post(f"/v1/consultations/{dead['id']}/requeue"), 409)
+
+
+def test_a_dead_question_is_asked_once_more(api: Api, store: Store, world: World) -> None:
+    with store.transaction() as session:
+        world.expert(session, "judge")
+        world.drawn(session, world.task(session), size=1)
+        [row] = session.query(ConsultationRow).all()
+        consultations.kill(session, row, "by hand")
+    assert made(api.post(f"/v1/consultations/{row.id}/requeue"))["status"] == "pending"
+
+
+def test_an_invalid_answer_is_final(api: Api, store: Store, world: World) -> None:
+    with store.transaction() as session:
+        world.expert(session, "judge")
+        world.drawn(session, world.task(session), size=1)
+        ids = session.query(ConsultationRow.id).all()
+        [question] = consultations.claim(session, [i for (i,) in ids], lease_seconds=60)
+    with store.transaction() as session:
+        consultations.settle(session, question, InvalidAnswer(reason="rows do not sum to 1"))
+    refused(api.post(f"/v1/consultations/{question.consultation_id}/requeue"), 409)
+    refused(api.post(f"/v1/consultations/{question.consultation_id}/answer", {"outcome": "result", "score": 1}), 409)

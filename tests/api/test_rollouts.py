@@ -1,0 +1,177 @@
+"""Rollouts sampled elsewhere, and the late answers about them."""
+
+import json
+from uuid import UUID
+
+import pytest
+
+from services.contracts.base import Json, JsonObject
+from services.contracts.experts import ConsultLater
+from services.experts import signatures
+from services.store import consultations
+from services.store.models import ConsultationRow, ExpertRow, LessonRow
+from services.store.store import Store
+from tests.api.conftest import Api, items, made, refused
+from tests.api.policy_stand_in import TOKENIZER
+from tests.experts.samples import OTHER_SECRET, SECRET
+from tests.store.conftest import World
+
+pytestmark = pytest.mark.integration
+
+
+def test_token_ids_are_kept_exactly_as_they_were_sampled(api: Api) -> None:
+    task = api.task()
+    sent: JsonObject = {
+        "task_id": task["id"],
+        "token_ids": [72, 105, 33],
+        "tokenizer_hash": TOKENIZER,
+        "sampler_logprobs": [-0.5, -0.25, 0.0],
+        "action_mask": [True, False, True],
+        "policy_version": "elsewhere-7",
+        "sampling": {"temperature": 0.7},
+    }
+    rollout = made(api.post("/v1/rollouts", sent))
+    assert made(api.get(f"/v1/rollouts/{rollout['id']}")) == rollout
+    for name in ("token_ids", "sampler_logprobs", "action_mask", "policy_version"):
+        assert rollout[name] == sent[name]
+    assert rollout["text"] == "Hi!"
+    assert rollout["prompt_token_ids"] == [ord(c) for c in "What is t?"]
+    assert rollout["tokenized_at_ingest"] is False
+
+
+def test_text_is_tokenised_once_at_ingest_and_has_no_sampler(api: Api) -> None:
+    rollout = made(api.post("/v1/rollouts", {"task_id": api.task()["id"], "text": "Hi"}))
+    assert (rollout["token_ids"], rollout["num_tokens"]) == ([72, 105], 2)
+    assert rollout["tokenized_at_ingest"] is True
+    assert rollout["sampler_logprobs"] is None
+
+
+def test_siblings_share_the_group_of_the_first(api: Api) -> None:
+    task = api.task()
+    first = made(api.post("/v1/rollouts", {"task_id": task["id"], "text": "a"}))
+    second = made(api.post("/v1/rollouts", {"task_id": task["id"], "text": "b", "group_id": first["group_id"]}))
+    assert second["group_id"] == first["group_id"]
+    assert (first["index_in_group"], second["index_in_group"]) == (0, 1)
+
+
+def test_every_matching_expert_is_consulted(api: Api, store: Store, world: World) -> None:
+    with store.transaction() as session:
+        world.expert(session, "judge")
+        world.expert(session, "paused", status="paused")
+    rollout = made(api.post("/v1/rollouts", {"task_id": api.task()["id"], "text": "a"}))
+    asked = items(api.get(f"/v1/rollouts/{rollout['id']}/consultations"))
+    assert [(a["expert_name"], a["status"]) for a in asked] == [("judge", "pending")]
+
+
+def test_a_rollout_nobody_can_judge_is_set_aside_with_the_reason(api: Api) -> None:
+    rollout = made(api.post("/v1/rollouts", {"task_id": api.task()["id"], "text": "a"}))
+    assert (rollout["status"], rollout["reason"]) == ("set_aside", "no expert answered")
+
+
+def wait_for_late_answer(api: Api, store: Store, world: World, secret: str | None = None) -> UUID:
+    """A consultation whose expert said that its answer comes later."""
+    with store.transaction() as session:
+        world.expert(session, "slow").signing_secret = secret
+    made(api.post("/v1/rollouts", {"task_id": api.task()["id"], "text": "ab"}))
+    with store.transaction() as session:
+        ids = session.query(ConsultationRow.id).all()
+        [question] = consultations.claim(session, [i for (i,) in ids], lease_seconds=60)
+    with store.transaction() as session:
+        consultations.settle(session, question, ConsultLater())
+    return question.consultation_id
+
+
+def test_a_late_answer_opens_a_lesson_of_its_own(api: Api, store: Store, world: World) -> None:
+    waiting = wait_for_late_answer(api, store, world)
+    before = made(api.get(f"/v1/consultations/{waiting}"))
+    assert before["status"] == "waiting"
+    assert made(api.get(f"/v1/rollouts/{before['rollout_id']}"))["status"] == "ready"
+    settled = made(api.post(f"/v1/consultations/{waiting}/answer", {"outcome": "result", "score": 0.5}))
+    assert settled["status"] == "answered"
+    [answer] = items(api.get(f"/v1/rollouts/{settled['rollout_id']}/answers"))
+    assert answer["score"] == 0.5
+    with store.transaction() as session:
+        [lesson] = session.query(LessonRow).all()
+    assert (lesson.late, lesson.status) == (True, "ready")
+    refused(api.post(f"/v1/consultations/{waiting}/answer", {"outcome": "result", "score": 0.5}), 409)
+
+
+def test_an_expert_may_abstain_late(api: Api, store: Store, world: World) -> None:
+    waiting = wait_for_late_answer(api, store, world)
+    settled = made(api.post(f"/v1/consultations/{waiting}/answer", {"outcome": "abstain", "reason": "unclear"}))
+    assert (settled["status"], settled["reason"]) == ("abstained", "unclear")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"outcome": "result"},
+        {"outcome": "result", "score": 1.5},
+        {"outcome": "later"},
+        {"score": 1},
+        {"outcome": "result", "score": 1, "extra": 1},
+        {"outcome": "result", "feedback": {"text": ""}},
+        {"outcome": "result", "distribution": {"kind": "topk"}},
+    ],
+)
+def test_a_late_answer_that_breaks_the_contract_is_refused_and_the_question_waits_on(
+    api: Api, store: Store, world: World, body: JsonObject
+) -> None:
+    waiting = wait_for_late_answer(api, store, world)
+    refused(api.post(f"/v1/consultations/{waiting}/answer", body), 422)
+    assert made(api.get(f"/v1/consultations/{waiting}"))["status"] == "waiting"
+
+
+def test_a_late_answer_that_does_not_fit_its_rollout_is_invalid(api: Api, store: Store, world: World) -> None:
+    waiting = wait_for_late_answer(api, store, world)
+    row: list[Json] = [1, 2]
+    body: JsonObject = {
+        "outcome": "result",
+        "distribution": {
+            "kind": "topk",
+            "tokenizer_hash": TOKENIZER,
+            "token_ids": [row],
+            "logprobs": [[-0.6931, -0.6931]],
+            "tail_mass": [0.0],
+        },
+    }
+    settled = made(api.post(f"/v1/consultations/{waiting}/answer", body))
+    assert (settled["status"], settled["reason"]) == ("invalid", "the distribution has 1 rows for 2 tokens")
+
+
+def signed(api: Api, consultation: UUID, body: bytes, secret: str, message_id: str) -> dict[str, str]:
+    return {"Content-Type": "application/json", "Idempotency-Key": "k"} | signatures.sign(secret, message_id, body)
+
+
+def test_an_expert_signs_its_late_answer_with_its_own_secret(api: Api, store: Store, world: World) -> None:
+    waiting = wait_for_late_answer(api, store, world, SECRET)
+    path, body = f"/v1/consultations/{waiting}/answer", json.dumps({"outcome": "result", "score": 1}).encode()
+    forged = signed(api, waiting, body, OTHER_SECRET, str(waiting))
+    refused(api.http.post(path, content=body, headers=forged), 401)
+    replayed = signed(api, waiting, body, SECRET, "01890000-0000-7000-8000-000000000000")
+    assert "webhook-id" in str(refused(api.http.post(path, content=body, headers=replayed), 401)["detail"])
+    good = signed(api, waiting, body, SECRET, str(waiting))
+    changed = body.replace(b"1", b"0")
+    refused(api.http.post(path, content=changed, headers=good), 401)
+    refused(api.http.post(path, content=body, headers={"Content-Type": "application/json"}), 401)
+    assert made(api.http.post(path, content=body, headers=good))["status"] == "answered"
+    again = api.http.post(path, content=body, headers=good)
+    assert again.headers["idempotent-replay"] == "true"
+
+
+def test_an_expert_without_a_secret_cannot_sign(api: Api, store: Store, world: World) -> None:
+    waiting = wait_for_late_answer(api, store, world)
+    body = b'{"outcome": "result", "score": 1}'
+    headers = signed(api, waiting, body, SECRET, str(waiting))
+    refused(api.http.post(f"/v1/consultations/{waiting}/answer", content=body, headers=headers), 401)
+    with store.transaction() as session:
+        assert session.query(ExpertRow).one().signing_secret is None
+
+
+@pytest.mark.parametrize("name", ["webhook-timestamp", "webhook-signature"])
+@pytest.mark.parametrize("value", ["", "0", "nonsense", "v1,???", "99999999999999999999"])
+def test_a_broken_signature_is_refused(api: Api, store: Store, world: World, name: str, value: str) -> None:
+    waiting = wait_for_late_answer(api, store, world, SECRET)
+    body = b'{"outcome": "result", "score": 1}'
+    headers = signed(api, waiting, body, SECRET, str(waiting)) | {name: value}
+    refused(api.http.post(f"/v1/consultations/{waiting}/answer", content=body, headers=headers), 401)
