@@ -1,4 +1,4 @@
-"""Does it learn? The whole product from a fresh data folder, once an objective and seed, measured on all held-out tasks.
+"""Does it learn? The product from a fresh data folder, an objective and seed at a time, on all held-out tasks.
 
     python -m benchmarks.learning --objectives distil sft --seeds 0 1 2 --updates 16 --folder results
 

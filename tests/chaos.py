@@ -33,7 +33,7 @@ from services.local.layout import Layout, free_port
 from services.local.postgres import EmbeddedPostgres
 from services.local.supervisor import ChildProcess, ProcessSpec
 from services.local.valkey import EmbeddedValkey
-from services.policy.modeling import tiny_policy
+from services.policy.modeling import make_tiny_policy
 from services.settings import Settings
 from services.store.store import Store
 
@@ -150,7 +150,7 @@ def run_chaos(num_tasks: int, seed: int, folder: Path, kill_every: float, say: C
     counts = Counts(tasks=num_tasks, kills=dict.fromkeys(VICTIMS, 0))
     chance = random.Random(seed)
     model = folder / "model"
-    tiny_policy(model)
+    make_tiny_policy(model)
     victims = Victims(folder)
     with ExitStack() as cleanup:
         cleanup.callback(victims.stop)

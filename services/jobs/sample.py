@@ -51,7 +51,12 @@ def _draw(draw: Draw) -> None:
             tokenizer_hash=reply.tokenizer_hash,
             prompt_token_ids=drawn.prompt_token_ids,
             samples=[
-                Sample(token_ids=s.token_ids, logprobs=s.logprobs, text=s.text, finish_reason=s.finish_reason.value)
+                Sample(
+                    token_ids=s.token_ids,
+                    logprobs=s.logprobs,
+                    text=s.text.replace("\x00", "\ufffd"),  # Postgres cannot hold NUL; the token ids are the truth
+                    finish_reason=s.finish_reason.value,
+                )
                 for s in drawn.samples
             ],
             sampling=draw.sampling.model_dump(mode="json"),
