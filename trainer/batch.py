@@ -54,12 +54,14 @@ class Context:
     """What the teacher is shown in place of the rollout's own prompt. solution: the text shown, if any.
 
     from_rollout: it was computed from this very rollout, so crediting only later costs is a heuristic.
+    from_sibling: it shows a sibling's answer, so the group must be halved.
     """
 
     prompt_ids: tuple[int, ...]
     sha256: str
     solution: str | None
     from_rollout: bool
+    from_sibling: bool
     weight: float
     source: Source
 
@@ -273,8 +275,9 @@ class _Shown:
 
     text: str
     weight: float
-    from_rollout: bool
     source: Source
+    from_rollout: bool = False
+    from_sibling: bool = False
 
 
 def _choose_context(
@@ -308,6 +311,7 @@ def _choose_context(
         sha256=hashlib.sha256(decode_ids(tokenizer, prompt_ids).encode()).hexdigest(),
         solution=strip_thinking(solution.text) if solution else None,
         from_rollout=computed or (solution is not None and solution.from_rollout),
+        from_sibling=solution is not None and solution.from_sibling,
         weight=config.conditioned_weight * max(weights),
         source=Source(
             (*(solution.source.answers if solution else ()), *said.answers),
@@ -328,21 +332,21 @@ def _choose_solution(
             weight = config.weight_of(correction.expert, 1.0)
             if correction.task_id == lesson.task_id and correction.group_id < lesson.group_id and weight > 0:
                 source = Source((correction.answer_id,), (f"{correction.expert}: an earlier correction",))
-                return _Shown(correction.solution, weight, False, source)
+                return _Shown(correction.solution, weight, source)
     for answer, weight in _speaking(lesson, config):
         if answer.solution and not answer.corrected:
             if not answer.from_reference:
-                return _Shown(answer.solution, weight, True, _source(answer))
+                return _Shown(answer.solution, weight, _source(answer), from_rollout=True)
             if config.solutions != "siblings":
-                return _Shown(answer.solution, weight, False, _source(answer))
+                return _Shown(answer.solution, weight, _source(answer))
     if lesson.late or config.solutions == "reference":
         return None
     return _choose_sibling(lesson, siblings, config)
 
 
 def _choose_sibling(lesson: LessonFacts, siblings: Sequence[LessonFacts], config: TrainerConfig) -> _Shown | None:
-    halved = lesson.group_size >= SMALLEST_HALVED_GROUP
-    if not halved and config.baseline == "leave_one_out":
+    halved = config.baseline == "leave_one_out"
+    if halved and lesson.group_size < SMALLEST_HALVED_GROUP:
         return None
     for sibling in siblings:
         other_half = (sibling.index_in_group - lesson.index_in_group) % 2 == 1
@@ -353,14 +357,16 @@ def _choose_sibling(lesson: LessonFacts, siblings: Sequence[LessonFacts], config
                 continue
             source = _source(*verdicts)
             names = (f"sibling {sibling.rollout_id}", *source.names)
-            return _Shown(sibling.text, 1.0, False, Source(source.answers, names))
+            return _Shown(sibling.text, 1.0, Source(source.answers, names), from_sibling=True)
     return None
 
 
 def _halve(rows: Sequence[Row], lessons: Sequence[LessonFacts], config: TrainerConfig) -> list[Row]:
-    """Rows of groups in which a sibling's solution is shown, numbered by their halves."""
+    """Rows of groups in which a sibling's answer is shown, numbered by their halves where the baseline needs it."""
+    if config.baseline != "leave_one_out":
+        return list(rows)
     index = {lesson.lesson_id: lesson.index_in_group for lesson in lessons}
-    shown = {row.siblings for row in rows if row.context and row.context.source.names[0].startswith("sibling ")}
+    shown = {row.siblings for row in rows if row.context is not None and row.context.from_sibling}
     return [replace(row, half=index[row.lesson_id] % 2) if row.siblings in shown else row for row in rows]
 
 

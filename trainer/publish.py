@@ -63,7 +63,8 @@ class Publisher:
     def settle(self, state: TrainerState, *, resting: bool = False) -> str | None:
         """Gate what is left over, publish what is due, and make the server serve what the rows say.
 
-        resting: no update will follow for now, so whatever was trained is due. Returns the name of a version that began to serve.
+        resting: no update will follow for now, so whatever was trained is due.
+        Returns the name of a version that began to serve.
         """
         try:
             served = self._gate_candidates(state)

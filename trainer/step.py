@@ -167,7 +167,7 @@ def _go_back(
     for loss in _losses(state, teacher, micro, counts, config, settings, account):
         if not loss.isfinite():
             raise ValueError("the loss is NaN or infinite")
-        account.add("loss", float(loss))
+        account.add("loss", float(loss.detach()))
         torch.autograd.backward(loss)
     return account
 
@@ -269,7 +269,7 @@ def _imitate(
         one = sft_loss(logits[at], ids[at], learn[at], temperature, num_tokens)
         part = share * imitation.weight * num_tokens / counts.imitated
         total = total + part * one.loss
-        cost = float(one.loss)
+        cost = float(one.loss.detach())
         account.add("imitation", part * cost)
         account.terms.setdefault(row.lesson_id, []).append(
             record_term(TermKind.IMITATION, imitation.source, imitation.weight, part * cost, cost, num_tokens)

@@ -1,0 +1,310 @@
+"""What the teacher is shown, which rollouts are siblings, and how answers become terms."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from uuid import UUID
+
+import pytest
+
+from services.contracts.answers import Continuation, Feedback, SamplesDistribution, TopKDistribution
+from services.contracts.ids import new_id
+from services.contracts.rollouts import Sampling
+from services.contracts.templates import Template
+from services.policy.modeling import LoadedPolicy, decode_ids, encode_text
+from services.store.lessons import EarlierCorrection, LessonFacts
+from tests.trainer.world import ANSWERS, answer, facts, reference
+from trainer.batch import Batch, Row, Vocabulary, build_batch, hash_batch, solution_target
+from trainer.config import TrainerConfig
+
+CONFIG = TrainerConfig(template=Template.TURNS, solutions="both", baseline="leave_one_out")
+
+
+def build(
+    policy: LoadedPolicy,
+    lessons: list[LessonFacts],
+    corrections: list[EarlierCorrection] | None = None,
+    config: TrainerConfig = CONFIG,
+) -> Batch:
+    vocabulary = Vocabulary(policy.vocab_size, policy.eos_token_ids, 512)
+    return build_batch(lessons, corrections or [], policy.tokenizer, vocabulary, config, newest_version=3)
+
+
+def only(policy: LoadedPolicy, lesson: LessonFacts, config: TrainerConfig = CONFIG) -> Row:
+    [row] = build(policy, [lesson], config=config).rows
+    return row
+
+
+def shown_to(policy: LoadedPolicy, row: Row) -> str:
+    assert row.context is not None
+    return decode_ids(policy.tokenizer, row.context.prompt_ids)
+
+
+def correction(text: str, group: int, task: int = 1) -> EarlierCorrection:
+    return EarlierCorrection(new_id(), "human", UUID(int=task), UUID(int=group), text, datetime.now(UTC))
+
+
+def siblings(policy: LoadedPolicy, solved: set[int], size: int = 8) -> list[LessonFacts]:
+    """A group in which some answers passed."""
+    return [
+        facts(
+            policy,
+            ANSWERS[index],
+            index=index,
+            group_size=size,
+            score=1.0 if index in solved else 0.0,
+            answers=(answer(score=1.0 if index in solved else 0.0),),
+        )
+        for index in range(size)
+    ]
+
+
+def test_the_teacher_is_shown_the_reference_as_a_turn_and_the_question_again(policy: LoadedPolicy) -> None:
+    row = only(policy, facts(policy, answers=(reference("It is 4."),)))
+    assert shown_to(policy, row) == (
+        "<|im_start|>user\nWhat is 2+2?<|im_end|>\n<|im_start|>assistant\nIt is 4.<|im_end|>\n"
+        "<|im_start|>user\nWhat is 2+2?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert row.context is not None
+    assert not row.context.from_rollout
+    assert row.covered
+
+
+def test_the_rollouts_own_ids_are_kept_and_never_tokenised_again(policy: LoadedPolicy) -> None:
+    odd = (encode_text(policy.tokenizer, "é")[0], 5, 2)  # half a character, then an end token inside
+    row = only(policy, facts(policy, token_ids=odd, action_mask=(True,) * 3, sampler_logprobs=(-1.0,) * 3))
+    assert row.token_ids == odd
+
+
+def test_an_earlier_correction_is_preferred_to_the_reference(policy: LoadedPolicy) -> None:
+    [row] = build(policy, [facts(policy, answers=(reference(),))], [correction("Four!", group=6)]).rows
+    assert row.context is not None
+    assert row.context.solution == "Four!"
+
+
+@pytest.mark.parametrize(("group", "task"), [(7, 1), (8, 1), (6, 2)])
+def test_a_correction_of_this_group_of_a_later_one_or_of_another_task_is_never_shown(
+    policy: LoadedPolicy, group: int, task: int
+) -> None:
+    [row] = build(policy, [facts(policy)], [correction("Four!", group, task)]).rows
+    assert row.context is None
+
+
+def test_of_several_earlier_corrections_the_newest_is_shown(policy: LoadedPolicy) -> None:
+    [row] = build(policy, [facts(policy)], [correction("old", 5), correction("new", 6)]).rows
+    assert row.context is not None
+    assert row.context.solution == "new"
+
+
+def test_a_sibling_is_shown_only_to_the_other_half_and_the_halves_keep_their_own_baselines(
+    policy: LoadedPolicy,
+) -> None:
+    batch = build(policy, siblings(policy, solved={2, 5}))
+    shown = [row.context.solution if row.context else None for row in batch.rows]
+    assert shown == [ANSWERS[5 if index % 2 == 0 else 2] for index in range(8)]
+    assert [row.half for row in batch.rows] == [0, 1] * 4
+    assert len({row.siblings for row in batch.rows}) == 1
+
+
+def test_without_a_success_in_the_other_half_a_rollout_has_no_teacher(policy: LoadedPolicy) -> None:
+    batch = build(policy, siblings(policy, solved={2}))
+    assert [row.context is not None for row in batch.rows] == [False, True] * 4
+
+
+def test_a_group_of_fewer_than_eight_is_shown_no_siblings(policy: LoadedPolicy) -> None:
+    assert all(row.context is None for row in build(policy, siblings(policy, {0, 1, 2}, size=6)).rows)
+
+
+def test_with_a_running_baseline_small_groups_may_show_any_sibling_but_never_the_rollout_itself(
+    policy: LoadedPolicy,
+) -> None:
+    config = CONFIG.model_copy(update={"baseline": "running_mean"})
+    batch = build(policy, siblings(policy, {3}, size=6), config=config)
+    assert [row.context is not None for row in batch.rows] == [True, True, True, False, True, True]
+    assert {row.half for row in batch.rows} == {0}
+
+
+def test_contexts_that_are_fixed_given_the_prompt_leave_the_group_whole(policy: LoadedPolicy) -> None:
+    lessons = [facts(policy, text, index=index, answers=(reference(),)) for index, text in enumerate(ANSWERS)]
+    assert {row.half for row in build(policy, lessons).rows} == {0}
+
+
+def test_solutions_of_siblings_only_when_asked_for(policy: LoadedPolicy) -> None:
+    reference_only = CONFIG.model_copy(update={"solutions": "reference"})
+    assert all(row.context is None for row in build(policy, siblings(policy, {2, 5}), config=reference_only).rows)
+    siblings_only = CONFIG.model_copy(update={"solutions": "siblings"})
+    lessons = [replace(fact, answers=(*fact.answers, reference())) for fact in siblings(policy, {2, 5})]
+    shown = {row.context.solution for row in build(policy, lessons, config=siblings_only).rows if row.context}
+    assert shown == {ANSWERS[2], ANSWERS[5]}
+
+
+def test_feedback_alone_is_shown_inside_the_question_and_its_credit_is_a_heuristic(policy: LoadedPolicy) -> None:
+    row = only(policy, facts(policy, answers=(answer(feedback=Feedback(text="five is wrong")),)))
+    assert "five is wrong" in shown_to(policy, row)
+    assert row.context is not None
+    assert row.context.from_rollout
+    assert row.context.solution is None
+
+
+def test_the_turns_template_leaves_feedback_out_so_that_a_group_shares_one_context(policy: LoadedPolicy) -> None:
+    said = answer(feedback=Feedback(text="five is wrong"))
+    assert "five is wrong" not in shown_to(policy, only(policy, facts(policy, answers=(reference(), said))))
+    reprompt = CONFIG.model_copy(update={"template": Template.REPROMPT})
+    assert "five is wrong" in shown_to(policy, only(policy, facts(policy, answers=(reference(), said)), reprompt))
+
+
+def test_an_expert_that_is_not_active_trains_nothing_whatever_the_settings_say(policy: LoadedPolicy) -> None:
+    config = CONFIG.model_copy(update={"expert_weights": {"reference": 5.0}})
+    row = only(policy, facts(policy, answers=(replace(reference(), weight=0.0),)), config)
+    assert not row.usable
+
+
+def test_a_score_alone_trains_nothing(policy: LoadedPolicy) -> None:
+    assert not only(policy, facts(policy, answers=(answer(score=1.0),))).usable
+
+
+def test_a_correction_of_this_rollout_gives_a_label_and_a_rest_and_is_not_shown_to_its_teacher(
+    policy: LoadedPolicy,
+) -> None:
+    said = answer(expert="human", solution="2+2=4!", corrected=True)
+    row = only(policy, facts(policy, "2+2=5!", answers=(said,), late=True))
+    assert row.context is None
+    [label], [imitation] = row.labels, row.imitations
+    assert (label.step, label.token_id) == (4, encode_text(policy.tokenizer, "4")[0])
+    assert imitation.start == 5
+    assert decode_ids(policy.tokenizer, imitation.token_ids[imitation.start :]) == "!"
+    assert label.source.answers == imitation.source.answers == (said.id,)
+
+
+def test_a_label_is_never_put_on_a_token_the_policy_did_not_choose(policy: LoadedPolicy) -> None:
+    said = answer(expert="human", solution="2+2=4!", corrected=True)
+    mask = (True,) * 4 + (False, True)
+    row = only(policy, facts(policy, "2+2=5!", answers=(said,), action_mask=mask))
+    assert not row.labels
+    assert row.imitations[0].start == 4
+
+
+def test_a_late_lesson_has_only_the_terms_of_its_own_answer_and_no_siblings(policy: LoadedPolicy) -> None:
+    group = siblings(policy, {2, 5})
+    late = replace(
+        facts(policy, "no", index=5, answers=(answer(feedback=Feedback(text="wrong")),)), late=True, ordinal=1
+    )
+    row = build(policy, [*group, late], [correction("Four!", 6)]).rows[-1]
+    assert row.context is not None
+    assert row.context.solution is None
+    assert row.siblings == str(late.lesson_id)
+
+
+def top_k(length: int, policy: LoadedPolicy) -> TopKDistribution:
+    return TopKDistribution(
+        tokenizer_hash=policy.tokenizer_hash,
+        token_ids=[[4, 5]] * length,
+        logprobs=[[-0.6931472, -1.3862944]] * length,
+        tail_mass=[0.25] * length,
+    )
+
+
+def test_a_top_k_over_the_rollout_is_a_whole_coverage_term(policy: LoadedPolicy) -> None:
+    row = only(policy, facts(policy, "four", answers=(answer(expert="teacher", distribution=top_k(4, policy)),)))
+    assert row.covered
+    assert row.top_k[0].expert == "teacher"
+
+
+def test_a_top_k_over_another_length_makes_the_lesson_invalid_and_spares_its_siblings(policy: LoadedPolicy) -> None:
+    bad = facts(policy, "four", answers=(answer(distribution=top_k(3, policy)),))
+    good = facts(policy, "five", index=1, answers=(reference(),))
+    batch = build(policy, [bad, good])
+    assert [row.lesson_id for row in batch.rows] == [good.lesson_id]
+    assert "3 rows" in batch.invalid[bad.lesson_id]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"token_ids": (4, 100_000)}, "outside the vocabulary"),
+        ({"token_ids": (4,) * 600, "action_mask": (True,) * 600}, "the model reads 512"),
+        ({"action_mask": (False, False)}, "no token of the rollout is an action"),
+        ({"token_ids": ()}, "no tokens"),
+    ],
+)
+def test_a_lesson_that_means_nothing_is_invalid_with_the_reason(
+    policy: LoadedPolicy, changes: dict[str, object], reason: str
+) -> None:
+    lesson = replace(facts(policy), **({"token_ids": (4, 5), "action_mask": (True, True)} | changes))  # type: ignore[arg-type]
+    batch = build(policy, [lesson])
+    assert not batch.rows
+    assert reason in batch.invalid[lesson.lesson_id]
+
+
+def test_top_p_text_and_unknown_samplers_get_no_credit_for_later_costs(policy: LoadedPolicy) -> None:
+    assert only(policy, facts(policy)).credited
+    assert not only(policy, facts(policy, sampling=Sampling(top_p=0.9))).credited
+    assert not only(policy, facts(policy, sampling=None)).credited
+    assert not only(policy, facts(policy, sampler_logprobs=None)).credited
+    assert not only(policy, facts(policy, tokenized_at_ingest=True)).credited
+
+
+def samples(policy: LoadedPolicy, text: str, **changes: object) -> Row:
+    base: dict[str, object] = {"tokenizer_hash": policy.tokenizer_hash}
+    distribution = SamplesDistribution.model_validate(base | changes)
+    return only(policy, facts(policy, text, answers=(answer(distribution=distribution),)))
+
+
+def test_a_continuation_counts_at_its_prefix_and_on_while_it_agrees_with_the_rollout(policy: LoadedPolicy) -> None:
+    ids = encode_text(policy.tokenizer, "four")
+    other = encode_text(policy.tokenizer, "x")[0]
+    row = samples(
+        policy,
+        "four",
+        prefixes=[1],
+        continuations=[[Continuation(token_ids=[ids[1], other, ids[3]]), Continuation(token_ids=[other])]],
+    )
+    assert row.samples[0].tokens == {1: (ids[1], other), 2: (other,)}
+    assert not row.samples[0].whole
+    assert not row.covered
+
+
+def test_drawn_prefixes_keep_their_probabilities_and_later_agreeing_tokens_do_not_count(policy: LoadedPolicy) -> None:
+    ids = encode_text(policy.tokenizer, "four")
+    row = samples(policy, "four", prefixes=[1], continuations=[[Continuation(token_ids=ids[1:])]], probabilities=[0.25])
+    assert row.samples[0].tokens == {1: (ids[1],)}
+    assert row.samples[0].probabilities == {1: 0.25}
+    assert row.covered
+
+
+def test_samples_at_every_action_token_cover_the_whole_rollout(policy: LoadedPolicy) -> None:
+    ids = encode_text(policy.tokenizer, "four")
+    row = samples(policy, "four", prefixes=[0], continuations=[[Continuation(token_ids=ids)]])
+    assert row.samples[0].whole
+
+
+def test_text_counts_only_where_tokenising_it_keeps_the_prefix(policy: LoadedPolicy) -> None:
+    row = samples(policy, "four", prefixes=[2], continuations=[[Continuation(text="xy")]])
+    assert row.samples[0].tokens == {2: (encode_text(policy.tokenizer, "x")[0],)}
+    half = facts(policy, "é!", answers=())
+    broken = SamplesDistribution(prefixes=[1], continuations=[[Continuation(text="x")]])
+    assert not only(policy, replace(half, answers=(answer(distribution=broken),))).samples
+
+
+def test_a_context_too_long_for_the_model_is_left_out(policy: LoadedPolicy) -> None:
+    assert not only(policy, facts(policy, answers=(reference("4" * 600),))).usable
+
+
+def test_sft_learns_the_very_solution_the_teacher_is_shown_to_its_end(policy: LoadedPolicy) -> None:
+    row = only(policy, facts(policy, answers=(reference("It is 4."),)))
+    target = solution_target(row, policy.tokenizer, Vocabulary(policy.vocab_size, policy.eos_token_ids, 512))
+    assert target is not None
+    assert decode_ids(policy.tokenizer, target.token_ids) == "It is 4.<|im_end|>"
+    assert target.source.answers == row.context.source.answers  # type: ignore[union-attr]
+
+
+def test_the_batch_hash_names_lessons_answers_and_corrections(policy: LoadedPolicy) -> None:
+    lesson, shown = facts(policy, answers=(reference(),)), correction("Four!", 6)
+    known = hash_batch([lesson], [shown])
+    assert known == hash_batch([lesson], [shown])
+    assert known != hash_batch([lesson], [])
+    assert known != hash_batch([replace(lesson, answers=())], [shown])
+
+
+def test_staleness_is_counted_in_policy_versions(policy: LoadedPolicy) -> None:
+    assert only(policy, facts(policy, policy_number=1)).staleness == 2
+    assert only(policy, facts(policy, policy_number=None)).staleness is None

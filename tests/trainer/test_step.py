@@ -1,0 +1,252 @@
+"""One update on the tiny model: what it moves, what it leaves alone, and that it adds up however it is cut."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from services.contracts.updates import TermKind
+from services.policy.artifacts import ArtifactStore
+from services.policy.modeling import LoadedPolicy, load_policy
+from services.settings import Settings
+from services.store.lessons import LessonFacts
+from tests.trainer.test_batch import samples, siblings, top_k
+from tests.trainer.world import ANSWERS, answer, facts, reference
+from trainer.batch import Batch, Row, build_batch
+from trainer.config import TrainerConfig
+from trainer.ranks import Ranks
+from trainer.state import CheckpointDiffers, TrainerState, begin, prune, restore, save
+from trainer.step import StepResult, Stopped, make_update, split_rows
+from trainer.teacher import copy_weights, make_teacher, score_under_contexts, trainable, with_weights
+
+ALONE = Ranks(0, 1)
+CONFIG = TrainerConfig(lora_r=4, lam=0.5, learning_rate=1e-2, warmup_updates=0)
+SETTINGS = Settings(max_new_tokens=64, teacher_temperature=0.5)
+
+
+def fresh(folder: Path, config: TrainerConfig = CONFIG) -> TrainerState:
+    return begin(load_policy(folder), config)
+
+
+def group(policy: LoadedPolicy) -> list[LessonFacts]:
+    return [
+        facts(policy, text, index=index, answers=(reference("It is 4."),), score=float(index == 6))
+        for index, text in enumerate(ANSWERS)
+    ]
+
+
+def batch_of(state: TrainerState, lessons: Sequence[LessonFacts], config: TrainerConfig = CONFIG) -> Batch:
+    return build_batch(lessons, [], state.tokenizer, state.vocabulary, config, newest_version=0)
+
+
+def train(state: TrainerState, batch: Batch, config: TrainerConfig = CONFIG) -> StepResult:
+    return make_update(state, batch, config, SETTINGS, ALONE, lambda: False)
+
+
+def terms_of(result: StepResult) -> list[TermKind]:
+    return [term.kind for one in result.contributions for term in one.terms]
+
+
+def test_updates_bring_the_student_nearer_to_its_teacher(model_folder: Path, policy: LoadedPolicy) -> None:
+    state = fresh(model_folder)
+    batch = batch_of(state, group(policy))
+    costs = [float(str(train(state, batch).metrics["kl"])) for _ in range(6)]
+    assert costs[-1] < 0.7 * costs[0]
+    assert state.number == 6
+
+
+def test_a_fresh_adapter_changes_nothing_so_the_first_ratios_are_one(model_folder: Path, policy: LoadedPolicy) -> None:
+    state = fresh(model_folder)
+    with torch.no_grad(), state.model.disable_adapter():
+        assert all(float(p.abs().sum()) == 0 for n, p in trainable(state.model).items() if "lora_B" in n)
+
+
+def test_the_loss_is_the_same_however_the_update_is_cut_into_micro_batches(
+    model_folder: Path, policy: LoadedPolicy
+) -> None:
+    ended = []
+    for max_rows in (1, 8, 64):
+        config = CONFIG.model_copy(update={"micro_batch_rows": max_rows})
+        state = fresh(model_folder)
+        result = train(state, batch_of(state, siblings(policy, {2, 5})), config)
+        ended.append((result.metrics["loss"], copy_weights(state.model)))
+    for loss, weights in ended[1:]:
+        assert loss == pytest.approx(ended[0][0], abs=1e-5)
+        for name, tensor in weights.items():
+            assert torch.allclose(tensor, ended[0][1][name], atol=1e-5)
+
+
+def test_siblings_that_share_a_baseline_are_never_parted(model_folder: Path, policy: LoadedPolicy) -> None:
+    state = fresh(model_folder)
+    whole = split_rows(batch_of(state, group(policy)).rows, max_rows=2)
+    halved = split_rows(batch_of(state, siblings(policy, {2, 5})).rows, max_rows=4)
+    assert [len(rows) for rows in whole] == [8]
+    assert [{row.half for row in rows} for rows in halved] == [{0}, {1}]
+
+
+def test_a_row_with_a_nan_is_invalid_and_the_others_train_as_if_it_were_not_there(
+    model_folder: Path, policy: LoadedPolicy
+) -> None:
+    lessons = group(policy)
+    bad = replace(lessons[3], sampler_logprobs=(math.nan,) * len(lessons[3].token_ids))
+    with_bad, without = fresh(model_folder), fresh(model_folder)
+    result = train(with_bad, batch_of(with_bad, [*lessons[:3], bad, *lessons[4:]]))
+    train(without, batch_of(without, [*lessons[:3], *lessons[4:]]))
+    invalid = {one.lesson_id: one.invalid for one in result.contributions if one.invalid}
+    assert list(invalid) == [bad.lesson_id]
+    assert "NaN" in str(invalid[bad.lesson_id])
+    assert result.metrics["num_rows_invalid"] == 1
+    expected = copy_weights(without.model)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in copy_weights(with_bad.model).items())
+
+
+def test_an_update_without_usable_feedback_moves_nothing_and_counts_its_rows(
+    model_folder: Path, policy: LoadedPolicy
+) -> None:
+    state = fresh(model_folder)
+    before = copy_weights(state.model)
+    result = train(state, batch_of(state, [facts(policy, answers=(answer(score=1.0),))]))
+    assert not result.trained
+    assert result.metrics["num_rows_unused"] == 1
+    assert [one.invalid for one in result.contributions] == [None]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in copy_weights(state.model).items())
+
+
+def test_an_update_that_is_stopped_leaves_the_weights_alone(model_folder: Path, policy: LoadedPolicy) -> None:
+    state = fresh(model_folder)
+    before = copy_weights(state.model)
+    with pytest.raises(Stopped):
+        make_update(state, batch_of(state, group(policy)), CONFIG, SETTINGS, ALONE, lambda: True)
+    assert state.number == 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in copy_weights(state.model).items())
+
+
+def test_every_kind_of_term_is_in_the_ledger_with_its_answers_and_shares_that_sum_to_one(
+    model_folder: Path, policy: LoadedPolicy
+) -> None:
+    state = fresh(model_folder)
+    whole = facts(policy, "four", answers=(reference(), answer(expert="teacher", distribution=top_k(4, policy))))
+    corrected = replace(
+        facts(policy, "2+2=5!", index=1, answers=(answer(expert="human", solution="2+2=4!", corrected=True),)),
+        late=True,
+    )
+    batch = batch_of(state, [whole, corrected])
+    sampled: Row = samples(policy, "five", prefixes=[1], continuations=[[{"token_ids": [9]}]])
+    result = train(state, Batch((*batch.rows, sampled), {}))
+    assert set(terms_of(result)) == set(TermKind)
+    terms = [term for one in result.contributions for term in one.terms]
+    assert sum(term.share for term in terms) == pytest.approx(1)
+    assert all(term.answers and term.cost is not None and term.cost > 0 for term in terms)
+    [conditioned] = [term for term in terms if term.kind is TermKind.CONDITIONED]
+    assert conditioned.teacher_sha256 == state.base_sha256
+    assert conditioned.context_sha256 is not None
+
+
+def test_a_label_raises_the_persons_token_at_its_place(model_folder: Path, policy: LoadedPolicy) -> None:
+    state = fresh(model_folder)
+    said = answer(expert="human", solution="2+2=4!", corrected=True)
+    lesson = facts(policy, "2+2=5!", answers=(said,), late=True)
+    batch = batch_of(state, [lesson])
+    costs = []
+    for _ in range(5):
+        [label] = [t for one in train(state, batch).contributions for t in one.terms if t.kind is TermKind.LABEL]
+        costs.append(label.cost)
+    assert all(cost is not None for cost in costs)
+    assert costs[-1] < costs[0]  # type: ignore[operator]
+
+
+def test_without_lambda_there_is_no_future_term(model_folder: Path, policy: LoadedPolicy) -> None:
+    config = CONFIG.model_copy(update={"lam": 0.0})
+    state, credited = fresh(model_folder), fresh(model_folder)
+    result = train(state, batch_of(state, group(policy)), config)
+    with_future = train(credited, batch_of(credited, group(policy)))
+    assert result.metrics["future_share"] == 0
+    assert with_future.metrics["future_share"] == 1
+    assert all(one.future_nonzero for one in with_future.contributions)
+
+
+def test_sft_makes_the_shown_solution_likelier(model_folder: Path, policy: LoadedPolicy) -> None:
+    config = CONFIG.model_copy(update={"objective": "sft"})
+    state = fresh(model_folder, config)
+    batch = batch_of(state, group(policy))
+    losses = [float(str(train(state, batch, config).metrics["imitation"])) for _ in range(5)]
+    assert losses[-1] < losses[0]
+
+
+def test_a_frozen_teacher_never_moves_and_a_moving_average_does(model_folder: Path, policy: LoadedPolicy) -> None:
+    frozen, moving = fresh(model_folder), fresh(model_folder, CONFIG.model_copy(update={"teacher_ema": 0.5}))
+    assert frozen.average is None
+    train(frozen, batch_of(frozen, group(policy)))
+    assert make_teacher(frozen.average, frozen.base_sha256).sha256 == frozen.base_sha256
+    before = copy_weights(moving.model)
+    config = CONFIG.model_copy(update={"teacher_ema": 0.5})
+    train(moving, batch_of(moving, group(policy)), config)
+    after = copy_weights(moving.model)
+    assert moving.average is not None
+    for name, tensor in moving.average.items():
+        assert torch.allclose(tensor, (before[name] + after[name]) / 2)
+
+
+def test_the_teacher_scores_as_the_base_would_under_its_context(model_folder: Path, policy: LoadedPolicy) -> None:
+    state = fresh(model_folder)
+    for _ in range(2):
+        train(state, batch_of(state, group(policy)))
+    [row] = batch_of(state, [facts(policy, "four", answers=(reference(),))]).rows
+    assert row.context is not None
+    ids = torch.tensor([row.token_ids])
+    teacher = make_teacher(state.average, state.base_sha256)
+    exists = torch.ones_like(ids, dtype=torch.bool)
+    found = score_under_contexts(state.model, teacher, [row.context], ids, exists, temperature=0.5)
+    with torch.no_grad():
+        plain = policy.model(torch.tensor([[*row.context.prompt_ids, *row.token_ids]])).logits
+    start = len(row.context.prompt_ids) - 1
+    expected = (plain[0, start : start + len(row.token_ids)] / 0.5).log_softmax(-1)
+    assert torch.allclose(found[0], expected, atol=1e-4)
+
+
+def test_other_weights_are_put_back_even_after_an_error(model_folder: Path) -> None:
+    state = fresh(model_folder)
+    own = copy_weights(state.model)
+    others = {name: torch.ones_like(tensor) for name, tensor in own.items()}
+    with pytest.raises(RuntimeError), with_weights(state.model, others):
+        raise RuntimeError
+    assert all(torch.equal(tensor, own[name]) for name, tensor in copy_weights(state.model).items())
+
+
+def test_a_restored_checkpoint_continues_bit_for_bit(model_folder: Path, policy: LoadedPolicy, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"teacher_ema": 0.1})
+    store = ArtifactStore(tmp_path)
+    whole, resumed = fresh(model_folder, config), fresh(model_folder, config)
+    batch = batch_of(whole, group(policy))
+    train(whole, batch, config)
+    middle = save(whole, store)
+    train(whole, batch, config)
+    restore(resumed, store, middle, config)
+    assert save(resumed, store) == middle
+    train(resumed, batch, config)
+    assert save(resumed, store) == save(whole, store)
+
+
+def test_a_checkpoint_of_another_shape_or_teacher_is_refused(model_folder: Path, tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    address = save(fresh(model_folder), store)
+    wider = CONFIG.model_copy(update={"lora_r": 8})
+    with pytest.raises(CheckpointDiffers):
+        restore(fresh(model_folder, wider), store, address, wider)
+    moving = CONFIG.model_copy(update={"teacher_ema": 0.1})
+    with pytest.raises(CheckpointDiffers):
+        restore(fresh(model_folder, moving), store, address, moving)
+
+
+def test_only_the_named_checkpoints_are_kept(model_folder: Path, policy: LoadedPolicy, tmp_path: Path) -> None:
+    store, state = ArtifactStore(tmp_path), fresh(model_folder)
+    first = save(state, store)
+    train(state, batch_of(state, group(policy)))
+    second = save(state, store)
+    (tmp_path / ".saving-crashed").mkdir()
+    prune(store, [second])
+    assert [entry.name for entry in tmp_path.iterdir()] == [second]
+    assert not store.contains(first)
