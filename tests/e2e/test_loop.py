@@ -1,0 +1,257 @@
+"""The whole loop as a user starts it: real processes, HTTP, Celery, sandbox and trainer, with a tiny random policy."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+import psutil
+import pytest
+
+from services.cli.client import ApiClient, ApiProblem
+from services.contracts.corrections import CorrectionItem, CorrectionOutcome, CorrectionSubmit
+from services.contracts.evaluations import Evaluation, EvaluationCreate, EvaluationDetail, EvaluationStatus
+from services.contracts.policies import PolicyVersion
+from services.contracts.status import LoopState, LoopSwitch, Status
+from services.contracts.updates import TermKind, UpdateDetail
+from services.local.layout import Layout
+from services.local.stack import read_credentials
+from services.local.supervisor import RunState, read_running
+from services.policy.modeling import make_tiny_policy
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+SETTINGS = {
+    "PRECEPTOR_GROUP_SIZE": "4",
+    "PRECEPTOR_MAX_NEW_TOKENS": "12",
+    "PRECEPTOR_MAX_BACKLOG_LESSONS": "24",
+    "PRECEPTOR_MAX_STALENESS": "100",
+    "PRECEPTOR_TRAINER_PUBLISH_EVERY": "1",
+    "PRECEPTOR_TRAINER_LORA_R": "4",
+    "PRECEPTOR_TRAINER_PATIENCE_SECONDS": "3",
+    "PRECEPTOR_TRAINER_GATE_LENGTH_RATIO": "1000",  # a random policy's lengths say nothing
+    "PRECEPTOR_TRAINER_GATE_MAX_KL_BASE": "1000",
+    "PRECEPTOR_TRAINER_GATE_MAX_KL_PREVIOUS": "1000",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+def tasks() -> list[dict[str, object]]:
+    """Sums with a reference, functions with tests, and some held out."""
+    rows: list[dict[str, object]] = []
+    for i in range(8):
+        rows.append(
+            {
+                "key": f"sum-{i}",
+                "domain": "math",
+                "family": "sums",
+                "messages": [{"role": "user", "content": f"{i} + {i}?"}],
+                "metadata": {"answer": str(2 * i), "reference": str(2 * i)},
+            }
+        )
+        rows.append(
+            {
+                "key": f"add-{i}",
+                "domain": "code/python",
+                "family": "adders",
+                "messages": [{"role": "user", "content": f"def add(x) adds {i}"}],
+                "metadata": {
+                    "tests": {"entry_point": "add", "cases": [{"args": [1], "expected": 1 + i}]},
+                    "reference": f"```python\ndef add(x):\n    return x + {i}\n```",
+                },
+            }
+        )
+    for i in range(4):
+        rows.append(
+            {
+                "key": f"held-{i}",
+                "domain": "math",
+                "family": f"held-{i}",
+                "split": "heldout",
+                "messages": [{"role": "user", "content": f"{i} - {i}?"}],
+                "metadata": {"answer": "0"},
+            }
+        )
+    return rows
+
+
+@dataclass
+class Running:
+    """A stack that a command started."""
+
+    home: Path
+    api: ApiClient
+    process: subprocess.Popen[bytes]
+
+    def cli(self, *arguments: str) -> str:
+        """What the command prints."""
+        return preceptor(self.home, *arguments)
+
+    def status(self) -> Status:
+        """The loop's state."""
+        return self.api.get("/v1/status", Status)
+
+
+def preceptor(home: Path, *arguments: str) -> str:
+    """Run one command of the command line."""
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("preceptor")), *arguments, "--home", str(home)],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return done.stdout
+
+
+def wait_for(what: str, condition: Callable[[], bool], seconds: float = 240) -> None:
+    """Return when the condition holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"still waiting for {what} after {seconds} s"
+        time.sleep(0.5)
+
+
+@pytest.fixture(scope="module")
+def home(server_folder: Path) -> Path:
+    """A data folder."""
+    return server_folder / "loop"
+
+
+@pytest.fixture(scope="module")
+def start(home: Path, server_folder: Path) -> Iterator[Callable[[], Running]]:
+    """A function that runs `preceptor up --paused` on the data folder and returns when its api answers."""
+    model = make_tiny_policy(server_folder / "tiny")
+    started: list[subprocess.Popen[bytes]] = []
+
+    def up() -> Running:
+        log = (server_folder / "up.log").open("ab")
+        command = [str(Path(sys.executable).with_name("preceptor")), "up", "--paused"]
+        command += ["--home", str(home), "--model", str(model), "--threads", "1"]
+        own = {k: v for k, v in os.environ.items() if not k.startswith("PRECEPTOR_") and not k.endswith("_URL")}
+        process = subprocess.Popen(command, stdout=log, stderr=log, env={**own, **SETTINGS})
+        started.append(process)
+        layout = Layout(home)
+
+        def is_up() -> bool:
+            assert process.poll() is None, (server_folder / "up.log").read_text()
+            return "the loop runs" in (server_folder / "up.log").read_text()[mark:]
+
+        mark = (server_folder / "up.log").stat().st_size
+        wait_for("the stack", is_up)
+        credentials = read_credentials(layout)
+        assert credentials is not None
+        return Running(home, ApiClient(credentials.api_url, credentials.api_key), process)
+
+    yield up
+    for process in started:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(120)
+
+
+def state_of(home: Path) -> RunState:
+    """What runs on the data folder."""
+    state = read_running(Layout(home))
+    assert state is not None
+    return state
+
+
+def test_the_loop_turns_feedback_into_policy_versions_and_survives_a_restart(
+    start: Callable[[], Running], home: Path, tmp_path: Path
+) -> None:
+    stack = start()
+    file = tmp_path / "tasks.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in tasks()))
+    assert json.loads(stack.cli("tasks", "import", str(file), "--json")) == {"num_created": 20, "num_existing": 0}
+    assert json.loads(stack.cli("tasks", "import", str(file), "--json")) == {"num_created": 0, "num_existing": 20}
+
+    # An evaluation is judged by the verifiers, and trains nothing.
+    wanted = EvaluationCreate.model_validate({"split": "heldout", "num_samples": 2})
+    evaluation = stack.api.post("/v1/evaluations", wanted, Evaluation)
+
+    def evaluated() -> bool:
+        found = stack.api.get(f"/v1/evaluations/{evaluation.id}", EvaluationDetail)
+        return found.status is EvaluationStatus.DONE
+
+    wait_for("the evaluation", evaluated)
+    results = stack.api.get(f"/v1/evaluations/{evaluation.id}", EvaluationDetail).results
+    assert {task.key: task.num_judged for task in results} == {f"held-{i}": 2 for i in range(4)}
+    assert stack.status().lessons == {}
+
+    # The loop: draw, ask, learn, publish.
+    stack.api.post("/v1/loop", LoopSwitch(sampling=True, training=True, max_updates=3), LoopState)
+    correction = correct_one(stack.api)
+    wait_for("three updates", lambda: stack.status().num_updates >= 3)
+    wait_for("a version of the last update", lambda: served_update(stack.api) == 3)
+    details = [stack.api.get(f"/v1/updates/{number}", UpdateDetail) for number in (1, 2, 3)]
+    kinds = {term.kind for update in details for lesson in update.lessons for term in lesson.terms}
+    assert TermKind.CONDITIONED in kinds
+    assert any(lesson.future_nonzero for update in details for lesson in update.lessons)
+    used = [lesson.lesson_id for update in details for lesson in update.lessons]
+    assert len(used) == len(set(used))
+
+    # The correction trains too, in an update that names it.
+    stack.api.post("/v1/loop", LoopSwitch(sampling=True, training=True, no_end=True), LoopState)
+    wait_for("the correction's update", lambda: bool(became(stack.api, correction).update_numbers))
+    number = became(stack.api, correction).update_numbers[0]
+    update = stack.api.get(f"/v1/updates/{number}", UpdateDetail)
+    of_correction = [
+        lesson for lesson in update.lessons if lesson.rollout_id == became(stack.api, correction).rollout_id
+    ]
+    assert {term.kind for lesson in of_correction for term in lesson.terms} & {TermKind.LABEL, TermKind.IMITATION}
+
+    # Later rollouts come from a published version, by the same names everywhere.
+    wait_for("rollouts of a new version", lambda: any(v.startswith("main-v") for v in versions_of_rollouts(stack.api)))
+
+    # Ctrl-C leaves nothing running; the same folder goes on where it stopped.
+    before = stack.status()
+    pids = [p.pid for p in state_of(home).processes if p.pid is not None]
+    assert preceptor(home, "down").strip() == "stopped"
+    stack.process.wait(60)
+    assert [
+        pid for pid in pids if psutil.pid_exists(pid) and "preceptor" in " ".join(psutil.Process(pid).cmdline())
+    ] == []
+    assert "nothing runs" in preceptor(home, "status")
+    again = start()
+    assert again.status().num_updates >= before.num_updates
+    again.api.post("/v1/loop", LoopSwitch(sampling=True, training=True, no_end=True), LoopState)
+    wait_for("one more update", lambda: again.status().num_updates > before.num_updates)
+    assert preceptor(home, "down").strip() == "stopped"
+
+
+def correct_one(api: ApiClient) -> UUID:
+    """Claim an item of the human queue and correct it, as a person does."""
+    claimed: list[CorrectionItem] = []
+
+    def claim() -> bool:
+        try:
+            claimed.append(api.post("/v1/corrections/claim", None, CorrectionItem))
+        except ApiProblem as problem:
+            if problem.status_code != 404:
+                raise
+        return bool(claimed)
+
+    wait_for("something to correct", claim)
+    decision = CorrectionSubmit(verdict="corrected", text="it is 4", comment="add them")
+    return api.post(f"/v1/corrections/{claimed[0].id}/submit", decision, CorrectionOutcome).id
+
+
+def became(api: ApiClient, correction: UUID) -> CorrectionOutcome:
+    """What became of a correction."""
+    return api.get(f"/v1/corrections/{correction}", CorrectionOutcome)
+
+
+def served_update(api: ApiClient) -> int:
+    """After which update the serving version was published."""
+    return api.get("/v1/policies/serving", PolicyVersion).update_number
+
+
+def versions_of_rollouts(api: ApiClient) -> set[str]:
+    """Which versions the newest rollouts were drawn from."""
+    return {str(item["policy_version"]) for item in api.pages("/v1/rollouts", 20)}
