@@ -22,7 +22,8 @@ class Runtime:
         self.store = Store(settings.database_url, pool_size=12)
         self.policy = PolicyClient(settings.policy_url, settings.internal_key)
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="experts-http", daemon=True).start()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="experts-http", daemon=True)
+        self._thread.start()
         self.experts = self.run(self._make_client())
         self._slots: dict[str, asyncio.Semaphore] = {}
 
@@ -36,6 +37,15 @@ class Runtime:
     def slots(self, endpoint: str, max_concurrency: int) -> asyncio.Semaphore:
         """The semaphore that keeps this process within what an expert says it can take."""
         return self._slots.setdefault(endpoint, asyncio.Semaphore(max_concurrency))
+
+    def close(self) -> None:
+        """Give every connection back."""
+        self.run(self.experts.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        self.policy.close()
+        self.store.close()
 
 
 @cache
