@@ -6,14 +6,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from sqlalchemy import delete, func, select, update
+from safetensors.torch import load_file
+from sqlalchemy import delete, func, select, text, update
 
-from services.store import updates
-from services.store.models import LessonRow, UpdateLessonRow, UpdateRow
+from services.local.layout import free_port
+from services.store import loop, updates
+from services.store.locks import LineageLock
+from services.store.models import LessonRow, ProcessRow, UpdateLessonRow, UpdateRow
 from services.store.store import Store
 from tests.trainer.world import World
 
@@ -64,6 +67,20 @@ def is_started(store: Store, number: int) -> bool:
         return session.scalars(query).one() > 0
 
 
+def activity_of(store: Store) -> str:
+    with store.transaction() as session:
+        row = session.get(ProcessRow, "trainer")
+        return "" if row is None else row.activity
+
+
+def start_over(store: Store) -> None:
+    """Forget every update, as if nothing had been trained."""
+    with store.transaction() as session:
+        session.execute(delete(UpdateLessonRow))
+        session.execute(delete(UpdateRow))
+        session.execute(update(LessonRow).values(status="ready", owner=None, lease_until=None))
+
+
 def checkpoints_of(store: Store) -> Sequence[str | None]:
     with store.transaction() as session:
         query = select(UpdateRow.checkpoint_sha256).where(UpdateRow.status == "applied").order_by(UpdateRow.number)
@@ -86,10 +103,109 @@ def test_killed_in_the_middle_of_an_update_the_trainer_ends_with_the_very_same_w
     killed = checkpoints_of(store)
     with store.transaction() as session:
         assert session.scalars(select(UpdateRow.status).where(UpdateRow.status == "abandoned")).all() == ["abandoned"]
-        session.execute(delete(UpdateLessonRow))
-        session.execute(delete(UpdateRow))
-        session.execute(update(LessonRow).values(status="ready", owner=None, lease_until=None))
+    start_over(store)
     with running_trainer(tmp_path / "whole", database_url, redis_url, **ema) as process:
         wait_for("the fourth update", lambda: number_of(store, world) == 4, process)
     assert len(killed) == 4
     assert checkpoints_of(store) == killed
+
+
+def test_two_processes_make_the_update_that_one_would_have_made(
+    tmp_path: Path, store: Store, world: World, database_url: str, redis_url: str
+) -> None:
+    world.lessons(num_groups=4)
+    world.stop_after(2)
+    with ExitStack() as both:
+        meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        meeting |= {"GLOO_SOCKET_IFNAME": "lo"}
+        processes = [
+            both.enter_context(running_trainer(tmp_path / "two", database_url, redis_url, **meeting, RANK=str(rank)))
+            for rank in range(2)
+        ]
+        wait_for("the second update", lambda: number_of(store, world) == 2, processes[0])
+        for process in processes:
+            process.terminate()
+        assert [process.wait(30) for process in processes] == [0, 0]
+    together = checkpoints_of(store)[-1]
+    start_over(store)
+    with running_trainer(tmp_path / "one", database_url, redis_url) as process:
+        wait_for("the second update", lambda: number_of(store, world) == 2, process)
+    alone = checkpoints_of(store)[-1]
+    pair = [
+        load_file(tmp_path / name / "checkpoints" / "main" / str(address) / "adapter" / "adapter_model.safetensors")
+        for name, address in (("two", together), ("one", alone))
+    ]
+    assert pair[0].keys() == pair[1].keys()
+    assert max(float((pair[0][name] - pair[1][name]).abs().max()) for name in pair[0]) < 1e-6
+
+
+def test_told_to_stop_it_gives_the_update_up_and_its_lessons_back(
+    tmp_path: Path, store: Store, world: World, database_url: str, redis_url: str
+) -> None:
+    world.lessons(num_groups=8)
+    with running_trainer(tmp_path, database_url, redis_url) as process:
+        wait_for("an update", lambda: number_of(store, world) >= 1, process)
+        process.terminate()
+        assert process.wait(20) == 0
+    with store.transaction() as session:
+        assert not session.scalars(select(UpdateRow).where(UpdateRow.status == "started")).all()
+        assert not session.scalars(select(LessonRow).where(LessonRow.status == "claimed")).all()
+        process_row = session.get_one(ProcessRow, "trainer")
+        assert process_row.activity == "stopped"
+        assert process_row.counters["num_updates"] == number_of(store, world)
+
+
+def test_a_second_trainer_of_the_lineage_waits_until_the_first_is_gone(
+    tmp_path: Path, store: Store, world: World, database_url: str, redis_url: str
+) -> None:
+    world.lessons(num_groups=4)
+    lock = LineageLock(database_url, world.lineage_id)
+    assert lock.hold()
+    with running_trainer(tmp_path, database_url, redis_url) as process:
+        wait_for("it to wait", lambda: "another trainer" in activity_of(store), process)
+        assert number_of(store, world) == 0
+        lock.release()
+        wait_for("an update", lambda: number_of(store, world) == 2, process)
+
+
+def test_what_is_left_over_trains_after_a_while_though_it_is_no_full_batch(
+    tmp_path: Path, store: Store, world: World, database_url: str, redis_url: str
+) -> None:
+    world.lessons(num_groups=1)
+    with running_trainer(tmp_path, database_url, redis_url) as process:
+        wait_for("the update", lambda: number_of(store, world) == 1, process)
+    with store.transaction() as session:
+        assert set(session.scalars(select(LessonRow.status))) == {"used"}
+
+
+def test_a_paused_loop_trains_nothing(
+    tmp_path: Path, store: Store, world: World, database_url: str, redis_url: str
+) -> None:
+    world.lessons(num_groups=2)
+    with store.transaction() as session:
+        loop.switch(session, world.lineage_id, training=False)
+    with running_trainer(tmp_path, database_url, redis_url) as process:
+        wait_for("it to pause", lambda: activity_of(store) == "paused", process)
+        time.sleep(2)
+    assert number_of(store, world) == 0
+
+
+def test_a_database_that_goes_away_only_makes_the_trainer_wait(
+    tmp_path: Path, store: Store, world: World, database_url: str, redis_url: str
+) -> None:
+    world.lessons(num_groups=6)
+    world.stop_after(3)
+    with running_trainer(tmp_path, database_url, redis_url) as process:
+        while number_of(store, world) < 3:
+            assert process.poll() is None
+            with store.transaction() as session:  # what a restart of Postgres does to its clients
+                session.execute(
+                    text(
+                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                    )
+                )
+            time.sleep(0.3)
+    with store.transaction() as session:
+        used = session.scalars(select(UpdateLessonRow.lesson_id).where(UpdateLessonRow.status == "applied")).all()
+        assert len(used) == len(set(used)) == 48
