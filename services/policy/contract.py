@@ -24,7 +24,7 @@ from pydantic import Field, model_validator
 
 from services.contracts.answers import MAX_TOP_K
 from services.contracts.base import Contract, Name, Sha256, StatusChanges, TokenId
-from services.contracts.rollouts import MAX_ROLLOUT_TOKENS
+from services.contracts.rollouts import MAX_ROLLOUT_CHARS, MAX_ROLLOUT_TOKENS
 from services.contracts.tasks import MAX_PROMPT_CHARS, Message
 
 MAX_PROMPTS: Final = 256
@@ -188,7 +188,7 @@ class TokenizeRequest(Contract):
     """Messages, rendered with the chat template up to where the policy would answer, or plain text."""
 
     messages: MessageList | None = None
-    text: Annotated[str, Field(max_length=MAX_PROMPT_CHARS)] | None = None
+    text: Annotated[str, Field(max_length=MAX_ROLLOUT_CHARS)] | None = None
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:

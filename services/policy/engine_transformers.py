@@ -65,6 +65,7 @@ from services.policy.modeling import (
     render_prompt,
     score_responses,
 )
+from services.policy.packed import PackedModel
 
 STEPS_PER_SCORE: Final = 4
 """Decoding steps between two micro-batches of scoring while both wait."""
@@ -194,14 +195,13 @@ class EmbeddedEngine:
         self._name = name or type(policy.model).__name__
         self._max_context = min(self._settings.max_context, policy.max_positions)
         self._model.set_attn_implementation(ATTENTION)
+        self._packed = PackedModel(self._model)
         check_decoding(self._model)
         base = Version(name=BASE_VERSION, sha256=None, status=VersionStatus.SERVING)
         self._versions = {BASE_VERSION: _HeldVersion(base, {})}
         self._names_used: dict[str, str] = {}
         self._serving = BASE_VERSION
         self._active = BASE_VERSION
-        self._base_weights: dict[str, Tensor] = {}
-        self._merged: set[str] = set()
         self._sample_units: deque[_SampleUnit] = deque()
         self._score_units: deque[_ScoreUnit] = deque()
         self._orders = itertools.count()
@@ -528,23 +528,11 @@ class EmbeddedEngine:
                     units.popleft()
 
     def _activate(self, version: str) -> None:
-        """Put the version's weights into the model: the base's own bits, plus its adapter merged in float32."""
         if version == self._active:
             return
         with self._changed:
             deltas = self._versions[version].deltas
-        parameters = dict(self._model.named_parameters())
-        for name in self._merged | deltas.keys():
-            weight = parameters[name]
-            if name not in self._base_weights:
-                self._base_weights[name] = weight.detach().clone()
-            base = self._base_weights[name]
-            if name in deltas:
-                up, down = deltas[name].up.to(base.device), deltas[name].down.to(base.device)
-                weight.copy_(torch.addmm(base.float(), up, down, alpha=deltas[name].scale))
-            else:
-                weight.copy_(base)
-        self._merged = set(deltas)
+        self._packed.merge(deltas)
         self._active = version
         self._prefixes.clear()
 
