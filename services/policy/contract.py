@@ -25,7 +25,7 @@ from pydantic import Field, model_validator
 from services.contracts.answers import MAX_TOP_K
 from services.contracts.base import Contract, Name, Sha256, StatusChanges, TokenId
 from services.contracts.rollouts import MAX_ROLLOUT_CHARS, MAX_ROLLOUT_TOKENS
-from services.contracts.tasks import MAX_PROMPT_CHARS, Message
+from services.contracts.tasks import Message
 
 MAX_PROMPTS: Final = 256
 MAX_SAMPLES_PER_PROMPT: Final = 256
