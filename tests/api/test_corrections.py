@@ -12,10 +12,12 @@ from sqlalchemy import func, select, text, update
 from services.contracts.answers import AnswerKind
 from services.contracts.base import JsonObject
 from services.contracts.experts import ConsultResult
+from services.contracts.ids import new_id
 from services.contracts.persons import Role
 from services.contracts.rollouts import Purpose
 from services.contracts.tasks import Split
-from services.store import consultations, corrections
+from services.contracts.updates import TermKind, TermRecord
+from services.store import consultations, corrections, updates
 from services.store.models import (
     AnswerRow,
     ConsultationRow,
@@ -24,6 +26,7 @@ from services.store.models import (
     LessonAnswerRow,
     LessonRow,
     RolloutRow,
+    UpdateLessonRow,
 )
 from services.store.store import Store
 from tests.api.conftest import Api, items, made, refused
@@ -90,6 +93,38 @@ def test_an_answer_that_is_fine_scores_one(api: Api, store: Store, drawn: list[R
     made(api.post(f"/v1/corrections/{asked}/submit", {"verdict": "fine"}))
     row = read_correction(store)
     assert (row.score, row.solution, row.feedback) == (1.0, None, None)
+
+
+def test_the_updates_that_used_a_correction_are_shown(
+    api: Api, store: Store, world: World, drawn: list[RolloutRow]
+) -> None:
+    asked = ask(api, drawn[0])
+    made(api.post("/v1/corrections/claim"))
+    made(api.post(f"/v1/corrections/{asked}/submit", {"verdict": "fine"}))
+    used = read_correction(store)
+    term = TermRecord(kind=TermKind.CONDITIONED, answers=[used.id], weight=1.0, share=1.0)
+    with store.transaction() as session:
+        lesson = session.scalars(select(LessonRow).where(LessonRow.late)).one()
+        step = updates.start(
+            session,
+            world.lineage_id,
+            new_id(),
+            objective="distil",
+            settings={},
+            parent_sha256=None,
+            batch_sha256="b",
+            lesson_ids=[lesson.id],
+        )
+        part = session.get_one(UpdateLessonRow, (step.id, lesson.id))
+        part.terms = [term.model_dump(mode="json")]
+        part.status = step.status = "applied"
+        step.checkpoint_sha256 = "c"
+    assert made(api.get(f"/v1/corrections/{asked}"))["update_numbers"] == [1]
+    update = made(api.get("/v1/updates/1"))
+    assert made(api.get("/v1/updates/1/explain")) == update
+    [lesson_used] = [one for one in update["lessons"] if isinstance(one, dict)]  # type: ignore[union-attr]
+    assert lesson_used["rollout_id"] == str(drawn[0].id)
+    assert str(used.id) in str(lesson_used["terms"])
 
 
 def test_asking_twice_finds_the_item_that_is_there(api: Api, drawn: list[RolloutRow]) -> None:

@@ -96,7 +96,7 @@ def test_the_status_shows_the_loop(api: Api, store: Store, world: World) -> None
     assert status["consultations"] == {"pending": 2}
     assert status["serving"] == "base"
     assert made(api.post("/v1/loop", {"training": False}))["max_updates"] == 3
-    assert made(api.post("/v1/loop", {"max_updates": None})) == {
+    assert made(api.post("/v1/loop", {"no_end": True})) == {
         "sampling": True,
         "training": False,
         "max_updates": None,

@@ -46,6 +46,12 @@ def test_text_is_tokenised_once_at_ingest_and_has_no_sampler(api: Api) -> None:
     assert rollout["sampler_logprobs"] is None
 
 
+def test_text_that_is_more_tokens_than_a_rollout_may_have_is_refused(api: Api) -> None:
+    problem = refused(api.post("/v1/rollouts", {"task_id": api.task()["id"], "text": "x" * 200_000}), 422)
+    assert "200,000 tokens" in str(problem["detail"])
+    assert items(api.get("/v1/rollouts")) == []
+
+
 def test_siblings_share_the_group_of_the_first(api: Api) -> None:
     task = api.task()
     first = made(api.post("/v1/rollouts", {"task_id": task["id"], "text": "a"}))

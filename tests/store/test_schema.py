@@ -322,10 +322,11 @@ def test_a_lesson_counts_in_one_update_at_most(store: Store, world: World) -> No
         ids = [new_id(), new_id()]
         for number, update in enumerate(ids, start=1):
             session.execute(
-                text(
-                    "INSERT INTO update"
-                    " (id, lineage_id, number, status, owner, objective, settings, metrics, batch_sha256) VALUES (:id, :lineage, :number, 'started', :id, 'distil', '{}', '{}', 'x')"
-                ),
+                text("""
+                    INSERT INTO update
+                        (id, lineage_id, number, status, owner, objective, settings, metrics, batch_sha256)
+                    VALUES (:id, :lineage, :number, 'started', :id, 'distil', '{}', '{}', 'x')
+                """),
                 {"id": update, "lineage": world.lineage_id, "number": number},
             )
     use = text(

@@ -103,10 +103,14 @@ def _submit(session: Session, correction_id: UUID, person_id: UUID, body: Correc
 )
 def skip_correction(
     correction_id: UUID, body: CorrectionSkip, caller: CallerDep, store: StoreDep, once: OnceDep
-) -> Correction:
+) -> CorrectionOutcome:
     """Leave a claimed item to someone else. Errors: CorrectionNotFound (404), NotYours, IllegalStatusChange (409)."""
     with store.transaction() as session:
-        return once(session, lambda: corrections.view(corrections.skip(session, correction_id, caller.id, body.reason)))
+        return once(session, lambda: _skip(session, correction_id, caller.id, body.reason))
+
+
+def _skip(session: Session, correction_id: UUID, person_id: UUID, reason: str) -> CorrectionOutcome:
+    return corrections.outcome(session, corrections.skip(session, correction_id, person_id, reason))
 
 
 @router.get("/corrections", dependencies=[needs(Right.READ)], responses=problems(422))

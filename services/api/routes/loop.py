@@ -23,7 +23,10 @@ def get_status(store: StoreDep, settings: SettingsDep) -> Status:
 
 @router.post("/loop", dependencies=[needs(Right.OPERATE)], responses=problems(409, 413, 415, 422))
 def switch_loop(body: LoopSwitch, store: StoreDep, settings: SettingsDep, once: OnceDep) -> LoopState:
-    """Turn sampling and training on or off; what is left out stays. `max_updates: null` takes the end away."""
+    """Turn sampling and training on or off; what is left out stays.
+
+    `max_updates` stops the loop after the update of that number; `no_end` takes such an end away.
+    """
     with store.transaction() as session:
         state = once(session, lambda: _switch(session, settings, body))
     dispatch.lessons()
@@ -33,6 +36,6 @@ def switch_loop(body: LoopSwitch, store: StoreDep, settings: SettingsDep, once: 
 def _switch(session: Session, settings: Settings, body: LoopSwitch) -> LoopState:
     lineage_id = lineages.get(session, settings.lineage).id
     row = loop.switch(session, lineage_id, sampling=body.sampling, training=body.training)
-    if "max_updates" in body.model_fields_set:
+    if body.no_end or body.max_updates is not None:
         row = loop.stop_after(session, lineage_id, body.max_updates)
     return LoopState(sampling=row.sampling, training=row.training, max_updates=row.max_updates)

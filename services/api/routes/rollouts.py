@@ -25,7 +25,7 @@ from services.contracts.rollouts import (
 from services.contracts.tasks import Message, Task
 from services.errors import InvalidInput
 from services.jobs import dispatch
-from services.policy.client import PolicyClient
+from services.policy.client import PolicyClient, PolicyRefused, PolicyUnavailable
 from services.policy.contract import TokenizeRequest
 from services.store import browse, consultations, lineages, rollouts, tasks
 
@@ -64,7 +64,12 @@ def add_rollout(body: RolloutCreate, house: HouseDep, once: OnceDep) -> RolloutD
         task_row = tasks.get(session, body.task_id)
         rollouts.check_external(lineage, task_row, body)
         task = tasks.view(task_row)
-    tokens = _tokenize(house.policy, task, body)
+    try:
+        tokens = _tokenize(house.policy, task, body)
+    except PolicyRefused as error:
+        if error.status_code in (401, 403):  # our key, not the caller's
+            raise PolicyUnavailable("the policy process does not accept this api's key") from None
+        raise
     with house.store.transaction() as session:
         rollout = once(session, lambda: _add(session, house.settings.lineage, body, tokens))
         asked = consultations.pending_of(session, [rollout.id])
