@@ -7,6 +7,7 @@ from uuid import UUID, uuid4
 import httpx2
 import pytest
 from fastapi import FastAPI
+from sqlalchemy import func, select
 from starlette.testclient import TestClient
 
 from services.api.app import create_app
@@ -16,6 +17,7 @@ from services.jobs.app import app as celery
 from services.local.valkey import EmbeddedValkey
 from services.settings import Settings
 from services.store import lineages, persons
+from services.store.models import Base
 from services.store.store import Store
 from tests.api import policy_stand_in
 from tests.api.policy_stand_in import TOKENIZER, VOCAB
@@ -155,6 +157,24 @@ def quiet(fresh_database: Callable[[], str], policy_url: str, broker: str) -> It
         api.task()
         yield api, store
     store.close()
+
+
+def count_rows(store: Store) -> dict[str, int]:
+    """How many rows every table has."""
+    with store.transaction() as session:
+        return {
+            name: session.scalar(select(func.count()).select_from(table)) or 0
+            for name, table in Base.metadata.tables.items()
+        }
+
+
+@pytest.fixture
+def refusing(quiet: tuple[Api, Store]) -> Iterator[Api]:
+    """An api for requests that are refused; in the end no row of any table may have been added."""
+    api, store = quiet
+    before = count_rows(store)
+    yield api
+    assert count_rows(store) == before
 
 
 @pytest.fixture

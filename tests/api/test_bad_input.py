@@ -2,7 +2,6 @@
 
 import json
 import socket
-from collections.abc import Iterator
 
 import httpx2
 import pytest
@@ -14,33 +13,15 @@ from services.api.app import create_app
 from services.api.limits import MAX_BODY_BYTES
 from services.contracts.base import Json, JsonObject
 from services.settings import Settings
-from services.store.models import Base, TaskRow
+from services.store.models import TaskRow
 from services.store.store import Store
-from tests.api.conftest import Api, items, made, refused, task_body
+from tests.api.conftest import Api, count_rows, items, made, refused, task_body
 from tests.api.policy_stand_in import TOKENIZER, VOCAB
 from tests.experts.serving import serve
 
 pytestmark = pytest.mark.integration
 
 MISSING = "01890000-0000-7000-8000-000000000000"
-
-
-def count_rows(store: Store) -> dict[str, int]:
-    """How many rows every table has."""
-    with store.transaction() as session:
-        return {
-            name: session.scalar(select(func.count()).select_from(table)) or 0
-            for name, table in Base.metadata.tables.items()
-        }
-
-
-@pytest.fixture
-def refusing(quiet: tuple[Api, Store]) -> Iterator[Api]:
-    """An api for requests that are refused; in the end no row of any table may have been added."""
-    api, store = quiet
-    before = count_rows(store)
-    yield api
-    assert count_rows(store) == before
 
 
 def where(problem: JsonObject) -> list[str]:
