@@ -21,6 +21,7 @@ from services.starter.tool_families import POOLS, TOOL_FAMILIES, Tool, ToolFamil
 Split = Literal["train", "validation", "heldout"]
 
 FOLDER = Path(__file__).parent
+SYSTEM = "You answer every request with one fenced code block and nothing else."
 NUM_HELDOUT_FAMILIES = 15
 NUM_VALIDATION_FAMILIES = 7
 TASKS_PER_FAMILY = 5
@@ -77,6 +78,11 @@ def fence(language: str, text: str) -> str:
     return f"```{language}\n{text}\n```"
 
 
+def write_messages(prompt: str) -> tuple[Message, ...]:
+    """The prompt of a task, after the one system message that all of them share."""
+    return (Message(role="system", content=SYSTEM), Message(role="user", content=prompt))
+
+
 def write_function_tasks(family: FunctionFamily, split: Split) -> Iterator[StarterTask]:
     """The tasks of one family of functions, in the order of its table."""
     for name, description, body in family.members:
@@ -96,7 +102,7 @@ def write_function_tasks(family: FunctionFamily, split: Split) -> Iterator[Start
             domain="code/python",
             family=f"functions/{family.name}",
             split=split,
-            messages=(Message(role="user", content=prompt),),
+            messages=write_messages(prompt),
             metadata=metadata,
         )
 
@@ -104,6 +110,11 @@ def write_function_tasks(family: FunctionFamily, split: Split) -> Iterator[Start
 def write_tool_source(tool: Tool) -> str:
     """The tool as Python source."""
     return f"def {tool.name}({', '.join(name for name, _ in tool.parameters)}):\n    return {tool.expression}\n"
+
+
+def write_signature(tool: Tool) -> str:
+    """The tool as the prompt lists it: a call with its values left open."""
+    return json.dumps({"tool": tool.name, "arguments": {name: "..." for name, _ in tool.parameters}})
 
 
 def choose_arguments(tool: Tool, step: int) -> dict[str, JsonValue]:
@@ -116,9 +127,7 @@ def choose_arguments(tool: Tool, step: int) -> dict[str, JsonValue]:
 def write_tool_tasks(family: ToolFamily, split: Split, offset: int) -> Iterator[StarterTask]:
     """Five questions to the tools of one family, going round its tools and their wordings."""
     source = "\n".join(write_tool_source(tool) for tool in family.tools)
-    listing = "\n".join(
-        f"- {tool.name}({', '.join(name for name, _ in tool.parameters)}): {tool.description}" for tool in family.tools
-    )
+    listing = "\n".join(f"- {write_signature(tool)}: {tool.description}" for tool in family.tools)
     for number in range(TASKS_PER_FAMILY):
         tool = family.tools[number % len(family.tools)]
         question = tool.questions[number // len(family.tools) % len(tool.questions)]
@@ -139,7 +148,7 @@ def write_tool_tasks(family: ToolFamily, split: Split, offset: int) -> Iterator[
             domain="tool-call",
             family=f"tools/{family.name}",
             split=split,
-            messages=(Message(role="user", content=prompt),),
+            messages=write_messages(prompt),
             metadata=metadata,
         )
 
