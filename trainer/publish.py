@@ -115,7 +115,8 @@ class Publisher:
                 self._client.load_version(row.name, row.artifact_sha256)
                 checks.append(self._prove(state.model, row.name, probe))
                 checks += self._compare(state, row, probe)
-                checks.append(self._check_length(row.name, probe))
+                if GateReport(checks=checks).passed:  # a version that was not proved is not sampled from either
+                    checks.append(self._check_length(row.name, probe))
             report = GateReport(checks=checks)
             if report.passed:
                 self._client.serve_version(row.name)
@@ -226,7 +227,7 @@ def count_bad(model: PeftModel) -> int:
 
 
 def _tensors(model: PeftModel, fact: LessonFacts) -> tuple[Tensor, Tensor, Tensor]:
-    device = next(iter(trainable(model).values())).device
+    device = next(model.parameters()).device
     ids = torch.tensor([fact.token_ids[:PROBE_TOKENS]], device=device)
     return torch.tensor(fact.prompt_token_ids, device=device), ids, torch.ones_like(ids, dtype=torch.bool)
 

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -18,11 +18,13 @@ from services.store import loop, updates
 from services.store.locks import LineageLock
 from services.store.models import LessonRow, ProcessRow, UpdateLessonRow, UpdateRow
 from services.store.store import Store
+from tests.trainer.training import NOWHERE, settings_of, training, wait_until
 from tests.trainer.world import World
+from trainer.config import TrainerConfig
 
 pytestmark = pytest.mark.integration
 
-NOWHERE = "http://127.0.0.1:9"  # nobody listens: the trainer must not need the policy server to train
+CONFIG = TrainerConfig(lora_r=4, patience_seconds=1)
 
 
 @contextmanager
@@ -32,7 +34,7 @@ def running_trainer(home: Path, database_url: str, redis_url: str, **extra: str)
         "PRECEPTOR_HOME": str(home),
         "PRECEPTOR_DATABASE_URL": database_url,
         "PRECEPTOR_REDIS_URL": redis_url,
-        "PRECEPTOR_POLICY_URL": NOWHERE,
+        "PRECEPTOR_POLICY_URL": NOWHERE,  # the trainer must not need the policy server to train
         "PRECEPTOR_TRAINER_PATIENCE_SECONDS": "1",
         "PRECEPTOR_TRAINER_LORA_R": "4",
         "OMP_NUM_THREADS": "1",
@@ -45,15 +47,6 @@ def running_trainer(home: Path, database_url: str, redis_url: str, **extra: str)
         if process.poll() is None:
             process.kill()
         process.wait()
-
-
-def wait_for(what: str, holds: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 90) -> None:
-    """Return as soon as `holds()` is true. Fails when the process ends or the time is up."""
-    until = time.monotonic() + seconds
-    while not holds():
-        assert process.poll() is None, f"the trainer ended with {process.returncode}"
-        assert time.monotonic() < until, f"waited {seconds} s for {what}"
-        time.sleep(0.02)
 
 
 def number_of(store: Store, world: World) -> int:
@@ -94,18 +87,18 @@ def test_killed_in_the_middle_of_an_update_the_trainer_ends_with_the_very_same_w
     world.lessons(num_groups=8)
     world.stop_after(4)
     with running_trainer(tmp_path / "killed", database_url, redis_url, **ema) as process:
-        wait_for("the third update to start", lambda: is_started(store, 3), process)
+        wait_until("the third update to start", lambda: is_started(store, 3), lambda: process.poll() is None)
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert number_of(store, world) == 2
     with running_trainer(tmp_path / "killed", database_url, redis_url, **ema) as process:
-        wait_for("the fourth update", lambda: number_of(store, world) == 4, process)
+        wait_until("the fourth update", lambda: number_of(store, world) == 4, lambda: process.poll() is None)
     killed = checkpoints_of(store)
     with store.transaction() as session:
         assert session.scalars(select(UpdateRow.status).where(UpdateRow.status == "abandoned")).all() == ["abandoned"]
     start_over(store)
     with running_trainer(tmp_path / "whole", database_url, redis_url, **ema) as process:
-        wait_for("the fourth update", lambda: number_of(store, world) == 4, process)
+        wait_until("the fourth update", lambda: number_of(store, world) == 4, lambda: process.poll() is None)
     assert len(killed) == 4
     assert checkpoints_of(store) == killed
 
@@ -122,14 +115,14 @@ def test_two_processes_make_the_update_that_one_would_have_made(
             both.enter_context(running_trainer(tmp_path / "two", database_url, redis_url, **meeting, RANK=str(rank)))
             for rank in range(2)
         ]
-        wait_for("the second update", lambda: number_of(store, world) == 2, processes[0])
+        wait_until("the second update", lambda: number_of(store, world) == 2, lambda: processes[0].poll() is None)
         for process in processes:
             process.terminate()
         assert [process.wait(30) for process in processes] == [0, 0]
     together = checkpoints_of(store)[-1]
     start_over(store)
     with running_trainer(tmp_path / "one", database_url, redis_url) as process:
-        wait_for("the second update", lambda: number_of(store, world) == 2, process)
+        wait_until("the second update", lambda: number_of(store, world) == 2, lambda: process.poll() is None)
     alone = checkpoints_of(store)[-1]
     pair = [
         load_file(tmp_path / name / "checkpoints" / "main" / str(address) / "adapter" / "adapter_model.safetensors")
@@ -144,7 +137,7 @@ def test_told_to_stop_it_gives_the_update_up_and_its_lessons_back(
 ) -> None:
     world.lessons(num_groups=8)
     with running_trainer(tmp_path, database_url, redis_url) as process:
-        wait_for("an update", lambda: number_of(store, world) >= 1, process)
+        wait_until("an update", lambda: number_of(store, world) >= 1, lambda: process.poll() is None)
         process.terminate()
         assert process.wait(20) == 0
     with store.transaction() as session:
@@ -161,19 +154,19 @@ def test_a_second_trainer_of_the_lineage_waits_until_the_first_is_gone(
     world.lessons(num_groups=4)
     lock = LineageLock(database_url, world.lineage_id)
     assert lock.hold()
-    with running_trainer(tmp_path, database_url, redis_url) as process:
-        wait_for("it to wait", lambda: "another trainer" in activity_of(store), process)
+    with training(settings_of(tmp_path, database_url, redis_url), CONFIG) as thread:
+        wait_until("it to wait", lambda: "another trainer" in activity_of(store), thread.is_alive)
         assert number_of(store, world) == 0
         lock.release()
-        wait_for("an update", lambda: number_of(store, world) == 2, process)
+        wait_until("an update", lambda: number_of(store, world) == 2, thread.is_alive)
 
 
 def test_what_is_left_over_trains_after_a_while_though_it_is_no_full_batch(
     tmp_path: Path, store: Store, world: World, database_url: str, redis_url: str
 ) -> None:
     world.lessons(num_groups=1)
-    with running_trainer(tmp_path, database_url, redis_url) as process:
-        wait_for("the update", lambda: number_of(store, world) == 1, process)
+    with training(settings_of(tmp_path, database_url, redis_url), CONFIG) as thread:
+        wait_until("the update", lambda: number_of(store, world) == 1, thread.is_alive)
     with store.transaction() as session:
         assert set(session.scalars(select(LessonRow.status))) == {"used"}
 
@@ -184,8 +177,8 @@ def test_a_paused_loop_trains_nothing(
     world.lessons(num_groups=2)
     with store.transaction() as session:
         loop.switch(session, world.lineage_id, training=False)
-    with running_trainer(tmp_path, database_url, redis_url) as process:
-        wait_for("it to pause", lambda: activity_of(store) == "paused", process)
+    with training(settings_of(tmp_path, database_url, redis_url), CONFIG) as thread:
+        wait_until("it to pause", lambda: activity_of(store) == "paused", thread.is_alive)
         time.sleep(2)
     assert number_of(store, world) == 0
 
@@ -195,9 +188,9 @@ def test_a_database_that_goes_away_only_makes_the_trainer_wait(
 ) -> None:
     world.lessons(num_groups=6)
     world.stop_after(3)
-    with running_trainer(tmp_path, database_url, redis_url) as process:
+    with training(settings_of(tmp_path, database_url, redis_url), CONFIG) as thread:
         while number_of(store, world) < 3:
-            assert process.poll() is None
+            assert thread.is_alive()
             with store.transaction() as session:  # what a restart of Postgres does to its clients
                 session.execute(
                     text(

@@ -1,0 +1,105 @@
+"""A trainer in a thread of the test's own process, and its parts without the loop."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.contracts.ids import new_id
+from services.policy.artifacts import ArtifactStore
+from services.policy.client import PolicyClient
+from services.policy.modeling import load_policy
+from services.settings import Settings
+from services.store.store import Store
+from tests.trainer.world import World
+from trainer.batch import build_batch
+from trainer.config import TrainerConfig
+from trainer.ledger import Ledger
+from trainer.publish import Publisher
+from trainer.ranks import Ranks
+from trainer.state import TrainerState, begin, save
+from trainer.step import make_update
+from trainer.train import run
+
+NOWHERE = "http://127.0.0.1:9"  # nobody listens
+
+
+def settings_of(home: Path, database_url: str, redis_url: str = NOWHERE, policy_url: str = NOWHERE) -> Settings:
+    return Settings(
+        home=home, database_url=database_url, redis_url=redis_url, policy_url=policy_url, max_new_tokens=12, stop=[]
+    )
+
+
+@contextmanager
+def training(settings: Settings, config: TrainerConfig) -> Iterator[threading.Thread]:
+    """A trainer at work until the block ends. Fails if it raised."""
+    stop, raised = threading.Event(), list[BaseException]()
+
+    def work() -> None:
+        try:
+            run(config, settings, stop)
+        except BaseException as error:  # noqa: BLE001 - handed to the test below
+            raised.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield thread
+    finally:
+        stop.set()
+        thread.join(60)
+    assert not thread.is_alive()
+    if raised:
+        raise raised[0]
+
+
+def wait_until(what: str, holds: Callable[[], bool], alive: Callable[[], bool], seconds: float = 90) -> None:
+    """Return as soon as `holds()` is true. Fails when who should bring it about has ended, or the time is up."""
+    until = time.monotonic() + seconds
+    while not holds():
+        assert alive(), f"the trainer ended before {what}"
+        assert time.monotonic() < until, f"waited {seconds} s for {what}"
+        time.sleep(0.02)
+
+
+@dataclass
+class Bench:
+    """The trainer's parts on one lineage, to be moved by hand."""
+
+    state: TrainerState
+    ledger: Ledger
+    publisher: Publisher
+    client: PolicyClient
+    checkpoints: ArtifactStore
+    settings: Settings
+    config: TrainerConfig
+    held: str
+    store: Store
+
+    @classmethod
+    def set_up(cls, world: World, settings: Settings, config: TrainerConfig) -> "Bench":
+        store = Store(settings.database_url, pool_size=2)
+        ledger = Ledger(store, settings, config, new_id(), threading.Event())
+        ledger.meet()
+        state = begin(load_policy(Path(world.folder)), config)
+        client = PolicyClient(settings.policy_url)
+        artifacts = ArtifactStore(settings.home / "artifacts")
+        checkpoints = ArtifactStore(settings.home / "checkpoints")
+        publisher = Publisher(ledger, client, artifacts, settings, config)
+        return cls(state, ledger, publisher, client, checkpoints, settings, config, save(state, checkpoints), store)
+
+    def close(self) -> None:
+        self.client.close()
+        self.store.close()
+
+    def update(self) -> None:
+        """One applied update over what is ready."""
+        claim = self.ledger.claim(self.held)
+        assert claim is not None
+        state = self.state
+        batch = build_batch(claim.lessons, claim.corrections, state.tokenizer, state.vocabulary, self.config, 0)
+        result = make_update(state, batch, self.config, self.settings, Ranks(0, 1), lambda: False)
+        self.held = save(state, self.checkpoints)
+        self.ledger.apply(claim, self.held, result.metrics, result.contributions)
