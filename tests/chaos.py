@@ -197,7 +197,7 @@ def _bring_up(victims: Victims, settings: Settings, model: Path) -> ApiClient:
     for number in (1, 2):
         victims.start(f"worker-{number}", _named(worker, f"worker-{number}"))
     victims.start("beat", beat)
-    victims.start("trainer", stack.trainer(model))
+    victims.start("trainer", stack.trainer(model, threads=1))
     return ApiClient(settings.api_url, key)
 
 

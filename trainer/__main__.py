@@ -9,15 +9,14 @@ import sys
 import threading
 from pathlib import Path
 
-import structlog
-
+from services import logs
 from services.settings import Settings
 from trainer.config import TrainerConfig
 
 
 def main() -> int:
     """Read the settings, then train. The exit status is 0 when it was told to stop."""
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    logs.configure()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -7,6 +7,7 @@ import sys
 import structlog
 import uvicorn
 
+from services import logs
 from services.api.app import create_app
 from services.settings import Settings
 
@@ -27,6 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=8700)
     given = parser.parse_args(arguments)
+    logs.configure()
     settings = Settings()
     if settings.api_open and not is_loopback(given.host):
         print(

@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 import uvicorn
 from fastapi import FastAPI
 
+from services import logs
 from services.experts.app import create_expert_app
 from services.experts.execution import ExecutionExpert
 from services.experts.human import HumanExpert
@@ -37,6 +38,7 @@ def build_app(settings: Settings) -> FastAPI:
 
 def main() -> None:
     """Serve at `experts_url`, or where the command line says, until told to stop."""
+    logs.configure()
     settings = Settings()
     address = urlsplit(settings.experts_url)
     parser = argparse.ArgumentParser(prog="python -m services.experts", description=__doc__)

@@ -31,7 +31,7 @@ class TeacherExpert:
             name="teacher",
             version=f"1-{self._template.value}",
             description="The serving policy shown a solution or the feedback: its likeliest tokens along the rollout.",
-            kinds=[AnswerKind.TOPK],
+            kinds=[AnswerKind.TOPK, AnswerKind.EVIDENCE],
             domains=["*"],
             deterministic=False,  # the serving policy changes
             needs_answers=True,

@@ -78,7 +78,7 @@ def running(layout: Layout, model: Path, *, report: Callable[[str], None], polic
         supervisor.start(*faces(settings))
         report("registering the experts")
         main.register_own_experts(settings, api_key)
-        supervisor.start(*workers(layout), trainer(model))
+        supervisor.start(*workers(layout), trainer(model, policy_threads))
         yield Stack(settings, layout, api_key, supervisor, new_owner_key)
 
 
@@ -134,9 +134,15 @@ def workers(layout: Layout) -> list[ProcessSpec]:
     ]
 
 
-def trainer(model: Path) -> ProcessSpec:
-    """The trainer; it may take as long to stop as a step takes."""
-    return ProcessSpec("trainer", [sys.executable, "-m", "trainer", "--model", str(model)], cwd=ROOT, stop_seconds=60)
+def trainer(model: Path, threads: int) -> ProcessSpec:
+    """The trainer, on as many threads as the policy's engine unless PRECEPTOR_TRAINER_THREADS says otherwise."""
+    return ProcessSpec(
+        "trainer",
+        [sys.executable, "-m", "trainer", "--model", str(model)],
+        env={"PRECEPTOR_TRAINER_THREADS": os.environ.get("PRECEPTOR_TRAINER_THREADS", str(threads))},
+        cwd=ROOT,
+        stop_seconds=60,
+    )
 
 
 def _start_servers(layout: Layout, supervisor: Supervisor) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from uuid import UUID
 import psutil
 import pytest
 
-from services.cli.client import ApiClient, ApiProblem
+from services.cli.client import ApiClient, ApiProblem, ApiUnreachable
 from services.contracts.corrections import CorrectionItem, CorrectionOutcome, CorrectionSubmit
 from services.contracts.evaluations import Evaluation, EvaluationCreate, EvaluationDetail, EvaluationStatus
 from services.contracts.policies import PolicyVersion
@@ -26,6 +26,7 @@ from services.policy.modeling import make_tiny_policy
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
+PEOPLE = {TermKind.LABEL, TermKind.IMITATION}
 SETTINGS = {
     "PRECEPTOR_GROUP_SIZE": "4",
     "PRECEPTOR_MAX_NEW_TOKENS": "12",
@@ -87,14 +88,19 @@ class Running:
     home: Path
     api: ApiClient
     process: subprocess.Popen[bytes]
+    log: Path
 
     def cli(self, *arguments: str) -> str:
         """What the command prints."""
         return preceptor(self.home, *arguments)
 
     def status(self) -> Status:
-        """The loop's state."""
-        return self.api.get("/v1/status", Status)
+        """The loop's state; what the command said, when it has ended."""
+        try:
+            return self.api.get("/v1/status", Status)
+        except ApiUnreachable:
+            self.process.wait(60)
+            raise AssertionError(self.log.read_text()) from None
 
 
 def preceptor(home: Path, *arguments: str) -> str:
@@ -130,23 +136,24 @@ def start(home: Path, server_folder: Path) -> Iterator[Callable[[], Running]]:
     started: list[subprocess.Popen[bytes]] = []
 
     def up() -> Running:
-        log = (server_folder / "up.log").open("ab")
+        path = server_folder / "up.log"
+        mark = path.stat().st_size if path.exists() else 0
         command = [str(Path(sys.executable).with_name("preceptor")), "up", "--paused"]
         command += ["--home", str(home), "--model", str(model), "--threads", "1"]
         own = {k: v for k, v in os.environ.items() if not k.startswith("PRECEPTOR_") and not k.endswith("_URL")}
-        process = subprocess.Popen(command, stdout=log, stderr=log, env={**own, **SETTINGS})
+        with path.open("ab") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, env={**own, **SETTINGS})
         started.append(process)
         layout = Layout(home)
 
         def is_up() -> bool:
-            assert process.poll() is None, (server_folder / "up.log").read_text()
-            return "the loop runs" in (server_folder / "up.log").read_text()[mark:]
+            assert process.poll() is None, path.read_text()
+            return "the loop runs" in path.read_text()[mark:]
 
-        mark = (server_folder / "up.log").stat().st_size
         wait_for("the stack", is_up)
         credentials = read_credentials(layout)
         assert credentials is not None
-        return Running(home, ApiClient(credentials.api_url, credentials.api_key), process)
+        return Running(home, ApiClient(credentials.api_url, credentials.api_key), process, path)
 
     yield up
     for process in started:
@@ -190,21 +197,14 @@ def test_the_loop_turns_feedback_into_policy_versions_and_survives_a_restart(
     wait_for("three updates", lambda: stack.status().num_updates >= 3)
     wait_for("a version of the last update", lambda: served_update(stack.api) == 3)
     details = [stack.api.get(f"/v1/updates/{number}", UpdateDetail) for number in (1, 2, 3)]
-    kinds = {term.kind for update in details for lesson in update.lessons for term in lesson.terms}
-    assert TermKind.CONDITIONED in kinds
     assert any(lesson.future_nonzero for update in details for lesson in update.lessons)
     used = [lesson.lesson_id for update in details for lesson in update.lessons]
     assert len(used) == len(set(used))
 
     # The correction trains too, in an update that names it.
     stack.api.post("/v1/loop", LoopSwitch(sampling=True, training=True, no_end=True), LoopState)
-    wait_for("the correction's update", lambda: bool(became(stack.api, correction).update_numbers))
-    number = became(stack.api, correction).update_numbers[0]
-    update = stack.api.get(f"/v1/updates/{number}", UpdateDetail)
-    of_correction = [
-        lesson for lesson in update.lessons if lesson.rollout_id == became(stack.api, correction).rollout_id
-    ]
-    assert {term.kind for lesson in of_correction for term in lesson.terms} & {TermKind.LABEL, TermKind.IMITATION}
+    wait_for("both kinds of teacher", lambda: term_kinds(stack.api) >= {TermKind.CONDITIONED, TermKind.TOPK})
+    wait_for("the correction's update", lambda: bool(kinds_of(stack.api, correction) & PEOPLE))
 
     # Later rollouts come from a published version, by the same names everywhere.
     wait_for("rollouts of a new version", lambda: any(v.startswith("main-v") for v in versions_of_rollouts(stack.api)))
@@ -245,6 +245,21 @@ def correct_one(api: ApiClient) -> UUID:
 def became(api: ApiClient, correction: UUID) -> CorrectionOutcome:
     """What became of a correction."""
     return api.get(f"/v1/corrections/{correction}", CorrectionOutcome)
+
+
+def kinds_of(api: ApiClient, correction: UUID) -> set[TermKind]:
+    """How the updates that used a correction used its rollout."""
+    found = became(api, correction)
+    updates = [api.get(f"/v1/updates/{number}", UpdateDetail) for number in found.update_numbers]
+    lessons = [lesson for update in updates for lesson in update.lessons if lesson.rollout_id == found.rollout_id]
+    return {term.kind for lesson in lessons for term in lesson.terms}
+
+
+def term_kinds(api: ApiClient) -> set[TermKind]:
+    """Which kinds of expert distributions the newest updates used."""
+    numbers = [item["number"] for item in api.pages("/v1/updates", 50) if item["status"] == "applied"]
+    updates = [api.get(f"/v1/updates/{number}", UpdateDetail) for number in numbers]
+    return {term.kind for update in updates for lesson in update.lessons for term in lesson.terms}
 
 
 def served_update(api: ApiClient) -> int:
