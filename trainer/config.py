@@ -69,7 +69,7 @@ class TrainerConfig(BaseSettings):
     """How far the server's logprobs may be from the trainer's."""
     gate_max_kl_base: float = Field(default=30.0, gt=0)
     gate_max_kl_previous: float = Field(default=5.0, gt=0)
-    gate_length_ratio: float = Field(default=4.0, gt=1)
+    gate_length_ratio: float = Field(default=8.0, gt=1)
     """How many times longer or shorter a version's answers may be than the rollouts it was trained on."""
 
     seed: int = 0

@@ -74,45 +74,55 @@ class Claim:
     newest_version: int
 
 
+def keep_trying(store: Store, stop: threading.Event, do: Callable[[Session], T]) -> T:
+    """The outcome of one transaction, tried until the database is there. Raises StopRequested."""
+    said = False
+    while True:
+        try:
+            with store.transaction() as session:
+                return do(session)
+        except StoreUnavailable as error:
+            if not said:
+                log.warning("the database is away; waiting", reason=error.detail)
+                said = True
+            if stop.wait(RETRY_SECONDS):
+                raise StopRequested from error
+
+
+def meet_lineage(store: Store, name: str, stop: threading.Event) -> LineageFacts:
+    """The lineage of that name, waited for until it is begun. Raises StopRequested."""
+    while True:
+        try:
+            row = keep_trying(store, stop, lambda session: lineages.get(session, name))
+        except lineages.LineageNotFound:
+            if stop.wait(RETRY_SECONDS):
+                raise StopRequested from None
+            continue
+        return LineageFacts(row.id, row.name, row.model, row.base_sha256)
+
+
 class Ledger:
     """The store as one trainer of one lineage sees it."""
 
-    def __init__(self, store: Store, settings: Settings, config: TrainerConfig, owner: UUID, stop: threading.Event):
+    def __init__(
+        self,
+        store: Store,
+        lineage: LineageFacts,
+        settings: Settings,
+        config: TrainerConfig,
+        owner: UUID,
+        stop: threading.Event,
+    ) -> None:
+        self.lineage = lineage
         self._store = store
         self._settings = settings
         self._config = config
         self._owner = owner
         self._stop = stop
-        self.lineage = LineageFacts(UUID(int=0), settings.lineage, "", "")
 
     def transact(self, do: Callable[[Session], T]) -> T:
         """The outcome of one transaction, tried until the database is there. Raises StopRequested."""
-        said = False
-        while True:
-            try:
-                return self._once(do)
-            except StoreUnavailable as error:
-                if not said:
-                    log.warning("the database is away; waiting", reason=error.detail)
-                    said = True
-                if self._stop.wait(RETRY_SECONDS):
-                    raise StopRequested from error
-
-    def _once(self, do: Callable[[Session], T]) -> T:
-        with self._store.transaction() as session:
-            return do(session)
-
-    def meet(self) -> LineageFacts:
-        """Wait for the lineage to be begun; who it is. Raises StopRequested."""
-        while True:
-            try:
-                row = self.transact(lambda session: lineages.get(session, self._settings.lineage))
-            except lineages.LineageNotFound:
-                if self._stop.wait(RETRY_SECONDS):
-                    raise StopRequested from None
-                continue
-            self.lineage = LineageFacts(row.id, row.name, row.model, row.base_sha256)
-            return self.lineage
+        return keep_trying(self._store, self._stop, do)
 
     def last_applied(self) -> Applied | None:
         """The update the weights continue from; None before the first."""
@@ -201,7 +211,8 @@ class Ledger:
     def abandon(self, claim: Claim, reason: str) -> None:
         """Give the update up and release its lessons, if the database is there; otherwise their lease runs out."""
         try:
-            self._once(lambda session: updates.abandon(session, claim.update_id, reason))
+            with self._store.transaction() as session:
+                updates.abandon(session, claim.update_id, reason)
         except StoreUnavailable as error:
             log.warning("update not released", number=claim.number, reason=error.detail)
 

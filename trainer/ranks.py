@@ -27,8 +27,15 @@ class Ranks:
         """Meet the other processes torchrun started, if there are any."""
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size > 1:
-            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+            on_gpu = device.startswith("cuda")
+            if on_gpu:
+                torch.cuda.set_device(_local_rank())
+            dist.init_process_group("nccl" if on_gpu else "gloo")
         return cls(int(os.environ.get("RANK", "0")), size)
+
+    def place(self, device: str) -> str:
+        """This process's own device of that kind."""
+        return f"cuda:{_local_rank()}" if device == "cuda" and self.size > 1 else device
 
     def leave(self) -> None:
         """Part from the others."""
@@ -62,3 +69,7 @@ class Ranks:
         for parameter, grad in zip(parameters, grads, strict=True):
             parameter.grad = flat[at : at + grad.numel()].view_as(grad).clone()
             at += grad.numel()
+
+
+def _local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))

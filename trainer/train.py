@@ -26,7 +26,7 @@ from services.store.store import Store, StoreUnavailable
 from services.store.updates import LeaseLost
 from trainer.batch import Batch, build_batch
 from trainer.config import TrainerConfig
-from trainer.ledger import Claim, Ledger, LineageFacts, Outlook, StopRequested
+from trainer.ledger import Claim, Ledger, LineageFacts, Outlook, StopRequested, meet_lineage
 from trainer.publish import Publisher
 from trainer.pulse import Pulse
 from trainer.ranks import Ranks
@@ -61,16 +61,16 @@ def run(config: TrainerConfig, settings: Settings, stop: threading.Event) -> Non
     ranks = Ranks.join(config.device)
     store = Store(settings.database_url, pool_size=3)
     owner = new_id()
-    ledger = Ledger(store, settings, config, owner, stop)
     try:
-        lineage = ledger.meet()
-        policy = open_model(config, lineage)
+        lineage = meet_lineage(store, settings.lineage, stop)
+        policy = open_model(config, lineage, ranks)
         checkpoints = ArtifactStore(settings.home / "checkpoints" / lineage.name)
         state = begin(policy, config)
         if ranks.rank > 0:
             follow(state, checkpoints, config, settings, ranks, stop)
             return
         first = save(state, checkpoints)  # what update 1 continues from, the same on every start
+        ledger = Ledger(store, lineage, settings, config, owner, stop)
         with Pulse(store, owner, settings.lesson_lease_seconds) as pulse:
             Leader(state, first, checkpoints, ledger, pulse, config, settings, ranks, stop).run()
     except StopRequested:
@@ -80,10 +80,10 @@ def run(config: TrainerConfig, settings: Settings, stop: threading.Event) -> Non
         ranks.leave()
 
 
-def open_model(config: TrainerConfig, lineage: LineageFacts) -> LoadedPolicy:
+def open_model(config: TrainerConfig, lineage: LineageFacts, ranks: Ranks) -> LoadedPolicy:
     """The base the lineage was begun with. Raises WrongModel if the folder holds another."""
     folder = config.model or Path(lineage.model)
-    policy = load_policy(folder, config.device, getattr(torch, config.dtype))
+    policy = load_policy(folder, ranks.place(config.device), getattr(torch, config.dtype))
     if policy.base_sha256 != lineage.base_sha256:
         raise WrongModel(
             f"{folder} holds {policy.base_sha256[:12]}…, the lineage began with {lineage.base_sha256[:12]}…"

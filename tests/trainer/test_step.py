@@ -23,7 +23,7 @@ from trainer.step import StepResult, Stopped, make_update, split_rows
 from trainer.teacher import copy_weights, make_teacher, score_under_contexts, trainable, with_weights
 
 ALONE = Ranks(0, 1)
-CONFIG = TrainerConfig(lora_r=4, lam=0.5, learning_rate=1e-2, warmup_updates=0)
+CONFIG = TrainerConfig(lora_r=4, lam=0.5, learning_rate=3e-3)
 SETTINGS = Settings(max_new_tokens=64, teacher_temperature=0.5)
 
 
@@ -56,6 +56,16 @@ def test_updates_bring_the_student_nearer_to_its_teacher(model_folder: Path, pol
     costs = [float(str(train(state, batch).metrics["kl"])) for _ in range(6)]
     assert costs[-1] < 0.7 * costs[0]
     assert state.number == 6
+
+
+def test_a_base_in_half_precision_trains_with_its_adapter_in_full_precision(
+    model_folder: Path, policy: LoadedPolicy
+) -> None:
+    state = begin(load_policy(model_folder, dtype=torch.bfloat16), CONFIG)
+    batch = batch_of(state, group(policy))
+    costs = [float(str(train(state, batch).metrics["kl"])) for _ in range(4)]
+    assert {parameter.dtype for parameter in trainable(state.model).values()} == {torch.float32}
+    assert costs[-1] < costs[0]
 
 
 def test_a_fresh_adapter_changes_nothing_so_the_first_ratios_are_one(model_folder: Path, policy: LoadedPolicy) -> None:

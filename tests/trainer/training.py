@@ -16,7 +16,7 @@ from services.store.store import Store
 from tests.trainer.world import World
 from trainer.batch import build_batch
 from trainer.config import TrainerConfig
-from trainer.ledger import Ledger
+from trainer.ledger import Ledger, meet_lineage
 from trainer.publish import Publisher
 from trainer.ranks import Ranks
 from trainer.state import TrainerState, begin, save
@@ -81,8 +81,9 @@ class Bench:
     @classmethod
     def set_up(cls, world: World, settings: Settings, config: TrainerConfig) -> "Bench":
         store = Store(settings.database_url, pool_size=2)
-        ledger = Ledger(store, settings, config, new_id(), threading.Event())
-        ledger.meet()
+        stop = threading.Event()
+        lineage = meet_lineage(store, settings.lineage, stop)
+        ledger = Ledger(store, lineage, settings, config, new_id(), stop)
         state = begin(load_policy(Path(world.folder)), config)
         client = PolicyClient(settings.policy_url)
         artifacts = ArtifactStore(settings.home / "artifacts")
