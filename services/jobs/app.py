@@ -30,6 +30,9 @@ app.conf.update(
         "socket_connect_timeout": 5,
     },
     task_publish_retry_policy={"max_retries": 2, "interval_start": 0.1, "interval_step": 0.2, "interval_max": 0.5},
-    beat_schedule={"maintain": {"task": "maintain", "schedule": 1.0, "options": {"expires": 5}}},
+    beat_schedule={
+        "maintain": {"task": "maintain", "schedule": 1.0, "options": {"expires": 5}},
+        "forget": {"task": "forget", "schedule": 3600.0},
+    },
     beat_max_loop_interval=1,
 )

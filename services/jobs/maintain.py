@@ -25,7 +25,6 @@ def maintain() -> None:
         corrections.free_expired(session)
         freed = lessons.free_expired(session)
         evaluations.finish_complete(session)
-        idempotency.forget_old(session)
         lineage = lineages.get(session, settings.lineage)
         if loop.get(session, lineage.id).sampling:
             groups.plan(
@@ -41,6 +40,13 @@ def maintain() -> None:
     dispatch.draws(held.store, settings)
     if freed:
         dispatch.lessons()
+
+
+@app.task(name="forget")
+def forget() -> None:
+    """Drop what is kept for a while only: the answers behind old idempotency keys."""
+    with runtime().store.transaction() as session:
+        idempotency.forget_old(session)
 
 
 def train_sampling(settings: Settings) -> Sampling:
