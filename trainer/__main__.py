@@ -9,13 +9,16 @@ import sys
 import threading
 from pathlib import Path
 
+import structlog
+
 from services import logs
+from services.errors import PreceptorError
 from services.settings import Settings
 from trainer.config import TrainerConfig
 
 
 def main() -> int:
-    """Read the settings, then train. The exit status is 0 when it was told to stop."""
+    """Read the settings, then train. The exit status is 0 when it was told to stop, 1 when it cannot train."""
     logs.configure()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -27,7 +30,11 @@ def main() -> int:
     config = TrainerConfig() if given.model is None else TrainerConfig(model=given.model)
     from trainer.train import run  # torch takes seconds to import: settings that are wrong are refused before
 
-    run(config, settings, stop)
+    try:
+        run(config, settings, stop)
+    except PreceptorError as error:  # one it can say what to do about; anything else ends with its traceback
+        structlog.get_logger("trainer").error(error.title, detail=error.detail, hint=error.hint)
+        return 1
     return 0
 
 

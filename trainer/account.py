@@ -164,6 +164,7 @@ def measure(batch: Batch, account: Account, grad_norm: float, learning_rate: flo
         "num_future_tokens": sums.get("num_future_tokens", 0.0),
         "future_share": len(account.future) / max(len(rows), 1),
         "response_tokens": sum(len(row.token_ids) for row in rows) / max(len(rows), 1),
+        "stop_rate": sum(row.stopped for row in rows) / max(len(rows), 1),
         "pass_rate": sum(score >= SUCCESS for score in judged) / max(len(judged), 1),
         "num_judged": len(judged),
         "staleness": max((row.staleness or 0 for row in rows), default=0),

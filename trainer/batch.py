@@ -120,7 +120,7 @@ class Row:
     """One rollout of an update with everything that may train it.
 
     siblings, half: rollouts that share both have a baseline in common. credited: the future term applies.
-    staleness: policy versions since it was sampled; None where that is unknown.
+    stopped: the policy ended its answer itself. staleness: policy versions since it was sampled, None if unknown.
     """
 
     lesson_id: UUID
@@ -135,6 +135,7 @@ class Row:
     temperature: float
     sampler_logprobs: tuple[float, ...] | None
     credited: bool
+    stopped: bool
     score: float | None
     staleness: int | None
     context: Context | None = None
@@ -231,6 +232,7 @@ def _build_row(
         temperature=1.0 if sampling is None else sampling.temperature,
         sampler_logprobs=lesson.sampler_logprobs,
         credited=lesson.sampler_logprobs is not None and full_softmax and not lesson.tokenized_at_ingest,
+        stopped=lesson.finish_reason == "stop",
         score=lesson.score,
         staleness=None if lesson.policy_number is None else newest_version - lesson.policy_number,
         top_k=tuple(_read_top_k(lesson, config)),
@@ -329,7 +331,7 @@ def _choose_solution(
     """The solution to show, in the order of preference; a late lesson has only what its own answer says."""
     if not lesson.late:
         for correction in reversed(corrections):
-            weight = config.weight_of(correction.expert, 1.0)
+            weight = config.weight_of(correction.expert, correction.weight)
             if correction.task_id == lesson.task_id and correction.group_id < lesson.group_id and weight > 0:
                 source = Source((correction.answer_id,), (f"{correction.expert}: an earlier correction",))
                 return _Shown(correction.solution, weight, source)

@@ -39,6 +39,7 @@ from trainer.teacher import trainable, with_weights
 
 PROBE_TOKENS = 64  # of an answer; enough to see any layer that differs
 SAMPLES_PER_PROBE = 1
+KEEP_LOADED = 4  # versions the server holds: enough for what was asked of an older one to be finished
 
 log = structlog.get_logger("trainer")
 
@@ -134,10 +135,7 @@ class Publisher:
     def _reject(self, row: PolicyVersionRow, report: GateReport | None, reason: str) -> None:
         self._ledger.transact(lambda session: policies.reject(session, row.id, report, reason))
         log.warning("version rejected", version=row.name, reason=reason)
-        try:
-            self._client.delete_version(row.name)
-        except PolicyRefused:
-            return  # it was never loaded, or something still uses it
+        self._delete(row.name)
 
     # --- measuring ---
 
@@ -186,6 +184,7 @@ class Publisher:
         """Make the server serve what the rows say: it starts with the base whenever it is started."""
         row = self._ledger.transact(lambda session: policies.serving(session, self._ledger.lineage.id))
         info = self._client.info()
+        self._forget_old(info.versions)
         if row is None or info.serving == row.name:
             return
         if row.artifact_sha256 is not None and not _is_proved(info.versions, row.name):
@@ -196,6 +195,22 @@ class Publisher:
                 self._prove(state.model, row.name, probe)
         self._client.serve_version(row.name if row.artifact_sha256 is not None else BASE_VERSION)
         log.info("the policy server serves again", version=row.name, instead_of=info.serving)
+
+    def _forget_old(self, loaded: Sequence[Version]) -> None:
+        """Let the server drop the adapters of versions long superseded; they can be loaded again from the artifacts."""
+        newest = self._ledger.transact(
+            lambda session: policies.newest(session, self._ledger.lineage.id, before=None, limit=KEEP_LOADED)
+        )
+        kept = {BASE_VERSION, *(row.name for row in newest)}
+        for version in loaded:
+            if version.name not in kept and version.status is not VersionStatus.SERVING:
+                self._delete(version.name)
+
+    def _delete(self, name: str) -> None:
+        try:
+            self._client.delete_version(name)
+        except PolicyRefused:
+            log.debug("not deleted", version=name)  # it was never loaded, or something still uses it
 
 
 def _is_proved(versions: Sequence[Version], name: str) -> bool:

@@ -17,6 +17,7 @@ import structlog
 import torch
 
 from services.contracts.ids import new_id
+from services.errors import PreceptorError
 from services.policy.artifacts import ArtifactStore
 from services.policy.client import PolicyClient
 from services.policy.modeling import LoadedPolicy, load_policy
@@ -41,8 +42,11 @@ POLICY_SECONDS = 120.0  # the longest the policy server may take for one answer
 log = structlog.get_logger("trainer")
 
 
-class WrongModel(Exception):
+class WrongModel(PreceptorError):
     """The model folder does not hold the weights the lineage was begun with."""
+
+    title = "Wrong model"
+    hint = "Name the folder with --model, or set PRECEPTOR_LINEAGE to a new name to train another model."
 
 
 @dataclass(frozen=True)

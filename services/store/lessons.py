@@ -81,6 +81,7 @@ class LessonFacts:
     action_mask: tuple[bool, ...]
     sampling: Sampling | None
     tokenized_at_ingest: bool
+    finish_reason: str
     policy_number: int | None
     score: float | None
     answers: tuple[LessonAnswer, ...]
@@ -92,6 +93,7 @@ class EarlierCorrection:
 
     answer_id: UUID
     expert: str
+    weight: float
     task_id: UUID
     group_id: UUID
     solution: str
@@ -241,7 +243,7 @@ def load(session: Session, lessons: Sequence[LessonRow]) -> list[LessonFacts]:
 def earlier_corrections(session: Session, task_ids: Sequence[UUID]) -> list[EarlierCorrection]:
     """Every standing correction of these tasks by an active expert, oldest first."""
     rows = session.execute(
-        select(AnswerRow, ExpertRow.name, RolloutRow.task_id, RolloutRow.group_id)
+        select(AnswerRow, ExpertRow.name, ExpertRow.weight, RolloutRow.task_id, RolloutRow.group_id)
         .join(CorrectionRow, CorrectionRow.consultation_id == AnswerRow.consultation_id)
         .join(ExpertRow, ExpertRow.id == AnswerRow.expert_id)
         .join(RolloutRow, RolloutRow.id == AnswerRow.rollout_id)
@@ -256,8 +258,8 @@ def earlier_corrections(session: Session, task_ids: Sequence[UUID]) -> list[Earl
         .order_by(AnswerRow.id)
     )
     return [
-        EarlierCorrection(row.id, expert, task_id, group_id, row.solution or "", row.created_at)
-        for row, expert, task_id, group_id in rows
+        EarlierCorrection(row.id, expert, weight, task_id, group_id, row.solution or "", row.created_at)
+        for row, expert, weight, task_id, group_id in rows
     ]
 
 
@@ -358,6 +360,7 @@ def _join_facts(
         action_mask=tuple(rollout.action_mask),
         sampling=None if rollout.sampling is None else Sampling.model_validate(rollout.sampling),
         tokenized_at_ingest=rollout.tokenized_at_ingest,
+        finish_reason=rollout.finish_reason,
         policy_number=policy_number,
         score=rollout.score,
         answers=said,

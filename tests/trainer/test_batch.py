@@ -40,7 +40,7 @@ def shown_to(policy: LoadedPolicy, row: Row) -> str:
 
 
 def correction(text: str, group: int, task: int = 1) -> EarlierCorrection:
-    return EarlierCorrection(new_id(), "human", UUID(int=task), UUID(int=group), text, datetime.now(UTC))
+    return EarlierCorrection(new_id(), "human", 1.0, UUID(int=task), UUID(int=group), text, datetime.now(UTC))
 
 
 def siblings(policy: LoadedPolicy, solved: set[int], size: int = 8) -> list[LessonFacts]:

@@ -242,6 +242,7 @@ def facts(policy: LoadedPolicy, text: str = "four", *, index: int = 0, **changes
         "action_mask": (True,) * len(ids),
         "sampling": Sampling(),
         "tokenized_at_ingest": False,
+        "finish_reason": "stop",
         "policy_number": 0,
         "score": None,
         "answers": (),
