@@ -123,17 +123,18 @@ def wait_for(what: str, condition: Callable[[], bool], seconds: float = 240) -> 
         time.sleep(0.5)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def home(server_folder: Path) -> Path:
     """A data folder."""
     return server_folder / "loop"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def start(home: Path, server_folder: Path) -> Iterator[Callable[[], Running]]:
     """A function that runs `preceptor up --paused` on the data folder and returns when its api answers."""
     model = make_tiny_policy(server_folder / "tiny")
     started: list[subprocess.Popen[bytes]] = []
+    clients: list[ApiClient] = []
 
     def up() -> Running:
         path = server_folder / "up.log"
@@ -153,9 +154,12 @@ def start(home: Path, server_folder: Path) -> Iterator[Callable[[], Running]]:
         wait_for("the stack", is_up)
         credentials = read_credentials(layout)
         assert credentials is not None
-        return Running(home, ApiClient(credentials.api_url, credentials.api_key), process, path)
+        clients.append(ApiClient(credentials.api_url, credentials.api_key))
+        return Running(home, clients[-1], process, path)
 
     yield up
+    for client in clients:
+        client.close()
     for process in started:
         if process.poll() is None:
             process.terminate()
