@@ -1,7 +1,7 @@
 """The bare Celery object: queues, acknowledgement, redelivery. Messages carry ids and are hints; rows are the truth."""
 
 from celery import Celery
-from kombu import Queue
+from kombu.entity import Queue
 
 from services.settings import Settings
 

@@ -1,7 +1,5 @@
 """The loop's state in a few cheap queries."""
 
-from typing import Protocol
-
 from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
@@ -25,10 +23,6 @@ RECENT_ROLLOUTS = 128  # a pass rate of the last few groups, not of the whole hi
 RECENT_UPDATES = 5
 
 
-class _WithStatus(Protocol):
-    status: InstrumentedAttribute[str]
-
-
 def status(session: Session, lineage: LineageRow) -> Status:
     """The state of the lineage's loop."""
     switches = loop.get(session, lineage.id)
@@ -45,11 +39,11 @@ def status(session: Session, lineage: LineageRow) -> Status:
             for domain, split, count in tasks.count_by_split(session, lineage.id)
         ],
         backlog=groups.backlog(session, lineage.id),
-        groups=_by_status(session, GroupRow, *train_groups),
-        rollouts=_by_status(session, RolloutRow, *train_rollouts),
-        consultations=_by_status(session, ConsultationRow, ConsultationRow.lineage_id == lineage.id),
-        lessons=_by_status(session, LessonRow, LessonRow.lineage_id == lineage.id),
-        corrections=_by_status(session, CorrectionRow, CorrectionRow.lineage_id == lineage.id),
+        groups=_by_status(session, GroupRow.status, *train_groups),
+        rollouts=_by_status(session, RolloutRow.status, *train_rollouts),
+        consultations=_by_status(session, ConsultationRow.status, ConsultationRow.lineage_id == lineage.id),
+        lessons=_by_status(session, LessonRow.status, LessonRow.lineage_id == lineage.id),
+        corrections=_by_status(session, CorrectionRow.status, CorrectionRow.lineage_id == lineage.id),
         num_updates=updates.last_number(session, lineage.id),
         last_updates=_last_updates(session, lineage),
         pass_rates=_pass_rates(session, lineage),
@@ -67,8 +61,8 @@ def status(session: Session, lineage: LineageRow) -> Status:
     )
 
 
-def _by_status(session: Session, table: type[_WithStatus], *where: ColumnElement[bool]) -> dict[str, int]:
-    rows = session.execute(select(table.status, func.count()).where(*where).group_by(table.status))
+def _by_status(session: Session, status_of: InstrumentedAttribute[str], *where: ColumnElement[bool]) -> dict[str, int]:
+    rows = session.execute(select(status_of, func.count()).where(*where).group_by(status_of))
     return {str(word): int(count) for word, count in rows}
 
 
