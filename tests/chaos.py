@@ -144,8 +144,18 @@ class Victims:
         self.postgres.stop()
 
 
-def run_chaos(num_tasks: int, seed: int, folder: Path, kill_every: float, say: Callable[[str], None]) -> Counts:
-    """Run it in an empty folder; kills come every `kill_every` seconds on average, chosen by `seed`."""
+def run_chaos(
+    num_tasks: int,
+    seed: int,
+    folder: Path,
+    kill_every: float,
+    say: Callable[[str], None],
+    environ: Callable[[str, str], None] = os.environ.__setitem__,
+) -> Counts:
+    """Run it in an empty folder; kills come every `kill_every` seconds on average, chosen by `seed`.
+
+    environ: sets a variable of this process's environment, which the processes inherit.
+    """
     began = time.monotonic()
     counts = Counts(tasks=num_tasks, kills=dict.fromkeys(VICTIMS, 0))
     chance = random.Random(seed)
@@ -156,22 +166,27 @@ def run_chaos(num_tasks: int, seed: int, folder: Path, kill_every: float, say: C
         cleanup.callback(victims.stop)
         victims.postgres.start()
         victims.valkey.start()
-        os.environ.update(stack.environment(victims.layout, victims.postgres.url, victims.valkey.url_of(0)) | SETTINGS)
+        told = stack.environment(victims.layout, victims.postgres.url, victims.valkey.url_of(0)) | SETTINGS
+        for name, value in told.items():
+            environ(name, value)
         settings = Settings()
         api = _bring_up(victims, settings, model)
+        cleanup.callback(api.close)
         _import(api, num_tasks)
         api.post("/v1/loop", LoopSwitch(sampling=True, training=True), LoopState)
         store = Store(settings.database_url, pool_size=2)
         cleanup.callback(store.close)
         say(f"killing, seed {seed}")
+        deck: list[str] = []
         while _undrawn(store) or _unfinished(store):
             time.sleep(chance.uniform(0.5, 1.5) * kill_every)
-            victim = chance.choice(VICTIMS)
+            deck = deck or chance.sample(VICTIMS, len(VICTIMS))  # every victim once a round
+            victim = deck.pop()
             counts.kills[victim] += 1
             say(f"kill -9 {victim}; {_progress(store)}")
             victims.kill(victim)
             victims.revive()
-            if sum(counts.kills.values()) * kill_every > 60 + 3 * num_tasks:
+            if sum(counts.kills.values()) * kill_every > 40 + 2 * num_tasks:
                 say("long enough; now it may finish in peace")
                 break
         deadline = time.monotonic() + QUIET_SECONDS

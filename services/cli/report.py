@@ -12,8 +12,8 @@ from services.contracts.evaluations import EvaluationDetail, TaskResult
 from services.contracts.status import Status, UpdateSummary
 from services.contracts.updates import TermKind, UpdateDetail
 
-IDLE_ACTIVITIES = frozenset({"waiting for lessons", "paused", "stopped"})
-"""What the trainer says it does when it holds no lesson."""
+IDLE_ACTIVITIES = frozenset({"paused", "stopped"})
+"""What the trainer says once it has published what it has and takes nothing on."""
 
 
 class Trained(Protocol):
