@@ -33,7 +33,7 @@ def main() -> None:
         if "--json" in sys.argv:
             sys.stdout.write(json.dumps({"error": error.slug, "detail": error.detail, "hint": error.hint}) + "\n")
         console = Console(stderr=True)
-        console.print(f"{error.title}: {error.detail}", style="red", markup=False, highlight=False)
+        console.print(f"{error.title}: {error.detail}", style="red", markup=False, highlight=False, soft_wrap=True)
         if error.hint:
-            console.print(error.hint, markup=False, highlight=False)
+            console.print(error.hint, markup=False, highlight=False, soft_wrap=True)
         sys.exit(2 if 400 <= error.status_code < 500 else 1)
