@@ -37,7 +37,8 @@ def _draw(draw: Draw) -> None:
         _release(draw, str(error), retry_after=error.retry_after_seconds or 2, counts=False)
         return
     except PolicyRefused as error:
-        _release(draw, str(error), retry_after=1, counts=True)
+        # What was refused as it is will be refused again; a version that is not loaded (404) may yet be.
+        _release(draw, str(error), retry_after=1, counts=True, final=error.status_code in (413, 422))
         return
     drawn: SampledPrompt = reply.prompts[0]
     with held.store.transaction() as session:
@@ -83,7 +84,7 @@ def _request(draw: Draw) -> SampleRequest:
     )
 
 
-def _release(draw: Draw, reason: str, *, retry_after: float, counts: bool) -> None:
+def _release(draw: Draw, reason: str, *, retry_after: float, counts: bool, final: bool = False) -> None:
     held = runtime()
     log.warning("draw failed", group=str(draw.group_id), reason=reason)
     with held.store.transaction() as session:
@@ -93,5 +94,5 @@ def _release(draw: Draw, reason: str, *, retry_after: float, counts: bool) -> No
             reason,
             retry_after=retry_after,
             counts=counts,
-            max_attempts=held.settings.max_attempts,
+            max_attempts=1 if final else held.settings.max_attempts,
         )
