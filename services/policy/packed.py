@@ -27,7 +27,9 @@ class PackedLinear(nn.Module):
         self.weight = linear.weight
         self.bias = linear.bias
         self._can_pack = (
-            linear.weight.device.type == "cpu" and linear.weight.dtype == torch.float32 and torch._C._has_mkldnn
+            linear.weight.device.type == "cpu"
+            and linear.weight.dtype == torch.float32
+            and torch.backends.mkldnn.is_available()
         )
         self.change(None)
 

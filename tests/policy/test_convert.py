@@ -104,7 +104,7 @@ def test_a_verified_conversion_is_used_without_any_download(tmp_path: Path, monk
     folder = tmp_path / "models" / f"smollm2-135m-instruct-fp32-r{convert.CONVERSION_REVISION}"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
-    convert._write_manifest(folder)
+    convert.write_manifest(folder)
     assert obtain_starter_model(lambda line: None, cache=tmp_path) == folder
     assert "config.json" in json.loads((folder / "manifest.json").read_text())["files"]
     (folder / "config.json").write_text("{ }")
