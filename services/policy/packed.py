@@ -29,7 +29,7 @@ class PackedLinear(nn.Module):
         self._can_pack = (
             linear.weight.device.type == "cpu"
             and linear.weight.dtype == torch.float32
-            and torch.backends.mkldnn.is_available()
+            and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         )
         self.change(None)
 
