@@ -6,7 +6,7 @@ from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
-from services.store.store import StoreUnavailable, sqlalchemy_url
+from services.store.store import NETWORK, StoreUnavailable, sqlalchemy_url
 
 
 class LineageLock:
@@ -17,7 +17,7 @@ class LineageLock:
             sqlalchemy_url(url),
             poolclass=NullPool,
             isolation_level="AUTOCOMMIT",
-            connect_args={"connect_timeout": 5, "application_name": "preceptor-lock"},
+            connect_args={**NETWORK, "application_name": "preceptor-lock"},
         )
         self._key = int.from_bytes(lineage_id.bytes[8:], "big", signed=True)
         self._connection: Connection | None = None

@@ -3,12 +3,28 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from services.errors import ServiceUnavailable
+
+
+STATEMENT_SECONDS = 30
+"""The longest a statement may run; the longest of ours, an import's, take milliseconds each."""
+LOCK_SECONDS = 10
+"""The longest a statement may wait for another transaction's row."""
+
+NETWORK = {
+    "connect_timeout": 5,
+    "keepalives": 1,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+"""libpq's parameters that end a connection whose other side is gone; seconds, but the last in milliseconds."""
 
 
 class StoreUnavailable(ServiceUnavailable):
@@ -33,14 +49,20 @@ class Store:
             max_overflow=pool_size,
             pool_pre_ping=True,
             pool_timeout=10,
-            connect_args={"connect_timeout": 5, "application_name": "preceptor"},
+            hide_parameters=True,  # what was sent may be secret or huge, and errors are logged
+            connect_args={
+                **NETWORK,
+                "application_name": "preceptor",
+                "options": f"-c statement_timeout={STATEMENT_SECONDS}s -c lock_timeout={LOCK_SECONDS}s",
+            },
         )
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
         """A transaction that commits where the block ends and rolls back where it raises.
 
-        Errors: StoreUnavailable (503) when the database is away, at the start, inside or at the commit.
+        Errors: StoreUnavailable (503) when the database is away, at the start, inside or at the commit, and when a
+        statement ran or waited for a lock too long.
         """
         with Session(self._engine, expire_on_commit=False) as session:
             try:
@@ -52,11 +74,6 @@ class Store:
                 if error.connection_invalidated:
                     raise StoreUnavailable(f"the connection was lost: {_first_line(error)}") from error
                 raise
-
-    def ping(self) -> None:
-        """Return when the database answers. Errors: StoreUnavailable."""
-        with self.transaction() as session:
-            session.execute(text("SELECT 1"))
 
     def close(self) -> None:
         """Give back every connection."""
