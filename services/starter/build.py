@@ -117,29 +117,23 @@ def write_signature(tool: Tool) -> str:
     return json.dumps({"tool": tool.name, "arguments": {name: "..." for name, _ in tool.parameters}})
 
 
-def quote_values(arguments: dict[str, JsonValue]) -> dict[str, str]:
-    """The values as the request quotes them, so that the tokens to copy are those of the answer."""
-    return {name: json.dumps(value) for name, value in arguments.items()}
-
-
 def choose_arguments(tool: Tool, step: int) -> dict[str, JsonValue]:
-    """Text for each parameter; `step` walks through the pools, two parameters of one pool never agree."""
+    """Values for the tool's parameters; `step` walks through the pools, two parameters of one pool never agree."""
     return {
-        name: str(POOLS[pool][(step + 3 * place) % len(POOLS[pool])])
-        for place, (name, pool) in enumerate(tool.parameters)
+        name: POOLS[pool][(step + 3 * place) % len(POOLS[pool])] for place, (name, pool) in enumerate(tool.parameters)
     }
 
 
 def write_tool_tasks(family: ToolFamily, split: Split, offset: int) -> Iterator[StarterTask]:
     """Five questions to the tools of one family, going round its tools and their wordings."""
     source = "\n".join(write_tool_source(tool) for tool in family.tools)
-    listing = "\n".join(f"- {tool.description}: {write_signature(tool)}" for tool in family.tools)
+    listing = "\n".join(f"- {write_signature(tool)}: {tool.description}" for tool in family.tools)
     for number in range(TASKS_PER_FAMILY):
         tool = family.tools[number % len(family.tools)]
         question = tool.questions[number // len(family.tools) % len(tool.questions)]
         arguments = choose_arguments(tool, offset + number)
         prompt = (
-            f"You can use these tools:\n{listing}\nRequest: {question.format(**quote_values(arguments))}\n"
+            f"You can use these tools:\n{listing}\nRequest: {question.format(**arguments)}\n"
             "Answer with one fenced json block that calls the right tool."
         )
         call = json.dumps({"tool": tool.name, "arguments": arguments})
