@@ -1,11 +1,18 @@
-"""The command line's view of the api: typed calls over HTTP, problems turned into words."""
+"""The command line's view of the api: typed calls over HTTP, problems turned into words.
 
-from collections.abc import Iterator, Mapping
+An api that is away for a moment (503, 429, no connection) is asked again after the time it names; a POST keeps its
+idempotency key, so what was done before the answer was lost is not done twice.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TypeVar
 from uuid import uuid4
 
 import httpx2
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, stop_never
 
 from services.contracts.base import JsonObject, Problem
 from services.errors import PreceptorError
@@ -13,14 +20,22 @@ from services.errors import PreceptorError
 M = TypeVar("M", bound=BaseModel)
 Query = Mapping[str, str | int | None]
 
+BOUND_SECONDS = 8.0  # how long one command goes on asking; long enough for a process that is started again
+PAUSE_SECONDS = 1.0  # between two tries where the api names no time
+MAX_PAUSE_SECONDS = 30.0  # a time named is believed up to here
+TRANSIENT = frozenset({429, 502, 503, 504})
+
+_json_object = TypeAdapter(JsonObject)
+
 
 class ApiProblem(PreceptorError):
     """The api refused the request."""
 
     title = "The api refused"
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, retry_after_seconds: int | None = None) -> None:
         super().__init__(problem.detail, hint=problem.hint)
+        self.retry_after_seconds = retry_after_seconds
         self.status_code = problem.status
         self.title = problem.title
         self.problem = problem
@@ -34,13 +49,30 @@ class ApiUnreachable(PreceptorError):
     hint = "Start it with `preceptor up`, or name another with PRECEPTOR_API_URL and PRECEPTOR_API_KEY."
 
 
-class ApiClient:
-    """One api, one key. Every POST carries an idempotency key of its own, so a retry changes nothing."""
+@dataclass(frozen=True)
+class Patience:
+    """How long to wait for an api that is away.
 
-    def __init__(self, url: str, key: str, timeout_seconds: float = 150.0) -> None:
+    bound_seconds: None waits until `pause` raises. say: told once when a call starts to wait, and once when it is over.
+    """
+
+    bound_seconds: float | None = BOUND_SECONDS
+    pause: Callable[[float], None] = time.sleep
+    say: Callable[[str], None] = lambda line: None
+
+
+class ApiClient:
+    """One api, one key. Every POST carries an idempotency key of its own, the same in every try of it."""
+
+    def __init__(self, url: str, key: str, timeout_seconds: float = 150.0, patience: Patience | None = None) -> None:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = httpx2.Client(base_url=url, headers=headers, timeout=timeout_seconds)
+        self._patience = patience or Patience()
         self.url = url
+
+    def wait_with(self, pause: Callable[[float], None], say: Callable[[str], None]) -> None:
+        """From now on wait for an api that is away for as long as `pause` (seconds) lets us, saying so once."""
+        self._patience = Patience(None, pause, say)
 
     def close(self) -> None:
         """Give the connections back."""
@@ -52,8 +84,7 @@ class ApiClient:
 
     def get_json(self, path: str, query: Query | None = None) -> JsonObject:
         """GET, as plain JSON."""
-        content: JsonObject = httpx2.Response(200, content=self._send("GET", path, None, query)).json()
-        return content
+        return _json_object.validate_json(self._send("GET", path, None, query))
 
     def post(self, path: str, body: BaseModel | None, reply: type[M]) -> M:
         """POST, read as `reply`. Errors: ApiProblem, ApiUnreachable."""
@@ -84,13 +115,50 @@ class ApiClient:
             headers["Content-Type"] = "application/json"
             content = body.model_dump_json().encode()
         params = {name: value for name, value in (query or {}).items() if value is not None}
+        request = self._http.build_request(method, path, content=content, headers=headers, params=params)
+        patience = self._patience
+        bound = stop_never if patience.bound_seconds is None else stop_before_delay(patience.bound_seconds)
+        tries = Retrying(
+            retry=retry_if_exception(_is_transient),
+            wait=_pause_after,
+            stop=bound,
+            sleep=patience.pause,
+            before_sleep=self._say_away,
+            reraise=True,
+        )
+        answer = tries(self._send_once, request)
+        if int(tries.statistics.get("attempt_number", 1)) > 1:
+            patience.say("the api answers again")
+        return answer
+
+    def _send_once(self, request: httpx2.Request) -> bytes:
         try:
-            response = self._http.request(method, path, content=content, headers=headers, params=params)
+            response = self._http.send(request)
         except httpx2.TransportError as error:
             raise ApiUnreachable(f"{self.url}: {error or type(error).__name__}") from None
         if response.is_success:
             return response.content
-        raise ApiProblem(_read_problem(response))
+        after = response.headers.get("Retry-After", "")
+        raise ApiProblem(_read_problem(response), int(after) if after.isascii() and after.isdigit() else None)
+
+    def _say_away(self, state: RetryCallState) -> None:
+        if state.attempt_number == 1:
+            self._patience.say(f"the api is away: {_error_of(state)}; waiting")
+
+
+def _is_transient(error: BaseException) -> bool:
+    return isinstance(error, ApiUnreachable) or (isinstance(error, ApiProblem) and error.status_code in TRANSIENT)
+
+
+def _pause_after(state: RetryCallState) -> float:
+    """Seconds until the next try: what the api said, within reason."""
+    error = _error_of(state)
+    named = error.retry_after_seconds if isinstance(error, PreceptorError) else None
+    return PAUSE_SECONDS if named is None else min(float(named), MAX_PAUSE_SECONDS)
+
+
+def _error_of(state: RetryCallState) -> BaseException | None:
+    return None if state.outcome is None else state.outcome.exception()
 
 
 def _read_problem(response: httpx2.Response) -> Problem:

@@ -17,7 +17,7 @@ from services.cli import report
 from services.cli.client import ApiClient, ApiProblem
 from services.cli.progress import Progress
 from services.contracts.base import JsonObject
-from services.contracts.corrections import CorrectionItem, CorrectionOutcome, CorrectionSubmit
+from services.contracts.corrections import CorrectionItem, CorrectionOutcome, CorrectionSkip, CorrectionSubmit
 from services.contracts.evaluations import (
     Evaluation,
     EvaluationCreate,
@@ -73,7 +73,10 @@ class DemoOutcome:
 def run(
     api: ApiClient, plan: DemoPlan, progress: Progress, check: Callable[[], None], data_folder: Path
 ) -> DemoOutcome:
-    """Measure, train, correct, measure again. `check` raises when a process of the stack has crashed."""
+    """Measure, train, correct, measure again. `check` raises when a process of the stack has crashed.
+
+    An api that is away for a moment is waited for by `api` itself (`ApiClient.wait_with`).
+    """
     deadline = time.monotonic() + plan.minutes * 60
     wanted = EvaluationCreate(
         split=Split.HELDOUT, num_tasks=plan.num_eval_tasks, num_samples=plan.num_samples, seed=plan.seed
@@ -195,9 +198,13 @@ def _correct_one(api: ApiClient, progress: Progress) -> CorrectionOutcome | None
         raise
     rollout = api.get_json(f"/v1/rollouts/{item.rollout_id}")
     task = api.get(f"/v1/tasks/{rollout['task_id']}", Task)
-    decision = CorrectionSubmit(
-        verdict="corrected", text=str(task.metadata["reference"]), comment="This is how the answer should look."
-    )
+    reference = task.metadata.get("reference")
+    if not isinstance(reference, str) or not reference:
+        reason = f"task {task.key} has no reference that the demo could correct with"
+        api.post(f"/v1/corrections/{item.id}/skip", CorrectionSkip(reason=reason), CorrectionOutcome)
+        progress.say(f"correction {item.id} skipped: {reason}")
+        return None
+    decision = CorrectionSubmit(verdict="corrected", text=reference, comment="This is how the answer should look.")
     submitted = api.post(f"/v1/corrections/{item.id}/submit", decision, CorrectionOutcome)
     progress.say(f"correction {item.id} submitted for task {task.key}, by the demo in a person's place")
     return submitted

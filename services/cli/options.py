@@ -11,8 +11,9 @@ from pydantic import BaseModel
 
 from services.cli.client import ApiClient
 from services.contracts.base import Json
+from services.errors import PreceptorError
 from services.local.layout import Layout, default_home
-from services.local.stack import credentials_file, read_credentials
+from services.local.stack import read_credentials
 
 Home = Annotated[
     Path | None,
@@ -23,20 +24,36 @@ Url = Annotated[
     typer.Option("--url", help="The api. [PRECEPTOR_API_URL, else the data folder's]", show_default=False),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of words.")]
+AsJsonLines = Annotated[bool, typer.Option("--json", help="Print one JSON document a line for whatever happens.")]
 Limit = Annotated[int, typer.Option("--limit", min=1, help="How many at most, newest first.")]
 
 
+class ApiKeyMissing(PreceptorError):
+    """An api was named that the kept key does not belong to."""
+
+    status_code = 401
+    title = "No API key for this api"
+    hint = "Set PRECEPTOR_API_KEY to a key of that api; the key in the data folder is sent to its own api only."
+
+
 def layout_of(home: Path | None) -> Layout:
-    """The data folder, made if it is not there."""
-    return Layout.open(home)
+    """The data folder as it is; nothing is made."""
+    return Layout((home or default_home(os.environ)).expanduser().resolve())
 
 
 def api_of(home: Path | None, url: str | None) -> ApiClient:
-    """A client for the api that was named, or for the one that the data folder's last start left."""
-    root = (home or default_home(os.environ)).expanduser().resolve()
-    kept = read_credentials(Layout(root)) if credentials_file(Layout(root)).exists() else None
-    address = url or os.environ.get("PRECEPTOR_API_URL") or (kept.api_url if kept else "http://127.0.0.1:8700")
-    key = os.environ.get("PRECEPTOR_API_KEY") or (kept.api_key if kept else "")
+    """A client for the api that was named, or for the one that the data folder's last start left.
+
+    Errors: ApiKeyMissing when the kept key is not for the named api and no other is given.
+    """
+    kept = read_credentials(layout_of(home))
+    named = url or os.environ.get("PRECEPTOR_API_URL")
+    address = named or (kept.api_url if kept else "http://127.0.0.1:8700")
+    key = os.environ.get("PRECEPTOR_API_KEY", "")
+    if not key and kept is not None and address.rstrip("/") == kept.api_url.rstrip("/"):
+        key = kept.api_key
+    if not key and named:
+        raise ApiKeyMissing(f"{named} was named, and no key for it")
     return ApiClient(address, key)
 
 

@@ -45,7 +45,9 @@ class Progress:
     def say(self, line: str) -> None:
         """A line that stays."""
         passed = time.monotonic() - self._began
-        self._console.print(f"[{passed // 60:3.0f}:{passed % 60:02.0f}] {line}", markup=False, highlight=False, soft_wrap=True)
+        self._console.print(
+            f"[{passed // 60:3.0f}:{passed % 60:02.0f}] {line}", markup=False, highlight=False, soft_wrap=True
+        )
 
     @contextmanager
     def bar(self, label: str) -> Iterator[Bar]:

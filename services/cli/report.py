@@ -91,6 +91,8 @@ def status_lines(status: Status) -> Iterator[str]:
         counts: dict[str, int] = getattr(status, name)
         yield f"{name}: " + (", ".join(f"{count} {word}" for word, count in sorted(counts.items())) or "none")
     yield f"backlog: {status.backlog} rollouts drawn or planned and not yet trained on"
+    for line in status.waits_for:
+        yield f"waits: {line}"
     yield f"updates: {status.num_updates}"
     for update in sorted(status.last_updates, key=lambda u: u.number):
         yield "  " + update_line(update, status).split("; train")[0]
@@ -100,6 +102,28 @@ def status_lines(status: Status) -> Iterator[str]:
     for process in status.processes:
         age = (datetime.now(UTC) - process.beat_at).total_seconds()
         yield f"{process.name}: {process.activity} ({age:.0f} s ago)"
+
+
+class Waits:
+    """Which waits are worth a line: those that stood for a while without an update, each once while it stands."""
+
+    def __init__(self) -> None:
+        self._since: dict[str, float] = {}
+        self._said: set[str] = set()
+        self._num_updates = -1
+
+    def to_say(self, status: Status, now: float) -> list[str]:
+        """The lines to say now, in the status's order. now: seconds of any steady clock."""
+        if status.num_updates != self._num_updates:
+            self._num_updates, self._since = status.num_updates, {}
+        self._since = {line: self._since.get(line, now) for line in status.waits_for}
+        self._said &= self._since.keys()
+        due = [line for line, since in self._since.items() if now - since >= WAIT_SECONDS and line not in self._said]
+        self._said.update(due)
+        return due
+
+
+WAIT_SECONDS = 20.0  # a full backlog between two updates is how the loop works, not a wait
 
 
 def _on(switch: bool) -> str:

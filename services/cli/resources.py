@@ -1,7 +1,8 @@
-"""Commands that reach the api: tasks, rollouts, experts, corrections, policies, updates, eval, persons."""
+"""Commands that reach the api: one group for each kind of thing it keeps, and `eval`."""
 
 import asyncio
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -11,15 +12,17 @@ import typer
 from rich.console import Console
 
 from services.cli import demo, report, starter
+from services.cli.client import Query
 from services.cli.options import AsJson, Home, Limit, Url, api_of, show
 from services.cli.progress import Progress
 from services.contracts.base import JsonObject
+from services.contracts.consultations import ConsultationDetail, ConsultationStatus
 from services.contracts.corrections import CorrectionItem, CorrectionOutcome, CorrectionSkip, CorrectionSubmit
 from services.contracts.evaluations import Evaluation, EvaluationCreate, EvaluationDetail
 from services.contracts.experts import ConformanceReport, Expert, ExpertCreate
-from services.contracts.persons import PersonCreate, PersonCreated, Role
+from services.contracts.persons import Person, PersonCreate, PersonCreated, Role
 from services.contracts.policies import PolicyVersion
-from services.contracts.rollouts import Rollout, RolloutCreate, RolloutDetail
+from services.contracts.rollouts import Rollout, RolloutCreate, RolloutDetail, RolloutStatus
 from services.contracts.tasks import Split, Task
 from services.contracts.updates import UpdateDetail
 from services.errors import InvalidInput
@@ -29,6 +32,7 @@ from services.settings import Settings
 
 tasks = typer.Typer(no_args_is_help=True, help="Prompts to train and measure on. docs/tasks.md has the file format.")
 rollouts = typer.Typer(no_args_is_help=True, help="Sampled answers; also those sampled elsewhere.")
+questions = typer.Typer(no_args_is_help=True, help="Questions to experts: what was asked, and what failed.")
 experts = typer.Typer(no_args_is_help=True, help="Services that judge, correct or teach. docs/experts.md: write one.")
 corrections = typer.Typer(no_args_is_help=True, help="The human queue: claim an answer, correct it, see what it did.")
 policies = typer.Typer(no_args_is_help=True, help="Published policy versions.")
@@ -42,6 +46,7 @@ def add_to(app: typer.Typer) -> None:
         ("tasks", tasks),
         ("rollouts", rollouts),
         ("experts", experts),
+        ("consultations", questions),
         ("corrections", corrections),
         ("policies", policies),
         ("updates", updates),
@@ -51,9 +56,17 @@ def add_to(app: typer.Typer) -> None:
     app.command("eval")(evaluate)
 
 
-def _list(path: str, home: Path | None, url: str | None, limit: int, as_json: bool, columns: tuple[str, ...]) -> None:
+def _list(
+    path: str,
+    home: Path | None,
+    url: str | None,
+    limit: int,
+    as_json: bool,
+    columns: tuple[str, ...],
+    query: Query | None = None,
+) -> None:
     api = api_of(home, url)
-    items = list(api.pages(path, limit))
+    items = list(api.pages(path, limit, query))
     api.close()
     show(list(items), as_json, lambda: typer.echo("\n".join(_rows(items, columns)) or "none"))
 
@@ -106,10 +119,16 @@ def show_task(task_id: UUID, home: Home = None, url: Url = None, as_json: AsJson
 
 
 @rollouts.command("list")
-def list_rollouts(home: Home = None, url: Url = None, limit: Limit = 20, as_json: AsJson = False) -> None:
+def list_rollouts(
+    status: Annotated[RolloutStatus | None, typer.Option(help="Only those.")] = None,
+    home: Home = None,
+    url: Url = None,
+    limit: Limit = 20,
+    as_json: AsJson = False,
+) -> None:
     """List rollouts, newest first."""
-    columns = ("id", "purpose", "status", "score", "policy_version", "num_tokens", "text")
-    _list("/v1/rollouts", home, url, limit, as_json, columns)
+    columns = ("id", "purpose", "status", "score", "policy_version", "num_tokens", "reason", "text")
+    _list("/v1/rollouts", home, url, limit, as_json, columns, {"status": status.value if status else None})
 
 
 @rollouts.command("show")
@@ -226,6 +245,26 @@ for _action in ("activate", "pause", "retire"):
     _expert_action(_action)
 
 
+@questions.command("list")
+def list_consultations(
+    status: Annotated[ConsultationStatus | None, typer.Option(help="Only those.")] = None,
+    home: Home = None,
+    url: Url = None,
+    limit: Limit = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List questions to experts, newest first."""
+    columns = ("id", "rollout_id", "expert_name", "stage", "status", "attempts", "reason")
+    _list("/v1/consultations", home, url, limit, as_json, columns, {"status": status.value if status else None})
+
+
+@questions.command("requeue")
+def requeue_consultation(consultation_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+    """Ask a dead question once more."""
+    asked = api_of(home, url).post(f"/v1/consultations/{consultation_id}/requeue", None, ConsultationDetail)
+    show(asked, as_json, lambda: typer.echo(f"{asked.expert_name} is asked again: {asked.status.value}"))
+
+
 @corrections.command("claim")
 def claim_correction(home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
     """Claim the next answer to correct; nobody else gets it while the lease runs."""
@@ -281,7 +320,14 @@ def show_correction(correction_id: UUID, home: Home = None, url: Url = None, as_
 @corrections.command("list")
 def list_corrections(home: Home = None, url: Url = None, limit: Limit = 20, as_json: AsJson = False) -> None:
     """List the human queue, newest first."""
-    _list("/v1/corrections", home, url, limit, as_json, ("id", "rollout_id", "status", "verdict", "decided_at"))
+    _list(
+        "/v1/corrections",
+        home,
+        url,
+        limit,
+        as_json,
+        ("id", "rollout_id", "status", "verdict", "decided_at", "skip_reason"),
+    )
 
 
 @policies.command("list")
@@ -348,6 +394,20 @@ def list_persons(home: Home = None, url: Url = None, limit: Limit = 50, as_json:
     _list("/v1/persons", home, url, limit, as_json, ("id", "name", "role", "created_at"))
 
 
+@persons.command("rotate-key")
+def rotate_key(person_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+    """Give a person a new key, shown this once; their old keys stop working."""
+    made = api_of(home, url).post(f"/v1/persons/{person_id}/rotate-key", None, PersonCreated)
+    show(made, as_json, lambda: typer.echo(f"{made.name} ({made.role.value}): {made.api_key}"))
+
+
+@persons.command("revoke-key")
+def revoke_key(person_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+    """Leave a person without a working key."""
+    left = api_of(home, url).post(f"/v1/persons/{person_id}/revoke-key", None, Person)
+    show(left, as_json, lambda: typer.echo(f"{left.name} ({left.role.value}) has no key"))
+
+
 def evaluate(
     split: Annotated[Split, typer.Option(help="heldout or validation.")] = Split.HELDOUT,
     policy: Annotated[str | None, typer.Option(help="A policy version; the serving one by default.")] = None,
@@ -375,6 +435,7 @@ def evaluate(
     api = api_of(home, url)
     started = api.post("/v1/evaluations", wanted, Evaluation)
     progress = Progress(Console(stderr=True))
+    api.wait_with(time.sleep, progress.say)  # it is measured whether we look or not
     found = demo.wait_for_evaluation(api, started.id, progress, lambda: None, f"{split.value} tasks")
     earlier = None if against is None else api.get(f"/v1/evaluations/{against}", EvaluationDetail)
     api.close()

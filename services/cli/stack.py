@@ -6,22 +6,25 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import partial
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
+import psutil
 import typer
 from rich.console import Console
 
 from services import main
 from services.cli import demo, report, starter
-from services.cli.client import ApiClient
-from services.cli.options import AsJson, Home, Url, api_of, layout_of, show
+from services.cli.client import ApiClient, ApiUnreachable
+from services.cli.options import AsJson, AsJsonLines, Home, Url, api_of, layout_of, show
 from services.cli.progress import Progress
+from services.contracts.base import JsonObject
 from services.contracts.status import LoopState, LoopSwitch, Status
 from services.local.layout import Layout
+from services.local.lock import is_locked
 from services.local.stack import Stack, running
-from services.local.supervisor import read_running, stop_running
+from services.local.supervisor import Stage, read_running, stop_running
 from services.policy.convert import resolve_model
 from services.settings import Settings
 
@@ -47,7 +50,7 @@ def add_to(app: typer.Typer) -> None:
 
 @contextmanager
 def _stack(home: Path | None, model: str | None, threads: int, progress: Progress) -> Iterator[tuple[Stack, ApiClient]]:
-    layout = layout_of(home)
+    layout = Layout.open(home)
     folder = resolve_model(model or os.environ.get("PRECEPTOR_MODEL"), progress.say)
     progress.say(f"the policy is {folder.name}; the data folder is {layout.root}")
     with running(layout, folder, report=progress.say, policy_threads=threads) as stack:
@@ -56,6 +59,7 @@ def _stack(home: Path | None, model: str | None, threads: int, progress: Progres
             progress.say(f"(this machine's command line keeps it in {layout.root / 'credentials.json'})")
         progress.say(f"api: {stack.settings.api_url}  logs: {layout.logs}")
         api = ApiClient(stack.settings.api_url, stack.api_key)
+        api.wait_with(stack.supervisor.wait, progress.say)  # only a crash or Ctrl-C ends a run
         try:
             yield stack, api
         finally:
@@ -105,28 +109,39 @@ def up(
     model: Model = None,
     threads: Threads = DEFAULT_THREADS,
     paused: Annotated[bool, typer.Option("--paused", help="Start without drawing rollouts.")] = False,
+    as_json: AsJsonLines = False,
 ) -> None:
     """Start the stack on the data folder and train on whatever tasks arrive, until Ctrl-C or `preceptor down`."""
-    progress = Progress(Console())
+    progress = Progress(Console(stderr=as_json))
+
+    def tell(event: str, content: JsonObject, words: str) -> None:
+        progress.say(words)
+        if as_json:
+            typer.echo(json.dumps({"event": event, **content}))
+
     with _stack(home, model, threads, progress) as (stack, api):
-        api.post("/v1/loop", LoopSwitch(sampling=not paused, training=True, no_end=True), LoopState)
-        progress.say("the loop runs; `preceptor status` shows it, Ctrl-C stops it")
-        seen = api.get("/v1/status", Status).num_updates
         try:
+            api.post("/v1/loop", LoopSwitch(sampling=not paused, training=True, no_end=True), LoopState)
+            tell("running", {"api_url": api.url}, "the loop runs; `preceptor status` shows it, Ctrl-C stops it")
+            seen = api.get("/v1/status", Status).num_updates
+            waits = report.Waits()
             while True:
                 stack.supervisor.wait(5)
                 current = api.get("/v1/status", Status)
                 for update in sorted(current.last_updates, key=lambda u: u.number):
                     if update.number > seen:
                         seen = update.number
-                        progress.say(report.update_line(update, current))
+                        tell("update", update.model_dump(mode="json"), report.update_line(update, current))
+                for line in waits.to_say(current, time.monotonic()):
+                    tell("waits", {"for": line}, f"waits: {line}")
         except KeyboardInterrupt:
-            progress.say("stopping; nothing is lost")
+            tell("stopping", {}, "stopping; nothing is lost")
 
 
-def down(home: Home = None) -> None:
+def down(home: Home = None, as_json: AsJson = False) -> None:
     """Stop what `up` or `demo` started on the data folder; returns when all of it is gone."""
-    typer.echo(stop_running(layout_of(home)).value)
+    outcome = stop_running(layout_of(home)).value
+    show({"outcome": outcome}, as_json, lambda: typer.echo(outcome))
 
 
 def status(
@@ -137,24 +152,66 @@ def status(
 ) -> None:
     """Show the loop: what runs, what it waits for, how far it is."""
     while True:
-        if url is None and "PRECEPTOR_API_URL" not in os.environ and read_running(Layout.open(home)) is None:
-            show(
-                {"running": False},
-                as_json,
-                lambda: typer.echo("nothing runs on this data folder; `preceptor up` starts it"),
-            )
-            return
-        api = api_of(home, url)
-        current = api.get("/v1/status", Status)
-        api.close()
-        lines = "\n".join(report.status_lines(current))
-        show(current, as_json, partial(typer.echo, lines))
+        _show_status(home, url, as_json)
         if not watch:
             return
         time.sleep(2)
 
 
-def init() -> None:
+def _show_status(home: Path | None, url: str | None, as_json: bool) -> None:
+    layout = layout_of(home)
+    here = url is None and "PRECEPTOR_API_URL" not in os.environ
+    state = Presence.RUNNING if not here else find_presence(layout)
+    if state is not Presence.RUNNING:
+        show({"running": False, "state": state.value}, as_json, lambda: typer.echo(WORDS_OF_PRESENCE[state]))
+        return
+    api = api_of(home, url)
+    try:
+        current = api.get("/v1/status", Status)
+    except ApiUnreachable:
+        state = find_presence(layout)
+        if not here or state is Presence.RUNNING:
+            raise
+        show({"running": False, "state": state.value}, as_json, lambda: typer.echo(WORDS_OF_PRESENCE[state]))
+        return
+    finally:
+        api.close()
+    lines = "\n".join(report.status_lines(current))
+    show(current, as_json, lambda: typer.echo(lines))
+
+
+class Presence(StrEnum):
+    """What is on a data folder."""
+
+    NOTHING = "not running"
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+
+
+WORDS_OF_PRESENCE = {
+    Presence.NOTHING: "nothing runs on this data folder; `preceptor up` starts it",
+    Presence.STARTING: "the stack on this data folder is starting",
+    Presence.STOPPING: "the stack on this data folder is stopping",
+}
+
+
+def find_presence(layout: Layout) -> Presence:
+    """Nothing; a stack whose api is not ready for the first time; one that runs; or the guards of one that ended."""
+    if not is_locked(layout.lock_file):
+        return Presence.NOTHING
+    running_now = read_running(layout)
+    if running_now is None:
+        return Presence.STOPPING
+    api = next((process for process in running_now.processes if process.name == "api"), None)
+    if api is None or api.stage is Stage.STARTING:
+        return Presence.STARTING
+    if api.pid is None or not psutil.pid_exists(api.pid):
+        return Presence.STOPPING
+    return Presence.RUNNING
+
+
+def init(as_json: AsJson = False) -> None:
     """Prepare a database and policy that somebody else runs: schema, owner, lineage.
 
     They are named by DATABASE_URL and PRECEPTOR_POLICY_URL.
@@ -163,5 +220,9 @@ def init() -> None:
     """
     settings = Settings()
     key = main.prepare_database(settings)
+    words = "the database is ready" if key is None else f"the owner's API key, shown this once: {key}"
+    if not as_json:
+        typer.echo(words)  # before the policy is asked: the key is in the database by now, and nowhere else
     main.prepare_lineage(settings)
-    typer.echo("the database is ready" if key is None else f"the owner's API key, shown this once: {key}")
+    if as_json:
+        typer.echo(json.dumps({"new_owner_key": key}))

@@ -66,7 +66,7 @@ class UpdateSummary(Contract):
 
 
 class Status(Contract):
-    """The state of one lineage's loop."""
+    """The state of one lineage's loop; `waits_for` says in words what keeps it from drawing or training more."""
 
     lineage: str
     model: str
@@ -74,6 +74,7 @@ class Status(Contract):
     loop: LoopState
     tasks: list[TaskCount]
     backlog: int
+    waits_for: list[str]
     groups: dict[str, int]
     rollouts: dict[str, int]
     consultations: dict[str, int]

@@ -1,10 +1,14 @@
 """The loop's state in a few cheap queries."""
 
-from sqlalchemy import ColumnElement, func, select
+from collections.abc import Iterator
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, exists, func, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from services.contracts.rollouts import Purpose
+from services.contracts.rollouts import GroupStatus, Purpose
 from services.contracts.status import LoopState, PassRate, ProcessState, Status, TaskCount, UpdateSummary
+from services.contracts.tasks import Split
 from services.contracts.updates import UpdateStatus
 from services.store import groups, loop, policies, processes, tasks, updates
 from services.store.evaluations import PASS_SCORE
@@ -14,6 +18,7 @@ from services.store.models import (
     GroupRow,
     LessonRow,
     LineageRow,
+    LoopRow,
     RolloutRow,
     TaskRow,
     UpdateRow,
@@ -21,14 +26,26 @@ from services.store.models import (
 
 RECENT_ROLLOUTS = 128  # a pass rate of the last few groups, not of the whole history
 RECENT_UPDATES = 5
+BACKLOG_FULL = "the backlog is full: no draws until the trainer has used some of it"
 
 
-def status(session: Session, lineage: LineageRow) -> Status:
-    """The state of the lineage's loop."""
+def status(
+    session: Session, lineage: LineageRow, *, max_backlog: int, max_groups_per_task: int, group_size: int
+) -> Status:
+    """The state of the lineage's loop; the three limits are those the sampler plans with."""
     switches = loop.get(session, lineage.id)
     serving = policies.serving(session, lineage.id)
     train_groups = (GroupRow.lineage_id == lineage.id, GroupRow.purpose == Purpose.TRAIN.value)
     train_rollouts = (RolloutRow.lineage_id == lineage.id, RolloutRow.purpose == Purpose.TRAIN.value)
+    backlog = groups.backlog(session, lineage.id)
+    train_groups_by_status = _by_status(session, GroupRow.status, *train_groups)
+    num_updates = updates.last_number(session, lineage.id)
+    waits_for = [
+        *_waits_of_switches(switches, num_updates),
+        *_waits_of_tasks(session, lineage.id, max_groups_per_task),
+        *([BACKLOG_FULL] if max_backlog - backlog < group_size else []),
+        *_dead_draws(session, train_groups_by_status, *train_groups),
+    ]
     return Status(
         lineage=lineage.name,
         model=lineage.model,
@@ -38,13 +55,14 @@ def status(session: Session, lineage: LineageRow) -> Status:
             TaskCount(domain=domain, split=split, num_tasks=count)
             for domain, split, count in tasks.count_by_split(session, lineage.id)
         ],
-        backlog=groups.backlog(session, lineage.id),
-        groups=_by_status(session, GroupRow.status, *train_groups),
+        backlog=backlog,
+        waits_for=waits_for,
+        groups=train_groups_by_status,
         rollouts=_by_status(session, RolloutRow.status, *train_rollouts),
         consultations=_by_status(session, ConsultationRow.status, ConsultationRow.lineage_id == lineage.id),
         lessons=_by_status(session, LessonRow.status, LessonRow.lineage_id == lineage.id),
         corrections=_by_status(session, CorrectionRow.status, CorrectionRow.lineage_id == lineage.id),
-        num_updates=updates.last_number(session, lineage.id),
+        num_updates=num_updates,
         last_updates=_last_updates(session, lineage),
         pass_rates=_pass_rates(session, lineage),
         processes=[
@@ -59,6 +77,42 @@ def status(session: Session, lineage: LineageRow) -> Status:
             for row in processes.latest(session)
         ],
     )
+
+
+def _waits_of_switches(switches: LoopRow, num_updates: int) -> Iterator[str]:
+    if not switches.sampling:
+        yield "sampling is off"
+    if not switches.training:
+        yield "training is off"
+    if switches.max_updates is not None and num_updates >= switches.max_updates:
+        yield f"it was told to stop after update {switches.max_updates}"
+
+
+def _waits_of_tasks(session: Session, lineage_id: UUID, max_groups_per_task: int) -> Iterator[str]:
+    left = TaskRow.num_groups < max_groups_per_task
+    of_train = (TaskRow.lineage_id == lineage_id, TaskRow.split == Split.TRAIN.value)
+    if session.scalar(select(exists().where(*of_train, left))):
+        return
+    if session.scalar(select(exists().where(*of_train))):
+        yield (
+            f"every train task was drawn {max_groups_per_task} times; "
+            "import more or raise PRECEPTOR_MAX_GROUPS_PER_TASK"
+        )
+    else:
+        yield "there are no train tasks; import some"
+
+
+def _dead_draws(session: Session, by_status: dict[str, int], *train_groups: ColumnElement[bool]) -> Iterator[str]:
+    num_dead = by_status.get(GroupStatus.DEAD.value, 0)
+    if not num_dead:
+        return
+    reason = session.scalar(
+        select(GroupRow.reason)
+        .where(*train_groups, GroupRow.status == GroupStatus.DEAD.value)
+        .order_by(GroupRow.id.desc())
+        .limit(1)
+    )
+    yield f"{num_dead} {'draw is' if num_dead == 1 else 'draws are'} dead: last reason: {reason or 'not known'}"
 
 
 def _by_status(session: Session, status_of: InstrumentedAttribute[str], *where: ColumnElement[bool]) -> dict[str, int]:

@@ -18,7 +18,13 @@ router = build_router("loop")
 def get_status(store: StoreDep, settings: SettingsDep) -> Status:
     """What runs, counts by status, the backlog, pass rates, the last updates and every process's last word."""
     with store.transaction() as session:
-        return stats.status(session, lineages.get(session, settings.lineage))
+        return stats.status(
+            session,
+            lineages.get(session, settings.lineage),
+            max_backlog=settings.max_backlog_lessons,
+            max_groups_per_task=settings.max_groups_per_task,
+            group_size=settings.group_size,
+        )
 
 
 @router.post("/loop", dependencies=[needs(Right.OPERATE)], responses=problems(409, 413, 415, 422))

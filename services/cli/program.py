@@ -1,0 +1,96 @@
+"""The `preceptor` command: runs the stack, and reaches its api.
+
+Every command that prints a result takes `--json` for the same result as one JSON document.
+"""
+
+import json
+import re
+import sys
+
+import typer
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
+from rich.console import Console
+from typer.exceptions import TyperException
+
+from services.cli import resources, stack
+from services.errors import InvalidInput, PreceptorError
+from services.settings import Settings
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Train a language model continuously from every kind of feedback you have, and keep the ledger.",
+    epilog="Start with `preceptor demo`, then `preceptor up` and `preceptor tasks import FILE`. "
+    "Errors go to stderr in words; with --json also to stdout, as one JSON document "
+    "{error, detail, hint}. Exit status: 2 when the request is at fault, 1 otherwise.",
+)
+
+
+stack.add_to(app)
+resources.add_to(app)
+
+
+class SettingsInvalid(InvalidInput):
+    """A variable of the environment has a value that cannot be used."""
+
+    title = "Settings not usable"
+
+
+class UsageWrong(InvalidInput):
+    """The command was called with arguments it does not take."""
+
+    title = "Wrong usage"
+
+
+def run() -> int:
+    """Run the command line; the exit status. Errors that are meant for people are printed without a traceback."""
+    as_json = "--json" in sys.argv
+    try:
+        # without --json typer prints wrong usage itself, with its frame and its hint, and ends the process
+        status = app(standalone_mode=not as_json)
+    except TyperException as error:
+        _tell(UsageWrong(error.format_message(), hint="`preceptor COMMAND --help` shows what it takes."), as_json)
+        return error.exit_code
+    except (ValidationError, SettingsError) as error:
+        told = _describe(error)
+        _tell(told, as_json)
+        return _status_of(told)
+    except PreceptorError as error:
+        _tell(error, as_json)
+        return _status_of(error)
+    return status if isinstance(status, int) else 0
+
+
+def _status_of(error: PreceptorError) -> int:
+    return 2 if 400 <= error.status_code < 500 else 1
+
+
+def _tell(error: PreceptorError, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps({"error": error.slug, "detail": error.detail, "hint": error.hint}) + "\n")
+    console = Console(stderr=True)
+    console.print(f"{error.title}: {error.detail}", style="red", markup=False, highlight=False, soft_wrap=True)
+    if error.hint:
+        console.print(error.hint, markup=False, highlight=False, soft_wrap=True)
+
+
+def _describe(error: ValidationError | SettingsError) -> PreceptorError:
+    """Which variable, or which part of a request, has which fault."""
+    if isinstance(error, SettingsError):  # a list that is not JSON; only the message names the field
+        named = re.search(r'field "(\w+)"', str(error))
+        variable = f"PRECEPTOR_{named[1].upper()}" if named else str(error)
+        return SettingsInvalid(f'{variable} must be written as JSON, as in ["a", "b"]')
+    of_settings = error.title == Settings.__name__
+    faults = []
+    for fault in error.errors(include_url=False, include_context=False):
+        place = ".".join(map(str, fault["loc"]))
+        if of_settings:
+            name = str(fault["loc"][0]) if fault["loc"] else ""
+            place = name if name.isupper() else f"PRECEPTOR_{name.upper()}"
+            faults.append(f"{place}={fault['input']!r}: {fault['msg']}")
+        else:
+            faults.append(f"{place}: {fault['msg']}" if place else fault["msg"])
+    detail = "; ".join(faults)
+    return SettingsInvalid(detail) if of_settings else InvalidInput(f"{error.title}: {detail}")
