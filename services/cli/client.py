@@ -69,6 +69,7 @@ class ApiClient:
         self._http = httpx2.Client(base_url=url, headers=headers, timeout=timeout_seconds)
         self._patience = patience or Patience()
         self.url = url
+        self.key = key
 
     def wait_with(self, pause: Callable[[float], None], say: Callable[[str], None]) -> None:
         """From now on wait for an api that is away for as long as `pause` (seconds) lets us, saying so once."""
