@@ -44,6 +44,7 @@ STATUS_CHANGES = {
         "claimed": ["open", "skipped", "submitted", "withdrawn"],
         "submitted": ["withdrawn"],
         "skipped": ["open", "withdrawn"],
+        "withdrawn": ["open"],
     },
     "lesson": {
         "open": ["ready", "set_aside", "withdrawn"],

@@ -36,8 +36,9 @@ RIGHTS: Final[Mapping[Role, frozenset[Right]]] = {
     Role.ANNOTATOR: frozenset({Right.READ, Right.CORRECT}),
     Role.SERVICE: frozenset({Right.READ, Right.SEND}),
 }
-"""read: every list and detail. send: tasks, rollouts, late answers. correct: the human queue. operate: experts,
-evaluations, the loop, requeueing. administer: persons and their keys."""
+"""read: every list and detail, but of tasks' metadata only the keys. send: tasks, rollouts. correct: the human queue.
+operate: tasks' metadata, experts and late answers for those that do not sign, evaluations, the loop, requeueing.
+administer: persons and their keys."""
 
 
 class KeyMissing(PreceptorError):

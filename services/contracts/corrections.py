@@ -34,6 +34,7 @@ CORRECTION_CHANGES: StatusChanges[CorrectionStatus] = {
     ),
     CorrectionStatus.SUBMITTED: frozenset({CorrectionStatus.WITHDRAWN}),
     CorrectionStatus.SKIPPED: frozenset({CorrectionStatus.OPEN, CorrectionStatus.WITHDRAWN}),
+    CorrectionStatus.WITHDRAWN: frozenset({CorrectionStatus.OPEN}),  # its question is asked once more
 }
 
 
@@ -55,6 +56,8 @@ class CorrectionSubmit(Contract):
     def _a_correction_has_text(self) -> Self:
         if (self.verdict == "corrected") != (self.text is not None):
             raise ValueError("`corrected` needs the corrected text; `fine` has none")
+        if self.text is not None and not self.text.strip():
+            raise ValueError("the corrected text is blank; skip the item if there is no answer to give")
         return self
 
 

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from services.contracts.answers import AnswerContent, AnswerKind, check_against_rollout
 from services.contracts.base import check_change
 from services.contracts.consultations import CONSULTATION_CHANGES, ConsultationStatus, InvalidAnswer
+from services.contracts.corrections import CorrectionStatus
 from services.contracts.experts import (
     Ask,
     AskedRollout,
@@ -32,7 +33,16 @@ from services.contracts.rollouts import Purpose
 from services.contracts.tasks import Message, Split
 from services.errors import Conflict, NotFound
 from services.store import answers, rollouts
-from services.store.models import AnswerRow, AttemptRow, ConsultationRow, ExpertRow, LineageRow, RolloutRow, TaskRow
+from services.store.models import (
+    AnswerRow,
+    AttemptRow,
+    ConsultationRow,
+    CorrectionRow,
+    ExpertRow,
+    LineageRow,
+    RolloutRow,
+    TaskRow,
+)
 
 DEADLINE = timedelta(minutes=30)  # an expert that is down for less than this loses no question
 LATE_DEADLINE = timedelta(days=7)  # people answer within a week or not at all
@@ -294,8 +304,19 @@ def _conclude(session: Session, row: ConsultationRow, rollout: RolloutRow, outco
     row.lease_until = None
     if row.status != ConsultationStatus.WAITING.value:
         row.settled_at = func.now()
+        withdraw_items(session, [row.id])
     session.flush()
     return answer
+
+
+def withdraw_items(session: Session, consultation_ids: Sequence[UUID]) -> None:
+    """Take the undecided items of these questions out of the human queue: nobody waits for them any more."""
+    undecided = (CorrectionStatus.OPEN.value, CorrectionStatus.CLAIMED.value, CorrectionStatus.SKIPPED.value)
+    session.execute(
+        update(CorrectionRow)
+        .where(CorrectionRow.consultation_id.in_(consultation_ids), CorrectionRow.status.in_(undecided))
+        .values(status=CorrectionStatus.WITHDRAWN.value)
+    )
 
 
 def _end_attempt(session: Session, question: Question, outcome: str, reason: str | None) -> None:
@@ -341,6 +362,7 @@ def release(
     if row.failures >= max_attempts:
         row.status = ConsultationStatus.DEAD.value
         row.settled_at = func.now()
+        withdraw_items(session, [row.id])
         session.flush()
         rollouts.advance(session, row.rollout_id)
         return
@@ -366,6 +388,7 @@ def kill(session: Session, row: ConsultationRow, reason: str) -> None:
     row.reason = reason
     row.lease_until = None
     row.settled_at = func.now()
+    withdraw_items(session, [row.id])
     session.flush()
     rollouts.advance(session, row.rollout_id)
 

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from services.contracts.answers import Feedback, check_against_rollout
 from services.contracts.base import check_change
-from services.contracts.consultations import CONSULTATION_CHANGES, ConsultationStatus
+from services.contracts.consultations import CONSULTATION_CHANGES, SETTLED, ConsultationStatus
 from services.contracts.corrections import (
     CORRECTION_CHANGES,
     Correction,
@@ -44,7 +44,6 @@ HUMAN_EXPERT = "human"
 """The name of the expert behind the queue."""
 
 LEASE = timedelta(minutes=30)  # to read a rollout and write its correction without hurry
-UNDECIDED = (CorrectionStatus.OPEN.value, CorrectionStatus.CLAIMED.value, CorrectionStatus.SKIPPED.value)
 ASKED_FOR = 1.0  # the priority of an item that somebody asked for; the queue's own have 0
 
 
@@ -120,7 +119,13 @@ def open_item(session: Session, consultation_id: UUID, *, priority: float = 0.0)
         )
         .on_conflict_do_nothing(index_elements=["consultation_id"])
     )
-    return session.scalars(select(CorrectionRow).where(CorrectionRow.consultation_id == question.id)).one()
+    row = session.scalars(
+        select(CorrectionRow).where(CorrectionRow.consultation_id == question.id).with_for_update()
+    ).one()
+    if row.status == CorrectionStatus.WITHDRAWN.value and row.verdict is None and question.status not in SETTLED:
+        row.status, row.person_id, row.lease_until = CorrectionStatus.OPEN.value, None, None  # asked once more
+        session.flush()
+    return row
 
 
 def _check_correctable(rollout: RolloutRow) -> None:
@@ -198,14 +203,16 @@ def claim(session: Session, lineage_id: UUID, person_id: UUID) -> CorrectionRow 
     """
     held = session.scalar(
         select(CorrectionRow)
+        .join(ConsultationRow, ConsultationRow.id == CorrectionRow.consultation_id)
         .where(
             CorrectionRow.lineage_id == lineage_id,
             CorrectionRow.status == CorrectionStatus.CLAIMED.value,
             CorrectionRow.person_id == person_id,
+            ConsultationRow.status == ConsultationStatus.WAITING.value,
         )
         .order_by(CorrectionRow.id)
         .limit(1)
-        .with_for_update(skip_locked=True)
+        .with_for_update(skip_locked=True, of=CorrectionRow)
     )
     row = held or _next_free(session, lineage_id, person_id)
     if row is None:
@@ -293,24 +300,16 @@ def free_expired(session: Session) -> None:
         )
         .values(status=CorrectionStatus.OPEN.value, person_id=None, lease_until=None)
     )
+    # An item can be opened in the moment its question ends: the human expert is asked over HTTP.
     ended = (
         select(CorrectionRow.consultation_id)
         .join(ConsultationRow, ConsultationRow.id == CorrectionRow.consultation_id)
-        .where(CorrectionRow.status.in_(UNDECIDED), ConsultationRow.status == ConsultationStatus.DEAD.value)
-    )
-    withdraw(session, session.scalars(ended).all())
-
-
-def withdraw(session: Session, consultation_ids: Sequence[UUID]) -> None:
-    """Take the unanswered items of these questions out of the queue: nobody waits for them any more."""
-    session.execute(
-        update(CorrectionRow)
         .where(
-            CorrectionRow.consultation_id.in_(consultation_ids),
-            CorrectionRow.status.in_(UNDECIDED),
+            CorrectionRow.status == CorrectionStatus.OPEN.value,
+            ConsultationRow.status.in_([status.value for status in SETTLED]),
         )
-        .values(status=CorrectionStatus.WITHDRAWN.value)
     )
+    consultations.withdraw_items(session, session.scalars(ended).all())
 
 
 def _hold(session: Session, correction_id: UUID, person_id: UUID, new: CorrectionStatus) -> CorrectionRow:

@@ -10,7 +10,7 @@ from services.contracts.base import check_change
 from services.contracts.consultations import ConsultationStatus
 from services.contracts.experts import EXPERT_CHANGES, ConformanceReport, Expert, ExpertCreate, ExpertStatus
 from services.errors import Conflict, InvalidInput, NotFound
-from services.store import consultations, corrections
+from services.store import consultations
 from services.store.models import ConsultationRow, ExpertRow, RolloutRow
 
 UNSETTLED = (ConsultationStatus.PENDING.value, ConsultationStatus.ASKED.value, ConsultationStatus.WAITING.value)
@@ -139,7 +139,6 @@ def retire(session: Session, expert_id: UUID, reason: str) -> ExpertRow:
     while open_questions := _find_open_questions(session, expert_id):
         for consultation_id, rollout_id in open_questions:
             _end_question(session, consultation_id, rollout_id, f"the expert retired: {reason}")
-        corrections.withdraw(session, [consultation_id for consultation_id, _ in open_questions])
     row = _change(session, expert_id, ExpertStatus.RETIRED)
     row.reason = reason
     session.flush()

@@ -279,3 +279,40 @@ def test_retiring_the_human_expert_empties_the_queue(api: Api, store: Store, dra
     made(api.post(f"/v1/experts/{human['id']}/retire"))
     assert made(api.get(f"/v1/corrections/{asked}"))["status"] == "withdrawn"
     refused(api.post("/v1/corrections/claim"), 404)
+
+
+def test_an_item_whose_question_ended_without_its_holder_is_given_to_nobody(
+    api: Api, store: Store, drawn: list[RolloutRow]
+) -> None:
+    asked = made(api.post("/v1/corrections", {"rollout_id": str(drawn[0].id)}))
+    held = made(api.post("/v1/corrections/claim"))
+    assert held["id"] == asked["id"]
+    with store.transaction() as session:
+        consultations.settle_late(session, UUID(str(held["consultation_id"])), ConsultResult(score=1.0))
+    assert made(api.get(f"/v1/corrections/{held['id']}"))["status"] == "withdrawn"
+    refused(api.post("/v1/corrections/claim"), 404)
+    refused(api.post(f"/v1/corrections/{held['id']}/submit", {"verdict": "fine"}), 409)
+
+
+def test_a_withdrawn_item_returns_when_its_question_is_asked_once_more(
+    api: Api, store: Store, drawn: list[RolloutRow]
+) -> None:
+    item = made(api.post("/v1/corrections", {"rollout_id": str(drawn[0].id)}))
+    with store.transaction() as session:
+        consultations.kill(session, session.get_one(ConsultationRow, UUID(str(item["consultation_id"]))), "too late")
+    assert made(api.get(f"/v1/corrections/{item['id']}"))["status"] == "withdrawn"
+    again = made(api.post("/v1/corrections", {"rollout_id": str(drawn[0].id)}))
+    assert (again["id"], again["status"]) == (item["id"], "open")
+
+
+def test_a_blank_correction_is_refused(api: Api, drawn: list[RolloutRow]) -> None:
+    api.post("/v1/corrections", {"rollout_id": str(drawn[0].id)})
+    held = made(api.post("/v1/corrections/claim"))
+    refused(api.post(f"/v1/corrections/{held['id']}/submit", {"verdict": "corrected", "text": " \n"}), 422)
+
+
+def test_people_answer_the_human_experts_questions_by_corrections_only(api: Api, drawn: list[RolloutRow]) -> None:
+    item = made(api.post("/v1/corrections", {"rollout_id": str(drawn[0].id)}))
+    answer: JsonObject = {"outcome": "result", "score": 1}
+    problem = refused(api.post(f"/v1/consultations/{item['consultation_id']}/answer", answer), 409)
+    assert "/v1/corrections/claim" in str(problem["hint"])

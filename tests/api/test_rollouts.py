@@ -1,12 +1,14 @@
 """Rollouts sampled elsewhere, and the late answers about them."""
 
 import json
+from collections.abc import Callable
 from uuid import UUID
 
 import pytest
 
 from services.contracts.base import Json, JsonObject
 from services.contracts.experts import ConsultLater
+from services.contracts.persons import Role
 from services.experts import signatures
 from services.store import consultations
 from services.store.models import ConsultationRow, ExpertRow, LessonRow
@@ -181,3 +183,25 @@ def test_a_broken_signature_is_refused(api: Api, store: Store, world: World) -> 
             refused(
                 api.http.post(f"/v1/consultations/{waiting}/answer", content=body, headers=good | {name: value}), 401
             )
+
+
+def test_only_its_own_signature_speaks_for_an_expert_that_has_a_secret(api: Api, store: Store, world: World) -> None:
+    waiting = wait_for_late_answer(api, store, world, SECRET)
+    refused(api.post(f"/v1/consultations/{waiting}/answer", {"outcome": "result", "score": 1}), 401)
+    assert made(api.get(f"/v1/consultations/{waiting}"))["status"] == "waiting"
+
+
+def test_a_service_answers_for_no_expert(
+    api: Api, store: Store, world: World, someone: Callable[[str, Role], Api]
+) -> None:
+    waiting = wait_for_late_answer(api, store, world)
+    service = someone("gatherer", Role.SERVICE)
+    refused(service.post(f"/v1/consultations/{waiting}/answer", {"outcome": "result", "score": 1}), 403)
+
+
+def test_the_values_of_metadata_are_for_operators(api: Api, someone: Callable[[str, Role], Api]) -> None:
+    task = api.task(metadata={"answer": "4"})
+    for role, shown in ((Role.OPERATOR, "4"), (Role.SERVICE, None), (Role.ANNOTATOR, None)):
+        person = someone(role.value, role)
+        assert made(person.get(f"/v1/tasks/{task['id']}"))["metadata"] == {"answer": shown}
+        assert items(person.get("/v1/tasks"))[0]["metadata"] == {"answer": shown}

@@ -14,13 +14,21 @@ from services.api.routes.common import build_router, problems
 from services.contracts.base import Page
 from services.contracts.consultations import Consultation, ConsultationDetail, ConsultationStatus
 from services.contracts.experts import ConsultResponse
-from services.errors import PreceptorError
+from services.errors import Conflict, PreceptorError
 from services.experts import signatures
 from services.jobs import dispatch
 from services.store import browse, consultations, experts, lineages
+from services.store.corrections import HUMAN_EXPERT
+from services.store.models import ExpertRow
 from services.store.store import Store
 
 router = build_router("consultations")
+
+
+class AnsweredByPeople(Conflict):
+    """The question is one of the human queue's; only a person who holds its item answers it."""
+
+    hint = "Claim its item with POST /v1/corrections/claim, and submit it."
 
 
 class SignatureRefused(PreceptorError):
@@ -30,7 +38,7 @@ class SignatureRefused(PreceptorError):
     title = "Signature not accepted"
     hint = (
         "Sign the body with the secret the expert was registered with, as the Standard Webhooks specification says, "
-        "with the consultation's id as webhook-id; or send an API key."
+        "with the consultation's id as webhook-id."
     )
 
 
@@ -66,18 +74,33 @@ def get_consultation(consultation_id: UUID, store: StoreDep) -> ConsultationDeta
 async def _get_once_of_expert(
     request: Request, consultation_id: UUID, house: HouseDep, bearer: BearerDep, key: KeyHeader = None
 ) -> Once:
-    """The claim of a late answer: by a caller who may send, or by the expert whose signature holds.
+    """The claim of a late answer: by the expert whose signature holds; for one without a secret, by an operator.
 
-    Errors: SignatureRefused, KeyMissing, KeyUnknown (401), NotAllowed (403), ConsultationNotFound (404).
+    Errors: SignatureRefused, KeyMissing, KeyUnknown (401), NotAllowed (403), ConsultationNotFound (404),
+    AnsweredByPeople (409).
     """
     if signatures.ID_HEADER in request.headers:
         body = await request.body()
         principal = await run_in_threadpool(_verify, house.store, consultation_id, dict(request.headers), body)
     else:
         caller = await run_in_threadpool(identify, bearer, house.store, house.settings)
-        caller.must(Right.SEND)
+        caller.must(Right.OPERATE)
+        await run_in_threadpool(_check_unsigned, house.store, consultation_id)
         principal = str(caller.id)
     return await build_once(request, principal, key)
+
+
+def _check_unsigned(store: Store, consultation_id: UUID) -> None:
+    with store.transaction() as session:
+        expert = experts.get(session, consultations.get(session, consultation_id).expert_id)
+        _check_answers_itself(expert)
+    if expert.signing_secret is not None:
+        raise SignatureRefused(f"the expert {expert.name!r} signs its answers, and this one is not signed")
+
+
+def _check_answers_itself(expert: ExpertRow) -> None:
+    if expert.name == HUMAN_EXPERT:
+        raise AnsweredByPeople("people answer this question, by way of its correction")
 
 
 def _verify(store: Store, consultation_id: UUID, headers: dict[str, str], body: bytes) -> str:
@@ -85,13 +108,16 @@ def _verify(store: Store, consultation_id: UUID, headers: dict[str, str], body: 
         expert = experts.get(session, consultations.get(session, consultation_id).expert_id)
         secret, principal = expert.signing_secret, f"expert:{expert.id}"
     if secret is None:
-        raise SignatureRefused("the expert was registered without a signing secret; send an API key instead")
+        raise SignatureRefused(
+            "the expert was registered without a signing secret", hint="Send an owner's or operator's API key instead."
+        )
     try:
         signed_id = signatures.verify(secret, headers, body)
     except signatures.SignatureInvalid as error:
         raise SignatureRefused(str(error)) from None
     if signed_id != str(consultation_id):
         raise SignatureRefused(f"the webhook-id is {signed_id[:100]!r}, not this consultation's id")
+    _check_answers_itself(expert)
     return principal
 
 
@@ -104,11 +130,12 @@ def answer_late(
 ) -> ConsultationDetail:
     """Give the answer to a question the expert said 202 to.
 
-    Signed with the expert's secret (Standard Webhooks, `webhook-id` is the consultation's id), or with an API key that
-    may send. An answer that does not fit its rollout makes the consultation `invalid`, with the reason, for good. One
+    Signed with the expert's secret (Standard Webhooks, `webhook-id` is the consultation's id). For an expert without a
+    secret an owner's or operator's API key stands in. People answer the human expert's questions by way of
+    corrections. An answer that does not fit its rollout makes the consultation `invalid`, with the reason, for good. One
     that comes after the rollout was ready opens a second lesson with its own terms only.
 
-    Errors: SignatureRefused (401), ConsultationNotFound (404), NotWaiting (409).
+    Errors: SignatureRefused (401), NotAllowed (403), ConsultationNotFound (404), NotWaiting, AnsweredByPeople (409).
     """
     with store.transaction() as session:
         settled = once(session, lambda: _settle(session, consultation_id, body))

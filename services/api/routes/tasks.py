@@ -7,7 +7,7 @@ from fastapi import Query
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from services.api.auth import Right, needs
+from services.api.auth import Caller, CallerDep, Right, needs
 from services.api.deps import PagingDep, SettingsDep, StoreDep
 from services.api.once import OnceDep
 from services.api.problems import RowsRefused, describe_errors
@@ -86,6 +86,7 @@ def _refuse(bad: list[JsonObject]) -> None:
 
 @router.get("/tasks", dependencies=[needs(Right.READ)], responses=problems(422))
 def list_tasks(
+    caller: CallerDep,
     store: StoreDep,
     settings: SettingsDep,
     paging: PagingDep,
@@ -93,10 +94,10 @@ def list_tasks(
     domain: Annotated[str | None, Query(max_length=200)] = None,
     family: Annotated[str | None, Query(max_length=200)] = None,
 ) -> Page[Task]:
-    """Tasks, newest first. Errors: BadCursor (422)."""
+    """Tasks, newest first. Owners and operators see the values of `metadata`, others its keys. Errors: BadCursor (422)."""
     with store.transaction() as session:
         lineage = lineages.get(session, settings.lineage)
-        return browse.list_tasks(
+        page = browse.list_tasks(
             session,
             lineage.id,
             split=split,
@@ -105,10 +106,18 @@ def list_tasks(
             cursor=paging.cursor,
             limit=paging.limit,
         )
+    return Page(items=[_show(task, caller) for task in page.items], next_cursor=page.next_cursor)
 
 
 @router.get("/tasks/{task_id}", dependencies=[needs(Right.READ)], responses=problems(404))
-def get_task(task_id: UUID, store: StoreDep) -> Task:
-    """One task. Errors: TaskNotFound (404)."""
+def get_task(task_id: UUID, caller: CallerDep, store: StoreDep) -> Task:
+    """One task. Owners and operators see the values of `metadata`, others its keys. Errors: TaskNotFound (404)."""
     with store.transaction() as session:
-        return tasks.view(tasks.get(session, task_id))
+        return _show(tasks.view(tasks.get(session, task_id)), caller)
+
+
+def _show(task: Task, caller: Caller) -> Task:
+    """The task as this caller may see it: who samples rollouts or judges them must not read the hidden tests."""
+    if caller.may(Right.OPERATE):
+        return task
+    return task.model_copy(update={"metadata": dict.fromkeys(task.metadata)})
