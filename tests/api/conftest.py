@@ -28,7 +28,7 @@ from tests.store.conftest import World
 @pytest.fixture(scope="session")
 def broker(valkey_server: EmbeddedValkey) -> str:
     """The session's Valkey, as the broker that messages are sent to."""
-    celery.conf.broker_url = valkey_server.url
+    celery.conf.update(broker_url=valkey_server.url)
     return valkey_server.url
 
 
