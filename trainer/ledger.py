@@ -208,6 +208,14 @@ class Ledger:
             )
         )
 
+    def set_aside(self, claim: Claim, reason: str, metrics: JsonObject, contributions: Sequence[Contribution]) -> None:
+        """Abandon an update that trained nothing, and its lessons with it. Errors: LeaseLost (409), as `apply`."""
+        self.transact(
+            lambda session: updates.set_aside(
+                session, claim.update_id, self._owner, reason=reason, metrics=metrics, contributions=contributions
+            )
+        )
+
     def abandon(self, claim: Claim, reason: str) -> None:
         """Give the update up and release its lessons, if the database is there; otherwise their lease runs out."""
         try:

@@ -3,6 +3,9 @@
 Crash-safe by its order: at any point the rows and the server may disagree for a moment, and `Publisher.settle` makes
 them agree again. A candidate that was left over goes through the gate again, or is rejected if training has gone on
 since. The old version serves until the new one does. A server that is away holds up nothing but the next version.
+
+What the trainer can measure alone comes first. Then the server proves the version and samples from it in a row: each
+turn of a version that does not serve waits there for the answers in flight.
 """
 
 import shutil
@@ -13,6 +16,7 @@ import structlog
 import torch
 from peft import PeftModel
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from services.contracts.policies import GateCheck, GateReport
 from services.policy.artifacts import ArtifactStore
@@ -26,7 +30,7 @@ from services.policy.contract import (
     Version,
     VersionStatus,
 )
-from services.policy.modeling import prefill_prompt, project, response_hidden, save_adapter, score_responses
+from services.policy.modeling import project, response_hidden, save_adapter
 from services.settings import Settings
 from services.store import policies
 from services.store.lessons import LessonFacts
@@ -112,10 +116,12 @@ class Publisher:
         probe = choose_probe(self._ledger.used_last(), self._config.gate_rollouts)
         checks = [gate.check_finite(count_bad(state.model))]
         try:
-            if checks[0].passed:
-                self._client.load_version(row.name, row.artifact_sha256)
-                checks.append(self._prove(state.model, row.name, probe))
-                checks += self._compare(state, row, probe)
+            if GateReport(checks=checks).passed:
+                own = probe_logprobs(state.model, probe)
+                checks += self._compare(state, row, probe, own)
+                if GateReport(checks=checks).passed:  # the server hears of no version that has run away
+                    self._client.load_version(row.name, row.artifact_sha256)
+                    checks.append(self._prove(row.name, probe, own))
                 if GateReport(checks=checks).passed:  # a version that was not proved is not sampled from either
                     checks.append(self._check_length(row.name, probe))
             report = GateReport(checks=checks)
@@ -139,16 +145,17 @@ class Publisher:
 
     # --- measuring ---
 
-    def _prove(self, model: PeftModel, name: str, probe: Sequence[LessonFacts]) -> GateCheck:
-        items = probe_items(model, probe)
+    def _prove(self, name: str, probe: Sequence[LessonFacts], own: Sequence[Tensor]) -> GateCheck:
+        items = probe_items(probe, own)
         version = self._client.prove_version(name, ProveRequest(items=items, tolerance=self._config.gate_tolerance))
         if version.probe is None:
             raise PolicyUnavailable(f"{name} was not probed")
         return gate.check_probe(version.probe.max_difference, self._config.gate_tolerance, version.probe.num_tokens)
 
-    def _compare(self, state: TrainerState, row: PolicyVersionRow, probe: Sequence[LessonFacts]) -> list[GateCheck]:
+    def _compare(
+        self, state: TrainerState, row: PolicyVersionRow, probe: Sequence[LessonFacts], own: Sequence[Tensor]
+    ) -> list[GateCheck]:
         config, model = self._config, state.model
-        own = probe_logprobs(model, probe)
         with model.disable_adapter():
             base = probe_logprobs(model, probe)
         previous = base
@@ -192,7 +199,8 @@ class Publisher:
             probe = choose_probe(self._ledger.used_last(), self._config.gate_rollouts)
             weights = read_adapter(state.model, self._artifacts.adapter(row.artifact_sha256))
             with with_weights(state.model, weights):
-                self._prove(state.model, row.name, probe)
+                own = probe_logprobs(state.model, probe)
+            self._prove(row.name, probe, own)
         self._client.serve_version(row.name if row.artifact_sha256 is not None else BASE_VERSION)
         log.info("the policy server serves again", version=row.name, instead_of=info.serving)
 
@@ -241,37 +249,37 @@ def count_bad(model: PeftModel) -> int:
     return sum(int((~parameter.isfinite()).sum()) for parameter in trainable(model).values())
 
 
-def _tensors(model: PeftModel, fact: LessonFacts) -> tuple[Tensor, Tensor, Tensor]:
-    device = next(model.parameters()).device
-    ids = torch.tensor([fact.token_ids[:PROBE_TOKENS]], device=device)
-    return torch.tensor(fact.prompt_token_ids, device=device), ids, torch.ones_like(ids, dtype=torch.bool)
-
-
-@torch.no_grad()
-def probe_items(model: PeftModel, probe: Sequence[LessonFacts]) -> list[ProbeItem]:
-    """The model's logprobs of the probe's tokens, for the server to compare with its own."""
+def probe_items(probe: Sequence[LessonFacts], own: Sequence[Tensor]) -> list[ProbeItem]:
+    """The logprobs of the probe's tokens, for the server to compare with its own. Shapes: own [T, V] each."""
     items = []
-    for fact in probe:
-        prompt, ids, exists = _tensors(model, fact)
-        scores = score_responses(model, prefill_prompt(model, prompt), ids, exists)
+    for fact, logprobs in zip(probe, own, strict=True):
+        ids = list(fact.token_ids[:PROBE_TOKENS])
+        chosen = logprobs.gather(-1, torch.tensor(ids, device=logprobs.device)[:, None])[:, 0]
         items.append(
-            ProbeItem(
-                prompt_token_ids=list(fact.prompt_token_ids),
-                response_token_ids=ids[0].tolist(),
-                logprobs=scores.logprobs[0].tolist(),
-            )
+            ProbeItem(prompt_token_ids=list(fact.prompt_token_ids), response_token_ids=ids, logprobs=chosen.tolist())
         )
     return items
 
 
 @torch.no_grad()
 def probe_logprobs(model: PeftModel, probe: Sequence[LessonFacts]) -> list[Tensor]:
-    """The model's log-probabilities of every token at each of the probe's places, [T, V] each."""
-    scores = []
-    for fact in probe:
-        prompt, ids, exists = _tensors(model, fact)
-        scores.append(project(model, response_hidden(model, prompt, ids, exists))[0].log_softmax(-1))
-    return scores
+    """The model's log-probabilities of every token at each of the probe's places, [T, V] each.
+
+    Rollouts of one prompt go through the model together: the prompt is read once.
+    """
+    device = next(model.parameters()).device
+    places: dict[tuple[int, ...], list[int]] = {}
+    for place, fact in enumerate(probe):
+        places.setdefault(fact.prompt_token_ids, []).append(place)
+    scores: dict[int, Tensor] = {}
+    for prompt_ids, together in places.items():
+        responses = [torch.tensor(probe[place].token_ids[:PROBE_TOKENS], device=device) for place in together]
+        ids = pad_sequence(responses, batch_first=True)
+        exists = pad_sequence([torch.ones_like(response, dtype=torch.bool) for response in responses], batch_first=True)
+        hidden = response_hidden(model, torch.tensor(prompt_ids, device=device), ids, exists)
+        for place, row, real in zip(together, hidden, exists, strict=True):
+            scores[place] = project(model, row[real]).log_softmax(-1)
+    return [scores[place] for place in range(len(probe))]
 
 
 def mean_kl(new: Sequence[Tensor], old: Sequence[Tensor]) -> float:

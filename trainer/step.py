@@ -45,11 +45,14 @@ class MeaninglessRows(Exception):
 
 @dataclass(frozen=True)
 class StepResult:
-    """The account of one update: what each lesson gave, and the metrics. trained: the weights changed."""
+    """The account of one update: what each lesson gave, and the metrics.
+
+    untrained: why nothing was trained, and then the state is as it was; None when the weights changed.
+    """
 
     contributions: tuple[Contribution, ...]
     metrics: JsonObject
-    trained: bool
+    untrained: str | None
 
 
 def make_update(
@@ -60,8 +63,8 @@ def make_update(
     ranks: Ranks,
     stopping: Callable[[], bool],
 ) -> StepResult:
-    """Change the weights by one optimizer step on the batch. Of the settings: the sampler's limit
-    and the teacher's temperature.
+    """Change the weights by one optimizer step on the batch, unless nothing in it teaches anything. Of the settings:
+    the sampler's limit and the teacher's temperature.
 
     Raises Stopped, with the weights unchanged, when `stopping` turns true between two micro-batches.
     """
@@ -77,18 +80,26 @@ def make_update(
             batch = batch.without(error.reasons)
     ranks.sum_gradients(parameters.values())
     grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), config.grad_clip))
-    trained = math.isfinite(grad_norm) and grad_norm > 0
     if not math.isfinite(grad_norm):
         batch = batch.without({row.lesson_id: "the gradient of its update was NaN or infinite" for row in batch.rows})
-    if trained:
+    untrained = _why_untrained(batch, account, grad_norm)
+    if untrained is None:
         _take_step(state, account, learning_rate, config)
+        state.number += 1
     state.optimizer.zero_grad(set_to_none=True)
-    state.number += 1
     return StepResult(
         contributions=tuple(contribute(batch, account)),
-        metrics=measure(batch, account, grad_norm if trained else 0.0, learning_rate),
-        trained=trained,
+        metrics=measure(batch, account, grad_norm if untrained is None else 0.0, learning_rate),
+        untrained=untrained,
     )
+
+
+def _why_untrained(batch: Batch, account: Account, grad_norm: float) -> str | None:
+    if not batch.rows:
+        return "none of its rows means anything"
+    if not any(account.terms.values()):
+        return "none of its rows has usable feedback"
+    return None if grad_norm > 0 else "its gradient was zero"
 
 
 def _take_step(state: TrainerState, account: Account, learning_rate: float, config: TrainerConfig) -> None:

@@ -32,7 +32,7 @@ from trainer.publish import Publisher
 from trainer.pulse import Pulse
 from trainer.ranks import Ranks
 from trainer.state import TrainerState, begin, prune, restore, save
-from trainer.step import Stopped, make_update
+from trainer.step import StepResult, Stopped, make_update
 from trainer.wake import Wake
 
 POLL_SECONDS = 1.0  # between two looks at the rows, unless a hint comes first
@@ -203,6 +203,9 @@ class Leader:
         except Stopped:
             self.ledger.abandon(claim, "the trainer was stopped")
             return
+        if result.untrained is not None:
+            self.set_aside(claim, result, result.untrained)
+            return
         address = save(self.state, self.checkpoints)
         metrics = dict(result.metrics) | {"seconds": round(time.monotonic() - began, 3)}
         try:
@@ -221,6 +224,16 @@ class Leader:
         log.info("applied", update=claim.number, **{name: _short(metrics[name]) for name in SAID})
         self.settled_at = -math.inf  # a version may be due
         prune(self.checkpoints, [self.first, address, *self.ledger.last_checkpoints(self.config.keep_checkpoints)])
+
+    def set_aside(self, claim: Claim, result: StepResult, reason: str) -> None:
+        """Give up an update that changed nothing, for good: its lessons would change nothing the next time either."""
+        try:
+            self.ledger.set_aside(claim, reason, result.metrics, result.contributions)
+        except LeaseLost as error:
+            log.warning("update abandoned", number=claim.number, reason=error.detail)
+            self.ledger.abandon(claim, error.detail)
+            return
+        log.warning("update abandoned, its lessons set aside", number=claim.number, reason=reason)
 
 
 SAID = ("loss", "local", "future", "imitation", "kl", "gap", "grad_norm", "pass_rate", "num_rows", "seconds")

@@ -145,13 +145,22 @@ def count_ready_late(session: Session, lineage_id: UUID) -> int:
 def claim(
     session: Session, lineage_id: UUID, owner: UUID, *, num_groups: int, max_late: int, lease_seconds: float
 ) -> list[LessonRow]:
-    """Take up to `num_groups` whole groups, oldest first, and up to `max_late` late lessons, under a lease.
+    """Take up to `num_groups` whole groups and up to `max_late` late lessons, under a lease.
 
-    A group is whole when all its rollouts are drawn and settled. What another owner holds is passed over.
-    Ordered by group, place in the group and ordinal, late lessons last.
+    Groups are taken from each domain in turn, the oldest of every domain before the second of any, so that an update
+    mixes domains wherever several wait; which domains go first is told by age, so none waits for ever. A group is
+    whole when all its rollouts are drawn and settled. What another owner holds is passed over. The rows are ordered by
+    group, place in the group and ordinal, late lessons last.
     """
+    turns = _claimable_groups(lineage_id).join(TaskRow, TaskRow.id == GroupRow.task_id)
+    in_domain = func.row_number().over(partition_by=TaskRow.domain, order_by=GroupRow.id)
+    ranked = turns.add_columns(in_domain.label("turn")).subquery()
     groups = session.scalars(
-        _claimable_groups(lineage_id).order_by(GroupRow.id).limit(num_groups).with_for_update(skip_locked=True)
+        select(GroupRow.id)
+        .join(ranked, ranked.c.id == GroupRow.id)
+        .order_by(ranked.c.turn, GroupRow.id)
+        .limit(num_groups)
+        .with_for_update(of=GroupRow, skip_locked=True)
     ).all()
     late = session.scalars(
         select(LessonRow.id)

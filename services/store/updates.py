@@ -86,18 +86,11 @@ def apply(
     Doing it again with the same checkpoint changes nothing, so a commit whose outcome is unknown may be repeated.
     Errors: LeaseLost (409).
     """
-    row = session.get(UpdateRow, update_id, with_for_update=True, populate_existing=True)
-    if row is None or row.owner != owner:
-        raise LeaseLost(f"update {update_id} is not ours")
+    row = _lock(session, update_id, owner)
     if row.status == UpdateStatus.APPLIED.value and row.checkpoint_sha256 == checkpoint_sha256:
         return
-    if row.status != UpdateStatus.STARTED.value:
-        raise LeaseLost(f"update {row.number} was {row.status}: {row.reason}")
-    for status, ids in (
-        (LessonStatus.USED, [c.lesson_id for c in contributions if c.invalid is None]),
-        (LessonStatus.INVALID, [c.lesson_id for c in contributions if c.invalid is not None]),
-    ):
-        _settle(session, ids, owner, status)
+    _require_started(row)
+    _settle_all(session, contributions, owner, LessonStatus.USED, reason=None)
     for one in contributions:
         _record(session, update_id, one)
     row.status = UpdateStatus.APPLIED.value
@@ -107,11 +100,66 @@ def apply(
     session.flush()
 
 
-def _settle(session: Session, ids: Sequence[UUID], owner: UUID, status: LessonStatus) -> None:
+def set_aside(
+    session: Session,
+    update_id: UUID,
+    owner: UUID,
+    *,
+    reason: str,
+    metrics: JsonObject,
+    contributions: Sequence[Contribution],
+) -> None:
+    """Abandon an update that trained nothing: its lessons are invalid where they say so and else set aside, with the
+    reason, so that nobody claims them again. All or nothing; doing it again changes nothing.
+
+    Errors: LeaseLost (409).
+    """
+    row = _lock(session, update_id, owner)
+    if row.status == UpdateStatus.ABANDONED.value and row.reason == reason:
+        return
+    _require_started(row)
+    _settle_all(session, contributions, owner, LessonStatus.SET_ASIDE, reason)
+    for one in contributions:
+        if one.invalid is not None:
+            _record(session, update_id, one)
+    session.execute(
+        update(UpdateLessonRow)
+        .where(UpdateLessonRow.update_id == update_id)
+        .values(status=UpdateStatus.ABANDONED.value)
+    )
+    row.status = UpdateStatus.ABANDONED.value
+    row.reason = reason
+    row.metrics = metrics
+    session.flush()
+
+
+def _lock(session: Session, update_id: UUID, owner: UUID) -> UpdateRow:
+    row = session.get(UpdateRow, update_id, with_for_update=True, populate_existing=True)
+    if row is None or row.owner != owner:
+        raise LeaseLost(f"update {update_id} is not ours")
+    return row
+
+
+def _require_started(row: UpdateRow) -> None:
+    if row.status != UpdateStatus.STARTED.value:
+        raise LeaseLost(f"update {row.number} was {row.status}: {row.reason}")
+
+
+def _settle_all(
+    session: Session, contributions: Sequence[Contribution], owner: UUID, status: LessonStatus, reason: str | None
+) -> None:
+    """`status` for the lessons that mean something, `invalid` for the others."""
+    meaningful = [one.lesson_id for one in contributions if one.invalid is None]
+    invalid = [one.lesson_id for one in contributions if one.invalid is not None]
+    _settle(session, meaningful, owner, status, reason)
+    _settle(session, invalid, owner, LessonStatus.INVALID, None)
+
+
+def _settle(session: Session, ids: Sequence[UUID], owner: UUID, status: LessonStatus, reason: str | None) -> None:
     settled = session.scalars(
         update(LessonRow)
         .where(LessonRow.id.in_(ids), LessonRow.owner == owner, LessonRow.status == LessonStatus.CLAIMED.value)
-        .values(status=status.value, owner=None, lease_until=None)
+        .values(status=status.value, reason=reason, owner=None, lease_until=None)
         .returning(LessonRow.id)
     ).all()
     if len(settled) != len(ids):

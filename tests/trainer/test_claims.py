@@ -64,6 +64,29 @@ def test_a_group_is_claimed_whole_and_in_the_order_of_its_rollouts(store: Store,
     assert index == list(range(8))
 
 
+def test_groups_are_claimed_from_each_domain_in_turn_the_oldest_of_a_domain_first(store: Store, world: World) -> None:
+    made: dict[UUID, str] = {}
+    with store.transaction() as session:
+        judge = world.expert(session, "judge", [AnswerKind.SCORE])
+        for key, domain in (
+            ("m1", "math"),
+            ("m2", "math"),
+            ("m3", "math"),
+            ("c1", "code"),
+            ("t1", "tool"),
+            ("c2", "code"),
+        ):
+            [row] = world.group(session, world.task(session, key, domain), ["4"])
+            world.answer(session, row, judge, AnswerContent(score=1.0))
+            world.lesson(session, row)
+            made[row.group_id] = key
+    claimed = []
+    with store.transaction() as session:
+        while rows := lessons.claim(session, world.lineage_id, new_id(), num_groups=2, max_late=0, lease_seconds=60):
+            claimed.append({made[row.group_id] for row in rows})
+    assert claimed == [{"m1", "c1"}, {"m2", "t1"}, {"m3", "c2"}]
+
+
 def test_a_group_with_an_open_rollout_is_not_claimed(store: Store, world: World) -> None:
     [group_id] = world.lessons(num_groups=1)
     with store.transaction() as session:
@@ -197,6 +220,39 @@ def test_an_invalid_lesson_keeps_its_reason_and_does_not_count_as_used(store: St
         row = session.get_one(LessonRow, ids[0])
         assert (row.status, row.reason) == ("invalid", "NaN in its logprobs")
         assert session.get_one(UpdateLessonRow, (made.id, ids[0])).status == "abandoned"
+
+
+def test_lessons_that_taught_nothing_are_set_aside_with_the_reason_and_never_claimed_again(
+    store: Store, world: World
+) -> None:
+    world.lessons(num_groups=1)
+    owner, reason = new_id(), "none of its rows has usable feedback"
+    made = open_update(store, world, owner)
+    ids = lessons_of(store, made.id)
+    given = [Contribution(ids[0], invalid="NaN"), *(Contribution(lesson_id) for lesson_id in ids[1:])]
+    for _ in range(2):  # a commit of unknown outcome may be repeated
+        with store.transaction() as session:
+            updates.set_aside(session, made.id, owner, reason=reason, metrics={"num_rows": 8}, contributions=given)
+    with store.transaction() as session:
+        rows = {row.id: (row.status, row.reason) for row in session.scalars(select(LessonRow))}
+        row = session.get_one(UpdateRow, made.id)
+        assert (row.status, row.reason, row.metrics) == ("abandoned", reason, {"num_rows": 8})
+        assert updates.last_number(session, world.lineage_id) == 0
+        assert set(session.scalars(select(UpdateLessonRow.status))) == {"abandoned"}
+        assert lessons.count_ready_groups(session, world.lineage_id) == 0
+    assert rows == {ids[0]: ("invalid", "NaN")} | dict.fromkeys(ids[1:], ("set_aside", reason))
+
+
+def test_a_trainer_that_lost_its_lease_sets_nothing_aside(store: Store, world: World) -> None:
+    world.lessons(num_groups=1)
+    owner = new_id()
+    made = open_update(store, world, owner, lease_seconds=0)
+    given = [Contribution(lesson_id) for lesson_id in lessons_of(store, made.id)]
+    with store.transaction() as session:
+        lessons.free_expired(session)
+    with pytest.raises(LeaseLost), store.transaction() as session:
+        updates.set_aside(session, made.id, owner, reason="nothing", metrics={}, contributions=given)
+    assert {status_of(store, one.lesson_id) for one in given} == {"ready"}
 
 
 def test_the_ledger_tells_which_updates_used_an_answer(store: Store, world: World) -> None:

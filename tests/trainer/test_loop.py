@@ -13,10 +13,11 @@ import pytest
 from safetensors.torch import load_file
 from sqlalchemy import delete, func, select, text, update
 
+from services.contracts.answers import AnswerContent, AnswerKind
 from services.local.layout import free_port
 from services.store import loop, updates
 from services.store.locks import LineageLock
-from services.store.models import LessonRow, ProcessRow, UpdateLessonRow, UpdateRow
+from services.store.models import LessonRow, PolicyVersionRow, ProcessRow, UpdateLessonRow, UpdateRow
 from services.store.store import Store
 from tests.trainer.training import NOWHERE, settings_of, training, wait_until
 from tests.trainer.world import World
@@ -58,6 +59,11 @@ def is_started(store: Store, number: int) -> bool:
     with store.transaction() as session:
         query = select(func.count()).where(UpdateRow.number == number, UpdateRow.status == "started")
         return session.scalars(query).one() > 0
+
+
+def statuses_of(store: Store) -> list[str]:
+    with store.transaction() as session:
+        return list(session.scalars(select(UpdateRow.status).order_by(UpdateRow.id)))
 
 
 def activity_of(store: Store) -> str:
@@ -169,6 +175,33 @@ def test_what_is_left_over_trains_after_a_while_though_it_is_no_full_batch(
         wait_until("the update", lambda: number_of(store, world) == 1, thread.is_alive)
     with store.transaction() as session:
         assert set(session.scalars(select(LessonRow.status))) == {"used"}
+
+
+def test_lessons_without_usable_feedback_are_set_aside_once_and_the_next_update_has_the_same_number(
+    tmp_path: Path, store: Store, world: World, database_url: str, redis_url: str
+) -> None:
+    with store.transaction() as session:
+        judge = world.expert(session, "judge", [AnswerKind.SCORE])
+        for row in (rows := world.group(session, world.task(session, "nothing"))):
+            world.answer(session, row, judge, AnswerContent(score=0.0))  # a score alone is no term
+            world.lesson(session, row)
+        empty = rows[0].group_id
+    config = CONFIG.model_copy(update={"groups_per_update": 1})
+    world.stop_after(1)
+    with training(settings_of(tmp_path, database_url, redis_url), config) as thread:
+        wait_until("the abandoned update", lambda: "abandoned" in statuses_of(store), thread.is_alive)
+        assert number_of(store, world) == 0
+        world.lessons(num_groups=1)
+        wait_until("the first update", lambda: number_of(store, world) == 1, thread.is_alive)
+    assert statuses_of(store) == ["abandoned", "applied"]
+    with store.transaction() as session:
+        assert set(session.scalars(select(UpdateRow.number))) == {1}
+        assert session.scalars(select(func.count()).select_from(PolicyVersionRow)).one() <= 2  # the base; update 1's
+        lessons = session.execute(select(LessonRow.group_id, LessonRow.status, LessonRow.reason).distinct()).all()
+    reasons = {group_id: (status, reason) for group_id, status, reason in lessons}
+    assert len(lessons) == 2
+    assert reasons.pop(empty) == ("set_aside", "none of its rows has usable feedback")
+    assert list(reasons.values()) == [("used", None)]
 
 
 def test_a_paused_loop_trains_nothing(

@@ -119,10 +119,29 @@ def test_an_update_without_usable_feedback_moves_nothing_and_counts_its_rows(
     state = fresh(model_folder)
     before = copy_weights(state.model)
     result = train(state, batch_of(state, [facts(policy, answers=(answer(score=1.0),))]))
-    assert not result.trained
+    assert result.untrained == "none of its rows has usable feedback"
+    assert state.number == 0
     assert result.metrics["num_rows_unused"] == 1
     assert [one.invalid for one in result.contributions] == [None]
     assert all(torch.equal(tensor, before[name]) for name, tensor in copy_weights(state.model).items())
+
+
+def test_an_update_of_rows_that_all_mean_nothing_changes_nothing_of_the_state(
+    model_folder: Path, policy: LoadedPolicy, tmp_path: Path
+) -> None:
+    state, store = fresh(model_folder), ArtifactStore(tmp_path)
+    before = save(state, store)
+    bad = facts(policy, answers=(reference(),), sampler_logprobs=(math.nan,) * len(facts(policy).token_ids))
+    result = train(state, batch_of(state, [bad]))
+    assert result.untrained == "none of its rows means anything"
+    assert [one.lesson_id for one in result.contributions if one.invalid] == [bad.lesson_id]
+    assert save(state, store) == before
+
+
+def test_an_update_that_teaches_something_says_so_and_counts(model_folder: Path, policy: LoadedPolicy) -> None:
+    state = fresh(model_folder)
+    assert train(state, batch_of(state, group(policy))).untrained is None
+    assert state.number == 1
 
 
 def test_an_update_that_is_stopped_leaves_the_weights_alone(model_folder: Path, policy: LoadedPolicy) -> None:

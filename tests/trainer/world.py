@@ -88,8 +88,8 @@ class World:
         session.flush()
         return row
 
-    def task(self, session: Session, key: str) -> TaskRow:
-        prompt = TaskCreate(key=key, domain="math", messages=[Message(role="user", content=f"What is {key}?")])
+    def task(self, session: Session, key: str, domain: str = "math") -> TaskRow:
+        prompt = TaskCreate(key=key, domain=domain, messages=[Message(role="user", content=f"What is {key}?")])
         return tasks.add(session, self.lineage_id, prompt)[0]
 
     def group(
