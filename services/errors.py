@@ -51,6 +51,7 @@ class IllegalStatusChange(Conflict):
     """The row's status does not allow this change."""
 
     title = "Status change not allowed"
+    hint = "Read it again: it may have changed meanwhile."
 
 
 class ServiceUnavailable(PreceptorError):

@@ -243,6 +243,7 @@ def upgrade() -> None:
         sa.Column("family", sa.Text(), nullable=False),
         sa.Column("split", sa.Text(), nullable=False),
         sa.Column("messages", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
+        sa.Column("messages_sha256", sa.Text(), nullable=False),
         sa.Column("metadata", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
         sa.Column("content_sha256", sa.Text(), nullable=False),
         sa.Column("num_groups", sa.Integer(), server_default="0", nullable=False),
@@ -257,6 +258,8 @@ def upgrade() -> None:
         sa.UniqueConstraint("lineage_id", "key", name=op.f("uq_task_lineage_id_key")),
     )
     op.create_index("ix_task_draw", "task", ["lineage_id", "split", "domain", "num_groups", "id"], unique=False)
+    op.create_index("ix_task_family", "task", ["lineage_id", "domain", "family"], unique=False)
+    op.create_index("ix_task_messages", "task", ["lineage_id", "messages_sha256"], unique=False)
     op.create_table(
         "update",
         sa.Column("id", sa.Uuid(), nullable=False),
@@ -625,6 +628,8 @@ def downgrade() -> None:
     op.drop_table("rollout_group")
     op.drop_index("uq_update_number", table_name="update", postgresql_where=sa.text("status IN ('started', 'applied')"))
     op.drop_table("update")
+    op.drop_index("ix_task_messages", table_name="task")
+    op.drop_index("ix_task_family", table_name="task")
     op.drop_index("ix_task_draw", table_name="task")
     op.drop_table("task")
     op.drop_index(

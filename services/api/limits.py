@@ -50,6 +50,9 @@ class WrongMediaType(PreceptorError):
 class AddressNotText(InvalidInput):
     """The path or query holds a NUL character."""
 
+    title = "Address not acceptable"
+    hint = "Leave NUL characters (%00) out of the path and the query."
+
 
 class RequestLimits:
     """ASGI middleware: passes a request on with its body read whole, or answers what is wrong with it."""

@@ -35,6 +35,7 @@ class RowsRefused(InvalidInput):
     """Some parts of the request are wrong; `errors` says which and why. Nothing was stored."""
 
     title = "Some rows cannot be accepted"
+    hint = "`errors` names the rows and what is wrong with each; mend them and send the whole batch again."
 
     def __init__(self, detail: str, errors: Sequence[JsonObject]) -> None:
         super().__init__(detail)

@@ -12,14 +12,14 @@ from uuid import UUID
 
 from pydantic import Field, model_validator
 
-from services.contracts.base import Contract, JsonObject, Sha256, StatusChanges, TokenId, View
+from services.contracts.base import Bool, Contract, Float, Int, JsonObject, Sha256, StatusChanges, TokenId, View
 
 MAX_FEEDBACK_CHARS = 20_000
 MAX_SOLUTION_CHARS = 100_000
 MAX_TOP_K = 200
 NORMALISATION_TOLERANCE = 5e-3  # half-precision log-probabilities of a 200-token support sum to 1 within this
 
-LogProb = Annotated[float, Field(le=1e-3)]
+LogProb = Annotated[Float, Field(le=1e-3)]
 
 
 class AnswerKind(StrEnum):
@@ -46,8 +46,8 @@ ANSWER_CHANGES: StatusChanges[AnswerStatus] = {AnswerStatus.CURRENT: frozenset({
 class FeedbackSpan(Contract):
     """A remark on the rollout's tokens [start, end)."""
 
-    start: Annotated[int, Field(ge=0)]
-    end: Annotated[int, Field(gt=0)]
+    start: Annotated[Int, Field(ge=0)]
+    end: Annotated[Int, Field(gt=0)]
     text: Annotated[str, Field(min_length=1, max_length=MAX_FEEDBACK_CHARS)]
 
     @model_validator(mode="after")
@@ -63,7 +63,7 @@ class Feedback(Contract):
 
     text: Annotated[str, Field(max_length=MAX_FEEDBACK_CHARS)] = ""
     spans: Annotated[list[FeedbackSpan], Field(max_length=200)] = []
-    computed_from_rollout: bool = True
+    computed_from_rollout: Bool = True
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
@@ -81,10 +81,10 @@ class TopKDistribution(Contract):
 
     kind: Literal["topk"] = "topk"
     tokenizer_hash: Sha256
-    temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
+    temperature: Annotated[Float, Field(gt=0, le=10)] = 1.0
     token_ids: Annotated[list[list[TokenId]], Field(min_length=1)]
     logprobs: Annotated[list[list[LogProb]], Field(min_length=1)]
-    tail_mass: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=1)]
+    tail_mass: Annotated[list[Annotated[Float, Field(ge=0, le=1)]], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _rows_are_distributions(self) -> Self:
@@ -126,12 +126,12 @@ class SamplesDistribution(Contract):
 
     kind: Literal["samples"] = "samples"
     tokenizer_hash: Sha256 | None = None
-    temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
-    prefixes: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=4096)]
+    temperature: Annotated[Float, Field(gt=0, le=10)] = 1.0
+    prefixes: Annotated[list[Annotated[Int, Field(ge=0)]], Field(min_length=1, max_length=4096)]
     continuations: Annotated[
         list[Annotated[list[Continuation], Field(min_length=1, max_length=64)]], Field(min_length=1)
     ]
-    probabilities: list[Annotated[float, Field(gt=0, le=1)]] | None = None
+    probabilities: list[Annotated[Float, Field(gt=0, le=1)]] | None = None
 
     @model_validator(mode="after")
     def _aligned(self) -> Self:
@@ -152,7 +152,7 @@ Distribution: TypeAlias = Annotated[TopKDistribution | SamplesDistribution, Fiel
 class AnswerContent(Contract):
     """The content of a result; at least one part besides evidence."""
 
-    score: Annotated[float, Field(ge=0, le=1)] | None = None
+    score: Annotated[Float, Field(ge=0, le=1)] | None = None
     feedback: Feedback | None = None
     solution: Annotated[str, Field(min_length=1, max_length=MAX_SOLUTION_CHARS)] | None = None
     distribution: Distribution | None = None

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Generic, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, Strict
 
 from services.errors import IllegalStatusChange
 
@@ -15,7 +15,13 @@ T = TypeVar("T")
 S = TypeVar("S", bound=StrEnum)
 
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+ -]*$")]
-TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+# What a caller sends is taken as it is: `true` is no number, `1.0` no count, "yes" no truth.
+Bool = Annotated[bool, Strict()]
+Int = Annotated[int, Strict()]
+Float = Annotated[float, Strict()]
+
+TokenId = Annotated[Int, Field(ge=0, lt=2**31)]
+Seed = Annotated[Int, Field(ge=0, lt=2**63)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -56,4 +62,7 @@ StatusChanges: TypeAlias = Mapping[S, frozenset[S]]
 def check_change(changes: StatusChanges[S], old: S, new: S) -> None:
     """Pass when `old` may become `new`. Raises IllegalStatusChange (409) naming both."""
     if new not in changes.get(old, frozenset()):
-        raise IllegalStatusChange(f"{type(old).__name__} cannot change from {old.value!r} to {new.value!r}")
+        noun = type(old).__name__.removesuffix("Status").lower()
+        was, wanted = (word.value.replace("_", " ") for word in (old, new))
+        end = f"{wanted} again" if old == new else f"made {wanted}"
+        raise IllegalStatusChange(f"this {noun} is {was}, so it cannot be {end}")

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from pydantic import Field
 
-from services.contracts.base import Contract, JsonObject, StatusChanges, View
+from services.contracts.base import Contract, Int, JsonObject, Seed, StatusChanges, View
 from services.contracts.tasks import Split
 
 
@@ -32,9 +32,9 @@ class EvaluationCreate(Contract):
 
     split: Literal[Split.VALIDATION, Split.HELDOUT] = Split.HELDOUT
     policy_version: str | None = None
-    num_tasks: Annotated[int, Field(ge=1)] | None = None
-    num_samples: Annotated[int, Field(ge=1, le=256)] = 8
-    seed: int = 0
+    num_tasks: Annotated[Int, Field(ge=1)] | None = None
+    num_samples: Annotated[Int, Field(ge=1, le=256)] = 8
+    seed: Seed = 0
 
 
 class GapProbeCreate(Contract):
@@ -43,9 +43,9 @@ class GapProbeCreate(Contract):
     num_tasks: a domain; num_samples: answers a task and half.
     """
 
-    num_tasks: Annotated[int, Field(ge=1, le=1000)] = 8
-    num_samples: Annotated[int, Field(ge=1, le=256)] = 4
-    seed: int = 0
+    num_tasks: Annotated[Int, Field(ge=1, le=1000)] = 8
+    num_samples: Annotated[Int, Field(ge=1, le=256)] = 4
+    seed: Seed = 0
 
 
 class TaskResult(Contract):

@@ -8,7 +8,7 @@ from uuid import UUID
 from pydantic import AnyHttpUrl, AwareDatetime, Field, model_validator
 
 from services.contracts.answers import AnswerContent, AnswerKind, Feedback
-from services.contracts.base import Contract, JsonObject, Name, Sha256, StatusChanges, TokenId, View
+from services.contracts.base import Bool, Contract, Float, Int, JsonObject, Name, Sha256, StatusChanges, TokenId, View
 from services.contracts.tasks import Message
 
 PROTOCOL: Literal[1] = 1
@@ -52,12 +52,12 @@ class Descriptor(Contract):
     kinds: Annotated[list[AnswerKind], Field(min_length=1)]
     domains: Annotated[list[str], Field(min_length=1, max_length=100)]
     metadata_keys: Annotated[list[Name], Field(max_length=50)] = []
-    deterministic: bool
-    needs_answers: bool = False
-    verifier: bool = False
-    answers_later: bool = False
-    max_concurrency: Annotated[int, Field(ge=1, le=1024)] = 8
-    usual_latency_seconds: Annotated[float, Field(ge=0, le=604_800)] = 1.0
+    deterministic: Bool
+    needs_answers: Bool = False
+    verifier: Bool = False
+    answers_later: Bool = False
+    max_concurrency: Annotated[Int, Field(ge=1, le=1024)] = 8
+    usual_latency_seconds: Annotated[Float, Field(ge=0, le=604_800)] = 1.0
 
     @model_validator(mode="after")
     def _a_verifier_scores(self) -> Self:
@@ -83,10 +83,10 @@ class Ask(Contract):
     """What is wanted: kinds, and for distributions their size. `prefixes` are numbers of tokens kept."""
 
     kinds: Annotated[list[AnswerKind], Field(min_length=1)]
-    top_k: Annotated[int, Field(ge=1, le=200)] = 20
-    temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
-    prefixes: list[Annotated[int, Field(ge=0)]] = []
-    num_samples: Annotated[int, Field(ge=1, le=64)] = 1
+    top_k: Annotated[Int, Field(ge=1, le=200)] = 20
+    temperature: Annotated[Float, Field(gt=0, le=10)] = 1.0
+    prefixes: list[Annotated[Int, Field(ge=0)]] = []
+    num_samples: Annotated[Int, Field(ge=1, le=64)] = 1
     context: list[ContextAnswer] = []
 
 
@@ -151,12 +151,12 @@ class ExpertCreate(Contract):
 
     endpoint: AnyHttpUrl
     granted: Annotated[list[Name], Field(max_length=50)] = []
-    trusted: bool = False
-    weight: Annotated[float, Field(ge=0, le=100)] = 1.0
-    group_fraction: Annotated[float, Field(ge=0, le=1)] = 1.0
-    rollouts_per_group: Annotated[int, Field(ge=1)] | None = None
-    top_k: Annotated[int, Field(ge=1, le=200)] = 20
-    temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
+    trusted: Bool = False
+    weight: Annotated[Float, Field(ge=0, le=100)] = 1.0
+    group_fraction: Annotated[Float, Field(ge=0, le=1)] = 1.0
+    rollouts_per_group: Annotated[Int, Field(ge=1)] | None = None
+    top_k: Annotated[Int, Field(ge=1, le=200)] = 20
+    temperature: Annotated[Float, Field(gt=0, le=10)] = 1.0
     signing_secret: Annotated[Annotated[str, Field(min_length=24, max_length=200)] | None, Field(repr=False)] = None
 
     @model_validator(mode="after")

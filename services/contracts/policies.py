@@ -46,18 +46,6 @@ class GateReport(Contract):
         return all(check.passed for check in self.checks)
 
 
-class Lineage(View):
-    """One model being trained; every row belongs to one."""
-
-    id: UUID
-    name: str
-    model: str
-    base_sha256: str
-    tokenizer_hash: str
-    vocab_size: int
-    created_at: datetime
-
-
 class PolicyVersion(View):
     """A stored policy version; `number` 0 is the base itself and has no adapter."""
 

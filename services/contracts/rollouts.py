@@ -7,7 +7,7 @@ from uuid import UUID
 
 from pydantic import Field, model_validator
 
-from services.contracts.base import Contract, JsonObject, Sha256, StatusChanges, TokenId, View
+from services.contracts.base import Bool, Contract, Float, Int, JsonObject, Seed, Sha256, StatusChanges, TokenId, View
 from services.contracts.tasks import Split
 
 MAX_ROLLOUT_TOKENS = 32_768
@@ -56,12 +56,12 @@ GROUP_CHANGES: StatusChanges[GroupStatus] = {
 class Sampling(Contract):
     """How tokens were drawn. Training defaults to temperature 1 over the full softmax (no top-p, no top-k)."""
 
-    temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=0)] = 0
-    max_new_tokens: Annotated[int, Field(ge=1, le=MAX_ROLLOUT_TOKENS)] = 64
+    temperature: Annotated[Float, Field(gt=0, le=10)] = 1.0
+    top_p: Annotated[Float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[Int, Field(ge=0)] = 0
+    max_new_tokens: Annotated[Int, Field(ge=1, le=MAX_ROLLOUT_TOKENS)] = 64
     stop: list[str] = []
-    seed: int | None = None
+    seed: Seed | None = None
 
 
 class RolloutCreate(Contract):
@@ -69,16 +69,17 @@ class RolloutCreate(Contract):
 
     Token ids may come with the sampler's logprobs (nats, one a token, at the sampling temperature) and an action mask
     (false where the policy did not choose the token, e.g. a tool's turn). Text has neither: only the local term trains.
+    `policy_version` names one of the lineage's own versions, where it was sampled from one.
     """
 
     task_id: UUID
     text: Annotated[str, Field(min_length=1, max_length=MAX_ROLLOUT_CHARS)] | None = None
     token_ids: Annotated[list[TokenId], Field(min_length=1, max_length=MAX_ROLLOUT_TOKENS)] | None = None
     tokenizer_hash: Sha256 | None = None
-    sampler_logprobs: list[Annotated[float, Field(le=0)]] | None = None
-    action_mask: list[bool] | None = None
+    sampler_logprobs: list[Annotated[Float, Field(ge=-1e4, le=0)]] | None = None
+    action_mask: list[Bool] | None = None
     sampling: Sampling | None = None
-    policy_version: str | None = None
+    policy_version: Annotated[str, Field(min_length=1, max_length=200)] | None = None
     group_id: UUID | None = None
     purpose: Purpose = Purpose.TRAIN
 
@@ -89,6 +90,8 @@ class RolloutCreate(Contract):
         if self.token_ids is None:
             if self.sampler_logprobs is not None or self.action_mask is not None:
                 raise ValueError("sampler_logprobs and action_mask need token_ids: text has no token boundaries")
+            if self.tokenizer_hash is not None:
+                raise ValueError("tokenizer_hash belongs to token_ids: text is read with the policy's own tokenizer")
             return self
         if self.tokenizer_hash is None:
             raise ValueError("token_ids need tokenizer_hash, so that they are read with the tokenizer that made them")

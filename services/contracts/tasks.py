@@ -1,5 +1,6 @@
 """A task: a prompt, its domain, what experts may need to judge an answer, and the split it belongs to."""
 
+import ast
 import json
 import keyword
 from collections.abc import Mapping
@@ -62,8 +63,6 @@ class ToolSet(Contract):
 
     @model_validator(mode="after")
     def _source_parses_and_defines_the_names(self) -> Self:
-        import ast
-
         try:
             tree = ast.parse(self.source)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last two: nested absurdly deep

@@ -5,7 +5,6 @@ submitting it records the answer and opens a late lesson in the same transaction
 correction, as everywhere.
 """
 
-from collections.abc import Sequence
 from datetime import timedelta
 from uuid import UUID
 

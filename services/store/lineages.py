@@ -1,7 +1,5 @@
 """Lineages: one model being trained."""
 
-from uuid import UUID
-
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -24,14 +22,6 @@ def get(session: Session, name: str) -> LineageRow:
     row = session.scalar(select(LineageRow).where(LineageRow.name == name))
     if row is None:
         raise LineageNotFound(f"no lineage named {name!r}", hint="Start the stack once with `preceptor up`.")
-    return row
-
-
-def by_id(session: Session, lineage_id: UUID) -> LineageRow:
-    """The lineage. Errors: LineageNotFound."""
-    row = session.get(LineageRow, lineage_id)
-    if row is None:
-        raise LineageNotFound(f"no lineage {lineage_id}")
     return row
 
 

@@ -6,6 +6,7 @@ That only tasks of the split `train` train is a chain of composite foreign keys:
 purpose) <- lesson(split = 'train', purpose = 'train'); solutions and corrections exist for `train` only.
 """
 
+from array import array
 from datetime import datetime
 from enum import StrEnum
 from uuid import UUID
@@ -17,6 +18,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     DateTime,
+    Dialect,
     Float,
     ForeignKey,
     ForeignKeyConstraint,
@@ -25,6 +27,7 @@ from sqlalchemy import (
     LargeBinary,
     MetaData,
     Text,
+    TypeDecorator,
     UniqueConstraint,
     func,
     text,
@@ -55,6 +58,17 @@ NAMING = {
 }
 
 
+class _Real(TypeDecorator[float]):
+    """A single-precision number, rounded here: Postgres refuses a double that rounds to zero."""
+
+    impl = REAL
+    cache_ok = True
+
+    def process_bind_param(self, value: float | None, dialect: Dialect) -> float | None:
+        """The nearest single-precision number."""
+        return None if value is None else array("f", [value])[0]
+
+
 class Base(DeclarativeBase):
     """Declarative base: timestamps carry a zone, text is text, JSON is jsonb."""
 
@@ -64,7 +78,7 @@ class Base(DeclarativeBase):
         str: Text(),
         JsonObject: JSONB(),
         list[int]: ARRAY(Integer),
-        list[float]: ARRAY(REAL),
+        list[float]: ARRAY(_Real),
         list[bool]: ARRAY(Boolean),
         list[str]: ARRAY(Text),
     }
@@ -148,6 +162,8 @@ class TaskRow(Base):
         UniqueConstraint("id", "split"),
         _one_of("split", Split),
         CheckConstraint("split = 'train' OR NOT jsonb_exists(metadata, 'reference')", name="reference_is_train_only"),
+        Index("ix_task_family", "lineage_id", "domain", "family"),
+        Index("ix_task_messages", "lineage_id", "messages_sha256"),
         Index("ix_task_draw", "lineage_id", "split", "domain", "num_groups", "id"),
     )
 
@@ -158,6 +174,7 @@ class TaskRow(Base):
     family: Mapped[str]
     split: Mapped[str]
     messages: Mapped[list[JsonObject]] = mapped_column(JSONB)
+    messages_sha256: Mapped[str]
     metadata_: Mapped[JsonObject] = mapped_column("metadata")
     content_sha256: Mapped[str]
     num_groups: Mapped[int] = mapped_column(server_default="0")

@@ -23,6 +23,7 @@ from services.store.models import (
     LessonAnswerRow,
     LessonRow,
     LineageRow,
+    PolicyVersionRow,
     RolloutRow,
     TaskRow,
 )
@@ -38,6 +39,12 @@ class NotTrainable(InvalidInput):
 
 class OutsideVocabulary(InvalidInput):
     """A token id is not in the lineage's vocabulary."""
+
+
+class NoSuchVersion(InvalidInput):
+    """The rollout names a policy version that this lineage never had."""
+
+    hint = "Name one of GET /v1/policies, or leave policy_version out for a rollout of another policy."
 
 
 class TokenizerDiffers(InvalidInput):
@@ -105,16 +112,22 @@ def add_drawn(
     return rows
 
 
-def check_external(lineage: LineageRow, task: TaskRow, rollout: RolloutCreate) -> None:
+def check_external(session: Session, lineage: LineageRow, task: TaskRow, rollout: RolloutCreate) -> None:
     """Pass when a rollout sampled elsewhere can be used here.
 
-    Errors: NotTrainable, TokenizerDiffers, OutsideVocabulary (422 each).
+    Errors: NotTrainable, NoSuchVersion, TokenizerDiffers, OutsideVocabulary (422 each).
     """
     if rollout.purpose is Purpose.TRAIN and task.split != Split.TRAIN.value:
         raise NotTrainable(
             f"task {task.id} is of the split {task.split!r}; only `train` tasks train",
             hint="Send it with purpose `evaluation`, or use a train task.",
         )
+    if rollout.policy_version is not None:
+        known = select(PolicyVersionRow.id).where(
+            PolicyVersionRow.lineage_id == lineage.id, PolicyVersionRow.name == rollout.policy_version
+        )
+        if session.scalar(known) is None:
+            raise NoSuchVersion(f"no policy version is named {rollout.policy_version!r}")
     if rollout.token_ids is None:
         return
     if rollout.tokenizer_hash != lineage.tokenizer_hash:
@@ -140,7 +153,7 @@ def add_external(
 
     Errors: those of `check_external`; InvalidInput when the named group is not one for such rollouts of this task.
     """
-    check_external(lineage, task, rollout)
+    check_external(session, lineage, task, rollout)
     if rollout.group_id is None:
         group = GroupRow(
             lineage_id=lineage.id,
@@ -221,8 +234,10 @@ def _settle(session: Session, rollout: RolloutRow) -> None:
         )
     )
     if not said and not waits:
+        asked = session.scalar(select(func.count()).where(ConsultationRow.rollout_id == rollout.id))
+        nobody = rollout.purpose != Purpose.TRAIN.value and not asked
         rollout.status = RolloutStatus.SET_ASIDE.value
-        rollout.reason = "no expert answered"
+        rollout.reason = "nobody is asked about rollouts of this purpose" if nobody else "no expert answered"
         return
     rollout.status = RolloutStatus.READY.value
     session.flush()

@@ -10,7 +10,6 @@ from sqlalchemy.orm import Session
 
 from services.errors import ServiceUnavailable
 
-
 STATEMENT_SECONDS = 30
 """The longest a statement may run; the longest of ours, an import's, take milliseconds each."""
 LOCK_SECONDS = 10

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from sqlalchemy import func, select
-from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from services.contracts.ids import new_id
+from services.contracts.base import Json
 from services.contracts.tasks import Split, Task, TaskCreate
-from services.errors import Conflict, NotFound
+from services.errors import Conflict, InvalidInput, NotFound
 from services.store.models import TaskRow
 
 
@@ -25,6 +24,16 @@ class TaskKeyTaken(Conflict):
     hint = "Give the changed task a new key."
 
 
+class SplitsOverlap(InvalidInput):
+    """A family or prompt would be in train and in another split, so that what is measured had been trained on."""
+
+    hint = "Keep a family in one split, or give a truly different family another name."
+
+    def __init__(self, where: str, detail: str) -> None:
+        super().__init__(detail)
+        self.where = where
+
+
 def get(session: Session, task_id: UUID) -> TaskRow:
     """The task. Errors: TaskNotFound."""
     row = session.get(TaskRow, task_id)
@@ -36,33 +45,52 @@ def get(session: Session, task_id: UUID) -> TaskRow:
 def add(session: Session, lineage_id: UUID, task: TaskCreate) -> tuple[TaskRow, bool]:
     """The stored task and whether it is new; the same key with the same content is the same task.
 
-    Errors: TaskKeyTaken.
+    Errors: TaskKeyTaken (409), SplitsOverlap (422).
     """
     content = task.model_dump(mode="json", exclude={"key"})
-    sha256 = hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    sha256 = _hash(content)
     key = task.key or sha256[:32]
-    made = session.scalar(
-        insert(TaskRow)
-        .values(
-            id=new_id(),
-            lineage_id=lineage_id,
-            key=key,
-            domain=task.domain,
-            family=task.family or key,
-            split=task.split.value,
-            messages=content["messages"],
-            metadata_=content["metadata"],
-            content_sha256=sha256,
-        )
-        .on_conflict_do_nothing(index_elements=["lineage_id", "key"])
-        .returning(TaskRow)
+    # Who adds tasks takes turns, so that two at once cannot put one family into two splits.
+    session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"tasks\n{lineage_id}", 0))))
+    row = session.scalar(select(TaskRow).where(TaskRow.lineage_id == lineage_id, TaskRow.key == key))
+    if row is not None:
+        if row.content_sha256 != sha256:
+            raise TaskKeyTaken(f"the key {key!r} already names another task")
+        return row, False
+    row = TaskRow(
+        lineage_id=lineage_id,
+        key=key,
+        domain=task.domain,
+        family=task.family or key,
+        split=task.split.value,
+        messages=content["messages"],
+        messages_sha256=_hash(content["messages"]),
+        metadata_=content["metadata"],
+        content_sha256=sha256,
     )
-    if made is not None:
-        return made, True
-    row = session.scalars(select(TaskRow).where(TaskRow.lineage_id == lineage_id, TaskRow.key == key)).one()
-    if row.content_sha256 != sha256:
-        raise TaskKeyTaken(f"the key {key!r} already names another task")
-    return row, False
+    _check_splits(session, row)
+    session.add(row)
+    session.flush()
+    return row, True
+
+
+def _hash(value: Json) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def _check_splits(session: Session, new: TaskRow) -> None:
+    """Pass when the task leaks nothing between train and the other splits. Errors: SplitsOverlap."""
+    train = Split.TRAIN.value
+    across = TaskRow.split != train if new.split == train else TaskRow.split == train
+    for where, same, what in (
+        ("messages", [TaskRow.messages_sha256 == new.messages_sha256], "the same messages are"),
+        ("family", [TaskRow.domain == new.domain, TaskRow.family == new.family], f"the family {new.family!r} is"),
+    ):
+        other = session.scalar(select(TaskRow).where(TaskRow.lineage_id == new.lineage_id, across, *same).limit(1))
+        if other is not None:
+            raise SplitsOverlap(
+                where, f"{what} in the split {other.split} already, with the task {other.key!r}, so not in {new.split}"
+            )
 
 
 def view(row: TaskRow) -> Task:

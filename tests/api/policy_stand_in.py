@@ -2,15 +2,32 @@
 
 from fastapi import FastAPI
 
-from services.policy.contract import DetokenizeRequest, Text, TokenIds, TokenizeRequest
+from services.policy.contract import Counters, DetokenizeRequest, PolicyInfo, Text, TokenIds, TokenizeRequest
 
 TOKENIZER = "a" * 64
 VOCAB = 256
+MAX_CONTEXT = 1000
 
 
 def create_app() -> FastAPI:
     """The process's app."""
     app = FastAPI()
+
+    @app.get("/v1/policy")
+    def info() -> PolicyInfo:
+        return PolicyInfo(
+            model="tiny",
+            base_sha256="b" * 64,
+            tokenizer_hash=TOKENIZER,
+            vocab_size=VOCAB,
+            eos_token_ids=[0],
+            max_context=MAX_CONTEXT,
+            device="cpu",
+            dtype="float32",
+            serving="base",
+            versions=[],
+            counters=Counters.model_validate(dict.fromkeys(Counters.model_fields, 0)),
+        )
 
     @app.post("/v1/tokenize")
     def tokenize(body: TokenizeRequest) -> TokenIds:

@@ -13,8 +13,8 @@ from services.experts import signatures
 from services.store import consultations
 from services.store.models import ConsultationRow, ExpertRow, LessonRow
 from services.store.store import Store
-from tests.api.conftest import Api, items, made, refused
-from tests.api.policy_stand_in import TOKENIZER
+from tests.api.conftest import Api, items, made, refused, task_body
+from tests.api.policy_stand_in import MAX_CONTEXT, TOKENIZER
 from tests.experts.samples import OTHER_SECRET, SECRET
 from tests.store.conftest import World
 
@@ -29,7 +29,7 @@ def test_token_ids_are_kept_exactly_as_they_were_sampled(api: Api) -> None:
         "tokenizer_hash": TOKENIZER,
         "sampler_logprobs": [-0.5, -0.25, 0.0],
         "action_mask": [True, False, True],
-        "policy_version": "elsewhere-7",
+        "policy_version": "base",
         "sampling": {"temperature": 0.7},
     }
     rollout = made(api.post("/v1/rollouts", sent))
@@ -52,6 +52,59 @@ def test_text_that_is_more_tokens_than_a_rollout_may_have_is_refused(api: Api) -
     problem = refused(api.post("/v1/rollouts", {"task_id": api.task()["id"], "text": "x" * 200_000}), 422)
     assert "200,000 tokens" in str(problem["detail"])
     assert items(api.get("/v1/rollouts")) == []
+
+
+def test_a_rollout_that_overflows_the_policys_context_with_its_prompt_is_refused(api: Api) -> None:
+    task = api.task()  # a prompt of 10 characters
+    ids: list[Json] = [72] * (MAX_CONTEXT - 9)
+    too_long: list[JsonObject] = [{"text": "x" * len(ids)}, {"token_ids": ids, "tokenizer_hash": TOKENIZER}]
+    for said in too_long:
+        problem = refused(api.post("/v1/rollouts", {"task_id": task["id"], **said}), 422)
+        assert "context of 1,000" in str(problem["detail"])
+    made(api.post("/v1/rollouts", {"task_id": task["id"], "text": "x" * (MAX_CONTEXT - 10)}))
+
+
+def test_a_log_probability_too_small_for_single_precision_is_rounded(api: Api) -> None:
+    sent: JsonObject = {"task_id": api.task()["id"], "token_ids": [72, 72], "tokenizer_hash": TOKENIZER}
+    rollout = made(api.post("/v1/rollouts", sent | {"sampler_logprobs": [-1e-300, -1e4]}))
+    assert rollout["sampler_logprobs"] == [0.0, -1e4]
+
+
+def test_what_is_not_exactly_of_its_type_or_known_here_is_refused(api: Api) -> None:
+    good: JsonObject = {"task_id": api.task()["id"], "token_ids": [72], "tokenizer_hash": TOKENIZER}
+    wrong: list[JsonObject] = [
+        {"sampler_logprobs": [-1e39]},
+        {"sampler_logprobs": ["-1"]},
+        {"sampler_logprobs": [True]},
+        {"token_ids": [True]},
+        {"token_ids": [1.0]},
+        {"token_ids": ["1"]},
+        {"action_mask": ["yes"]},
+        {"action_mask": [1]},
+        {"sampling": {"seed": 2**63}},
+        {"policy_version": "never-made"},
+        {"policy_version": "x" * 201},
+        {"token_ids": None, "text": "a"},
+    ]
+    for change in wrong:
+        refused(api.post("/v1/rollouts", good | change), 422)
+
+
+def test_nobody_is_asked_about_a_chat(api: Api) -> None:
+    rollout = made(api.post("/v1/rollouts", {"task_id": api.task()["id"], "text": "a", "purpose": "chat"}))
+    assert (rollout["status"], rollout["reason"]) == ("set_aside", "nobody is asked about rollouts of this purpose")
+
+
+def test_a_family_or_prompt_of_train_is_in_no_other_split(api: Api) -> None:
+    api.task("a", family="sums")
+    problem = refused(api.post("/v1/tasks", task_body("b", family="sums", split="heldout")), 422)
+    assert "'sums' is in the split train" in str(problem["detail"])
+    copied = task_body("c", split="validation", messages=task_body("a")["messages"])
+    problem = refused(api.post("/v1/tasks/import", {"tasks": [copied]}), 422)
+    assert "messages: the same messages" in str(problem["detail"])
+    api.task("d", family="others", split="heldout")
+    api.task("e", family="others", split="validation")
+    refused(api.post("/v1/tasks", task_body("f", family="others")), 422)
 
 
 def test_siblings_share_the_group_of_the_first(api: Api) -> None:

@@ -101,7 +101,7 @@ class World:
 
     def lineage(self, session: Session) -> LineageRow:
         """The lineage's row."""
-        return lineages.by_id(session, self.lineage_id)
+        return session.get_one(LineageRow, self.lineage_id)
 
     def external(self, session: Session, task: TaskRow, purpose: Purpose = Purpose.TRAIN) -> RolloutRow:
         """A rollout sampled elsewhere."""

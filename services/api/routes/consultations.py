@@ -132,10 +132,11 @@ def answer_late(
 
     Signed with the expert's secret (Standard Webhooks, `webhook-id` is the consultation's id). For an expert without a
     secret an owner's or operator's API key stands in. People answer the human expert's questions by way of
-    corrections. An answer that does not fit its rollout makes the consultation `invalid`, with the reason, for good. One
-    that comes after the rollout was ready opens a second lesson with its own terms only.
+    corrections. An answer that does not fit its rollout makes the consultation `invalid`, with the reason, for good.
+    One that comes after the rollout was ready opens a second lesson with its own terms only.
 
-    Errors: SignatureRefused (401), NotAllowed (403), ConsultationNotFound (404), NotWaiting, AnsweredByPeople (409).
+    Errors: SignatureRefused (401), NotAllowed (403), ConsultationNotFound (404), NotWaiting,
+    AnsweredByPeople (409).
     """
     with store.transaction() as session:
         settled = once(session, lambda: _settle(session, consultation_id, body))

@@ -33,7 +33,9 @@ router = build_router("rollouts")
 
 
 class RolloutTooLong(InvalidInput):
-    """The text is more tokens than a rollout may have."""
+    """The rollout is more tokens than one may have, or with its prompt more than the policy can read."""
+
+    hint = "Send a shorter rollout, or one for a task with a shorter prompt."
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,14 @@ def add_rollout(body: RolloutCreate, house: HouseDep, once: OnceDep) -> RolloutD
     share a group: give each further one the `group_id` of the first.
 
     Errors: TaskNotFound (404); TokenizerDiffers, OutsideVocabulary, NotTrainable for a task that is not for training,
-    RolloutTooLong (422); PolicyUnavailable (503), since the policy tokenises the prompt.
+    NoSuchVersion, RolloutTooLong, also when it is longer than the policy's context with its prompt (422);
+    PolicyUnavailable (503), since the policy tokenises the prompt.
     """
     with house.store.transaction() as session:
         once.check(session)
         lineage = lineages.get(session, house.settings.lineage)
         task_row = tasks.get(session, body.task_id)
-        rollouts.check_external(lineage, task_row, body)
+        rollouts.check_external(session, lineage, task_row, body)
         task = tasks.view(task_row)
     try:
         tokens = _tokenize(house.policy, task, body)
@@ -80,13 +83,25 @@ def add_rollout(body: RolloutCreate, house: HouseDep, once: OnceDep) -> RolloutD
 def _tokenize(policy: PolicyClient, task: Task, body: RolloutCreate) -> Tokens:
     messages = [Message.model_validate(message) for message in task.messages]
     prompt = policy.tokenize(TokenizeRequest(messages=messages)).token_ids
+    max_context = policy.info().max_context
     if body.token_ids is not None:
+        _check_fits(len(prompt), len(body.token_ids), max_context)
         return Tokens(prompt, body.token_ids, policy.detokenize(body.token_ids))
     assert body.text is not None, "the contract asks for text or token_ids"
     ids = policy.tokenize(TokenizeRequest(text=body.text)).token_ids
     if len(ids) > MAX_ROLLOUT_TOKENS:
         raise RolloutTooLong(f"the text is {len(ids):,} tokens; a rollout has at most {MAX_ROLLOUT_TOKENS:,}")
+    _check_fits(len(prompt), len(ids), max_context)
     return Tokens(prompt, ids, body.text)
+
+
+def _check_fits(num_prompt_tokens: int, num_tokens: int, max_context: int) -> None:
+    """Pass when the policy can read the prompt and the rollout at once. Errors: RolloutTooLong (422)."""
+    if num_prompt_tokens + num_tokens > max_context:
+        raise RolloutTooLong(
+            f"the prompt's {num_prompt_tokens:,} tokens and the rollout's {num_tokens:,} are more than the policy's "
+            f"context of {max_context:,}"
+        )
 
 
 def _add(session: Session, lineage_name: str, body: RolloutCreate, tokens: Tokens) -> RolloutDetail:

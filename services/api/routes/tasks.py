@@ -25,9 +25,10 @@ def add_task(body: TaskCreate, store: StoreDep, settings: SettingsDep, once: Onc
 
     `messages` end with the prompt to answer. `metadata` holds what experts need: `tests`, `tools`, `expected_result`,
     `answer`, and for the split `train` a `reference`. Without a `key` the content is the key; the same key with the
-    same content is the task that is there.
+    same content is the task that is there. A family (of a domain) and a prompt stay on one side of train and the
+    other splits.
 
-    Errors: TaskKeyTaken (409).
+    Errors: TaskKeyTaken (409), SplitsOverlap (422).
     """
     with store.transaction() as session:
         lineage = lineages.get(session, settings.lineage)
@@ -69,6 +70,8 @@ def _import(session: Session, lineage_id: UUID, wanted: list[TaskCreate]) -> Tas
             row, created = tasks.add(session, lineage_id, task)
         except tasks.TaskKeyTaken as error:
             bad.append({"row": number, "where": "key", "what": error.detail})
+        except tasks.SplitsOverlap as error:
+            bad.append({"row": number, "where": error.where, "what": error.detail})
         else:
             done.append(ImportedTask(row=number, id=row.id, key=row.key, created=created))
     _refuse(bad)
@@ -94,7 +97,10 @@ def list_tasks(
     domain: Annotated[str | None, Query(max_length=200)] = None,
     family: Annotated[str | None, Query(max_length=200)] = None,
 ) -> Page[Task]:
-    """Tasks, newest first. Owners and operators see the values of `metadata`, others its keys. Errors: BadCursor (422)."""
+    """Tasks, newest first. Owners and operators see the values of `metadata`, others its keys.
+
+    Errors: BadCursor (422).
+    """
     with store.transaction() as session:
         lineage = lineages.get(session, settings.lineage)
         page = browse.list_tasks(
