@@ -7,7 +7,7 @@ idempotency key, so what was done before the answer was lost is not done twice.
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Self, TypeVar
 from uuid import uuid4
 
 import httpx2
@@ -39,6 +39,11 @@ class ApiProblem(PreceptorError):
         self.status_code = problem.status
         self.title = problem.title
         self.problem = problem
+
+    @property
+    def slug(self) -> str:
+        """The name the api gave the error, e.g. `task-not-found`."""
+        return self.problem.type.rpartition("/")[2].rpartition(":")[2]
 
 
 class ApiUnreachable(PreceptorError):
@@ -74,6 +79,12 @@ class ApiClient:
     def wait_with(self, pause: Callable[[float], None], say: Callable[[str], None]) -> None:
         """From now on wait for an api that is away for as long as `pause` (seconds) lets us, saying so once."""
         self._patience = Patience(None, pause, say)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *ended: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Give the connections back."""

@@ -65,9 +65,8 @@ def _list(
     columns: tuple[str, ...],
     query: Query | None = None,
 ) -> None:
-    api = api_of(home, url)
-    items = list(api.pages(path, limit, query))
-    api.close()
+    with api_of(home, url) as api:
+        items = list(api.pages(path, limit, query))
     show(list(items), as_json, lambda: typer.echo("\n".join(_rows(items, columns)) or "none"))
 
 
@@ -91,9 +90,8 @@ def import_tasks(
     as_json: AsJson = False,
 ) -> None:
     """Import a file of tasks. A bad line stops the whole file; a file imported twice changes nothing."""
-    api = api_of(home, url)
-    done = starter.import_file(api, file)
-    api.close()
+    with api_of(home, url) as api:
+        done = starter.import_file(api, file)
     result: JsonObject = {"num_created": done.num_created, "num_existing": done.num_existing}
     show(result, as_json, lambda: typer.echo(f"{done.num_created} new tasks, {done.num_existing} known already"))
 
@@ -107,7 +105,8 @@ def list_tasks(home: Home = None, url: Url = None, limit: Limit = 20, as_json: A
 @tasks.command("show")
 def show_task(task_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
     """Show one task."""
-    task = api_of(home, url).get(f"/v1/tasks/{task_id}", Task)
+    with api_of(home, url) as api:
+        task = api.get(f"/v1/tasks/{task_id}", Task)
 
     def words() -> None:
         typer.echo(f"{task.key}  {task.domain}  {task.split.value}  family {task.family}")
@@ -134,18 +133,18 @@ def list_rollouts(
 @rollouts.command("show")
 def show_rollout(rollout_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
     """Show one rollout with what the experts said of it."""
-    api = api_of(home, url)
-    rollout = api.get(f"/v1/rollouts/{rollout_id}", RolloutDetail)
-    questions = list(api.pages(f"/v1/rollouts/{rollout_id}/consultations", 200))
+    with api_of(home, url) as api:
+        rollout = api.get(f"/v1/rollouts/{rollout_id}", RolloutDetail)
+        asked = list(api.pages(f"/v1/rollouts/{rollout_id}/consultations", 200))
 
     def words() -> None:
         typer.echo(
             f"{rollout.status.value}, {rollout.num_tokens} tokens by {rollout.policy_version}, score {rollout.score}"
         )
         typer.echo(rollout.text)
-        typer.echo("\n".join(_rows(questions, ("expert_name", "stage", "status", "attempts", "reason"))))
+        typer.echo("\n".join(_rows(asked, ("expert_name", "stage", "status", "attempts", "reason"))))
 
-    result: JsonObject = {"rollout": rollout.model_dump(mode="json"), "consultations": list(questions)}
+    result: JsonObject = {"rollout": rollout.model_dump(mode="json"), "consultations": list(asked)}
     show(result, as_json, words)
 
 
@@ -159,7 +158,8 @@ def add_rollout(
 ) -> None:
     """Add an answer sampled elsewhere, as text: it is tokenised once and trains the local term only."""
     body = RolloutCreate(task_id=task_id, text=sys.stdin.read() if text == "-" else text)
-    made = api_of(home, url).post("/v1/rollouts", body, Rollout)
+    with api_of(home, url) as api:
+        made = api.post("/v1/rollouts", body, Rollout)
     show(made, as_json, lambda: typer.echo(str(made.id)))
 
 
@@ -190,7 +190,8 @@ def add_expert(
             "signing_secret": secret,
         }
     )
-    expert = api_of(home, url).post("/v1/experts", body, Expert)
+    with api_of(home, url) as api:
+        expert = api.post("/v1/experts", body, Expert)
     show(expert, as_json, lambda: typer.echo(f"{expert.name} {expert.version} is {expert.status.value}: {expert.id}"))
 
 
@@ -230,7 +231,8 @@ def check_expert(
 
 def _expert_action(action: str) -> None:
     def act(expert_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
-        expert = api_of(home, url).post(f"/v1/experts/{expert_id}/{action}", None, Expert)
+        with api_of(home, url) as api:
+            expert = api.post(f"/v1/experts/{expert_id}/{action}", None, Expert)
         show(expert, as_json, lambda: typer.echo(f"{expert.name} is {expert.status.value}"))
 
     help_of = {
@@ -261,14 +263,16 @@ def list_consultations(
 @questions.command("requeue")
 def requeue_consultation(consultation_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
     """Ask a dead question once more."""
-    asked = api_of(home, url).post(f"/v1/consultations/{consultation_id}/requeue", None, ConsultationDetail)
+    with api_of(home, url) as api:
+        asked = api.post(f"/v1/consultations/{consultation_id}/requeue", None, ConsultationDetail)
     show(asked, as_json, lambda: typer.echo(f"{asked.expert_name} is asked again: {asked.status.value}"))
 
 
 @corrections.command("claim")
 def claim_correction(home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
     """Claim the next answer to correct; nobody else gets it while the lease runs."""
-    item = api_of(home, url).post("/v1/corrections/claim", None, CorrectionItem)
+    with api_of(home, url) as api:
+        item = api.post("/v1/corrections/claim", None, CorrectionItem)
 
     def words() -> None:
         typer.echo(f"item {item.id}, yours until {item.lease_until}")
@@ -295,7 +299,8 @@ def submit_correction(
         raise InvalidInput("give either --file with the corrected answer or --fine")
     text = None if file is None else (sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8"))
     body = CorrectionSubmit(verdict="fine" if fine else "corrected", text=text, comment=comment)
-    made = api_of(home, url).post(f"/v1/corrections/{correction_id}/submit", body, CorrectionOutcome)
+    with api_of(home, url) as api:
+        made = api.post(f"/v1/corrections/{correction_id}/submit", body, CorrectionOutcome)
     show(made, as_json, lambda: typer.echo(f"{made.status.value}; `preceptor corrections show {made.id}` follows it"))
 
 
@@ -305,14 +310,16 @@ def skip_correction(
 ) -> None:
     """Leave a claimed item to someone else, with a reason."""
     body = CorrectionSkip(reason=reason)
-    made = api_of(home, url).post(f"/v1/corrections/{correction_id}/skip", body, CorrectionOutcome)
+    with api_of(home, url) as api:
+        made = api.post(f"/v1/corrections/{correction_id}/skip", body, CorrectionOutcome)
     show(made, as_json, lambda: typer.echo(made.status.value))
 
 
 @corrections.command("show")
 def show_correction(correction_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
     """Show what became of a correction: the updates that used it."""
-    found = api_of(home, url).get(f"/v1/corrections/{correction_id}", CorrectionOutcome)
+    with api_of(home, url) as api:
+        found = api.get(f"/v1/corrections/{correction_id}", CorrectionOutcome)
     used = ", ".join(map(str, found.update_numbers)) or "none yet"
     show(found, as_json, lambda: typer.echo(f"{found.status.value}, used by updates: {used}"))
 
@@ -339,7 +346,8 @@ def list_policies(home: Home = None, url: Url = None, limit: Limit = 20, as_json
 @policies.command("show")
 def show_policy(name: str, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
     """Show one version with the gate it passed or failed."""
-    version = api_of(home, url).get(f"/v1/policies/{name}", PolicyVersion)
+    with api_of(home, url) as api:
+        version = api.get(f"/v1/policies/{name}", PolicyVersion)
 
     def words() -> None:
         typer.echo(f"{version.name} is {version.status.value}, after update {version.update_number}")
@@ -359,7 +367,8 @@ def list_updates(home: Home = None, url: Url = None, limit: Limit = 20, as_json:
 @updates.command("show")
 def show_update(number: int, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
     """Show what one update used: every lesson, its terms, and the answers that made them."""
-    update = api_of(home, url).get(f"/v1/updates/{number}", UpdateDetail)
+    with api_of(home, url) as api:
+        update = api.get(f"/v1/updates/{number}", UpdateDetail)
 
     def words() -> None:
         typer.echo(f"update {update.number} is {update.status.value}, objective {update.objective}")
@@ -384,7 +393,8 @@ def add_person(
     as_json: AsJson = False,
 ) -> None:
     """Add a person or service; its key is shown this once."""
-    made = api_of(home, url).post("/v1/persons", PersonCreate(name=name, role=role), PersonCreated)
+    with api_of(home, url) as api:
+        made = api.post("/v1/persons", PersonCreate(name=name, role=role), PersonCreated)
     show(made, as_json, lambda: typer.echo(f"{made.name} ({made.role.value}): {made.api_key}"))
 
 
@@ -397,14 +407,16 @@ def list_persons(home: Home = None, url: Url = None, limit: Limit = 50, as_json:
 @persons.command("rotate-key")
 def rotate_key(person_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
     """Give a person a new key, shown this once; their old keys stop working."""
-    made = api_of(home, url).post(f"/v1/persons/{person_id}/rotate-key", None, PersonCreated)
+    with api_of(home, url) as api:
+        made = api.post(f"/v1/persons/{person_id}/rotate-key", None, PersonCreated)
     show(made, as_json, lambda: typer.echo(f"{made.name} ({made.role.value}): {made.api_key}"))
 
 
 @persons.command("revoke-key")
 def revoke_key(person_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
     """Leave a person without a working key."""
-    left = api_of(home, url).post(f"/v1/persons/{person_id}/revoke-key", None, Person)
+    with api_of(home, url) as api:
+        left = api.post(f"/v1/persons/{person_id}/revoke-key", None, Person)
     show(left, as_json, lambda: typer.echo(f"{left.name} ({left.role.value}) has no key"))
 
 
@@ -432,13 +444,12 @@ def evaluate(
             "seed": seed,
         }
     )
-    api = api_of(home, url)
-    started = api.post("/v1/evaluations", wanted, Evaluation)
     progress = Progress(Console(stderr=True))
-    api.wait_with(time.sleep, progress.say)  # it is measured whether we look or not
-    found = demo.wait_for_evaluation(api, started.id, progress, lambda: None, f"{split.value} tasks")
-    earlier = None if against is None else api.get(f"/v1/evaluations/{against}", EvaluationDetail)
-    api.close()
+    with api_of(home, url) as api:
+        started = api.post("/v1/evaluations", wanted, Evaluation)
+        api.wait_with(time.sleep, progress.say)  # it is measured whether we look or not
+        found = demo.wait_for_evaluation(api, started.id, progress, lambda: None, f"{split.value} tasks")
+        earlier = None if against is None else api.get(f"/v1/evaluations/{against}", EvaluationDetail)
 
     def words() -> None:
         typer.echo(f"evaluation {found.id} of {found.policy_version}")

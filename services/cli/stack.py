@@ -58,12 +58,9 @@ def _stack(home: Path | None, model: str | None, threads: int, progress: Progres
             progress.say(f"the owner's API key, shown this once: {stack.new_owner_key}")
             progress.say(f"(this machine's command line keeps it in {layout.root / 'credentials.json'})")
         progress.say(f"api: {stack.settings.api_url}  logs: {layout.logs}")
-        api = ApiClient(stack.settings.api_url, stack.api_key)
-        api.wait_with(stack.supervisor.wait, progress.say)  # only a crash or Ctrl-C ends a run
-        try:
+        with ApiClient(stack.settings.api_url, stack.api_key) as api:
+            api.wait_with(stack.supervisor.wait, progress.say)  # only a crash or Ctrl-C ends a run
             yield stack, api
-        finally:
-            api.close()
 
 
 def run_demo(
@@ -165,17 +162,15 @@ def _show_status(home: Path | None, url: str | None, as_json: bool) -> None:
     if state is not Presence.RUNNING:
         show({"running": False, "state": state.value}, as_json, lambda: typer.echo(WORDS_OF_PRESENCE[state]))
         return
-    api = api_of(home, url)
     try:
-        current = api.get("/v1/status", Status)
+        with api_of(home, url) as api:
+            current = api.get("/v1/status", Status)
     except ApiUnreachable:
         state = find_presence(layout)
         if not here or state is Presence.RUNNING:
             raise
         show({"running": False, "state": state.value}, as_json, lambda: typer.echo(WORDS_OF_PRESENCE[state]))
         return
-    finally:
-        api.close()
     lines = "\n".join(report.status_lines(current))
     show(current, as_json, lambda: typer.echo(lines))
 

@@ -135,8 +135,7 @@ def test_one_command_does_not_wait_forever(connect: Callable[..., ApiClient]) ->
 
 
 def test_a_refusal_is_not_tried_again(connect: Callable[..., ApiClient]) -> None:
-    with serving(Server(1, 409)) as server:
-        with pytest.raises(ApiProblem) as refused:
-            connect(server.url, Patience()).post("/v1/loop", LoopSwitch(), LoopState)
+    with serving(Server(1, 409)) as server, pytest.raises(ApiProblem) as refused:
+        connect(server.url, Patience()).post("/v1/loop", LoopSwitch(), LoopState)
     assert refused.value.status_code == 409
     assert len(server.keys) == 1

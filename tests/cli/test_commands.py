@@ -1,0 +1,221 @@
+"""Every command that reaches the api, with --json and in words, against the real api."""
+
+import json
+from datetime import UTC, datetime
+from uuid import UUID
+
+import pytest
+from rich.console import Console
+
+from services.cli import demo
+from services.cli.client import ApiClient
+from services.cli.options import api_of
+from services.cli.progress import Progress
+from services.contracts.answers import AnswerKind
+from services.contracts.consultations import ConsultationStatus
+from services.contracts.experts import ConsultResult
+from services.contracts.ids import new_id
+from services.contracts.rollouts import GroupStatus, Purpose, Sampling
+from services.settings import Settings
+from services.store import consultations, corrections, groups, loop, tasks
+from services.store.models import ConsultationRow, CorrectionRow, GroupRow, RolloutRow, UpdateRow
+from services.store.store import Store
+from tests.cli.conftest import CommandLine
+from tests.store.conftest import World
+
+pytestmark = pytest.mark.integration
+
+HUMAN = (AnswerKind.SCORE, AnswerKind.FEEDBACK, AnswerKind.SOLUTION)
+NOBODY = str(UUID(int=0))
+
+
+@pytest.fixture
+def queued(store: Store, world: World) -> list[RolloutRow]:
+    """Two rollouts of a train task without a reference that are in the human queue."""
+    with store.transaction() as session:
+        world.expert(session, "human", kinds=HUMAN, verifier=False).group_fraction = 0
+        world.expert(session, "judge")
+        rollouts = world.drawn(session, world.task(session), size=2)
+        ids = consultations.pending_of(session, [rollout.id for rollout in rollouts])
+        questions = consultations.claim(session, ids, lease_seconds=60)
+    with store.transaction() as session:
+        for question in questions:
+            consultations.settle(session, question, ConsultResult(score=0.0))
+        for rollout in rollouts:
+            corrections.ask_for(session, rollout.id)
+    return rollouts
+
+
+def test_tasks_are_imported_listed_and_shown(cli: CommandLine) -> None:
+    file = cli.home / "tasks.jsonl"
+    body = {"key": "k", "domain": "math", "messages": [{"role": "user", "content": "What is 1?"}]}
+    file.write_text(json.dumps(body) + "\n")
+    assert cli.json("tasks", "import", file) == {"num_created": 1, "num_existing": 0}
+    assert cli.words("tasks", "import", file) == "0 new tasks, 1 known already\n"
+    [row] = cli.rows("tasks", "list")
+    assert (row["key"], row["split"]) == ("k", "train")
+    assert cli.json("tasks", "show", row["id"])["messages"] == body["messages"]
+    assert cli.words("tasks", "list").splitlines()[0].split() == ["id", "key", "domain", "family", "split"]
+    assert "What is 1?" in cli.words("tasks", "show", row["id"])
+    refusal = cli.refused("tasks", "show", NOBODY)
+    assert (refusal["error"], refusal["detail"]) == ("task-not-found", f"no task {NOBODY}")
+
+
+def test_a_file_with_a_bad_line_is_refused_by_its_line(cli: CommandLine) -> None:
+    file = cli.home / "tasks.jsonl"
+    file.write_text('{"key": "k"}\n')
+    assert "line 1: domain: Field required" in str(cli.refused("tasks", "import", file)["detail"])
+    assert cli.rows("tasks", "list") == []
+
+
+def test_rollouts_are_added_listed_by_status_and_shown(cli: CommandLine, store: Store, world: World) -> None:
+    with store.transaction() as session:
+        task_id = world.task(session).id
+    made = cli.json("rollouts", "add", task_id, "an answer")
+    assert [row["id"] for row in cli.rows("rollouts", "list")] == [made["id"]]
+    assert cli.rows("rollouts", "list", "--status", "ready") == []
+    assert cli.words("rollouts", "list", "--status", "ready") == "none\n"
+    head, row = cli.words("rollouts", "list", "--status", "set_aside").splitlines()
+    assert "reason" in head
+    assert str(cli.rows("rollouts", "list", "--status", "set_aside")[0]["reason"])[:40] in row
+    shown = cli.json("rollouts", "show", made["id"])
+    assert shown["rollout"] == made | shown["rollout"]  # type: ignore[operator]
+    assert "an answer" in cli.words("rollouts", "show", made["id"])
+
+
+def test_a_dead_question_is_found_with_its_reason_and_asked_again(cli: CommandLine, store: Store, world: World) -> None:
+    with store.transaction() as session:
+        world.expert(session, "judge")
+        [rollout] = world.drawn(session, world.task(session), size=1)
+        [row] = session.query(ConsultationRow).where(ConsultationRow.rollout_id == rollout.id)
+        row.status, row.reason = ConsultationStatus.DEAD.value, "no route to it"
+        question_id = row.id
+    words = cli.words("consultations", "list", "--status", "dead")
+    assert "no route to it" in words
+    assert [row["id"] for row in cli.rows("consultations", "list")] == [str(question_id)]
+    assert cli.json("consultations", "requeue", question_id)["status"] == "pending"
+    assert cli.rows("consultations", "list", "--status", "dead") == []
+    assert cli.refused("consultations", "requeue", question_id)["hint"] is not None
+
+
+def test_experts_are_listed_paused_and_retired(cli: CommandLine, store: Store, world: World) -> None:
+    with store.transaction() as session:
+        expert_id = world.expert(session, "judge").id
+    assert [row["name"] for row in cli.rows("experts", "list")] == ["judge"]
+    for action, status in (("pause", "paused"), ("retire", "retired")):
+        assert cli.json("experts", action, expert_id)["status"] == status
+    assert cli.refused("experts", "activate", expert_id)["detail"], "nobody answers at its address"
+    assert cli.refused("experts", "add", "not a url")["error"]
+
+
+def test_a_correction_goes_through_the_command_line(cli: CommandLine, queued: list[RolloutRow]) -> None:
+    fixed = cli.home / "fixed.txt"
+    fixed.write_text("1")
+    item = cli.json("corrections", "claim")
+    assert cli.refused("corrections", "submit", item["id"])["detail"]
+    assert cli.json("corrections", "submit", item["id"], "--file", fixed)["status"] == "submitted"
+    assert "used by updates: none yet" in cli.words("corrections", "show", item["id"])
+    other = cli.json("corrections", "claim")
+    assert cli.json("corrections", "skip", other["id"], "not mine")["status"] == "skipped"
+    assert {str(row["id"]) for row in cli.rows("corrections", "list")} == {str(item["id"]), str(other["id"])}
+    assert "not mine" in cli.words("corrections", "list")
+    assert cli.refused("corrections", "claim")["detail"] == "there is nothing to correct at the moment"
+
+
+def test_persons_are_added_and_their_keys_rotated_and_revoked(
+    cli: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = cli.json("persons", "add", "ann", "--role", "operator")
+    assert {row["name"] for row in cli.rows("persons", "list")} >= {"ann"}
+    rotated = cli.json("persons", "rotate-key", made["id"])
+    assert rotated["api_key"] not in ("", made["api_key"])
+    assert cli.words("persons", "revoke-key", made["id"]) == "ann (operator) has no key\n"
+    monkeypatch.setenv("PRECEPTOR_API_KEY", str(rotated["api_key"]))
+    assert "not known" in str(cli.refused("tasks", "list")["detail"])
+
+
+def test_the_ledger_and_the_versions_are_listed_and_shown(cli: CommandLine, store: Store, world: World) -> None:
+    with store.transaction() as session:
+        session.add(
+            UpdateRow(
+                lineage_id=world.lineage_id,
+                number=1,
+                status="applied",
+                owner=new_id(),
+                objective="pg",
+                settings={},
+                metrics={"loss": 0.5},
+                checkpoint_sha256="c" * 64,
+                batch_sha256="d" * 64,
+                applied_at=datetime.now(UTC),
+            )
+        )
+    assert [row["number"] for row in cli.rows("updates", "list")] == [1]
+    assert cli.json("updates", "show", 1)["metrics"] == {"loss": 0.5}
+    assert "update 1 is applied" in cli.words("updates", "show", 1)
+    assert cli.refused("updates", "show", 2)["detail"]
+    assert [row["name"] for row in cli.rows("policies", "list")] == ["base"]
+    assert cli.json("policies", "show", "base")["status"] == "serving"
+    assert "base is serving" in cli.words("policies", "show", "base")
+
+
+def test_an_evaluation_needs_tasks_and_another_split_than_train(cli: CommandLine) -> None:
+    assert cli.refused("eval")["detail"]
+    assert "train tasks are trained on" in str(cli.refused("eval", "--split", "train")["detail"])
+
+
+def test_the_status_says_what_the_loop_waits_for(
+    cli: CommandLine, store: Store, world: World, settings: Settings
+) -> None:
+    def waits() -> list[str]:
+        found = cli.json("status")["waits_for"]
+        assert isinstance(found, list)
+        return [str(line) for line in found]
+
+    with store.transaction() as session:
+        loop.switch(session, world.lineage_id, sampling=True, training=True)
+    assert waits() == ["there are no train tasks; import some"]
+    with store.transaction() as session:
+        task = world.task(session)
+    assert waits() == []
+    with store.transaction() as session:
+        tasks.get(session, task.id).num_groups = settings.max_groups_per_task
+    [drawn_out] = waits()
+    assert drawn_out == (
+        f"every train task was drawn {settings.max_groups_per_task} times; "
+        "import more or raise PRECEPTOR_MAX_GROUPS_PER_TASK"
+    )
+    with store.transaction() as session:
+        row = session.get(
+            GroupRow,
+            groups.add(session, tasks.get(session, task.id), purpose=Purpose.TRAIN, size=8, sampling=Sampling()).id,
+        )
+        assert row is not None
+        row.status, row.reason = GroupStatus.DEAD.value, "the prompt is too long"
+        groups.add(
+            session,
+            tasks.get(session, task.id),
+            purpose=Purpose.TRAIN,
+            size=settings.max_backlog_lessons,
+            sampling=Sampling(),
+        )
+        loop.switch(session, world.lineage_id, sampling=False, training=True)
+    assert waits() == [
+        "sampling is off",
+        drawn_out,
+        "the backlog is full: no draws until the trainer has used some of it",
+        "1 draw is dead: last reason: the prompt is too long",
+    ]
+    assert "waits: sampling is off" in cli.words("status")
+
+
+def test_the_demo_skips_an_item_whose_task_has_no_reference(
+    cli: CommandLine, store: Store, queued: list[RolloutRow]
+) -> None:
+    api: ApiClient = api_of(None, None)
+    quiet = Progress(Console(quiet=True))
+    assert [demo._correct_one(api, quiet) for _ in range(3)] == [None, None, None]
+    api.close()
+    with store.transaction() as session:
+        reasons = {row.skip_reason for row in session.query(CorrectionRow)}
+    assert reasons == {"task t has no reference that the demo could correct with"}
