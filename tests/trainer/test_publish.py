@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 from sqlalchemy import select
 
 from services.contracts.policies import GateReport, PolicyStatus
@@ -19,7 +20,7 @@ from tests.experts.serving import serve
 from tests.trainer.training import NOWHERE, Bench, settings_of, training, wait_until
 from tests.trainer.world import World
 from trainer.config import TrainerConfig
-from trainer.publish import choose_probe
+from trainer.publish import choose_probe, mean_kl, probe_items, probe_logprobs
 
 pytestmark = pytest.mark.integration
 
@@ -87,9 +88,9 @@ def test_a_version_is_published_after_every_second_update_and_serves(
     assert report.passed
     assert [check.name for check in report.checks] == [
         "finite_weights",
-        "probe_difference",
         "kl_base",
         "kl_previous",
+        "probe_difference",
         "length_ratio",
     ]
     assert row.update_number == 2
@@ -139,7 +140,8 @@ def test_killed_between_the_servers_word_and_the_rows_the_next_start_makes_them_
     row = add_candidate(bench)
     assert row.artifact_sha256 is not None
     bench.client.load_version(row.name, row.artifact_sha256)
-    bench.publisher._prove(bench.state.model, row.name, choose_probe(bench.ledger.used_last(), 4))
+    probe = choose_probe(bench.ledger.used_last(), 4)
+    bench.publisher._prove(row.name, probe, probe_logprobs(bench.state.model, probe))
     bench.client.serve_version(row.name)
     assert statuses(store)["main-v1"] == "candidate"
     bench.publisher.settle(bench.state)
@@ -183,6 +185,48 @@ def test_a_version_that_fails_the_gate_is_rejected_and_the_old_one_serves_on(
     assert info.serving == "base"
     assert [version.name for version in info.versions] == ["base"]
     assert bench.publisher.settle(bench.state, resting=True) is None  # not tried again with the same weights
+
+
+@pytest.mark.parametrize("factor", [30.0, -30.0])
+def test_a_policy_that_ran_away_is_refused_at_the_default_bounds_before_the_server_hears_of_it(
+    world: World, store: Store, set_up: SetUp, server: str, factor: float
+) -> None:
+    bench = set_up(server, TrainerConfig(lora_r=4, groups_per_update=1, gate_length_ratio=50))
+    bench.update()
+    with torch.no_grad():
+        for name, parameter in bench.state.model.named_parameters():
+            if name.endswith("model.norm.weight"):  # untrained, the tiny base is unsure of everything: make it sure
+                parameter.mul_(100)
+            elif "lora_B" in name:
+                parameter.mul_(factor / float(parameter.abs().max()))
+    assert bench.publisher.settle(bench.state, resting=True) is None
+    with store.transaction() as session:
+        row = policies.by_name(session, world.lineage_id, "main-v1")
+    assert (row.status, row.reason) == ("rejected", "the gate refused it: kl_base, kl_previous")
+    assert [check.name for check in GateReport.model_validate(row.gate).checks][-1] == "kl_previous"
+    assert [version.name for version in bench.client.info().versions] == ["base"]
+
+
+def test_an_ordinary_update_passes_the_default_bounds(set_up: SetUp, server: str) -> None:
+    bench = set_up(server, TrainerConfig(lora_r=4, groups_per_update=1, gate_length_ratio=50))
+    bench.update()
+    assert bench.publisher.settle(bench.state, resting=True) == "main-v1"
+
+
+def test_the_probe_scores_rollouts_of_one_prompt_together_as_each_alone(set_up: SetUp) -> None:
+    bench = set_up(NOWHERE)
+    bench.update()
+    probe = choose_probe(bench.ledger.used_last(), 4)
+    assert len({fact.prompt_token_ids for fact in probe}) == 1
+    assert len({len(fact.token_ids) for fact in probe}) > 1
+    together = probe_logprobs(bench.state.model, probe)
+    alone = [one for fact in probe for one in probe_logprobs(bench.state.model, [fact])]
+    assert [one.shape for one in together] == [one.shape for one in alone]
+    assert all(torch.allclose(left, right, atol=1e-4) for left, right in zip(together, alone, strict=True))
+    for fact, item, logprobs in zip(probe, probe_items(probe, together), together, strict=True):
+        expected = [float(logprobs[step, token_id]) for step, token_id in enumerate(fact.token_ids)]
+        assert item.logprobs == pytest.approx(expected)
+    assert mean_kl(together, together) == 0
 
 
 def test_a_server_that_is_away_costs_no_update_and_gets_the_version_later(
