@@ -384,6 +384,12 @@ def show_update(number: int, home: Home = None, url: Url = None, as_json: AsJson
     show(update, as_json, words)
 
 
+def _show_key(person: PersonCreated) -> str:
+    """A person with their key; a repeated request, after a lost answer, gets none."""
+    lost = f"the answer with the key was lost; `preceptor persons rotate-key {person.id}` makes another"
+    return f"{person.name} ({person.role.value}): {person.api_key or lost}"
+
+
 @persons.command("add")
 def add_person(
     name: str,
@@ -395,7 +401,7 @@ def add_person(
     """Add a person or service; its key is shown this once."""
     with api_of(home, url) as api:
         made = api.post("/v1/persons", PersonCreate(name=name, role=role), PersonCreated)
-    show(made, as_json, lambda: typer.echo(f"{made.name} ({made.role.value}): {made.api_key}"))
+    show(made, as_json, lambda: typer.echo(_show_key(made)))
 
 
 @persons.command("list")
@@ -409,7 +415,7 @@ def rotate_key(person_id: UUID, home: Home = None, url: Url = None, as_json: AsJ
     """Give a person a new key, shown this once; their old keys stop working."""
     with api_of(home, url) as api:
         made = api.post(f"/v1/persons/{person_id}/rotate-key", None, PersonCreated)
-    show(made, as_json, lambda: typer.echo(f"{made.name} ({made.role.value}): {made.api_key}"))
+    show(made, as_json, lambda: typer.echo(_show_key(made)))
 
 
 @persons.command("revoke-key")

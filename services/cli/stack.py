@@ -216,8 +216,6 @@ def init(as_json: AsJson = False) -> None:
     settings = Settings()
     key = main.prepare_database(settings)
     words = "the database is ready" if key is None else f"the owner's API key, shown this once: {key}"
-    if not as_json:
-        typer.echo(words)  # before the policy is asked: the key is in the database by now, and nowhere else
+    # before the policy is asked, which may be away: the key is in nobody's hands yet
+    show({"new_owner_key": key}, as_json, lambda: typer.echo(words))
     main.prepare_lineage(settings)
-    if as_json:
-        typer.echo(json.dumps({"new_owner_key": key}))
