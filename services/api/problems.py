@@ -3,6 +3,7 @@
 Nothing of the request is echoed but names and short excerpts: inputs may be huge, and may be secrets.
 """
 
+import re
 import traceback
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
@@ -120,10 +121,15 @@ def _on_http_error(request: Request, error: Exception) -> Response:
     return render(problem, error.headers)
 
 
+def hide_rows(cause: str) -> str:
+    """The text of an error without the row that Postgres quotes in it."""
+    return re.sub(r"^DETAIL:.*?(?=\n\[SQL|\n\n|\Z)", "DETAIL: (hidden)", cause, flags=re.DOTALL | re.MULTILINE)
+
+
 def _on_fault(request: Request, error: Exception) -> Response:
     fault = f"urn:uuid:{uuid4()}"
     # Formatted here and plainly: a renderer that shows local variables would write secrets into the log.
-    cause = "".join(traceback.format_exception(error))
+    cause = hide_rows("".join(traceback.format_exception(error)))
     log.error("request failed", fault=fault, method=request.method, path=request.url.path, exception=cause)
     problem = Problem(
         type=TYPE_PREFIX + "fault",

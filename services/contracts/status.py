@@ -6,7 +6,7 @@ from uuid import UUID
 
 from pydantic import Field
 
-from services.contracts.base import Contract, JsonObject
+from services.contracts.base import Bool, Contract, Int, JsonObject
 
 
 class LoopSwitch(Contract):
@@ -15,10 +15,10 @@ class LoopSwitch(Contract):
     max_updates: the number of the last update to make; no_end: forget such a bound.
     """
 
-    sampling: bool | None = None
-    training: bool | None = None
-    max_updates: Annotated[int, Field(ge=0)] | None = None
-    no_end: bool = False
+    sampling: Bool | None = None
+    training: Bool | None = None
+    max_updates: Annotated[Int, Field(ge=0)] | None = None
+    no_end: Bool = False
 
 
 class LoopState(Contract):

@@ -277,14 +277,6 @@ def view(row: LessonRow) -> Lesson:
     return Lesson.model_validate(row)
 
 
-def count_by_status(session: Session, lineage_id: UUID) -> dict[str, int]:
-    """How many lessons have each status."""
-    counts = session.execute(
-        select(LessonRow.status, func.count()).where(LessonRow.lineage_id == lineage_id).group_by(LessonRow.status)
-    )
-    return dict(counts.tuples().all())
-
-
 def _lease(seconds: float) -> ColumnElement[datetime]:
     return func.now() + timedelta(seconds=seconds)
 
