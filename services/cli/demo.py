@@ -17,7 +17,15 @@ from services.cli import report
 from services.cli.client import ApiClient, ApiProblem
 from services.cli.progress import Progress
 from services.contracts.base import JsonObject
-from services.contracts.corrections import CorrectionItem, CorrectionOutcome, CorrectionSkip, CorrectionSubmit
+from services.contracts.corrections import (
+    Correction,
+    CorrectionCreate,
+    CorrectionItem,
+    CorrectionOutcome,
+    CorrectionSkip,
+    CorrectionStatus,
+    CorrectionSubmit,
+)
 from services.contracts.evaluations import (
     Evaluation,
     EvaluationCreate,
@@ -25,6 +33,7 @@ from services.contracts.evaluations import (
     EvaluationStatus,
     GapProbeCreate,
 )
+from services.contracts.rollouts import Purpose, RolloutStatus
 from services.contracts.status import LoopState, LoopSwitch, Status
 from services.contracts.tasks import Split, Task
 from services.contracts.updates import UpdateDetail
@@ -160,7 +169,7 @@ def train(
                     progress.say(report.update_line(update, status))
             bar.set(status.num_updates - start.num_updates, plan.num_updates, report.activity(status))
             if trained.correction is None:
-                trained.correction = _correct_one(api, progress)
+                trained.correction = _correct_one(api, progress, status)
             elif trained.correction_update is None:
                 trained.correction_update = _find_update(api, trained.correction.id, progress)
             if status.num_updates >= goal:
@@ -188,14 +197,16 @@ def _await_quiet(api: ApiClient, check: Callable[[], None], seconds: float = 90.
         time.sleep(POLL_SECONDS)
 
 
-def _correct_one(api: ApiClient, progress: Progress) -> CorrectionOutcome | None:
+def _correct_one(api: ApiClient, progress: Progress, status: Status) -> CorrectionOutcome | None:
     """Take one item from the human queue and correct it as a person would; the script knows the task's reference."""
     try:
         item = api.post("/v1/corrections/claim", None, CorrectionItem)
     except ApiProblem as problem:
-        if problem.status_code == 404:  # nothing in the queue yet
-            return None
-        raise
+        if problem.status_code != 404:
+            raise
+        if not status.corrections.get(CorrectionStatus.OPEN.value):
+            _ask_for_correction(api)  # only some groups are shown to people unasked
+        return None
     rollout = api.get_json(f"/v1/rollouts/{item.rollout_id}")
     task = api.get(f"/v1/tasks/{rollout['task_id']}", Task)
     reference = task.metadata.get("reference")
@@ -208,6 +219,13 @@ def _correct_one(api: ApiClient, progress: Progress) -> CorrectionOutcome | None
     submitted = api.post(f"/v1/corrections/{item.id}/submit", decision, CorrectionOutcome)
     progress.say(f"correction {item.id} submitted for task {task.key}, by the demo in a person's place")
     return submitted
+
+
+def _ask_for_correction(api: ApiClient) -> None:
+    """Put the newest settled train rollout in the human queue; the next claim finds it."""
+    query = {"purpose": Purpose.TRAIN.value, "status": RolloutStatus.READY.value}
+    for item in api.pages("/v1/rollouts", 1, query):
+        api.post("/v1/corrections", CorrectionCreate(rollout_id=UUID(str(item["id"]))), Correction)
 
 
 def _find_update(api: ApiClient, correction_id: UUID, progress: Progress) -> int | None:

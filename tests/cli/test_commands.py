@@ -16,6 +16,7 @@ from services.contracts.consultations import ConsultationStatus
 from services.contracts.experts import ConsultResult
 from services.contracts.ids import new_id
 from services.contracts.rollouts import GroupStatus, Purpose, Sampling
+from services.contracts.status import Status
 from services.settings import Settings
 from services.store import consultations, corrections, groups, loop, tasks
 from services.store.models import ConsultationRow, CorrectionRow, GroupRow, RolloutRow, UpdateRow
@@ -214,7 +215,8 @@ def test_the_demo_skips_an_item_whose_task_has_no_reference(
 ) -> None:
     api: ApiClient = api_of(None, None)
     quiet = Progress(Console(quiet=True))
-    assert [demo._correct_one(api, quiet) for _ in range(3)] == [None, None, None]
+    seen = api.get("/v1/status", Status)
+    assert [demo._correct_one(api, quiet, seen) for _ in range(3)] == [None, None, None]
     api.close()
     with store.transaction() as session:
         reasons = {row.skip_reason for row in session.query(CorrectionRow)}
