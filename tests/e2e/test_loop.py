@@ -14,7 +14,13 @@ import psutil
 import pytest
 
 from services.cli.client import ApiClient, ApiProblem, ApiUnreachable
-from services.contracts.corrections import CorrectionItem, CorrectionOutcome, CorrectionSubmit
+from services.contracts.corrections import (
+    Correction,
+    CorrectionCreate,
+    CorrectionItem,
+    CorrectionOutcome,
+    CorrectionSubmit,
+)
 from services.contracts.evaluations import Evaluation, EvaluationCreate, EvaluationDetail, EvaluationStatus
 from services.contracts.policies import PolicyVersion
 from services.contracts.status import LoopState, LoopSwitch, Status
@@ -239,6 +245,10 @@ def correct_one(api: ApiClient) -> UUID:
         except ApiProblem as problem:
             if problem.status_code != 404:
                 raise
+            for item in api.pages(
+                "/v1/rollouts", 1, {"purpose": "train", "status": "ready"}
+            ):  # not all are shown unasked
+                api.post("/v1/corrections", CorrectionCreate(rollout_id=UUID(str(item["id"]))), Correction)
         return bool(claimed)
 
     wait_for("something to correct", claim)
