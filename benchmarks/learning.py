@@ -4,8 +4,10 @@
 
 Each run is the demo's loop through the api: same tasks, rollouts, experts and number of updates; what changes is named
 on the command line. The base is measured once and shared: it is the same weights, tasks and draws for every run.
-Runs that are done are not repeated, so it can be stopped and started again. Prints pass@1 and pass@k before and after
-with paired intervals over families, and the wall time of each part.
+Runs that are done are not repeated, so it can be stopped and started again; with `--keep`, what was trained can also be
+measured on another split later. Prints pass@1 and pass@k before and after
+with paired intervals over families, and the wall time of each part. A setting is chosen on `--splits validation`; with
+both splits named, one training is measured on both.
 """
 
 import argparse
@@ -13,10 +15,11 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +54,18 @@ class Run:
         return f"{self.objective}-lam{self.lam:g}-seed{self.seed}"
 
 
+@dataclass(frozen=True)
+class Measurement:
+    """What one process does: train the run, if there is one, and measure it on each split that has no result yet."""
+
+    run: Run | None
+    home: Path | None  # kept data folder; None for a temporary one
+    paths: Mapping[str, Path]  # result file by split
+    num_samples: int
+    num_updates: int
+    threads: int
+
+
 def main(arguments: Sequence[str]) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.learning", description=__doc__.splitlines()[0])
@@ -59,9 +74,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--updates", type=int, default=16)
     parser.add_argument("--samples", type=int, default=8, help="answers a task when measuring")
-    parser.add_argument("--split", choices=[Split.HELDOUT.value, Split.VALIDATION.value], default=Split.HELDOUT.value)
+    splits = [Split.HELDOUT.value, Split.VALIDATION.value]
+    parser.add_argument("--splits", nargs="+", choices=splits, default=[Split.HELDOUT.value])
     parser.add_argument("--threads", type=int, default=2, help="threads of the policy's engine")
-    parser.add_argument("--folder", type=Path, required=True, help="where results are kept, one file a run")
+    parser.add_argument("--folder", type=Path, required=True, help="where results are kept, one file a run and split")
+    parser.add_argument("--keep", action="store_true", help="keep the data folder of each run in FOLDER/data")
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
     runs = [
@@ -70,68 +87,110 @@ def main(arguments: Sequence[str]) -> int:
         for objective in options.objectives
         for lam in (options.lams if objective == "distil" else [0.0])
     ]
-    wanted = EvaluationCreate.model_validate({"split": options.split, "num_samples": options.samples, "seed": 0})
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     for run in [None, *runs]:
-        path = options.folder / f"{options.split}-{'base' if run is None else run.name}.json"
-        if not path.exists():
-            # A process of its own: settings are read from the environment, which must be the run's alone.
-            child = multiprocessing.get_context("spawn").Process(
-                target=_measure, args=(run, wanted, options.updates, options.threads, path)
-            )
-            child.start()
-            child.join()
-            if child.exitcode != 0:
-                return 1
-    _print(options.folder, options.split, runs, options.samples)
+        paths = {split: result_path(options.folder, split, run) for split in options.splits}
+        missing = {split: path for split, path in paths.items() if not path.exists()}
+        home = options.folder.resolve() / "data" / run.name if options.keep and run is not None else None
+        measurement = Measurement(run, home, missing, options.samples, options.updates, options.threads)
+        if missing and not _in_own_process(measurement):
+            return 1
+    for split in options.splits:
+        _print(options.folder, split, runs, options.samples)
     return 0
 
 
-def _measure(run: Run | None, wanted: EvaluationCreate, num_updates: int, threads: int, path: Path) -> None:
-    progress = Progress(Console())
+def result_path(folder: Path, split: str, run: Run | None) -> Path:
+    """Where the results of one run on one split are kept; of the base without a run."""
+    return folder / f"{split}-{'base' if run is None else run.name}.json"
+
+
+def _in_own_process(measurement: Measurement) -> bool:
+    """Whether it went well. Settings are read from the environment, which must be the run's alone."""
+    child = multiprocessing.get_context("spawn").Process(target=_measure, args=(measurement,))
+    child.start()
+    try:
+        child.join()
+    finally:  # stopped by a signal: the child stops its stack and is waited for
+        if child.is_alive():
+            child.terminate()
+            child.join()
+    return child.exitcode == 0
+
+
+def _measure(measurement: Measurement) -> None:
+    progress, run = Progress(Console()), measurement.run
     progress.say(f"--- {'base' if run is None else run.name}")
     if run is not None:
         os.environ["PRECEPTOR_TRAINER_OBJECTIVE"] = run.objective
         os.environ["PRECEPTOR_TRAINER_LAM"] = str(run.lam)
         os.environ["PRECEPTOR_SEED"] = os.environ["PRECEPTOR_TRAINER_SEED"] = str(run.seed)
-    with _fresh_stack(progress, threads) as (stack, api):
-        starter.import_into(api, progress)
-        document: dict[str, object] = {"run": None if run is None else run.name, "updates": num_updates}
-        if run is not None:
-            plan = demo.DemoPlan(minutes=24 * 60, num_updates=num_updates, seed=run.seed)
-            outcome = demo.train(api, plan, progress, stack.supervisor.check)
-            document |= {"num_updates": outcome.num_updates, "training_seconds": outcome.training_seconds}
-        began = time.monotonic()
-        started = api.post("/v1/evaluations", wanted, Evaluation)
-        found: EvaluationDetail = demo.wait_for_evaluation(
-            api, started.id, progress, stack.supervisor.check, f"{wanted.split.value} tasks"
-        )
-        document |= {
-            "policy_version": found.policy_version,
-            "evaluation_seconds": time.monotonic() - began,
-            "results": RESULTS.dump_python(found.results, mode="json"),
-        }
-        for line in report.scores(found.results, wanted.num_samples):
-            progress.say(line)
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    with _data_folder(measurement.home) as folder, _stack(folder, progress, measurement.threads) as (stack, api):
+        facts = _trained(measurement, folder, progress, stack, api)
+        for split, path in measurement.paths.items():
+            began = time.monotonic()
+            wanted = EvaluationCreate.model_validate(
+                {"split": split, "num_samples": measurement.num_samples, "seed": 0}
+            )
+            started = api.post("/v1/evaluations", wanted, Evaluation)
+            found: EvaluationDetail = demo.wait_for_evaluation(
+                api, started.id, progress, stack.supervisor.check, f"{split} tasks"
+            )
+            document = facts | {
+                "policy_version": found.policy_version,
+                "evaluation_seconds": time.monotonic() - began,
+                "results": RESULTS.dump_python(found.results, mode="json"),
+            }
+            path.write_text(json.dumps(document, indent=1) + "\n")
+            for line in report.scores(found.results, measurement.num_samples):
+                progress.say(line)
+
+
+def _trained(
+    measurement: Measurement, folder: Path, progress: Progress, stack: Stack, api: ApiClient
+) -> dict[str, object]:
+    """Train, unless this folder holds a finished training; returns what there is to say of it."""
+    run, marker = measurement.run, folder / "trained.json"
+    if marker.exists():
+        kept: dict[str, object] = json.loads(marker.read_text())
+        return kept
+    starter.import_into(api, progress)
+    facts: dict[str, object] = {"run": None if run is None else run.name, "updates": measurement.num_updates}
+    if run is not None:
+        plan = demo.DemoPlan(minutes=24 * 60, num_updates=measurement.num_updates, seed=run.seed)
+        outcome = demo.train(api, plan, progress, stack.supervisor.check)
+        facts |= {"num_updates": outcome.num_updates, "training_seconds": outcome.training_seconds}
+        marker.write_text(json.dumps(facts) + "\n")
+    return facts
 
 
 @contextmanager
-def _fresh_stack(progress: Progress, threads: int) -> Iterator[tuple[Stack, ApiClient]]:
-    folder = Path(tempfile.mkdtemp(prefix="preceptor-learning-"))
+def _data_folder(kept: Path | None) -> Iterator[Path]:
+    """A folder for one stack. A kept one that holds no finished training is emptied first."""
+    folder = kept or Path(tempfile.mkdtemp(prefix="preceptor-learning-"))
+    if kept is not None and not (kept / "trained.json").exists():
+        shutil.rmtree(kept, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o711)
     try:
-        model = resolve_model(os.environ.get("PRECEPTOR_MODEL"), progress.say)
-        with running(Layout.open(folder / "data"), model, report=progress.say, policy_threads=threads) as stack:
-            yield stack, ApiClient(stack.settings.api_url, stack.api_key)
+        yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if kept is None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _stack(folder: Path, progress: Progress, threads: int) -> Iterator[tuple[Stack, ApiClient]]:
+    model = resolve_model(os.environ.get("PRECEPTOR_MODEL"), progress.say)
+    with running(Layout.open(folder / "data"), model, report=progress.say, policy_threads=threads) as stack:
+        yield stack, ApiClient(stack.settings.api_url, stack.api_key)
 
 
 def _print(folder: Path, split: str, runs: Sequence[Run], num_samples: int) -> None:
-    base = RESULTS.validate_python(json.loads((folder / f"{split}-base.json").read_text())["results"])
+    base = RESULTS.validate_python(json.loads(result_path(folder, split, None).read_text())["results"])
     sys.stdout.write(f"base on {split}\n" + "".join(f"  {line}\n" for line in report.scores(base, num_samples)))
     for run in runs:
-        document = json.loads((folder / f"{split}-{run.name}.json").read_text())
+        document = json.loads(result_path(folder, split, run).read_text())
         after = RESULTS.validate_python(document["results"])
         sys.stdout.write(
             f"{run.name}: {document['num_updates']} updates in {document['training_seconds']:.0f} s, "

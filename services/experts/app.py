@@ -200,6 +200,7 @@ class Desk:
         if (sent := self._memory.get(key)) is not None:
             _check_same(sent.question, question)
             return sent
+        _seconds_left(request)  # a question that is over is not asked
         if key in self._running:
             asked, task = self._running[key]
             _check_same(asked, question)
