@@ -34,7 +34,8 @@ from trainer.losses.terms import FullVocabulary, HiddenStates, Term, WholeTerm, 
 
 WIDTHS = {49_152: 576, 151_936: 1024}  # SmolLM2-135M; Qwen3-0.6B
 NUM_ROLLOUTS = 8
-PLAIN_COPIES = 9  # tensors over the vocabulary that the plain version holds at once, to tell what cannot fit
+COPIES = 9  # tensors over the vocabulary that the plain version holds at once, to tell what cannot fit
+PEER_COPIES = 15  # that TRL's losses hold
 PAIRS = ("distil", "forward_ce", "sdpo", "reverse_kl")
 PEERS = ("trl", "gkd", "liger")
 CREDIT = Credit(
@@ -221,10 +222,12 @@ def run_apart(module: str, case: BaseModel) -> str | None:
 
 
 def fits(case: Case) -> bool:
-    """Whether the plain version could hold its tensors over the vocabulary."""
+    """Whether a version that holds tensors over the vocabulary could hold its own."""
     free = torch.cuda.mem_get_info()[0] if case.device != "cpu" else psutil.virtual_memory().available
-    chunked = case.contender.startswith("fused") or case.contender == "liger"
-    return chunked or PLAIN_COPIES * 4 * case.tokens * case.vocabulary < free
+    if case.contender.startswith("fused") or case.contender == "liger":
+        return True
+    copies = PEER_COPIES if case.contender in PEERS else COPIES
+    return copies * 4 * case.tokens * case.vocabulary < free
 
 
 def report(case: Case, found: dict[str, Cost]) -> list[str]:

@@ -231,6 +231,17 @@ def test_states_that_are_no_numbers_are_refused_by_row(value: float) -> None:
         forward_ce_loss(FusedStudent(hidden, weight, rollouts), rollouts, [term], 24)
 
 
+@pytest.mark.usefixtures("tiles")
+def test_as_many_top_tokens_as_there_are_leave_no_others() -> None:
+    hidden, weight, rollouts, plain, unprojected = make_batch(2, torch.float64)
+    for top_k in (VOCABULARY - 1, VOCABULARY, VOCABULARY + 1):
+        one = sdpo_loss(ScoredStudent(hidden @ weight.T, rollouts), rollouts, plain[:1], 0.5, top_k, 24)
+        two = sdpo_loss(FusedStudent(hidden, weight, rollouts), rollouts, unprojected[:1], 0.5, top_k, 24)
+        assert one.loss.item() == pytest.approx(two.loss.item())
+    with pytest.raises(ValueError, match="top_k must be at least 1"):
+        sdpo_loss(FusedStudent(hidden, weight, rollouts), rollouts, unprojected[:1], 0.5, 0, 24)
+
+
 def test_what_does_not_fit_is_refused() -> None:
     hidden, weight, rollouts, plain, terms = make_batch(6, torch.float32)
     student = FusedStudent(hidden, weight, rollouts)

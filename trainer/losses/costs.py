@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainer.losses.student import Divergence, Student
+from trainer.losses.divergences import Divergence
+from trainer.losses.student import Student
 from trainer.losses.terms import FullVocabulary, HiddenStates, Samples, Term, TopK, WholeTerm, require_shape
 
 MASS_TOLERANCE = 0.01  # stored top-K logprobs are f16: each probability may be off by 0.4 %
@@ -59,22 +60,40 @@ def cross_entropy_cost(student: Student, term: Term, present: Tensor) -> StepCos
     return _sample_cost(student, name, only, torch.ones_like(only, dtype=torch.bool), present)
 
 
-def divergence_cost(divergence: Divergence) -> CostOf:
-    """Another divergence as the cost, for terms that know the expert's whole distribution on whole rollouts.
+def coarse_cost(divergence: Divergence, top_k: int) -> CostOf:
+    """A divergence on the student's `top_k` likeliest tokens and a bucket for the others as the cost.
 
-    What it returns raises ValueError for a term of another kind, and as `cross_entropy_cost` does.
+    For terms that know the expert's whole distribution on whole rollouts. What it returns raises ValueError for a term
+    of another kind, where the divergence is no number, and as `cross_entropy_cost` does.
     """
 
     def cost_of(student: Student, term: Term, present: Tensor) -> StepCost:
-        expert = term.expert
-        if not (isinstance(term, WholeTerm) and isinstance(expert, FullVocabulary | HiddenStates)):
-            raise ValueError(f"{term.name}: this objective needs the expert's full distribution on whole rollouts")
-        _require_fit(student, term.name, expert)
-        values, action_logprobs = student.compare(divergence, expert, present)
-        student.places.refuse(present & ~values.isfinite(), f"{term.name}: the divergence is NaN or infinite")
-        return StepCost(values, torch.zeros_like(values).detach(), action_logprobs)
+        at = present.nonzero()[:, 0]
+        own, theirs, chosen = student.coarsen(_whole_expert(student, term), at, top_k)
+        return _place(student, term, at, divergence(own, theirs), chosen)
 
     return cost_of
+
+
+def reverse_kl_cost(student: Student, term: Term, present: Tensor) -> StepCost:
+    """KL(student || expert) over the whole vocabulary. Terms and errors as for `coarse_cost`."""
+    at = present.nonzero()[:, 0]
+    return _place(student, term, at, *student.reverse_kl(_whole_expert(student, term), at))
+
+
+def _whole_expert(student: Student, term: Term) -> FullVocabulary | HiddenStates:
+    if not (isinstance(term, WholeTerm) and isinstance(term.expert, FullVocabulary | HiddenStates)):
+        raise ValueError(f"{term.name}: this objective needs the expert's full distribution on whole rollouts")
+    _require_fit(student, term.name, term.expert)
+    return term.expert
+
+
+def _place(student: Student, term: Term, at: Tensor, values: Tensor, action_logprobs: Tensor) -> StepCost:
+    """Values at [M] of the N action tokens, 0 elsewhere."""
+    nothing = torch.zeros_like(student.log_total).detach()
+    cost = nothing.index_put((at,), values)
+    student.places.refuse(~cost.isfinite(), f"{term.name}: the divergence is NaN or infinite")
+    return StepCost(cost, nothing, nothing.index_put((at,), action_logprobs))
 
 
 def _require_fit(student: Student, name: str, expert: FullVocabulary | HiddenStates) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainer.losses.costs import CostOf, StepCost, cross_entropy_cost, divergence_cost
+from trainer.losses.costs import CostOf, StepCost, coarse_cost, cross_entropy_cost, reverse_kl_cost
 from trainer.losses.credit import (
     CostKind,
     Credit,
@@ -27,7 +27,7 @@ from trainer.losses.credit import (
     leave_one_out,
     scaled_return,
 )
-from trainer.losses.divergences import CoarseCrossEntropy, JensenShannon, ReverseKL
+from trainer.losses.divergences import cross_entropy, jensen_shannon
 from trainer.losses.student import Rollouts, Student
 from trainer.losses.terms import DrawnTerm, PartialTerm, Term, WholeTerm, require_shape
 
@@ -183,7 +183,7 @@ def paper_loss(
     the whole loss is multiplied by the truncated token ratio. Terms must be experts with a full distribution on whole
     rollouts. Arguments and errors otherwise as in `distil_loss`.
     """
-    cost_of = divergence_cost(CoarseCrossEntropy(top_k))
+    cost_of = coarse_cost(cross_entropy, top_k)
     weighed, covered = _weigh(student, rollouts.action_mask, terms, covered_tokens, cost_of)
     no_baseline = student.log_total.new_zeros(rollouts.action_mask.shape[1])
     charged = _charge(student, rollouts, weighed, covered, no_baseline, PAPER_CREDIT)
@@ -198,7 +198,7 @@ def sdpo_loss(
     On the student's `top_k` tokens and a tail bucket, times the truncated token ratio. Terms must be experts with a
     full distribution on whole rollouts. Arguments and errors otherwise as in `distil_loss`; `cost` is the divergence.
     """
-    cost_of = divergence_cost(JensenShannon(alpha, top_k))
+    cost_of = coarse_cost(jensen_shannon(alpha), top_k)
     return _tokenwise_loss(student, rollouts, terms, covered_tokens, cost_of, LocalRatio.TOKEN)
 
 
@@ -208,7 +208,7 @@ def reverse_kl_loss(student: Student, rollouts: Rollouts, terms: Sequence[Term],
     Terms must be experts with a full distribution on whole rollouts. Arguments and errors otherwise as in
     `distil_loss`; `cost` is the divergence.
     """
-    return _tokenwise_loss(student, rollouts, terms, covered_tokens, divergence_cost(ReverseKL()), LocalRatio.NONE)
+    return _tokenwise_loss(student, rollouts, terms, covered_tokens, reverse_kl_cost, LocalRatio.NONE)
 
 
 def _tokenwise_loss(

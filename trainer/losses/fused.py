@@ -8,8 +8,8 @@ What the losses need of the vocabulary is an average over it. With output weight
 
 so one pass over W with running sums, like attention with W as keys and values, gives value and gradient of the default
 objective together; the backward pass is a product of [N, H] tensors. The same pass over the teacher's hidden states
-gives m_E. Where W is trained as well, its gradient takes a second pass. Divergences that are no such average are
-computed a few tokens at a time, each with its gradient in x at once.
+gives m_E. Where W is trained as well, its gradient takes a second pass. Reverse KL has a pass of its own, over student
+and teacher at once; to find the student's likeliest tokens, the scores of a few tokens are held whole.
 
 Memory beside [N, H]: one tile. Everything is computed in float32 at least, whatever W is stored in.
 
@@ -17,27 +17,21 @@ Not covered: an output layer with a bias, or one that scales or caps its logits.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from trainer.losses.student import (
-    Divergence,
-    Expectation,
-    Rollouts,
-    Student,
-    find_places,
-    require_student,
-)
+from trainer.losses.student import Expectation, Rollouts, Student, find_places, require_student
 from trainer.losses.terms import FullVocabulary, HiddenStates, require_shape
 
 TILE_ROWS = 1024  # of W at a time: with TOKENS of them 1 MB of scores, which stays in the cache of a core
 TOKENS = 256
 GPU_TILE_ROWS = 8192  # 128 MB of scores: enough work for a launch
 GPU_TOKENS = 4096
-WHOLE_ROWS = 2**21  # scores of whole rows held at a time where a divergence needs them: 8 MB in float32
+WHOLE_ROWS = 2**21  # scores of whole rows held at a time to find the likeliest tokens: 8 MB in float32
 GPU_WHOLE_ROWS = 2**26
 GATHERED = 2**21  # numbers of W's rows gathered at a time
 
@@ -87,16 +81,27 @@ class FusedStudent(Student):
         nothing = torch.zeros_like(self.log_total).detach()
         return Expectation(*(nothing.index_put((at,), value) for value in (score, mass, entropy, chosen)))
 
-    def compare(
-        self, divergence: Divergence, expert: FullVocabulary | HiddenStates, present: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        at = present.nonzero()[:, 0]
-        theirs = self._read(expert, at)
-        values, chosen = _Compared.apply(  # type: ignore[no-untyped-call]
-            self._states[at], self._weight, theirs, self.ids[at], divergence
+    def reverse_kl(self, expert: FullVocabulary | HiddenStates, at: Tensor) -> tuple[Tensor, Tensor]:
+        theirs, log_total = self._read(expert, at), self.log_total.detach()[at]
+        values, expert_total = _ReverseKL.apply(  # type: ignore[no-untyped-call]
+            self._states[at], self._weight, theirs, log_total, self._mean[at]
         )
-        nothing = torch.zeros_like(self.log_total).detach()
-        return nothing.index_put((at,), values), nothing.index_put((at,), chosen)
+        return values, _gather(theirs, self._weight, self.ids[at, None])[:, 0] - expert_total
+
+    def coarsen(self, expert: FullVocabulary | HiddenStates, at: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
+        if top_k < 1:
+            raise ValueError(f"top_k must be at least 1, not {top_k}")
+        theirs, states = self._read(expert, at), self._states[at]
+        with torch.no_grad():
+            found = _survey(states, self._weight, theirs, top_k)
+            chosen = _gather(theirs, self._weight, self.ids[at, None])[:, 0] - found.expert_total
+        listed: Tensor = _ScoresAt.apply(states, self._weight, found.ids)  # type: ignore[no-untyped-call]
+        if found.ids.shape[1] == self.vocabulary:
+            return listed - self.log_total[at, None], found.expert[:, :-1], chosen
+        rest: Tensor = _LogTotal.apply(  # type: ignore[no-untyped-call]
+            states, self._weight, found.ids, found.log_rest, found.mean_rest
+        )
+        return torch.cat([listed, rest[:, None]], 1) - self.log_total[at, None], found.expert, chosen
 
     def _read(self, expert: FullVocabulary | HiddenStates, at: Tensor) -> Tensor:
         """The expert's tempered states at some action tokens, [M, H]."""
@@ -112,9 +117,9 @@ def _raise(values: Tensor) -> Tensor:
 
 def _log_total(states: Tensor, weight: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The logsumexp of the scores [N] with its gradient, and the mean row [N, H], detached."""
-    log_total: Tensor
-    mean: Tensor
-    log_total, mean = _LogTotal.apply(states, weight, hidden)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        found, mean = _scan(states, weight, hidden)
+    log_total: Tensor = _LogTotal.apply(states, weight, hidden, found, mean)  # type: ignore[no-untyped-call]
     return log_total, mean
 
 
@@ -123,7 +128,6 @@ class _Context(Protocol):
 
     saved_tensors: tuple[Tensor, ...]
     needs_input_grad: tuple[bool, ...]
-    divergence: Divergence
 
     def save_for_backward(self, *tensors: Tensor | None) -> None: ...
 
@@ -198,21 +202,25 @@ def _spread_back(
 
 
 class _LogTotal(torch.autograd.Function):
+    """What a scan found, with its gradient."""
+
     @staticmethod
-    def forward(ctx: _Context, states: Tensor, weight: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
-        log_total, mean = _scan(states, weight, hidden)
+    def forward(
+        ctx: _Context, states: Tensor, weight: Tensor, hidden: Tensor | None, log_total: Tensor, mean: Tensor
+    ) -> Tensor:
         ctx.save_for_backward(states, weight, hidden, log_total, mean)
-        ctx.mark_non_differentiable(mean)
-        return log_total, mean
+        return log_total.clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: _Context, charge: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Context, charge: Tensor) -> tuple[Tensor | None, ...]:
         states, weight, hidden, log_total, mean = ctx.saved_tensors
         wanted = ctx.needs_input_grad
         return (
             charge[:, None] * mean if wanted[0] else None,
             _spread_back(states, charge, weight, states, log_total, hidden) if wanted[1] else None,
+            None,
+            None,
             None,
         )
 
@@ -279,53 +287,96 @@ class _ScoresAt(torch.autograd.Function):
         return to_states, None if to_weight is None else to_weight.to(weight.dtype), None
 
 
-# --- divergences that need whole rows of scores ---
+# --- divergences ---
 
 
-class _Compared(torch.autograd.Function):
+class _ReverseKL(torch.autograd.Function):
+    """KL(student || expert) = sum_a p(a) d(a) - log_total + the expert's, d(a) = <W_a, x - x_E>, at known log_total.
+
+    Its gradient in a score is p(a) (d(a) - sum p d). Gives also the expert's log_total, not differentiable.
+    """
+
     @staticmethod
     def forward(
-        ctx: _Context, states: Tensor, weight: Tensor, theirs: Tensor, ids: Tensor, divergence: Divergence
+        ctx: _Context, states: Tensor, weight: Tensor, theirs: Tensor, log_total: Tensor, mean: Tensor
     ) -> tuple[Tensor, Tensor]:
-        values, chosen = states.new_empty(len(states)), states.new_empty(len(states))
+        excess, expert_total = torch.empty_like(log_total), torch.empty_like(log_total)
         slopes = torch.empty_like(states)
-        head = weight.to(states.dtype)
-        for chunk in _whole_rows(states, weight):
-            value, slope, expert = _differentiate(states[chunk], head, theirs[chunk], divergence)
-            values[chunk], slopes[chunk] = value, slope @ head
-            chosen[chunk] = expert.gather(1, ids[chunk, None])[:, 0]
-        ctx.save_for_backward(states, weight, theirs, slopes)
-        ctx.divergence = divergence
-        ctx.mark_non_differentiable(chosen)
-        return values, chosen
+        for chunk in _chunks(states):
+            own, other = states[chunk], theirs[chunk]
+            peak = own.new_full((len(own), 1), -torch.inf)
+            total, weighted, rows = torch.zeros_like(peak), torch.zeros_like(peak), torch.zeros_like(own)
+            for start in _tiles(weight):
+                tile = _tile(weight, start, own.dtype)
+                scores, expert = own @ tile.T, other @ tile.T
+                higher = torch.maximum(peak, expert.amax(-1, keepdim=True))
+                total.mul_((peak - higher).exp_()).add_((expert - higher).exp_().sum(-1, keepdim=True))
+                peak = higher
+                ahead = torch.sub(scores, expert, out=expert)
+                ahead.mul_(scores.sub_(log_total[chunk, None]).exp_())
+                weighted.add_(ahead.sum(-1, keepdim=True))
+                rows.addmm_(ahead, tile)
+            excess[chunk] = weighted[:, 0]
+            expert_total[chunk] = (peak + total.log())[:, 0]
+            slopes[chunk] = rows - weighted * mean[chunk]
+        ctx.save_for_backward(states, weight, theirs, log_total, excess, slopes)
+        ctx.mark_non_differentiable(expert_total)
+        return excess - log_total + expert_total, expert_total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: _Context, charge: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        states, weight, theirs, slopes = ctx.saved_tensors
+        states, weight, theirs, log_total, excess, slopes = ctx.saved_tensors
         wanted = ctx.needs_input_grad
         gradient = None
         if wanted[1]:
-            gradient, head = states.new_zeros(weight.shape), weight.to(states.dtype)
-            for chunk in _whole_rows(states, weight):
-                _, slope, _ = _differentiate(states[chunk], head, theirs[chunk], ctx.divergence)
-                gradient.addmm_(slope.T, states[chunk] * charge[chunk, None])
+            gradient = states.new_zeros(weight.shape)
+            for chunk in _chunks(states):
+                for start in _tiles(weight):
+                    tile = _tile(weight, start, states.dtype)
+                    scores, expert = states[chunk] @ tile.T, theirs[chunk] @ tile.T
+                    ahead = scores - expert - excess[chunk, None]
+                    ahead.mul_(scores.sub_(log_total[chunk, None]).exp_()).mul_(charge[chunk, None])
+                    gradient[start : start + len(tile)].addmm_(ahead.T, states[chunk])
             gradient = gradient.to(weight.dtype)
         return charge[:, None] * slopes if wanted[0] else None, gradient, None, None, None
 
 
-def _whole_rows(states: Tensor, weight: Tensor) -> Iterator[slice]:
+@dataclass(frozen=True, eq=False)
+class _Survey:
+    """The student's likeliest tokens and what is beside them, at M tokens, detached.
+
+    Shapes: ids [M, K]; log_rest [M] and mean_rest [M, H] over all other tokens; expert [M, K + 1], its logprobs
+    of the listed tokens and of the others; expert_total [M], its log_total.
+    """
+
+    ids: Tensor
+    log_rest: Tensor
+    mean_rest: Tensor
+    expert: Tensor
+    expert_total: Tensor
+
+
+def _survey(states: Tensor, weight: Tensor, theirs: Tensor, top_k: int) -> _Survey:
+    num_tokens, width = len(states), min(top_k, len(weight))
+    found = _Survey(
+        ids=torch.empty((num_tokens, width), dtype=torch.long, device=states.device),
+        log_rest=states.new_empty(num_tokens),
+        mean_rest=torch.empty_like(states),
+        expert=states.new_empty((num_tokens, width + 1)),
+        expert_total=states.new_empty(num_tokens),
+    )
+    head = weight.to(states.dtype)
     size = max(1, (WHOLE_ROWS if states.device.type == "cpu" else GPU_WHOLE_ROWS) // len(weight))
-    return (slice(start, start + size) for start in range(0, len(states), size))
-
-
-def _differentiate(
-    states: Tensor, head: Tensor, theirs: Tensor, divergence: Divergence
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The divergence [C], its gradient in the scores [C, V], and the expert's logprobs [C, V]."""
-    expert = (theirs @ head.T).log_softmax(-1)
-    with torch.enable_grad():
-        scores = (states.detach() @ head.T).requires_grad_()
-        values = divergence(scores, expert)
-        (slope,) = torch.autograd.grad(values.sum(), scores)
-    return values.detach(), slope, expert
+    for start in range(0, num_tokens, size):
+        chunk = slice(start, start + size)
+        scores = states[chunk] @ head.T
+        ids = found.ids[chunk] = scores.topk(width).indices
+        log_rest = found.log_rest[chunk] = scores.scatter_(1, ids, -torch.inf).logsumexp(-1)
+        found.mean_rest[chunk] = scores.sub_(log_rest[:, None]).exp_() @ head
+        expert = torch.mm(theirs[chunk], head.T, out=scores)
+        total = found.expert_total[chunk] = expert.logsumexp(-1)
+        listed = expert.gather(1, ids)
+        rest = expert.scatter_(1, ids, -torch.inf).logsumexp(-1, keepdim=True)
+        found.expert[chunk] = torch.cat([listed, rest], 1) - total[:, None]
+    return found

@@ -9,16 +9,13 @@ Not covered: what the scalars are good for.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from trainer.losses.divergences import coarsen, kl
 from trainer.losses.terms import FullVocabulary, HiddenStates, require_shape
-
-Divergence = Callable[[Tensor, Tensor], Tensor]
-"""From the student's scores and the expert's logprobs, both [C, V], to one number a token, [C]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,12 +105,19 @@ class Student(ABC):
         """What a full-vocabulary expert makes of the scores, where it is present [N]."""
 
     @abstractmethod
-    def compare(
-        self, divergence: Divergence, expert: FullVocabulary | HiddenStates, present: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The divergence from a full-vocabulary expert, and the expert's logprobs of the sampled tokens (detached).
+    def reverse_kl(self, expert: FullVocabulary | HiddenStates, at: Tensor) -> tuple[Tensor, Tensor]:
+        """KL(student || expert), and the expert's logprobs of the sampled tokens (detached).
 
-        Shapes: present, results [N], 0 where the expert is absent; NaN where it is one.
+        Shapes: at [M] of N, where the expert is present; results [M].
+        """
+
+    @abstractmethod
+    def coarsen(self, expert: FullVocabulary | HiddenStates, at: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities of the student's likeliest tokens and of all the others together: its own, and the
+        expert's; and the expert's of the sampled tokens. The expert's are detached.
+
+        Shapes: at [M] of N, where the expert is present; results [M, top_k + 1] twice, [M]. Raises ValueError if top_k
+        is below 1.
         """
 
 
@@ -192,15 +196,14 @@ class ScoredStudent(Student):
             action_logprobs=action_logprobs,
         )
 
-    def compare(
-        self, divergence: Divergence, expert: FullVocabulary | HiddenStates, present: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        at = present.nonzero()[:, 0]
+    def reverse_kl(self, expert: FullVocabulary | HiddenStates, at: Tensor) -> tuple[Tensor, Tensor]:
         logprobs = self._read(expert)[at]
-        chosen = logprobs.gather(1, self.ids[at, None])[:, 0]
-        nothing = torch.zeros_like(self.log_total).detach()
-        values = divergence(self.scores[at], logprobs)
-        return nothing.index_put((at,), values), nothing.index_put((at,), chosen)
+        own = self.scores[at] - self.log_total[at, None]
+        return kl(own, logprobs), logprobs.gather(1, self.ids[at, None])[:, 0]
+
+    def coarsen(self, expert: FullVocabulary | HiddenStates, at: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
+        logprobs = self._read(expert)[at]
+        return *coarsen(self.scores[at], logprobs, top_k), logprobs.gather(1, self.ids[at, None])[:, 0]
 
     def _read(self, expert: FullVocabulary | HiddenStates) -> Tensor:
         """A copy of the expert's logprobs at the action tokens, [N, V]."""
