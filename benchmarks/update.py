@@ -2,11 +2,11 @@
 
     python -m benchmarks.update                                        (make bench-update)
 
-8 prompts × 4 rollouts × 128 tokens, LoRA r16 on every linear layer, the frozen base as teacher under a context of its
-own for each prompt. Both sides are given the same token ids, drawn at random: neither generates, and what tokens say
-changes neither time nor memory. TRL runs with the full logits and alpha 0, the forward KL, once with as many rollouts
-in a forward pass as ours has and once with all 32; ours is the default objective, future term included. The sides take
-turns, each in a process of its own; the first update of each warms up and is not counted.
+8 prompts × 4 rollouts × 128 tokens (`--mixed`: 16 to 128), LoRA r16 on all linear layers, the frozen base as teacher
+under a context of its own for each prompt. Both sides get the same token ids, drawn at random: neither generates,
+and what tokens say changes neither time nor memory. TRL runs with the full logits and alpha 0, the forward KL, once with
+as many rollouts in a forward pass as ours has and once with all 32; ours is the default objective, future term included.
+The sides take turns, each in a process of its own; the first update of each warms up and is not counted.
 
 Seconds are those of the processor, so a busy machine spoils them less. Memory is the peak over the loaded model.
 
@@ -25,6 +25,7 @@ from uuid import UUID
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.loss import read_peak, reset_peak, run_apart
 from services.contracts.ids import new_id
@@ -52,6 +53,7 @@ class Case(BaseModel):
     side: str
     model: str
     tokens: int
+    mixed: bool
     updates: int
     threads: int
 
@@ -75,8 +77,9 @@ class Draws:
     rollouts: list[list[list[int]]]
 
     @classmethod
-    def make(cls, vocabulary: int, tokens: int) -> "Draws":
+    def make(cls, vocabulary: int, case: Case) -> "Draws":
         numbers = torch.Generator().manual_seed(0)
+        lengths = draw_lengths(case.tokens, case.mixed)
 
         def draw(length: int) -> list[int]:
             ids: list[int] = torch.randint(3, vocabulary, (length,), generator=numbers).tolist()
@@ -85,8 +88,16 @@ class Draws:
         return cls(
             prompts=[draw(PROMPT_TOKENS) for _ in range(NUM_PROMPTS)],
             contexts=[draw(CONTEXT_TOKENS) for _ in range(NUM_PROMPTS)],
-            rollouts=[[draw(tokens) for _ in range(NUM_ROLLOUTS)] for _ in range(NUM_PROMPTS)],
+            rollouts=[[draw(length) for length in own] for own in lengths],
         )
+
+
+def draw_lengths(tokens: int, mixed: bool) -> list[list[int]]:
+    """How long each prompt's rollouts are: all the same, or anything from an eighth of that on."""
+    numbers = torch.Generator().manual_seed(1)
+    shape = (NUM_PROMPTS, NUM_ROLLOUTS)
+    lengths = torch.randint(tokens // 8, tokens + 1, shape, generator=numbers) if mixed else torch.full(shape, tokens)
+    return [[int(length) for length in own] for own in lengths]
 
 
 class Clock:
@@ -117,7 +128,7 @@ def _median(values: Sequence[float]) -> float:
 def measure_ours(case: Case, config: TrainerConfig) -> Cost:
     """Updates by the trainer's own step."""
     policy = load_policy(Path(case.model))
-    draws = Draws.make(policy.vocab_size, case.tokens)
+    draws = Draws.make(policy.vocab_size, case)
     state = begin(policy, config)
     settings = Settings(max_new_tokens=case.tokens, teacher_temperature=1.0)
     batch = Batch(tuple(_rows(draws)), {})
@@ -168,7 +179,7 @@ def measure_trl(case: Case, rows_at_once: int) -> Cost:
     from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
 
     policy = load_policy(Path(case.model))
-    draws = Draws.make(policy.vocab_size, case.tokens)
+    draws = Draws.make(policy.vocab_size, case)
     parts = list(_tensors(draws, rows_at_once))
     clock, memory = Clock(), dict[str, int]()
 
@@ -219,7 +230,7 @@ def measure_trl(case: Case, rows_at_once: int) -> Cost:
 
 
 def _tensors(draws: Draws, rows_at_once: int) -> list[dict[str, Tensor]]:
-    """The batch as SDPOTrainer makes it of its own rollouts, in parts. No prompt is padded: they are equally long."""
+    """The batch as SDPOTrainer makes it of its own rollouts, in parts, padded on the right; prompts are of one length."""
     flat = [
         (prompt, shown, ids)
         for prompt, shown, rollouts in zip(draws.prompts, draws.contexts, draws.rollouts, strict=True)
@@ -227,15 +238,18 @@ def _tensors(draws: Draws, rows_at_once: int) -> list[dict[str, Tensor]]:
     ]
     parts = []
     for start in range(0, len(flat), rows_at_once):
-        prompts, shown, ids = (torch.tensor(column) for column in zip(*flat[start : start + rows_at_once], strict=True))
+        rows = flat[start : start + rows_at_once]
+        prompts, shown = (torch.tensor([row[column] for row in rows]) for column in (0, 1))
+        ids = pad_sequence([torch.tensor(own) for _, _, own in rows], batch_first=True)
+        exists = pad_sequence([torch.ones(len(own), dtype=torch.long) for _, _, own in rows], batch_first=True)
         parts.append(
             {
                 "prompt_ids": prompts,
                 "prompt_mask": torch.ones_like(prompts),
                 "completion_ids": ids,
-                "completion_mask": torch.ones_like(ids),
+                "completion_mask": exists,
                 "teacher_input_ids": torch.cat([shown, ids], 1),
-                "teacher_attention_mask": torch.ones((len(ids), shown.shape[1] + ids.shape[1]), dtype=torch.long),
+                "teacher_attention_mask": torch.cat([torch.ones_like(shown), exists], 1),
             }
         )
     return parts
@@ -255,7 +269,8 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.update", description=__doc__.splitlines()[0])
     parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES))
     parser.add_argument("--model", help="folder of the model, or `tiny`; by default the one that ships")
-    parser.add_argument("--tokens", type=int, default=128, help="tokens a rollout")
+    parser.add_argument("--tokens", type=int, default=128, help="tokens of the longest rollout")
+    parser.add_argument("--mixed", action="store_true", help="rollouts of different lengths")
     parser.add_argument("--updates", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=2, help="turns of each side")
     parser.add_argument("--threads", type=int, default=1)
@@ -278,17 +293,17 @@ def main(arguments: Sequence[str]) -> int:
                         side=side,
                         model=str(model),
                         tokens=options.tokens,
+                        mixed=options.mixed,
                         updates=options.updates,
                         threads=options.threads,
                     ),
                 )
                 if line is not None:
                     found[side].append(Cost.model_validate_json(line))
-    return _report(found, options.tokens)
+    return _report(found, sum(map(sum, draw_lengths(options.tokens, options.mixed))))
 
 
-def _report(found: dict[str, list[Cost]], tokens: int) -> int:
-    num_tokens = NUM_PROMPTS * NUM_ROLLOUTS * tokens
+def _report(found: dict[str, list[Cost]], num_tokens: int) -> int:
     best = {side: min(costs, key=lambda cost: cost.seconds) for side, costs in found.items() if costs}
     for side, cost in best.items():
         _say(

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from services.policy.modeling import response_hidden
 from services.settings import Settings
 from trainer.account import Account, account_for_experts, account_for_imitation, account_for_reading, account_for_scores
 from trainer.config import ObjectiveName, TrainerConfig
@@ -29,6 +28,7 @@ from trainer.losses.imitation import sft_loss
 from trainer.losses.reward import policy_gradient_loss
 from trainer.losses.student import Rollouts, Student
 from trainer.losses.terms import FullVocabulary, HiddenStates, Term, WholeTerm
+from trainer.padding import read_responses
 from trainer.plan import FROM_ALL_EXPERTS, FROM_SCORES, FROM_TEACHER, Plan, wins
 from trainer.reading import read_student
 from trainer.rows import ImitationRow, Row, Source
@@ -83,7 +83,7 @@ class Composer:
             temperature = self.settings.teacher_temperature
             terms, sources = build_terms(state, self.teacher, micro, rollouts, exists, plan, self.config, temperature)
         prompt = torch.tensor(micro[0].prompt_ids, device=state.device)
-        hidden = response_hidden(state.model, prompt, rollouts.token_ids, exists)
+        hidden = read_responses(state.model, prompt, rollouts.token_ids, exists)
         student = read_student(state.model, hidden, rollouts, self.config.fused)
         account_for_reading(account, student)
         total = student.log_total.sum() * 0  # so that there is a backward pass whatever follows
@@ -178,7 +178,7 @@ class Composer:
         rows, targets = [row for row, _ in pairs], [target for _, target in pairs]
         texts, exists, trust = stack_targets(rows, targets, self.plan, state.device)
         prompt = torch.tensor(rows[0].prompt_ids, device=state.device)
-        hidden = response_hidden(state.model, prompt, texts.token_ids, exists)
+        hidden = read_responses(state.model, prompt, texts.token_ids, exists)
         student = read_student(state.model, hidden, texts, self.config.fused)
         loss = sft_loss(student, texts, trust, num_tokens)
         told_by = [(target.source, target.weight) for target in targets]

@@ -13,7 +13,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from services.policy.modeling import response_hidden
+from trainer.padding import read_responses
 from trainer.rows import Context
 
 Weights = dict[str, Tensor]
@@ -97,7 +97,7 @@ def read_under_contexts(
         for prompt_ids, rows in by_prompt.items():
             prompt = torch.tensor(prompt_ids, device=token_ids.device)
             at = torch.tensor(rows, device=token_ids.device)
-            hidden = response_hidden(model, prompt, token_ids[at], exists[at])
+            hidden = read_responses(model, prompt, token_ids[at], exists[at])
             if len(rows) == len(contexts):
                 return hidden
             if states is None:
