@@ -3,9 +3,9 @@
     python -m benchmarks.update                                        (make bench-update)
 
 8 prompts × 4 rollouts × 128 tokens (`--mixed`: 16 to 128), LoRA r16 on all linear layers, the frozen base as teacher
-under a context of its own for each prompt. Both sides get the same token ids, drawn at random: neither generates,
-and what tokens say changes neither time nor memory. TRL runs with the full logits and alpha 0, the forward KL, once with
-as many rollouts in a forward pass as ours has and once with all 32; ours is the default objective, future term included.
+under a context of its own for each prompt. Both sides get the same token ids, drawn at random: neither generates, and
+what tokens say changes neither time nor memory. TRL runs with the full logits and alpha 0, the forward KL, once with as
+many rollouts in a forward pass as ours has and once with all 32; ours is the default objective, future term included.
 The sides take turns, each in a process of its own; the first update of each warms up and is not counted.
 
 Seconds are those of the processor, so a busy machine spoils them less. Memory is the peak over the loaded model.
@@ -230,7 +230,7 @@ def measure_trl(case: Case, rows_at_once: int) -> Cost:
 
 
 def _tensors(draws: Draws, rows_at_once: int) -> list[dict[str, Tensor]]:
-    """The batch as SDPOTrainer makes it of its own rollouts, in parts, padded on the right; prompts are of one length."""
+    """The batch as SDPOTrainer makes it of its own rollouts, in parts, padded on the right."""
     flat = [
         (prompt, shown, ids)
         for prompt, shown, rollouts in zip(draws.prompts, draws.contexts, draws.rollouts, strict=True)

@@ -54,8 +54,8 @@ class Composer:
         """
         plan = self.plan
         from_experts = plan.chosen(FROM_ALL_EXPERTS)
-        if any(self._reads(row) for row in micro):
-            yield self._learn_from_rollouts(micro, account)
+        if read := [row for row in micro if self._reads(row)]:
+            yield self._learn_from_rollouts(read, account)
         targets = [(row, plan.targets[row.lesson_id]) for row in micro if row.lesson_id in plan.targets]
         if targets:
             yield self._imitate("sft", targets, plan.weights["sft"], plan.solutions, account)
