@@ -4,8 +4,8 @@ Crash-safe by its order: at any point the rows and the server may disagree for a
 them agree again. A candidate that was left over goes through the gate again, or is rejected if training has gone on
 since. The old version serves until the new one does. A server that is away holds up nothing but the next version.
 
-What the trainer can measure alone comes first. Then the server proves the version and samples from it in a row: each
-turn of a version that does not serve waits there for the answers in flight.
+What the trainer can measure alone comes first. Then the server proves the version and samples from it in one go,
+between two steps of what it is doing.
 """
 
 import shutil
@@ -121,9 +121,7 @@ class Publisher:
                 checks += self._compare(state, row, probe, own)
                 if GateReport(checks=checks).passed:  # the server hears of no version that has run away
                     self._client.load_version(row.name, row.artifact_sha256)
-                    checks.append(self._prove(row.name, probe, own))
-                if GateReport(checks=checks).passed:  # a version that was not proved is not sampled from either
-                    checks.append(self._check_length(row.name, probe))
+                    checks += self._prove(row.name, probe, own, draw=True)
             report = GateReport(checks=checks)
             if report.passed:
                 self._client.serve_version(row.name)
@@ -145,12 +143,24 @@ class Publisher:
 
     # --- measuring ---
 
-    def _prove(self, name: str, probe: Sequence[LessonFacts], own: Sequence[Tensor]) -> GateCheck:
-        items = probe_items(probe, own)
-        version = self._client.prove_version(name, ProveRequest(items=items, tolerance=self._config.gate_tolerance))
-        if version.probe is None:
+    def _prove(
+        self, name: str, probe: Sequence[LessonFacts], own: Sequence[Tensor], *, draw: bool = False
+    ) -> list[GateCheck]:
+        """That the server computes our logprobs; to `draw` also that its answers are about as long as the rollouts."""
+        config = self._config
+        request = ProveRequest(
+            items=probe_items(probe, own),
+            tolerance=config.gate_tolerance,
+            draw=self._ask_for_answers(probe) if draw else None,
+        )
+        result = self._client.prove_version(name, request).probe
+        if result is None:
             raise PolicyUnavailable(f"{name} was not probed")
-        return gate.check_probe(version.probe.max_difference, self._config.gate_tolerance, version.probe.num_tokens)
+        checks = [gate.check_probe(result.max_difference, config.gate_tolerance, result.num_tokens)]
+        if result.drawn_lengths:
+            before = [min(len(fact.token_ids), self._settings.max_new_tokens) for fact in probe]
+            checks.append(gate.check_length(_mean(result.drawn_lengths), _mean(before), config.gate_length_ratio))
+        return checks
 
     def _compare(
         self, state: TrainerState, row: PolicyVersionRow, probe: Sequence[LessonFacts], own: Sequence[Tensor]
@@ -168,22 +178,16 @@ class Publisher:
             gate.check_kl("kl_previous", mean_kl(own, previous), config.gate_max_kl_previous),
         ]
 
-    def _check_length(self, name: str, probe: Sequence[LessonFacts]) -> GateCheck:
-        reply = self._client.sample(
-            SampleRequest(
-                version=name,
-                prompts=[
-                    SamplePrompt(id=str(index), token_ids=list(fact.prompt_token_ids), n=SAMPLES_PER_PROBE, seed=index)
-                    for index, fact in enumerate(probe)
-                ],
-                max_new_tokens=self._settings.max_new_tokens,
-                temperature=self._settings.sampling_temperature,
-                stop=self._settings.stop,
-            )
+    def _ask_for_answers(self, probe: Sequence[LessonFacts]) -> SampleRequest:
+        return SampleRequest(
+            prompts=[
+                SamplePrompt(id=str(index), token_ids=list(fact.prompt_token_ids), n=SAMPLES_PER_PROBE, seed=index)
+                for index, fact in enumerate(probe)
+            ],
+            max_new_tokens=self._settings.max_new_tokens,
+            temperature=self._settings.sampling_temperature,
+            stop=self._settings.stop,
         )
-        lengths = [len(sample.token_ids) for prompt in reply.prompts for sample in prompt.samples]
-        before = [min(len(fact.token_ids), self._settings.max_new_tokens) for fact in probe]
-        return gate.check_length(_mean(lengths), _mean(before), self._config.gate_length_ratio)
 
     # --- the server after a restart of its own ---
 
