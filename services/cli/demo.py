@@ -181,6 +181,8 @@ def train(
             time.sleep(POLL_SECONDS)
     api.post("/v1/loop", LoopSwitch(sampling=False, training=False), LoopState)
     _await_quiet(api, check)
+    if trained.correction is not None and trained.correction_update is None:
+        trained.correction_update = _find_update(api, trained.correction.id, progress)
     trained.num_updates = api.get("/v1/status", Status).num_updates - start.num_updates
     trained.training_seconds = time.monotonic() - began
     return trained
