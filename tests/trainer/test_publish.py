@@ -16,7 +16,7 @@ from services.policy.modeling import load_policy
 from services.store import policies
 from services.store.models import PolicyVersionRow
 from services.store.store import Store
-from tests.experts.serving import serve
+from tests.serving import serve
 from tests.trainer.training import NOWHERE, Bench, settings_of, training, wait_until
 from tests.trainer.world import World
 from trainer.config import TrainerConfig
