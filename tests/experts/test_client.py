@@ -501,16 +501,14 @@ def test_a_question_that_is_never_taken_leaves_no_socket_behind(monkeypatch: pyt
 
     monkeypatch.setattr(ExpertClient, "_make_socket", make_and_keep)
 
-    async def ask(port: int) -> None:
+    async def ask(url: str) -> None:
         async with ExpertClient(LOOPBACK) as client:
             with pytest.raises(ExpertUnavailable, match="no answer"):
-                await client.send(
-                    "POST", f"http://127.0.0.1:{port}", "/v1/consult", body=bytes(30_000_000), timeout=0.3
-                )
+                await client.send("POST", url, "/v1/consult", body=bytes(30_000_000), timeout=0.3)
         assert [one.fileno() for one in made] == [-1]
 
     with socket.create_server(("127.0.0.1", 0)) as takes_nothing:
-        asyncio.run(ask(takes_nothing.getsockname()[1]))
+        asyncio.run(ask(f"http://127.0.0.1:{takes_nothing.getsockname()[1]}"))
 
 
 def test_health_is_asked_for() -> None:
