@@ -10,11 +10,13 @@ between two steps of what it is doing.
 
 import shutil
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 import structlog
 import torch
 from peft import PeftModel
+from sqlalchemy.orm import Session
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -32,7 +34,7 @@ from services.policy.contract import (
 )
 from services.policy.modeling import project, response_hidden, save_adapter
 from services.settings import Settings
-from services.store import policies
+from services.store import groups, policies
 from services.store.lessons import LessonFacts
 from services.store.models import PolicyVersionRow
 from trainer import gate
@@ -76,7 +78,7 @@ class Publisher:
             if self._is_due(state, resting):
                 self._add_candidate(state)
                 served = self._gate_candidates(state)
-            self._restore_serving(state)
+            self._restore(state)
         except PolicyUnavailable as error:
             log.warning("the policy server is away", reason=error.detail)
             return None
@@ -191,29 +193,44 @@ class Publisher:
 
     # --- the server after a restart of its own ---
 
-    def _restore_serving(self, state: TrainerState) -> None:
-        """Make the server serve what the rows say: it starts with the base whenever it is started."""
-        row = self._ledger.transact(lambda session: policies.serving(session, self._ledger.lineage.id))
+    def _restore(self, state: TrainerState) -> None:
+        """Make the server serve what the rows say, and hold what draws wait for: it starts with the base alone."""
+        row, wanted = self._ledger.transact(self._read_wanted)
         info = self._client.info()
-        self._forget_old(info.versions)
-        if row is None or info.serving == row.name:
-            return
-        if row.artifact_sha256 is not None and not _is_proved(info.versions, row.name):
-            self._client.load_version(row.name, row.artifact_sha256)
-            probe = choose_probe(self._ledger.used_last(), self._config.gate_rollouts)
-            weights = read_adapter(state.model, self._artifacts.adapter(row.artifact_sha256))
-            with with_weights(state.model, weights):
-                own = probe_logprobs(state.model, probe)
-            self._prove(row.name, probe, own)
-        self._client.serve_version(row.name if row.artifact_sha256 is not None else BASE_VERSION)
-        log.info("the policy server serves again", version=row.name, instead_of=info.serving)
+        self._forget_old(info.versions, {version.name for version in wanted})
+        if row is not None and info.serving != row.name:
+            self._bring_back(state, row, info.versions)
+            self._client.serve_version(row.name if row.artifact_sha256 is not None else BASE_VERSION)
+            log.info("the policy server serves again", version=row.name, instead_of=info.serving)
+        for version in wanted:
+            try:
+                self._bring_back(state, version, self._client.info().versions)
+            except PolicyRefused as error:
+                log.error("the policy server cannot hold what is to be drawn from", reason=error.detail)
 
-    def _forget_old(self, loaded: Sequence[Version]) -> None:
+    def _read_wanted(self, session: Session) -> tuple[PolicyVersionRow | None, list[PolicyVersionRow]]:
+        lineage_id = self._ledger.lineage.id
+        names = sorted(groups.wanted_versions(session, lineage_id))
+        known = [name for name in names if policies.can_be_drawn_from(session, lineage_id, name)]
+        return policies.serving(session, lineage_id), [policies.by_name(session, lineage_id, name) for name in known]
+
+    def _bring_back(self, state: TrainerState, row: PolicyVersionRow, held: Sequence[Version]) -> None:
+        """Have the server load and prove a version that passed its gate before."""
+        if row.artifact_sha256 is None or _is_usable(held, row.name):
+            return
+        self._client.load_version(row.name, row.artifact_sha256)
+        probe = choose_probe(self._ledger.used_last(), self._config.gate_rollouts)
+        weights = read_adapter(state.model, self._artifacts.adapter(row.artifact_sha256))
+        with with_weights(state.model, weights):
+            own = probe_logprobs(state.model, probe)
+        self._prove(row.name, probe, own)
+
+    def _forget_old(self, loaded: Sequence[Version], wanted: AbstractSet[str]) -> None:
         """Let the server drop the adapters of versions long superseded; they can be loaded again from the artifacts."""
         newest = self._ledger.transact(
             lambda session: policies.newest(session, self._ledger.lineage.id, before=None, limit=KEEP_LOADED)
         )
-        kept = {BASE_VERSION, *(row.name for row in newest)}
+        kept = {BASE_VERSION, *wanted, *(row.name for row in newest)}
         for version in loaded:
             if version.name not in kept and version.status is not VersionStatus.SERVING:
                 self._delete(version.name)
@@ -225,8 +242,9 @@ class Publisher:
             log.debug("not deleted", version=name)  # it was never loaded, or something still uses it
 
 
-def _is_proved(versions: Sequence[Version], name: str) -> bool:
-    return any(version.name == name and version.status is VersionStatus.PROVED for version in versions)
+def _is_usable(versions: Sequence[Version], name: str) -> bool:
+    usable = (VersionStatus.PROVED, VersionStatus.SERVING)
+    return any(version.name == name and version.status in usable for version in versions)
 
 
 def _store_adapter(state: TrainerState, artifacts: ArtifactStore, scratch: Path) -> str:

@@ -11,9 +11,12 @@ from services.jobs.app import app
 from services.jobs.runtime import runtime
 from services.policy.client import PolicyRefused, PolicyUnavailable
 from services.policy.contract import SampledPrompt, SamplePrompt, SampleRequest
-from services.store import consultations, groups, rollouts
+from services.store import consultations, groups, policies, rollouts
 from services.store.groups import Draw
 from services.store.rollouts import Sample
+
+NOT_READY = frozenset({404, 409})  # the version is not loaded, or not proved yet
+BACK_SECONDS = 3.0
 
 log = structlog.get_logger(__name__)
 
@@ -37,8 +40,10 @@ def _draw(draw: Draw) -> None:
         _release(draw, str(error), retry_after=error.retry_after_seconds or 2, counts=False)
         return
     except PolicyRefused as error:
-        # What was refused as it is will be refused again; a version that is not loaded (404) may yet be.
-        _release(draw, str(error), retry_after=1, counts=True, final=error.status_code in (413, 422))
+        if error.status_code in NOT_READY and _comes_back(draw):
+            _release(draw, str(error), retry_after=BACK_SECONDS, counts=False)
+        else:  # what was refused as it is will be refused again
+            _release(draw, str(error), retry_after=1, counts=True, final=error.status_code in (413, 422))
         return
     drawn: SampledPrompt = reply.prompts[0]
     with held.store.transaction() as session:
@@ -67,6 +72,14 @@ def _draw(draw: Draw) -> None:
     dispatch.consultations(pending)
     if may_train:
         dispatch.lessons()
+
+
+def _comes_back(draw: Draw) -> bool:
+    """Whether the trainer will give the policy server the version this draw names: it was restarted, or forgot it."""
+    if draw.policy_version is None:
+        return False
+    with runtime().store.transaction() as session:
+        return policies.can_be_drawn_from(session, draw.lineage_id, draw.policy_version)
 
 
 def _request(draw: Draw) -> SampleRequest:

@@ -175,16 +175,7 @@ def test_the_loop_turns_feedback_into_policy_versions_and_survives_a_restart(
     assert json.loads(stack.cli("tasks", "import", str(file), "--json")) == {"num_created": 0, "num_existing": 20}
 
     # An evaluation is judged by the verifiers, and trains nothing.
-    wanted = EvaluationCreate.model_validate({"split": "heldout", "num_samples": 2})
-    evaluation = stack.api.post("/v1/evaluations", wanted, Evaluation)
-
-    def evaluated() -> bool:
-        found = stack.api.get(f"/v1/evaluations/{evaluation.id}", EvaluationDetail)
-        return found.status is EvaluationStatus.DONE
-
-    wait_for("the evaluation", evaluated)
-    results = stack.api.get(f"/v1/evaluations/{evaluation.id}", EvaluationDetail).results
-    assert {task.key: task.num_judged for task in results} == {f"held-{i}": 2 for i in range(4)}
+    assert evaluate(stack.api).policy_version == "base"
     assert stack.status().lessons == {}
 
     # The loop: draw, ask, learn, publish.
@@ -216,9 +207,26 @@ def test_the_loop_turns_feedback_into_policy_versions_and_survives_a_restart(
     assert "nothing runs" in preceptor(home, "status")
     again = start()
     assert again.status().num_updates >= before.num_updates
+
+    # The policy server has just started with the base alone: an evaluation of the serving version waits for it.
+    assert evaluate(again.api).policy_version == before.serving != "base"
     again.api.post("/v1/loop", LoopSwitch(sampling=True, training=True, no_end=True), LoopState)
     wait_for("one more update", lambda: again.status().num_updates > before.num_updates)
     assert preceptor(home, "down").strip() == "stopped"
+
+
+def evaluate(api: ApiClient) -> EvaluationDetail:
+    """The held-out tasks measured, two answers each, all of them judged."""
+    wanted = EvaluationCreate.model_validate({"split": "heldout", "num_samples": 2})
+    started = api.post("/v1/evaluations", wanted, Evaluation)
+
+    def read() -> EvaluationDetail:
+        return api.get(f"/v1/evaluations/{started.id}", EvaluationDetail)
+
+    wait_for("the evaluation", lambda: read().status is EvaluationStatus.DONE)
+    found = read()
+    assert {task.key: task.num_judged for task in found.results} == {f"held-{i}": 2 for i in range(4)}
+    return found
 
 
 def correct_one(api: ApiClient) -> UUID:
