@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from services.contracts.policies import GateCheck, GateReport
-from services.policy.artifacts import ArtifactStore
+from services.policy.artifacts import ArtifactNotFound, ArtifactStore
 from services.policy.client import PolicyClient, PolicyRefused, PolicyUnavailable
 from services.policy.contract import (
     BASE_VERSION,
@@ -45,6 +45,7 @@ from trainer.teacher import trainable, with_weights
 
 PROBE_TOKENS = 64  # of an answer; enough to see any layer that differs
 SAMPLES_PER_PROBE = 1
+MAX_DRAWN_TOKENS = 256
 KEEP_LOADED = 4  # versions the server holds: enough for what was asked of an older one to be finished
 
 log = structlog.get_logger("trainer")
@@ -82,7 +83,10 @@ class Publisher:
         except PolicyUnavailable as error:
             log.warning("the policy server is away", reason=error.detail)
             return None
-        except PolicyRefused as error:  # about the version that serves by the rows; a candidate is rejected instead
+        except (
+            PolicyRefused,
+            ArtifactNotFound,
+        ) as error:  # of what serves by the rows; a candidate is rejected instead
             log.error("the policy server cannot serve what it should", reason=error.detail)
             return None
         return served
@@ -160,7 +164,7 @@ class Publisher:
             raise PolicyUnavailable(f"{name} was not probed")
         checks = [gate.check_probe(result.max_difference, config.gate_tolerance, result.num_tokens)]
         if result.drawn_lengths:
-            before = [min(len(fact.token_ids), self._settings.max_new_tokens) for fact in probe]
+            before = [min(len(fact.token_ids), self._answer_tokens) for fact in probe]
             checks.append(gate.check_length(_mean(result.drawn_lengths), _mean(before), config.gate_length_ratio))
         return checks
 
@@ -180,13 +184,18 @@ class Publisher:
             gate.check_kl("kl_previous", mean_kl(own, previous), config.gate_max_kl_previous),
         ]
 
+    @property
+    def _answer_tokens(self) -> int:
+        """Where an answer that is drawn for its length is cut: the server's other work waits for it."""
+        return min(self._settings.max_new_tokens, MAX_DRAWN_TOKENS)
+
     def _ask_for_answers(self, probe: Sequence[LessonFacts]) -> SampleRequest:
         return SampleRequest(
             prompts=[
                 SamplePrompt(id=str(index), token_ids=list(fact.prompt_token_ids), n=SAMPLES_PER_PROBE, seed=index)
                 for index, fact in enumerate(probe)
             ],
-            max_new_tokens=self._settings.max_new_tokens,
+            max_new_tokens=self._answer_tokens,
             temperature=self._settings.sampling_temperature,
             stop=self._settings.stop,
         )
@@ -197,7 +206,7 @@ class Publisher:
         """Make the server serve what the rows say, and hold what draws wait for: it starts with the base alone."""
         row, wanted = self._ledger.transact(self._read_wanted)
         info = self._client.info()
-        self._forget_old(info.versions, {version.name for version in wanted})
+        self._forget_old(info.versions, {version.name for version in (row, *wanted) if version is not None})
         if row is not None and info.serving != row.name:
             self._bring_back(state, row, info.versions)
             self._client.serve_version(row.name if row.artifact_sha256 is not None else BASE_VERSION)
@@ -205,7 +214,7 @@ class Publisher:
         for version in wanted:
             try:
                 self._bring_back(state, version, self._client.info().versions)
-            except PolicyRefused as error:
+            except (PolicyRefused, ArtifactNotFound) as error:
                 log.error("the policy server cannot hold what is to be drawn from", reason=error.detail)
 
     def _read_wanted(self, session: Session) -> tuple[PolicyVersionRow | None, list[PolicyVersionRow]]:
@@ -216,10 +225,16 @@ class Publisher:
 
     def _bring_back(self, state: TrainerState, row: PolicyVersionRow, held: Sequence[Version]) -> None:
         """Have the server load and prove a version that passed its gate before."""
-        if row.artifact_sha256 is None or _is_usable(held, row.name):
+        status = next((version.status for version in held if version.name == row.name), None)
+        if row.artifact_sha256 is None or status in (VersionStatus.PROVED, VersionStatus.SERVING):
+            return
+        probe = choose_probe(self._ledger.used_last(), self._config.gate_rollouts)
+        if status is VersionStatus.REFUSED or not probe:  # proved with other lessons before; the same ones say the same
+            log.error(
+                "not proved again", version=row.name, reason="its probe failed" if probe else "no lesson to probe"
+            )
             return
         self._client.load_version(row.name, row.artifact_sha256)
-        probe = choose_probe(self._ledger.used_last(), self._config.gate_rollouts)
         weights = read_adapter(state.model, self._artifacts.adapter(row.artifact_sha256))
         with with_weights(state.model, weights):
             own = probe_logprobs(state.model, probe)
@@ -240,11 +255,6 @@ class Publisher:
             self._client.delete_version(name)
         except PolicyRefused:
             log.debug("not deleted", version=name)  # it was never loaded, or something still uses it
-
-
-def _is_usable(versions: Sequence[Version], name: str) -> bool:
-    usable = (VersionStatus.PROVED, VersionStatus.SERVING)
-    return any(version.name == name and version.status in usable for version in versions)
 
 
 def _store_adapter(state: TrainerState, artifacts: ArtifactStore, scratch: Path) -> str:

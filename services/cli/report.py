@@ -86,6 +86,9 @@ def activity(status: Status, rates: str = "") -> str:
     return "; ".join(part for part in parts if part)
 
 
+RATE_SECONDS = 120.0
+
+
 class Rates:
     """How fast the loop goes, from its totals over the last two minutes."""
 
@@ -93,7 +96,7 @@ class Rates:
         self._seen: deque[tuple[float, dict[str, int]]] = deque()
 
     def measure(self, status: Status, now: float) -> str:
-        """Rollouts judged, answers got and lessons used a minute, in words; nothing until some seconds have passed.
+        """Rollouts settled, answers got and lessons used a minute, in words; nothing until some seconds have passed.
 
         now: seconds of any steady clock.
         """
@@ -110,9 +113,6 @@ class Rates:
             return ""
         per_minute = {name: 60 * (total - before[name]) / (now - began) for name, total in totals.items()}
         return ", ".join(f"{rate:.0f} {name}" for name, rate in per_minute.items()) + " a minute"
-
-
-RATE_SECONDS = 120.0
 
 
 def status_lines(status: Status) -> Iterator[str]:

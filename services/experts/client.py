@@ -118,6 +118,7 @@ class ExpertClient:
         self._max_reply_bytes = max_reply_bytes
         self._session: aiohttp.ClientSession | None = None
         self._sockets: WeakSet[socket.socket] = WeakSet()
+        self._closed = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -128,7 +129,9 @@ class ExpertClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections, those too in which an expert left part of a question untaken."""
+        """Close the connections, those too in which an expert left part of a question untaken; nothing can be asked
+        any more."""
+        self._closed = True
         if self._session is None:
             return
         session, self._session = self._session, None
@@ -247,6 +250,8 @@ class ExpertClient:
         return bytes(received)
 
     def _open(self) -> aiohttp.ClientSession:
+        if self._closed:
+            raise ExpertUnavailable("the client was closed")
         if self._session is None:
             connector = aiohttp.TCPConnector(
                 limit=0,  # how many are asked at a time is the caller's business

@@ -17,6 +17,7 @@ from services.store.rollouts import Sample
 
 NOT_READY = frozenset({404, 409})  # the version is not loaded, or not proved yet
 BACK_SECONDS = 3.0
+BACK_TRIES = 200  # ten minutes: loading and proving wait for the trainer's step, and a trainer may just be starting
 
 log = structlog.get_logger(__name__)
 
@@ -41,9 +42,9 @@ def _draw(draw: Draw) -> None:
         return
     except PolicyRefused as error:
         if error.status_code in NOT_READY and _comes_back(draw):
-            _release(draw, str(error), retry_after=BACK_SECONDS, counts=False)
+            _release(draw, str(error), retry_after=BACK_SECONDS, max_failures=BACK_TRIES)
         else:  # what was refused as it is will be refused again
-            _release(draw, str(error), retry_after=1, counts=True, final=error.status_code in (413, 422))
+            _release(draw, str(error), retry_after=1, max_failures=1 if error.status_code in (413, 422) else None)
         return
     drawn: SampledPrompt = reply.prompts[0]
     with held.store.transaction() as session:
@@ -97,7 +98,10 @@ def _request(draw: Draw) -> SampleRequest:
     )
 
 
-def _release(draw: Draw, reason: str, *, retry_after: float, counts: bool, final: bool = False) -> None:
+def _release(
+    draw: Draw, reason: str, *, retry_after: float, counts: bool = True, max_failures: int | None = None
+) -> None:
+    """Give the draw back; it is dead after so many failures that count (None: as many as the settings allow)."""
     held = runtime()
     log.warning("draw failed", group=str(draw.group_id), reason=reason)
     with held.store.transaction() as session:
@@ -107,5 +111,5 @@ def _release(draw: Draw, reason: str, *, retry_after: float, counts: bool, final
             reason,
             retry_after=retry_after,
             counts=counts,
-            max_attempts=1 if final else held.settings.max_attempts,
+            max_attempts=held.settings.max_attempts if max_failures is None else max_failures,
         )

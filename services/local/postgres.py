@@ -67,7 +67,7 @@ class EmbeddedPostgres(EmbeddedServer):
 
     def url_of(self, database: str) -> str:
         """The SQLAlchemy URL of one database of this server."""
-        return f"postgresql+psycopg://{ROLE}:{self.password}@{LOOPBACK}:{self.port}/{database}"
+        return f"postgresql+psycopg://{ROLE}:{self.quoted_password}@{LOOPBACK}:{self.port}/{database}"
 
     def _make_folder(self) -> None:
         make_folder(self._folder, 0o711 if os.geteuid() == 0 else 0o700)

@@ -38,8 +38,8 @@ class EmbeddedServer(Runnable, ABC):
         return self._port
 
     @property
-    def password(self) -> str:
-        """The generated password, quoted for a URL."""
+    def quoted_password(self) -> str:
+        """The generated password as a URL carries it."""
         return quote(keep_password(self._folder / "password"), safe="")
 
     def start(self) -> Self:

@@ -33,7 +33,7 @@ class EmbeddedValkey(EmbeddedServer):
 
     def url_of(self, database: int) -> str:
         """The URL of one of the 16 databases."""
-        return f"redis://:{self.password}@{LOOPBACK}:{self.port}/{database}"
+        return f"redis://:{self.quoted_password}@{LOOPBACK}:{self.port}/{database}"
 
     def _make_folder(self) -> None:
         make_folder(self._folder, 0o700)

@@ -153,7 +153,7 @@ def create_app(engine: "EmbeddedEngine", key: str = "") -> FastAPI:
     def prove_version(name: str, body: ProveRequest) -> Version:
         """Compare the version's logprobs with the trainer's; `status` and `probe` tell the outcome.
 
-        Errors: VersionNotFound (404), PromptRefused (422), PolicyBusy (503).
+        Errors: VersionNotFound (404), PromptRefused (422), EngineStopped (503).
         """
         return engine.prove_version(name, body)
 

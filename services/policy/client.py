@@ -134,7 +134,7 @@ class PolicyClient:
         if response.is_success:
             return response
         problem = read_problem(response.status_code, response.content)
-        said = f"{method} {path}: {problem.detail}"
+        said = f"{method} {path}: {response.status_code}: {problem.detail}"
         if response.status_code >= 500 or response.status_code in RETRY_LATER:
             after = read_retry_after(response.headers.get("Retry-After"))
             raise PolicyUnavailable(said, RETRY_SECONDS if after is None else after)

@@ -535,11 +535,14 @@ class EmbeddedEngine:
             for unit in job.sample_units:
                 sampler.admit(unit, self._prompts.read(job.samples.prompts[unit.index]))
             while len(sampler):
+                if self._stopping:
+                    return  # it still waits, and fails with everything else
                 sampler.step()
             drawn = [sample for prompt in job.samples.future.result().prompts for sample in prompt.samples]
             result = result.model_copy(update={"drawn_lengths": [len(sample.token_ids) for sample in drawn]})
-        self._activate(active)
-        self._prompts = prompts
+        if len(self._sampler):  # rows in flight keep their version from being deleted; without them it may be gone
+            self._activate(active)
+            self._prompts = prompts
         with self._changed:
             self._probes.popleft()
         job.future.set_result(result)

@@ -216,6 +216,24 @@ def test_a_probe_neither_waits_for_answers_in_flight_nor_changes_them(
     assert proved.probe.drawn_lengths == [len(sample.token_ids) for sample in of_the_version]
 
 
+def test_a_probe_does_not_return_to_a_version_that_was_deleted_meanwhile(
+    engine: EmbeddedEngine, adapter: str, other_adapter: str, model_folder: Path, tmp_path: Path
+) -> None:
+    for name, sha256, seed in (("v1", adapter, 1), ("v2", other_adapter, 2)):
+        engine.load_version(VersionCreate(name=name, sha256=sha256))
+        engine.prove_version(name, ProveRequest(items=make_probe(model_folder, seed, tmp_path)))
+    prompt = SamplePrompt(id="a", messages=QUESTION, seed=0)
+    draw(engine, ask(prompt, version="v1"))  # the last weights to be active
+    engine.serve_version("v2")
+    engine.delete_version("v1")
+    engine.load_version(VersionCreate(name="v3", sha256=adapter))
+    (tmp_path / "again").mkdir()
+    proved = engine.prove_version("v3", ProveRequest(items=make_probe(model_folder, 1, tmp_path / "again")))
+    assert proved.status is VersionStatus.PROVED
+    assert engine.sample(ask(prompt)).result(timeout=60).version == "v2"
+    assert engine.is_alive
+
+
 def test_nothing_is_drawn_from_a_version_that_was_not_proved(
     engine: EmbeddedEngine, adapter: str, model_folder: Path, tmp_path: Path
 ) -> None:
