@@ -107,7 +107,9 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.learn", description=__doc__.splitlines()[0])
     parser.add_argument("--tier", choices=list(TIERS), default="tiny")
     parser.add_argument(
-        "--quick", action="store_true", help="a rehearsal: one rate, one seed each; its figures mean little"
+        "--quick",
+        action="store_true",
+        help="a rehearsal of minutes: half the updates, few seeds; its figures mean little",
     )
     parser.add_argument("--worlds", nargs="+", help="only these of the tier's worlds")
     parser.add_argument("--arms", nargs="+", help="only these objectives")
@@ -141,8 +143,8 @@ def _narrow(tier: Tier, options: argparse.Namespace) -> Tier:
         sys.exit(f"unknown here: {', '.join(sorted(unknown))}")
     tier = replace(tier, arms=arms, worlds=worlds)
     if options.quick:
-        short = tier.tuning.model_copy(update={"updates": 8, "measure_every": 4})
-        tier = replace(tier, tuning=short, final=short, tuning_seeds=1, final_seeds=3, temperatures=(0.5,))
+        short = tier.tuning.model_copy(update={"updates": 8, "measure_every": 4, "samples": 8})
+        tier = replace(tier, tuning=short, final=short, tuning_seeds=1, final_seeds=2, temperatures=(0.5,))
         tier = replace(tier, learning_rates=tier.learning_rates[1:])
     return tier
 

@@ -48,9 +48,9 @@ COLUMNS = (
 )
 EXPLANATION = (
     "Held-out tasks, of families never trained on, after the last update; every arm with the setting that was best on",
-    "validation tasks. Intervals are 95 % t-intervals over seeds, differences paired by seed and not adjusted for how",
-    "many there are. `at equal time` is pass@1 when the quickest arm's runs were done, read off the curve. Entropy and KL",
-    "are nats a token; seconds are of one core, without the measuring.",
+    "validation tasks. Intervals are 95 % t-intervals over seeds; differences are paired by seed, and not adjusted for",
+    "how many there are. `at equal time` is pass@1 when the quickest arm's runs were done, read off the curve. Entropy",
+    "and KL are nats a token; seconds are of one core, without the measuring.",
 )
 
 
@@ -99,9 +99,9 @@ def _describe(section: Section) -> Iterator[str]:
     gap, budget = section.gap, section.budget
     yield f"## {section.world}"
     yield ""
-    yield f"Each run: {budget.updates} updates of {budget.groups} tasks × {budget.group_size} rollouts. Before training,"
-    yield f"on train tasks, the student is right in {gap.student:.3f} of its answers, the teacher, shown the solution, in"
-    yield f"{gap.teacher:.3f}, the control, shown another task's, in {gap.control:.3f}."
+    yield f"Each run: {budget.updates} updates of {budget.groups} tasks × {budget.group_size} rollouts."
+    yield f"Before training, on train tasks, the student is right in {gap.student:.3f} of its answers; the teacher, shown"
+    yield f"the solution, in {gap.teacher:.3f}; the control, shown another task's, in {gap.control:.3f}."
     yield ""
     yield f"| {' | '.join(COLUMNS)} |"
     yield "|---" * len(COLUMNS) + "|"
