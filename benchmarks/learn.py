@@ -76,13 +76,13 @@ class Tier:
         ]
 
 
-TINY = Budget(updates=16, groups=4, group_size=8, measure_every=4, samples=16)
+TINY = Budget(updates=12, groups=4, group_size=8, measure_every=3, samples=16)
 SMALL = Budget(updates=12, groups=2, group_size=8, measure_every=4, samples=8)
 TIERS = {
     "tiny": Tier(
         worlds=("rules", "fork"),
         arms=ARMS,
-        learning_rates=(1e-3, 3e-3, 1e-2),
+        learning_rates=(1e-3, 2e-3, 4e-3),
         temperatures=(0.5, 1.0),
         tuning=TINY,
         tuning_seeds=3,

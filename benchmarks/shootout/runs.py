@@ -47,7 +47,7 @@ from trainer.ranks import Ranks
 from trainer.state import begin
 from trainer.step import make_update
 
-MAX_ROWS = 64  # answers drawn at once
+MAX_ROWS = 256  # answers drawn at once
 PROBED = 8  # questions whose answers are read again for entropy and KL
 GAP_QUESTIONS = 32  # or a few more
 PASS_AT = 8

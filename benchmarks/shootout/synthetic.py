@@ -14,8 +14,7 @@ Questions look like `?ab3142=` and answers like `142264`, one token a character.
 """
 
 import random
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
 from benchmarks.shootout.questions import Question
@@ -25,7 +24,8 @@ CODE_LETTERS = "ghijklmn"
 LETTERS = "abcdef"  # a adds 1, b adds 2, and so on
 SURE = 0.45  # how often the untrained policy has the right meaning of a letter
 TRUST = 0.97  # how often it then follows a shown solution
-QUESTIONS_PER_FAMILY = 8
+NUM_TRAIN = 192
+NUM_MEASURED = 32  # held-out tasks, and as many validation tasks
 
 
 class Rules:
@@ -59,11 +59,11 @@ class Rules:
         families = [first + second for first in LETTERS for second in LETTERS]
         random.Random(0).shuffle(families)
         dealt = {Split.HELDOUT: families[:8], Split.VALIDATION: families[8:12], Split.TRAIN: families[12:]}
-        return {split: [q for family in own for q in self._write(family)] for split, own in dealt.items()}
+        return {split: list(_deal(own, split, self._write)) for split, own in dealt.items()}
 
-    def _write(self, family: str) -> Iterator[Question]:
-        numbers = random.Random(zlib.crc32(family.encode()))
-        for index in range(QUESTIONS_PER_FAMILY):
+    def _write(self, family: str, count: int) -> Iterator[Question]:
+        numbers = random.Random(f"rules {family}")
+        for index in range(count):
             text = family + _draw_digits(numbers, 4)
             yield _question(f"rules/{family}/{index}", f"rules/{family}", text, apply_rules(text))
 
@@ -104,13 +104,19 @@ class Fork:
     @cached_property
     def _by_split(self) -> dict[Split, list[Question]]:
         dealt = {Split.TRAIN: "012345", Split.VALIDATION: "67", Split.HELDOUT: "89"}
-        return {split: [q for first in own for q in self._write(first)] for split, own in dealt.items()}
+        return {split: list(_deal(own, split, self._write)) for split, own in dealt.items()}
 
-    def _write(self, first: str) -> Iterator[Question]:
+    def _write(self, first: str, count: int) -> Iterator[Question]:
         numbers = random.Random(f"fork {first}")
-        for index in range(4 * QUESTIONS_PER_FAMILY):
+        for index in range(count):
             text = first + _draw_digits(numbers, 2)
             yield _question(f"fork/{first}/{index}", f"fork/{first}", text, "b" + _draw_code(numbers))
+
+
+def _deal(families: Sequence[str], split: Split, write: Callable[[str, int], Iterator[Question]]) -> Iterator[Question]:
+    """A split's questions, as many of each of its families."""
+    count = NUM_TRAIN if split is Split.TRAIN else NUM_MEASURED
+    return (question for family in families for question in write(family, count // len(families)))
 
 
 def apply_rules(question: str) -> str:
