@@ -18,8 +18,9 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -149,13 +150,20 @@ def _narrow(tier: Tier, options: argparse.Namespace) -> Tier:
     return tier
 
 
-def _workers(jobs: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(
-        max_workers=jobs,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=torch.set_num_threads,
-        initargs=(1,),
-    )
+@contextmanager
+def _workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes with a thread each; when the block ends by an error or a signal, what they do is given up."""
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(max_workers=jobs, mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown()
 
 
 @dataclass(frozen=True)
@@ -233,21 +241,17 @@ class Shootout:
         with self.progress.bar(label) as bar:
             bar.set(done, len(plans))
             waiting = {self.pool.submit(run_plan, plan): plan for plan in missing}
-            try:
-                for future in as_completed(waiting):
-                    curve, reason = future.result()
-                    plan = waiting[future]
-                    base = results.base_sha256[plan.world]
-                    if reason:
-                        self.progress.say(f"{plan.world}, {plan.arm.name}, {plan.setting}, seed {plan.seed}: {reason}")
-                        results.add(Failure(plan=plan, base_sha256=base, reason=reason))
-                    else:
-                        results.add(Run(plan=plan, base_sha256=base, curve=tuple(curve)))
-                    done += 1
-                    bar.set(done, len(plans), f"{plan.world}, {plan.arm.name}")
-            finally:
-                for future in waiting:
-                    future.cancel()
+            for future in as_completed(waiting):
+                curve, reason = future.result()
+                plan = waiting[future]
+                base = results.base_sha256[plan.world]
+                if reason:
+                    self.progress.say(f"{plan.world}, {plan.arm.name}, {plan.setting}, seed {plan.seed}: {reason}")
+                    results.add(Failure(plan=plan, base_sha256=base, reason=reason))
+                else:
+                    results.add(Run(plan=plan, base_sha256=base, curve=tuple(curve)))
+                done += 1
+                bar.set(done, len(plans), f"{plan.world}, {plan.arm.name}")
 
 
 def run_plan(plan: Plan) -> tuple[list[Point], str]:

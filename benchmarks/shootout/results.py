@@ -1,11 +1,12 @@
 """What was run: one line a run in a file that only grows, so that nothing is run twice."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from benchmarks.shootout.runs import Plan, Point, Setting
 
@@ -42,16 +43,17 @@ class Results:
 
     def __post_init__(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        found = [LINE.validate_json(line) for line in lines if line.endswith("}")]  # the last may have been cut short
+        text = self.path.read_text() if self.path.exists() else ""
+        found = list(_read(text.splitlines()))
+        if text and not text.endswith("\n"):
+            self._append("")
         self._by_plan = {
             _key(one.plan): one for one in found if one.base_sha256 == self.base_sha256.get(one.plan.world)
         }
 
     def add(self, one: Run | Failure) -> None:
         """Write it down."""
-        with self.path.open("a") as file:
-            file.write(one.model_dump_json() + "\n")
+        self._append(one.model_dump_json())
         self._by_plan[_key(one.plan)] = one
 
     def missing(self, plans: Sequence[Plan]) -> list[Plan]:
@@ -67,6 +69,10 @@ class Results:
         """Those that did not."""
         found = (self._by_plan.get(_key(plan)) for plan in plans)
         return [one for one in found if isinstance(one, Failure)]
+
+    def _append(self, line: str) -> None:
+        with self.path.open("a") as file:
+            file.write(line + "\n")
 
     def tune(self, plans: Sequence[Plan]) -> "Tuning":
         """pass@1 after the last update by setting, averaged over seeds; a run that failed has 0."""
@@ -87,6 +93,13 @@ class Tuning:
     def best(self) -> Setting:
         """The setting with the highest; the first of the grid among equals."""
         return max(self.pass_1, key=lambda setting: self.pass_1[setting])
+
+
+def _read(lines: Sequence[str]) -> Iterator[Run | Failure]:
+    """What the lines hold; one that was cut short when its writer was killed holds nothing."""
+    for line in lines:
+        with suppress(ValidationError):
+            yield LINE.validate_json(line)
 
 
 def _key(plan: Plan) -> str:

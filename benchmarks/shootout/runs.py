@@ -162,14 +162,14 @@ def train(plan: Plan, world: World) -> list[Point]:
     )
     state = begin(policy, config)
     artist = Artist(state.model, policy, world)
-    asked = _ask(world.questions(Split.TRAIN), plan.budget.groups, plan.seed)
+    asked = ask_in_turn(world.questions(Split.TRAIN), plan.budget.groups, plan.seed)
     measured = world.questions(plan.split)
     curve, seconds = [measure(artist, measured, plan, 0, 0.0)], 0.0
     for update in range(1, plan.budget.updates + 1):
         began = _now(plan.device)
         questions = next(asked)
         drawn = artist.draw(questions, plan.budget.group_size, f"{plan.seed} train {update}")
-        lessons = list(_teach(drawn, world, update, plan.arm.other_feedback))
+        lessons = list(teach(drawn, world, update, plan.arm.other_feedback))
         batch = build_batch(lessons, [], state.tokenizer, state.vocabulary, config, newest_version=update)
         make_update(state, batch, config, settings, Ranks(0, 1), lambda: False)
         seconds += _now(plan.device) - began
@@ -203,7 +203,7 @@ def measure_gap(policy_folder: Path, world: World, samples: int, device: str, dt
     artist = Artist(policy.model, policy, world)
     train = world.questions(Split.TRAIN)
     questions = train[:: max(1, len(train) // GAP_QUESTIONS)]
-    others = _swap_solutions(questions)
+    others = swap_solutions(questions)
 
     def rate(shown: Sequence[Question] | None) -> float:
         drawn = artist.draw(questions, samples, "gap", shown)
@@ -285,7 +285,7 @@ class Artist:
         return entropy / tokens, kl / tokens
 
 
-def _ask(questions: Sequence[Question], count: int, seed: int) -> Iterator[list[Question]]:
+def ask_in_turn(questions: Sequence[Question], count: int, seed: int) -> Iterator[list[Question]]:
     """`count` questions at a time, each once before any comes again, in an order that only the seed decides."""
     numbers = random.Random(seed)
     waiting: list[Question] = []
@@ -302,17 +302,17 @@ def _judge(drawn: Sequence[Drawn], world: World) -> list[list[float]]:
     return [[next(scores) for _ in one.samples] for one in drawn]
 
 
-def _swap_solutions(questions: Sequence[Question]) -> list[Question]:
+def swap_solutions(questions: Sequence[Question]) -> list[Question]:
     """To each question one of another family, or the next one where there is but one family."""
     half = len(questions) // 2
     return [*questions[half:], *questions[:half]]
 
 
-def _teach(drawn: Sequence[Drawn], world: World, update: int, other_feedback: bool) -> Iterator[LessonFacts]:
+def teach(drawn: Sequence[Drawn], world: World, update: int, other_feedback: bool) -> Iterator[LessonFacts]:
     """The lessons of an update: what the expert with the solution says of each answer, and the one that scores."""
     shown = [one.question for one in drawn]
     if other_feedback:
-        shown = _swap_solutions(shown)
+        shown = swap_solutions(shown)
     for one, told, scores in zip(drawn, shown, _judge(drawn, world), strict=True):
         group_id, reference_id = new_id(), new_id()
         for index, (sample, score) in enumerate(zip(one.samples, scores, strict=True)):
