@@ -62,10 +62,14 @@ class Tier:
     arms: tuple[Arm, ...]
     learning_rates: tuple[float, ...]
     temperatures: tuple[float, ...]
-    tuning: Budget
     tuning_seeds: int
     final: Budget
     final_seeds: int
+
+    @property
+    def tuning(self) -> Budget:
+        """The same as the held-out runs', measured at the end alone."""
+        return self.final.model_copy(update={"measure_every": self.final.updates})
 
     def grid(self, arm: Arm) -> list[Setting]:
         """The settings an arm is tuned over."""
@@ -77,7 +81,7 @@ class Tier:
         ]
 
 
-TINY = Budget(updates=12, groups=4, group_size=8, measure_every=3, samples=16)
+TINY = Budget(updates=12, groups=4, group_size=8, measure_every=4, samples=16)
 SMALL = Budget(updates=12, groups=2, group_size=8, measure_every=4, samples=8)
 TIERS = {
     "tiny": Tier(
@@ -85,7 +89,6 @@ TIERS = {
         arms=ARMS,
         learning_rates=(1e-3, 2e-3, 4e-3),
         temperatures=(0.5, 1.0),
-        tuning=TINY,
         tuning_seeds=3,
         final=TINY,
         final_seeds=20,
@@ -95,7 +98,6 @@ TIERS = {
         arms=tuple(arm for arm in ARMS if arm.name in ("distil", "forward_ce", "sdpo", "grpo", "sft")),
         learning_rates=(2e-4, 5e-4, 1e-3),
         temperatures=(0.5, 1.0),
-        tuning=SMALL,
         tuning_seeds=1,
         final=SMALL,
         final_seeds=3,
@@ -144,8 +146,8 @@ def _narrow(tier: Tier, options: argparse.Namespace) -> Tier:
         sys.exit(f"unknown here: {', '.join(sorted(unknown))}")
     tier = replace(tier, arms=arms, worlds=worlds)
     if options.quick:
-        short = tier.tuning.model_copy(update={"updates": 8, "measure_every": 4, "samples": 8})
-        tier = replace(tier, tuning=short, final=short, tuning_seeds=1, final_seeds=2, temperatures=(0.5,))
+        short = tier.final.model_copy(update={"updates": 8, "samples": 8})
+        tier = replace(tier, final=short, tuning_seeds=1, final_seeds=2, temperatures=(0.5,))
         tier = replace(tier, learning_rates=tier.learning_rates[1:])
     return tier
 
