@@ -82,7 +82,7 @@ class Tier:
 
 
 TINY = Budget(updates=12, groups=4, group_size=8, measure_every=4, samples=16)
-SMALL = Budget(updates=12, groups=2, group_size=8, measure_every=4, samples=8)
+SMALL = Budget(updates=12, groups=2, group_size=8, measure_every=6, samples=8, tasks=30)
 TIERS = {
     "tiny": Tier(
         worlds=("rules", "fork"),

@@ -104,4 +104,4 @@ def _read(lines: Sequence[str]) -> Iterator[Run | Failure]:
 
 def _key(plan: Plan) -> str:
     """What makes two plans the same run: everything but where the policy lies."""
-    return plan.model_copy(update={"policy": ""}).model_dump_json()
+    return plan.model_copy(update={"policy": ""}).model_dump_json(exclude_defaults=True)

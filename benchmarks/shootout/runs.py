@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import TypeVar
 from uuid import NAMESPACE_OID, UUID, uuid5
 
 import torch
@@ -49,8 +50,11 @@ from trainer.step import make_update
 
 MAX_ROWS = 256  # answers drawn at once
 PROBED = 8  # questions whose answers are read again for entropy and KL
-GAP_QUESTIONS = 32  # or a few more
+GAP_QUESTIONS = 32
 PASS_AT = 8
+
+
+_Any = TypeVar("_Any")
 
 
 class Arm(BaseModel):
@@ -79,7 +83,8 @@ class Setting(BaseModel):
 
 
 class Budget(BaseModel):
-    """How much a run may do; the same for every arm."""
+    """How much a run may do; the same for every arm. tasks, samples: measured on so many tasks, evenly spaced over
+    those of the split, with so many answers to each."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -88,6 +93,7 @@ class Budget(BaseModel):
     group_size: int
     measure_every: int
     samples: int
+    tasks: int = 32
 
 
 class Plan(BaseModel):
@@ -146,7 +152,7 @@ class Drawn:
 
 
 def train(plan: Plan, world: World) -> list[Point]:
-    """The curve of a run: before the first update, now and then, and after the last."""
+    """The curve of a run: before the first update, now and then, and after the last; or after the last alone."""
     torch.use_deterministic_algorithms(plan.device == "cpu")
     policy = load_policy(Path(plan.policy), plan.device, getattr(torch, plan.dtype))
     config = TrainerConfig(
@@ -163,8 +169,10 @@ def train(plan: Plan, world: World) -> list[Point]:
     state = begin(policy, config)
     artist = Artist(state.model, policy, world)
     asked = ask_in_turn(world.questions(Split.TRAIN), plan.budget.groups, plan.seed)
-    measured = world.questions(plan.split)
-    curve, seconds = [measure(artist, measured, plan, 0, 0.0)], 0.0
+    measured = _spread(world.questions(plan.split), plan.budget.tasks)
+    curve, seconds = list[Point](), 0.0
+    if plan.budget.measure_every < plan.budget.updates:
+        curve.append(measure(artist, measured, plan, 0, seconds))
     for update in range(1, plan.budget.updates + 1):
         began = _now(plan.device)
         questions = next(asked)
@@ -183,7 +191,7 @@ def measure(artist: "Artist", questions: Sequence[Question], plan: Plan, update:
     drawn = artist.draw(questions, plan.budget.samples, f"{plan.seed} {plan.split} {update}")
     scores = _judge(drawn, artist.world)
     passed = [int(sum(score >= 0.5 for score in own)) for own in scores]
-    entropy, kl_base = artist.read_again(drawn[:: max(1, len(drawn) // PROBED)])
+    entropy, kl_base = artist.read_again(_spread(drawn, PROBED))
     answers = [sample for one in drawn for sample in one.samples]
     return Point(
         update=update,
@@ -201,8 +209,7 @@ def measure_gap(policy_folder: Path, world: World, samples: int, device: str, dt
     """What feedback is worth before any training, on train tasks: the others have no solution to show."""
     policy = load_policy(policy_folder, device, getattr(torch, dtype))
     artist = Artist(policy.model, policy, world)
-    train = world.questions(Split.TRAIN)
-    questions = train[:: max(1, len(train) // GAP_QUESTIONS)]
+    questions = _spread(world.questions(Split.TRAIN), GAP_QUESTIONS)
     others = swap_solutions(questions)
 
     def rate(shown: Sequence[Question] | None) -> float:
@@ -294,6 +301,12 @@ def ask_in_turn(questions: Sequence[Question], count: int, seed: int) -> Iterato
             waiting += numbers.sample(list(questions), len(questions))
         yield waiting[:count]
         del waiting[:count]
+
+
+def _spread(some: Sequence[_Any], count: int) -> list[_Any]:
+    """`count` of them, evenly spaced; all where there are no more."""
+    number = min(count, len(some))
+    return [some[index * len(some) // number] for index in range(number)]
 
 
 def _judge(drawn: Sequence[Drawn], world: World) -> list[list[float]]:

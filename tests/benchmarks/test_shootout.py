@@ -34,7 +34,7 @@ from trainer.state import begin
 DISTIL = Arm(name="distil", objective="distil")
 GRPO = Arm(name="grpo", objective="grpo", has_teacher=False)
 SETTING = Setting(learning_rate=1e-3, teacher_temperature=1.0)
-BUDGET = Budget(updates=2, groups=2, group_size=4, measure_every=1, samples=8)
+BUDGET = Budget(updates=2, groups=2, group_size=4, measure_every=1, samples=8, tasks=8)
 BASE = "a" * 64
 
 
