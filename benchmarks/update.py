@@ -299,8 +299,9 @@ def main(arguments: Sequence[str]) -> int:
                     ),
                 )
                 if line is not None:
-                    found[side].append(Cost.model_validate_json(line))
-                    _say(f"  {side}: {found[side][-1].seconds:.2f} s")
+                    cost = Cost.model_validate_json(line)
+                    found[side].append(cost)
+                    _say(f"  measured {side}: {cost.seconds:.2f} s, {cost.extra_bytes / 2**20:.0f} MiB")
     return _report(found, sum(map(sum, draw_lengths(options.tokens, options.mixed))))
 
 
