@@ -111,7 +111,12 @@ def test_the_position_mean_moves_at_its_rate_and_an_ended_rollout_counts_zero() 
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"), [("weight", 0.0), ("weight", -1.0), ("weight", math.nan), ("clip", 0.0), ("gamma", 1.1)]
+    ("setting", "value"),
+    [
+        *(("weight", value) for value in (0.0, -1.0, math.nan)),
+        *(("clip", value) for value in (0.0, -1.0, math.nan)),
+        *(("gamma", value) for value in (-0.1, 1.1, math.nan)),
+    ],
 )
 def test_a_setting_that_means_nothing_is_refused(setting: str, value: float) -> None:
     with pytest.raises(ValueError, match=setting):

@@ -244,6 +244,12 @@ class TestPartialTerms:
         with pytest.raises(ValueError, match="row 1, step 2: person speaks about a token that is no action"):
             charge(terms=[stray], covered_tokens=0)
 
+    def test_a_term_that_speaks_nowhere_in_the_update_gives_nothing(self) -> None:
+        nowhere = replace(self.label, weights=torch.zeros(2, 3), num_tokens=0)
+        result = charge(terms=[whole_term(SURE), nowhere])
+        assert result.loss.item() == pytest.approx(charge().loss.item())
+        assert [part.num_tokens.item() for part in result.parts] == [5, 0]
+
     def test_a_count_smaller_than_the_micro_batch_is_refused(self) -> None:
         with pytest.raises(ValueError, match="person: num_tokens is 0, but this micro-batch alone has 1"):
             charge(terms=[replace(self.label, num_tokens=0)], covered_tokens=0)
@@ -350,6 +356,7 @@ def test_a_count_of_covered_tokens_smaller_than_the_micro_batch_is_refused() -> 
 WRONG_SHAPES: list[tuple[Rollouts, LeaveOneOut | Tensor, Term]] = [
     (replace(ROLLOUTS, sampler_logprobs=torch.zeros(3)), one_group(2, 3), whole_term(SURE)),
     (replace(ROLLOUTS, credited=torch.ones(3, dtype=torch.bool)), one_group(2, 3), whole_term(SURE)),
+    (replace(ROLLOUTS, emphasis=torch.ones(3)), one_group(2, 3), whole_term(SURE)),
     (ROLLOUTS, torch.zeros(2), whole_term(SURE)),
     (ROLLOUTS, torch.zeros(1, 3), whole_term(SURE)),
     (ROLLOUTS, one_group(3, 3), whole_term(SURE)),

@@ -1,5 +1,6 @@
 """The objectives DistIL is compared with: their numbers, their gradients, and what they refuse."""
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -361,6 +362,10 @@ class TestQuestionWeights:
             ScoredStudent(LOGITS, replace(ROLLOUTS, emphasis=torch.tensor([1.0, value])))
 
 
+def maxrl_of_one_group(scores: Tensor) -> Tensor:
+    return maxrl_advantages(scores, torch.zeros(len(scores)))
+
+
 class TestAdvantages:
     scores = torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.5], dtype=torch.float64)
     group = torch.tensor([0, 0, 0, 0, 1, 1, 2])
@@ -388,8 +393,27 @@ class TestAdvantages:
             assert maxrl_advantages(scores, same).abs().max() == 0
 
     def test_a_score_that_is_no_number_is_refused_by_row(self) -> None:
-        with pytest.raises(ValueError, match="row 1: its score"):
-            grpo_advantages(torch.tensor([1.0, math.nan]), torch.zeros(2), True)
+        for advantages in (lambda own: grpo_advantages(own, torch.zeros(2), True), maxrl_of_one_group):
+            for value in (math.nan, math.inf):
+                with pytest.raises(ValueError, match="row 1: its score"):
+                    advantages(torch.tensor([1.0, value]))
+        with pytest.raises(ValueError, match="group has shape"):
+            grpo_advantages(torch.zeros(2), torch.zeros(3), True)
+
+    @given(solve=st.floats(0.05, 0.95), size=st.integers(2, 5))
+    def test_maxrl_climbs_pass_at_k_divided_by_k_for_every_k_below_the_groups_size(
+        self, solve: float, size: int
+    ) -> None:
+        """The first terms of the gradient of log pass@1, which is sum_k (1/k) of pass@k's; over all outcomes."""
+        climbed = 0.0
+        for outcome in itertools.product((0.0, 1.0), repeat=size):
+            scores = torch.tensor(outcome, dtype=torch.float64)
+            chance = torch.where(scores == 1, solve, 1 - solve)
+            score_function = torch.where(scores == 1, 1 / solve, -1 / (1 - solve))
+            advantages = maxrl_advantages(scores, torch.zeros(size))
+            climbed += float(chance.prod() * (advantages * score_function).mean())
+        slopes = [k * (1 - solve) ** (k - 1) for k in range(1, size)]  # of pass@k = 1 - (1 - p)^k in p
+        assert climbed == pytest.approx(sum(slope / k for k, slope in enumerate(slopes, 1)), rel=1e-4)
 
 
 class TestPolicyGradient:
@@ -441,6 +465,12 @@ class TestPolicyGradient:
         assert gradient[1].abs().sum() == 0
         assert result.loss.item() == pytest.approx(-1.0)
 
+    def test_a_micro_batch_nobody_judged_gives_nothing(self) -> None:
+        logits = LOGITS.clone().requires_grad_()
+        result = policy_gradient_loss(ScoredStudent(logits, ROLLOUTS), ROLLOUTS, torch.ones(2), ~self.everyone, 0)
+        (gradient,) = torch.autograd.grad(result.loss, logits)
+        assert (result.loss.item(), gradient.abs().sum().item(), result.num_clipped.item()) == (0, 0, 0)
+
     def test_what_means_nothing_is_refused_by_row(self) -> None:
         student, fine = ScoredStudent(LOGITS, ROLLOUTS), torch.ones(2)
         nobody = replace(ROLLOUTS, credited=torch.tensor([True, False]))
@@ -481,7 +511,13 @@ class TestImitation:
         (gradient,) = torch.autograd.grad(result.loss, logits)
         assert (result.loss.item(), gradient.abs().sum().item()) == (0, 0)
 
-    @pytest.mark.parametrize("value", [-1.0, math.nan])
+    def test_a_count_of_tokens_may_be_off_by_rounding_but_not_by_a_token_in_ten_thousand(self) -> None:
+        student, weights = ScoredStudent(LOGITS, ROLLOUTS), torch.ones(2)
+        sft_loss(student, ROLLOUTS, weights, num_tokens=4 * (1 - 5e-7))
+        with pytest.raises(ValueError, match="num_tokens is"):
+            sft_loss(student, ROLLOUTS, weights, num_tokens=4 * (1 - 1e-4))
+
+    @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
     def test_a_weight_nobody_could_have_meant_is_refused_by_row(self, value: float) -> None:
         with pytest.raises(ValueError, match="row 1, step 0: its weight"):
             sft_loss(ScoredStudent(LOGITS, ROLLOUTS), ROLLOUTS, torch.tensor([1.0, value]), 4)

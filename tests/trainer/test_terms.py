@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -94,6 +95,15 @@ def test_a_top_k_of_everything_is_the_full_vocabulary() -> None:
     full, exact = one_step(FullVocabulary(EXPERT.log()[None, None]))
     assert cost.cost.item() == pytest.approx(full.cost.item())
     assert cost.entropy.item() == pytest.approx(full.entropy.item())
+    assert gradient.tolist() == pytest.approx(exact.tolist())
+
+
+def test_a_tail_beside_a_top_k_of_everything_means_nothing() -> None:
+    everything = top(6)
+    cost, gradient = one_step(replace(everything, tail_logprobs=torch.tensor([[math.log(1e-3)]])))
+    expected, exact = one_step(everything)
+    assert cost.cost.item() == pytest.approx(expected.cost.item())
+    assert cost.entropy.item() == pytest.approx(expected.entropy.item())
     assert gradient.tolist() == pytest.approx(exact.tolist())
 
 
@@ -197,8 +207,9 @@ def test_the_student_is_read_at_its_sampling_temperature() -> None:
     assert reading.action_logprobs.exp().tolist() == pytest.approx([0.36 / 0.46, 0.6])
 
 
-def test_half_precision_logits_are_read_in_single() -> None:
-    logits = torch.tensor([[[0.1, 0.2, 0.3]]], dtype=torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_logits_are_read_in_single(dtype: torch.dtype) -> None:
+    logits = torch.tensor([[[0.1, 0.2, 0.3]]], dtype=dtype)
     reading = read_student(logits, torch.tensor([[0]]), torch.tensor([[True]]), torch.ones(1))
     assert reading.action_logprobs.dtype == torch.float32
     assert reading.action_logprobs.item() == pytest.approx(logits.float().log_softmax(-1)[0, 0, 0].item())
@@ -254,6 +265,15 @@ def test_what_an_expert_says_where_it_is_absent_is_never_read(expert: ExpertDist
     cost = cost_of(expert, present=torch.tensor([True, True, True, False]))
     assert cost.cost.tolist() == pytest.approx([*[math.log(3)] * 3, 0.0])
     assert cost.entropy[3] == 0
+
+
+@pytest.mark.parametrize("mass", [0.991, 1.009])
+def test_an_expert_may_be_off_by_less_than_a_hundredth_but_no_more(mass: float) -> None:
+    further = 1 + 1.25 * (mass - 1)
+    for make in (lambda m: FullVocabulary(UNIFORM + math.log(m)), lambda m: TopK(IDS, HALVES + math.log(m), NO_TAIL)):
+        assert cost_of(make(mass)).cost.isfinite().all()
+        with pytest.raises(ValueError, match="row 0, step 0: tutor.*sum to 1"):
+            cost_of(make(further))
 
 
 def test_storage_in_half_precision_is_no_reason_to_refuse() -> None:
