@@ -178,7 +178,7 @@ class TestSettings:
         for normaliser in ("tokens", "max_tokens"):
             config = configure(objective=objective, normaliser=normaliser)
             rows = rows_of(state, pair(policy), config)
-            account, loss = compose(state, rows, config)
+            account, _ = compose(state, rows, config)
             name = next(name for name in account.sums if name.startswith(("cross_entropy_", "divergence_")))
             found.append((account.sums[name], account.sums["local"]))
         tokens, limit = found
