@@ -242,6 +242,28 @@ class TestTokenwiseObjectives:
         off_policy = reverse_kl_loss(ScoredStudent(LOGITS, OFF_POLICY), OFF_POLICY, terms, 4)
         assert on_policy.loss.item() == off_policy.loss.item()
 
+    def test_a_ratio_is_a_number_and_no_gradient_flows_through_it(self) -> None:
+        token = torch.tensor([[0.5, 2.0, 1.0], [0.25, 0.0, 0.0]])
+        prefix = torch.tensor([[1.0, 0.5, 1.5], [1.0, 0.0, 0.0]])
+        objectives: list[tuple[Objective, Divergence, Tensor]] = [
+            (lambda s, r, t: sdpo_loss(s, r, t, 0.5, 2, 4), coarse_jsd(0.5, 2), token),
+            (lambda s, r, t: forward_ce_loss(s, r, t, 4, LocalRatio.PREFIX), coarse_ce(3), prefix),
+        ]
+        for objective, divergence, ratio in objectives:
+            logits = LOGITS.clone().requires_grad_()
+            loss = objective(ScoredStudent(logits, OFF_POLICY), OFF_POLICY, [whole_term(EXPERT)]).loss
+            (gradient,) = torch.autograd.grad(loss, logits)
+            costs = divergence(logits.flatten(0, 1), EXPERT.flatten(0, 1)).view(2, 3)
+            (expected,) = torch.autograd.grad((ratio * costs).sum() / 4, logits)
+            assert torch.allclose(gradient, expected)
+
+    @pytest.mark.parametrize("name", list(OBJECTIVES))
+    def test_they_tell_how_much_likelier_the_expert_finds_the_sampled_tokens(self, name: str) -> None:
+        some = WholeTerm("teacher", whole_term(EXPERT).expert, torch.tensor([2.0, 0.0]))
+        [part] = OBJECTIVES[name][0](ScoredStudent(LOGITS, ROLLOUTS), ROLLOUTS, [some]).parts
+        more = (EXPERT - LOGITS.log_softmax(-1)).gather(-1, IDS[..., None])[0].sum().item()
+        assert (part.gap.item(), part.num_compared.item()) == (pytest.approx(more), 3)
+
     def test_a_rollout_whose_sampler_is_unknown_has_no_ratio(self) -> None:
         nobody = replace(
             OFF_POLICY,
