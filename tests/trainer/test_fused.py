@@ -150,6 +150,17 @@ def test_no_gradient_flows_into_an_expert(name: str, fused_reading: bool) -> Non
     assert torch.autograd.grad(loss, [student_states, *said], allow_unused=True)[1:] == (None,) * 3
 
 
+@pytest.mark.parametrize("name", ["distil", "forward_ce", "paper", "sdpo", "reverse_kl"])
+@pytest.mark.parametrize("fused_reading", [True, False])
+def test_experts_on_probation_alone_give_no_objective_anything(name: str, fused_reading: bool) -> None:
+    hidden, weight, rollouts, plain, unprojected = make_batch(0, torch.float64)
+    silent: list[list[Term]] = [
+        [replace(term, weights=torch.zeros_like(term.weights)) for term in terms] for terms in (plain, unprojected)
+    ]
+    value, [gradient, _] = run(LOSSES[name], (hidden, weight, rollouts, silent[0], silent[1]), fused_reading)
+    assert (value.item(), gradient.abs().sum().item()) == (0, 0)
+
+
 def test_an_entropy_is_never_below_zero_however_sure_the_distribution_is() -> None:
     numbers = torch.Generator().manual_seed(8)
     weight = torch.randn((50, 4), generator=numbers) * 30
