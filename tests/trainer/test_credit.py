@@ -106,7 +106,7 @@ def test_the_position_mean_moves_at_its_rate_and_an_ended_rollout_counts_zero() 
     before = torch.tensor([1.0, 1.0, 1.0])
     returns = torch.tensor([[3.0, 5.0], [100.0, 100.0], [1.0, 0.0]])
     usable = torch.tensor([True, False, True])
-    assert update_position_mean(before, returns, usable, rate=0.5).tolist() == [1.5, 1.75, 0.5]
+    assert update_position_mean(before, returns, usable, rate=0.25).tolist() == [1.25, 1.375, 0.75]
     assert update_position_mean(before, returns, torch.zeros(3, dtype=torch.bool), rate=0.5).tolist() == [1.0, 1.0, 1.0]
 
 

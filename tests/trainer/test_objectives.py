@@ -402,7 +402,8 @@ class TestAdvantages:
     def test_maxrl_divides_by_the_mean_so_a_rare_success_counts_more(self) -> None:
         rare = torch.tensor([1.0, 0.0, 0.0, 0.0], dtype=torch.float64)
         found = maxrl_advantages(rare, torch.zeros(4))
-        assert found.tolist() == pytest.approx([3.0, -1.0, -1.0, -1.0], rel=1e-5)
+        mean = 0.25 + 1e-6
+        assert found.tolist() == pytest.approx([0.75 / mean, *[-0.25 / mean] * 3], rel=1e-9)
 
     def test_a_group_that_agrees_teaches_nothing(self) -> None:
         same = torch.zeros(3)

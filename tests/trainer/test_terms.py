@@ -187,9 +187,12 @@ def test_a_continuation_samples_later_steps_only_while_it_agrees() -> None:
     assert agreeing_samples([6, 7, 1, 8], rollout, step=1) == [6, 7, 1]
     assert agreeing_samples([6, 7, 8, 9], rollout, step=1) == [6, 7, 8]
     assert agreeing_samples([6], rollout, step=1) == [6]
+    assert agreeing_samples([5, 6, 9], rollout, step=0) == [5, 6, 9]
+    assert agreeing_samples([8, 9], rollout, step=3) == [8]
     assert agreeing_samples([], rollout, step=1) == []
-    with pytest.raises(ValueError, match="step 4 lies outside"):
-        agreeing_samples([1], rollout, step=4)
+    for step in (-1, 4):
+        with pytest.raises(ValueError, match=f"step {step} lies outside"):
+            agreeing_samples([1], rollout, step)
 
 
 def test_a_temperature_below_one_sharpens_a_teacher() -> None:
