@@ -510,6 +510,16 @@ class TestPolicyGradient:
             policy_gradient_loss(student, ROLLOUTS, fine, torch.ones(3, dtype=torch.bool), 4)
 
 
+def test_only_the_losses_of_scores_and_imitation_carry_a_gradient() -> None:
+    student = ScoredStudent(LOGITS.clone().requires_grad_(), OFF_POLICY)
+    everyone = torch.ones(2, dtype=torch.bool)
+    for result in (
+        policy_gradient_loss(student, OFF_POLICY, torch.ones(2), everyone, 4),
+        sft_loss(student, OFF_POLICY, torch.ones(2), 4),
+    ):
+        assert [name for name, value in vars(result).items() if value.requires_grad] == ["loss"]
+
+
 class TestImitation:
     def test_rows_are_weighed_by_the_trust_in_who_gave_them(self) -> None:
         logprobs = LOGITS.log_softmax(-1).gather(-1, IDS[..., None])[..., 0] * MASK
