@@ -319,6 +319,10 @@ class TestDrawnTerms:
         assert rounded(result.cost) == [[0.5, 1 + 4, 2], [1.5 + 3, 0.5, 0]]
         assert result.local.item() == pytest.approx((1 + 2 / 2 + 4 + 3 / 2 + 1) / 5)
 
+    def test_a_prefix_drawn_for_certain_costs_what_it_costs(self) -> None:
+        certain = replace(self.term, probability=torch.ones(2, 3))
+        assert rounded(charge(terms=[certain], baseline=torch.zeros(3)).cost) == [[0, 2, 0], [3, 0, 0]]
+
     @pytest.mark.parametrize("probability", [0.0, 1.5, math.nan])
     def test_a_probability_that_is_none_is_refused_by_row(self, probability: float) -> None:
         with pytest.raises(ValueError, match="row 0, step 1: asked: probability"):
