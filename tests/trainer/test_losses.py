@@ -223,8 +223,8 @@ def test_how_much_likelier_the_expert_finds_the_sampled_tokens_is_told_where_it_
     one = WholeTerm("teacher", FullVocabulary(SURE), torch.tensor([1.0, 0.0]))
     half = whole_term(torch.full((2, 3, 2), math.log(0.5)), "unsure")
     sure, unsure, person = charge(terms=[one, half, label]).parts
-    assert (sure.gap.item(), sure.num_compared.item()) == (pytest.approx(1 + 2 + 4), 3)
-    assert (unsure.gap.item(), unsure.num_compared.item()) == (pytest.approx(11 - 5 * math.log(2), rel=1e-5), 5)
+    assert (sure.gap.item(), sure.num_compared.item()) == pytest.approx((1 + 2 + 4, 3))
+    assert (unsure.gap.item(), unsure.num_compared.item()) == pytest.approx((11 - 5 * math.log(2), 5), rel=1e-5)
     assert (person.gap.item(), person.num_compared.item()) == (0, 0)
 
 
@@ -238,7 +238,7 @@ def test_the_kl_is_the_cross_entropy_less_the_experts_own_entropy() -> None:
 def test_no_gradient_flows_into_a_baseline() -> None:
     baseline = torch.zeros(3, requires_grad=True)
     result = charge(baseline=baseline, logits=LOGITS.clone().requires_grad_())
-    assert torch.autograd.grad(result.loss, baseline, allow_unused=True) == (None,)
+    assert not any(slope is not None for slope in torch.autograd.grad(result.loss, baseline, allow_unused=True))
 
 
 def test_the_clip_falls_on_the_sum_of_the_terms() -> None:

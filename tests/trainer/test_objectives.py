@@ -262,7 +262,7 @@ class TestTokenwiseObjectives:
         some = WholeTerm("teacher", whole_term(EXPERT).expert, torch.tensor([2.0, 0.0]))
         [part] = OBJECTIVES[name][0](ScoredStudent(LOGITS, ROLLOUTS), ROLLOUTS, [some]).parts
         more = (EXPERT - LOGITS.log_softmax(-1)).gather(-1, IDS[..., None])[0].sum().item()
-        assert (part.gap.item(), part.num_compared.item()) == (pytest.approx(more), 3)
+        assert (part.gap.item(), part.num_compared.item()) == pytest.approx((more, 3))
 
     def test_a_rollout_whose_sampler_is_unknown_has_no_ratio(self) -> None:
         nobody = replace(

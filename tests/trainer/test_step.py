@@ -118,17 +118,20 @@ def test_a_row_with_a_nan_is_invalid_and_the_others_train_as_if_it_were_not_ther
     assert all(torch.equal(tensor, expected[name]) for name, tensor in copy_weights(with_bad.model).items())
 
 
-def top_k_rows(row: Row, **changes: object) -> TopKRows:
-    """A remote expert's word on every token of a row, all of it in order but for the changes at its last token."""
-    width = len(row.token_ids)
-    last: dict[str, object] = {"ids": (4, 5), "logprobs": (math.log(0.5), math.log(0.25)), "tail": 0.25} | changes
-    rest = width - 1
+def top_k_rows(
+    row: Row,
+    ids: tuple[int, ...] = (4, 5),
+    logprobs: tuple[float, ...] = (math.log(0.5), math.log(0.25)),
+    tail: float = 0.25,
+) -> TopKRows:
+    """A remote expert's word on every token of a row, all of it in order but for what is given for its last."""
+    rest = len(row.token_ids) - 1
     return TopKRows(
         "remote",
         1.0,
-        ((4, 5),) * rest + (last["ids"],),  # type: ignore[arg-type]
-        ((math.log(0.5), math.log(0.25)),) * rest + (last["logprobs"],),  # type: ignore[arg-type]
-        (0.25,) * rest + (last["tail"],),  # type: ignore[arg-type]
+        (*[(4, 5)] * rest, ids),
+        (*[(math.log(0.5), math.log(0.25))] * rest, logprobs),
+        (*[0.25] * rest, tail),
         Source((), ("remote@1",)),
     )
 
@@ -179,7 +182,7 @@ def test_a_rollout_without_an_action_or_with_an_unknown_token_is_set_aside_befor
 ) -> None:
     state = fresh(model_folder)
     good = facts(policy, "five", index=1, answers=(reference(),))
-    bad = facts(policy, "four", answers=(reference(),), **changes)
+    bad = replace(facts(policy, "four", answers=(reference(),)), **changes)  # type: ignore[arg-type]
     result = train(state, batch_of(state, [bad, good]))
     assert result.untrained is None
     assert [(found.lesson_id, bool(found.invalid)) for found in result.contributions] == [
