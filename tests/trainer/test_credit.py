@@ -56,10 +56,9 @@ def test_room_left_at_the_limit_charges_nothing() -> None:
     assert scaled_return(COST, EVERY_STEP, room)[0, 3] == 0.0
 
 
-def test_a_rollout_longer_than_its_limit_is_refused_by_row() -> None:
-    two_rows, mask = COST.repeat(2, 1), torch.tensor([[True, True, True, False], [True, True, True, True]])
-    with pytest.raises(ValueError, match="row 1: 4 action tokens, more than max_tokens=3"):
-        scaled_return(two_rows, mask, replace(DEFAULT, scale=Scale.ROOM_LEFT, max_tokens=3))
+def test_a_rollout_longer_than_its_limit_has_no_room_left() -> None:
+    room = replace(DEFAULT, scale=Scale.ROOM_LEFT, max_tokens=3)
+    assert scaled_return(COST, EVERY_STEP, room)[0].tolist() == pytest.approx([14 / 2, 12 / 1, 8 / 1, 0.0])
 
 
 @pytest.mark.parametrize(

@@ -146,15 +146,30 @@ def test_a_late_lesson_does_not_imitate_the_same_success_again(policy: LoadedPol
     assert plan_of(policy, [late], objective="rft")[2] == [False]
 
 
+def test_a_late_lesson_keeps_its_whole_weight_when_questions_are_weighed(policy: LoadedPolicy) -> None:
+    late = replace(facts(policy, "four", answers=(reference(),), score=1.0), late=True)
+    plan, rows, usable = plan_of(policy, [late], question_weights="pass_rate")
+    assert [plan.emphasis[row.lesson_id] for row in rows.values()] == [1.0]
+    assert usable == [True]
+
+
+def test_a_success_sampled_elsewhere_is_not_imitated_as_the_policys_own(policy: LoadedPolicy) -> None:
+    elsewhere = facts(policy, "four", score=1.0, sampler_logprobs=None)
+    assert plan_of(policy, [elsewhere], objective="rft")[2] == [False]
+
+
 def test_a_question_counts_most_when_half_of_its_answers_pass(policy: LoadedPolicy) -> None:
     def lesson(index: int, score: float | None, group: int) -> LessonFacts:
         return facts(policy, "four", index=index, answers=(reference(),), score=score, group_id=UUID(int=group))
 
     half = [lesson(0, 1.0, 1), lesson(1, 0.0, 1)]
     rare = [lesson(index, float(index == 3), 2) for index in range(4)]
-    unscored = lesson(0, None, 3)
-    plan, rows, usable = plan_of(policy, [*half, *rare, unscored], question_weights="pass_rate")
+    unscored, agreed = lesson(0, None, 3), lesson(0, 1.0, 4)
+    plan, rows, usable = plan_of(policy, [*half, *rare, unscored, agreed], question_weights="pass_rate")
     found = [plan.emphasis.get(row.lesson_id) for row in rows.values()]
-    assert found == [0.5] * 2 + [pytest.approx((3 / 16) ** 0.5)] * 4 + [None]
-    assert usable == [True] * 6 + [False]
+    assert found == [0.5] * 2 + [pytest.approx((3 / 16) ** 0.5)] * 4 + [None] * 2
+    assert usable == [True] * 6 + [False] * 2
+    assert plan.covered_tokens == sum(row.num_actions for row in list(rows.values())[:6]), (
+        "who is left out is not counted"
+    )
     assert set(plan_of(policy, [unscored])[0].emphasis.values()) == {1.0}

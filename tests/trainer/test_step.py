@@ -96,10 +96,20 @@ def test_the_loss_is_the_same_however_the_update_is_cut_into_micro_batches(
 
 def test_siblings_that_share_a_baseline_are_never_parted(model_folder: Path, policy: LoadedPolicy) -> None:
     state = fresh(model_folder)
-    whole = split_rows(batch_of(state, group(policy)).rows, max_rows=2)
-    halved = split_rows(batch_of(state, siblings(policy, {2, 5})).rows, max_rows=4)
+    whole = split_rows(batch_of(state, group(policy)).rows, max_rows=2, share_baseline=True)
+    halved = split_rows(batch_of(state, siblings(policy, {2, 5})).rows, max_rows=4, share_baseline=True)
     assert [len(rows) for rows in whole] == [8]
     assert [{row.half for row in rows} for rows in halved] == [{0}, {1}]
+
+
+def test_siblings_that_share_no_baseline_go_through_the_model_so_many_at_a_time(
+    model_folder: Path, policy: LoadedPolicy
+) -> None:
+    rows = batch_of(fresh(model_folder), group(policy)).rows
+    assert [len(part) for part in split_rows(rows, max_rows=3, share_baseline=False)] == [3, 3, 2]
+    shares = {"lam": 0.1}, {"lam": 0.0}, {"baseline": "running_mean"}, {"objective": "grpo"}
+    assert [TrainerConfig(**one).shares_baseline for one in shares] == [True, False, False, False]
+    assert TrainerConfig(objective="grpo", mix={"distil": 0.5}).shares_baseline
 
 
 def test_a_row_with_a_nan_is_invalid_and_the_others_train_as_if_it_were_not_there(
