@@ -297,11 +297,23 @@ class TestTokenwiseObjectives:
         with pytest.raises(ValueError, match=problem):
             paper_loss(student, ROLLOUTS, [term], 2, 4)
 
-    def test_a_divergence_that_is_no_number_is_refused_by_row(self) -> None:
-        bad = EXPERT.clone()
-        bad[0, 2, 1] = -math.inf
+    def test_a_divergence_that_is_infinite_is_refused_by_row(self) -> None:
+        excludes = EXPERT.clone()
+        excludes[0, 2] = torch.tensor([0.5, 0.0, 0.5], dtype=torch.float64).log()
         with pytest.raises(ValueError, match="row 0, step 2: teacher: the divergence"):
-            reverse_kl_loss(ScoredStudent(LOGITS, ROLLOUTS), ROLLOUTS, [whole_term(bad)], 4)
+            reverse_kl_loss(ScoredStudent(LOGITS, ROLLOUTS), ROLLOUTS, [whole_term(excludes)], 4)
+
+    @pytest.mark.parametrize("name", OBJECTIVES)
+    def test_an_expert_that_is_no_distribution_is_refused_by_row(self, name: str) -> None:
+        heavy, unknown = EXPERT.clone(), EXPERT.clone()
+        heavy[1, 0] += math.log(2)
+        unknown[0, 1, 2] = math.nan
+        objective, _ = OBJECTIVES[name]
+        student = ScoredStudent(LOGITS, ROLLOUTS)
+        with pytest.raises(ValueError, match="row 1, step 0: teacher: the expert's probabilities do not sum to 1"):
+            objective(student, ROLLOUTS, [whole_term(heavy)])
+        with pytest.raises(ValueError, match="row 0, step 1: teacher: the expert's logprobs are NaN"):
+            objective(student, ROLLOUTS, [whole_term(unknown)])
 
     def test_rows_without_an_expert_count_nowhere(self) -> None:
         some = WholeTerm("teacher", whole_term(EXPERT).expert, torch.tensor([0.0, 2.0]))
