@@ -182,7 +182,8 @@ def measure_trl(case: Case, rows_at_once: int) -> Cost:
 
     class GivenRollouts(SDPOTrainer):
         def _prepare_inputs(self, generation_batch: object) -> dict[str, Tensor]:
-            return parts[self._step % len(parts)]
+            step: int = self._step
+            return parts[step % len(parts)]
 
     class Watch(TrainerCallback):
         def on_step_begin(self, *_: object, **__: object) -> None:
