@@ -252,6 +252,7 @@ BAD_EXPERTS = [
     (TopK(spoiled(IDS, 1), HALVES, NO_TAIL), "listed twice"),
     (Samples(spoiled(ONE, 3), ONE == 0), "outside the vocabulary"),
     (Samples(spoiled(ONE, -1), ONE == 0), "outside the vocabulary"),
+    (Samples(torch.cat([ONE, spoiled(ONE, 3)], 2), torch.ones((2, 2, 2), dtype=torch.bool)), "outside the vocabulary"),
     (Samples(ONE, spoiled(ONE == 0, False)), "no sample"),
     (Label(spoiled(ONE[:, :, 0], 3)), "outside the vocabulary"),
 ]
