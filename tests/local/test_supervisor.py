@@ -102,10 +102,18 @@ def family_of(pid: int) -> list[psutil.Process]:
     return [root, *root.children(recursive=True)]
 
 
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it runs; one that ends between the two looks does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def await_gone(processes: list[psutil.Process], seconds: float = 10.0) -> None:
     """Fail with the names of those that still live after so many seconds."""
     deadline = time.monotonic() + seconds
-    while alive := [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]:
+    while alive := [p for p in processes if is_alive(p)]:
         assert time.monotonic() < deadline, [p.cmdline() for p in alive]
         time.sleep(0.02)
 
