@@ -19,6 +19,7 @@ from uuid import NAMESPACE_OID, UUID, uuid5
 import torch
 from peft import PeftModel
 from pydantic import BaseModel, ConfigDict
+from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.shootout.questions import Question, World
 from services.cli.statistics import pass_at_k
@@ -296,8 +297,10 @@ class Answerer:
         entropy = kl = 0.0
         tokens = 0
         for one in drawn:
-            ids, exists = _pad([sample.token_ids for sample in one.samples[:PASS_AT]])
-            ids, exists = ids.to(self._inner.device), exists.to(self._inner.device)
+            answers = [torch.tensor(sample.token_ids) for sample in one.samples[:PASS_AT]]
+            ids = pad_sequence(answers, batch_first=True).to(self._inner.device)
+            lengths = torch.tensor([len(answer) for answer in answers], device=ids.device)
+            exists = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
             prompt = torch.tensor(one.prompt_ids, device=self._inner.device)
             hidden = read_responses(self._model, prompt, ids, exists)
             with self._model.disable_adapter():
@@ -392,15 +395,6 @@ def _answer(answer_id: UUID, expert: str, score: float | None, solution: str | N
         from_reference=solution is not None,
         corrected=False,
     )
-
-
-def _pad(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    ids = torch.zeros((len(rows), max(map(len, rows))), dtype=torch.long)
-    exists = torch.zeros(ids.shape, dtype=torch.bool)
-    for index, row in enumerate(rows):
-        ids[index, : len(row)] = torch.tensor(row)
-        exists[index, : len(row)] = True
-    return ids, exists
 
 
 def _number(text: str) -> int:

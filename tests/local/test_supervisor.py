@@ -32,6 +32,7 @@ from services.local.supervisor import (
     read_running,
     stop_running,
 )
+from tests.local.processes import is_alive
 
 pytestmark = pytest.mark.integration
 
@@ -100,14 +101,6 @@ def family_of(pid: int) -> list[psutil.Process]:
     """The process and all below it, whatever their sessions."""
     root = psutil.Process(pid)
     return [root, *root.children(recursive=True)]
-
-
-def is_alive(process: psutil.Process) -> bool:
-    """Whether it runs; one that ends between the two looks does not."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def await_gone(processes: list[psutil.Process], seconds: float = 10.0) -> None:

@@ -183,3 +183,10 @@ def test_a_model_that_changes_its_logits_is_refused_by_name(tmp_path: Path, sett
     (folder / "config.json").write_text(json.dumps(config | {setting: 8.0}))
     with pytest.raises(ModelRefused, match=f"changes its logits \\({setting} 8.0\\)"):
         load_policy(folder)
+
+
+def test_the_tokenizers_own_end_comes_first_of_all_that_end_an_answer(tmp_path: Path) -> None:
+    folder = make_tiny_policy(tmp_path / "model")
+    stated = json.loads((folder / "generation_config.json").read_text()) | {"eos_token_id": [5, 2, 0]}
+    (folder / "generation_config.json").write_text(json.dumps(stated))
+    assert load_policy(folder).eos_token_ids == (2, 0, 5)

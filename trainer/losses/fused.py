@@ -69,15 +69,14 @@ class FusedStudent(Student):
 
     def expect(self, expert: FullVocabulary | HiddenStates, present: Tensor) -> Expectation:
         at = present.nonzero()[:, 0]
-        theirs = self._read(expert, at)
+        theirs, states = self._read(expert, at), self._states[at]
         with torch.no_grad():
             log_total, mean = _scan(theirs, self._weight, None)
             chosen = _gather(theirs, self._weight, self.ids[at, None])[:, 0] - log_total
             entropy = (log_total - (theirs * mean).sum(-1)).clamp(min=0)
             mass = torch.where(log_total.isfinite(), 1, torch.nan).to(log_total)
-        score: Tensor = _ExpectedScore.apply(  # type: ignore[no-untyped-call]
-            self._states[at], self._weight, theirs, log_total, mean
-        )
+            expected = (states * mean).sum(-1)
+        score = _average(states, self._weight, theirs, None, expected, log_total, mean)
         nothing = torch.zeros_like(self.log_total).detach()
         return Expectation(*(nothing.index_put((at,), value) for value in (score, mass, entropy, chosen)))
 
@@ -98,9 +97,7 @@ class FusedStudent(Student):
         listed: Tensor = _ScoresAt.apply(states, self._weight, found.ids)  # type: ignore[no-untyped-call]
         if found.ids.shape[1] == self.vocabulary:
             return listed - self.log_total[at, None], found.expert[:, :-1], chosen
-        rest: Tensor = _LogTotal.apply(  # type: ignore[no-untyped-call]
-            states, self._weight, found.ids, found.log_rest, found.mean_rest
-        )
+        rest = _average(states, self._weight, states, found.ids, found.log_rest, found.log_rest, found.mean_rest)
         return torch.cat([listed, rest[:, None]], 1) - self.log_total[at, None], found.expert, chosen
 
     def _read(self, expert: FullVocabulary | HiddenStates, at: Tensor) -> Tensor:
@@ -119,8 +116,23 @@ def _log_total(states: Tensor, weight: Tensor, hidden: Tensor | None = None) -> 
     """The logsumexp of the scores [N] with its gradient, and the mean row [N, H], detached."""
     with torch.no_grad():
         found, mean = _scan(states, weight, hidden)
-    log_total: Tensor = _LogTotal.apply(states, weight, hidden, found, mean)  # type: ignore[no-untyped-call]
-    return log_total, mean
+    return _average(states, weight, states, hidden, found, found, mean), mean
+
+
+def _average(
+    states: Tensor,
+    weight: Tensor,
+    theirs: Tensor,
+    hidden: Tensor | None,
+    value: Tensor,
+    log_total: Tensor,
+    mean: Tensor,
+) -> Tensor:
+    """`value` [M] with the gradient that `_Averaged` gives it."""
+    found: Tensor = _Averaged.apply(  # type: ignore[no-untyped-call]
+        states, weight, theirs.detach(), hidden, value, log_total, mean
+    )
+    return found
 
 
 class _Context(Protocol):
@@ -201,46 +213,36 @@ def _spread_back(
     return gradient.to(weight.dtype)
 
 
-class _LogTotal(torch.autograd.Function):
-    """What a scan found, with its gradient."""
+class _Averaged(torch.autograd.Function):
+    """A value whose gradient in the states is the mean row of W under softmax(theirs), both found by a scan.
+
+    hidden: tokens the softmax leaves out; log_total, mean: the scan's, of `theirs`.
+    """
 
     @staticmethod
     def forward(
-        ctx: _Context, states: Tensor, weight: Tensor, hidden: Tensor | None, log_total: Tensor, mean: Tensor
+        ctx: _Context,
+        states: Tensor,
+        weight: Tensor,
+        theirs: Tensor,
+        hidden: Tensor | None,
+        value: Tensor,
+        log_total: Tensor,
+        mean: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(states, weight, hidden, log_total, mean)
-        return log_total.clone()
+        ctx.save_for_backward(states, weight, theirs, hidden, log_total, mean)
+        return value.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: _Context, charge: Tensor) -> tuple[Tensor | None, ...]:
-        states, weight, hidden, log_total, mean = ctx.saved_tensors
+        states, weight, theirs, hidden, log_total, mean = ctx.saved_tensors
         wanted = ctx.needs_input_grad
         return (
             charge[:, None] * mean if wanted[0] else None,
-            _spread_back(states, charge, weight, states, log_total, hidden) if wanted[1] else None,
+            _spread_back(states, charge, weight, theirs, log_total, hidden) if wanted[1] else None,
             None,
             None,
-            None,
-        )
-
-
-class _ExpectedScore(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: _Context, states: Tensor, weight: Tensor, theirs: Tensor, log_total: Tensor, mean: Tensor
-    ) -> Tensor:
-        ctx.save_for_backward(states, weight, theirs, log_total, mean)
-        return (states * mean).sum(-1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: _Context, charge: Tensor) -> tuple[Tensor | None, ...]:
-        states, weight, theirs, log_total, mean = ctx.saved_tensors
-        wanted = ctx.needs_input_grad
-        return (
-            charge[:, None] * mean if wanted[0] else None,
-            _spread_back(states, charge, weight, theirs, log_total, None) if wanted[1] else None,
             None,
             None,
             None,
