@@ -38,8 +38,9 @@ from services.policy.modeling import hash_weights
 DISTIL = Arm(name="distil", objective="distil")
 ARMS = (
     DISTIL,
-    Arm(name="distil λ=1", objective="distil", lam=1.0),
+    Arm(name="distil λ=.1", objective="distil", lam=0.1),
     Arm(name="distil λ=10", objective="distil", lam=10.0),
+    Arm(name="distil + grpo", objective="distil", mixed=(("grpo", 1.0),)),
     Arm(name="forward_ce", objective="forward_ce"),
     Arm(name="paper", objective="paper", teacher_ema=0.01, student_top_k=20),
     Arm(name="sdpo", objective="sdpo", teacher_ema=0.05, student_top_k=20),

@@ -62,13 +62,15 @@ _Item = TypeVar("_Item")
 class Arm(BaseModel):
     """What is compared: an objective, and what is changed about it. other_feedback: the control, whose teacher is
     shown the solution of another task. teacher_ema: 0 for a frozen teacher. student_top_k: read by `sdpo` and `paper`.
+    mixed: objectives added, and their weights.
     """
 
     model_config = ConfigDict(frozen=True)
 
     name: str
     objective: ObjectiveName
-    lam: float = 0.1
+    lam: float = 1.0
+    mixed: tuple[tuple[ObjectiveName, float], ...] = ()
     other_feedback: bool = False
     has_teacher: bool = True
     teacher_ema: float = 0.0
@@ -172,6 +174,7 @@ def train(plan: Plan, world: World) -> Outcome:
     config = TrainerConfig(
         objective=plan.arm.objective,
         lam=plan.arm.lam,
+        mix=dict(plan.arm.mixed),
         teacher_ema=plan.arm.teacher_ema,
         student_top_k=plan.arm.student_top_k,
         learning_rate=plan.setting.learning_rate,
