@@ -28,6 +28,7 @@ COLOURS = (
     "#7fb069",
     "#444444",
     "#999999",
+    "#c77cff",
 )
 
 
@@ -188,7 +189,7 @@ def draw_curves(sections: Sequence[Section], path: Path) -> None:
         per_update = section.budget.groups * section.budget.group_size
         for number, entry in enumerate(entry for entry in section.entries if entry.runs):
             style = {
-                "color": COLOURS[number % len(COLOURS)],
+                "color": COLOURS[0 if entry.arm.other_feedback else number % len(COLOURS)],
                 "linestyle": "--" if entry.arm.other_feedback else "-",
                 "label": entry.arm.name,
             }

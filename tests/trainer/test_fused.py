@@ -105,12 +105,12 @@ def run(loss: Loss, batch: Batch, fused_reading: bool, train_head: bool = True) 
     return value.detach(), list(torch.autograd.grad(value, wanted))
 
 
-@pytest.fixture(params=[(1024, 256, 2**21), (7, 3, 2 * VOCABULARY)], ids=["one tile", "many tiles"])
+@pytest.fixture(params=[(1024, 256, 8192), (7, 3, 5)], ids=["one tile", "many tiles"])
 def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, tokens, whole = request.param
+    rows, tokens, wide = request.param
     monkeypatch.setattr(fused, "TILE_ROWS", rows)
     monkeypatch.setattr(fused, "TOKENS", tokens)
-    monkeypatch.setattr(fused, "WHOLE_ROWS", whole)
+    monkeypatch.setattr(fused, "WIDE_TILE_ROWS", wide)
     monkeypatch.setattr(fused, "GATHERED", 2 * WIDTH * tokens)
 
 
