@@ -1,7 +1,7 @@
 """The fused reading equals the plain one, values and gradients, and makes no tensor over the whole vocabulary."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, is_dataclass, replace
 
 import pytest
 import torch
@@ -11,10 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.trainer.tabular import DEFAULT, make_rollouts
 from trainer.losses import fused
 from trainer.losses.credit import LeaveOneOut, LocalRatio
-from trainer.losses.distil import distil_loss, forward_ce_loss, paper_loss, reverse_kl_loss, sdpo_loss
+from trainer.losses.distil import DistilLoss, distil_loss, forward_ce_loss, paper_loss, reverse_kl_loss, sdpo_loss
 from trainer.losses.fused import FusedStudent
-from trainer.losses.imitation import sft_loss
-from trainer.losses.reward import policy_gradient_loss
+from trainer.losses.imitation import SftLoss, sft_loss
+from trainer.losses.reward import RewardLoss, policy_gradient_loss
 from trainer.losses.student import Rollouts, ScoredStudent, Student
 from trainer.losses.terms import (
     DrawnTerm,
@@ -31,7 +31,8 @@ from trainer.losses.terms import (
 
 VOCABULARY, WIDTH = 23, 5
 Batch = tuple[Tensor, Tensor, Rollouts, list[Term], list[Term]]
-Loss = Callable[[Student, Rollouts, Sequence[Term]], Tensor]
+Result = DistilLoss | RewardLoss | SftLoss
+Loss = Callable[[Student, Rollouts, Sequence[Term]], Result]
 
 
 def make_batch(seed: int, dtype: torch.dtype, vocabulary: int = VOCABULARY, width: int = WIDTH) -> Batch:
@@ -72,24 +73,22 @@ def make_batch(seed: int, dtype: torch.dtype, vocabulary: int = VOCABULARY, widt
     return hidden, weight, rollouts, [plain, *others], [replace(plain, expert=HiddenStates(shown, 0.5)), *others]
 
 
-def distil(student: Student, rollouts: Rollouts, terms: Sequence[Term]) -> Tensor:
+def distil(student: Student, rollouts: Rollouts, terms: Sequence[Term]) -> DistilLoss:
     siblings = LeaveOneOut(torch.tensor([0, 0, 1, 1]), torch.zeros(4), torch.zeros(6))
-    return distil_loss(student, rollouts, terms, siblings, DEFAULT, 24, LocalRatio.PREFIX).loss
+    return distil_loss(student, rollouts, terms, siblings, DEFAULT, 24, LocalRatio.PREFIX)
 
 
 LOSSES: dict[str, Loss] = {
     "distil": distil,
-    "forward_ce": lambda student, rollouts, terms: forward_ce_loss(student, rollouts, terms, 24).loss,
-    "paper": lambda student, rollouts, terms: paper_loss(student, rollouts, terms[:1], 4, 24).loss,
-    "sdpo": lambda student, rollouts, terms: sdpo_loss(student, rollouts, terms[:1], 0.5, 4, 24).loss,
-    "sdpo on all tokens": lambda student, rollouts, terms: (
-        sdpo_loss(student, rollouts, terms[:1], 0.5, VOCABULARY, 24).loss
+    "forward_ce": lambda student, rollouts, terms: forward_ce_loss(student, rollouts, terms, 24),
+    "paper": lambda student, rollouts, terms: paper_loss(student, rollouts, terms[:1], 4, 24),
+    "sdpo": lambda student, rollouts, terms: sdpo_loss(student, rollouts, terms[:1], 0.5, 4, 24),
+    "sdpo on all tokens": lambda student, rollouts, terms: sdpo_loss(student, rollouts, terms[:1], 0.5, VOCABULARY, 24),
+    "reverse_kl": lambda student, rollouts, terms: reverse_kl_loss(student, rollouts, terms[:1], 24),
+    "grpo": lambda student, rollouts, _: policy_gradient_loss(
+        student, rollouts, torch.tensor([1.0, -1.0, 0.0, 2.0]), rollouts.credited, 24
     ),
-    "reverse_kl": lambda student, rollouts, terms: reverse_kl_loss(student, rollouts, terms[:1], 24).loss,
-    "grpo": lambda student, rollouts, _: (
-        policy_gradient_loss(student, rollouts, torch.tensor([1.0, -1.0, 0.0, 2.0]), rollouts.credited, 24).loss
-    ),
-    "sft": lambda student, rollouts, _: sft_loss(student, rollouts, torch.tensor([1.0, 0.0, 2.0, 0.5]), 48).loss,
+    "sft": lambda student, rollouts, _: sft_loss(student, rollouts, torch.tensor([1.0, 0.0, 2.0, 0.5]), 48),
 }
 
 
@@ -98,9 +97,9 @@ def run(loss: Loss, batch: Batch, fused_reading: bool, train_head: bool = True) 
     hidden = hidden.clone().requires_grad_()
     weight = weight.clone().requires_grad_(train_head)
     if fused_reading:
-        value = loss(FusedStudent(hidden, weight, rollouts), rollouts, unprojected)
+        value = loss(FusedStudent(hidden, weight, rollouts), rollouts, unprojected).loss
     else:
-        value = loss(ScoredStudent(hidden @ weight.T, rollouts), rollouts, plain)
+        value = loss(ScoredStudent(hidden @ weight.T, rollouts), rollouts, plain).loss
     wanted = [hidden, weight] if train_head else [hidden]
     return value.detach(), list(torch.autograd.grad(value, wanted))
 
@@ -127,6 +126,32 @@ def test_every_objective_has_the_same_value_and_gradients(name: str, dtype: torc
             assert (gradient - expected).abs().max() < tolerance
 
 
+@pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_the_ledger_keeps_the_same_of_both_readings(name: str) -> None:
+    """All that a loss comes with, of every row and token: costs, entropies, gaps, shares, counts."""
+    hidden, weight, rollouts, plain, unprojected = make_batch(1, torch.float64)
+    scored = LOSSES[name](ScoredStudent(hidden @ weight.T, rollouts), rollouts, plain)
+    read = LOSSES[name](FusedStudent(hidden, weight, rollouts), rollouts, unprojected)
+    kept, expected = dict(tensors_of("", read)), dict(tensors_of("", scored))
+    assert kept.keys() == expected.keys()
+    assert len(kept) >= 4
+    for key, tensor in kept.items():
+        assert torch.allclose(tensor, expected[key], rtol=0, atol=1e-10), key
+
+
+def tensors_of(name: str, value: object) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in a result, and in the results it holds, by where it is."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, tuple):
+        for number, one in enumerate(value):
+            yield from tensors_of(f"{name}[{number}]", one)
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from tensors_of(f"{name}.{field.name}", getattr(value, field.name))
+
+
 @pytest.mark.parametrize("name", list(LOSSES))
 def test_a_frozen_output_layer_gets_no_gradient_and_changes_none(name: str) -> None:
     batch = make_batch(3, torch.float64)
@@ -150,7 +175,7 @@ def test_no_gradient_flows_into_an_expert(name: str, fused_reading: bool) -> Non
     student: Student = FusedStudent(student_states, weight, rollouts)
     if not fused_reading:
         student = ScoredStudent(student_states @ weight.T, rollouts)
-    loss = LOSSES[name](student, rollouts, terms[1 if fused_reading else 0])
+    loss = LOSSES[name](student, rollouts, terms[1 if fused_reading else 0]).loss
     slopes = torch.autograd.grad(loss, [student_states, *said], allow_unused=True)
     assert [slope is not None for slope in slopes] == [True, False, False, False]
 
@@ -257,8 +282,8 @@ def test_a_tail_the_student_hardly_gives_anything_keeps_its_digits() -> None:
 def test_half_precision_weights_are_computed_with_in_single_precision(name: str) -> None:
     hidden, weight, rollouts, _, terms = make_batch(4, torch.float32)
     exactly = FusedStudent(hidden.bfloat16().float(), weight.bfloat16().float(), rollouts)
-    exact = LOSSES[name](exactly, rollouts, terms)
-    half = LOSSES[name](FusedStudent(hidden.bfloat16(), weight.bfloat16(), rollouts), rollouts, terms)
+    exact = LOSSES[name](exactly, rollouts, terms).loss
+    half = LOSSES[name](FusedStudent(hidden.bfloat16(), weight.bfloat16(), rollouts), rollouts, terms).loss
     assert half.dtype == torch.float32
     assert half.item() == pytest.approx(exact.item(), rel=1e-5)
 
@@ -280,7 +305,7 @@ def test_no_tensor_over_the_vocabulary_is_made(monkeypatch: pytest.MonkeyPatch) 
 
     hidden = hidden.requires_grad_()
     with Watch():  # type: ignore[no-untyped-call]
-        torch.autograd.backward(distil(FusedStudent(hidden, weight, rollouts), rollouts, terms))
+        torch.autograd.backward(distil(FusedStudent(hidden, weight, rollouts), rollouts, terms).loss)
     assert largest < int(rollouts.action_mask.sum()) * 5_000 / 4
 
 

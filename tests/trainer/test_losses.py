@@ -12,6 +12,7 @@ from tests.trainer.tabular import DEFAULT, PROPOSITION_1, make_rollouts, one_gro
 from trainer.losses.credit import CostKind, Credit, LeaveOneOut, Reach
 from trainer.losses.distil import DistilLoss, distil_loss, forward_ce_loss
 from trainer.losses.imitation import sft_loss
+from trainer.losses.reward import policy_gradient_loss
 from trainer.losses.student import Rollouts, ScoredStudent
 from trainer.losses.terms import (
     DrawnTerm,
@@ -285,6 +286,10 @@ class TestPartialTerms:
         stray = replace(self.label, weights=torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 1.0]]))
         with pytest.raises(ValueError, match="row 1, step 2: person speaks about a token that is no action"):
             charge(terms=[stray], covered_tokens=0)
+        flipped = replace(self.label, weights=torch.tensor([[0.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
+        gaps = replace(ROLLOUTS, action_mask=torch.tensor([[True, False, True], [True, False, False]]))
+        with pytest.raises(ValueError, match="row 1, step 1: person speaks"):
+            charge(terms=[flipped], rollouts=gaps, covered_tokens=0)
 
     def test_a_term_that_speaks_nowhere_in_the_update_gives_nothing(self) -> None:
         nowhere = replace(self.label, weights=torch.zeros(2, 3), num_tokens=0)
@@ -397,6 +402,23 @@ def test_numbers_that_are_none_are_refused_by_row() -> None:
 def test_a_count_of_covered_tokens_smaller_than_the_micro_batch_is_refused() -> None:
     with pytest.raises(ValueError, match="covered_tokens is 4, but this micro-batch alone has 5"):
         charge(covered_tokens=4)
+
+
+def test_two_terms_add_up_in_the_kl_as_in_the_cost() -> None:
+    twice = [whole_term(SURE, "one"), whole_term(SURE, "two")]
+    assert charge(twice).kl.item() == pytest.approx(charge().kl.item())
+    assert charge(twice).cost_mean.item() == pytest.approx(charge().cost_mean.item())
+
+
+def test_an_update_of_one_token_is_divided_by_one() -> None:
+    logits, only = LOGITS[:1, 1:2], torch.ones((1, 1), dtype=torch.bool)
+    rollouts = make_rollouts(IDS[:1, :1], only, logits)
+    student, siblings = ScoredStudent(logits, rollouts), one_group(1, 1)
+    label = PartialTerm("person", Label(IDS[:1, :1]), only.float(), share=1.0, num_tokens=1)
+    for terms in ([whole_term(SURE[:1, :1])], [label]):
+        assert distil_loss(student, rollouts, terms, siblings, CLIPPED, 1).loss.item() == pytest.approx(2)
+    assert sft_loss(student, rollouts, torch.ones(1), 1).loss.item() == pytest.approx(2)
+    assert policy_gradient_loss(student, rollouts, torch.ones(1), only[0], 1).loss.item() == pytest.approx(-1)
 
 
 WRONG_SHAPES: list[tuple[Rollouts, LeaveOneOut | Tensor, Term]] = [
