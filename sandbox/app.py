@@ -44,6 +44,11 @@ def _check_key(request: Request) -> None:
         raise KeyRefused("send the sandbox's key as `Authorization: Bearer KEY`")
 
 
+def _caller(request: Request) -> str:
+    """For whom runs are queued: who the caller says it is, or its address."""
+    return request.headers.get("sandbox-caller", "")[:100] or (request.client.host if request.client else "")
+
+
 @router.post("/v1/run", dependencies=[Depends(_check_key)])
 async def run(body: RunRequest, request: Request, runner: RunnerDep) -> RunResult:
     """Run one program. A result is always 200, whatever the program did; a client that hangs up ends the run.
@@ -51,7 +56,7 @@ async def run(body: RunRequest, request: Request, runner: RunnerDep) -> RunResul
     Errors: KeyRefused (401), a body above MAX_BODY_BYTES (413), a request outside the contract (422), SandboxBusy
     (429, with Retry-After), SandboxStopping (503).
     """
-    return await _unless_gone(request, runner.run(body))
+    return await _unless_gone(request, runner.run(body, _caller(request)))
 
 
 @router.post("/v1/run_batch", dependencies=[Depends(_check_key)])
@@ -60,7 +65,7 @@ async def run_batch(body: BatchRequest, request: Request, runner: RunnerDep) -> 
 
     Errors: as for `run`.
     """
-    return BatchResult(results=await _unless_gone(request, runner.run_batch(body.runs)))
+    return BatchResult(results=await _unless_gone(request, runner.run_batch(body.runs, _caller(request))))
 
 
 @router.get("/healthz")
@@ -75,6 +80,9 @@ async def get_health(request: Request, runner: RunnerDep) -> Health:
         running=runner.num_running,
         queue=runner.num_waiting,
         queue_limit=settings.queue_limit,
+        languages=dict.fromkeys(runner.toolchains.available, "available") | dict(runner.toolchains.missing),
+        zygotes_replaced=runner.num_replaced,
+        runs_retried=runner.num_retried,
     )
 
 

@@ -1,4 +1,6 @@
-"""A memory cgroup for each run, where this process may make one: below its own cgroup (v1, v2), or beside it (v2).
+"""A memory cgroup for each slot, where this process may make one: below its own cgroup (v1, v2), or beside it (v2).
+
+It holds the slot's zygote and the processes of the run that goes on; limits and counters are set anew for each run.
 
 Folders are kept open, not named: the spawner looks for its place before it leaves the host's file tree.
 Only the standard library; loads under `python -S`.
@@ -10,47 +12,121 @@ import time
 from dataclasses import dataclass
 
 from sandbox.isolation import write_at
-from sandbox.wire import Job
 
 _PREFIX = "preceptor-sandbox-"
 _OVERHEAD_BYTES = 8 << 20
-"""What PID 1 of a run, which is in the run's cgroup, touches for itself."""
+"""What a fork of the zygote touches before the code does."""
 _REMOVE_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
+class _Files:
+    """What the files are called that both versions have."""
+
+    limit: str
+    limit_with_swap: str
+    swap_is_extra: bool
+    usage: str
+    peak: str
+    events: str
+    anonymous: str
+
+
+_FILES = {
+    1: _Files(
+        "memory.limit_in_bytes",
+        "memory.memsw.limit_in_bytes",
+        False,
+        "memory.usage_in_bytes",
+        "memory.max_usage_in_bytes",
+        "memory.oom_control",
+        "rss ",
+    ),
+    2: _Files("memory.max", "memory.swap.max", True, "memory.current", "memory.peak", "memory.events", "anon "),
+}
+
+
 class Group:
-    """One run's cgroup: in v2 one folder, in v1 one for memory and, where it could be made, one for pids."""
+    """One slot's cgroup: in v2 one folder, in v1 one for memory and, where it could be made, one for pids."""
 
-    parents: tuple[int, ...]
-    name: str
-    folders: tuple[int, ...]
-    version: int
+    def __init__(self, parents: tuple[int, ...], name: str, folders: tuple[int, ...], version: int) -> None:
+        self._parents, self._name, self._folders = parents, name, folders
+        self._names = _FILES[version]
+        self._overhead_bytes = _OVERHEAD_BYTES
+        self._limits = (1 << 62, 0)  # none
+        self._num_kills_before = 0
+        self._usage = os.open(self._names.usage, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folders[0])
+        self._bytes_before = 0
+        self._events = os.open(self._names.events, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folders[0])
+        try:  # absent from v2 before Linux 5.19, and not to be set back before 6.12
+            self._peak = os.open(self._names.peak, os.O_RDWR | os.O_CLOEXEC, dir_fd=folders[0])
+        except OSError:
+            self._peak = -1
+        self._pids_folder = folders[0] if version == 2 else folders[1] if len(folders) > 1 else None
 
-    def entries(self) -> tuple[int, ...]:
-        """Open files; a process that writes "0" to each of them is in the group."""
-        return tuple(os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=folder) for folder in self.folders)
+    def enter(self) -> None:
+        """Move this process into the group."""
+        for folder in self._folders:
+            write_at(folder, "cgroup.procs", "0")
 
-    def num_oom_kills(self) -> int:
-        name = "memory.events" if self.version == 2 else "memory.oom_control"
-        lines = _read(self.folders[0], name).splitlines()
-        return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+    def note_overhead(self) -> None:
+        """Take what the group holds now, its zygote, for a part of no run."""
+        lines = _read(self._folders[0], "memory.stat").splitlines()
+        anonymous = sum(int(line.split()[1]) for line in lines if line.startswith(self._names.anonymous))
+        self._overhead_bytes = anonymous + _OVERHEAD_BYTES
+        self._num_kills_before = self._num_kills()
+
+    def begin(self, memory_bytes: int, num_processes: int) -> None:
+        """Set limits and counters for the next run. Raises OSError."""
+        if self._limits != (memory_bytes, num_processes):
+            self._set_limits(memory_bytes, num_processes)
+        if self._peak >= 0:
+            os.pwrite(self._peak, b"0", 0)
+            self._bytes_before = int(os.pread(self._usage, 64, 0))  # the zygote, and files the kernel keeps cached
+        self._num_kills_before = self._num_kills()
+
+    def _set_limits(self, memory_bytes: int, num_processes: int) -> None:
+        names, folder, text = self._names, self._folders[0], str(memory_bytes + self._overhead_bytes)
+        if names.swap_is_extra:
+            write_at(folder, names.limit, text)
+            with contextlib.suppress(FileNotFoundError):  # a kernel without swap
+                write_at(folder, names.limit_with_swap, "0")
+        else:
+            # neither may pass the other: up from above, down from below
+            order = [names.limit_with_swap, names.limit] if memory_bytes > self._limits[0] else []
+            for name in order or [names.limit, names.limit_with_swap]:
+                with contextlib.suppress(FileNotFoundError):
+                    write_at(folder, name, text)
+        if self._pids_folder is not None:
+            write_at(self._pids_folder, "pids.max", str(num_processes + 1))
+        self._limits = (memory_bytes, num_processes)
+
+    def has_overflowed(self) -> bool:
+        """Whether the kernel has ended a process of this run for want of memory."""
+        return self._num_kills() > self._num_kills_before
+
+    def _num_kills(self) -> int:
+        _, found, rest = os.pread(self._events, 4096, 0).partition(b"oom_kill ")
+        return int(rest.split()[0]) if found else 0
 
     def peak_bytes(self) -> int:
-        """The most it ever held; 0 where the kernel (v2 before 5.19) does not tell."""
-        try:
-            return int(_read(self.folders[0], "memory.peak" if self.version == 2 else "memory.max_usage_in_bytes"))
-        except FileNotFoundError:
+        """The most this run ever held; 0 where the kernel does not tell."""
+        if self._peak < 0:
             return 0
+        return max(0, int(os.pread(self._peak, 64, 0)) - self._bytes_before)
 
     def remove(self) -> None:
         """Remove the group; its processes are dead, but the kernel may need a moment to see it."""
+        os.close(self._events)
+        os.close(self._usage)
+        if self._peak >= 0:
+            os.close(self._peak)
         deadline = time.monotonic() + _REMOVE_SECONDS
-        for parent, folder in zip(self.parents, self.folders, strict=True):
+        for parent, folder in zip(self._parents, self._folders, strict=True):
             os.close(folder)
             while True:
                 try:
-                    os.rmdir(self.name, dir_fd=parent)
+                    os.rmdir(self._name, dir_fd=parent)
                     break
                 except OSError:
                     if time.monotonic() > deadline:
@@ -60,7 +136,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Place:
-    """The folder in which the runs' cgroups are made; `Place.find` makes it, `remove` takes it away."""
+    """The folder in which the slots' cgroups are made; `Place.find` makes it, `remove` takes it away."""
 
     parents: tuple[int, ...]
     folders: tuple[int, ...]
@@ -104,26 +180,13 @@ class Place:
             folders.append(os.open(f"{path}/{name}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         return cls(tuple(parent_fds), tuple(folders), name, version)
 
-    def make_group(self, name: str, job: Job) -> Group:
-        """A cgroup with the job's limits. Raises OSError."""
+    def make_group(self, name: str) -> Group:
+        """A cgroup for one slot. Raises OSError."""
         folders = []
         for parent in self.folders:
             os.mkdir(name, dir_fd=parent)
             folders.append(os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=parent))
-        group = Group(self.folders, name, tuple(folders), self.version)
-        memory_bytes, num_processes = str(job.memory_bytes + _OVERHEAD_BYTES), str(job.processes + 1)
-        if self.version == 2:
-            write_at(folders[0], "memory.max", memory_bytes)
-            with contextlib.suppress(FileNotFoundError):  # a kernel without swap
-                write_at(folders[0], "memory.swap.max", "0")
-            write_at(folders[0], "pids.max", num_processes)
-            return group
-        write_at(folders[0], "memory.limit_in_bytes", memory_bytes)
-        with contextlib.suppress(FileNotFoundError):
-            write_at(folders[0], "memory.memsw.limit_in_bytes", memory_bytes)
-        for pids in folders[1:]:
-            write_at(pids, "pids.max", num_processes)
-        return group
+        return Group(self.folders, name, tuple(folders), self.version)
 
     def remove(self) -> None:
         for parent, folder in zip(self.parents, self.folders, strict=True):

@@ -12,8 +12,6 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
-MAIN_FILE = "main.py"
-"""The code is written to this file of the run's folder; `files` may not name it."""
 MAX_CODE_CHARS = 1 << 20
 MAX_STDIN_CHARS = 4 << 20
 MAX_FILES = 64
@@ -21,6 +19,30 @@ MAX_FILE_BYTES = 8 << 20
 """Of all files of one request together, and of all files collected from one run together."""
 MAX_PATH_DEPTH = 8
 MAX_BATCH = 64
+
+
+class Language(StrEnum):
+    """What the code is written in. Which of them a sandbox can run, its health tells."""
+
+    PYTHON = "python"
+    """The standard library."""
+    PYTHON_NUMPY = "python-numpy"
+    """With numpy, imported before the run begins."""
+    BASH = "bash"
+    JAVASCRIPT = "javascript"
+    """Node."""
+    CPP = "cpp"
+    """C++17, compiled before it runs."""
+
+
+MAIN_FILES = {
+    Language.PYTHON: "main.py",
+    Language.PYTHON_NUMPY: "main.py",
+    Language.BASH: "main.sh",
+    Language.JAVASCRIPT: "main.js",
+    Language.CPP: "main.cpp",
+}
+"""The code is written to this file of the run's folder; `files` may not name it."""
 
 
 class Status(StrEnum):
@@ -38,6 +60,8 @@ class Status(StrEnum):
     """Wrote far more than `output_bytes` and was stopped."""
     KILLED = "killed"
     """Ended by a signal: a crash of the interpreter, or the code signalled itself."""
+    NOT_COMPILED = "not_compiled"
+    """The compiler refused it; `compilation` says why. Nothing was run."""
     SANDBOX_ERROR = "sandbox_error"
     """The sandbox failed; it says nothing about the code. Ask again."""
 
@@ -111,7 +135,7 @@ class RunRequest(Frozen):
     """One program to run in a fresh, empty folder, and what to bring back from it."""
 
     code: str = Field(max_length=MAX_CODE_CHARS)
-    language: Literal["python"] = "python"
+    language: Language = Language.PYTHON
     stdin: str = Field("", max_length=MAX_STDIN_CHARS)
     files: dict[BoxPath, FileBytes] = Field(default_factory=dict, max_length=MAX_FILES)
     limits: Limits = Limits()
@@ -122,14 +146,26 @@ class RunRequest(Frozen):
     def _check_files(self) -> Self:
         if sum(map(len, self.files.values())) > MAX_FILE_BYTES:
             raise ValueError(f"files hold more than {MAX_FILE_BYTES} bytes together")
+        main_file = MAIN_FILES[self.language]
         for path in self.files:
             parts = path.split("/")
-            if parts[0] == MAIN_FILE:
-                raise ValueError(f"{MAIN_FILE} is where the code goes")
+            if parts[0] in (main_file, "program"):
+                raise ValueError(f"{parts[0]} is where the code goes")
             for depth in range(1, len(parts)):
                 if "/".join(parts[:depth]) in self.files:
                     raise ValueError(f"{'/'.join(parts[:depth])} is both a file and a folder")
         return self
+
+
+class Compilation(Frozen):
+    """What the compiler said, before the run."""
+
+    status: Status
+    reason: str
+    exit_code: int | None
+    stdout: str
+    stderr: str
+    wall_seconds: float
 
 
 class RunResult(Frozen):
@@ -151,6 +187,8 @@ class RunResult(Frozen):
     files_missing: dict[str, MissingReason]
     """Those of `collect` that did not come back, and why."""
     isolation: Level
+    compilation: Compilation | None = None
+    """None for a language that is not compiled."""
 
 
 class BatchRequest(Frozen):
@@ -175,6 +213,12 @@ class Health(Frozen):
     queue: int
     """Runs now waiting for a slot."""
     queue_limit: int
+    languages: dict[Language, str]
+    """The ones this machine can run are "available"; for the others, why not."""
+    zygotes_replaced: int
+    """Since the start: warm interpreters that died or failed and were started anew."""
+    runs_retried: int
+    """Since the start: runs that were run again because of that. None of them more than once."""
 
 
 class Problem(Frozen):

@@ -30,3 +30,8 @@ class SandboxStopping(SandboxError):
 class KeyRefused(SandboxError):
     status_code = 401
     title = "A valid key is needed"
+
+
+class LanguageUnavailable(SandboxError):
+    status_code = 422
+    title = "This machine has no toolchain for the language"

@@ -13,7 +13,7 @@ _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}.get(MACHINE, -1)
 _CAPSET = {"x86_64": 126, "aarch64": 91}.get(MACHINE, -1)
 _MOUNT_SETATTR = 442  # the same on every architecture, like all calls since Linux 5.0
 _OPENAT2 = 437
-_CLOSE_RANGE, _CLOSE_RANGE_CLOEXEC = 436, 4
+_CLOSE_RANGE = 436
 
 _LANDLOCK_CREATE, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT = 444, 445, 446
 _LANDLOCK_READ = 0b1101  # execute, read a file, read a folder
@@ -23,7 +23,8 @@ LANDLOCK_SCOPES = 6
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_CAPBSET_DROP = 1, 4, 22, 24
 _PR_SET_CHILD_SUBREAPER = 36
-_PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 4
+_PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 2, 4
+_CAP_SETPCAP, _CAP_SYS_ADMIN = 8, 21
 _SECCOMP_MODE_FILTER = 2
 _CAPABILITY_VERSION_3 = 0x20080522
 _NUM_CAPABILITIES = (
@@ -145,12 +146,6 @@ def open_beneath(folder_fd: int, path: str, flags: int) -> int:
     )
 
 
-def close_on_exec_from(first: int) -> None:
-    """Keep every open file from this number on from whatever this process executes (Linux 5.11)."""
-    arguments = (ctypes.c_uint(first), ctypes.c_uint(0xFFFFFFFF), ctypes.c_uint(_CLOSE_RANGE_CLOEXEC))
-    _syscall(_CLOSE_RANGE, "close_range", *arguments)
-
-
 def set_hostname(name: str) -> None:
     encoded = name.encode()
     _check(_libc.sethostname(encoded, ctypes.c_size_t(len(encoded))), "sethostname")
@@ -168,13 +163,37 @@ def set_dumpable(dumpable: bool) -> None:
 
 def drop_capabilities() -> None:
     """Give up every capability for good, and the means of an exec to bring one back."""
+    _drop_bounds()
+    forget_capabilities()
+
+
+def forget_capabilities() -> None:
+    """Give up the capabilities this process has; the bounds were dropped before."""
+    _check(_prctl(_PR_CAP_AMBIENT, ctypes.c_ulong(_PR_CAP_AMBIENT_CLEAR_ALL)), "PR_CAP_AMBIENT")
+    _set_capabilities(0, inherited=0)
+
+
+def keep_mounting_across_exec() -> None:
+    """Keep only the capability to mount and to make namespaces, also in the program executed next."""
+    kept = 1 << _CAP_SYS_ADMIN
+    _set_capabilities(kept | 1 << _CAP_SETPCAP, inherited=kept)  # while the bounds still allow to inherit it
+    _drop_bounds()
+    _set_capabilities(kept, inherited=kept)
+    raised = _prctl(_PR_CAP_AMBIENT, ctypes.c_ulong(_PR_CAP_AMBIENT_RAISE), ctypes.c_ulong(_CAP_SYS_ADMIN))
+    _check(raised, "PR_CAP_AMBIENT_RAISE")
+
+
+def _drop_bounds() -> None:
     for capability in range(_NUM_CAPABILITIES):
         if _prctl(_PR_CAPBSET_DROP, ctypes.c_ulong(capability)) < 0:
             break
-    _check(_prctl(_PR_CAP_AMBIENT, ctypes.c_ulong(_PR_CAP_AMBIENT_CLEAR_ALL)), "PR_CAP_AMBIENT")
-    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    _syscall(_CAPSET, "capset", ctypes.byref(header), ctypes.byref((ctypes.c_uint32 * 6)()))
     _check(_prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1)), "PR_SET_NO_NEW_PRIVS")
+
+
+def _set_capabilities(owned: int, inherited: int) -> None:
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    data = (ctypes.c_uint32 * 6)(owned, owned, inherited)  # effective, permitted, inheritable; then their high halves
+    _syscall(_CAPSET, "capset", ctypes.byref(header), ctypes.byref(data))
 
 
 def become_subreaper() -> None:
@@ -217,6 +236,11 @@ def _allow_below(rules: int, path: str, access: int) -> None:
         _syscall(_LANDLOCK_ADD_RULE, f"landlock_add_rule {path}", *arguments)
     finally:
         os.close(descriptor)
+
+
+def close_from(first: int) -> None:
+    """Close every open file from this number on (Linux 5.9)."""
+    _syscall(_CLOSE_RANGE, "close_range", ctypes.c_uint(first), ctypes.c_uint(0xFFFFFFFF), ctypes.c_uint(0))
 
 
 def install_filter(program: bytes) -> None:

@@ -32,6 +32,7 @@ _DENIED = {
     "uselib": (134, -1), "ustat": (136, -1),
     "sysfs": (139, -1), "personality": (135, 92), "mbind": (237, 235),
     "set_mempolicy": (238, 237), "sched_setscheduler": (144, 119), "sched_setattr": (314, 274),
+    "sched_setparam": (142, 118), "ioprio_set": (251, 30),
     # memory that no process shows as its own
     "memfd_secret": (447, 447), "shmget": (29, 194), "semget": (64, 190), "msgget": (68, 186), "mq_open": (240, 180),
     # the machine itself
@@ -50,7 +51,10 @@ _SIGNALS = {
     "rt_tgsigqueueinfo": (297, 240), "pidfd_send_signal": (424, 424),
 }  # fmt: skip
 """Denied where neither a pid namespace nor Landlock keeps a signal from reaching the server's own processes."""
-_CLONE, _IOCTL, _PRLIMIT = (56, 220), (16, 29), (302, 261)
+_CLONE, _IOCTL = (56, 220), (16, 29)
+_OF_ONESELF = {"prlimit": (302, 261), "sched_setaffinity": (203, 122)}
+"""Allowed for process 0, oneself: the zygote has the run's user, and must not be slowed down or given a limit."""
+_SETPRIORITY = (141, 140)
 _NEW_NAMESPACE_FLAGS = 0x7E020000 | 0x80
 _TERMINAL_INJECTIONS = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: type into the terminal that started the server
 
@@ -91,6 +95,10 @@ def assemble(machine: str, *, signals: bool = True) -> bytes:
     program += [_op(_EQUAL, _IOCTL[column], 0, 5), _op(_LOAD, _SECOND_ARGUMENT)]
     program += [_op(_EQUAL, _TERMINAL_INJECTIONS[0], 1, 0), _op(_EQUAL, _TERMINAL_INJECTIONS[1], 0, 1), deny]
     program += [_op(_RETURN, _ALLOW)]
-    # limits of oneself only: PID 1 has the same user and must not be given a limit of 0
-    program += [_op(_EQUAL, _PRLIMIT[column], 0, 3), _op(_LOAD, _FIRST_ARGUMENT), _op(_EQUAL, 0, 1, 0), deny]
+    for numbers in _OF_ONESELF.values():
+        program += [_op(_EQUAL, numbers[column], 0, 4), _op(_LOAD, _FIRST_ARGUMENT), _op(_EQUAL, 0, 1, 0), deny]
+        program += [_op(_RETURN, _ALLOW)]
+    # the first says a process, the second oneself
+    program += [_op(_EQUAL, _SETPRIORITY[column], 0, 6), _op(_LOAD, _FIRST_ARGUMENT), _op(_EQUAL, 0, 1, 0), deny]
+    program += [_op(_LOAD, _SECOND_ARGUMENT), _op(_EQUAL, 0, 1, 0), deny]
     return b"".join([*program, _op(_RETURN, _ALLOW)])

@@ -15,9 +15,8 @@ import signal
 import stat
 import time
 
-from sandbox import isolation, kernel, seccomp
-from sandbox.isolation import DEVICES, ENVIRONMENT, SYSTEM, SYSTEM_FILES, Interpreter
-from sandbox.wire import Job
+from sandbox import isolation, kernel
+from sandbox.isolation import DEVICES
 
 _FOLDER_PREFIX = "preceptor-weak-"
 
@@ -45,7 +44,7 @@ def remove_folder(path: str) -> None:
 
 
 def make_box(folder: str, owner: int | None) -> str:
-    """A new folder for one run, named by this process."""
+    """A new folder for one run or zygote, named by this process."""
     path = f"{folder}/preceptor-run-{os.getpid()}-{time.monotonic_ns()}"
     os.mkdir(path, 0o700)
     if owner is not None:
@@ -63,29 +62,25 @@ def remove_box(path: str) -> None:
     shutil.rmtree(path)
 
 
-def enter(job: Job, box: str, drop_to_uid: int | None) -> int:
-    """Prepare the process that starts and measures the run: folder, user, capabilities. Gives an open /proc."""
-    kernel.become_subreaper()
-    os.chdir(box)
+def enter_slot(folder: str, drop_to_uid: int | None, program: dict[str, bytes]) -> int:
+    """Make this process ready to be a zygote, with its program in this folder; gives an open /proc."""
+    os.chdir(folder)
     if drop_to_uid is not None:
-        os.setgroups([])
-        os.setresgid(drop_to_uid, drop_to_uid, drop_to_uid)
-        os.setresuid(drop_to_uid, drop_to_uid, drop_to_uid)
-    kernel.die_with_parent(signal.SIGKILL)
-    isolation.write_files(job)
+        isolation.drop_to(drop_to_uid)
+    isolation.write_files(program)
     kernel.drop_capabilities()
-    kernel.set_dumpable(False)
     return os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
-def fence(box: str, interpreter: Interpreter) -> dict[str, str]:
-    """Close off this process, about to become the code; gives the environment to start it with."""
-    kernel.die_with_parent(signal.SIGKILL)
+def fence(box: str, readable: tuple[str, ...]) -> None:
+    """Close off this process, about to become the code, but for its folder and what it may read."""
     devices = [f"/dev/{name}" for name in DEVICES]
-    kernel.restrict_files([*SYSTEM, *SYSTEM_FILES, *interpreter.paths()], [box, *devices])
-    signals_stay_inside = kernel.landlock_version() >= kernel.LANDLOCK_SCOPES
-    kernel.install_filter(seccomp.assemble(kernel.MACHINE, signals=signals_stay_inside))
-    return ENVIRONMENT | {"HOME": box, "TMPDIR": box}
+    kernel.restrict_files(list(readable), [box, *devices])
+
+
+def keeps_signals_inside() -> bool:
+    """Whether Landlock keeps signals from reaching processes outside; if not, the filter has to deny them all."""
+    return kernel.landlock_version() >= kernel.LANDLOCK_SCOPES
 
 
 def count_processes_of_user() -> int:

@@ -31,7 +31,18 @@ def decide(machine: str, number: int, arguments: tuple[int, ...] = (), arch: int
             position += if_true if holds else if_false
 
 
-X86 = {"read": 0, "socketpair": 53, "socket": 41, "clone": 56, "clone3": 435, "ioctl": 16, "prlimit": 302}
+X86 = {
+    "read": 0,
+    "socketpair": 53,
+    "socket": 41,
+    "clone": 56,
+    "clone3": 435,
+    "ioctl": 16,
+    "prlimit": 302,
+    "sched_setaffinity": 203,
+    "setpriority": 141,
+    "ioprio_set": 251,
+}
 ARM = {
     "read": 63,
     "socketpair": 199,
@@ -40,6 +51,9 @@ ARM = {
     "clone3": 435,
     "ioctl": 29,
     "prlimit": 261,
+    "sched_setaffinity": 122,
+    "setpriority": 140,
+    "ioprio_set": 30,
     "mount": 40,
 }
 NUMBERS = {"x86_64": {**X86, "mount": 165}, "aarch64": {**ARM, "mount": 40}}
@@ -65,6 +79,12 @@ both = pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
         ("ioctl", (0, 0x541C), "EPERM"),
         ("prlimit", (0, 7), ALLOWED),
         ("prlimit", (1, 7), "EPERM"),
+        ("sched_setaffinity", (0, 8), ALLOWED),
+        ("sched_setaffinity", (1, 8), "EPERM"),
+        ("setpriority", (0, 0, 5), ALLOWED),
+        ("setpriority", (0, 1, 5), "EPERM"),
+        ("setpriority", (2, 0, 5), "EPERM"),
+        ("ioprio_set", (1, 0), "EPERM"),
     ],
 )
 def test_each_call_is_decided_by_its_number_and_arguments(

@@ -24,6 +24,13 @@ pytestmark = pytest.mark.integration
 SLEEPER = "import os, sys\nos.execv(sys.executable, [sys.executable, '-c', 'import time; time.sleep(600)', '{token}'])"
 
 
+SLEEPER_AND_END = """
+import subprocess, sys
+subprocess.run([sys.executable, '-c', 'import time; time.sleep(2)', '{token}'])
+print('answer')
+"""
+
+
 def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -172,15 +179,40 @@ def alive(pid: int) -> bool:
     return False
 
 
+def find_processes_above(token: str) -> tuple[int, int]:
+    """The zygote of the run that has a process with this token, and its keeper."""
+    wait_until(lambda: bool(host_processes(token)))
+    zygote = host_processes(token)[0]
+    while namespace_pid(zygote) != 1:
+        zygote = parent_of(zygote)
+    return zygote, parent_of(zygote)
+
+
+@pytest.mark.parametrize("which", ["zygote", "keeper"])
+def test_a_dead_zygote_is_replaced_and_its_run_retried_once_and_counted(sandbox: SandboxServer, which: str) -> None:
+    before = sandbox.health()
+    token = uuid.uuid4().hex
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(sandbox.run, SLEEPER_AND_END.format(token=token))
+        zygote, keeper = find_processes_above(token)
+        os.kill(zygote if which == "zygote" else keeper, signal.SIGKILL)
+        result = answer.result(30)
+    assert (result.status, result.stdout) == (Status.OK, "answer\n")
+    after = sandbox.health()
+    assert after.runs_retried == before.runs_retried + 1
+    assert after.zygotes_replaced == before.zygotes_replaced + 1
+
+
 def test_a_fault_of_the_sandbox_is_not_the_code_s_and_the_next_run_works(sandbox: SandboxServer) -> None:
     limits = Limits(wall_seconds=60, cpu_seconds=60)
     token = uuid.uuid4().hex
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(sandbox.post, RunRequest(code=SLEEPER.format(token=token), limits=limits))
-        wait_until(lambda: bool(host_processes(token)))
-        (spawner,) = [pid for pid in children_of(sandbox.process.pid) if parent_of(pid) == sandbox.process.pid]
-        supervisor = next(pid for pid in children_of(spawner) if parent_of(pid) == spawner)
-        os.kill(supervisor, signal.SIGKILL)
+        first, _ = find_processes_above(token)
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: any(parent_of(pid) not in (0, first) for pid in host_processes(token)))
+        second, _ = find_processes_above(token)
+        os.kill(second, signal.SIGKILL)
         result = answer.result(30)
     assert (result.status, result.exit_code) == (Status.SANDBOX_ERROR, None)
     assert "not the code" in result.reason
@@ -194,6 +226,12 @@ def test_a_spawner_that_died_is_replaced(sandbox: SandboxServer) -> None:
     wait_until(lambda: not alive(spawner))
     assert sandbox.run("print('next')").stdout == "next\n"
     assert sandbox.run("print('again')").isolation == sandbox.health().level
+
+
+def namespace_pid(pid: int) -> int:
+    """The number of a process in its innermost pid namespace."""
+    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("NSpid:")]
+    return int(line.split()[-1])
 
 
 def parent_of(pid: int) -> int:

@@ -1,0 +1,147 @@
+"""The sandbox's own processes as the server holds them: the spawner, and a keeper for each slot and flavour."""
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Self
+
+from sandbox import wire
+from sandbox.contract import Level
+from sandbox.errors import IsolationRefused
+from sandbox.keeper import DEATH_SECONDS, SETUP_SECONDS, START_SECONDS
+from sandbox.settings import SandboxSettings
+from sandbox.wire import Hello, Job, Outcome, Wish
+
+STOP_SECONDS = 20.0
+_BOOTSTRAP = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from sandbox.spawner import main
+main(int(sys.argv[2]), sys.argv[3], tuple(sys.argv[4:]))
+"""
+
+
+class KeeperLost(Exception):
+    """The keeper ended, or does not answer; what it was asked says nothing about the code."""
+
+
+class Keeper:
+    """The connection to one keeper. Made by `open`."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+        self._is_asked = False
+
+    @classmethod
+    async def open(cls, connection: socket.socket) -> Self:
+        """Wait until its zygote is warm. Raises KeeperLost."""
+        keeper = cls(*await asyncio.open_unix_connection(sock=connection))
+        try:
+            async with asyncio.timeout(2 * START_SECONDS):
+                hello = wire.unpack_hello(await keeper._receive())
+            if hello.level is None:
+                raise KeeperLost(f"the zygote could not be started: {hello.problem}")
+        except TimeoutError:
+            keeper.close()
+            raise KeeperLost("the zygote did not start in time") from None
+        except BaseException:
+            keeper.close()
+            raise
+        return keeper
+
+    @property
+    def has_ended(self) -> bool:
+        return self._reader.at_eof() or self._writer.is_closing()
+
+    async def ask(self, job: Job) -> Outcome:
+        """Have a job run. Raises KeeperLost."""
+        self._is_asked = True
+        try:
+            async with asyncio.timeout(SETUP_SECONDS + job.wall_seconds + 4 * DEATH_SECONDS):
+                self._writer.write(wire.pack(job))
+                await self._writer.drain()
+                return wire.unpack_outcome(await self._receive())
+        except TimeoutError:
+            raise KeeperLost("the run's keeper did not answer in time") from None
+        except ConnectionError as error:
+            raise KeeperLost(f"the run's keeper is gone: {error}") from error
+        finally:
+            self._is_asked = False
+
+    async def _receive(self) -> bytes:
+        try:
+            (length,) = wire.HEADER.unpack(await self._reader.readexactly(wire.HEADER.size))
+            return await self._reader.readexactly(length)
+        except asyncio.IncompleteReadError:
+            raise KeeperLost("the run's keeper ended without an answer") from None
+
+    def cancel(self) -> None:
+        """End the run that goes on, if one does; it is answered all the same."""
+        if self._is_asked and not self._writer.is_closing():
+            self._writer.write(wire.CANCEL)
+
+    def close(self) -> None:
+        """Let the keeper end, and with it its zygote and what runs there."""
+        self._writer.close()
+
+
+class Spawner:
+    """The spawner's process and our end of its socket."""
+
+    def __init__(self, process: subprocess.Popen[bytes], control: socket.socket) -> None:
+        self._process = process
+        self._control = control
+
+    @classmethod
+    def start(cls, settings: SandboxSettings, packages: tuple[str, ...]) -> tuple[Self, Hello]:
+        """Start it and wait for its first words. Raises OSError, IsolationRefused."""
+        if sys.platform != "linux":
+            raise IsolationRefused(f"runs are isolated by Linux; this is {sys.platform}")
+        control, other_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        interpreter = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+        weak_folder = str(settings.data_dir.resolve()) if settings.minimum_level == Level.WEAK else ""
+        parent = str(Path(__file__).resolve().parent.parent)
+        arguments = [parent, str(other_end.fileno()), weak_folder, *packages]
+        with other_end:
+            process = subprocess.Popen(
+                [interpreter, "-I", "-S", "-B", "-c", _BOOTSTRAP, *arguments],
+                pass_fds=[other_end.fileno()],
+                env={"PATH": os.defpath, "LANG": "C.UTF-8"},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,  # a Ctrl-C is for the server, which then stops the spawner
+            )
+        spawner = cls(process, control)
+        control.settimeout(START_SECONDS)
+        try:
+            said = control.recv(wire.MAX_PACKET_BYTES)
+        except OSError as error:
+            spawner.stop()
+            raise IsolationRefused(f"the spawner did not start: {error}") from error
+        if not said:
+            spawner.stop()
+            raise IsolationRefused("the spawner ended at its start")
+        return spawner, wire.unpack_hello(said)
+
+    def connect(self, wish: Wish) -> socket.socket:
+        """Have a keeper forked; gives the connection to it. Raises OSError when the spawner is gone."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            try:
+                socket.send_fds(self._control, [wire.pack_packet(wish)], [theirs.fileno()])
+            except OSError:
+                ours.close()
+                raise
+        return ours
+
+    def stop(self) -> None:
+        """Close its socket and wait until it, and every run, is gone."""
+        self._control.close()
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
