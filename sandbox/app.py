@@ -1,4 +1,7 @@
-"""The sandbox over HTTP: POST /v1/run, POST /v1/run_batch, GET /healthz. Thin: contract in, runner, contract out."""
+"""The sandbox over HTTP: POST /v1/run, /v1/run_batch, /v1/judge, GET /healthz.
+
+Thin: contract in, runner, contract out.
+"""
 
 import asyncio
 import hmac
@@ -11,7 +14,16 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sandbox.contract import BatchRequest, BatchResult, Health, Problem, RunRequest, RunResult
+from sandbox.contract import (
+    BatchRequest,
+    BatchResult,
+    Health,
+    JudgeRequest,
+    JudgeResult,
+    Problem,
+    RunRequest,
+    RunResult,
+)
 from sandbox.errors import KeyRefused, SandboxError, SandboxStopping
 from sandbox.runner import Runner
 from sandbox.settings import SandboxSettings
@@ -66,6 +78,15 @@ async def run_batch(body: BatchRequest, request: Request, runner: RunnerDep) -> 
     Errors: as for `run`.
     """
     return BatchResult(results=await _unless_gone(request, runner.run_batch(body.runs, _caller(request))))
+
+
+@router.post("/v1/judge", dependencies=[Depends(_check_key)])
+async def judge(body: JudgeRequest, request: Request, runner: RunnerDep) -> JudgeResult:
+    """Judge a solution by its tests, a verdict for each. A result is always 200, whatever the solution did.
+
+    Errors: as for `run`.
+    """
+    return await _unless_gone(request, runner.judge(body, _caller(request)))
 
 
 @router.get("/healthz")

@@ -17,10 +17,13 @@ import socket
 import sys
 import threading
 import types
-from typing import NoReturn
+from typing import Final, NoReturn
 
-from sandbox import isolation, kernel, seccomp, weak
-from sandbox.wire import Flavour, Order, Terms, unpack_payload
+from sandbox import isolation, judge_solution, judge_tests, kernel, seccomp, weak
+from sandbox.wire import Flavour, Order, Role, Terms, unpack_payload
+
+CHANNEL: Final = 3
+"""The open file on which a solution and its tests meet."""
 
 _filter = b""
 
@@ -34,7 +37,7 @@ def prepare(terms: Terms) -> None:
 def become_run(control: socket.socket, proc: int, order: Order, descriptors: tuple[int, ...], terms: Terms) -> NoReturn:
     """Be the first process of a run. Sends "box" with the open folder if it is wanted, "started", or "fault:" and why.
 
-    `descriptors` are the payload, standard input, output and error, and perhaps a channel that the code finds as 3.
+    `descriptors` are the payload, standard input, output and error, and perhaps a channel.
     """
     try:
         source = _set_up(control, proc, order, descriptors, terms)
@@ -45,11 +48,20 @@ def become_run(control: socket.socket, proc: int, order: Order, descriptors: tup
     control.detach()
     channel = descriptors[4:]
     if channel:
-        os.dup2(channel[0], 3)
+        os.dup2(channel[0], CHANNEL)
     kernel.close_from(3 + len(channel))
     if order.argv:
         _execute(order.argv)
-    _run_python(source, f"{os.getcwd()}/{order.main_file}", terms)
+    _become_interpreter(terms)
+    folder = os.getcwd()
+    path = f"{folder}/{order.main_file}"
+    match order.role:
+        case Role.CODE:
+            _run_python(source, path)
+        case Role.SOLUTION:
+            judge_solution.serve(source, path, CHANNEL)
+        case Role.TESTS | Role.LIVE_TESTS:
+            judge_tests.judge(folder, CHANNEL, live=order.role == Role.LIVE_TESTS)
 
 
 def _set_up(control: socket.socket, proc: int, order: Order, descriptors: tuple[int, ...], terms: Terms) -> bytes:
@@ -109,7 +121,8 @@ def _execute(argv: tuple[str, ...]) -> NoReturn:
         os._exit(127)
 
 
-def _run_python(source: bytes, path: str, terms: Terms) -> NoReturn:
+def _become_interpreter(terms: Terms) -> None:
+    """Undo what a zygote is, so that this is an interpreter as it is after its start."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     gc.enable()
     random.seed()  # or every run would draw the same numbers
@@ -119,6 +132,9 @@ def _run_python(source: bytes, path: str, terms: Terms) -> NoReturn:
         name = ("stdin", "stdout", "stderr")[number]
         stream = _open_stream(number, f"<{name}>", errors)
         vars(sys).update({name: stream, f"__{name}__": stream})
+
+
+def _run_python(source: bytes, path: str) -> NoReturn:
     module = types.ModuleType("__main__")
     module.__dict__.update(__builtins__=__builtins__, __file__=path, __cached__=None)
     sys.modules["__main__"] = module

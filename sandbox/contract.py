@@ -10,7 +10,16 @@ import binascii
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PlainSerializer,
+    model_validator,
+)
 
 MAX_CODE_CHARS = 1 << 20
 MAX_STDIN_CHARS = 4 << 20
@@ -19,6 +28,7 @@ MAX_FILE_BYTES = 8 << 20
 """Of all files of one request together, and of all files collected from one run together."""
 MAX_PATH_DEPTH = 8
 MAX_BATCH = 64
+MAX_TESTS = 256
 
 
 class Language(StrEnum):
@@ -124,6 +134,8 @@ class Limits(Frozen):
 
     wall_seconds: float = Field(5.0, ge=0.1, le=120, allow_inf_nan=False)
     cpu_seconds: float = Field(5.0, ge=0.1, le=120, allow_inf_nan=False)
+    compile_seconds: float = Field(30.0, ge=0.1, le=120, allow_inf_nan=False)
+    """Wall time of the compiler, for a language that has one."""
     memory_bytes: int = Field(256 << 20, ge=32 << 20, le=4 << 30)
     output_bytes: int = Field(64 << 10, ge=0, le=1 << 20)
     """Kept of standard output, and as much again of standard error; what comes after is dropped and marked."""
@@ -200,6 +212,121 @@ class BatchRequest(Frozen):
 class BatchResult(Frozen):
     results: tuple[RunResult, ...]
     """In the order of the request."""
+
+
+class Verdict(StrEnum):
+    """How one test went."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    """The solution answered, and wrongly."""
+    ERROR = "error"
+    """The solution, or the test, raised an exception; or the solution's process ended."""
+    TIMEOUT = "timeout"
+    MEMORY = "memory"
+    NOT_RUN = "not_run"
+    """The solution had ended before it was this test's turn."""
+
+
+class ProgramTests(Frozen):
+    """Python that tests a Python solution: functions `test_*`, unittest or `Test*` classes, a function
+    `check(candidate)` with an entry point, or else each assertion and call at top level.
+
+    The solution's names are there as in its own module, and under `import solution`. They stand for what is in another
+    process: calls, attributes, items and iteration work, with plain data or the solution's own objects as arguments;
+    comparing two of its objects, or handing it a function of the tests, does not, unless `live_objects`.
+    """
+
+    kind: Literal["program"] = "program"
+    code: str = Field(max_length=MAX_CODE_CHARS)
+    entry_point: str = Field("", max_length=200)
+    """The function that is given to `check`, and that the name `candidate` stands for."""
+    live_objects: bool = False
+    """Run solution and tests in one process. A solution could then read its tests and fake the verdict."""
+
+
+class CallTest(Frozen):
+    function: str = Field(min_length=1, max_length=200)
+    """Its name; `Class.method` is called on a new object of the class."""
+    args: tuple[JsonValue, ...] = ()
+    kwargs: dict[str, JsonValue] = {}
+    expected: JsonValue
+    """Compared as data: floats to a relative 1e-6, tuples as lists."""
+
+
+class CallTests(Frozen):
+    """Calls of a Python solution with plain values, each expected to return one."""
+
+    kind: Literal["calls"] = "calls"
+    cases: tuple[CallTest, ...] = Field(min_length=1, max_length=MAX_TESTS)
+
+
+class StdioTest(Frozen):
+    stdin: str = Field("", max_length=MAX_STDIN_CHARS)
+    stdout: str = Field(max_length=MAX_STDIN_CHARS)
+    """Expected; white space at the ends of lines and of the text does not count."""
+
+
+class StdioTests(Frozen):
+    """Runs of a program in any language, each with its input and the output expected. The limits are for each run."""
+
+    kind: Literal["stdio"] = "stdio"
+    cases: tuple[StdioTest, ...] = Field(min_length=1, max_length=MAX_TESTS)
+
+
+class JudgeRequest(Frozen):
+    """A solution and what it has to do right."""
+
+    solution: str = Field(max_length=MAX_CODE_CHARS)
+    language: Language = Language.PYTHON
+    tests: Annotated[ProgramTests | CallTests | StdioTests, Field(discriminator="kind")]
+    limits: Limits = Limits()
+    """For all tests together, except of the kind `stdio`."""
+    test_seconds: float = Field(5.0, ge=0.1, le=120, allow_inf_nan=False)
+    """That the solution has to answer one call of a test."""
+
+    @model_validator(mode="after")
+    def _check_language(self) -> Self:
+        if self.tests.kind != "stdio" and self.language not in (Language.PYTHON, Language.PYTHON_NUMPY):
+            raise ValueError(f"tests of the kind {self.tests.kind} are for Python; {self.language} takes stdio")
+        return self
+
+
+class TestVerdict(Frozen):
+    name: str
+    verdict: Verdict
+    message: str = ""
+    input: str = ""
+    """What the solution was last asked."""
+    expected: str = ""
+    got: str = ""
+    traceback: str = ""
+    """From the solution's own first line on."""
+
+
+class JudgeMode(StrEnum):
+    TWO_PROCESSES = "two_processes"
+    """The solution cannot reach its tests."""
+    ONE_PROCESS = "one_process"
+    """It could: the request asked for live objects."""
+
+
+class JudgeResult(Frozen):
+    status: Literal["judged", "not_loaded", "not_compiled", "tests_failed_to_load", "sandbox_error"]
+    """`judged` says nothing about the verdicts. With any other word no test was run, and `reason` says why."""
+    reason: str
+    passed: bool
+    """Whether there were tests and all of them passed."""
+    tests: tuple[TestVerdict, ...]
+    mode: JudgeMode
+    stdout: str
+    """Of the solution; empty for `stdio`, where it is the answer."""
+    stderr: str
+    wall_seconds: float
+    cpu_seconds: float
+    """Of the solution, and of its tests where they share a process."""
+    isolation: Level
+    compilation: Compilation | None = None
 
 
 class Health(Frozen):

@@ -106,7 +106,8 @@ def make_job(request: RunRequest, toolchain: Toolchain) -> Job:
 
 def make_compile_job(request: RunRequest, toolchain: Toolchain) -> Job:
     """The run of the compiler, which leaves `PROGRAM_FILE`."""
-    asked = request.model_copy(update={"limits": COMPILE_LIMITS, "stdin": "", "collect": (PROGRAM_FILE,)})
+    limits = COMPILE_LIMITS.model_copy(update={"wall_seconds": request.limits.compile_seconds})
+    asked = request.model_copy(update={"limits": limits, "stdin": "", "collect": (PROGRAM_FILE,)})
     return replace(make_job(asked, toolchain), argv=toolchain.compile_argv)
 
 

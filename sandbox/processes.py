@@ -11,7 +11,8 @@ from typing import Self
 from sandbox import wire
 from sandbox.contract import Level
 from sandbox.errors import IsolationRefused
-from sandbox.keeper import DEATH_SECONDS, SETUP_SECONDS, START_SECONDS
+from sandbox.following import SETUP_SECONDS
+from sandbox.launch import DEATH_SECONDS, START_SECONDS
 from sandbox.settings import SandboxSettings
 from sandbox.wire import Hello, Job, Outcome, Wish
 

@@ -30,11 +30,11 @@ def make_result(outcome: Outcome, limits: Limits, level: Level, compilation: Com
     )
 
 
-def make_compilation(outcome: Outcome) -> Compilation:
-    """What became of the compiler's run."""
-    status, reason = _judge(outcome, COMPILE_LIMITS)
+def make_compilation(outcome: Outcome, seconds: float) -> Compilation:
+    """What became of the compiler's run, which had so much wall time."""
+    status, reason = _judge(outcome, COMPILE_LIMITS.model_copy(update={"wall_seconds": seconds}))
     return Compilation(
-        status=status,
+        status=Status.NOT_COMPILED if status in (Status.FAILED, Status.TIMEOUT, Status.MEMORY) else status,
         reason=reason,
         exit_code=outcome.exit_code,
         stdout=outcome.stdout.decode(errors="replace"),

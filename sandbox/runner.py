@@ -7,11 +7,25 @@ sends.
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Coroutine
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeVar
 
+from sandbox import judging
 from sandbox.admission import Admission
-from sandbox.contract import Language, Level, Limits, RunRequest, RunResult, Status
+from sandbox.contract import (
+    Compilation,
+    JudgeRequest,
+    JudgeResult,
+    Language,
+    Level,
+    Limits,
+    RunRequest,
+    RunResult,
+    Status,
+    StdioTests,
+    TestVerdict,
+)
 from sandbox.errors import IsolationRefused, LanguageUnavailable, SandboxStopping
 from sandbox.languages import PROGRAM_FILE, Toolchain, Toolchains, make_compile_job, make_job, make_program_job
 from sandbox.processes import Keeper, KeeperLost, Spawner
@@ -121,6 +135,35 @@ class Runner:
             [self._run_one(request, tools, caller) for request, tools in zip(requests, chosen, strict=True)]
         )
 
+    async def judge(self, request: JudgeRequest, caller: str = "") -> JudgeResult:
+        """Judge a solution by its tests. Takes one slot. Raises what `run` does."""
+        tools = self._choose(request.language)
+        self._admit(caller, 1)
+        async with self._slot(caller) as slot:
+            if isinstance(request.tests, StdioTests):
+                return await self._judge_stdio(slot, request, request.tests, tools)
+            outcome = await self._occupy(slot, tools.flavour, judging.make_judge_job(request, tools))
+        return judging.read_verdicts(outcome, request, self.level)
+
+    async def _judge_stdio(
+        self, slot: "_Slot", request: JudgeRequest, tests: StdioTests, tools: Toolchain
+    ) -> JudgeResult:
+        verdicts: list[TestVerdict] = []
+        runs: list[RunResult] = []
+        program = await self._compile(
+            slot, RunRequest(code=request.solution, language=request.language, limits=request.limits), tools
+        )
+        for number, case in enumerate(tests.cases):
+            if isinstance(program, RunResult):
+                runs = [program]
+                break
+            limits = judging.stdio_limits(request.limits, case.stdout)
+            one = RunRequest(code=request.solution, language=request.language, stdin=case.stdin, limits=limits)
+            runs.append(await self._run_program(slot, one, tools, program))
+            verdicts.append(judging.judge_stdio(number, case, runs[-1]))
+        compilation = program.compilation if program is not None else None
+        return judging.join_stdio(verdicts, runs, self.level, compilation)
+
     def _choose(self, language: Language) -> Toolchain:
         toolchain = self.toolchains.available.get(language)
         if toolchain is None:
@@ -134,16 +177,30 @@ class Runner:
 
     async def _run_one(self, request: RunRequest, tools: Toolchain, caller: str) -> RunResult:
         async with self._slot(caller) as slot:
-            if not tools.compile_argv:
-                outcome = await self._occupy(slot, tools.flavour, make_job(request, tools))
-                return make_result(outcome, request.limits, self.level)
-            compiled = await self._occupy(slot, tools.flavour, make_compile_job(request, tools))
-            compilation = make_compilation(compiled)
-            program = (compiled.files or {}).get(PROGRAM_FILE)
-            if compilation.status != Status.OK or program is None:
-                return not_compiled(compilation, self.level)
-            outcome = await self._occupy(slot, tools.flavour, make_program_job(request, tools, program))
-            return make_result(outcome, request.limits, self.level, compilation)
+            program = await self._compile(slot, request, tools)
+            if isinstance(program, RunResult):
+                return program
+            return await self._run_program(slot, request, tools, program)
+
+    async def _compile(self, slot: "_Slot", request: RunRequest, tools: Toolchain) -> "_Program | RunResult | None":
+        """What the compiler made, or the result when it made nothing; None for a language without one."""
+        if not tools.compile_argv:
+            return None
+        compiled = await self._occupy(slot, tools.flavour, make_compile_job(request, tools))
+        compilation = make_compilation(compiled, request.limits.compile_seconds)
+        program = (compiled.files or {}).get(PROGRAM_FILE)
+        if compilation.status != Status.OK or program is None:
+            return not_compiled(compilation, self.level)
+        return _Program(program, compilation)
+
+    async def _run_program(
+        self, slot: "_Slot", request: RunRequest, tools: Toolchain, program: "_Program | None"
+    ) -> RunResult:
+        if program is None:
+            outcome = await self._occupy(slot, tools.flavour, make_job(request, tools))
+            return make_result(outcome, request.limits, self.level)
+        outcome = await self._occupy(slot, tools.flavour, make_program_job(request, tools, program.content))
+        return make_result(outcome, request.limits, self.level, program.compilation)
 
     @contextlib.asynccontextmanager
     async def _slot(self, caller: str) -> "AsyncIterator[_Slot]":
@@ -238,6 +295,14 @@ async def _gather(works: list[Coroutine[None, None, T]]) -> tuple[T, ...]:
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(work) for work in works]
     return tuple(task.result() for task in tasks)
+
+
+@dataclass(frozen=True)
+class _Program:
+    """What a compiler made, and what it said."""
+
+    content: bytes
+    compilation: Compilation
 
 
 class _Slot:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from sandbox import isolation, kernel, seccomp, weak, wire, zygote
 from sandbox.cgroups import Place
-from sandbox.keeper import Setup, keep
+from sandbox.keeper import keep
+from sandbox.launch import Setup
 from sandbox.root import Interpreter, enter_root
 from sandbox.wire import Hello, pack_packet, unpack_wish
 

@@ -12,9 +12,9 @@ import json
 import socket
 import struct
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -46,6 +46,19 @@ class Flavour(StrEnum):
     NUMPY = "numpy"
 
 
+class Role(StrEnum):
+    """What a fork of a zygote does with its main file."""
+
+    CODE = "code"
+    """Runs it."""
+    SOLUTION = "solution"
+    """Loads it, and answers the questions of tests that come over a channel."""
+    TESTS = "tests"
+    """Judges the solution at the other end of the channel by these tests."""
+    LIVE_TESTS = "live tests"
+    """Judges the solution that lies beside it, in one process with it."""
+
+
 @dataclass(frozen=True)
 class Wish:
     """The server wants a keeper for this slot."""
@@ -71,6 +84,9 @@ class Job:
     argv: tuple[str, ...] = ()
     bounds_addresses: bool = True
     """Without a cgroup memory is bounded by address space as well; not for programs that map far more than they use."""
+    role: Role = Role.CODE
+    partner: "Job | None" = None
+    """Runs at the same time, at the other end of a channel; is ended when this job ends."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +104,8 @@ class Outcome:
     files: dict[str, bytes] | None = None
     files_missing: dict[str, str] | None = None
     fault: str = ""
+    partner: "Outcome | None" = None
+    """Of the job's partner."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +130,7 @@ class Terms:
 class Order:
     """What a zygote has to know to fork one run."""
 
+    role: Role
     argv: tuple[str, ...]
     main_file: str
     cpu_seconds: float
@@ -135,9 +154,16 @@ class Report:
     peak_memory_bytes: int
 
 
-def _to_json(value: object) -> str:
+def with_partner(outcome: Outcome, partner: Outcome) -> Outcome:
+    """The outcome of a job together with its partner's."""
+    return replace(outcome, partner=partner)
+
+
+def _to_json(value: object) -> str | dict[str, object]:
     if isinstance(value, bytes):
         return base64.b64encode(value).decode("ascii")
+    if isinstance(value, Job | Outcome | Hello):
+        return {field.name: getattr(value, field.name) for field in fields(value)}
     raise TypeError(f"cannot send a {type(value).__name__}")
 
 
@@ -148,8 +174,7 @@ def pack_packet(message: Wish | Terms | Order | Report | Hello) -> bytes:
 
 def pack(message: Job | Outcome | Hello) -> bytes:
     """The message as one frame: four bytes of length, big-endian, and JSON."""
-    content = {field.name: getattr(message, field.name) for field in fields(message)}
-    body = json.dumps(content, default=_to_json).encode("ascii")
+    body = json.dumps(message, default=_to_json).encode("ascii")
     return HEADER.pack(len(body)) + body
 
 
@@ -158,25 +183,34 @@ def _unpack_files(files: dict[str, str] | None) -> dict[str, bytes]:
 
 
 def unpack_job(body: bytes) -> Job:
-    content = json.loads(body)
+    return _make_job(json.loads(body))
+
+
+def _make_job(content: "dict[str, Any]") -> Job:
     content |= {
         "code": base64.b64decode(content["code"]),
         "stdin": base64.b64decode(content["stdin"]),
         "files": _unpack_files(content["files"]),
         "collect": tuple(content["collect"]),
         "argv": tuple(content["argv"]),
+        "role": Role(content["role"]),
+        "partner": _make_job(content["partner"]) if content["partner"] else None,
     }
     return Job(**content)
 
 
 def unpack_outcome(body: bytes) -> Outcome:
-    content = json.loads(body)
+    return _make_outcome(json.loads(body))
+
+
+def _make_outcome(content: "dict[str, Any]") -> Outcome:
     content |= {
         "ending": Ending(content["ending"]),
         "stdout": base64.b64decode(content["stdout"]),
         "stderr": base64.b64decode(content["stderr"]),
         "files": _unpack_files(content["files"]),
         "files_missing": dict(content["files_missing"] or {}),
+        "partner": _make_outcome(content["partner"]) if content["partner"] else None,
     }
     return Outcome(**content)
 
@@ -197,7 +231,7 @@ def unpack_terms(body: bytes) -> Terms:
 
 def unpack_order(body: bytes) -> Order:
     content = json.loads(body)
-    return Order(**{**content, "argv": tuple(content["argv"])})
+    return Order(**{**content, "argv": tuple(content["argv"]), "role": Role(content["role"])})
 
 
 def unpack_report(body: bytes) -> Report:

@@ -35,14 +35,26 @@ CONTROL: Final = 3
 """The socket to the keeper."""
 PROC: Final = 4
 """The slot's /proc, open."""
-PROGRAM: Final = ("__init__", "child", "isolation", "kernel", "seccomp", "weak", "wire")
+PROGRAM: Final = (
+    "__init__",
+    "child",
+    "isolation",
+    "judge_codec",
+    "judge_remote",
+    "judge_solution",
+    "judge_tests",
+    "kernel",
+    "seccomp",
+    "weak",
+    "wire",
+)
 """The modules it needs."""
 TICK_SECONDS: Final = 0.05
 DEATH_SECONDS: Final = 10.0
 KILL: Final = b"kill"
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _WARM_ALWAYS = """
-abc bisect collections contextlib copy dataclasses datetime enum functools heapq io itertools json linecache math
+abc ast bisect collections contextlib copy dataclasses datetime enum functools heapq io itertools json linecache math
 operator random re string threading traceback types typing
 """
 _WARM = {Flavour.LEAN: "", Flavour.NUMPY: "numpy numpy.linalg numpy.random"}

@@ -1,0 +1,411 @@
+"""Judging: each test gets its verdict, and no solution gets one it has not earned."""
+
+import textwrap
+
+import pytest
+from pydantic import ValidationError
+
+from sandbox.contract import (
+    CallTest,
+    CallTests,
+    JudgeMode,
+    JudgeRequest,
+    JudgeResult,
+    Language,
+    Limits,
+    ProgramTests,
+    Status,
+    StdioTest,
+    StdioTests,
+    Verdict,
+)
+from sandbox.languages import Toolchains
+from tests.sandbox.conftest import SandboxServer
+
+pytestmark = pytest.mark.integration
+
+LIMITS = Limits(wall_seconds=60, cpu_seconds=30)
+CHECK = "def check(candidate):\n    assert candidate(2, 3) == 5\n    assert candidate(-1, 1) == 0\n"
+Tests = ProgramTests | CallTests | StdioTests
+
+
+def ask(
+    sandbox: SandboxServer,
+    solution: str,
+    tests: Tests,
+    *,
+    language: Language = Language.PYTHON,
+    limits: Limits = LIMITS,
+    test_seconds: float = 30,
+) -> JudgeResult:
+    request = JudgeRequest(
+        solution=textwrap.dedent(solution), tests=tests, language=language, limits=limits, test_seconds=test_seconds
+    )
+    answer = sandbox.client.post(
+        "/v1/judge", content=request.model_dump_json(), headers={"Content-Type": "application/json"}
+    )
+    return JudgeResult.model_validate_json(answer.raise_for_status().content)
+
+
+def program(code: str, entry_point: str = "", *, live_objects: bool = False) -> ProgramTests:
+    return ProgramTests(code=textwrap.dedent(code), entry_point=entry_point, live_objects=live_objects)
+
+
+def words(result: JudgeResult) -> list[Verdict]:
+    return [test.verdict for test in result.tests]
+
+
+# what a verdict says
+
+
+def test_a_right_solution_passes_its_check(sandbox: SandboxServer) -> None:
+    result = ask(sandbox, "def add(a, b): return a + b", program(CHECK, "add"))
+    assert (result.status, result.passed, words(result)) == ("judged", True, [Verdict.PASSED])
+    assert (result.mode, result.isolation) == (JudgeMode.TWO_PROCESSES, sandbox.health().level)
+
+
+def test_a_failed_test_says_input_expected_and_got(sandbox: SandboxServer) -> None:
+    (verdict,) = ask(sandbox, "def add(a, b): return a * b", program(CHECK, "add")).tests
+    assert (verdict.verdict, verdict.input, verdict.expected, verdict.got) == (Verdict.FAILED, "add(2, 3)", "5", "6")
+
+
+def test_an_error_says_its_traceback_from_the_solution_on(sandbox: SandboxServer) -> None:
+    (verdict,) = ask(sandbox, "def add(a, b):\n    return 1 / 0", program(CHECK, "add")).tests
+    assert (verdict.verdict, verdict.message) == (Verdict.ERROR, "ZeroDivisionError: division by zero")
+    assert 'File "/box/solution.py", line 2, in add' in verdict.traceback
+    assert "judge" not in verdict.traceback
+
+
+def test_each_assertion_at_top_level_is_a_test(sandbox: SandboxServer) -> None:
+    tests = "x = 1\nassert add(x, 1) == 2\nassert 4 == add(x, 2), 'no'\nassert add(x, 0)"
+    result = ask(sandbox, "def add(a, b): return a + b", program(tests))
+    assert words(result) == [Verdict.PASSED, Verdict.FAILED, Verdict.PASSED]
+    assert (result.tests[1].message, result.tests[1].expected, result.tests[1].got) == ("no", "4", "3")
+    assert not result.passed
+
+
+def test_functions_classes_and_unittest_are_found(sandbox: SandboxServer) -> None:
+    tests = """
+    import unittest
+    from solution import add
+
+    def test_function():
+        assert add(1, 2) == 3
+
+    class TestPlain:
+        def test_method(self):
+            assert add("a", "b") == "ab"
+
+    class Case(unittest.TestCase):
+        def setUp(self):
+            self.number = 3
+        def test_case(self):
+            self.assertEqual(add(1, self.number), 5)
+        def test_raises(self):
+            with self.assertRaises(TypeError):
+                add(1, "a")
+    """
+    result = ask(sandbox, "def add(a, b): return a + b", program(tests))
+    assert {test.name: test.verdict for test in result.tests} == {
+        "test_function": Verdict.PASSED,
+        "TestPlain.test_method": Verdict.PASSED,
+        "Case.test_case": Verdict.FAILED,
+        "Case.test_raises": Verdict.PASSED,
+    }
+
+
+def test_calls_with_plain_values_are_compared_as_data(sandbox: SandboxServer) -> None:
+    cases = (
+        CallTest(function="f", args=([1, 2],), expected=[1, 2]),
+        CallTest(function="f", args=(0.1,), kwargs={"more": 0.2}, expected=0.3),
+        CallTest(function="f", args=(True,), expected=1),
+        CallTest(function="Solution.double", args=(4,), expected=8),
+        CallTest(function="missing", expected=None),
+    )
+    solution = """
+    def f(value, more=None): return tuple(value) if isinstance(value, list) else value + more if more else value
+    class Solution:
+        def double(self, n): return n * 2
+    """
+    result = ask(sandbox, solution, CallTests(cases=cases))
+    assert words(result) == [Verdict.PASSED, Verdict.PASSED, Verdict.FAILED, Verdict.PASSED, Verdict.ERROR]
+    assert result.tests[0].name == "f([1, 2])"
+
+
+def test_objects_of_the_solution_can_be_used_from_its_tests(sandbox: SandboxServer) -> None:
+    solution = """
+    class Stack:
+        def __init__(self): self.items = []
+        def push(self, value): self.items.append(value); return self
+        def pop(self): return self.items.pop()
+        def __len__(self): return len(self.items)
+        def __iter__(self): return iter(self.items)
+        def __getitem__(self, index): return self.items[index]
+    class Empty(IndexError): pass
+    def fail(): raise Empty("nothing")
+    def count(n):
+        yield from range(n)
+    def size(stack): return len(stack)
+    """
+    tests = """
+    def test_stack():
+        stack = Stack()
+        stack.push(1).push("two")
+        assert len(stack) == 2 and list(stack) == [1, "two"] and stack[1] == "two" and 1 in stack
+        assert stack.items == [1, "two"]
+        assert size(stack) == 2
+        assert stack.pop() == "two"
+    def test_generator():
+        assert list(count(3)) == [0, 1, 2]
+    def test_exception():
+        try:
+            fail()
+        except IndexError as error:
+            assert str(error) == "nothing"
+    """
+    assert ask(sandbox, solution, program(tests)).passed
+
+
+def test_values_of_every_plain_kind_come_back_as_they_were(sandbox: SandboxServer) -> None:
+    solution = "def same(value): return value"
+    tests = """
+    import datetime, decimal, fractions
+    from collections import deque
+    def test_same():
+        for value in (None, True, 10**5000, -1.5, float("inf"), "\\ud800é", b"\\0", bytearray(b"x"), [1], (1, (2,)),
+                      {1, 2}, frozenset({3}), {(1, 2): [3], None: {}}, 1j, deque([1]), decimal.Decimal("1.10"),
+                      fractions.Fraction(1, 3), datetime.date(2026, 1, 2), datetime.timedelta(1, 2, 3)):
+            got = same(value)
+            assert type(got) is type(value) and got == value, value
+    """
+    result = ask(sandbox, solution, program(tests))
+    assert result.passed, result.tests
+
+
+def test_what_the_solution_changes_in_a_list_is_changed_for_the_test(sandbox: SandboxServer) -> None:
+    tests = "numbers = [3, 1, 2]\nsort(numbers)\nassert numbers == [1, 2, 3]"
+    assert ask(sandbox, "def sort(numbers): numbers.sort()", program(tests)).passed
+
+
+def test_what_the_solution_prints_is_kept_apart(sandbox: SandboxServer) -> None:
+    solution = 'print(\'{"tests": []}\')\ndef add(a, b): print("hi"); return a + b'
+    result = ask(sandbox, solution, program(CHECK, "add"))
+    assert result.passed
+    assert result.stdout == '{"tests": []}\nhi\nhi\n'
+
+
+def test_a_solution_that_does_not_load_is_told_apart(sandbox: SandboxServer) -> None:
+    result = ask(sandbox, "def add(a, b) return a", program(CHECK, "add"))
+    assert (result.status, result.passed, result.tests) == ("not_loaded", False, ())
+    assert "SyntaxError" in result.reason
+
+
+def test_tests_that_do_not_load_are_not_the_solution_s_fault(sandbox: SandboxServer) -> None:
+    for code in ("def check(", "import nowhere\nassert add(1, 2) == 3", "x = 1"):
+        result = ask(sandbox, "def add(a, b): return a + b", program(code))
+        assert (result.status, result.passed) == ("tests_failed_to_load", False)
+
+
+def test_time_memory_and_tests_that_were_not_reached_have_words_of_their_own(sandbox: SandboxServer) -> None:
+    cases = tuple(CallTest(function="f", args=(n,), expected=n) for n in range(3))
+    slow = "import time\ndef f(n):\n    if n == 1: time.sleep(600)\n    return n"
+    assert words(ask(sandbox, slow, CallTests(cases=cases), test_seconds=2)) == [
+        Verdict.PASSED,
+        Verdict.TIMEOUT,
+        Verdict.NOT_RUN,
+    ]
+    greedy = "data = []\ndef f(n):\n    while n == 1: data.append(bytearray(1 << 20))\n    return n"
+    limits = Limits(wall_seconds=60, cpu_seconds=30, memory_bytes=96 << 20)
+    found = words(ask(sandbox, greedy, CallTests(cases=cases), limits=limits))
+    # without a cgroup an allocation fails, which the solution may survive
+    assert found in ([Verdict.PASSED, Verdict.MEMORY, Verdict.NOT_RUN], [Verdict.PASSED, Verdict.ERROR, Verdict.PASSED])
+    busy = "def f(n):\n    while n == 1: pass\n    return n"
+    limits = Limits(wall_seconds=3, cpu_seconds=30)
+    assert words(ask(sandbox, busy, CallTests(cases=cases), limits=limits)) == [
+        Verdict.PASSED,
+        Verdict.TIMEOUT,
+        Verdict.NOT_RUN,
+    ]
+
+
+def test_tests_that_need_live_objects_say_so_and_get_a_weaker_mode_by_name(sandbox: SandboxServer) -> None:
+    solution = """
+    class Vector:
+        def __init__(self, x): self.x = x
+        def __add__(self, other): return Vector(self.x + other.x)
+        def __eq__(self, other): return self.x == other.x
+    def apply(function, value): return function(value)
+    """
+    tests = "assert Vector(1) + Vector(2) == Vector(3)\nassert apply(lambda n: n + 1, 1) == 2"
+    apart = ask(sandbox, solution, program(tests))
+    assert words(apart) == [Verdict.ERROR, Verdict.ERROR]
+    assert all("live objects" in test.message for test in apart.tests)
+    together = ask(sandbox, solution, program(tests, live_objects=True))
+    assert (together.passed, together.mode) == (True, JudgeMode.ONE_PROCESS)
+
+
+def test_programs_are_judged_by_their_output(sandbox: SandboxServer) -> None:
+    cases = (
+        StdioTest(stdin="2\n", stdout="4"),
+        StdioTest(stdin="3\n", stdout="5\n"),
+        StdioTest(stdin="x\n", stdout="0\n"),
+    )
+    result = ask(sandbox, "print(int(input()) * 2, ' ')", StdioTests(cases=cases))
+    assert words(result) == [Verdict.PASSED, Verdict.FAILED, Verdict.ERROR]
+    assert (result.tests[1].input, result.tests[1].expected, result.tests[1].got) == ("3\n", "5\n", "6  \n")
+    assert "ValueError" in result.tests[2].traceback
+
+
+def test_a_compiled_program_is_compiled_once_for_all_inputs(sandbox: SandboxServer) -> None:
+    if Language.CPP in Toolchains.find().missing:
+        pytest.skip("no C++ compiler here")
+    solution = "#include <iostream>\nint main() { int n; std::cin >> n; std::cout << n * 2; }"
+    cases = tuple(StdioTest(stdin=str(n), stdout=str(2 * n)) for n in range(4))
+    result = ask(sandbox, solution, StdioTests(cases=cases), language=Language.CPP)
+    assert result.passed
+    assert result.compilation is not None
+    broken = ask(sandbox, "int main( {", StdioTests(cases=cases), language=Language.CPP)
+    assert (broken.status, broken.passed) == ("not_compiled", False)
+    assert broken.compilation is not None
+    assert broken.compilation.status == Status.NOT_COMPILED
+
+
+def test_only_python_can_be_called() -> None:
+    with pytest.raises(ValidationError, match="stdio"):
+        JudgeRequest(solution="", language=Language.BASH, tests=CallTests(cases=(CallTest(function="f", expected=1),)))
+
+
+# what a solution may try
+
+ATTACKS = {
+    "exits with 0 at import": "import sys; sys.exit(0)",
+    "ends with 0 at import": "import os; os._exit(0)",
+    "ends with 0 when called": "import os\ndef add(a, b): os._exit(0)",
+    "raises SystemExit when called": "def add(a, b): raise SystemExit(0)",
+    "prints success": "import os\nprint('passed', flush=True)\ndef add(a, b): print('passed'); os._exit(0)",
+    "returns an int equal to all": "class A(int):\n    def __eq__(s, o): return True\ndef add(a, b): return A()",
+    "returns an object equal to all": """
+        class A:
+            def __eq__(self, other): return True
+            def __ne__(self, other): return False
+            def __hash__(self): return 1
+        def add(a, b): return A()
+        """,
+    "returns a list equal to all": "class A(list):\n    def __eq__(s, o): return True\ndef add(a, b): return A()",
+    "exits from atexit": "import atexit, os\natexit.register(lambda: os._exit(0))\ndef add(a, b): return 0",
+    "swallows exceptions": "import sys, os\nsys.excepthook = lambda *a: os._exit(0)\ndef add(a, b): return 0",
+    "replaces AssertionError": "import builtins\nbuiltins.AssertionError = SystemExit\ndef add(a, b): return 0",
+    "patches unittest": """
+        import unittest
+        unittest.TestCase.assertEqual = lambda *a: None
+        unittest.TestCase.run = lambda *a: None
+        def add(a, b): return 0
+        """,
+    "names itself as builtins": "def add(a, b): return 0\ndef check(c): pass\nabs = len = AssertionError = add",
+    "searches frames": """
+        import sys
+        def add(a, b):
+            frame = sys._getframe()
+            while frame:
+                for value in list(frame.f_locals.values()) + list(frame.f_globals.values()):
+                    if isinstance(value, dict) and "expected" in value: return value["expected"]
+                frame = frame.f_back
+            return 0
+        """,
+    "searches memory": r"""
+        import gc, re
+        def add(a, b):
+            for thing in gc.get_objects():
+                text = repr(thing)[:100000]
+                found = re.search(rf"candidate\({a}, {b}\) == (-?\d+)", text)
+                if found and "re.search" not in text: return int(found[1])
+            return 99
+        """,
+    "searches files": r"""
+        import glob, re
+        def add(a, b):
+            for path in glob.glob("/box/**", recursive=True) + glob.glob("/tmp/**", recursive=True):
+                try: found = re.search(rf"candidate\({a}, {b}\) == (-?\d+)", open(path).read())
+                except (OSError, UnicodeDecodeError): continue
+                if found and "solution" not in path: return int(found[1])
+            return 99
+        """,
+    "reads the tests' process": """
+        import os
+        def add(a, b):
+            for pid in os.listdir("/proc"):
+                if pid.isdecimal() and int(pid) != os.getpid():
+                    return open(f"/proc/{pid}/mem", "rb").read(1)
+            return 99
+        """,
+    "ends later from a thread": """
+        import os, threading, time
+        threading.Thread(target=lambda: (time.sleep(0.05), os._exit(0)), daemon=True).start()
+        def add(a, b): time.sleep(0.5); return 5
+        """,
+    "leaves a child to answer": "import os\nif os.fork() > 0: os._exit(0)\ndef add(a, b): return 0",
+    "forges answers": """
+        import os
+        for number in range(1, 9):
+            os.write(3, b'{"id": %d, "value": 5}\\n' % number)
+        def add(a, b): return 0
+        """,
+    "forges verdicts": """
+        import os
+        for line in (b'{"loaded": true, "names": {"add": "callable"}}', b'{"end": 0, "verdict": "passed"}',
+                     b'{"tests": ["check"]}', b'[]', b'nonsense', b'{"id": 1, "value": {"object": [0, "x"]}}'):
+            os.write(3, line + b'\\n')
+        def add(a, b): return 0
+        """,
+    "answers deeply": """
+        import os
+        def add(a, b):
+            os.write(3, b'{"id": 1, "value": ' + b'[' * 100000 + b']' * 100000 + b'}\\n')
+            return 0
+        """,
+    "answers without end": "import os\ndef add(a, b):\n    while True: os.write(3, b'x' * 65536)",
+    "claims a builtin as its class": "class A(int): pass\nA.__name__ = 'int'\ndef add(a, b): return A(7)",
+    "raises what tests expect to see": "def add(a, b): raise AssertionError",
+    "is every name": "import sys\nclass M(type(sys)):\n    def __getattr__(s, n): return 5\n"
+    "sys.modules[__name__] = M('solution')\ndef add(a, b): return object()",
+}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_solution_that_cheats_does_not_pass(sandbox: SandboxServer, name: str) -> None:
+    result = ask(sandbox, ATTACKS[name], program(CHECK, "add"), test_seconds=15)
+    assert not result.passed, result
+    assert result.status in ("judged", "not_loaded")
+    assert Verdict.PASSED not in words(result)
+
+
+def test_after_an_attack_the_next_honest_solution_passes(sandbox: SandboxServer) -> None:
+    for _ in range(2 * sandbox.health().slots):
+        assert not ask(sandbox, ATTACKS["forges answers"], program(CHECK, "add")).passed
+        assert ask(sandbox, "def add(a, b): return a + b", program(CHECK, "add")).passed
+
+
+def test_an_object_cannot_see_what_it_is_compared_with(sandbox: SandboxServer) -> None:
+    solution = """
+    class Spy:
+        def __sub__(self, other): return 0
+        def __rsub__(self, other): return 0
+        def __lt__(self, other): return True
+        __le__ = __gt__ = __ge__ = __lt__
+        def __contains__(self, other): return True
+        def __iter__(self): return iter([])
+        def __abs__(self): return 0
+        def __float__(self): return 0.0
+        def __instancecheck__(self, other): return True
+    def f(): return Spy()
+    """
+    tests = """
+    assert abs(f() - 0.5) < 1e-6
+    assert f() < 3
+    assert 3 in f()
+    assert isinstance(f(), int)
+    assert f() == 3 or f() in (3, 4)
+    """
+    result = ask(sandbox, solution, program(tests))
+    assert len(result.tests) == 5
+    assert Verdict.PASSED not in words(result)
