@@ -1,4 +1,4 @@
-"""The sandbox over HTTP: POST /v1/run, /v1/run_batch, /v1/judge, GET /healthz.
+"""The sandbox over HTTP: POST /v1/run, /v1/run_batch, /v1/judge and /run_code, GET /healthz.
 
 Thin: contract in, runner, contract out.
 """
@@ -11,6 +11,7 @@ from typing import Annotated, TypeVar, cast
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -25,6 +26,7 @@ from sandbox.contract import (
     RunResult,
 )
 from sandbox.errors import KeyRefused, SandboxError, SandboxStopping
+from sandbox.fusion import RunCodeRequest, RunCodeResponse, translate_request, translate_result
 from sandbox.runner import Runner
 from sandbox.settings import SandboxSettings
 
@@ -87,6 +89,25 @@ async def judge(body: JudgeRequest, request: Request, runner: RunnerDep) -> Judg
     Errors: as for `run`.
     """
     return await _unless_gone(request, runner.judge(body, _caller(request)))
+
+
+@router.post("/run_code", dependencies=[Depends(_check_key)])
+async def run_code(body: RunCodeRequest, request: Request, runner: RunnerDep) -> RunCodeResponse:
+    """Run one program for a client of SandboxFusion.
+
+    Errors: as for `run`; LanguageUnavailable (422).
+    """
+    try:
+        translated = translate_request(body, frozenset(runner.toolchains.available))
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from error
+    return translate_result(body, await _unless_gone(request, runner.run(translated, _caller(request))))
+
+
+@router.get("/v1/ping")
+async def ping() -> str:
+    """What SandboxFusion's clients wait for."""
+    return "pong"
 
 
 @router.get("/healthz")
