@@ -16,6 +16,8 @@ from sandbox.app import create_app
 from sandbox.contract import Level
 from sandbox.settings import SandboxSettings
 
+KEEP_ALIVE_SECONDS = 75
+"""A caller that works on an answer for a while finds its connection open."""
 STOP_SECONDS = 2
 """Given to requests in flight; then they are cancelled, and with them their runs."""
 
@@ -75,6 +77,7 @@ def main(arguments: list[str]) -> int:
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=STOP_SECONDS,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
         )
     )
     server.run()

@@ -19,7 +19,7 @@ import pytest
 from sandbox.contract import BatchRequest, BatchResult, Health, Limits, RunRequest, RunResult
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-START_SECONDS = 60.0
+START_SECONDS = 120.0
 ORDINARY_UID = 65534
 SECRET = "a-secret-of-the-server"  # noqa: S105 -- bait
 
@@ -107,8 +107,23 @@ def sandbox(request: pytest.FixtureRequest) -> Iterator[SandboxServer]:
     ordinary = request.param == "ordinary-user"
     if ordinary:
         skip_unless_root()
+    mounts_before = Path("/proc/self/mountinfo").read_text()
     with SandboxServer(ordinary_user=ordinary) as server:
         yield server
+        family = children_of(server.process.pid)
+    # whatever the attacks did, they left nothing behind
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in family) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert [pid for pid in family if Path(f"/proc/{pid}").exists()] == []
+    assert cgroups_of(family) == []
+    assert Path("/proc/self/mountinfo").read_text() == mounts_before
+
+
+def cgroups_of(pids: list[int]) -> list[Path]:
+    """The folders of cgroups that these processes have made."""
+    names = {f"preceptor-sandbox-{pid}" for pid in pids}
+    return [path for path in Path("/sys/fs/cgroup").rglob("preceptor-sandbox-*") if path.name in names]
 
 
 def host_processes(token: str) -> list[int]:

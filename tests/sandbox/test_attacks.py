@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.contract import Limits, RunResult, Status
+from sandbox.contract import Limits, RunRequest, RunResult, Status
 from tests.sandbox.conftest import SECRET, SandboxServer, host_processes
 
 pytestmark = pytest.mark.integration
@@ -153,6 +153,20 @@ def test_disk_is_bounded(sandbox: SandboxServer) -> None:
     assert result.stdout.count("No space left on device") == 3
 
 
+def test_files_are_bounded_in_number(sandbox: SandboxServer) -> None:
+    code = """
+    import os
+    made = 0
+    try:
+        for made in range(100_000):
+            os.close(os.open(f"/tmp/{made}", os.O_CREAT))
+    except OSError as error:
+        print(error.strerror)
+    print(made < 5000)
+    """
+    assert run(sandbox, code).stdout == "No space left on device\nTrue\n"
+
+
 def test_core_dumps_and_sparse_giants_are_refused(sandbox: SandboxServer) -> None:
     code = "f = open('big', 'wb')\nimport signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nf.truncate(1 << 40)"
     assert "File too large" in run(sandbox, code).stderr
@@ -293,6 +307,12 @@ def test_the_network_namespace_is_empty(sandbox: SandboxServer) -> None:
         ("pivot_root", "libc.syscall(NR['pivot_root'], b'/box', b'/box')"),
         ("limits of init", "libc.prlimit(1, 0, ctypes.byref((ctypes.c_ulong * 2)(0, 0)), None)"),
         ("hostname", "libc.sethostname(b'x', 1)"),
+        ("a device node", "libc.mknod(b'/tmp/disk', 0o60600, 0x0801)"),
+        ("memory of init", "libc.syscall(310 if x86 else 270, 1, None, 0, None, 0, 0)"),
+        ("a file of init", "libc.syscall(438, libc.syscall(434, 1, 0), 0, 0)"),
+        ("the real-time scheduler", "libc.sched_setscheduler(0, 1, ctypes.byref(ctypes.c_int(1)))"),
+        ("a kernel module", "libc.syscall(313 if x86 else 273, 0, b'', 0)"),
+        ("the clock", "libc.clock_settime(0, ctypes.byref((ctypes.c_long * 2)(0, 0)))"),
     ],
 )
 def test_a_call_that_reaches_outside_is_refused(sandbox: SandboxServer, name: str, call: str) -> None:
@@ -381,6 +401,23 @@ def test_files_left_behind_are_not_there_for_the_next(sandbox: SandboxServer) ->
     for _ in range(2 * sandbox.health().slots):
         assert run(sandbox, write).status == Status.OK
         assert run(sandbox, look).stdout == "[['main.py'], [], []]\n"
+
+
+def test_two_runs_at_once_see_nothing_of_each_other(sandbox: SandboxServer) -> None:
+    token = uuid.uuid4().hex
+    hide = f"open('/tmp/{token}', 'w'); open('/dev/shm/{token}', 'w'); open('{token}', 'w')"
+    code = f"""
+    import os, time
+    {hide}
+    time.sleep(2)
+    print(sum(len(os.listdir(folder)) for folder in ("/tmp", "/dev/shm", "/box")),
+          len([name for name in os.listdir("/proc") if name.isdecimal()]))
+    """
+    limits = Limits(wall_seconds=60)
+    requests = tuple(
+        RunRequest(code=textwrap.dedent(code).replace(token, f"{token}{n}"), limits=limits) for n in range(2)
+    )
+    assert [result.stdout for result in sandbox.run_batch(requests).results] == ["4 1\n", "4 1\n"]
 
 
 def test_what_the_code_says_about_itself_does_not_count(sandbox: SandboxServer) -> None:

@@ -17,7 +17,15 @@ import httpx2
 import pytest
 
 from sandbox.contract import Level, Limits, RunRequest, Status
-from tests.sandbox.conftest import REPOSITORY, SandboxServer, children_of, free_port, host_processes, skip_unless_root
+from tests.sandbox.conftest import (
+    REPOSITORY,
+    SandboxServer,
+    cgroups_of,
+    children_of,
+    free_port,
+    host_processes,
+    skip_unless_root,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -50,11 +58,6 @@ def start_sleeper(server: SandboxServer) -> str:
     threading.Thread(target=post_sleeper, args=(server, token), daemon=True).start()
     wait_until(lambda: bool(host_processes(token)))
     return token
-
-
-def cgroups_of(pids: list[int]) -> list[Path]:
-    names = {f"preceptor-sandbox-{pid}" for pid in pids}
-    return [path for path in Path("/sys/fs/cgroup").rglob("preceptor-sandbox-*") if path.name in names]
 
 
 def test_health_tells_level_slots_and_queue(sandbox: SandboxServer) -> None:
@@ -164,7 +167,7 @@ def test_a_server_dies_with_its_parent() -> None:
                 return httpx2.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
             return False
 
-        wait_until(is_up, 60)
+        wait_until(is_up, 120)
         family = [server_pid, *children_of(server_pid)]
         sleep = [pid for pid in children_of(parent.pid) if pid not in family]
         parent.kill()
