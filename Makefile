@@ -10,7 +10,7 @@ TORCH := 2.13.0
 TORCH_INDEX_URL ?= https://download.pytorch.org/whl/cpu
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo up down status test unit check fmt lint types imports migrations chaos clean
+.PHONY: help install demo up down status test unit check fmt lint types imports migrations chaos bench-sandbox clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
@@ -67,6 +67,9 @@ migrations: install
 
 chaos: install  ## 300 tasks while workers, trainer, Valkey and Postgres are killed at random
 	@$(BIN)/python -m tests.chaos --tasks 300 $(ARGS)
+
+bench-sandbox: install  ## what a sandboxed run costs, beside bare Python, bubblewrap and nsjail
+	@$(BIN)/python -m benchmarks.sandbox $(ARGS)
 
 clean:  ## remove the environment and caches; the data folder stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache *.egg-info
