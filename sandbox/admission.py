@@ -10,6 +10,14 @@ ONE_CALLERS_SHARE = 0.75
 """Of the queue that one caller may fill, so that another one always finds room."""
 
 
+class Ticket:
+    """Leave to take a slot, once."""
+
+    def __init__(self, caller: str) -> None:
+        self.caller = caller
+        self.is_used = False
+
+
 class Admission:
     """Hands out slots by number. Callers who wait take turns, whoever of them asked for more; each one's own runs stay
     in order."""
@@ -31,19 +39,29 @@ class Admission:
         """Runs that wait for a slot."""
         return sum(map(len, self._waiting.values()))
 
-    def admit(self, caller: str, num_runs: int) -> None:
-        """Let so many runs of a caller in, which will then each `acquire`; raises SandboxBusy when there is no room for
-        all of them."""
+    def admit(self, caller: str, num_runs: int) -> list[Ticket]:
+        """Let so many runs of a caller in, a ticket for each; raises SandboxBusy when there is no room for all of them.
+
+        Every ticket is to be given back at last, used or not: a run may be cancelled before it begins.
+        """
         room = len(self._free) + self._queue_limit - self.num_waiting - self._num_promised
         share = max(1, math.ceil(ONE_CALLERS_SHARE * self._queue_limit))
         own_room = len(self._free) + share - len(self._waiting.get(caller, ())) - self._num_promised
         if num_runs > min(room, own_room):
             raise SandboxBusy(f"{self.num_running} runs are running and {self.num_waiting} waiting")
         self._num_promised += num_runs
+        return [Ticket(caller) for _ in range(num_runs)]
 
-    async def acquire(self, caller: str) -> int:
-        """Wait for a slot; gives its number. Only after `admit`."""
-        self._num_promised -= 1
+    def give_back(self, ticket: Ticket) -> None:
+        """Forget a ticket that was not used."""
+        if not ticket.is_used:
+            ticket.is_used = True
+            self._num_promised -= 1
+
+    async def acquire(self, ticket: Ticket) -> int:
+        """Wait for a slot; gives its number."""
+        self.give_back(ticket)
+        caller = ticket.caller
         if self._free:
             return self._free.pop()
         turn: asyncio.Future[int] = asyncio.get_running_loop().create_future()

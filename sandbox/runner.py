@@ -6,13 +6,13 @@ sends.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeVar
 
 from sandbox import judging
-from sandbox.admission import Admission
+from sandbox.admission import Admission, Ticket
 from sandbox.contract import (
     Compilation,
     JudgeRequest,
@@ -71,7 +71,6 @@ class Runner:
         self._settings = settings
         self._admission = Admission(settings.slots, settings.queue_limit)
         self._slots = [_Slot(number) for number in range(settings.slots)]
-        self._working: set[asyncio.Task[Outcome]] = set()
         self._spawner: Spawner | None = None
         self._starting = asyncio.Lock()
         self._closed = False
@@ -130,19 +129,17 @@ class Runner:
     async def run_batch(self, requests: tuple[RunRequest, ...], caller: str = "") -> tuple[RunResult, ...]:
         """Run several side by side, results in their order. All are admitted or none. Raises what `run` does."""
         chosen = [self._choose(request.language) for request in requests]
-        self._admit(caller, len(requests))
-        return await _gather(
-            [self._run_one(request, tools, caller) for request, tools in zip(requests, chosen, strict=True)]
-        )
+        with self._admitted(caller, len(requests)) as tickets:
+            return await _gather([self._run_one(*each) for each in zip(requests, chosen, tickets, strict=True)])
 
     async def judge(self, request: JudgeRequest, caller: str = "") -> JudgeResult:
         """Judge a solution by its tests. Takes one slot. Raises what `run` does."""
         tools = self._choose(request.language)
-        self._admit(caller, 1)
-        async with self._slot(caller) as slot:
-            if isinstance(request.tests, StdioTests):
-                return await self._judge_stdio(slot, request, request.tests, tools)
-            outcome = await self._occupy(slot, tools.flavour, judging.make_judge_job(request, tools))
+        with self._admitted(caller, 1) as (ticket,):
+            async with self._slot(ticket) as slot:
+                if isinstance(request.tests, StdioTests):
+                    return await self._judge_stdio(slot, request, request.tests, tools)
+                outcome = await self._occupy(slot, tools.flavour, judging.make_judge_job(request, tools))
         return judging.read_verdicts(outcome, request, self.level)
 
     async def _judge_stdio(
@@ -170,13 +167,20 @@ class Runner:
             raise LanguageUnavailable(f"{language}: {self.toolchains.missing[language]}")
         return toolchain
 
-    def _admit(self, caller: str, num_runs: int) -> None:
+    @contextlib.contextmanager
+    def _admitted(self, caller: str, num_runs: int) -> Iterator[list[Ticket]]:
+        """Tickets for so many runs, to be used until the end of the block. Raises SandboxBusy, SandboxStopping."""
         if self._closed:
             raise SandboxStopping("the sandbox is stopping")
-        self._admission.admit(caller, num_runs)
+        tickets = self._admission.admit(caller, num_runs)
+        try:
+            yield tickets
+        finally:
+            for ticket in tickets:
+                self._admission.give_back(ticket)
 
-    async def _run_one(self, request: RunRequest, tools: Toolchain, caller: str) -> RunResult:
-        async with self._slot(caller) as slot:
+    async def _run_one(self, request: RunRequest, tools: Toolchain, ticket: Ticket) -> RunResult:
+        async with self._slot(ticket) as slot:
             program = await self._compile(slot, request, tools)
             if isinstance(program, RunResult):
                 return program
@@ -203,9 +207,9 @@ class Runner:
         return make_result(outcome, request.limits, self.level, program.compilation)
 
     @contextlib.asynccontextmanager
-    async def _slot(self, caller: str) -> "AsyncIterator[_Slot]":
+    async def _slot(self, ticket: Ticket) -> "AsyncIterator[_Slot]":
         """A slot that is this caller's until the end of the block, and of the run that may still be dying in it."""
-        slot = self._slots[await self._admission.acquire(caller)]
+        slot = self._slots[await self._admission.acquire(ticket)]
         try:
             yield slot
         finally:

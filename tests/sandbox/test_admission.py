@@ -9,10 +9,10 @@ from sandbox.errors import SandboxBusy
 
 
 async def start(admission: Admission, caller: str, done: list[str]) -> asyncio.Task[int]:
-    admission.admit(caller, 1)
+    (ticket,) = admission.admit(caller, 1)
 
     async def wait() -> int:
-        slot = await admission.acquire(caller)
+        slot = await admission.acquire(ticket)
         done.append(caller)
         return slot
 
@@ -55,9 +55,12 @@ def test_a_batch_is_admitted_whole_or_not_at_all() -> None:
         admission = Admission(2, 4)
         with pytest.raises(SandboxBusy):
             admission.admit("batch", 7)
-        admission.admit("batch", 5)
+        tickets = admission.admit("batch", 5)
         with pytest.raises(SandboxBusy):
             admission.admit("other", 2)  # what was promised counts before it waits
+        for ticket in tickets:  # cancelled before it began
+            admission.give_back(ticket)
+        admission.admit("other", 2)
 
     asyncio.run(scene())
 
