@@ -10,7 +10,7 @@ TORCH := 2.13.0
 TORCH_INDEX_URL ?= https://download.pytorch.org/whl/cpu
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo up down status test unit check fmt lint types imports migrations chaos bench-sandbox clean
+.PHONY: help install demo up down status test unit check fmt lint types imports migrations chaos bench-loss bench-update bench-sandbox clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
@@ -68,8 +68,19 @@ migrations: install
 chaos: install  ## 300 tasks while workers, trainer, Valkey and Postgres are killed at random
 	@$(BIN)/python -m tests.chaos --tasks 300 $(ARGS)
 
-bench-sandbox: install  ## what a sandboxed run costs, beside bare Python, bubblewrap and nsjail
+bench-loss: $(VENV)/.bench  ## time and memory of the losses beside TRL and Liger (long; ARGS="--tokens 256" is short)
+	@$(BIN)/python -m benchmarks.loss $(ARGS)
+
+bench-update: $(VENV)/.bench  ## one whole update of the starter model, beside TRL's SDPOTrainer on the same batch
+	@$(BIN)/python -m benchmarks.update $(ARGS)
+
+bench-sandbox: $(VENV)/.bench  ## what a sandboxed run costs, beside bare Python, bubblewrap and nsjail
 	@$(BIN)/python -m benchmarks.sandbox $(ARGS)
+
+$(VENV)/.bench: $(STAMP)
+	@echo "installing what the benchmarks compare with"
+	@$(BIN)/pip install -q -c constraints.txt -e '.[trainer,dev,bench]'
+	@touch $@
 
 clean:  ## remove the environment and caches; the data folder stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache *.egg-info

@@ -3,11 +3,10 @@
     python -m benchmarks.learning --objectives distil sft --seeds 0 1 2 --updates 16 --folder results
 
 Each run is the demo's loop through the api: same tasks, rollouts, experts and number of updates; what changes is named
-on the command line. The base is measured once and shared: it is the same weights, tasks and draws for every run.
-Runs that are done are not repeated, so it can be stopped and started again; with `--keep`, what was trained can also be
-measured on another split later. Prints pass@1 and pass@k before and after
-with paired intervals over families, and the wall time of each part. A setting is chosen on `--splits validation`; with
-both splits named, one training is measured on both.
+on the command line. The base is measured once and shared: it is the same weights, tasks and draws for every run. A
+setting is chosen on `--splits validation`; with both splits named, one training is measured on both. Runs that are done
+are not repeated, so it can be stopped and started again; with `--keep`, what was trained can be measured on another
+split later. Prints pass@1 and pass@k before and after with paired intervals over families, and the wall times.
 """
 
 import argparse
@@ -38,6 +37,7 @@ from services.local.stack import Stack, running
 from services.policy.convert import resolve_model
 
 RESULTS = TypeAdapter(list[TaskResult])
+MARKER = "trained.json"  # in a kept data folder, once its training is finished
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,8 @@ def main(arguments: Sequence[str]) -> int:
     for run in [None, *runs]:
         paths = {split: result_path(options.folder, split, run) for split in options.splits}
         missing = {split: path for split, path in paths.items() if not path.exists()}
+        if missing and not options.keep:
+            missing = paths  # one training stands behind all results of a run
         home = options.folder.resolve() / "data" / run.name if options.keep and run is not None else None
         measurement = Measurement(run, home, missing, options.samples, options.updates, options.threads)
         if missing and not _in_own_process(measurement):
@@ -125,7 +127,7 @@ def _measure(measurement: Measurement) -> None:
         os.environ["PRECEPTOR_TRAINER_OBJECTIVE"] = run.objective
         os.environ["PRECEPTOR_TRAINER_LAM"] = str(run.lam)
         os.environ["PRECEPTOR_SEED"] = os.environ["PRECEPTOR_TRAINER_SEED"] = str(run.seed)
-    with _data_folder(measurement.home) as folder, _stack(folder, progress, measurement.threads) as (stack, api):
+    with _data_folder(measurement) as folder, _stack(folder, progress, measurement.threads) as (stack, api):
         facts = _trained(measurement, folder, progress, stack, api)
         for split, path in measurement.paths.items():
             began = time.monotonic()
@@ -150,9 +152,8 @@ def _trained(
     measurement: Measurement, folder: Path, progress: Progress, stack: Stack, api: ApiClient
 ) -> dict[str, object]:
     """Train, unless this folder holds a finished training; returns what there is to say of it."""
-    run, marker = measurement.run, folder / "trained.json"
-    if marker.exists():
-        kept: dict[str, object] = json.loads(marker.read_text())
+    run = measurement.run
+    if (kept := _read_facts(folder, measurement)) is not None:
         return kept
     starter.import_into(api, progress)
     facts: dict[str, object] = {"run": None if run is None else run.name, "updates": measurement.num_updates}
@@ -160,15 +161,25 @@ def _trained(
         plan = demo.DemoPlan(minutes=24 * 60, num_updates=measurement.num_updates, seed=run.seed)
         outcome = demo.train(api, plan, progress, stack.supervisor.check)
         facts |= {"num_updates": outcome.num_updates, "training_seconds": outcome.training_seconds}
-        marker.write_text(json.dumps(facts) + "\n")
+        (folder / MARKER).write_text(json.dumps(facts) + "\n")
     return facts
 
 
+def _read_facts(folder: Path, measurement: Measurement) -> dict[str, object] | None:
+    """What is known of the finished training in a folder; None if there is none of as many updates."""
+    try:
+        facts: dict[str, object] = json.loads((folder / MARKER).read_text())
+    except FileNotFoundError:
+        return None
+    return facts if facts["updates"] == measurement.num_updates else None
+
+
 @contextmanager
-def _data_folder(kept: Path | None) -> Iterator[Path]:
+def _data_folder(measurement: Measurement) -> Iterator[Path]:
     """A folder for one stack. A kept one that holds no finished training is emptied first."""
+    kept = measurement.home
     folder = kept or Path(tempfile.mkdtemp(prefix="preceptor-learning-"))
-    if kept is not None and not (kept / "trained.json").exists():
+    if kept is not None and _read_facts(kept, measurement) is None:
         shutil.rmtree(kept, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o711)

@@ -4,6 +4,10 @@ One handler renders them as problem documents (RFC 9457). A room adds its own su
 that raises them; this module keeps only those that several rooms raise.
 """
 
+from collections.abc import Sequence
+
+from pydantic import JsonValue
+
 
 class PreceptorError(Exception):
     """Base of every error that is meant for a caller; the message says what is wrong with this request."""
@@ -12,6 +16,8 @@ class PreceptorError(Exception):
     title: str = "Internal error"
     hint: str = ""
     retry_after_seconds: int | None = None
+    errors: Sequence[dict[str, JsonValue]] = ()
+    """What is wrong with which part of the request, where there are parts."""
 
     def __init__(self, detail: str, *, hint: str | None = None) -> None:
         super().__init__(detail)

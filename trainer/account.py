@@ -4,17 +4,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
-import torch
 from torch import Tensor
 
 from services.contracts.base import JsonObject
 from services.contracts.updates import TermKind, TermRecord
 from services.store.updates import Contribution
-from trainer.batch import SUCCESS, Batch, Row, Source
-from trainer.losses import NEGLIGIBLE, DistilLoss, Rollouts
+from trainer.config import ObjectiveName
+from trainer.losses.distil import NEGLIGIBLE, DistilLoss
+from trainer.losses.imitation import SftLoss
+from trainer.losses.reward import RewardLoss
+from trainer.losses.student import Student
+from trainer.plan import FROM_ALL_EXPERTS, FROM_SCORES, Plan
+from trainer.rows import Batch, Row, Source
 from trainer.teacher import Teacher
 from trainer.tensors import TermSource
-from trainer.terms import FullVocabulary, Term
 
 
 @dataclass
@@ -45,17 +48,19 @@ class Account:
         self.returns.extend(other.returns)
 
 
-def record_term(
+def _record(
+    account: Account,
+    row: Row,
     kind: TermKind,
     source: Source,
     weight: float,
     share: float,
-    cost: float,
+    cost: float | None,
     num_tokens: int,
     context_sha256: str | None = None,
     teacher_sha256: str | None = None,
-) -> TermRecord:
-    return TermRecord(
+) -> None:
+    record = TermRecord(
         kind=kind,
         answers=list(source.answers),
         sources=list(source.names),
@@ -66,66 +71,107 @@ def record_term(
         context_sha256=context_sha256,
         teacher_sha256=teacher_sha256,
     )
+    account.terms.setdefault(row.lesson_id, []).append(record)
 
 
-def account_for(
+def account_for_reading(account: Account, student: Student) -> None:
+    """Sums over action tokens: the student's entropy."""
+    account.add("entropy_sum", float(student.entropy().sum()))
+    account.add("num_actions", float(len(student.ids)))
+
+
+def account_for_experts(
     account: Account,
+    name: ObjectiveName,
+    weight: float,
     micro: list[Row],
-    rollouts: Rollouts,
-    logits: Tensor,
-    terms: Sequence[Term],
     sources: Sequence[TermSource],
     loss: DistilLoss,
     teacher: Teacher,
+    per_token: float,
 ) -> None:
-    """Write down what a micro-batch's loss was made of."""
-    for name in ("local", "partial", "future", "kl", "cross_entropy"):
-        account.add(name, float(getattr(loss, name)))
+    """Write down what an objective that learns from experts made of a micro-batch.
+
+    weight: the objective's own in the update's loss. per_token: turns its means into means over the tokens it covers.
+    """
+    account.add(f"loss_{name}", weight * float(loss.loss.detach()))
+    for part_name in ("local", "partial", "future"):
+        account.add(part_name, weight * float(getattr(loss, part_name)))
+    if name in FROM_ALL_EXPERTS:
+        account.add(f"kl_{name}", float(loss.kl) * per_token)
+        account.add(f"cross_entropy_{name}", float(loss.cost_mean) * per_token)
+    else:
+        account.add(f"divergence_{name}", float(loss.cost_mean) * per_token)
     account.add("num_future_tokens", float(loss.num_future_tokens))
+    account.add("gap_sum", sum(float(part.gap) for part in loss.parts))
+    account.add("num_shown", sum(float(part.num_compared) for part in loss.parts))
     for part, source in zip(loss.parts, sources, strict=True):
-        account.add(f"{source.kind.value}_terms", float(sum(row is not None for row in source.rows)))
         for index, row in enumerate(micro):
             about = source.rows[index]
             if about is None:
                 continue
-            share, weight = float(part.row_local[index]), float(part.row_weight[index])
-            account.terms.setdefault(row.lesson_id, []).append(
-                record_term(
-                    source.kind,
-                    about[0],
-                    about[1],
-                    share,
-                    share / weight if weight > 0 else 0.0,
-                    about[2],
-                    source.context_sha256[index],
-                    teacher.sha256 if source.kind is TermKind.CONDITIONED else None,
-                )
+            share, tokens = float(part.row_local[index]), float(part.row_weight[index])
+            _record(
+                account,
+                row,
+                source.kind,
+                about[0],
+                weight * about[1],
+                weight * share,
+                share / tokens if tokens > 0 else 0.0,
+                about[2],
+                source.context_sha256[index],
+                teacher.sha256 if source.kind is TermKind.CONDITIONED else None,
             )
     felt = (loss.excess.abs() > NEGLIGIBLE).any(1)
     for index, row in enumerate(micro):
         length = len(row.token_ids)
-        account.token_costs[row.lesson_id] = tuple(loss.cost[index, :length].tolist())
+        account.token_costs.setdefault(row.lesson_id, tuple(loss.cost[index, :length].tolist()))
         if bool(felt[index]):
             account.future.add(row.lesson_id)
-        if bool(loss.covered[index]):
+        if name == "distil" and bool(loss.covered[index]):
             account.returns.append(loss.cost_to_go[index].cpu())
-    _account_for_gap(account, rollouts, logits, terms, loss)
 
 
-def _account_for_gap(
-    account: Account, rollouts: Rollouts, logits: Tensor, terms: Sequence[Term], loss: DistilLoss
+def account_for_scores(
+    account: Account,
+    name: ObjectiveName,
+    weight: float,
+    micro: list[Row],
+    loss: RewardLoss,
+    advantages: Sequence[float | None],
 ) -> None:
-    """Sums over action tokens: the student's entropy; how much likelier the teacher finds the sampled tokens."""
-    mask = rollouts.action_mask
-    logprobs = (logits[mask] / rollouts.temperature[:, None].expand_as(mask)[mask][:, None]).log_softmax(-1)
-    account.add("entropy_sum", float(torch.special.entr(logprobs.exp()).sum()))
-    account.add("num_actions", float(mask.sum()))
-    for term in terms:
-        if isinstance(term.expert, FullVocabulary):
-            shown = mask & (term.weights > 0)[:, None] if term.weights.dim() == 1 else mask
-            teacher = term.expert.logprobs.gather(-1, rollouts.token_ids[..., None])[..., 0]
-            account.add("gap_sum", float((teacher - loss.action_logprobs)[shown].sum()))
-            account.add("num_shown", float(shown.sum()))
+    """Write down what an objective that learns from scores made of a micro-batch."""
+    account.add(f"loss_{name}", weight * float(loss.loss.detach()))
+    account.add("num_clipped_tokens", float(loss.num_clipped))
+    for index, row in enumerate(micro):
+        advantage = advantages[index]
+        if advantage is None:
+            continue
+        account.add("num_rows_without_signal", float(advantage == 0))
+        share, tokens = weight * float(loss.row_loss[index]), int(loss.row_tokens[index])
+        _record(account, row, TermKind.SCORE, row.verdicts, weight * advantage, share, None, tokens)
+
+
+def account_for_imitation(
+    account: Account,
+    name: ObjectiveName,
+    weight: float,
+    rows: Sequence[Row],
+    told_by: Sequence[tuple[Source, float] | None],
+    loss: SftLoss,
+) -> None:
+    """Write down what was imitated in a micro-batch: texts given by experts, or the policy's own successes."""
+    value = weight * float(loss.loss.detach())
+    account.add(f"loss_{name}", value)
+    account.add("imitation", value)
+    for index, (row, told) in enumerate(zip(rows, told_by, strict=True)):
+        if told is None:
+            continue
+        tokens = float(loss.row_tokens[index])
+        surprise = -float(loss.logprobs[index].sum()) / max(tokens, 1)
+        share = weight * float(loss.row_loss[index])
+        _record(account, row, TermKind.IMITATION, told[0], told[1], share, surprise, int(tokens))
 
 
 def contribute(batch: Batch, account: Account) -> Iterator[Contribution]:
@@ -145,30 +191,38 @@ def contribute(batch: Batch, account: Account) -> Iterator[Contribution]:
         yield Contribution(lesson_id=lesson_id, invalid=reason)
 
 
-def measure(batch: Batch, account: Account, grad_norm: float, learning_rate: float) -> JsonObject:
-    """The update's metrics: costs in nats, counts with `num_`."""
+def measure(batch: Batch, plan: Plan, account: Account, grad_norm: float, learning_rate: float) -> JsonObject:
+    """The update's metrics: costs in nats, counts with `num_`. loss_NAME is what an objective gave to the loss, its
+    weight in the mix included; kl and cross_entropy are those of the first objective that has them."""
     rows, sums = batch.rows, account.sums
-    judged = [row.score for row in rows if row.score is not None]
+    from_experts = next(iter(plan.chosen(FROM_ALL_EXPERTS)), "distil")
     metrics: dict[str, float] = {
-        name: sums.get(name, 0.0) for name in ("loss", "local", "partial", "future", "imitation", "kl", "cross_entropy")
+        name: sums.get(name, 0.0)
+        for name in ("loss", "local", "partial", "future", "imitation", "num_future_tokens", "num_clipped_tokens")
     }
+    metrics |= {f"loss_{name}": sums.get(f"loss_{name}", 0.0) for name in plan.weights}
+    metrics |= {name: value for name, value in sums.items() if name.startswith("divergence_")}
+    metrics |= {name: sums.get(f"{name}_{from_experts}", 0.0) for name in ("kl", "cross_entropy")}
+    num_judged = sum(row.score is not None for row in rows)
     metrics |= {
         "grad_norm": grad_norm,
         "learning_rate": learning_rate,
         "entropy": sums.get("entropy_sum", 0.0) / max(sums.get("num_actions", 0.0), 1),
         "gap": sums.get("gap_sum", 0.0) / max(sums.get("num_shown", 0.0), 1),
         "num_rows": len(rows),
-        "num_rows_unused": sum(not row.usable for row in rows),
+        "num_rows_unused": sum(row.lesson_id not in plan.usable for row in rows),
+        "num_rows_unscored": len(rows) - num_judged,
         "num_rows_invalid": len(batch.invalid),
-        "num_rows_heuristic": sum(row.context is not None and row.context.from_rollout for row in rows),
-        "num_future_tokens": sums.get("num_future_tokens", 0.0),
+        "num_rows_heuristic": sum(any(context.from_rollout for context in row.contexts) for row in rows),
         "future_share": len(account.future) / max(len(rows), 1),
         "response_tokens": sum(len(row.token_ids) for row in rows) / max(len(rows), 1),
         "stop_rate": sum(row.stopped for row in rows) / max(len(rows), 1),
-        "pass_rate": sum(score >= SUCCESS for score in judged) / max(len(judged), 1),
-        "num_judged": len(judged),
+        "pass_rate": sum(row.solved for row in rows) / max(num_judged, 1),
+        "num_judged": num_judged,
         "staleness": max((row.staleness or 0 for row in rows), default=0),
     }
+    if plan.chosen(FROM_SCORES):
+        metrics["num_rows_without_signal"] = sums.get("num_rows_without_signal", 0.0)
     for kind in TermKind:
         metrics[f"num_{kind.value}"] = sum(t.kind is kind for terms in account.terms.values() for t in terms)
     return dict(sorted(metrics.items()))

@@ -14,7 +14,7 @@ Not covered: scoring (`teacher`), costs (`losses`), claiming (`ledger`).
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from uuid import UUID
 
 from transformers import PreTrainedTokenizerBase
@@ -26,154 +26,21 @@ from services.policy.modeling import decode_ids, encode_text, render_prompt
 from services.store.lessons import EarlierCorrection, LessonAnswer, LessonFacts
 from trainer.config import TrainerConfig
 from trainer.corrections import find_departure
+from trainer.rows import (
+    SUCCESS,
+    Batch,
+    Context,
+    ImitationRow,
+    LabelRow,
+    Row,
+    SampleRows,
+    Source,
+    TopKRows,
+    Vocabulary,
+)
 
-SUCCESS = 0.5  # a score from here on counts as solved
 SMALLEST_HALVED_GROUP = 8
 MAX_FEEDBACK_CHARS = 4_000  # of all experts together, in one context
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """What rows are checked against. max_positions: prompt and answer together."""
-
-    size: int
-    eos_token_ids: tuple[int, ...]
-    max_positions: int
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a term came from: the answers that made it, and in words."""
-
-    answers: tuple[UUID, ...]
-    names: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Context:
-    """What the teacher is shown in place of the rollout's own prompt. solution: the text shown, if any.
-
-    from_rollout: it was computed from this very rollout, so crediting only later costs is a heuristic.
-    from_sibling: it shows a sibling's answer, so the group must be halved.
-    """
-
-    prompt_ids: tuple[int, ...]
-    sha256: str
-    solution: str | None
-    from_rollout: bool
-    from_sibling: bool
-    weight: float
-    source: Source
-
-
-@dataclass(frozen=True)
-class TopKRows:
-    """A remote expert's top K of every token of the rollout. Shapes: [T][K], tail_mass [T] in probability."""
-
-    expert: str
-    weight: float
-    token_ids: tuple[tuple[int, ...], ...]
-    logprobs: tuple[tuple[float, ...], ...]
-    tail_mass: tuple[float, ...]
-    source: Source
-
-
-@dataclass(frozen=True)
-class SampleRows:
-    """Next tokens a black-box expert drew, by token of the rollout. whole: every action token has some.
-
-    probabilities: with what probability each drawn place was asked about; empty when the places were not drawn.
-    """
-
-    expert: str
-    weight: float
-    tokens: dict[int, tuple[int, ...]]
-    probabilities: dict[int, float]
-    whole: bool
-    source: Source
-
-
-@dataclass(frozen=True)
-class LabelRow:
-    """The token a person put at one place of the rollout."""
-
-    expert: str
-    weight: float
-    step: int
-    token_id: int
-    source: Source
-
-
-@dataclass(frozen=True)
-class ImitationRow:
-    """Tokens to learn by heart after the rollout's prompt, from `start` on; weight as an expert's."""
-
-    expert: str
-    weight: float
-    token_ids: tuple[int, ...]
-    start: int
-    source: Source
-
-
-@dataclass(frozen=True)
-class Row:
-    """One rollout of an update with everything that may train it.
-
-    siblings, half: rollouts that share both have a baseline in common. credited: the future term applies.
-    stopped: the policy ended its answer itself. staleness: policy versions since it was sampled, None if unknown.
-    """
-
-    lesson_id: UUID
-    rollout_id: UUID
-    group_id: UUID
-    siblings: str
-    half: int
-    domain: str
-    prompt_ids: tuple[int, ...]
-    token_ids: tuple[int, ...]
-    action_mask: tuple[bool, ...]
-    temperature: float
-    sampler_logprobs: tuple[float, ...] | None
-    credited: bool
-    stopped: bool
-    score: float | None
-    staleness: int | None
-    context: Context | None = None
-    top_k: tuple[TopKRows, ...] = ()
-    samples: tuple[SampleRows, ...] = ()
-    labels: tuple[LabelRow, ...] = ()
-    imitations: tuple[ImitationRow, ...] = ()
-
-    @property
-    def num_actions(self) -> int:
-        """Tokens the policy chose."""
-        return sum(self.action_mask)
-
-    @property
-    def covered(self) -> bool:
-        """Whether an expert speaks on the whole rollout, or on places drawn from all of it."""
-        return (
-            self.context is not None
-            or bool(self.top_k)
-            or any(samples.whole or samples.probabilities for samples in self.samples)
-        )
-
-    @property
-    def usable(self) -> bool:
-        """Whether anything at all may train it."""
-        return self.covered or bool(self.samples or self.labels or self.imitations)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The rows of one update; invalid: lessons that mean nothing, with the reason."""
-
-    rows: tuple[Row, ...]
-    invalid: dict[UUID, str]
-
-    def without(self, bad: dict[UUID, str]) -> "Batch":
-        """The batch less the lessons in `bad`, which become invalid."""
-        return Batch(tuple(row for row in self.rows if row.lesson_id not in bad), self.invalid | bad)
 
 
 def hash_batch(lessons: Sequence[LessonFacts], corrections: Sequence[EarlierCorrection]) -> str:
@@ -198,8 +65,8 @@ def build_batch(
         siblings = [other for other in lessons if other.group_id == lesson.group_id and not other.late]
         try:
             row = _build_row(lesson, tokenizer, vocabulary, config, newest_version)
-            context = _choose_context(lesson, siblings, corrections, tokenizer, vocabulary, config)
-            rows.append(replace(row, context=context))
+            contexts = _choose_contexts(lesson, siblings, corrections, tokenizer, vocabulary, config)
+            rows.append(replace(row, contexts=tuple(contexts)))
         except ValueError as error:
             invalid[lesson.lesson_id] = str(error)
         except InvalidInput as error:  # the chat template refuses the messages
@@ -219,6 +86,7 @@ def _build_row(
     sampling = lesson.sampling
     full_softmax = sampling is not None and sampling.top_p == 1 and sampling.top_k == 0
     labels, imitations = _read_corrections(lesson, tokenizer, vocabulary, config)
+    samples, rests = _read_samples(lesson, tokenizer, vocabulary, config)
     return Row(
         lesson_id=lesson.lesson_id,
         rollout_id=lesson.rollout_id,
@@ -234,11 +102,12 @@ def _build_row(
         credited=lesson.sampler_logprobs is not None and full_softmax and not lesson.tokenized_at_ingest,
         stopped=lesson.finish_reason == "stop",
         score=lesson.score,
+        verdicts=_source(*(answer for answer, _ in _speaking(lesson, config) if answer.score is not None)),
         staleness=None if lesson.policy_number is None else newest_version - lesson.policy_number,
         top_k=tuple(_read_top_k(lesson, config)),
-        samples=tuple(_read_samples(lesson, tokenizer, config)),
+        samples=tuple(samples),
         labels=tuple(labels),
-        imitations=tuple(imitations),
+        imitations=(*imitations, *rests),
     )
 
 
@@ -282,42 +151,64 @@ class _Shown:
     from_sibling: bool = False
 
 
-def _choose_context(
+def _choose_contexts(
     lesson: LessonFacts,
     siblings: Sequence[LessonFacts],
     corrections: Sequence[EarlierCorrection],
     tokenizer: PreTrainedTokenizerBase,
     vocabulary: Vocabulary,
     config: TrainerConfig,
-) -> Context | None:
-    """The teacher's prompt for one rollout; None where no answer gives it anything to say, or it would not fit."""
+) -> list[Context]:
+    """The teacher's prompts for one rollout: one of everything that was said, or one an answer. None where no answer
+    gives it anything to say, or where it would not fit."""
+    if config.conditioned_weight == 0:
+        return []
     own = [pair for pair in _speaking(lesson, config) if not pair[0].from_reference]
     remarks = [(answer, weight) for answer, weight in own if answer.feedback is not None]
     solution = _choose_solution(lesson, siblings, corrections, config)
-    if solution is not None and config.template is Template.TURNS:
-        remarks = []  # this template shows the solution alone, so that the whole group shares one context
-    text = "\n\n".join(render_feedback(a.feedback) for a, _ in remarks if a.feedback)[:MAX_FEEDBACK_CHARS]
+    told: list[tuple[_Shown | None, list[tuple[LessonAnswer, float]]]]
+    if config.contexts == "per_expert":
+        told = [(solution, [])] if solution is not None else []
+        told += [(None, [remark]) for remark in remarks]
+    elif solution is not None and config.template is Template.TURNS:
+        told = [(solution, [])]  # this template shows the solution alone, so that the whole group shares one context
+    else:
+        told = [(solution, remarks)]
+    found = (_make_context(lesson, *one, tokenizer, vocabulary, config) for one in told)
+    return [context for context in found if context is not None]
+
+
+def _make_context(
+    lesson: LessonFacts,
+    solution: _Shown | None,
+    remarks: Sequence[tuple[LessonAnswer, float]],
+    tokenizer: PreTrainedTokenizerBase,
+    vocabulary: Vocabulary,
+    config: TrainerConfig,
+) -> Context | None:
+    said = [(answer, answer.feedback, weight) for answer, weight in remarks if answer.feedback is not None]
+    text = "\n\n".join(render_feedback(feedback) for _, feedback, _ in said)[:MAX_FEEDBACK_CHARS]
     if solution is None and not text.strip():
-        return None
-    weights = [weight for _, weight in remarks] + ([solution.weight] if solution else [])
-    if config.conditioned_weight == 0:
         return None
     messages = build_teacher_messages(config.template, lesson.messages, solution.text if solution else None, text)
     prompt_ids = render_prompt(tokenizer, messages)
     if len(prompt_ids) + len(lesson.token_ids) > vocabulary.max_positions:
         return None
-    said = _source(*(answer for answer, _ in remarks))
-    computed = any(answer.feedback.computed_from_rollout for answer, _ in remarks if answer.feedback)
+    on_spans = solution is None and not any(feedback.text.strip() for _, feedback, _ in said)
+    weights = [weight for _, _, weight in said] + ([solution.weight] if solution else [])
+    source = _source(*(answer for answer, _, _ in said))
+    computed = any(feedback.computed_from_rollout for _, feedback, _ in said)
     return Context(
         prompt_ids=tuple(prompt_ids),
         sha256=hashlib.sha256(decode_ids(tokenizer, prompt_ids).encode()).hexdigest(),
         solution=strip_thinking(solution.text) if solution else None,
+        spans=tuple((s.start, s.end) for _, feedback, _ in said for s in feedback.spans) if on_spans else (),
         from_rollout=computed or (solution is not None and solution.from_rollout),
         from_sibling=solution is not None and solution.from_sibling,
         weight=config.conditioned_weight * max(weights),
         source=Source(
-            (*(solution.source.answers if solution else ()), *said.answers),
-            (*(solution.source.names if solution else ()), *said.names),
+            (*(solution.source.answers if solution else ()), *source.answers),
+            (*(solution.source.names if solution else ()), *source.names),
         ),
     )
 
@@ -368,7 +259,7 @@ def _halve(rows: Sequence[Row], lessons: Sequence[LessonFacts], config: TrainerC
     if config.baseline != "leave_one_out":
         return list(rows)
     index = {lesson.lesson_id: lesson.index_in_group for lesson in lessons}
-    shown = {row.siblings for row in rows if row.context is not None and row.context.from_sibling}
+    shown = {row.siblings for row in rows if any(context.from_sibling for context in row.contexts)}
     return [replace(row, half=index[row.lesson_id] % 2) if row.siblings in shown else row for row in rows]
 
 
@@ -395,16 +286,35 @@ def _read_top_k(lesson: LessonFacts, config: TrainerConfig) -> list[TopKRows]:
     return found
 
 
-def _read_samples(lesson: LessonFacts, tokenizer: PreTrainedTokenizerBase, config: TrainerConfig) -> list[SampleRows]:
-    found = []
+@dataclass
+class _Continuations:
+    """Next tokens by place of the rollout, and what is left of each continuation: its tokens from the start of the
+    answer, and where those begin that are no samples of a state the student visited."""
+
+    tokens: dict[int, list[int]] = field(default_factory=dict)
+    rests: list[tuple[tuple[int, ...], int]] = field(default_factory=list)
+
+
+def _read_samples(
+    lesson: LessonFacts, tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary, config: TrainerConfig
+) -> tuple[list[SampleRows], list[ImitationRow]]:
+    found, rests = [], []
     for answer, weight in _speaking(lesson, config):
         distribution = answer.distribution
         if not isinstance(distribution, SamplesDistribution):
             continue
         drawn = distribution.probabilities is not None
-        tokens = _read_continuations(lesson, distribution, tokenizer, follow=not drawn)
-        if not tokens:
+        read = _read_continuations(lesson, distribution, tokenizer, follow=not drawn)
+        source = _source(answer)
+        if config.continuations == "imitate":
+            named = Source(source.answers, tuple(f"{name}: the rest of a continuation" for name in source.names))
+            room = vocabulary.max_positions - len(lesson.prompt_token_ids)
+            rests += [
+                ImitationRow(answer.expert, weight, ids, start, named) for ids, start in read.rests if len(ids) <= room
+            ]
+        if not read.tokens:
             continue
+        tokens = {step: tuple(ids) for step, ids in sorted(read.tokens.items())}
         probabilities = dict(zip(distribution.prefixes, distribution.probabilities or (), strict=drawn))
         whole = not drawn and all(step in tokens for step, action in enumerate(lesson.action_mask) if action)
         found.append(
@@ -414,18 +324,18 @@ def _read_samples(lesson: LessonFacts, tokenizer: PreTrainedTokenizerBase, confi
                 tokens=tokens,
                 probabilities={step: probabilities[step] for step in tokens} if drawn else {},
                 whole=whole,
-                source=_source(answer),
+                source=source,
             )
         )
-    return found
+    return found, rests
 
 
 def _read_continuations(
     lesson: LessonFacts, distribution: SamplesDistribution, tokenizer: PreTrainedTokenizerBase, follow: bool
-) -> dict[int, tuple[int, ...]]:
+) -> _Continuations:
     """Next tokens by place: the first of each continuation, and, to `follow`, later ones while they agree with the
     rollout. Text counts only where tokenising it keeps the ids of its prefix."""
-    tokens: dict[int, list[int]] = {}
+    read = _Continuations()
     for prefix, continuations in zip(distribution.prefixes, distribution.continuations, strict=True):
         kept = list(lesson.token_ids[:prefix])
         for continuation in continuations:
@@ -435,13 +345,17 @@ def _read_continuations(
                 if whole[:prefix] != kept or len(whole) == prefix:
                     continue
                 ids = whole[prefix:]
-            for step, token_id in enumerate(ids, start=prefix):
-                if step >= len(lesson.token_ids) or not lesson.action_mask[step]:
+            num_samples = 0
+            for step, token_id in zip(range(prefix, len(lesson.token_ids)), ids, strict=False):
+                if not lesson.action_mask[step]:
                     break
-                tokens.setdefault(step, []).append(token_id)
+                read.tokens.setdefault(step, []).append(token_id)
+                num_samples += 1
                 if not follow or token_id != lesson.token_ids[step]:
                     break
-    return {step: tuple(ids) for step, ids in sorted(tokens.items())}
+            if 0 < num_samples < len(ids):
+                read.rests.append(((*kept, *ids), prefix + num_samples))
+    return read
 
 
 def _read_corrections(
@@ -469,7 +383,7 @@ def _read_corrections(
 
 def solution_target(row: Row, tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary) -> ImitationRow | None:
     """What `sft` learns in a row's place: the solution its teacher would be shown, to its end."""
-    context = row.context
+    context = next((context for context in row.contexts if context.solution is not None), None)
     if context is None or context.solution is None:
         return None
     ids = (*encode_text(tokenizer, context.solution), vocabulary.eos_token_ids[0])

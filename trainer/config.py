@@ -1,16 +1,19 @@
 """The trainer's settings, read once at its entrypoint. Environment: PRECEPTOR_TRAINER_*. Loads without torch.
 
 What the loop, the store and the other services share (leases, staleness, the sampler's limits) is in
-`services.settings`; here is what only the trainer needs. Names of choices are those of `trainer.credit`.
+`services.settings`; here is what only the trainer needs. Names of choices are those of `trainer.losses.credit`.
 """
 
+import math
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.contracts.templates import Template
+
+ObjectiveName: TypeAlias = Literal["distil", "forward_ce", "paper", "sdpo", "reverse_kl", "grpo", "maxrl", "sft", "rft"]
 
 
 class TrainerConfig(BaseSettings):
@@ -21,8 +24,18 @@ class TrainerConfig(BaseSettings):
     model: Path | None = None
     """Folder of the base model; by default the one the lineage was begun with."""
 
-    objective: Literal["distil", "sft"] = "distil"
-    """`sft`: the log-likelihood of the very solutions the teacher would be shown, on the same batches."""
+    objective: ObjectiveName = "distil"
+    """What is descended, on the same batches: `distil`; `forward_ce`, distil without credit for later costs; `paper`,
+    as its authors released it; `sdpo`, `reverse_kl`: other divergences from the teacher; `grpo`, `maxrl`: the scores;
+    `sft`: the log-likelihood of the very solutions the teacher would be shown; `rft`: of the policy's own successes."""
+    mix: dict[ObjectiveName, float] = {}
+    """Objectives added to it with their weights: PRECEPTOR_TRAINER_MIX='{"grpo": 0.1}'. Each is logged by itself."""
+    question_weights: Literal["none", "pass_rate"] = "none"
+    """`pass_rate`: what a group's rollouts give is multiplied with √(p(1-p)), p its share of successes; groups without
+    a score are left out then."""
+    normaliser: Literal["tokens", "max_tokens"] = "tokens"
+    """What sums over whole rollouts are divided by: the update's usable action tokens, or usable rollouts times the
+    longest answer allowed. Terms that cover some tokens only, and imitation, have counts of their own."""
     groups_per_update: int = Field(default=2, ge=1)
     max_late_lessons: int = Field(default=8, ge=0)
     """Late lessons an update takes along, beside its groups."""
@@ -30,16 +43,30 @@ class TrainerConfig(BaseSettings):
     """After waiting this long for a full batch an update is made of what is there."""
 
     lam: float = Field(default=0.1, ge=0)
-    """λ, the weight of the future term; 0 is the tokenwise forward cross-entropy."""
+    """λ, the weight of the future term; 0 is the tokenwise forward cross-entropy. On the starter tasks no
+    difference between 0, .1 and 1 could be seen (LOG.md, 2026-11-22); .1 is the least that charges earlier tokens."""
     gamma: float = Field(default=1.0, ge=0, le=1)
     clip: float = Field(default=5.0, gt=0)
     cost: Literal["kl", "cross_entropy"] = "kl"
     scale: Literal["mean_to_go", "room_left", "none"] = "mean_to_go"
     reach: Literal["later", "whole_rollout"] = "later"
     baseline: Literal["leave_one_out", "running_mean", "none"] = "leave_one_out"
+    local_ratio: Literal["none", "prefix"] = "none"
+    """Off-policy correction of the local term: none (learn on the mixture of past policies), or the truncated product
+    of the ratios of the tokens before. The future term always has its truncated token ratio."""
+    sdpo_alpha: float = Field(default=0.5, ge=0, le=1)
+    """0 is KL(teacher ‖ student), 1 KL(student ‖ teacher), between them the generalised Jensen-Shannon divergence."""
+    student_top_k: int = Field(default=100, ge=1)
+    """The student's likeliest tokens that `sdpo` and `paper` look at, beside a tail bucket."""
+    grpo_std: bool = True
+    """Divide a group's advantages by the standard deviation of its scores."""
 
     solutions: Literal["reference", "siblings", "both"] = "both"
     """What the teacher may be shown beside people's corrections; `both` takes the reference where there is one."""
+    contexts: Literal["merged", "per_expert"] = "merged"
+    """One teacher context made of all that was said about a rollout, or one for each answer, each a term of its own."""
+    continuations: Literal["drop", "imitate"] = "drop"
+    """What becomes of a black-box expert's continuation after its tokens stop being samples of the rollout's states."""
     template: Template = Template.TURNS
     teacher_ema: float = Field(default=0.0, ge=0, le=1)
     """Share of the new student mixed into the teacher after each update: 0 is the frozen base, 1 the student itself."""
@@ -60,6 +87,9 @@ class TrainerConfig(BaseSettings):
     lora_alpha: int = Field(default=32, ge=1)
     micro_batch_rows: int = Field(default=8, ge=1)
     """Rows put through the model at once. Siblings that share a baseline are never parted, however many they are."""
+    fused: bool = True
+    """Compute losses from hidden states, tile by tile of the output layer, instead of holding logits over the whole
+    vocabulary. The same numbers but for rounding; an output layer with a bias has the plain version in any case."""
 
     publish_every: int = Field(default=2, ge=1)
     keep_checkpoints: int = Field(default=4, ge=1)
@@ -87,6 +117,24 @@ class TrainerConfig(BaseSettings):
         if self.reach == "whole_rollout" and self.gamma != 1:
             raise ValueError("gamma must be 1 when every token is charged with the whole rollout")
         return self
+
+    @model_validator(mode="after")
+    def _a_mix_adds_other_objectives(self) -> Self:
+        if self.objective in self.mix:
+            raise ValueError(f"mix names the objective {self.objective} itself, whose weight is 1")
+        if wrong := [name for name, weight in self.mix.items() if not 0 < weight < math.inf]:
+            raise ValueError(f"mix: the weight of {wrong[0]} must be above 0")
+        return self
+
+    @property
+    def objectives(self) -> dict[ObjectiveName, float]:
+        """Every objective of an update with its weight."""
+        return {self.objective: 1.0, **self.mix}
+
+    @property
+    def objective_title(self) -> str:
+        """The objective as the ledger names it, `distil + 0.1 grpo` say."""
+        return " + ".join([self.objective, *(f"{weight:g} {name}" for name, weight in self.mix.items())])
 
     def weight_of(self, expert: str, registered: float) -> float:
         """The trust in an expert; one that is not active (`registered` 0) has none, whatever is set here."""

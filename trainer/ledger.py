@@ -182,7 +182,7 @@ class Ledger:
                 session,
                 self.lineage.id,
                 self._owner,
-                objective=self._config.objective,
+                objective=self._config.objective_title,
                 settings=settings,
                 parent_sha256=parent_sha256,
                 batch_sha256=hash_batch(facts, shown),

@@ -4,22 +4,24 @@ Crash-safe by its order: at any point the rows and the server may disagree for a
 them agree again. A candidate that was left over goes through the gate again, or is rejected if training has gone on
 since. The old version serves until the new one does. A server that is away holds up nothing but the next version.
 
-What the trainer can measure alone comes first. Then the server proves the version and samples from it in a row: each
-turn of a version that does not serve waits there for the answers in flight.
+What the trainer can measure alone comes first. Then the server proves the version and samples from it in one go,
+between two steps of what it is doing.
 """
 
 import shutil
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 import structlog
 import torch
 from peft import PeftModel
+from sqlalchemy.orm import Session
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from services.contracts.policies import GateCheck, GateReport
-from services.policy.artifacts import ArtifactStore
+from services.policy.artifacts import ArtifactNotFound, ArtifactStore
 from services.policy.client import PolicyClient, PolicyRefused, PolicyUnavailable
 from services.policy.contract import (
     BASE_VERSION,
@@ -32,7 +34,7 @@ from services.policy.contract import (
 )
 from services.policy.modeling import project, response_hidden, save_adapter
 from services.settings import Settings
-from services.store import policies
+from services.store import groups, policies
 from services.store.lessons import LessonFacts
 from services.store.models import PolicyVersionRow
 from trainer import gate
@@ -43,6 +45,7 @@ from trainer.teacher import trainable, with_weights
 
 PROBE_TOKENS = 64  # of an answer; enough to see any layer that differs
 SAMPLES_PER_PROBE = 1
+MAX_DRAWN_TOKENS = 256
 KEEP_LOADED = 4  # versions the server holds: enough for what was asked of an older one to be finished
 
 log = structlog.get_logger("trainer")
@@ -76,11 +79,14 @@ class Publisher:
             if self._is_due(state, resting):
                 self._add_candidate(state)
                 served = self._gate_candidates(state)
-            self._restore_serving(state)
+            self._restore(state)
         except PolicyUnavailable as error:
             log.warning("the policy server is away", reason=error.detail)
             return None
-        except PolicyRefused as error:  # about the version that serves by the rows; a candidate is rejected instead
+        except (
+            PolicyRefused,
+            ArtifactNotFound,
+        ) as error:  # of what serves by the rows; a candidate is rejected instead
             log.error("the policy server cannot serve what it should", reason=error.detail)
             return None
         return served
@@ -121,9 +127,7 @@ class Publisher:
                 checks += self._compare(state, row, probe, own)
                 if GateReport(checks=checks).passed:  # the server hears of no version that has run away
                     self._client.load_version(row.name, row.artifact_sha256)
-                    checks.append(self._prove(row.name, probe, own))
-                if GateReport(checks=checks).passed:  # a version that was not proved is not sampled from either
-                    checks.append(self._check_length(row.name, probe))
+                    checks += self._prove(row.name, probe, own, draw=True)
             report = GateReport(checks=checks)
             if report.passed:
                 self._client.serve_version(row.name)
@@ -145,12 +149,24 @@ class Publisher:
 
     # --- measuring ---
 
-    def _prove(self, name: str, probe: Sequence[LessonFacts], own: Sequence[Tensor]) -> GateCheck:
-        items = probe_items(probe, own)
-        version = self._client.prove_version(name, ProveRequest(items=items, tolerance=self._config.gate_tolerance))
-        if version.probe is None:
+    def _prove(
+        self, name: str, probe: Sequence[LessonFacts], own: Sequence[Tensor], *, draw: bool = False
+    ) -> list[GateCheck]:
+        """That the server computes our logprobs; to `draw` also that its answers are about as long as the rollouts."""
+        config = self._config
+        request = ProveRequest(
+            items=probe_items(probe, own),
+            tolerance=config.gate_tolerance,
+            draw=self._ask_for_answers(probe) if draw else None,
+        )
+        result = self._client.prove_version(name, request).probe
+        if result is None:
             raise PolicyUnavailable(f"{name} was not probed")
-        return gate.check_probe(version.probe.max_difference, self._config.gate_tolerance, version.probe.num_tokens)
+        checks = [gate.check_probe(result.max_difference, config.gate_tolerance, result.num_tokens)]
+        if result.drawn_lengths:
+            before = [min(len(fact.token_ids), self._answer_tokens) for fact in probe]
+            checks.append(gate.check_length(_mean(result.drawn_lengths), _mean(before), config.gate_length_ratio))
+        return checks
 
     def _compare(
         self, state: TrainerState, row: PolicyVersionRow, probe: Sequence[LessonFacts], own: Sequence[Tensor]
@@ -168,48 +184,68 @@ class Publisher:
             gate.check_kl("kl_previous", mean_kl(own, previous), config.gate_max_kl_previous),
         ]
 
-    def _check_length(self, name: str, probe: Sequence[LessonFacts]) -> GateCheck:
-        reply = self._client.sample(
-            SampleRequest(
-                version=name,
-                prompts=[
-                    SamplePrompt(id=str(index), token_ids=list(fact.prompt_token_ids), n=SAMPLES_PER_PROBE, seed=index)
-                    for index, fact in enumerate(probe)
-                ],
-                max_new_tokens=self._settings.max_new_tokens,
-                temperature=self._settings.sampling_temperature,
-                stop=self._settings.stop,
-            )
+    @property
+    def _answer_tokens(self) -> int:
+        """Where an answer that is drawn for its length is cut: the server's other work waits for it."""
+        return min(self._settings.max_new_tokens, MAX_DRAWN_TOKENS)
+
+    def _ask_for_answers(self, probe: Sequence[LessonFacts]) -> SampleRequest:
+        return SampleRequest(
+            prompts=[
+                SamplePrompt(id=str(index), token_ids=list(fact.prompt_token_ids), n=SAMPLES_PER_PROBE, seed=index)
+                for index, fact in enumerate(probe)
+            ],
+            max_new_tokens=self._answer_tokens,
+            temperature=self._settings.sampling_temperature,
+            stop=self._settings.stop,
         )
-        lengths = [len(sample.token_ids) for prompt in reply.prompts for sample in prompt.samples]
-        before = [min(len(fact.token_ids), self._settings.max_new_tokens) for fact in probe]
-        return gate.check_length(_mean(lengths), _mean(before), self._config.gate_length_ratio)
 
     # --- the server after a restart of its own ---
 
-    def _restore_serving(self, state: TrainerState) -> None:
-        """Make the server serve what the rows say: it starts with the base whenever it is started."""
-        row = self._ledger.transact(lambda session: policies.serving(session, self._ledger.lineage.id))
+    def _restore(self, state: TrainerState) -> None:
+        """Make the server serve what the rows say, and hold what draws wait for: it starts with the base alone."""
+        row, wanted = self._ledger.transact(self._read_wanted)
         info = self._client.info()
-        self._forget_old(info.versions)
-        if row is None or info.serving == row.name:
-            return
-        if row.artifact_sha256 is not None and not _is_proved(info.versions, row.name):
-            self._client.load_version(row.name, row.artifact_sha256)
-            probe = choose_probe(self._ledger.used_last(), self._config.gate_rollouts)
-            weights = read_adapter(state.model, self._artifacts.adapter(row.artifact_sha256))
-            with with_weights(state.model, weights):
-                own = probe_logprobs(state.model, probe)
-            self._prove(row.name, probe, own)
-        self._client.serve_version(row.name if row.artifact_sha256 is not None else BASE_VERSION)
-        log.info("the policy server serves again", version=row.name, instead_of=info.serving)
+        self._forget_old(info.versions, {version.name for version in (row, *wanted) if version is not None})
+        if row is not None and info.serving != row.name:
+            self._bring_back(state, row, info.versions)
+            self._client.serve_version(row.name if row.artifact_sha256 is not None else BASE_VERSION)
+            log.info("the policy server serves again", version=row.name, instead_of=info.serving)
+        for version in wanted:
+            try:
+                self._bring_back(state, version, self._client.info().versions)
+            except (PolicyRefused, ArtifactNotFound) as error:
+                log.error("the policy server cannot hold what is to be drawn from", reason=error.detail)
 
-    def _forget_old(self, loaded: Sequence[Version]) -> None:
+    def _read_wanted(self, session: Session) -> tuple[PolicyVersionRow | None, list[PolicyVersionRow]]:
+        lineage_id = self._ledger.lineage.id
+        names = sorted(groups.wanted_versions(session, lineage_id))
+        known = [name for name in names if policies.can_be_drawn_from(session, lineage_id, name)]
+        return policies.serving(session, lineage_id), [policies.by_name(session, lineage_id, name) for name in known]
+
+    def _bring_back(self, state: TrainerState, row: PolicyVersionRow, held: Sequence[Version]) -> None:
+        """Have the server load and prove a version that passed its gate before."""
+        status = next((version.status for version in held if version.name == row.name), None)
+        if row.artifact_sha256 is None or status in (VersionStatus.PROVED, VersionStatus.SERVING):
+            return
+        probe = choose_probe(self._ledger.used_last(), self._config.gate_rollouts)
+        if status is VersionStatus.REFUSED or not probe:  # proved with other lessons before; the same ones say the same
+            log.error(
+                "not proved again", version=row.name, reason="its probe failed" if probe else "no lesson to probe"
+            )
+            return
+        self._client.load_version(row.name, row.artifact_sha256)
+        weights = read_adapter(state.model, self._artifacts.adapter(row.artifact_sha256))
+        with with_weights(state.model, weights):
+            own = probe_logprobs(state.model, probe)
+        self._prove(row.name, probe, own)
+
+    def _forget_old(self, loaded: Sequence[Version], wanted: AbstractSet[str]) -> None:
         """Let the server drop the adapters of versions long superseded; they can be loaded again from the artifacts."""
         newest = self._ledger.transact(
             lambda session: policies.newest(session, self._ledger.lineage.id, before=None, limit=KEEP_LOADED)
         )
-        kept = {BASE_VERSION, *(row.name for row in newest)}
+        kept = {BASE_VERSION, *wanted, *(row.name for row in newest)}
         for version in loaded:
             if version.name not in kept and version.status is not VersionStatus.SERVING:
                 self._delete(version.name)
@@ -219,10 +255,6 @@ class Publisher:
             self._client.delete_version(name)
         except PolicyRefused:
             log.debug("not deleted", version=name)  # it was never loaded, or something still uses it
-
-
-def _is_proved(versions: Sequence[Version], name: str) -> bool:
-    return any(version.name == name and version.status is VersionStatus.PROVED for version in versions)
 
 
 def _store_adapter(state: TrainerState, artifacts: ArtifactStore, scratch: Path) -> str:

@@ -20,8 +20,8 @@ from transformers import PreTrainedTokenizerBase
 from services.errors import PreceptorError
 from services.policy.artifacts import ArtifactStore
 from services.policy.modeling import LoadedPolicy, add_lora, save_adapter
-from trainer.batch import Vocabulary
 from trainer.config import TrainerConfig
+from trainer.rows import Vocabulary
 from trainer.teacher import Weights, copy_weights, trainable
 
 ADAPTER = "adapter"

@@ -1,7 +1,7 @@
 """The teacher: our own policy, frozen or as a moving average, that is shown what the student is not.
 
-It scores the rollout's own tokens under a context, over the full vocabulary, without gradient. These distributions
-never leave the process; the ledger keeps the context's hash, the teacher's and the cost of every token.
+It reads the rollout's own tokens under a context, without gradient: what it says is over the full vocabulary and never
+leaves the process; the ledger keeps the context's hash, the teacher's and the cost of every token.
 """
 
 import hashlib
@@ -13,9 +13,8 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from services.policy.modeling import project, response_hidden
-from trainer.batch import Context
-from trainer.terms import tempered_logprobs
+from trainer.padding import read_responses
+from trainer.rows import Context
 
 Weights = dict[str, Tensor]
 
@@ -81,35 +80,29 @@ def follow(average: Weights | None, model: PeftModel, rate: float) -> Weights | 
 
 
 @torch.no_grad()
-def score_under_contexts(
-    model: PeftModel,
-    teacher: Teacher,
-    contexts: Sequence[Context | None],
-    token_ids: Tensor,
-    exists: Tensor,
-    temperature: float,
+def read_under_contexts(
+    model: PeftModel, teacher: Teacher, contexts: Sequence[Context | None], token_ids: Tensor, exists: Tensor
 ) -> Tensor:
-    """The teacher's log-probability of every token at every place, [B, T, V]; rows without a context are left 0.
+    """The teacher's hidden states that predict each token, [B, T, H]; rows without a context are left 0.
 
     Shapes: token_ids [B, T], exists [B, T] bool (which tokens there are, padded on the right). Rows that share a
-    context share one reading of it. Raises ValueError if temperature <= 0.
+    context share one reading of it. Raises ValueError if no row has one.
     """
     by_prompt: dict[tuple[int, ...], list[int]] = {}
     for index, context in enumerate(contexts):
         if context is not None:
             by_prompt.setdefault(context.prompt_ids, []).append(index)
-    scores: Tensor | None = None
+    states: Tensor | None = None
     with teacher.weights(model):
         for prompt_ids, rows in by_prompt.items():
             prompt = torch.tensor(prompt_ids, device=token_ids.device)
             at = torch.tensor(rows, device=token_ids.device)
-            hidden = response_hidden(model, prompt, token_ids[at], exists[at])
-            logprobs = tempered_logprobs(project(model, hidden), temperature)
-            if len(by_prompt) == 1 and len(rows) == len(contexts):
-                return logprobs
-            if scores is None:
-                scores = logprobs.new_zeros((*token_ids.shape, logprobs.shape[-1]))
-            scores[at] = logprobs
-    if scores is None:
+            hidden = read_responses(model, prompt, token_ids[at], exists[at])
+            if len(rows) == len(contexts):
+                return hidden
+            if states is None:
+                states = hidden.new_zeros((*token_ids.shape, hidden.shape[-1]))
+            states[at] = hidden
+    if states is None:
         raise ValueError("no row has a context")
-    return scores
+    return states

@@ -8,41 +8,17 @@ import torch
 from torch import Tensor
 
 from services.contracts.updates import TermKind
-from trainer.batch import Row, Source
 from trainer.config import TrainerConfig
-from trainer.losses import Rollouts
+from trainer.losses.student import Rollouts
+from trainer.losses.terms import DrawnTerm, Label, PartialTerm, Samples, Term, TopK, WholeTerm
+from trainer.plan import SPANS, Plan
+from trainer.reading import read_teacher
+from trainer.rows import Context, ImitationRow, Row, Source
 from trainer.state import TrainerState
-from trainer.teacher import Teacher, score_under_contexts
-from trainer.terms import DrawnTerm, FullVocabulary, Label, PartialTerm, Samples, Term, TopK, WholeTerm
+from trainer.teacher import Teacher, read_under_contexts
 
 
-@dataclass(frozen=True)
-class Counts:
-    """What sums of costs are divided by: tokens over the whole update, by the term that covers them."""
-
-    covered: int
-    partial: dict[str, int]
-    imitated: float
-
-    @classmethod
-    def of(cls, rows: Sequence[Row]) -> "Counts":
-        """Counted from the rows alone, so that every rank has the same."""
-        partial: dict[str, int] = {}
-        for row in rows:
-            for samples in row.samples:
-                if not samples.whole:
-                    name = f"samples:{samples.expert}"
-                    partial[name] = partial.get(name, 0) + len(samples.tokens)
-            for label in row.labels:
-                partial[f"label:{label.expert}"] = partial.get(f"label:{label.expert}", 0) + 1
-        return cls(
-            covered=sum(row.num_actions for row in rows if row.covered),
-            partial=partial,
-            imitated=sum(i.weight * (len(i.token_ids) - i.start) for row in rows for i in row.imitations),
-        )
-
-
-def stack_rows(micro: list[Row], device: torch.device) -> tuple[Rollouts, Tensor]:
+def stack_rows(micro: list[Row], plan: Plan, device: torch.device) -> tuple[Rollouts, Tensor]:
     """The rows as padded tensors, and which of their tokens exist [B, T]."""
     shape = (len(micro), max(len(row.token_ids) for row in micro))
     ids, mask = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.bool)
@@ -60,8 +36,31 @@ def stack_rows(micro: list[Row], device: torch.device) -> tuple[Rollouts, Tensor
         temperature=torch.tensor([row.temperature for row in micro], device=device),
         sampler_logprobs=sampler.to(device),
         credited=torch.tensor([row.credited for row in micro], device=device),
+        emphasis=torch.tensor([plan.emphasis[row.lesson_id] for row in micro], device=device),
     )
     return rollouts, exists.to(device)
+
+
+def stack_targets(
+    rows: Sequence[Row], targets: Sequence[ImitationRow], plan: Plan, device: torch.device
+) -> tuple[Rollouts, Tensor, Tensor]:
+    """Texts to imitate in the rows' place as if they were rollouts, which of their tokens exist, and the trust [B]."""
+    shape = (len(targets), max(len(target.token_ids) for target in targets))
+    ids, learn = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.bool)
+    exists = torch.zeros(shape, dtype=torch.bool)
+    for index, target in enumerate(targets):
+        ids[index, : len(target.token_ids)] = torch.tensor(target.token_ids)
+        exists[index, : len(target.token_ids)] = True
+        learn[index, target.start : len(target.token_ids)] = True
+    texts = Rollouts(
+        token_ids=ids.to(device),
+        action_mask=learn.to(device),
+        temperature=torch.tensor([row.temperature for row in rows], device=device),
+        sampler_logprobs=torch.zeros(shape, device=device),
+        credited=torch.zeros(len(targets), dtype=torch.bool, device=device),
+        emphasis=torch.tensor([plan.emphasis[row.lesson_id] for row in rows], device=device),
+    )
+    return texts, exists.to(device), torch.tensor([target.weight for target in targets], device=device)
 
 
 @dataclass(frozen=True)
@@ -79,27 +78,49 @@ def build_terms(
     micro: list[Row],
     rollouts: Rollouts,
     exists: Tensor,
-    counts: Counts,
+    plan: Plan,
     config: TrainerConfig,
     teacher_temperature: float,
 ) -> tuple[list[Term], list[TermSource]]:
     """Every expert's word on the micro-batch, one term an expert, and where each came from."""
     built: list[tuple[Term, TermSource]] = []
-    if any(row.context for row in micro):
-        contexts = [row.context for row in micro]
-        logprobs = score_under_contexts(state.model, teacher, contexts, rollouts.token_ids, exists, teacher_temperature)
-        weights = torch.tensor([0.0 if c is None else c.weight for c in contexts], device=state.device)
-        source = TermSource(
-            TermKind.CONDITIONED,
-            tuple(None if (c := row.context) is None else (c.source, c.weight, row.num_actions) for row in micro),
-            tuple(None if c is None else c.sha256 for c in contexts),
-        )
-        built.append((WholeTerm("conditioned", FullVocabulary(logprobs), weights), source))
+    for on_spans in (False, True):
+        of_row = [[context for context in row.contexts if bool(context.spans) is on_spans] for row in micro]
+        for place in range(max(map(len, of_row))):
+            contexts = [own[place] if place < len(own) else None for own in of_row]
+            hidden = read_under_contexts(state.model, teacher, contexts, rollouts.token_ids, exists)
+            expert = read_teacher(state.model, hidden, teacher_temperature, config.fused)
+            if on_spans:
+                weights, rows = _weigh_spans(micro, contexts, rollouts)
+                term: Term = PartialTerm(SPANS, expert, weights, config.partial_share, plan.partial[SPANS])
+            else:
+                rows = tuple(
+                    None if context is None else (context.source, context.weight, row.num_actions)
+                    for row, context in zip(micro, contexts, strict=True)
+                )
+                own_weights = [0.0 if context is None else context.weight for context in contexts]
+                term = WholeTerm("conditioned", expert, torch.tensor(own_weights, device=state.device))
+            hashes = tuple(None if context is None else context.sha256 for context in contexts)
+            built.append((term, TermSource(TermKind.CONDITIONED, rows, hashes)))
     built += [_top_k_term(name, micro, rollouts, state.device) for name in _experts(micro, "top_k")]
     for name in _experts(micro, "samples"):
-        built += _sample_terms(name, micro, rollouts, counts, config, state.device)
-    built += [_label_term(name, micro, rollouts, counts, config, state.device) for name in _experts(micro, "labels")]
+        built += _sample_terms(name, micro, rollouts, plan, config, state.device)
+    built += [_label_term(name, micro, rollouts, plan, config, state.device) for name in _experts(micro, "labels")]
     return [term for term, _ in built], [source for _, source in built]
+
+
+def _weigh_spans(
+    micro: list[Row], contexts: Sequence[Context | None], rollouts: Rollouts
+) -> tuple[Tensor, tuple[tuple[Source, float, int] | None, ...]]:
+    """The weights [B, T] of contexts that speak about some tokens only, and where they came from."""
+    weights = torch.zeros(rollouts.token_ids.shape)
+    rows: list[tuple[Source, float, int] | None] = []
+    for index, (row, context) in enumerate(zip(micro, contexts, strict=True)):
+        places = () if context is None else row.spoken_about(context)
+        for step in places:
+            weights[index, step] = context.weight if context is not None else 0.0
+        rows.append(None if context is None else (context.source, context.weight, len(places)))
+    return weights.to(rollouts.token_ids.device), tuple(rows)
 
 
 def _experts(micro: list[Row], kind: str) -> list[str]:
@@ -128,7 +149,7 @@ def _top_k_term(name: str, micro: list[Row], rollouts: Rollouts, device: torch.d
 
 
 def _sample_terms(
-    name: str, micro: list[Row], rollouts: Rollouts, counts: Counts, config: TrainerConfig, device: torch.device
+    name: str, micro: list[Row], rollouts: Rollouts, plan: Plan, config: TrainerConfig, device: torch.device
 ) -> list[tuple[Term, TermSource]]:
     """A black-box expert's samples: over the whole rollout, at places drawn at random, or at places it was given."""
     terms: list[tuple[Term, TermSource]] = []
@@ -154,7 +175,7 @@ def _sample_terms(
         expert = Samples(ids.to(device), valid.to(device))
         weights = torch.tensor([0.0 if one is None else one.weight for one in found], device=device)
         spoken = valid.any(-1).to(device)
-        label, share, count = f"samples:{name}", config.partial_share, counts.partial.get(f"samples:{name}", 0)
+        label, share, count = f"samples:{name}", config.partial_share, plan.partial.get(f"samples:{name}", 0)
         term: Term
         if way == "whole":
             term = WholeTerm(label, expert, weights)
@@ -168,7 +189,7 @@ def _sample_terms(
 
 
 def _label_term(
-    name: str, micro: list[Row], rollouts: Rollouts, counts: Counts, config: TrainerConfig, device: torch.device
+    name: str, micro: list[Row], rollouts: Rollouts, plan: Plan, config: TrainerConfig, device: torch.device
 ) -> tuple[Term, TermSource]:
     found = [next((one for one in row.labels if one.expert == name), None) for row in micro]
     ids = torch.zeros(rollouts.token_ids.shape, dtype=torch.long)
@@ -178,6 +199,6 @@ def _label_term(
             ids[index, one.step] = one.token_id
             weights[index, one.step] = one.weight
     label = f"label:{name}"
-    term = PartialTerm(label, Label(ids.to(device)), weights.to(device), config.partial_share, counts.partial[label])
+    term = PartialTerm(label, Label(ids.to(device)), weights.to(device), config.partial_share, plan.partial[label])
     rows = tuple(None if one is None else (one.source, one.weight, 1) for one in found)
     return term, TermSource(TermKind.LABEL, rows, (None,) * len(micro))

@@ -25,12 +25,13 @@ from services.settings import Settings
 from services.store.locks import LineageLock
 from services.store.store import Store, StoreUnavailable
 from services.store.updates import LeaseLost
-from trainer.batch import Batch, build_batch
+from trainer.batch import build_batch
 from trainer.config import TrainerConfig
 from trainer.ledger import Claim, Ledger, LineageFacts, Outlook, StopRequested, meet_lineage
 from trainer.publish import Publisher
 from trainer.pulse import Pulse
 from trainer.ranks import Ranks
+from trainer.rows import Batch
 from trainer.state import TrainerState, begin, prune, restore, save
 from trainer.step import StepResult, Stopped, make_update
 from trainer.wake import Wake

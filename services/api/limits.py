@@ -14,10 +14,10 @@ from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.api.problems import render_error
 from services.contracts.base import Json
 from services.contracts.strict_json import NotStrictJson, parse_json
 from services.errors import InvalidInput, PreceptorError
+from services.problems import render_error
 
 MAX_BODY_BYTES: Final = 8 * 1024 * 1024
 LINGER_BYTES: Final = 64 * 1024 * 1024

@@ -1,7 +1,4 @@
-"""Every error as a problem document (RFC 9457) that says what is wrong with this request and what to do about it.
-
-Nothing of the request is echoed but names and short excerpts: inputs may be huge, and may be secrets.
-"""
+"""Every error of the api as a problem document that says what is wrong with this request and what to do about it."""
 
 import re
 import traceback
@@ -13,16 +10,11 @@ from uuid import uuid4
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 
 from services.contracts.base import JsonObject, Problem
 from services.errors import InvalidInput, PreceptorError
-
-MEDIA_TYPE: Final = "application/problem+json"
-MAX_ERRORS: Final = 50
-MAX_TEXT_CHARS: Final = 500
-TYPE_PREFIX: Final = "urn:preceptor:problem:"
+from services.problems import MAX_TEXT_CHARS, TYPE_PREFIX, describe_errors, on_preceptor_error, render, shorten
 
 HINTS: Final[Mapping[int, str]] = {
     404: "GET /openapi.json lists every route.",
@@ -40,53 +32,7 @@ class RowsRefused(InvalidInput):
 
     def __init__(self, detail: str, errors: Sequence[JsonObject]) -> None:
         super().__init__(detail)
-        self.errors = list(errors)
-
-
-def render(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
-    """The problem as a response."""
-    body = problem.model_dump_json(exclude_defaults=True)
-    return Response(body, problem.status, dict(headers or {}), media_type=MEDIA_TYPE)
-
-
-def render_error(error: PreceptorError, instance: str = "") -> Response:
-    """One of our own errors as a response."""
-    headers = {} if error.retry_after_seconds is None else {"Retry-After": str(error.retry_after_seconds)}
-    if error.status_code == HTTPStatus.UNAUTHORIZED:
-        headers["WWW-Authenticate"] = "Bearer"
-    errors = error.errors if isinstance(error, RowsRefused) else []
-    return render(
-        Problem(
-            type=TYPE_PREFIX + error.slug,
-            title=error.title,
-            status=error.status_code,
-            detail=_shorten(error.detail, 2000),
-            hint=error.hint,
-            instance=instance,
-            errors=errors[:MAX_ERRORS],
-        ),
-        headers,
-    )
-
-
-def describe_errors(errors: Sequence[ErrorDetails]) -> list[JsonObject]:
-    """Validation errors as {where, what}, without the values that were sent."""
-    return [
-        {
-            "where": _shorten(".".join(str(part) for part in error["loc"]), MAX_TEXT_CHARS),
-            "what": _shorten(error["msg"].removeprefix("Value error, "), MAX_TEXT_CHARS),
-        }
-        for error in errors[:MAX_ERRORS]
-    ]
-
-
-def _shorten(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def _on_preceptor_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, PreceptorError)
-    return render_error(error, request.url.path)
+        self.errors = tuple(errors)
 
 
 def _on_validation_error(request: Request, error: Exception) -> Response:
@@ -114,9 +60,9 @@ def _on_http_error(request: Request, error: Exception) -> Response:
         type="about:blank",
         title=title,
         status=error.status_code,
-        detail=_shorten(detail, MAX_TEXT_CHARS),
+        detail=shorten(detail, MAX_TEXT_CHARS),
         hint=HINTS.get(error.status_code, ""),
-        instance=_shorten(request.url.path, MAX_TEXT_CHARS),
+        instance=shorten(request.url.path, MAX_TEXT_CHARS),
     )
     return render(problem, error.headers)
 
@@ -144,7 +90,7 @@ def _on_fault(request: Request, error: Exception) -> Response:
 
 def install(app: FastAPI) -> None:
     """Render every error of this app as a problem document."""
-    app.add_exception_handler(PreceptorError, _on_preceptor_error)
+    app.add_exception_handler(PreceptorError, on_preceptor_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, _on_fault)

@@ -11,11 +11,12 @@ from typing import Self, TypeVar
 from uuid import uuid4
 
 import httpx2
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, stop_never
 
 from services.contracts.base import JsonObject, Problem
 from services.errors import PreceptorError
+from services.problems import read_problem, read_retry_after
 
 M = TypeVar("M", bound=BaseModel)
 Query = Mapping[str, str | int | None]
@@ -150,8 +151,8 @@ class ApiClient:
             raise ApiUnreachable(f"{self.url}: {error or type(error).__name__}") from None
         if response.is_success:
             return response.content
-        after = response.headers.get("Retry-After", "")
-        raise ApiProblem(_read_problem(response), int(after) if after.isascii() and after.isdigit() else None)
+        problem = read_problem(response.status_code, response.content)
+        raise ApiProblem(problem, read_retry_after(response.headers.get("Retry-After")))
 
     def _say_away(self, state: RetryCallState) -> None:
         if state.attempt_number == 1:
@@ -171,12 +172,3 @@ def _pause_after(state: RetryCallState) -> float:
 
 def _error_of(state: RetryCallState) -> BaseException | None:
     return None if state.outcome is None else state.outcome.exception()
-
-
-def _read_problem(response: httpx2.Response) -> Problem:
-    try:
-        return Problem.model_validate_json(response.content)
-    except ValidationError:
-        return Problem(
-            type="about:blank", title="Unexpected answer", status=response.status_code, detail=response.text[:500]
-        )

@@ -158,7 +158,7 @@ def train(
     goal = start.num_updates + plan.num_updates
     began = time.monotonic()
     api.post("/v1/loop", LoopSwitch(sampling=True, training=True, max_updates=goal), LoopState)
-    seen = start.num_updates
+    seen, rates = start.num_updates, report.Rates()
     with progress.bar("updates") as bar:
         while True:
             check()
@@ -167,7 +167,8 @@ def train(
                 if update.number > seen:
                     seen = update.number
                     progress.say(report.update_line(update, status))
-            bar.set(status.num_updates - start.num_updates, plan.num_updates, report.activity(status))
+            doing = report.activity(status, rates.measure(status, time.monotonic()))
+            bar.set(status.num_updates - start.num_updates, plan.num_updates, doing)
             if trained.correction is None:
                 trained.correction = _correct_one(api, progress, status)
             elif trained.correction_update is None:
@@ -181,6 +182,8 @@ def train(
             time.sleep(POLL_SECONDS)
     api.post("/v1/loop", LoopSwitch(sampling=False, training=False), LoopState)
     _await_quiet(api, check)
+    if trained.correction is not None and trained.correction_update is None:
+        trained.correction_update = _find_update(api, trained.correction.id, progress)
     trained.num_updates = api.get("/v1/status", Status).num_updates - start.num_updates
     trained.training_seconds = time.monotonic() - began
     return trained

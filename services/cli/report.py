@@ -1,14 +1,18 @@
 """Words and tables for people: an update in one line, the student-teacher gap, before and after."""
 
 import math
+from collections import deque
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
 from services.cli.statistics import Interval, family_means, paired_difference, score
+from services.contracts.consultations import ConsultationStatus
 from services.contracts.corrections import CorrectionOutcome
 from services.contracts.evaluations import EvaluationDetail, TaskResult
+from services.contracts.lessons import LessonStatus
+from services.contracts.rollouts import RolloutStatus
 from services.contracts.status import Status, UpdateSummary
 from services.contracts.updates import TermKind, UpdateDetail
 
@@ -75,10 +79,40 @@ def update_line(update: UpdateSummary, status: Status) -> str:
 LOSS_TERMS = ("loss", "local", "future", "kl", "imitation", "grad_norm")
 
 
-def activity(status: Status) -> str:
+def activity(status: Status, rates: str = "") -> str:
     """What runs now, in a few words."""
     trainer = next((p.activity for p in status.processes if p.name == "trainer"), "starting")
-    return f"trainer {trainer}; serving {status.serving}; backlog {status.backlog}"
+    parts = [f"trainer {trainer}", f"serving {status.serving}", rates, f"backlog {status.backlog}"]
+    return "; ".join(part for part in parts if part)
+
+
+RATE_SECONDS = 120.0
+
+
+class Rates:
+    """How fast the loop goes, from its totals over the last two minutes."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, dict[str, int]]] = deque()
+
+    def measure(self, status: Status, now: float) -> str:
+        """Rollouts settled, answers got and lessons used a minute, in words; nothing until some seconds have passed.
+
+        now: seconds of any steady clock.
+        """
+        totals = {
+            "rollouts": sum(n for word, n in status.rollouts.items() if word != RolloutStatus.OPEN.value),
+            "answers": status.consultations.get(ConsultationStatus.ANSWERED.value, 0),
+            "lessons used": status.lessons.get(LessonStatus.USED.value, 0),
+        }
+        self._seen.append((now, totals))
+        while now - self._seen[0][0] > RATE_SECONDS:
+            self._seen.popleft()
+        began, before = self._seen[0]
+        if now - began < RATE_SECONDS / 10:
+            return ""
+        per_minute = {name: 60 * (total - before[name]) / (now - began) for name, total in totals.items()}
+        return ", ".join(f"{rate:.0f} {name}" for name, rate in per_minute.items()) + " a minute"
 
 
 def status_lines(status: Status) -> Iterator[str]:
@@ -93,7 +127,7 @@ def status_lines(status: Status) -> Iterator[str]:
     yield f"backlog: {status.backlog} rollouts drawn or planned and not yet trained on"
     for line in status.waits_for:
         yield f"waits: {line}"
-    yield f"updates: {status.num_updates}"
+    yield f"updates: {status.num_updates}{_pace(status.last_updates)}"
     for update in sorted(status.last_updates, key=lambda u: u.number):
         yield "  " + update_line(update, status).split("; train")[0]
     if status.pass_rates:
@@ -102,6 +136,13 @@ def status_lines(status: Status) -> Iterator[str]:
     for process in status.processes:
         age = (datetime.now(UTC) - process.beat_at).total_seconds()
         yield f"{process.name}: {process.activity} ({age:.0f} s ago)"
+
+
+def _pace(updates: Sequence[UpdateSummary]) -> str:
+    """How often the newest updates came."""
+    times = sorted(update.applied_at for update in updates)
+    seconds = (times[-1] - times[0]).total_seconds() if times else 0.0
+    return f", the last {len(times)} at {(len(times) - 1) * 3600 / seconds:.0f} an hour" if seconds > 0 else ""
 
 
 class Waits:

@@ -23,20 +23,21 @@ UPDATE_CHANGES: StatusChanges[UpdateStatus] = {
 
 
 class TermKind(StrEnum):
-    """Where the expert distribution of a term came from."""
+    """Where the expert distribution of a term came from; `score`: there was none, a score alone moved the tokens."""
 
     CONDITIONED = "conditioned"
     TOPK = "topk"
     SAMPLES = "samples"
     LABEL = "label"
     IMITATION = "imitation"
+    SCORE = "score"
 
 
 class TermRecord(Contract):
     """One expert distribution that shaped one rollout in one update: its sources, context and share.
 
     share: its part of the update's loss normaliser-weighted cost, 0..1; cost: nats a token; context_sha256: the exact
-    text the teacher was shown; answers: every answer that made it.
+    text the teacher was shown; answers: every answer that made it; weight: the trust in them, or a score's advantage.
     """
 
     kind: TermKind

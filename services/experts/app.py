@@ -33,6 +33,7 @@ from services.contracts.experts import ConsultAbstain, ConsultLater, ConsultRequ
 from services.contracts.strict_json import NotStrictJson, parse_json
 from services.errors import Conflict, InvalidInput, PreceptorError, ServiceUnavailable
 from services.experts import signatures
+from services.problems import TYPE_PREFIX, describe_errors, on_preceptor_error, render
 
 log = logging.getLogger(__name__)
 
@@ -94,9 +95,9 @@ class QuestionInvalid(InvalidInput):
 
     title = "Invalid question"
 
-    def __init__(self, detail: str, errors: list[JsonObject]) -> None:
+    def __init__(self, detail: str, errors: Sequence[JsonObject]) -> None:
         super().__init__(detail)
-        self.errors = errors
+        self.errors = tuple(errors)
 
 
 class QuestionChanged(Conflict):
@@ -323,7 +324,7 @@ def create_expert_app(
         app.include_router(_build_router(desk, signing_secret, max_body_bytes), prefix=prefix)
     if several:
         app.add_api_route("/healthz", _build_health_route(desks), methods=["GET"])
-    app.add_exception_handler(PreceptorError, _render_error)
+    app.add_exception_handler(PreceptorError, on_preceptor_error)
     app.add_exception_handler(HTTPException, _render_http_error)
     app.add_exception_handler(Exception, _render_fault)
     return app
@@ -395,10 +396,8 @@ def _parse_question(body: bytes) -> ConsultRequest:
     except NotStrictJson as error:
         raise QuestionInvalid(str(error), []) from None
     except ValidationError as error:
-        errors: list[JsonObject] = [
-            {"field": ".".join(map(str, e["loc"])), "message": e["msg"]} for e in error.errors(include_url=False)
-        ]
-        raise QuestionInvalid(f"{error.error_count()} fields are not as protocol 1 says", errors[:20]) from None
+        errors = describe_errors(error.errors(include_url=False))
+        raise QuestionInvalid(f"{error.error_count()} fields are not as protocol 1 says", errors) from None
 
 
 def _reply(status: int, body: bytes, secret: str | None, message_id: str) -> Response:
@@ -423,27 +422,10 @@ def _seconds_left(request: ConsultRequest) -> float:
     return left
 
 
-async def _render_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, PreceptorError)
-    problem = Problem(
-        type=f"urn:preceptor:problem:{error.slug}",
-        title=error.title,
-        status=error.status_code,
-        detail=error.detail,
-        hint=error.hint,
-        instance=request.url.path,
-        errors=error.errors if isinstance(error, QuestionInvalid) else [],
-    )
-    response = _render(problem)
-    if error.retry_after_seconds is not None:
-        response.headers["Retry-After"] = str(error.retry_after_seconds)
-    return response
-
-
 async def _render_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     problem = Problem(type="about:blank", title=error.detail, status=error.status_code, detail=error.detail)
-    response = _render(problem)
+    response = render(problem)
     response.headers.update(error.headers or {})
     return response
 
@@ -451,11 +433,7 @@ async def _render_http_error(request: Request, error: Exception) -> Response:
 async def _render_fault(request: Request, error: Exception) -> Response:
     """An exception nobody expected: named, not quoted, since its text may hold what the caller must not see."""
     detail = f"the expert failed with {type(error).__name__}; its log says more"
-    return _render(Problem(type="urn:preceptor:problem:fault", title="The expert failed", status=500, detail=detail))
-
-
-def _render(problem: Problem) -> Response:
-    return Response(problem.model_dump_json(), problem.status, media_type="application/problem+json")
+    return render(Problem(type=TYPE_PREFIX + "fault", title="The expert failed", status=500, detail=detail))
 
 
 __all__ = ["ExpertAnswer", "ExpertService", "ServiceUnavailable", "create_expert_app"]

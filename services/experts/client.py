@@ -7,6 +7,7 @@ made-up score.
 """
 
 import asyncio
+import contextlib
 import io
 import ipaddress
 import socket
@@ -16,6 +17,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Final, Self, TypeAlias, TypeVar
 from uuid import uuid4
+from weakref import WeakSet
 
 import aiohttp
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -38,6 +40,7 @@ from services.experts import signatures
 MAX_REPLY_BYTES: Final = 8 * 1024 * 1024
 LARGE_BODY_BYTES: Final = 1024 * 1024
 CONNECT_SECONDS: Final = 5.0
+CLOSING_TURNS: Final = 100  # of the event loop, which needs two or three to notice that a connection has ended
 KEEPALIVE_SECONDS: Final = 2.0  # shorter than servers keep theirs (uvicorn: 5), or a question meets a closing socket
 DESCRIBE_SECONDS: Final = 10.0
 MAX_RETRY_AFTER: Final = 3600.0
@@ -114,6 +117,8 @@ class ExpertClient:
         self._allowed = [ipaddress.ip_network(network) for network in allowed_networks]
         self._max_reply_bytes = max_reply_bytes
         self._session: aiohttp.ClientSession | None = None
+        self._sockets: WeakSet[socket.socket] = WeakSet()
+        self._closed = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -124,10 +129,21 @@ class ExpertClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        """Close the connections, those too in which an expert left part of a question untaken; nothing can be asked
+        any more."""
+        self._closed = True
+        if self._session is None:
+            return
+        session, self._session = self._session, None
+        # By themselves they would wait for the rest to be taken, and outlive us.
+        for one in self._open_sockets():
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+        await session.close()
+        for _ in range(CLOSING_TURNS):
+            if not self._open_sockets():
+                break
+            await asyncio.sleep(0)
 
     async def describe(self, endpoint: str, secret: str | None = None) -> Descriptor:
         """What the expert says of itself. With a secret its signature must hold.
@@ -234,6 +250,8 @@ class ExpertClient:
         return bytes(received)
 
     def _open(self) -> aiohttp.ClientSession:
+        if self._closed:
+            raise ExpertUnavailable("the client was closed")
         if self._session is None:
             connector = aiohttp.TCPConnector(
                 limit=0,  # how many are asked at a time is the caller's business
@@ -255,7 +273,12 @@ class ExpertClient:
         """A socket for the very address that is about to be connected to, if it is allowed."""
         family, kind, protocol, _, where = info
         check_address(str(where[0]), self._allowed)
-        return socket.socket(family, kind, protocol)
+        made = socket.socket(family, kind, protocol)
+        self._sockets.add(made)
+        return made
+
+    def _open_sockets(self) -> list[socket.socket]:
+        return [one for one in self._sockets if one.fileno() >= 0]
 
 
 def _build_url(endpoint: str, path: str) -> URL:

@@ -11,9 +11,13 @@ from services.jobs.app import app
 from services.jobs.runtime import runtime
 from services.policy.client import PolicyRefused, PolicyUnavailable
 from services.policy.contract import SampledPrompt, SamplePrompt, SampleRequest
-from services.store import consultations, groups, rollouts
+from services.store import consultations, groups, policies, rollouts
 from services.store.groups import Draw
 from services.store.rollouts import Sample
+
+NOT_READY = frozenset({404, 409})  # the version is not loaded, or not proved yet
+BACK_SECONDS = 3.0
+BACK_TRIES = 200  # ten minutes: loading and proving wait for the trainer's step, and a trainer may just be starting
 
 log = structlog.get_logger(__name__)
 
@@ -37,8 +41,10 @@ def _draw(draw: Draw) -> None:
         _release(draw, str(error), retry_after=error.retry_after_seconds or 2, counts=False)
         return
     except PolicyRefused as error:
-        # What was refused as it is will be refused again; a version that is not loaded (404) may yet be.
-        _release(draw, str(error), retry_after=1, counts=True, final=error.status_code in (413, 422))
+        if error.status_code in NOT_READY and _comes_back(draw):
+            _release(draw, str(error), retry_after=BACK_SECONDS, max_failures=BACK_TRIES)
+        else:  # what was refused as it is will be refused again
+            _release(draw, str(error), retry_after=1, max_failures=1 if error.status_code in (413, 422) else None)
         return
     drawn: SampledPrompt = reply.prompts[0]
     with held.store.transaction() as session:
@@ -69,6 +75,14 @@ def _draw(draw: Draw) -> None:
         dispatch.lessons()
 
 
+def _comes_back(draw: Draw) -> bool:
+    """Whether the trainer will give the policy server the version this draw names: it was restarted, or forgot it."""
+    if draw.policy_version is None:
+        return False
+    with runtime().store.transaction() as session:
+        return policies.can_be_drawn_from(session, draw.lineage_id, draw.policy_version)
+
+
 def _request(draw: Draw) -> SampleRequest:
     messages = list(draw.messages)
     if draw.shown_solution is not None:
@@ -84,7 +98,10 @@ def _request(draw: Draw) -> SampleRequest:
     )
 
 
-def _release(draw: Draw, reason: str, *, retry_after: float, counts: bool, final: bool = False) -> None:
+def _release(
+    draw: Draw, reason: str, *, retry_after: float, counts: bool = True, max_failures: int | None = None
+) -> None:
+    """Give the draw back; it is dead after so many failures that count (None: as many as the settings allow)."""
     held = runtime()
     log.warning("draw failed", group=str(draw.group_id), reason=reason)
     with held.store.transaction() as session:
@@ -94,5 +111,5 @@ def _release(draw: Draw, reason: str, *, retry_after: float, counts: bool, final
             reason,
             retry_after=retry_after,
             counts=counts,
-            max_attempts=1 if final else held.settings.max_attempts,
+            max_attempts=held.settings.max_attempts if max_failures is None else max_failures,
         )

@@ -24,14 +24,13 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
-from urllib.parse import quote
+from typing import NamedTuple
 
 import psutil
 
-from services.local.layout import LOOPBACK, free_port, keep_password, make_folder, write_private
-from services.local.lock import FolderLock
-from services.local.process import GuardedProcess, LocalError, ProcessFailed, describe_status, tail
+from services.local.layout import LOOPBACK, keep_password, make_folder, write_private
+from services.local.process import GuardedProcess, LocalError, ProcessFailed
+from services.local.server import EmbeddedServer
 
 ROLE = "preceptor"
 DATABASE = "preceptor"
@@ -39,98 +38,47 @@ UNPRIVILEGED_USERS = ("postgres", "nobody")
 ROOT_PLACE = Path("/var/lib/preceptor")
 MAX_CONNECTIONS = 200
 READY_SECONDS = 60.0  # crash recovery replays at most a few checkpoints of WAL
-LOCK_WAIT_SECONDS = 10.0  # what a killed predecessor's guards may need
-PORT_ATTEMPTS = 5  # each on another free port
 STOP = ((signal.SIGINT, 20.0), (signal.SIGQUIT, 5.0))  # disconnect everyone and checkpoint; else as after a crash
 ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}  # none of the caller's PG* variables
 
 
-class EmbeddedPostgres:
-    """One Postgres server on the folder `data_dir`, which holds its data, password, lock and log."""
+class Cluster(NamedTuple):
+    """A database cluster: the programs that serve it, its files, and the user they run as (None: ourselves)."""
+
+    programs: Path
+    data: Path
+    user: pwd.struct_passwd | None
+
+
+class EmbeddedPostgres(EmbeddedServer):
+    """One Postgres server; its first start initialises the data."""
 
     name = "postgres"
+    title = "Postgres"
 
     def __init__(self, data_dir: Path, port: int | None = None, durable: bool = True, log: Path | None = None) -> None:
-        """Describe it; `start` starts it. `durable=False` (tests) trades safety against power loss for speed."""
-        self._folder = data_dir.absolute()
-        self._port_is_given = port is not None
-        self._port = port
-        self._durable = durable
-        self.log = log or self._folder / "postgres.log"
-        self._process: GuardedProcess | None = None
-        self._lock: FolderLock | None = None
-
-    @property
-    def port(self) -> int:
-        if self._port is None:
-            raise LocalError("Postgres has not been started, so it has no port yet")
-        return self._port
+        super().__init__(data_dir, port, durable, log)
+        self._cluster: Cluster | None = None
 
     @property
     def url(self) -> str:
         """The SQLAlchemy URL of the product's database."""
         return self.url_of(DATABASE)
 
-    @property
-    def pid(self) -> int | None:
-        """The postmaster's process id; None before the first start."""
-        return None if self._process is None else self._process.pid
-
     def url_of(self, database: str) -> str:
         """The SQLAlchemy URL of one database of this server."""
-        password = quote(keep_password(self._folder / "password"), safe="")
-        return f"postgresql+psycopg://{ROLE}:{password}@{LOOPBACK}:{self.port}/{database}"
+        return f"postgresql+psycopg://{ROLE}:{self.quoted_password}@{LOOPBACK}:{self.port}/{database}"
 
-    def start(self) -> Self:
-        """Start and wait until it accepts connections; initialises the data on the first start.
-
-        Errors: FolderInUse, ProcessFailed, LocalError (no user to run as, no place for the data).
-        """
-        if self._process is not None and self._process.poll() is None:
-            raise LocalError("this Postgres is running already")
+    def _make_folder(self) -> None:
         make_folder(self._folder, 0o711 if os.geteuid() == 0 else 0o700)
-        self._lock = FolderLock(self._folder / "lock", LOCK_WAIT_SECONDS)
-        try:
-            user = unprivileged_user(self._folder / "pgdata")
-            programs = reachable_programs(user)
-            data = self._place_data(user)
-            if not (data / "PG_VERSION").exists():
-                self._initialise(programs, data, user)
-            remove_stale_pid_file(data)
-            self._start_on_a_port(programs, data, user)
-        finally:
-            # the guard, the postmaster and its backends hold it from here on
-            self._lock.release()
-        return self
 
-    def is_ready(self) -> bool:
-        """True from the end of `start` on: it waits itself."""
-        return self.poll() is None
-
-    def poll(self) -> int | None:
-        """None while it runs, else how it ended."""
-        return None if self._process is None else self._process.poll()
-
-    def ask_to_stop(self) -> None:
-        """Begin to stop and return at once."""
-        if self._process is not None:
-            self._process.ask_to_stop()
-
-    def stop(self) -> None:
-        """Stop it, cleanly if it lets us; does nothing when it does not run."""
-        if self._process is not None:
-            self._process.stop()
-
-    def kill(self) -> None:
-        """Stop it at once; the next start recovers."""
-        if self._process is not None:
-            self._process.kill()
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
+    def _prepare(self) -> None:
+        user = unprivileged_user(self._folder / "pgdata")
+        programs = reachable_programs(user)
+        self._cluster = cluster = Cluster(programs, self._place_data(user), user)
+        if not (cluster.data / "PG_VERSION").exists():
+            self._initialise(cluster)
+        remove_stale_pid_file(cluster.data)
 
     def _place_data(self, user: pwd.struct_passwd | None) -> Path:
         """The folder of the data files, made if missing: below the data folder, or where `user` can reach it."""
@@ -145,8 +93,9 @@ class EmbeddedPostgres:
         place.symlink_to(room / "pgdata")
         return room / "pgdata"
 
-    def _initialise(self, programs: Path, data: Path, user: pwd.struct_passwd | None) -> None:
+    def _initialise(self, cluster: Cluster) -> None:
         """Make the database cluster beside its place and move it there whole, so that a crash leaves no half of it."""
+        programs, data, user = cluster
         partial = data.with_name("pgdata.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(mode=0o700)
@@ -180,33 +129,9 @@ class EmbeddedPostgres:
             password_file.unlink()
         partial.rename(data)
 
-    def _start_on_a_port(self, programs: Path, data: Path, user: pwd.struct_passwd | None) -> None:
-        for attempt in range(1, PORT_ATTEMPTS + 1):
-            port = self._port or free_port()
-            log_start = self.log.stat().st_size if self.log.exists() else 0
-            self._process = process = self._launch(programs, data, user, port)
-            # from here on `stop` and `kill` end it, from another thread too
-            if await_ready(process, programs, data, port):
-                self._port = port
-                return
-            status = process.stop()
-            with self.log.open("rb") as log:
-                log.seek(log_start)
-                said = log.read()
-            if b"Address already in use" not in said:
-                raise ProcessFailed(
-                    f"Postgres did not become ready ({describe_status(status)}); its log {self.log} ends:\n"
-                    f"{tail(self.log)}"
-                )
-            if self._port_is_given or self._port is not None or attempt == PORT_ATTEMPTS:
-                break
-        raise ProcessFailed(
-            f"Postgres cannot listen on port {port}: another process has it",
-            hint="Stop that process, or leave the port out to have a free one chosen.",
-        )
-
-    def _launch(self, programs: Path, data: Path, user: pwd.struct_passwd | None, port: int) -> GuardedProcess:
-        assert self._lock is not None
+    def _launch(self, port: int, lock_fd: int) -> GuardedProcess:
+        assert self._cluster is not None
+        programs, data, user = self._cluster
         settings = {
             "listen_addresses": LOOPBACK,
             "port": str(port),
@@ -221,21 +146,21 @@ class EmbeddedPostgres:
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         return GuardedProcess(
             [programs / "postgres", "-D", data, *options], log=self.log, env=ENVIRONMENT, cwd=data, stop=STOP,
-            user=None if user is None else (user.pw_uid, user.pw_gid), keep_fds=[self._lock.fd],
+            user=None if user is None else (user.pw_uid, user.pw_gid), keep_fds=[lock_fd],
         )  # fmt: skip
 
-
-def await_ready(process: GuardedProcess, programs: Path, data: Path, port: int) -> bool:
-    """True once this very server (not another on the port) accepts connections; False if it ended or hangs."""
-    deadline = time.monotonic() + READY_SECONDS
-    while process.poll() is None and time.monotonic() < deadline:
-        lines = read_pid_file(data)
-        # line 8 is the postmaster's status, written after it has bound its port
-        bound = len(lines) >= 8 and lines[0] == str(process.pid) and lines[7].strip() == "ready"
-        if bound and run([programs / "pg_isready", "-q", "-h", LOOPBACK, "-p", str(port)], None).returncode == 0:
-            return True
-        time.sleep(0.02)
-    return False
+    def _await_ready(self, process: GuardedProcess, port: int) -> bool:
+        assert self._cluster is not None
+        asking: list[Path | str] = [self._cluster.programs / "pg_isready", "-q", "-h", LOOPBACK, "-p", str(port)]
+        deadline = time.monotonic() + READY_SECONDS
+        while process.poll() is None and time.monotonic() < deadline:
+            lines = read_pid_file(self._cluster.data)
+            # line 8 is the postmaster's status, written after it has bound its port
+            bound = len(lines) >= 8 and lines[0] == str(process.pid) and lines[7].strip() == "ready"
+            if bound and run(asking, None).returncode == 0:
+                return True
+            time.sleep(0.02)
+        return False
 
 
 def read_pid_file(data: Path) -> list[str]:

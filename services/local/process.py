@@ -144,3 +144,34 @@ class GuardedProcess:
             return
         self._guard.stdin.close()
         guard.send(self.pid, signal.SIGKILL, group=True)
+
+
+class Runnable:
+    """What has one guarded process, or none yet: how it is watched and ended."""
+
+    def __init__(self) -> None:
+        self._process: GuardedProcess | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The command's process id; None before the first start."""
+        return None if self._process is None else self._process.pid
+
+    def poll(self) -> int | None:
+        """None while it runs, else how it ended."""
+        return None if self._process is None else self._process.poll()
+
+    def ask_to_stop(self) -> None:
+        """Begin to stop and return at once."""
+        if self._process is not None:
+            self._process.ask_to_stop()
+
+    def stop(self) -> None:
+        """Stop it, cleanly if it lets us; does nothing when it does not run."""
+        if self._process is not None:
+            self._process.stop()
+
+    def kill(self) -> None:
+        """Stop it at once."""
+        if self._process is not None:
+            self._process.kill()

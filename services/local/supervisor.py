@@ -37,7 +37,14 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from services.local.layout import Layout, write_private
 from services.local.lock import FolderLock, is_locked
-from services.local.process import GuardedProcess, LocalError, ProcessFailed, describe_status, tail
+from services.local.process import (
+    GuardedProcess,
+    LocalError,
+    ProcessFailed,
+    Runnable,
+    describe_status,
+    tail,
+)
 
 TICK_SECONDS = 0.1
 HEALTH_SECONDS = 1.0  # a server that is up answers its health check sooner
@@ -126,19 +133,15 @@ class StopOutcome(StrEnum):
     KILLED = "killed"
 
 
-class ChildProcess:
+class ChildProcess(Runnable):
     """The Component of a ProcessSpec."""
 
     def __init__(self, spec: ProcessSpec, log: Path, keep_fds: Sequence[int]) -> None:
+        super().__init__()
         self.name = spec.name
         self.log = log
         self._spec = spec
         self._keep_fds = keep_fds
-        self._process: GuardedProcess | None = None
-
-    @property
-    def pid(self) -> int | None:
-        return None if self._process is None else self._process.pid
 
     def start(self) -> None:
         spec = self._spec
@@ -153,21 +156,6 @@ class ChildProcess:
 
     def is_ready(self) -> bool:
         return self._spec.is_ready is None or self._spec.is_ready()
-
-    def poll(self) -> int | None:
-        return None if self._process is None else self._process.poll()
-
-    def ask_to_stop(self) -> None:
-        if self._process is not None:
-            self._process.ask_to_stop()
-
-    def stop(self) -> None:
-        if self._process is not None:
-            self._process.stop()
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
 
 
 @dataclass

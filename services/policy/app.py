@@ -39,6 +39,15 @@ from services.policy.contract import (
     Version,
     VersionCreate,
 )
+from services.problems import (
+    MAX_DETAIL_CHARS,
+    TYPE_PREFIX,
+    describe_errors,
+    on_preceptor_error,
+    render,
+    render_error,
+    shorten,
+)
 from services.settings import Settings
 
 if TYPE_CHECKING:
@@ -91,7 +100,7 @@ def create_app(engine: "EmbeddedEngine", key: str = "") -> FastAPI:
             raise KeyRefused("the key is missing or wrong")
 
     app = FastAPI(title="Preceptor policy", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.add_exception_handler(PreceptorError, _render_error)
+    app.add_exception_handler(PreceptorError, on_preceptor_error)
     app.add_exception_handler(RequestValidationError, _render_invalid)
     app.add_middleware(LimitBody)
     guarded = [Depends(require_key)]
@@ -144,7 +153,7 @@ def create_app(engine: "EmbeddedEngine", key: str = "") -> FastAPI:
     def prove_version(name: str, body: ProveRequest) -> Version:
         """Compare the version's logprobs with the trainer's; `status` and `probe` tell the outcome.
 
-        Errors: VersionNotFound (404), PromptRefused (422), PolicyBusy (503).
+        Errors: VersionNotFound (404), PromptRefused (422), EngineStopped (503).
         """
         return engine.prove_version(name, body)
 
@@ -197,41 +206,22 @@ class LimitBody:
         else:
             await self._app(scope, receive, send)
             return
-        await _render_error(request, refusal)(scope, receive, send)
-
-
-def _render_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, PreceptorError)
-    problem = Problem(
-        type=f"urn:preceptor:problem:{error.slug}",
-        title=error.title,
-        status=error.status_code,
-        detail=error.detail[:2000],
-        hint=error.hint,
-        instance=request.url.path,
-    )
-    retry = error.retry_after_seconds
-    return _respond(problem, {} if retry is None else {"Retry-After": str(retry)})
+        await render_error(refusal, request.url.path)(scope, receive, send)
 
 
 def _render_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    places = [(".".join(map(str, part["loc"])), str(part["msg"])) for part in error.errors()[:20]]
+    errors = describe_errors(error.errors())
     problem = Problem(
-        type="urn:preceptor:problem:request-invalid",
+        type=TYPE_PREFIX + "request-invalid",
         title="Invalid request",
         status=422,
-        detail="; ".join(f"{where}: {what}" for where, what in places)[:2000],
+        detail=shorten("; ".join(f"{one['where']}: {one['what']}" for one in errors), MAX_DETAIL_CHARS),
         hint="`errors` names every place that does not fit the contract.",
         instance=request.url.path,
-        errors=[{"where": where[:500], "what": what[:500]} for where, what in places],
+        errors=errors,
     )
-    return _respond(problem, {})
-
-
-def _respond(problem: Problem, headers: dict[str, str]) -> Response:
-    body = problem.model_dump_json(exclude_defaults=True)
-    return Response(body, problem.status, headers, media_type="application/problem+json")
+    return render(problem)
 
 
 def _parse_arguments(arguments: list[str]) -> argparse.Namespace:

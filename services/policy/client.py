@@ -11,7 +11,6 @@ from urllib.parse import quote
 import httpx2
 from pydantic import BaseModel, ValidationError
 
-from services.contracts.base import Problem
 from services.errors import PreceptorError, ServiceUnavailable
 from services.policy.contract import (
     DetokenizeRequest,
@@ -28,9 +27,11 @@ from services.policy.contract import (
     Version,
     VersionCreate,
 )
+from services.problems import read_problem, read_retry_after
 
 CONNECT_SECONDS: Final = 5.0
 READ_SECONDS: Final = 600.0
+RETRY_SECONDS: Final = 5
 RETRY_LATER: Final = frozenset({408, 425, 429})
 
 Reply = TypeVar("Reply", bound=BaseModel)
@@ -41,7 +42,7 @@ class PolicyUnavailable(ServiceUnavailable):
 
     title = "Policy unavailable"
 
-    def __init__(self, detail: str, retry_after_seconds: int = 5) -> None:
+    def __init__(self, detail: str, retry_after_seconds: int = RETRY_SECONDS) -> None:
         super().__init__(detail)
         self.retry_after_seconds = retry_after_seconds
 
@@ -132,20 +133,9 @@ class PolicyClient:
             raise PolicyUnavailable(f"{method} {path}: {type(error).__name__}: {error}") from error
         if response.is_success:
             return response
-        detail, hint = _read_problem(response)
+        problem = read_problem(response.status_code, response.content)
+        said = f"{method} {path}: {response.status_code}: {problem.detail}"
         if response.status_code >= 500 or response.status_code in RETRY_LATER:
-            raise PolicyUnavailable(f"{method} {path}: {detail}", _read_retry_after(response))
-        raise PolicyRefused(response.status_code, f"{method} {path}: {detail}", hint)
-
-
-def _read_problem(response: httpx2.Response) -> tuple[str, str]:
-    try:
-        problem = Problem.model_validate_json(response.content)
-    except ValidationError:
-        return f"status {response.status_code}: {response.text[:300]}", ""
-    return problem.detail, problem.hint
-
-
-def _read_retry_after(response: httpx2.Response) -> int:
-    value = response.headers.get("Retry-After", "")
-    return int(value) if value.isdecimal() else 5
+            after = read_retry_after(response.headers.get("Retry-After"))
+            raise PolicyUnavailable(said, RETRY_SECONDS if after is None else after)
+        raise PolicyRefused(response.status_code, said, problem.hint)

@@ -30,6 +30,7 @@ from services.contracts.tasks import Message
 MAX_PROMPTS: Final = 256
 MAX_SAMPLES_PER_PROMPT: Final = 256
 MAX_SCORE_ITEMS: Final = 1024
+MAX_PROBE_ROWS: Final = 64
 MAX_BODY_BYTES: Final = 32 * 1024 * 1024
 
 BASE_VERSION: Final = "base"
@@ -238,21 +239,38 @@ class ProbeItem(Contract):
 
 
 class ProveRequest(Contract):
-    """The trainer's logprobs on a probe; the version is proved if none differs by more than `tolerance` nats."""
+    """The trainer's logprobs on a probe; the version is proved if none differs by more than `tolerance` nats.
+
+    draw: what to sample from the version once it is proved, to see how long its answers are. Everything else the
+    process does waits meanwhile, so that is kept small; its `version` must be absent.
+    """
 
     items: Annotated[list[ProbeItem], Field(min_length=1, max_length=64)]
     temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
     tolerance: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    draw: SampleRequest | None = None
+
+    @model_validator(mode="after")
+    def _little_is_drawn(self) -> Self:
+        if self.draw is not None and self.draw.version is not None:
+            raise ValueError("draw.version: the version being proved is drawn from")
+        if self.draw is not None and sum(prompt.n for prompt in self.draw.prompts) > MAX_PROBE_ROWS:
+            raise ValueError(f"draw: at most {MAX_PROBE_ROWS} answers")
+        return self
 
 
 class ProbeResult(Contract):
-    """How far this process's logprobs are from the expected ones, in nats."""
+    """How far this process's logprobs are from the expected ones, in nats.
+
+    drawn_lengths: tokens of each answer that was drawn, in the order asked; empty where nothing was.
+    """
 
     passed: bool
     max_difference: float
     mean_difference: float
     num_tokens: int
     tolerance: float
+    drawn_lengths: list[int] = []
 
 
 class Version(Contract):

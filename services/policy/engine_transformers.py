@@ -3,23 +3,21 @@
 Requests become units (a prompt to sample from, a micro-batch to score) that wait in order of arrival. Each turn of
 the worker admits prompts while there are free rows, runs a micro-batch of scoring now and then, and decodes one token
 for every row. One version's weights are active at a time, its adapter merged into them; when the oldest waiting unit
-wants another version nothing more is admitted, the rows in flight finish, and the weights change. A request keeps the
+wants another version nothing more is admitted, the rows in flight finish, and the weights change. A probe is short and
+comes between: its version's weights are active for it alone, while the rows in flight wait. A request keeps the
 version that its name meant when it was accepted.
 
 Refuses versions that no probe has proved. Not covered: several devices; surviving an error of the model itself: the
 worker then fails everything and `is_alive` turns false.
 """
 
-import hashlib
 import itertools
-import math
-import re
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -31,15 +29,10 @@ from services.errors import Conflict, InvalidInput, NotFound, ServiceUnavailable
 from services.policy.artifacts import ArtifactStore
 from services.policy.contract import (
     BASE_VERSION,
-    CLOSING_FENCE,
     VERSION_CHANGES,
     Counters,
-    FinishReason,
     PolicyInfo,
-    ProbeResult,
     ProveRequest,
-    Sample,
-    SampledPrompt,
     SampleRequest,
     SampleResponse,
     ScoredItem,
@@ -50,27 +43,23 @@ from services.policy.contract import (
     VersionCreate,
     VersionStatus,
 )
-from services.policy.decode import ATTENTION, DecodeRows, check_decoding, draw_tokens
+from services.policy.decode import ATTENTION, check_decoding
 from services.policy.modeling import (
     LoadedPolicy,
     LoraDelta,
-    Prefill,
     TokenScores,
-    count_common,
     decode_ids,
     encode_text,
-    prefill_prompt,
-    project,
     read_deltas,
     render_prompt,
     score_responses,
 )
 from services.policy.packed import PackedModel
+from services.policy.sampler import PromptCache, Sampler, StopFinder, Tally
+from services.policy.work import ProveJob, SampleJob, SampleUnit, ScoreJob, ScoreUnit, split_by_tokens
 
 STEPS_PER_SCORE: Final = 4
 """Decoding steps between two micro-batches of scoring while both wait."""
-
-_CLOSED_FENCE: Final = re.compile(r"(?:\A|\n)[ \t]*```.*?\n```", re.DOTALL)
 
 
 class VersionNotFound(NotFound):
@@ -125,58 +114,6 @@ class EngineSettings:
 
 
 @dataclass
-class _SampleJob:
-    request: SampleRequest
-    version: str
-    prompts: list[list[int]]
-    future: "Future[SampleResponse]"
-    samples: list[list[Sample | None]]
-    num_missing: int
-
-
-@dataclass
-class _SampleUnit:
-    order: int
-    job: _SampleJob
-    index: int
-    num_admitted: int = 0
-
-    @property
-    def version(self) -> str:
-        return self.job.version
-
-
-@dataclass
-class _ScoreJob:
-    request: ScoreRequest
-    version: str
-    future: "Future[ScoreResponse]"
-    items: list[ScoredItem | None]
-    num_missing: int
-
-
-@dataclass
-class _ScoreUnit:
-    order: int
-    job: _ScoreJob
-    prompt: list[int]
-    indices: list[int]
-
-    @property
-    def version(self) -> str:
-        return self.job.version
-
-
-@dataclass
-class _Row:
-    unit: _SampleUnit
-    number: int
-    uniforms: list[float]
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-
-
-@dataclass
 class _HeldVersion:
     view: Version
     deltas: dict[str, LoraDelta]
@@ -202,21 +139,21 @@ class EmbeddedEngine:
         self._names_used: dict[str, str] = {}
         self._serving = BASE_VERSION
         self._active = BASE_VERSION
-        self._sample_units: deque[_SampleUnit] = deque()
-        self._score_units: deque[_ScoreUnit] = deque()
+        self._sample_units: deque[SampleUnit] = deque()
+        self._score_units: deque[ScoreUnit] = deque()
+        self._probes: deque[ProveJob] = deque()
         self._orders = itertools.count()
-        self._batch = DecodeRows(self._model, self._settings.max_rows)
-        self._rows: list[_Row] = []
+        self._tally = Tally()
+        self._ends = StopFinder(policy.eos_token_ids, self.detokenize)
+        self._sampler = self._make_sampler(self._settings.max_rows)
+        self._prompts = self._make_prompt_cache()
         self._steps_since_score = 0
-        self._prefixes: OrderedDict[tuple[int, ...], Prefill] = OrderedDict()
-        self._pieces: dict[int, str] = {}
         self._tokenizer_lock = threading.Lock()
         self._changed = threading.Condition()
         self._stopping = False
         self._failure: str | None = None
         self._started_at = time.monotonic()
         self._busy_seconds = 0.0
-        self._tokens_sampled = self._tokens_scored = self._tokens_prefilled = self._tokens_reused = 0
         self._thread = threading.Thread(target=self._work, name="policy-engine", daemon=True)
         self._thread.start()
 
@@ -249,11 +186,11 @@ class EmbeddedEngine:
             counters = Counters(
                 uptime_seconds=time.monotonic() - self._started_at,
                 busy_seconds=self._busy_seconds,
-                tokens_sampled=self._tokens_sampled,
-                tokens_scored=self._tokens_scored,
-                tokens_prefilled=self._tokens_prefilled,
-                tokens_reused=self._tokens_reused,
-                active_rows=len(self._rows),
+                tokens_sampled=self._tally.sampled,
+                tokens_scored=self._tally.scored,
+                tokens_prefilled=self._tally.prefilled,
+                tokens_reused=self._tally.reused,
+                active_rows=len(self._sampler),
                 waiting_rows=self._count_waiting_rows(),
                 waiting_score_rows=sum(len(unit.indices) for unit in self._score_units),
             )
@@ -289,26 +226,25 @@ class EmbeddedEngine:
 
         Raises VersionNotFound (404), VersionNotProved (409), PromptRefused (422), PolicyBusy or EngineStopped (503).
         """
-        prompts = [self._prepare_prompt(p.messages, p.token_ids, request.max_new_tokens) for p in request.prompts]
-        num_rows = sum(prompt.n for prompt in request.prompts)
+        prompts = self._prepare_prompts(request)
         with self._changed:
             held = self._find_usable(request.version)
-            self._require_room(num_rows)
-            job = _SampleJob(
-                request=request,
-                version=held.view.name,
-                prompts=prompts,
-                future=Future(),
-                samples=[[None] * prompt.n for prompt in request.prompts],
-                num_missing=num_rows,
-            )
-            self._sample_units.extend(_SampleUnit(next(self._orders), job, index) for index in range(len(prompts)))
+            self._require_room(sum(prompt.n for prompt in request.prompts))
+            job, units = self._make_sample_job(request, held.view.name, prompts)
+            self._sample_units.extend(units)
             self._changed.notify_all()
         return job.future
 
     def score(self, request: ScoreRequest) -> "Future[ScoreResponse]":
         """Accept responses to score; as `sample`."""
-        return self._accept_score(request, allow_unproved=False)
+        by_prompt = self._prepare_items(request)
+        with self._changed:
+            held = self._find_usable(request.version)
+            self._require_room(len(request.items))
+            job, units = self._make_score_job(request, held.view.name, by_prompt)
+            self._score_units.extend(units)
+            self._changed.notify_all()
+        return job.future
 
     def load_version(self, request: VersionCreate) -> Version:
         """Read an adapter into memory under a name; the same name with the same weights changes nothing.
@@ -331,30 +267,29 @@ class EmbeddedEngine:
             return held.view
 
     def prove_version(self, name: str, request: ProveRequest) -> Version:
-        """Compare the version's logprobs with the expected ones, waiting for its turn.
+        """Compare the version's logprobs with the expected ones; once they agree, draw from it what was asked.
 
-        Raises VersionNotFound (404), PromptRefused (422), PolicyBusy or EngineStopped (503).
+        It does not wait for answers in flight: they wait for it. Raises VersionNotFound (404), PromptRefused (422),
+        EngineStopped (503).
         """
         items = [
             ScoreItem(prompt_token_ids=item.prompt_token_ids, response_token_ids=item.response_token_ids)
             for item in request.items
         ]
-        scores = self._accept_score(
-            ScoreRequest(version=name, temperature=request.temperature, items=items), allow_unproved=True
-        ).result()
-        differences = [
-            abs(ours - expected)
-            for item, scored in zip(request.items, scores.items, strict=True)
-            for ours, expected in zip(scored.logprobs, item.logprobs, strict=True)
-        ]
-        worst = max(differences)
-        result = ProbeResult(
-            passed=worst <= request.tolerance,
-            max_difference=worst,
-            mean_difference=math.fsum(differences) / len(differences),
-            num_tokens=len(differences),
-            tolerance=request.tolerance,
-        )
+        scoring = ScoreRequest(version=name, temperature=request.temperature, items=items)
+        by_prompt = self._prepare_items(scoring)
+        prompts = [] if request.draw is None else self._prepare_prompts(request.draw)
+        with self._changed:
+            self._require_running()
+            self._find(name)
+            scores, score_units = self._make_score_job(scoring, name, by_prompt)
+            drawn: tuple[SampleJob | None, list[SampleUnit]] = (None, [])
+            if request.draw is not None:
+                drawn = self._make_sample_job(request.draw, name, prompts)
+            job = ProveJob(name, request, scores, score_units, *drawn)
+            self._probes.append(job)
+            self._changed.notify_all()
+        result = job.future.result()
         with self._changed:
             held = self._find(name)
             status = VersionStatus.PROVED if result.passed else VersionStatus.REFUSED
@@ -387,8 +322,9 @@ class EmbeddedEngine:
         """Forget a version. Raises VersionNotFound (404), VersionConflict (409) if it is in use or the base."""
         with self._changed:
             self._find(name)
-            in_use = {BASE_VERSION, self._serving} | {row.unit.version for row in list(self._rows)}
+            in_use = {BASE_VERSION, self._serving} | {unit.version for unit in self._sampler.units}
             in_use |= {unit.version for unit in self._sample_units} | {unit.version for unit in self._score_units}
+            in_use |= {probe.version for probe in self._probes}
             if name in in_use:
                 raise VersionConflict(f"version {name!r} is in use")
             del self._versions[name]
@@ -400,17 +336,19 @@ class EmbeddedEngine:
             raise VersionNotFound(f"no version {name!r} is loaded; the serving one is {self._serving!r}")
         return self._versions[name]
 
-    def _find_usable(self, name: str | None, allow_unproved: bool = False) -> _HeldVersion:
+    def _require_running(self) -> None:
         if self._stopping or self._failure is not None:
             raise EngineStopped(self._failure or "the engine is shutting down")
+
+    def _find_usable(self, name: str | None) -> _HeldVersion:
+        self._require_running()
         held = self._find(name or self._serving)
-        usable = held.view.status in (VersionStatus.PROVED, VersionStatus.SERVING)
-        if not usable and not allow_unproved:
+        if held.view.status not in (VersionStatus.PROVED, VersionStatus.SERVING):
             raise VersionNotProved(f"version {held.view.name!r} is {held.view.status.value}")
         return held
 
     def _count_waiting_rows(self) -> int:
-        return sum(unit.job.request.prompts[unit.index].n - unit.num_admitted for unit in self._sample_units)
+        return sum(unit.num_waiting for unit in self._sample_units)
 
     def _require_room(self, num_rows: int) -> None:
         waiting = self._count_waiting_rows() + sum(len(unit.indices) for unit in self._score_units)
@@ -438,7 +376,11 @@ class EmbeddedEngine:
                 f"{what} holds the token id {largest}, outside the vocabulary of {self._policy.vocab_size}"
             )
 
-    def _accept_score(self, request: ScoreRequest, allow_unproved: bool) -> "Future[ScoreResponse]":
+    def _prepare_prompts(self, request: SampleRequest) -> list[list[int]]:
+        return [self._prepare_prompt(p.messages, p.token_ids, request.max_new_tokens) for p in request.prompts]
+
+    def _prepare_items(self, request: ScoreRequest) -> dict[tuple[int, ...], list[int]]:
+        """Which items share a prompt, by its ids."""
         if request.top_k >= self._policy.vocab_size:
             raise PromptRefused(f"top_k must be below the vocabulary of {self._policy.vocab_size}")
         by_prompt: dict[tuple[int, ...], list[int]] = {}
@@ -446,21 +388,30 @@ class EmbeddedEngine:
             self._require_known_ids(item.response_token_ids, f"response {index}")
             ids = self._prepare_prompt(item.messages, item.prompt_token_ids, len(item.response_token_ids))
             by_prompt.setdefault(tuple(ids), []).append(index)
-        with self._changed:
-            held = self._find_usable(request.version, allow_unproved)
-            self._require_room(len(request.items))
-            job = _ScoreJob(
-                request=request,
-                version=held.view.name,
-                future=Future(),
-                items=[None] * len(request.items),
-                num_missing=len(request.items),
-            )
-            for prompt, indices in by_prompt.items():
-                for part in _split_by_tokens(indices, request.items, self._settings.score_tokens):
-                    self._score_units.append(_ScoreUnit(next(self._orders), job, list(prompt), part))
-            self._changed.notify_all()
-        return job.future
+        return by_prompt
+
+    def _make_sample_job(
+        self, request: SampleRequest, version: str, prompts: list[list[int]]
+    ) -> tuple[SampleJob, list[SampleUnit]]:
+        job = SampleJob(request, version, prompts, self._policy.tokenizer_hash)
+        return job, [SampleUnit(next(self._orders), job, index) for index in range(len(prompts))]
+
+    def _make_score_job(
+        self, request: ScoreRequest, version: str, by_prompt: dict[tuple[int, ...], list[int]]
+    ) -> tuple[ScoreJob, list[ScoreUnit]]:
+        job = ScoreJob(request, version, self._policy.tokenizer_hash)
+        units = [
+            ScoreUnit(next(self._orders), job, list(prompt), part)
+            for prompt, indices in by_prompt.items()
+            for part in split_by_tokens(indices, request.items, self._settings.score_tokens)
+        ]
+        return job, units
+
+    def _make_sampler(self, max_rows: int) -> Sampler:
+        return Sampler(self._model, max_rows, self._ends, self._tally)
+
+    def _make_prompt_cache(self) -> PromptCache:
+        return PromptCache(self._model, self._settings.prefix_tokens, self._tally)
 
     # --- the worker ---
 
@@ -479,26 +430,30 @@ class EmbeddedEngine:
 
     def _wait_for_work(self) -> bool:
         with self._changed:
-            self._changed.wait_for(lambda: self._stopping or self._rows or self._sample_units or self._score_units)
+            self._changed.wait_for(
+                lambda: self._stopping or len(self._sampler) or self._sample_units or self._score_units or self._probes
+            )
             return not self._stopping
 
     def _fail_everything(self, error: EngineStopped) -> None:
         with self._changed:
             self._stopping = True
-            jobs: dict[int, _SampleJob | _ScoreJob] = {id(unit.job): unit.job for unit in self._sample_units}
+            jobs: dict[int, SampleJob | ScoreJob | ProveJob] = {id(unit.job): unit.job for unit in self._sample_units}
             jobs |= {id(unit.job): unit.job for unit in self._score_units}
-            jobs |= {id(row.unit.job): row.unit.job for row in self._rows}
+            jobs |= {id(unit.job): unit.job for unit in self._sampler.units}
+            jobs |= {id(probe): probe for probe in self._probes}
             self._sample_units.clear()
             self._score_units.clear()
-            self._rows.clear()
+            self._probes.clear()
         for job in jobs.values():
             if job.future.set_running_or_notify_cancel():
                 job.future.set_exception(error)
 
     def _take_turn(self) -> None:
         self._drop_cancelled()
+        self._prove_next()
         oldest = self._find_oldest()
-        if not self._rows:
+        if not len(self._sampler):
             if oldest is None:
                 return
             self._activate(oldest.version)
@@ -506,22 +461,19 @@ class EmbeddedEngine:
         if oldest is not None and oldest.version == self._active:
             self._admit_prompts()
             self._steps_since_score += 1
-            if not self._rows or self._steps_since_score >= STEPS_PER_SCORE:
+            if not len(self._sampler) or self._steps_since_score >= STEPS_PER_SCORE:
                 self._score_next()
-        if self._rows:
-            hidden = self._batch.step([row.ids[-1] for row in self._rows])
-            self._draw_next(hidden, first=0)
+        if len(self._sampler):
+            self._sampler.step()
 
-    def _find_oldest(self) -> _SampleUnit | _ScoreUnit | None:
+    def _find_oldest(self) -> SampleUnit | ScoreUnit | None:
         with self._changed:
-            heads: list[_SampleUnit | _ScoreUnit] = [*itertools.islice(self._sample_units, 1)]
+            heads: list[SampleUnit | ScoreUnit] = [*itertools.islice(self._sample_units, 1)]
             heads += itertools.islice(self._score_units, 1)
         return min(heads, key=lambda unit: unit.order, default=None)
 
     def _drop_cancelled(self) -> None:
-        for number in range(len(self._rows) - 1, -1, -1):
-            if self._rows[number].unit.job.future.cancelled():
-                self._remove_row(number)
+        self._sampler.drop_cancelled()
         with self._changed:
             for units in (self._sample_units, self._score_units):
                 while units and units[0].job.future.cancelled():
@@ -534,127 +486,66 @@ class EmbeddedEngine:
             deltas = self._versions[version].deltas
         self._packed.merge(deltas)
         self._active = version
-        self._prefixes.clear()
-
-    def _read_prompt(self, prompt: list[int]) -> Prefill:
-        known = max(self._prefixes.values(), key=lambda p: count_common(p.token_ids, prompt), default=None)
-        prefill = prefill_prompt(self._model, torch.tensor(prompt, device=self._model.device), known)
-        reused = min(count_common(known.token_ids, prompt), len(prompt) - (known is not prefill)) if known else 0
-        self._tokens_prefilled += len(prompt) - reused
-        self._tokens_reused += reused
-        self._prefixes[prefill.token_ids] = prefill
-        self._prefixes.move_to_end(prefill.token_ids)
-        while sum(map(len, self._prefixes)) > self._settings.prefix_tokens and len(self._prefixes) > 1:
-            self._prefixes.popitem(last=False)
-        return prefill
+        self._prompts = self._make_prompt_cache()
 
     def _admit_prompts(self) -> None:
-        while self._batch.num_free:
+        while self._sampler.has_room:
             with self._changed:
                 if not self._sample_units or self._sample_units[0].version != self._active:
                     return
                 unit = self._sample_units[0]
-            request, prompt = unit.job.request, unit.job.request.prompts[unit.index]
-            prefill = self._read_prompt(unit.job.prompts[unit.index])
-            count = min(prompt.n - unit.num_admitted, self._batch.num_free)
-            self._batch.add(prefill, count, request.max_new_tokens)
-            first = len(self._rows)
-            for number in range(unit.num_admitted, unit.num_admitted + count):
-                uniforms = draw_uniforms(prompt.seed, number, request.max_new_tokens)
-                self._rows.append(_Row(unit, number, uniforms))
-            unit.num_admitted += count
-            if unit.num_admitted == prompt.n:
+            self._sampler.admit(unit, self._prompts.read(unit.job.prompts[unit.index]))
+            if unit.num_waiting == 0:
                 with self._changed:
                     self._sample_units.popleft()
-            self._draw_next(prefill.last_hidden[0].expand(count, -1), first)
-
-    def _draw_next(self, hidden: Tensor, first: int) -> None:
-        """Draw one token for each row from number `first` on; rows that end leave. Shapes: hidden [rows, H]."""
-        rows = self._rows[first:]
-        requests = [row.unit.job.request for row in rows]
-        device = hidden.device
-        ids, logprobs = draw_tokens(
-            project(self._model, hidden),
-            temperature=torch.tensor([request.temperature for request in requests], device=device),
-            top_k=torch.tensor([request.top_k for request in requests], device=device),
-            top_p=torch.tensor([request.top_p for request in requests], device=device),
-            uniforms=torch.tensor([row.uniforms[len(row.ids)] for row in rows], device=device),
-        )
-        for row, token_id, logprob in zip(rows, ids.tolist(), logprobs.tolist(), strict=True):
-            row.ids.append(token_id)
-            row.logprobs.append(logprob)
-        self._tokens_sampled += len(rows)
-        for number in range(len(self._rows) - 1, first - 1, -1):
-            reason = self._find_finish_reason(self._rows[number])
-            if reason is not None:
-                self._finish_row(self._rows[number], reason)
-                self._remove_row(number)
-
-    def _find_finish_reason(self, row: _Row) -> FinishReason | None:
-        request, latest = row.unit.job.request, row.ids[-1]
-        if latest in self._policy.eos_token_ids:
-            return FinishReason.STOP
-        if request.stop and self._may_complete(latest, request.stop):
-            text = self.detokenize(row.ids)
-            if any(has_stopped(text, stop) for stop in request.stop):
-                return FinishReason.STOP
-        return FinishReason.LENGTH if len(row.ids) >= request.max_new_tokens else None
-
-    def _may_complete(self, token_id: int, stops: list[str]) -> bool:
-        """Whether a token can be the last of a stop string: a cheap look before the whole answer is decoded."""
-        if token_id not in self._pieces:
-            self._pieces[token_id] = self.detokenize([token_id])
-        piece = self._pieces[token_id]
-        # A piece of a character decodes to the replacement character; spaces may vanish in a token decoded alone.
-        return "\ufffd" in piece or any(stop[-1] in piece or stop[-1].isspace() for stop in stops)
-
-    def _finish_row(self, row: _Row, reason: FinishReason) -> None:
-        job = row.unit.job
-        ended = row.ids[-1] in self._policy.eos_token_ids
-        job.samples[row.unit.index][row.number] = Sample(
-            token_ids=row.ids,
-            logprobs=row.logprobs,
-            text=self.detokenize(row.ids[:-1] if ended else row.ids),
-            finish_reason=reason,
-        )
-        job.num_missing -= 1
-        if job.num_missing == 0 and job.future.set_running_or_notify_cancel():
-            prompts = [
-                SampledPrompt(id=prompt.id, prompt_token_ids=ids, samples=[s for s in samples if s is not None])
-                for prompt, ids, samples in zip(job.request.prompts, job.prompts, job.samples, strict=True)
-            ]
-            job.future.set_result(
-                SampleResponse(version=job.version, tokenizer_hash=self._policy.tokenizer_hash, prompts=prompts)
-            )
-
-    def _remove_row(self, number: int) -> None:
-        self._batch.remove(number)
-        last = self._rows.pop()
-        if number < len(self._rows):
-            self._rows[number] = last
 
     def _score_next(self) -> None:
         with self._changed:
             if not self._score_units or self._score_units[0].version != self._active:
                 return
             unit = self._score_units[0]
-        job = unit.job
-        responses = [job.request.items[index].response_token_ids for index in unit.indices]
-        ids, mask = pad_right(responses, self._model.device)
-        prefill = self._read_prompt(unit.prompt)
-        scores = score_responses(self._model, prefill, ids, mask, job.request.temperature, job.request.top_k)
-        for row, (index, response) in enumerate(zip(unit.indices, responses, strict=True)):
-            job.items[index] = _make_scored_item(scores, row, len(response), job.request.top_k)
-        self._tokens_scored += sum(map(len, responses))
+        self._score(unit)
         self._steps_since_score = 0
         with self._changed:
             self._score_units.popleft()
-        job.num_missing -= len(unit.indices)
-        if job.num_missing == 0 and job.future.set_running_or_notify_cancel():
-            items = [item for item in job.items if item is not None]
-            job.future.set_result(
-                ScoreResponse(version=job.version, tokenizer_hash=self._policy.tokenizer_hash, items=items)
-            )
+
+    def _score(self, unit: ScoreUnit) -> None:
+        request = unit.job.request
+        responses = [request.items[index].response_token_ids for index in unit.indices]
+        ids, mask = pad_right(responses, self._model.device)
+        prefill = self._prompts.read(unit.prompt)
+        scores = score_responses(self._model, prefill, ids, mask, request.temperature, request.top_k)
+        self._tally.scored += sum(map(len, responses))
+        for row, (index, response) in enumerate(zip(unit.indices, responses, strict=True)):
+            unit.job.finish(index, _make_scored_item(scores, row, len(response), request.top_k))
+
+    def _prove_next(self) -> None:
+        """A version's probe, between two steps: rows in flight keep their keys and values and wait for it."""
+        with self._changed:
+            if not self._probes:
+                return
+            job = self._probes[0]
+        active, prompts = self._active, self._prompts
+        self._activate(job.version)
+        for score_unit in job.score_units:
+            self._score(score_unit)
+        result = job.compare()
+        if job.samples is not None and result.passed:
+            sampler = self._make_sampler(sum(unit.num_waiting for unit in job.sample_units))
+            for unit in job.sample_units:
+                sampler.admit(unit, self._prompts.read(job.samples.prompts[unit.index]))
+            while len(sampler):
+                if self._stopping:
+                    return  # it still waits, and fails with everything else
+                sampler.step()
+            drawn = [sample for prompt in job.samples.future.result().prompts for sample in prompt.samples]
+            result = result.model_copy(update={"drawn_lengths": [len(sample.token_ids) for sample in drawn]})
+        if len(self._sampler):  # rows in flight keep their version from being deleted; without them it may be gone
+            self._activate(active)
+            self._prompts = prompts
+        with self._changed:
+            self._probes.popleft()
+        job.future.set_result(result)
 
 
 def _make_scored_item(scores: TokenScores, row: int, length: int, top_k: int) -> ScoredItem:
@@ -669,35 +560,9 @@ def _make_scored_item(scores: TokenScores, row: int, length: int, top_k: int) ->
     )
 
 
-def _split_by_tokens(indices: Sequence[int], items: Sequence[ScoreItem], limit: int) -> list[list[int]]:
-    """Indices in parts of similar length, none with more than `limit` tokens when padded (one item may exceed it)."""
-    parts: list[list[int]] = []
-    for index in sorted(indices, key=lambda i: len(items[i].response_token_ids)):
-        length = len(items[index].response_token_ids)
-        if parts and (len(parts[-1]) + 1) * length <= limit:
-            parts[-1].append(index)
-        else:
-            parts.append([index])
-    return parts
-
-
 def pad_right(responses: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Token ids padded with 0 on the right and the mask of those that exist, both [B, T]."""
     width = max(map(len, responses))
     ids = torch.tensor([[*response, *[0] * (width - len(response))] for response in responses], device=device)
     lengths = torch.tensor([len(response) for response in responses], device=device)
     return ids, torch.arange(width, device=device)[None] < lengths[:, None]
-
-
-def draw_uniforms(seed: int, row: int, count: int) -> list[float]:
-    """`count` numbers in [0, 1) that depend on (seed, row) only."""
-    digest = hashlib.sha256(f"{seed}:{row}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-    return torch.rand(count, generator=generator, dtype=torch.float32).tolist()
-
-
-def has_stopped(text: str, stop: str) -> bool:
-    """Whether the answer so far contains the stop string; a closing fence counts only after an opening one."""
-    if stop == CLOSING_FENCE:
-        return _CLOSED_FENCE.search(text) is not None
-    return stop in text

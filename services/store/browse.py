@@ -1,9 +1,11 @@
 """Lists for people: one page of each noun, newest first, filtered."""
 
+from enum import StrEnum
+from typing import TypeVar
 from uuid import UUID
 
-from sqlalchemy import select
-from sqlalchemy.orm import Session, defer
+from sqlalchemy import Select, select
+from sqlalchemy.orm import InstrumentedAttribute, Session, defer
 
 from services.contracts.answers import Answer
 from services.contracts.base import Page
@@ -32,6 +34,9 @@ from services.store.models import (
 )
 from services.store.pages import newest_first
 
+R = TypeVar("R")
+C = TypeVar("C", str, UUID, UUID | None)
+
 
 def list_tasks(
     session: Session,
@@ -45,12 +50,9 @@ def list_tasks(
 ) -> Page[Task]:
     """Tasks. Errors: BadCursor."""
     query = select(TaskRow).where(TaskRow.lineage_id == lineage_id)
-    if split is not None:
-        query = query.where(TaskRow.split == split.value)
-    if domain is not None:
-        query = query.where(TaskRow.domain == domain)
-    if family is not None:
-        query = query.where(TaskRow.family == family)
+    query = _only(query, TaskRow.split, split)
+    query = _only(query, TaskRow.domain, domain)
+    query = _only(query, TaskRow.family, family)
     rows, following = newest_first(session, query, TaskRow.id, cursor, limit)
     return Page[Task](items=[tasks.view(row) for row in rows], next_cursor=following)
 
@@ -72,14 +74,10 @@ def list_rollouts(
         .where(RolloutRow.lineage_id == lineage_id)
         .options(defer(RolloutRow.prompt_token_ids), defer(RolloutRow.sampler_logprobs), defer(RolloutRow.action_mask))
     )
-    if task_id is not None:
-        query = query.where(RolloutRow.task_id == task_id)
-    if group_id is not None:
-        query = query.where(RolloutRow.group_id == group_id)
-    if status is not None:
-        query = query.where(RolloutRow.status == status.value)
-    if purpose is not None:
-        query = query.where(RolloutRow.purpose == purpose.value)
+    query = _only(query, RolloutRow.task_id, task_id)
+    query = _only(query, RolloutRow.group_id, group_id)
+    query = _only(query, RolloutRow.status, status)
+    query = _only(query, RolloutRow.purpose, purpose)
     rows, following = newest_first(session, query, RolloutRow.id, cursor, limit)
     return Page[Rollout](items=[Rollout.model_validate(row) for row in rows], next_cursor=following)
 
@@ -89,8 +87,7 @@ def list_experts(
 ) -> Page[Expert]:
     """Experts. Errors: BadCursor."""
     query = select(ExpertRow).where(ExpertRow.lineage_id == lineage_id)
-    if status is not None:
-        query = query.where(ExpertRow.status == status.value)
+    query = _only(query, ExpertRow.status, status)
     rows, following = newest_first(session, query, ExpertRow.id, cursor, limit)
     return Page[Expert](items=[experts.view(row) for row in rows], next_cursor=following)
 
@@ -107,12 +104,9 @@ def list_consultations(
 ) -> Page[Consultation]:
     """Consultations. Errors: BadCursor."""
     query = select(ConsultationRow).where(ConsultationRow.lineage_id == lineage_id)
-    if rollout_id is not None:
-        query = query.where(ConsultationRow.rollout_id == rollout_id)
-    if expert_id is not None:
-        query = query.where(ConsultationRow.expert_id == expert_id)
-    if status is not None:
-        query = query.where(ConsultationRow.status == status.value)
+    query = _only(query, ConsultationRow.rollout_id, rollout_id)
+    query = _only(query, ConsultationRow.expert_id, expert_id)
+    query = _only(query, ConsultationRow.status, status)
     rows, following = newest_first(session, query, ConsultationRow.id, cursor, limit)
     names = _expert_names(session, {row.expert_id for row in rows})
     items = [_view_consultation(row, names[row.expert_id]) for row in rows]
@@ -147,10 +141,8 @@ def list_corrections(
 ) -> Page[Correction]:
     """Items of the human queue. Errors: BadCursor."""
     query = select(CorrectionRow).where(CorrectionRow.lineage_id == lineage_id)
-    if person_id is not None:
-        query = query.where(CorrectionRow.person_id == person_id)
-    if status is not None:
-        query = query.where(CorrectionRow.status == status.value)
+    query = _only(query, CorrectionRow.person_id, person_id)
+    query = _only(query, CorrectionRow.status, status)
     rows, following = newest_first(session, query, CorrectionRow.id, cursor, limit)
     return Page[Correction](items=[corrections.view(row) for row in rows], next_cursor=following)
 
@@ -160,8 +152,7 @@ def list_policies(
 ) -> Page[PolicyVersion]:
     """Policy versions. Errors: BadCursor."""
     query = select(PolicyVersionRow).where(PolicyVersionRow.lineage_id == lineage_id)
-    if status is not None:
-        query = query.where(PolicyVersionRow.status == status.value)
+    query = _only(query, PolicyVersionRow.status, status)
     rows, following = newest_first(session, query, PolicyVersionRow.id, cursor, limit)
     return Page[PolicyVersion](items=[policies.view(row) for row in rows], next_cursor=following)
 
@@ -171,8 +162,7 @@ def list_updates(
 ) -> Page[Update]:
     """Updates. Errors: BadCursor."""
     query = select(UpdateRow).where(UpdateRow.lineage_id == lineage_id)
-    if status is not None:
-        query = query.where(UpdateRow.status == status.value)
+    query = _only(query, UpdateRow.status, status)
     rows, following = newest_first(session, query, UpdateRow.id, cursor, limit)
     return Page[Update](items=[updates.view(row) for row in rows], next_cursor=following)
 
@@ -188,6 +178,13 @@ def list_persons(session: Session, *, cursor: str | None, limit: int) -> Page[Pe
     """Persons and services. Errors: BadCursor."""
     rows, following = newest_first(session, select(PersonRow), PersonRow.id, cursor, limit)
     return Page[Person](items=[Person.model_validate(row) for row in rows], next_cursor=following)
+
+
+def _only(query: Select[R], column: InstrumentedAttribute[C], value: C | StrEnum | None) -> Select[R]:
+    """The query narrowed to one value of a column; all of them for None."""
+    if value is None:
+        return query
+    return query.where(column == (value.value if isinstance(value, StrEnum) else value))
 
 
 def _expert_names(session: Session, ids: set[UUID]) -> dict[UUID, str]:

@@ -25,6 +25,7 @@ class Draw:
     """A claimed group: what to draw, and the attempt that may finish it."""
 
     group_id: UUID
+    lineage_id: UUID
     attempt: int
     task_id: UUID
     messages: tuple[Message, ...]
@@ -141,6 +142,7 @@ def claim(session: Session, ids: Sequence[UUID], lease_seconds: float) -> list[D
         draws.append(
             Draw(
                 group_id=row.id,
+                lineage_id=row.lineage_id,
                 attempt=row.attempts,
                 task_id=task.id,
                 messages=tuple(Message.model_validate(m) for m in task.messages),
@@ -189,6 +191,16 @@ def release(session: Session, draw: Draw, reason: str, *, retry_after: float, co
     row.status = GroupStatus.PENDING.value
     row.sent_at = None
     row.not_before = func.now() + timedelta(seconds=retry_after)
+
+
+def wanted_versions(session: Session, lineage_id: UUID) -> set[str]:
+    """The policy versions that planned draws name."""
+    names = select(GroupRow.policy_version).where(
+        GroupRow.lineage_id == lineage_id,
+        GroupRow.status.in_([GroupStatus.PENDING.value, GroupStatus.ASKED.value]),
+        GroupRow.policy_version.is_not(None),
+    )
+    return {str(name) for name in session.scalars(names.distinct())}
 
 
 def take_due(session: Session, *, max_in_flight: int, resend_seconds: float) -> list[UUID]:

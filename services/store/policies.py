@@ -38,6 +38,21 @@ def serving(session: Session, lineage_id: UUID) -> PolicyVersionRow | None:
     )
 
 
+def can_be_drawn_from(session: Session, lineage_id: UUID, name: str) -> bool:
+    """Whether the version has passed its gate, so that a policy server which lost it can be given it again."""
+    passed = (PolicyStatus.SERVING.value, PolicyStatus.SUPERSEDED.value)
+    return (
+        session.scalar(
+            select(PolicyVersionRow.id).where(
+                PolicyVersionRow.lineage_id == lineage_id,
+                PolicyVersionRow.name == name,
+                PolicyVersionRow.status.in_(passed),
+            )
+        )
+        is not None
+    )
+
+
 def latest(session: Session, lineage_id: UUID) -> PolicyVersionRow:
     """The version with the highest number, whatever became of it; version 0 is made with the lineage."""
     return session.scalars(

@@ -21,7 +21,7 @@ from services.store.models import Base
 from services.store.store import Store
 from tests.api import policy_stand_in
 from tests.api.policy_stand_in import TOKENIZER, VOCAB
-from tests.experts.serving import serve
+from tests.serving import serve
 from tests.store.conftest import World
 
 

@@ -14,7 +14,7 @@ from services.store import lineages, migrate, persons
 from services.store.store import Store
 from tests.api.conftest import Api, items, made, refused, task_body
 from tests.api.policy_stand_in import TOKENIZER, VOCAB
-from tests.experts.serving import serve
+from tests.serving import serve
 
 pytestmark = pytest.mark.integration
 

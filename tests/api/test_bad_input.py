@@ -17,7 +17,7 @@ from services.store.models import TaskRow
 from services.store.store import Store
 from tests.api.conftest import Api, count_rows, items, made, refused, task_body
 from tests.api.policy_stand_in import TOKENIZER, VOCAB
-from tests.experts.serving import serve
+from tests.serving import serve
 
 pytestmark = pytest.mark.integration
 

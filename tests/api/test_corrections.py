@@ -30,7 +30,7 @@ from services.store.models import (
 )
 from services.store.store import Store
 from tests.api.conftest import Api, items, made, refused
-from tests.experts.serving import serve
+from tests.serving import serve
 from tests.store.conftest import World
 
 pytestmark = pytest.mark.integration

@@ -16,7 +16,7 @@ from services.store.models import ConsultationRow, ExpertRow
 from services.store.store import Store
 from tests.api.conftest import Api, items, made, refused
 from tests.experts.samples import SECRET, SampleExpert, make_descriptor
-from tests.experts.serving import reply_with, serve, serve_raw
+from tests.serving import reply_with, serve, serve_raw
 from tests.store.conftest import World
 
 pytestmark = pytest.mark.integration

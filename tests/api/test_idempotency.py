@@ -13,7 +13,7 @@ from services.store import idempotency
 from services.store.models import IdempotencyRow, PersonRow, TaskRow
 from services.store.store import Store
 from tests.api.conftest import Api, made, refused, task_body
-from tests.experts.serving import serve
+from tests.serving import serve
 
 pytestmark = pytest.mark.integration
 

@@ -13,7 +13,7 @@ from services.contracts.base import Json, JsonObject
 from services.store import persons
 from services.store.store import Store
 from tests.api.conftest import app, broker, policy_url, settings, store, world
-from tests.experts.serving import serve
+from tests.serving import serve
 from tests.store.conftest import World
 
 __all__ = ["app", "broker", "policy_url", "settings", "store", "world"]

@@ -1,7 +1,7 @@
 """What people read: golden lines of the report, the progress and a task file's faults."""
 
 import io
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
@@ -169,3 +169,24 @@ def test_a_task_file_is_read_line_by_line_and_every_bad_line_is_named(tmp_path: 
         starter.read_tasks(file)
     with pytest.raises(InvalidInput, match="cannot be read"):
         starter.read_tasks(tmp_path / "none")
+
+
+def test_rates_are_those_of_the_last_two_minutes() -> None:
+    def at(rollouts: int) -> Status:
+        return status(rollouts={"open": 90, "ready": rollouts}, consultations={"answered": 3 * rollouts})
+
+    rates = report.Rates()
+    assert rates.measure(at(0), 0) == ""
+    assert rates.measure(at(10), 60) == "10 rollouts, 30 answers, 0 lessons used a minute"
+    assert rates.measure(at(10), 180) == "0 rollouts, 0 answers, 0 lessons used a minute"
+    assert report.activity(at(10), "10 rollouts a minute") == (
+        "trainer paused; serving v1; 10 rollouts a minute; backlog 8"
+    )
+
+
+def test_the_status_says_how_often_updates_come() -> None:
+    minutes = [
+        UpdateSummary(id=UUID(int=n), number=n, metrics={}, applied_at=NOW + timedelta(minutes=n)) for n in range(1, 4)
+    ]
+    assert "updates: 2, the last 3 at 60 an hour" in list(report.status_lines(status(last_updates=minutes)))
+    assert "updates: 2" in list(report.status_lines(status(last_updates=minutes[:1])))

@@ -1,7 +1,6 @@
 """The whole loop as a user starts it: real processes, HTTP, Celery, sandbox and trainer, with a tiny random policy."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -29,23 +28,11 @@ from services.local.layout import Layout
 from services.local.stack import read_credentials
 from services.local.supervisor import RunState, read_running
 from services.policy.modeling import make_tiny_policy
+from tests.e2e.environment import loop_environment
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 PEOPLE = {TermKind.LABEL, TermKind.IMITATION}
-SETTINGS = {
-    "PRECEPTOR_GROUP_SIZE": "4",
-    "PRECEPTOR_MAX_NEW_TOKENS": "12",
-    "PRECEPTOR_MAX_BACKLOG_LESSONS": "24",
-    "PRECEPTOR_MAX_STALENESS": "100",
-    "PRECEPTOR_TRAINER_PUBLISH_EVERY": "1",
-    "PRECEPTOR_TRAINER_LORA_R": "4",
-    "PRECEPTOR_TRAINER_PATIENCE_SECONDS": "3",
-    "PRECEPTOR_TRAINER_GATE_LENGTH_RATIO": "1000",  # a random policy's lengths say nothing
-    "PRECEPTOR_TRAINER_GATE_MAX_KL_BASE": "1000",
-    "PRECEPTOR_TRAINER_GATE_MAX_KL_PREVIOUS": "1000",
-    "OMP_NUM_THREADS": "1",
-}
 
 
 def tasks() -> list[dict[str, object]]:
@@ -147,9 +134,8 @@ def start(home: Path, server_folder: Path) -> Iterator[Callable[[], Running]]:
         mark = path.stat().st_size if path.exists() else 0
         command = [str(Path(sys.executable).with_name("preceptor")), "up", "--paused"]
         command += ["--home", str(home), "--model", str(model), "--threads", "1"]
-        own = {k: v for k, v in os.environ.items() if not k.startswith("PRECEPTOR_") and not k.endswith("_URL")}
         with path.open("ab") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log, env={**own, **SETTINGS})
+            process = subprocess.Popen(command, stdout=log, stderr=log, env=loop_environment())
         started.append(process)
         layout = Layout(home)
 
@@ -189,16 +175,7 @@ def test_the_loop_turns_feedback_into_policy_versions_and_survives_a_restart(
     assert json.loads(stack.cli("tasks", "import", str(file), "--json")) == {"num_created": 0, "num_existing": 20}
 
     # An evaluation is judged by the verifiers, and trains nothing.
-    wanted = EvaluationCreate.model_validate({"split": "heldout", "num_samples": 2})
-    evaluation = stack.api.post("/v1/evaluations", wanted, Evaluation)
-
-    def evaluated() -> bool:
-        found = stack.api.get(f"/v1/evaluations/{evaluation.id}", EvaluationDetail)
-        return found.status is EvaluationStatus.DONE
-
-    wait_for("the evaluation", evaluated)
-    results = stack.api.get(f"/v1/evaluations/{evaluation.id}", EvaluationDetail).results
-    assert {task.key: task.num_judged for task in results} == {f"held-{i}": 2 for i in range(4)}
+    assert evaluate(stack.api).policy_version == "base"
     assert stack.status().lessons == {}
 
     # The loop: draw, ask, learn, publish.
@@ -230,9 +207,26 @@ def test_the_loop_turns_feedback_into_policy_versions_and_survives_a_restart(
     assert "nothing runs" in preceptor(home, "status")
     again = start()
     assert again.status().num_updates >= before.num_updates
+
+    # The policy server has just started with the base alone: an evaluation of the serving version waits for it.
+    assert evaluate(again.api).policy_version != "base"
     again.api.post("/v1/loop", LoopSwitch(sampling=True, training=True, no_end=True), LoopState)
     wait_for("one more update", lambda: again.status().num_updates > before.num_updates)
     assert preceptor(home, "down").strip() == "stopped"
+
+
+def evaluate(api: ApiClient) -> EvaluationDetail:
+    """The held-out tasks measured, two answers each, all of them judged."""
+    wanted = EvaluationCreate.model_validate({"split": "heldout", "num_samples": 2})
+    started = api.post("/v1/evaluations", wanted, Evaluation)
+
+    def read() -> EvaluationDetail:
+        return api.get(f"/v1/evaluations/{started.id}", EvaluationDetail)
+
+    wait_for("the evaluation", lambda: read().status is EvaluationStatus.DONE)
+    found = read()
+    assert {task.key: task.num_judged for task in found.results} == {f"held-{i}": 2 for i in range(4)}
+    return found
 
 
 def correct_one(api: ApiClient) -> UUID:

@@ -16,7 +16,7 @@ from services.errors import ServiceUnavailable
 from services.experts import signatures
 from services.experts.app import MAX_BODY_BYTES, AnswerMemory, ExpertAnswer, Sent, create_expert_app
 from tests.experts.samples import OTHER_SECRET, SECRET, TOKENIZER, SampleExpert, make_descriptor, make_question
-from tests.experts.serving import serve
+from tests.serving import serve
 
 
 def ask(url: str, request: ConsultRequest, secret: str | None = None) -> httpx2.Response:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from typing import TypeVar
 
+import aiohttp
 import pytest
 
 from services.contracts.answers import AnswerKind, SamplesDistribution, TopKDistribution
@@ -20,7 +21,7 @@ from services.experts import signatures
 from services.experts.app import ExpertAnswer, create_expert_app
 from services.experts.client import EndpointRefused, ExpertClient, ExpertUnavailable, Outcome, check_address
 from tests.experts.samples import OTHER_SECRET, SECRET, TOKENIZER, SampleExpert, make_descriptor, make_question
-from tests.experts.serving import reply_with, serve, serve_raw
+from tests.serving import reply_with, serve, serve_raw
 
 LOOPBACK = ("127.0.0.0/8", "::1/128")
 ALL_KINDS = (AnswerKind.SCORE, AnswerKind.FEEDBACK, AnswerKind.SOLUTION, AnswerKind.TOPK, AnswerKind.SAMPLES)
@@ -488,6 +489,26 @@ def test_many_questions_are_asked_side_by_side() -> None:
         outcomes = run(lambda client: ask_many(client, url))
     assert all(isinstance(outcome, ConsultResult) for outcome in outcomes)
     assert expert.num_calls == 60
+
+
+def test_a_question_that_is_never_taken_leaves_no_socket_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[socket.socket] = []
+    make = ExpertClient._make_socket
+
+    def make_and_keep(client: ExpertClient, info: aiohttp.AddrInfoType) -> socket.socket:
+        made.append(make(client, info))
+        return made[-1]
+
+    monkeypatch.setattr(ExpertClient, "_make_socket", make_and_keep)
+
+    async def ask(url: str) -> None:
+        async with ExpertClient(LOOPBACK) as client:
+            with pytest.raises(ExpertUnavailable, match="no answer"):
+                await client.send("POST", url, "/v1/consult", body=bytes(30_000_000), timeout=0.3)
+        assert [one.fileno() for one in made] == [-1]
+
+    with socket.create_server(("127.0.0.1", 0)) as takes_nothing:
+        asyncio.run(ask(f"http://127.0.0.1:{takes_nothing.getsockname()[1]}"))
 
 
 def test_health_is_asked_for() -> None:

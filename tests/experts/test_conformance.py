@@ -24,8 +24,8 @@ from services.experts.client import ExpertClient
 from services.experts.conformance import check
 from services.settings import Settings
 from tests.experts.samples import SECRET, SampleExpert, make_descriptor
-from tests.experts.serving import serve, serve_raw
 from tests.experts.test_policy_experts import SmallPolicy
+from tests.serving import serve, serve_raw
 
 LOOPBACK = ("127.0.0.0/8",)
 

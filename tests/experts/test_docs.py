@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from services.contracts.experts import ConformanceReport
 from services.experts.client import ExpertClient
 from services.experts.conformance import check
-from tests.experts.serving import serve
+from tests.serving import serve
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "experts.md"
 

@@ -15,7 +15,7 @@ from services.experts.execution import MAX_FEEDBACK, ExecutionExpert
 from services.experts.sandbox_client import SandboxClient, SandboxUnavailable
 from services.experts.scorers import ToolCallExpert
 from tests.experts.samples import make_question
-from tests.experts.serving import reply_with, serve_raw
+from tests.serving import reply_with, serve_raw
 
 pytestmark = pytest.mark.integration
 STARTER = Path(__file__).resolve().parents[2] / "services" / "starter"

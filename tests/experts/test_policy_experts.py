@@ -15,7 +15,7 @@ from services.experts.teacher import TeacherExpert
 from services.policy.client import PolicyClient, PolicyUnavailable
 from services.policy.contract import ScoredItem, ScoreRequest, ScoreResponse, TokenIds, TokenizeRequest
 from tests.experts.samples import TOKENIZER, make_question
-from tests.experts.serving import serve
+from tests.serving import serve
 
 PROBABILITIES = [0.4, 0.3, 0.15, 0.1, 0.05]
 WORDS = {"Yes": [1], "No": [3]}

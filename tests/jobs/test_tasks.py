@@ -20,7 +20,7 @@ from services.local.layout import free_port
 from services.store import loop, rollouts
 from services.store.models import AttemptRow, ConsultationRow, GroupRow, RolloutRow
 from services.store.store import Store
-from tests.experts.serving import serve
+from tests.serving import serve
 from tests.store.conftest import World
 
 pytestmark = pytest.mark.integration

@@ -150,7 +150,7 @@ def test_an_initialisation_that_was_cut_short_is_begun_again(open_folder: Path) 
 def test_a_second_postgres_on_the_folder_is_refused(
     postgres_server: EmbeddedPostgres, server_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.local.postgres.LOCK_WAIT_SECONDS", 0.1)
+    monkeypatch.setattr("services.local.server.LOCK_WAIT_SECONDS", 0.1)
     with pytest.raises(FolderInUse, match=f"process {os.getpid()}"):
         EmbeddedPostgres(server_folder / "postgres").start()
     assert ask(postgres_server.url, "SELECT 1") == 1
@@ -166,9 +166,8 @@ def test_a_given_port_that_is_taken_is_said_so(postgres_folder: Path, open_folde
 def test_a_chosen_port_that_was_lost_to_another_process_is_chosen_anew(
     server: EmbeddedPostgres, open_folder: Path, taken_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("postgres", "valkey"):
-        ports = iter([taken_port, free_port()])
-        monkeypatch.setattr(f"services.local.{module}.free_port", ports.__next__)
+    ports = iter([taken_port, free_port(), taken_port, free_port()])
+    monkeypatch.setattr("services.local.server.free_port", ports.__next__)
     assert server.start().port != taken_port
     with EmbeddedValkey(open_folder / "valkey") as valkey:
         assert valkey.port != taken_port

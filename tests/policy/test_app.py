@@ -3,14 +3,12 @@
 import contextlib
 import http.client
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
 import pytest
-import uvicorn
 
 from services.contracts.base import Problem
 from services.contracts.tasks import Message
@@ -30,6 +28,7 @@ from services.policy.contract import (
 from services.policy.engine_transformers import EmbeddedEngine, EngineSettings
 from services.policy.modeling import LoadedPolicy, load_policy
 from tests.policy.test_engine import make_probe
+from tests.serving import serve
 
 pytestmark = pytest.mark.integration
 KEY = "secret"
@@ -39,13 +38,8 @@ QUESTION = [Message(role="user", content="Add 1 and 2.")]
 @pytest.fixture(scope="module")
 def url(model_folder: Path, store: ArtifactStore) -> Iterator[str]:
     engine = EmbeddedEngine(load_policy(model_folder), store, EngineSettings(max_rows=8, max_context=512), name="tiny")
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(engine, KEY), log_level="warning", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    with serve(create_app(engine, KEY)) as served:
+        yield served
     assert not engine.is_alive
 
 

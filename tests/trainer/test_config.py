@@ -34,6 +34,22 @@ def test_a_discount_is_refused_where_every_token_pays_for_the_whole_rollout() ->
         TrainerConfig(reach="whole_rollout", gamma=0.9)
 
 
+def test_a_mix_adds_objectives_with_their_weights_and_is_named_in_the_ledger(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRECEPTOR_TRAINER_OBJECTIVE", "forward_ce")
+    monkeypatch.setenv("PRECEPTOR_TRAINER_MIX", '{"grpo": 0.1, "sft": 2}')
+    config = TrainerConfig()
+    assert config.objectives == {"forward_ce": 1.0, "grpo": 0.1, "sft": 2.0}
+    assert config.objective_title == "forward_ce + 0.1 grpo + 2 sft"
+    monkeypatch.delenv("PRECEPTOR_TRAINER_MIX")
+    assert TrainerConfig().objective_title == "forward_ce"
+
+
+@pytest.mark.parametrize("mix", [{"distil": 1.0}, {"grpo": 0.0}, {"grpo": -1.0}, {"grpo": "inf"}, {"ppo": 1.0}])
+def test_a_mix_that_means_nothing_is_refused(mix: dict[str, float]) -> None:
+    with pytest.raises(ValidationError):
+        TrainerConfig.model_validate({"mix": mix})
+
+
 def test_a_setting_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ValidationError):
         TrainerConfig.model_validate({"learning_rat": 1e-4})

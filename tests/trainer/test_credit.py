@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.trainer.tabular import DEFAULT, PROPOSITION_1
-from trainer.credit import (
+from trainer.losses.credit import (
     LeaveOneOut,
     Reach,
     Scale,

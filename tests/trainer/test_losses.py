@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.trainer.tabular import DEFAULT, PROPOSITION_1, make_rollouts, one_group, whole_term
-from trainer.credit import CostKind, Credit, LeaveOneOut, Reach
-from trainer.losses import DistilLoss, Rollouts, distil_loss, forward_ce_loss, sft_loss
-from trainer.terms import (
+from trainer.losses.credit import CostKind, Credit, LeaveOneOut, Reach
+from trainer.losses.distil import DistilLoss, distil_loss, forward_ce_loss
+from trainer.losses.imitation import sft_loss
+from trainer.losses.student import Rollouts, ScoredStudent
+from trainer.losses.terms import (
     DrawnTerm,
     ExpertDistribution,
     FullVocabulary,
@@ -43,7 +45,7 @@ def charge(
     logits: Tensor = LOGITS,
 ) -> DistilLoss:
     siblings = one_group(2, 3) if baseline is None else baseline
-    return distil_loss(logits, rollouts, terms, siblings, credit, covered_tokens)
+    return distil_loss(ScoredStudent(logits, rollouts), rollouts, terms, siblings, credit, covered_tokens)
 
 
 def rounded(values: Tensor) -> list[list[float]]:
@@ -62,7 +64,7 @@ def test_a_loss_worked_out_by_hand() -> None:
     assert result.future.item() == pytest.approx(0.5 * (-1 * 2 - 2 * 3 + 3 * 2 + 1 * 3) / 5)
     assert result.partial.item() == 0
     assert result.loss.item() == pytest.approx(2.2 + 0.1)
-    assert (result.cross_entropy.item(), result.kl.item()) == pytest.approx((2.2, 2.2))
+    assert (result.cost_mean.item(), result.kl.item()) == pytest.approx((2.2, 2.2))
     assert result.covered.tolist() == [True, True]
     assert (result.num_future_tokens.item(), result.num_future_rows.item()) == (4, 2)
 
@@ -134,7 +136,7 @@ def test_without_credit_distil_is_forward_ce() -> None:
         result = (
             charge(rollouts=nobody, logits=logits)
             if loss
-            else forward_ce_loss(logits, ROLLOUTS, terms, covered_tokens=5)
+            else forward_ce_loss(ScoredStudent(logits, ROLLOUTS), ROLLOUTS, terms, covered_tokens=5)
         )
         gradients.append(torch.autograd.grad(result.loss, logits)[0])
         assert (result.loss.item(), result.future.item(), result.num_future_tokens.item()) == pytest.approx((2.2, 0, 0))
@@ -218,7 +220,7 @@ class TestPartialTerms:
         result = charge(terms=[self.label], covered_tokens=0)
         assert result.partial.item() == pytest.approx(0.5 * self.surprise / 2)
         assert result.loss.item() == pytest.approx(result.partial.item())
-        assert (result.local.item(), result.cross_entropy.item()) == (0, 0)
+        assert (result.local.item(), result.cost_mean.item()) == (0, 0)
 
     def test_they_are_never_charged_to_earlier_tokens(self) -> None:
         result = charge(terms=[self.label], covered_tokens=0, baseline=torch.ones(3))
@@ -232,7 +234,7 @@ class TestPartialTerms:
         assert rounded(result.excess) == [[2, 3, 0], [-2, -3, 0]]
         assert result.local.item() == pytest.approx((1 + 2 / 2 + 4 + 3 + 1) / 5)
         assert result.partial.item() == pytest.approx(0.5 * 0.5 * self.surprise / 2)
-        assert result.cross_entropy.item() == pytest.approx(2.2)
+        assert result.cost_mean.item() == pytest.approx(2.2)
         whole, label = result.parts
         assert (label.num_tokens.item(), label.weight.item(), label.future.item()) == pytest.approx((1, 0.5, 0))
         assert whole.future.item() == pytest.approx(result.future.item())
@@ -292,7 +294,9 @@ def test_a_tool_turn_is_neither_trained_nor_charged() -> None:
 
 def test_the_student_is_charged_at_the_samplers_temperature() -> None:
     cool = make_rollouts(IDS, MASK, LOGITS, temperature=0.5)
-    at_half = distil_loss(LOGITS, cool, [whole_term(SURE)], one_group(2, 3), CLIPPED, covered_tokens=5)
+    at_half = distil_loss(
+        ScoredStudent(LOGITS, cool), cool, [whole_term(SURE)], one_group(2, 3), CLIPPED, covered_tokens=5
+    )
     at_one = charge(logits=LOGITS * 2, rollouts=make_rollouts(IDS, MASK, LOGITS * 2))
     assert at_half.loss.item() == pytest.approx(at_one.loss.item())
     assert rounded(at_half.excess) == rounded(at_one.excess)
@@ -306,22 +310,23 @@ def test_a_student_that_agrees_with_its_experts_has_no_future_term_under_kl() ->
     logprobs, best = logits.log_softmax(-1).topk(5)
     tail = (-logprobs.exp().sum(-1)).log1p()
     terms = [whole_term(logits.log_softmax(-1)), WholeTerm("remote", TopK(best, logprobs, tail), torch.ones(4))]
-    under_kl = distil_loss(logits, rollouts, terms, torch.zeros(6), DEFAULT, covered_tokens=24)
+    student = ScoredStudent(logits, rollouts)
+    under_kl = distil_loss(student, rollouts, terms, torch.zeros(6), DEFAULT, covered_tokens=24)
     assert under_kl.excess.abs().max() < 1e-5
     assert (under_kl.num_future_tokens.item(), under_kl.num_future_rows.item()) == (0, 0)
-    under_ce = distil_loss(logits, rollouts, terms, torch.zeros(6), PROPOSITION_1, covered_tokens=24)
+    under_ce = distil_loss(student, rollouts, terms, torch.zeros(6), PROPOSITION_1, covered_tokens=24)
     assert under_ce.excess.abs().max() > 1
 
 
 def test_sft_is_the_mean_surprise_at_the_given_tokens_of_the_update() -> None:
     logits = LOGITS.clone().requires_grad_()
-    result = sft_loss(logits, IDS, MASK, torch.ones(2), num_tokens=10)
+    result = sft_loss(ScoredStudent(logits, ROLLOUTS), ROLLOUTS, torch.ones(2), num_tokens=10)
     assert result.loss.item() == pytest.approx(11 / 10)
     assert rounded(result.logprobs) == [[-1, -2, -4], [-3, -1, 0]]
     (gradient,) = torch.autograd.grad(result.loss, logits)
     assert rounded(gradient[:, :, 0]) == rounded(((-COSTS).exp() - 1) * MASK / 10)
     with pytest.raises(ValueError, match="num_tokens is 4, but this micro-batch alone has 5"):
-        sft_loss(LOGITS, IDS, MASK, torch.ones(2), num_tokens=4)
+        sft_loss(ScoredStudent(LOGITS, ROLLOUTS), ROLLOUTS, torch.ones(2), num_tokens=4)
 
 
 @pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf])
@@ -435,15 +440,17 @@ def run_on(
     logits, rollouts, terms, siblings = batch
     own = logits[rows].requires_grad_()
     size = (len(rows), pad)
+    padded = Rollouts(
+        token_ids=torch.cat([rollouts.token_ids[rows], torch.full(size, -7)], 1),
+        action_mask=torch.cat([rollouts.action_mask[rows], torch.zeros(size, dtype=torch.bool)], 1),
+        temperature=rollouts.temperature[rows],
+        sampler_logprobs=torch.cat([rollouts.sampler_logprobs[rows], torch.full(size, math.nan)], 1),
+        credited=rollouts.credited[rows],
+        emphasis=rollouts.emphasis[rows],
+    )
     result = distil_loss(
-        torch.cat([own, torch.full((*size, 5), math.nan, dtype=torch.float64)], 1),
-        Rollouts(
-            token_ids=torch.cat([rollouts.token_ids[rows], torch.full(size, -7)], 1),
-            action_mask=torch.cat([rollouts.action_mask[rows], torch.zeros(size, dtype=torch.bool)], 1),
-            temperature=rollouts.temperature[rows],
-            sampler_logprobs=torch.cat([rollouts.sampler_logprobs[rows], torch.full(size, math.nan)], 1),
-            credited=rollouts.credited[rows],
-        ),
+        ScoredStudent(torch.cat([own, torch.full((*size, 5), math.nan, dtype=torch.float64)], 1), padded),
+        padded,
         [pick_term(term, rows, pad) for term in terms],
         LeaveOneOut(siblings.group[rows], siblings.half[rows], torch.zeros(logits.shape[1] + pad)),
         credit,
@@ -466,7 +473,7 @@ credits = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**31), masks=masks, credit=credits, pad=st.integers(1, 3))
 def test_padding_changes_no_value_and_no_gradient(seed: int, masks: list[list[bool]], credit: Credit, pad: int) -> None:
     batch = random_batch(seed, masks)
@@ -480,14 +487,14 @@ def test_padding_changes_no_value_and_no_gradient(seed: int, masks: list[list[bo
         assert outside.abs().max() == 0
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**31), masks=masks.filter(lambda rows: any(rows[0] + rows[1]) and any(rows[2] + rows[3])))
 def test_micro_batches_of_whole_groups_add_up_to_the_batch(seed: int, masks: list[list[bool]]) -> None:
     batch = random_batch(seed, masks)
     whole, gradient = run_on(batch, torch.arange(4), 0, DEFAULT)
     pieces = [run_on(batch, rows, 0, DEFAULT) for rows in (torch.tensor([0, 1]), torch.tensor([2, 3]))]
     assert torch.allclose(gradient, torch.cat([piece for _, piece in pieces]), atol=1e-12)
-    for name in ("loss", "local", "partial", "future", "cross_entropy", "kl", "num_future_tokens", "num_future_rows"):
+    for name in ("loss", "local", "partial", "future", "cost_mean", "kl", "num_future_tokens", "num_future_rows"):
         parts = sum(getattr(result, name).item() for result, _ in pieces)
         assert parts == pytest.approx(getattr(whole, name).item(), abs=1e-12)
     for index, part in enumerate(whole.parts):
@@ -496,7 +503,7 @@ def test_micro_batches_of_whole_groups_add_up_to_the_batch(seed: int, masks: lis
             assert parts == pytest.approx(getattr(part, name).item(), abs=1e-12)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**31), masks=masks, credit=credits)
 def test_only_action_tokens_are_touched_and_the_terms_parts_add_up(
     seed: int, masks: list[list[bool]], credit: Credit
@@ -522,7 +529,7 @@ def test_only_action_tokens_are_touched_and_the_terms_parts_add_up(
     assert sum(part.local.item() for part in result.parts) == pytest.approx((result.local + result.partial).item())
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 2**31))
 def test_rollouts_of_a_single_token_have_no_cost_to_go(seed: int) -> None:
     result, _ = run_on(random_batch(seed, [[True], [True], [True], [False]]), torch.arange(4), 0, DEFAULT)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from tests.trainer.tabular import DEFAULT, PROPOSITION_1, Tabular, make_rollouts, one_group, whole_term
-from trainer.credit import CostKind, Credit, LeaveOneOut, Reach, Scale, leave_one_out, scaled_return
-from trainer.losses import DistilLoss, Rollouts, distil_loss, forward_ce_loss
-from trainer.terms import DrawnTerm, FullVocabulary, Term, WholeTerm, tempered_logprobs
+from trainer.losses.credit import CostKind, Credit, LeaveOneOut, Reach, Scale, leave_one_out, scaled_return
+from trainer.losses.distil import DistilLoss, distil_loss, forward_ce_loss
+from trainer.losses.student import ScoredStudent
+from trainer.losses.terms import DrawnTerm, FullVocabulary, Term, WholeTerm, tempered_logprobs
 
 MakeBaseline = Callable[[Tensor, LeaveOneOut], LeaveOneOut | Tensor]
 
@@ -70,7 +71,8 @@ class TestExactGradient:
         states, ids, mask = self.tabular.pad(self.tabular.sequences)
         logits = self.student[states].requires_grad_()
         rollouts = make_rollouts(ids, mask, logits)
-        loss = forward_ce_loss(logits, rollouts, [whole_term(self.expert[states])], covered_tokens=int(mask.sum()))
+        terms = [whole_term(self.expert[states])]
+        loss = forward_ce_loss(ScoredStudent(logits, rollouts), rollouts, terms, covered_tokens=int(mask.sum()))
         (gradient,) = torch.autograd.grad(loss.loss * mask.sum(), logits)
         weighted = gradient * self.tabular.probabilities(self.student)[:, None, None]
         tokenwise = torch.zeros_like(self.student).index_add(0, states.flatten(), weighted.flatten(0, 1))
@@ -156,9 +158,10 @@ class TestLeaveOneOutBaseline:
         chance = self.tabular.probabilities(self.student)[torch.tensor(groups_of(2, self.tabular))].prod(1)
         second_moment = []
         for baseline in (torch.zeros(4), siblings):
+            rollouts = make_rollouts(ids, mask, logits)
             result = distil_loss(
-                logits,
-                make_rollouts(ids, mask, logits),
+                ScoredStudent(logits, rollouts),
+                rollouts,
                 [whole_term(self.expert[states])],
                 baseline,
                 DEFAULT,
@@ -224,9 +227,10 @@ class TestPrefixesDrawnAtRandom:
                     share=1.0,
                     num_tokens=int(drawn.sum()),
                 )
+                rollouts = make_rollouts(ids, mask, logits)
                 result = distil_loss(
-                    logits,
-                    make_rollouts(ids, mask, logits),
+                    ScoredStudent(logits, rollouts),
+                    rollouts,
                     [term],
                     torch.zeros(4),
                     replace(PROPOSITION_1, weight=weight),
@@ -260,7 +264,8 @@ def logit_gradient(student: Tensor, expert: Tensor) -> Tensor:
     logits = student.log()[:, None, :].requires_grad_()
     mask = torch.ones((len(student), 1), dtype=torch.bool)
     rollouts = make_rollouts(torch.zeros_like(mask, dtype=torch.long), mask, logits)
-    loss = forward_ce_loss(logits, rollouts, [whole_term(expert.log()[:, None, :])], covered_tokens=len(student))
+    terms = [whole_term(expert.log()[:, None, :])]
+    loss = forward_ce_loss(ScoredStudent(logits, rollouts), rollouts, terms, covered_tokens=len(student))
     (gradient,) = torch.autograd.grad(loss.loss * len(student), logits)
     return gradient[:, 0]
 
@@ -321,12 +326,13 @@ class TestTwoStepDecision:
         logits = table[self.states].detach().requires_grad_()
         mask = torch.ones((3, 2), dtype=torch.bool)
         rollouts, terms = make_rollouts(self.ids, mask, logits), [whole_term(self.expert)]
+        student = ScoredStudent(logits, rollouts)
         result: DistilLoss
         if weight is None:
-            result = forward_ce_loss(logits, rollouts, terms, covered_tokens=6)
+            result = forward_ce_loss(student, rollouts, terms, covered_tokens=6)
         else:
             credit = replace(PROPOSITION_1, weight=weight, cost=cost)
-            result = distil_loss(logits, rollouts, terms, torch.zeros(2), credit, covered_tokens=6)
+            result = distil_loss(student, rollouts, terms, torch.zeros(2), credit, covered_tokens=6)
         (gradient,) = torch.autograd.grad(result.loss * 6, logits)
         start = table[0].softmax(-1)
         chance = torch.stack([start[0], start[1] / 2, start[1] / 2])[:, None, None]
@@ -376,7 +382,7 @@ class TestStoppingEarly:
         chance = torch.where(stop[:, 0] < 30, 0.1 * 0.9 ** stop[:, 0], 0.9**30).double()
         count = int(rollouts.action_mask.sum())
         result = distil_loss(
-            logits,
+            ScoredStudent(logits, rollouts),
             rollouts,
             [whole_term(logits.detach())],
             torch.zeros(30),
@@ -405,9 +411,8 @@ class TestRolloutsOfAnOlderPolicy:
         states, ids, mask = self.tabular.pad(self.tabular.sequences)
         logits = self.student[states].requires_grad_()
         rollouts = replace(make_rollouts(ids, mask, logits), sampler_logprobs=credited_logprobs)
-        result = distil_loss(
-            logits, rollouts, [whole_term(self.expert[states])], torch.zeros(2), PROPOSITION_1, covered_tokens=8
-        )
+        terms, student = [whole_term(self.expert[states])], ScoredStudent(logits, rollouts)
+        result = distil_loss(student, rollouts, terms, torch.zeros(2), PROPOSITION_1, covered_tokens=8)
         (gradient,) = torch.autograd.grad(result.loss * 8, logits)
         return (gradient[:, 0] * self.tabular.probabilities(self.sampler)[:, None]).sum(0)
 
@@ -434,9 +439,10 @@ def test_an_experts_mixture_has_the_gradient_of_its_terms() -> None:
 
     def gradient(terms: Sequence[Term]) -> Tensor:
         logits = tabular.random_table(seed=63)[states].requires_grad_()
-        rollouts: Rollouts = make_rollouts(ids, mask, logits)
+        rollouts = make_rollouts(ids, mask, logits)
         credit = replace(DEFAULT, cost=CostKind.CROSS_ENTROPY)
-        loss = distil_loss(logits, rollouts, terms, one_group(9, 2), credit, covered_tokens=18)
+        student = ScoredStudent(logits, rollouts)
+        loss = distil_loss(student, rollouts, terms, one_group(9, 2), credit, covered_tokens=18)
         (result,) = torch.autograd.grad(loss.loss, logits)
         return result
 

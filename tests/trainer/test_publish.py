@@ -9,14 +9,15 @@ import torch
 from sqlalchemy import select
 
 from services.contracts.policies import GateReport, PolicyStatus
+from services.contracts.rollouts import Purpose, Sampling
 from services.policy.app import create_app
 from services.policy.artifacts import ArtifactStore
 from services.policy.engine_transformers import EmbeddedEngine, EngineSettings
 from services.policy.modeling import load_policy
-from services.store import policies
-from services.store.models import PolicyVersionRow
+from services.store import groups, policies
+from services.store.models import GroupRow, PolicyVersionRow, TaskRow
 from services.store.store import Store
-from tests.experts.serving import serve
+from tests.serving import serve
 from tests.trainer.training import NOWHERE, Bench, settings_of, training, wait_until
 from tests.trainer.world import World
 from trainer.config import TrainerConfig
@@ -120,6 +121,32 @@ def test_a_server_that_was_restarted_serves_the_version_of_the_rows_again(
         again.publisher.settle(again.state)
         assert again.client.info().serving == "main-v1"
     assert statuses(store)["main-v1"] == "serving"
+
+
+def test_a_version_that_a_draw_names_is_brought_back_and_kept_until_it_was_drawn(
+    world: World, store: Store, set_up: SetUp, tmp_path: Path, model_folder: Path
+) -> None:
+    with policy_server(model_folder, tmp_path) as url:
+        bench = set_up(url)
+        for _ in range(2):
+            bench.update()
+            bench.publisher.settle(bench.state, resting=True)
+    assert statuses(store)["main-v1"] == "superseded"
+    with store.transaction() as session:
+        task = session.scalars(select(TaskRow)).first()
+        assert task is not None
+        group = groups.add(
+            session, task, purpose=Purpose.PROBE, size=1, sampling=Sampling(seed=0), policy_version="main-v1"
+        ).id
+    with policy_server(model_folder, tmp_path) as url:
+        again = set_up(url)
+        again.state = bench.state
+        again.publisher.settle(again.state)
+        held = {version.name: version.status.value for version in again.client.info().versions}
+        assert held == {"base": "proved", "main-v1": "proved", "main-v2": "serving"}
+        with store.transaction() as session:
+            session.get_one(GroupRow, group).policy_version = "main-v9"  # no such version: nothing to bring back
+        again.publisher.settle(again.state)
 
 
 def test_a_candidate_that_was_left_over_goes_through_the_gate(

@@ -4,10 +4,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
+from services.contracts.answers import Feedback, FeedbackSpan
 from services.contracts.updates import TermKind
 from services.policy.artifacts import ArtifactStore
 from services.policy.modeling import LoadedPolicy, load_policy
@@ -15,12 +17,15 @@ from services.settings import Settings
 from services.store.lessons import LessonFacts
 from tests.trainer.test_batch import samples, siblings, top_k
 from tests.trainer.world import ANSWERS, answer, facts, reference
-from trainer.batch import Batch, Row, build_batch
-from trainer.config import TrainerConfig
+from trainer.batch import build_batch
+from trainer.config import ObjectiveName, TrainerConfig
+from trainer.losses.terms import FullVocabulary
 from trainer.ranks import Ranks
+from trainer.reading import read_teacher
+from trainer.rows import Batch, Row
 from trainer.state import CheckpointDiffers, TrainerState, begin, prune, restore, save
 from trainer.step import StepResult, Stopped, make_update, split_rows
-from trainer.teacher import copy_weights, make_teacher, score_under_contexts, trainable, with_weights
+from trainer.teacher import copy_weights, make_teacher, read_under_contexts, trainable, with_weights
 
 ALONE = Ranks(0, 1)
 CONFIG = TrainerConfig(lora_r=4, lam=0.5, learning_rate=3e-3)
@@ -165,7 +170,7 @@ def test_every_kind_of_term_is_in_the_ledger_with_its_answers_and_shares_that_su
     batch = batch_of(state, [whole, corrected])
     sampled: Row = samples(policy, "five", prefixes=[1], continuations=[[{"token_ids": [9]}]])
     result = train(state, Batch((*batch.rows, sampled), {}))
-    assert set(terms_of(result)) == set(TermKind)
+    assert set(terms_of(result)) == set(TermKind) - {TermKind.SCORE}
     terms = [term for one in result.contributions for term in one.terms]
     assert sum(term.share for term in terms) == pytest.approx(1)
     assert all(term.answers and term.cost is not None and term.cost > 0 for term in terms)
@@ -205,6 +210,103 @@ def test_sft_makes_the_shown_solution_likelier(model_folder: Path, policy: Loade
     assert losses[-1] < losses[0]
 
 
+OBJECTIVES = get_args(ObjectiveName)
+
+
+def scored_group(policy: LoadedPolicy) -> list[LessonFacts]:
+    """A group that was shown a reference, with two successes by a verifier's word."""
+    return [
+        facts(
+            policy,
+            text,
+            index=index,
+            answers=(reference("It is 4."), answer(expert="tests", score=float(index in {2, 6}))),
+            score=float(index in {2, 6}),
+        )
+        for index, text in enumerate(ANSWERS)
+    ]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_trains_and_says_what_it_did(model_folder: Path, policy: LoadedPolicy, objective: str) -> None:
+    config = TrainerConfig.model_validate({"objective": objective, "lora_r": 4, "lam": 0.5, "learning_rate": 3e-3})
+    state = fresh(model_folder, config)
+    batch = batch_of(state, scored_group(policy), config)
+    results = [train(state, batch, config) for _ in range(3)]
+    assert all(result.untrained is None for result in results)
+    metrics = results[0].metrics
+    assert metrics[f"loss_{objective}"] == pytest.approx(metrics["loss"])
+    assert any(name.startswith("loss_") and name != f"loss_{objective}" for name in metrics) is False
+    terms = [term for one in results[0].contributions for term in one.terms]
+    assert sum(term.share for term in terms) == pytest.approx(1)
+    assert all(term.answers for term in terms)
+    kinds = {"grpo": TermKind.SCORE, "maxrl": TermKind.SCORE, "sft": TermKind.IMITATION, "rft": TermKind.IMITATION}
+    assert {term.kind for term in terms} == {kinds.get(objective, TermKind.CONDITIONED)}
+    if objective not in ("grpo", "maxrl", "distil", "paper"):  # whose value is no measure of progress
+        assert float(str(results[-1].metrics["loss"])) < float(str(metrics["loss"]))
+
+
+def test_a_mix_is_the_weighted_sum_of_its_objectives_each_logged_by_itself(
+    model_folder: Path, policy: LoadedPolicy
+) -> None:
+    losses = {}
+    for objective, mix in (("distil", {}), ("grpo", {}), ("sft", {}), ("distil", {"grpo": 0.3, "sft": 2.0})):
+        config = CONFIG.model_copy(update={"objective": objective, "mix": mix})
+        state = fresh(model_folder, config)
+        losses[objective, bool(mix)] = train(state, batch_of(state, scored_group(policy), config), config)
+    alone = {name: float(str(losses[name, False].metrics["loss"])) for name in ("distil", "grpo", "sft")}
+    mixed = losses["distil", True].metrics
+    assert mixed["loss_distil"] == pytest.approx(alone["distil"], rel=1e-5)
+    assert mixed["loss_grpo"] == pytest.approx(0.3 * alone["grpo"], abs=1e-6)
+    assert mixed["loss_sft"] == pytest.approx(2 * alone["sft"], rel=1e-5)
+    assert mixed["loss"] == pytest.approx(alone["distil"] + 0.3 * alone["grpo"] + 2 * alone["sft"], rel=1e-5)
+    assert set(terms_of(losses["distil", True])) == {TermKind.CONDITIONED, TermKind.SCORE, TermKind.IMITATION}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_fused_update_is_the_plain_one(model_folder: Path, policy: LoadedPolicy, objective: str) -> None:
+    ended = []
+    for fused in (True, False):
+        config = CONFIG.model_copy(update={"objective": objective, "fused": fused, "student_top_k": 5})
+        state = fresh(model_folder, config)
+        metrics = train(state, batch_of(state, scored_group(policy), config), config).metrics
+        ended.append((metrics, copy_weights(state.model)))
+    (fused_metrics, fused_weights), (plain_metrics, plain_weights) = ended
+    for name, value in plain_metrics.items():
+        assert fused_metrics[name] == pytest.approx(value, abs=1e-5)
+    # Adam's first step has nearly the size of the learning rate whatever the gradient: compare where that is not tiny
+    for name, tensor in plain_weights.items():
+        assert (fused_weights[name] - tensor).abs().mean() < 1e-5
+
+
+def test_rollouts_without_a_score_are_counted_and_give_grpo_nothing(model_folder: Path, policy: LoadedPolicy) -> None:
+    config = CONFIG.model_copy(update={"objective": "grpo"})
+    state = fresh(model_folder, config)
+    lessons = scored_group(policy)
+    lessons[3] = replace(lessons[3], score=None)
+    result = train(state, batch_of(state, lessons, config), config)
+    assert result.metrics["num_rows_unscored"] == result.metrics["num_rows_unused"] == 1
+    assert [len(one.terms) for one in result.contributions] == [1, 1, 1, 0, 1, 1, 1, 1]
+    agreed = [replace(lesson, score=0.0) for lesson in lessons]
+    assert train(state, batch_of(state, agreed, config), config).untrained == "its gradient was zero"
+
+
+def test_a_context_an_expert_and_contexts_on_spans_are_terms_of_their_own(
+    model_folder: Path, policy: LoadedPolicy
+) -> None:
+    config = CONFIG.model_copy(update={"contexts": "per_expert"})
+    state = fresh(model_folder, config)
+    on_span = answer(expert="critic", feedback=Feedback(spans=[FeedbackSpan(start=1, end=3, text="no")]))
+    lesson = facts(policy, "2+2=5!", answers=(reference(), answer(feedback=Feedback(text="wrong")), on_span))
+    [one] = train(state, batch_of(state, [lesson], config), config).contributions
+    assert [(term.sources, term.num_tokens) for term in one.terms] == [
+        (["reference@1"], 6),
+        (["judge@1"], 6),
+        (["critic@1"], 2),
+    ]
+    assert len({term.context_sha256 for term in one.terms}) == 3
+
+
 def test_a_frozen_teacher_never_moves_and_a_moving_average_does(model_folder: Path, policy: LoadedPolicy) -> None:
     frozen, moving = fresh(model_folder), fresh(model_folder, CONFIG.model_copy(update={"teacher_ema": 0.5}))
     assert frozen.average is None
@@ -224,16 +326,18 @@ def test_the_teacher_scores_as_the_base_would_under_its_context(model_folder: Pa
     for _ in range(2):
         train(state, batch_of(state, group(policy)))
     [row] = batch_of(state, [facts(policy, "four", answers=(reference(),))]).rows
-    assert row.context is not None
+    [context] = row.contexts
     ids = torch.tensor([row.token_ids])
     teacher = make_teacher(state.average, state.base_sha256)
     exists = torch.ones_like(ids, dtype=torch.bool)
-    found = score_under_contexts(state.model, teacher, [row.context], ids, exists, temperature=0.5)
+    hidden = read_under_contexts(state.model, teacher, [context], ids, exists)
+    expert = read_teacher(state.model, hidden, temperature=0.5, fused=False)
+    assert isinstance(expert, FullVocabulary)
     with torch.no_grad():
-        plain = policy.model(torch.tensor([[*row.context.prompt_ids, *row.token_ids]])).logits
-    start = len(row.context.prompt_ids) - 1
+        plain = policy.model(torch.tensor([[*context.prompt_ids, *row.token_ids]])).logits
+    start = len(context.prompt_ids) - 1
     expected = (plain[0, start : start + len(row.token_ids)] / 0.5).log_softmax(-1)
-    assert torch.allclose(found[0], expected, atol=1e-4)
+    assert torch.allclose(expert.logprobs[0], expected, atol=1e-4)
 
 
 def test_other_weights_are_put_back_even_after_an_error(model_folder: Path) -> None:

@@ -6,16 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trainer.terms import (
+from trainer.losses.costs import StepCost, cross_entropy_cost
+from trainer.losses.student import Rollouts, ScoredStudent
+from trainer.losses.terms import (
     ExpertDistribution,
     FullVocabulary,
     Label,
+    PartialTerm,
     Samples,
-    StepCost,
     TopK,
     agreeing_samples,
-    read_student,
-    step_cost,
     tempered_logprobs,
 )
 
@@ -23,13 +23,25 @@ STUDENT = torch.tensor([0.01, 0.02, 0.40, 0.30, 0.20, 0.07], dtype=torch.float64
 EXPERT = torch.tensor([0.60, 0.30, 0.05, 0.03, 0.01, 0.01], dtype=torch.float64)
 
 
+def read_student(logits: Tensor, ids: Tensor, mask: Tensor, temperature: Tensor) -> ScoredStudent:
+    nobody = torch.zeros(len(logits), dtype=torch.bool)
+    return ScoredStudent(
+        logits, Rollouts(ids, mask, temperature, torch.zeros(mask.shape), credited=nobody, emphasis=(~nobody).float())
+    )
+
+
+def step_cost(student: ScoredStudent, name: str, expert: ExpertDistribution, present: Tensor) -> StepCost:
+    term = PartialTerm(name, expert, student.places.spread(present.float()), share=1.0, num_tokens=len(present))
+    return cross_entropy_cost(student, term, present)
+
+
 def one_step(expert: ExpertDistribution, student: Tensor = STUDENT) -> tuple[StepCost, Tensor]:
     """The cost of one rollout of one token, and its gradient in the logits [V]."""
     logits = student.log()[None, None].requires_grad_()
     here = torch.ones((1, 1), dtype=torch.bool)
     reading = read_student(logits, torch.zeros((1, 1), dtype=torch.long), here, torch.ones(1))
-    cost = step_cost(reading, "expert", expert, here[0], here.shape)
-    (gradient,) = torch.autograd.grad(cost.cross_entropy.sum(), logits)
+    cost = step_cost(reading, "expert", expert, here[0])
+    (gradient,) = torch.autograd.grad(cost.cost.sum(), logits)
     return cost, gradient[0, 0]
 
 
@@ -46,14 +58,14 @@ def drawn(counts: list[int]) -> Samples:
 
 def test_the_full_vocabulary_costs_the_cross_entropy_and_pulls_towards_the_expert() -> None:
     cost, gradient = one_step(FullVocabulary(EXPERT.log()[None, None]))
-    assert cost.cross_entropy.item() == pytest.approx(-(EXPERT * STUDENT.log()).sum().item())
+    assert cost.cost.item() == pytest.approx(-(EXPERT * STUDENT.log()).sum().item())
     assert cost.entropy.item() == pytest.approx(-(EXPERT * EXPERT.log()).sum().item())
     assert gradient.tolist() == pytest.approx((STUDENT - EXPERT).tolist())
 
 
 def test_a_token_the_expert_rules_out_costs_nothing() -> None:
     cost, gradient = one_step(FullVocabulary(torch.tensor([[[0.0, -math.inf]]])), torch.tensor([0.25, 0.75]))
-    assert cost.cross_entropy.item() == pytest.approx(math.log(4))
+    assert cost.cost.item() == pytest.approx(math.log(4))
     assert cost.entropy.item() == 0
     assert gradient.tolist() == pytest.approx([-0.75, 0.75])
 
@@ -64,15 +76,13 @@ def test_an_experts_rounding_does_not_make_the_level_of_the_logits_matter() -> N
     costs = []
     for level in (0.0, 1000.0):
         reading = read_student(STUDENT.log()[None, None] + level, torch.zeros_like(here).long(), here, torch.ones(1))
-        costs.append(step_cost(reading, "expert", rounded, here[0], here.shape).cross_entropy.item())
+        costs.append(step_cost(reading, "expert", rounded, here[0]).cost.item())
     assert costs[0] == pytest.approx(costs[1], abs=1e-9)
 
 
 def test_a_top_k_weighs_its_tokens_by_the_students_full_softmax_and_its_tail_as_one() -> None:
     cost, gradient = one_step(top(2))
-    assert cost.cross_entropy.item() == pytest.approx(
-        -0.6 * math.log(0.01) - 0.3 * math.log(0.02) - 0.1 * math.log(0.97)
-    )
+    assert cost.cost.item() == pytest.approx(-0.6 * math.log(0.01) - 0.3 * math.log(0.02) - 0.1 * math.log(0.97))
     assert cost.entropy.item() == pytest.approx(-0.6 * math.log(0.6) - 0.3 * math.log(0.3) - 0.1 * math.log(0.1))
     _, exact = one_step(FullVocabulary(EXPERT.log()[None, None]))
     assert torch.cosine_similarity(gradient, exact, dim=0) > 0.99
@@ -82,7 +92,7 @@ def test_a_top_k_weighs_its_tokens_by_the_students_full_softmax_and_its_tail_as_
 def test_a_top_k_of_everything_is_the_full_vocabulary() -> None:
     cost, gradient = one_step(top(6))
     full, exact = one_step(FullVocabulary(EXPERT.log()[None, None]))
-    assert cost.cross_entropy.item() == pytest.approx(full.cross_entropy.item())
+    assert cost.cost.item() == pytest.approx(full.cost.item())
     assert cost.entropy.item() == pytest.approx(full.entropy.item())
     assert gradient.tolist() == pytest.approx(exact.tolist())
 
@@ -96,16 +106,16 @@ distributions = st.lists(st.floats(0.01, 1.0), min_size=6, max_size=6).map(
 def test_a_coarser_expert_never_costs_more(student: Tensor, expert: Tensor, count: int) -> None:
     coarse, _ = one_step(top(count, expert), student)
     full, _ = one_step(FullVocabulary(expert.log()[None, None]), student)
-    assert coarse.cross_entropy.item() <= full.cross_entropy.item() + 1e-12
-    assert (coarse.cross_entropy - coarse.entropy).item() >= -1e-12
-    assert (coarse.cross_entropy - coarse.entropy).item() <= (full.cross_entropy - full.entropy).item() + 1e-12
+    assert coarse.cost.item() <= full.cost.item() + 1e-12
+    assert (coarse.cost - coarse.entropy).item() >= -1e-12
+    assert (coarse.cost - coarse.entropy).item() <= (full.cost - full.entropy).item() + 1e-12
 
 
 @given(expert=distributions, count=st.integers(1, 6))
 def test_an_expert_the_student_agrees_with_has_no_divergence(expert: Tensor, count: int) -> None:
     for distribution in (top(count, expert), FullVocabulary(expert.log()[None, None])):
         cost, gradient = one_step(distribution, expert)
-        assert (cost.cross_entropy - cost.entropy).abs().item() < 1e-12
+        assert (cost.cost - cost.entropy).abs().item() < 1e-12
         assert gradient.abs().max() < 1e-12
 
 
@@ -114,7 +124,7 @@ def test_a_tail_the_student_hardly_gives_anything_keeps_its_digits() -> None:
     here = torch.ones((1, 1), dtype=torch.bool)
     reading = read_student(logits, torch.zeros((1, 1), dtype=torch.long), here, torch.ones(1))
     expert = TopK(torch.tensor([[[0, 1]]]), torch.tensor([[[0.5, 0.4]]]).log(), torch.tensor([[0.1]]).log())
-    cost = step_cost(reading, "expert", expert, here[0], here.shape).cross_entropy
+    cost = step_cost(reading, "expert", expert, here[0]).cost
     total = math.log(math.exp(30) + math.exp(29) + 2)
     exact = 0.5 * (total - 30) + 0.4 * (total - 29) + 0.1 * (total - math.log(2))
     assert cost.item() == pytest.approx(exact, rel=1e-6)
@@ -131,20 +141,20 @@ def test_a_padded_top_k_entry_is_neither_listed_nor_taken_from_the_tail() -> Non
     )
     cost, gradient = one_step(padded)
     expected, exact = one_step(full)
-    assert cost.cross_entropy.item() == pytest.approx(expected.cross_entropy.item())
+    assert cost.cost.item() == pytest.approx(expected.cost.item())
     assert gradient.tolist() == pytest.approx(exact.tolist())
 
 
 def test_samples_in_the_experts_own_proportions_give_its_cross_entropy_and_gradient() -> None:
     cost, gradient = one_step(drawn([60, 30, 5, 3, 1, 1]))
-    assert cost.cross_entropy.item() == pytest.approx(-(EXPERT * STUDENT.log()).sum().item())
+    assert cost.cost.item() == pytest.approx(-(EXPERT * STUDENT.log()).sum().item())
     assert gradient.tolist() == pytest.approx((STUDENT - EXPERT).tolist())
     assert cost.entropy.item() == 0  # unknown: the cost of samples stays a cross-entropy
 
 
 def test_one_sample_is_unbiased_in_value_and_gradient() -> None:
     costs, gradients = zip(*(one_step(drawn([int(i == token) for i in range(6)])) for token in range(6)), strict=True)
-    mean = sum(p * cost.cross_entropy.item() for p, cost in zip(EXPERT.tolist(), costs, strict=True))
+    mean = sum(p * cost.cost.item() for p, cost in zip(EXPERT.tolist(), costs, strict=True))
     assert mean == pytest.approx(-(EXPERT * STUDENT.log()).sum().item())
     assert (EXPERT[:, None] * torch.stack(gradients)).sum(0).tolist() == pytest.approx((STUDENT - EXPERT).tolist())
 
@@ -152,12 +162,12 @@ def test_one_sample_is_unbiased_in_value_and_gradient() -> None:
 def test_a_missing_sample_leaves_the_mean_of_the_others() -> None:
     some = Samples(torch.tensor([[[0, 99, 1]]]), torch.tensor([[[True, False, True]]]))
     cost, _ = one_step(some)
-    assert cost.cross_entropy.item() == pytest.approx(-(math.log(0.01) + math.log(0.02)) / 2)
+    assert cost.cost.item() == pytest.approx(-(math.log(0.01) + math.log(0.02)) / 2)
 
 
 def test_a_label_costs_the_surprise_at_it() -> None:
     cost, gradient = one_step(Label(torch.tensor([[2]])))
-    assert cost.cross_entropy.item() == pytest.approx(-math.log(0.4))
+    assert cost.cost.item() == pytest.approx(-math.log(0.4))
     assert gradient.tolist() == pytest.approx([0.01, 0.02, -0.6, 0.3, 0.2, 0.07])
 
 
@@ -202,7 +212,7 @@ UNIFORM = torch.full((2, 2, 3), math.log(1 / 3))
 
 def cost_of(expert: ExpertDistribution, present: Tensor | None = None) -> StepCost:
     reading = read_student(torch.zeros(2, 2, 3), torch.zeros((2, 2), dtype=torch.long), MASK, torch.ones(2))
-    return step_cost(reading, "tutor", expert, MASK.flatten() if present is None else present, MASK.shape)
+    return step_cost(reading, "tutor", expert, MASK.flatten() if present is None else present)
 
 
 def spoiled(tensor: Tensor, value: float) -> Tensor:
@@ -242,14 +252,14 @@ def test_a_bad_expert_is_refused_by_name_row_and_step(expert: ExpertDistribution
 @pytest.mark.parametrize(("expert", "reason"), BAD_EXPERTS)
 def test_what_an_expert_says_where_it_is_absent_is_never_read(expert: ExpertDistribution, reason: str) -> None:
     cost = cost_of(expert, present=torch.tensor([True, True, True, False]))
-    assert cost.cross_entropy.tolist() == pytest.approx([*[math.log(3)] * 3, 0.0])
+    assert cost.cost.tolist() == pytest.approx([*[math.log(3)] * 3, 0.0])
     assert cost.entropy[3] == 0
 
 
 def test_storage_in_half_precision_is_no_reason_to_refuse() -> None:
     numbers = torch.Generator().manual_seed(0)
     stored = torch.randn((2, 2, 3), generator=numbers).log_softmax(-1).half()
-    assert cost_of(FullVocabulary(stored)).cross_entropy.isfinite().all()
+    assert cost_of(FullVocabulary(stored)).cost.isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,11 @@ from sqlalchemy.orm import Session
 from services.api.auth import Caller, CallerDep, Right, needs
 from services.api.deps import PagingDep, SettingsDep, StoreDep
 from services.api.once import OnceDep
-from services.api.problems import RowsRefused, describe_errors
+from services.api.problems import RowsRefused
 from services.api.routes.common import build_router, problems
 from services.contracts.base import JsonObject, Page
 from services.contracts.tasks import ImportedTask, Split, Task, TaskCreate, TaskImport, TaskImported
+from services.problems import describe_errors
 from services.store import browse, lineages, tasks
 
 router = build_router("tasks")

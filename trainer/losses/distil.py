@@ -1,7 +1,7 @@
-"""The losses: DistIL (METHOD: forward cross-entropy to experts, with credit to earlier tokens) and its two relatives.
+"""The objectives that learn from experts: DistIL, its tokenwise half, and those it is compared with.
 
-`distil_loss` = local term + future term; `forward_ce_loss` = the local term alone; `sft_loss` = the log-likelihood of
-given tokens, also used as the imitation term (the rest of a corrected text, of a continuation).
+`distil_loss` = local term + future term; `forward_ce_loss` = the local term alone; `paper_loss` = what DistIL's authors
+released; `sdpo_loss`, `reverse_kl_loss` = other divergences, token by token. All weigh the same terms.
 
 Pure: tensors in, named tensors out. Every sum is divided by a count over the *whole update*, which the caller passes
 in: the losses of its micro-batches add up to the loss of the update, and so do its parts.
@@ -9,43 +9,39 @@ in: the losses of its micro-batches add up to the loss of the update, and so do 
 Not covered: making the experts' distributions, choosing weights and shares, sampling, logging, devices.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from trainer.credit import CostKind, Credit, LeaveOneOut, leave_one_out, scaled_return
-from trainer.terms import (
-    DrawnTerm,
-    PartialTerm,
-    StepCost,
-    Student,
-    Term,
-    WholeTerm,
-    read_student,
-    require_shape,
-    step_cost,
+from trainer.losses.costs import CostOf, StepCost, coarse_cost, cross_entropy_cost, reverse_kl_cost
+from trainer.losses.credit import (
+    CostKind,
+    Credit,
+    LeaveOneOut,
+    LocalRatio,
+    Reach,
+    Scale,
+    leave_one_out,
+    scaled_return,
 )
+from trainer.losses.divergences import cross_entropy, jensen_shannon
+from trainer.losses.student import Rollouts, Student
+from trainer.losses.terms import DrawnTerm, PartialTerm, Term, WholeTerm, require_shape
 
 RATIO_CAP = 2.0  # the token ratio of off-policy rollouts is cut here: bounded variance for a little bias
 NEGLIGIBLE = 1e-4  # nats; float32 leaves about 1e-5 of a KL that is zero, over a vocabulary of 50,000
-
-
-@dataclass(frozen=True, eq=False)
-class Rollouts:
-    """What the student sampled, padded to one length.
-
-    Shapes: token_ids [B, T]; action_mask [B, T] bool, False for tool turns and padding; temperature [B] of the
-    sampler; sampler_logprobs [B, T], read where `credited`; credited [B] bool: False where the sampler's logprobs are
-    unknown or top-p/top-k cut its distribution, and such a rollout trains the local term alone.
-    """
-
-    token_ids: Tensor
-    action_mask: Tensor
-    temperature: Tensor
-    sampler_logprobs: Tensor
-    credited: Tensor
+PAPER_CREDIT = Credit(
+    weight=1.0,
+    clip=math.inf,
+    cost=CostKind.CROSS_ENTROPY,
+    scale=Scale.MEAN_TO_GO,
+    reach=Reach.LATER,
+    gamma=1.0,
+    max_tokens=1,  # of no effect with this scale
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +50,8 @@ class TermPart:
 
     num_tokens: action tokens it covers; weight: its normalised weights there, in tokens; local, future: its part of
     the loss. The future term is shared out in proportion to the later costs, after the clip.
+    gap: how much likelier the expert finds the sampled tokens than the student does, in nats, over num_compared tokens:
+    those where an expert with a full distribution speaks.
     Shapes: row_local, row_weight [B], what each rollout has of `local` and of the weights it was averaged with, so
     that their quotient is the term's cost on that rollout, in nats per token.
     """
@@ -63,6 +61,8 @@ class TermPart:
     weight: Tensor
     local: Tensor
     future: Tensor
+    gap: Tensor
+    num_compared: Tensor
     row_local: Tensor
     row_weight: Tensor
 
@@ -72,18 +72,19 @@ class DistilLoss:
     """A loss and what the ledger keeps of it. Only `loss` carries a gradient.
 
     loss = local + partial + future, scalars: whole-coverage terms, partial and drawn terms, credit for later costs.
-    cross_entropy, kl: nats per action token of the update's covered rollouts, over whole-coverage terms (samples give
-    CE in both). covered [B] bool: rollouts that have a cost-to-go. num_future_tokens, num_future_rows: those whose
-    future term is not negligible. Shapes [B, T], 0 where nothing is charged: cost d_t; cost_to_go R_t (scaled);
-    baseline; excess (R_t less its baseline, clipped, 0 where no future term applies); ratio (truncated);
-    action_logprobs.
+    cost_mean, kl: nats per action token of the update's covered rollouts, over whole-coverage terms: their costs (the
+    cross-entropy, or the objective's own divergence), and those less the experts' entropies (samples, and divergences
+    that are no cross-entropy, give the cost in both). covered [B] bool: rollouts that have a cost-to-go.
+    num_future_tokens, num_future_rows: those whose future term is not negligible. Shapes [B, T], 0 where nothing is
+    charged: cost d_t; cost_to_go R_t (scaled); baseline; excess (R_t less its baseline, clipped, 0 where no future
+    term applies); ratio (truncated); action_logprobs.
     """
 
     loss: Tensor
     local: Tensor
     partial: Tensor
     future: Tensor
-    cross_entropy: Tensor
+    cost_mean: Tensor
     kl: Tensor
     covered: Tensor
     num_future_tokens: Tensor
@@ -95,14 +96,6 @@ class DistilLoss:
     excess: Tensor
     ratio: Tensor
     action_logprobs: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class SftLoss:
-    """loss: nats per token of the update; logprobs [B, T] of the given tokens, detached, 0 off the mask."""
-
-    loss: Tensor
-    logprobs: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +115,7 @@ class _Weighed:
 
     def future_cost(self, kind: CostKind) -> Tensor:
         """The term's part of d [N], detached."""
-        cost = self.cost.cross_entropy.detach()
+        cost = self.cost.cost.detach()
         return self.covering * self.charge * (cost - self.cost.entropy if kind is CostKind.KL else cost)
 
 
@@ -140,12 +133,13 @@ class _Charged:
 
 
 def distil_loss(
-    student_logits: Tensor,
+    student: Student,
     rollouts: Rollouts,
     terms: Sequence[Term],
     baseline: LeaveOneOut | Tensor,
     credit: Credit,
     covered_tokens: int,
+    local_ratio: LocalRatio = LocalRatio.NONE,
 ) -> DistilLoss:
     """Forward cross-entropy to the experts on the student's own states, with credit to earlier tokens.
 
@@ -155,70 +149,105 @@ def distil_loss(
     does not depend on the rollout itself (or credit.reach is the whole rollout); with KL and means a relative of it
     that does not reward stopping early.
 
-    student_logits [B, T, V]: of one micro-batch, at the tokens of `rollouts`. baseline: LeaveOneOut, whose groups
+    student: of one micro-batch, at the action tokens of `rollouts`. baseline: LeaveOneOut, whose groups
     must then be whole in this micro-batch, or given [B, T] or [T]: zeros, a running mean. covered_tokens: action
-    tokens over the whole update of rollouts with a whole-coverage or drawn term. A micro-batch without any usable
-    term gives a loss of 0. Raises ValueError, naming the row, where the result would mean nothing.
+    tokens over the whole update of rollouts with a whole-coverage or drawn term, or what else sums are to be divided
+    by, no less than that. A micro-batch without any usable term gives a loss of 0. Raises ValueError, naming the row,
+    where the result would mean nothing.
     """
-    student = read_student(student_logits, rollouts.token_ids, rollouts.action_mask, rollouts.temperature)
-    weighed, covered = _weigh(student, rollouts.action_mask, terms, covered_tokens)
+    weighed, covered = _weigh(student, rollouts.action_mask, terms, covered_tokens, cross_entropy_cost)
     charged = _charge(student, rollouts, weighed, covered, baseline, credit)
-    return _assemble(student, rollouts.action_mask.shape, weighed, covered, charged, covered_tokens)
+    return _assemble(student, rollouts, weighed, covered, charged, covered_tokens, local_ratio)
 
 
 def forward_ce_loss(
-    student_logits: Tensor, rollouts: Rollouts, terms: Sequence[Term], covered_tokens: int
+    student: Student,
+    rollouts: Rollouts,
+    terms: Sequence[Term],
+    covered_tokens: int,
+    local_ratio: LocalRatio = LocalRatio.NONE,
 ) -> DistilLoss:
     """Forward cross-entropy to the experts on the student's own states, token by token: DistIL without its future term.
 
     Arguments and errors as in `distil_loss`. `cost` is the KL; cost-to-go, baseline, excess and ratio are 0.
     """
-    student = read_student(student_logits, rollouts.token_ids, rollouts.action_mask, rollouts.temperature)
-    weighed, covered = _weigh(student, rollouts.action_mask, terms, covered_tokens)
-    shape = rollouts.action_mask.shape
+    return _tokenwise_loss(student, rollouts, terms, covered_tokens, cross_entropy_cost, local_ratio)
+
+
+def paper_loss(
+    student: Student, rollouts: Rollouts, terms: Sequence[Term], top_k: int, covered_tokens: int
+) -> DistilLoss:
+    """What DistIL's authors released for their science runs, for comparison with what their Proposition 1 says.
+
+    It departs from it: cross-entropy on the student's `top_k` tokens and a tail bucket, no baseline, mean-to-go, and
+    the whole loss is multiplied by the truncated token ratio. Terms must be experts with a full distribution on whole
+    rollouts. Arguments and errors otherwise as in `distil_loss`.
+    """
+    cost_of = coarse_cost(cross_entropy, top_k)
+    weighed, covered = _weigh(student, rollouts.action_mask, terms, covered_tokens, cost_of)
+    no_baseline = student.log_total.new_zeros(rollouts.action_mask.shape[1])
+    charged = _charge(student, rollouts, weighed, covered, no_baseline, PAPER_CREDIT)
+    return _assemble(student, rollouts, weighed, covered, charged, covered_tokens, LocalRatio.TOKEN)
+
+
+def sdpo_loss(
+    student: Student, rollouts: Rollouts, terms: Sequence[Term], alpha: float, top_k: int, covered_tokens: int
+) -> DistilLoss:
+    """SDPO (arXiv 2601.20802): generalised Jensen-Shannon divergence from the self-teacher, token by token.
+
+    On the student's `top_k` tokens and a tail bucket, times the truncated token ratio. Terms must be experts with a
+    full distribution on whole rollouts. Arguments and errors otherwise as in `distil_loss`; `cost` is the divergence.
+    """
+    cost_of = coarse_cost(jensen_shannon(alpha), top_k)
+    return _tokenwise_loss(student, rollouts, terms, covered_tokens, cost_of, LocalRatio.TOKEN)
+
+
+def reverse_kl_loss(student: Student, rollouts: Rollouts, terms: Sequence[Term], covered_tokens: int) -> DistilLoss:
+    """KL(student || expert) over the whole vocabulary, token by token: seeks one mode of the expert's.
+
+    Terms must be experts with a full distribution on whole rollouts. Arguments and errors otherwise as in
+    `distil_loss`; `cost` is the divergence.
+    """
+    return _tokenwise_loss(student, rollouts, terms, covered_tokens, reverse_kl_cost, LocalRatio.NONE)
+
+
+def _tokenwise_loss(
+    student: Student,
+    rollouts: Rollouts,
+    terms: Sequence[Term],
+    covered_tokens: int,
+    cost_of: CostOf,
+    local_ratio: LocalRatio,
+) -> DistilLoss:
+    weighed, covered = _weigh(student, rollouts.action_mask, terms, covered_tokens, cost_of)
     nothing = torch.zeros_like(student.log_total).detach()
-    nowhere = nothing.new_zeros(shape)
-    cost = student.spread(sum((part.future_cost(CostKind.KL) for part in weighed), nothing), shape)
+    nowhere = nothing.new_zeros(rollouts.action_mask.shape)
     charged = _Charged(
         charge=nothing,
         fractions=tuple(part.covering for part in weighed),
-        cost=cost,
+        cost=student.places.spread(sum((part.future_cost(CostKind.KL) for part in weighed), nothing)),
         cost_to_go=nowhere,
         baseline=nowhere,
         excess=nowhere,
         ratio=nowhere,
     )
-    return _assemble(student, shape, weighed, covered, charged, covered_tokens)
-
-
-def sft_loss(student_logits: Tensor, token_ids: Tensor, mask: Tensor, temperature: Tensor, num_tokens: int) -> SftLoss:
-    """The negative log-likelihood of given tokens, such as a solution's.
-
-    Shapes: student_logits [B, T, V], token_ids [B, T], mask [B, T] bool (the tokens to learn), temperature [B].
-    num_tokens: of all masks of the update. Raises ValueError as `read_student` does, and if num_tokens is too small.
-    """
-    student = read_student(student_logits, token_ids, mask, temperature)
-    _require_count("num_tokens", num_tokens, len(student.rows))
-    return SftLoss(
-        loss=-student.action_logprobs.sum() / num_tokens,
-        logprobs=student.spread(student.action_logprobs.detach(), mask.shape),
-    )
+    return _assemble(student, rollouts, weighed, covered, charged, covered_tokens, local_ratio)
 
 
 def _weigh(
-    student: Student, action_mask: Tensor, terms: Sequence[Term], covered_tokens: int
+    student: Student, action_mask: Tensor, terms: Sequence[Term], covered_tokens: int, cost_of: CostOf
 ) -> tuple[list[_Weighed], Tensor]:
     """Every term's cost and weights, and which rollouts [B] are covered by a whole-coverage or drawn term."""
-    shape = action_mask.shape
     nothing = torch.zeros_like(student.log_total).detach()
     local = [_local_weights(student, term, action_mask) for term in terms]
-    covering = [nothing if isinstance(t, PartialTerm) else student.pick(t.weights).to(nothing.dtype) for t in terms]
+    pick = student.places.pick
+    covering = [nothing if isinstance(t, PartialTerm) else pick(t.weights).to(nothing.dtype) for t in terms]
     local_total, covering_total = sum(local, nothing), sum(covering, nothing)
-    _require_count("covered_tokens", covered_tokens, int((covering_total > 0).sum()))
+    require_count("covered_tokens", covered_tokens, int((covering_total > 0).sum()))
     weighed = [
         _Weighed(
             term=term,
-            cost=step_cost(student, term.name, term.expert, own > 0, shape),
+            cost=cost_of(student, term, own > 0),
             mix=_divide(own, local_total),
             covering=_divide(cover, covering_total),
             charge=_inverse_probability(student, term, own > 0) if isinstance(term, DrawnTerm) else nothing + 1,
@@ -226,7 +255,7 @@ def _weigh(
         )
         for term, own, cover in zip(terms, local, covering, strict=True)
     ]
-    return weighed, student.spread(covering_total, shape).gt(0).any(1)
+    return weighed, student.places.spread(covering_total).gt(0).any(1)
 
 
 def _local_weights(student: Student, term: Term, action_mask: Tensor) -> Tensor:
@@ -243,9 +272,9 @@ def _local_weights(student: Student, term: Term, action_mask: Tensor) -> Tensor:
     if (spoken & ~action_mask).any():
         row, step = (spoken & ~action_mask).nonzero()[0].tolist()
         raise ValueError(f"row {row}, step {step}: {term.name} speaks about a token that is no action")
-    weights = student.pick(term.weights).to(student.scores.dtype)
-    student.refuse(~(weights.isfinite() & (weights >= 0)), f"{term.name}: a weight is negative, NaN or infinite")
-    return weights * student.pick(term.drawn) if isinstance(term, DrawnTerm) else weights
+    weights = student.places.pick(term.weights).to(student.log_total.dtype)
+    student.places.refuse(~(weights.isfinite() & (weights >= 0)), f"{term.name}: a weight is negative, NaN or infinite")
+    return weights * student.places.pick(term.drawn) if isinstance(term, DrawnTerm) else weights
 
 
 def _divide(weights: Tensor, total: Tensor) -> Tensor:
@@ -253,8 +282,8 @@ def _divide(weights: Tensor, total: Tensor) -> Tensor:
 
 
 def _inverse_probability(student: Student, term: DrawnTerm, drawn: Tensor) -> Tensor:
-    probability = student.pick(term.probability).to(student.scores.dtype)
-    student.refuse(drawn & ~((probability > 0) & (probability <= 1)), f"{term.name}: probability outside 0..1")
+    probability = student.places.pick(term.probability).to(student.log_total.dtype)
+    student.places.refuse(drawn & ~((probability > 0) & (probability <= 1)), f"{term.name}: probability outside 0..1")
     return torch.where(drawn, 1 / probability, 0)
 
 
@@ -262,11 +291,11 @@ def _per_token(term: Term, num_here: int, covered_tokens: int) -> float:
     """What a term's local cost at one token is multiplied with, beside its weight."""
     if isinstance(term, WholeTerm):
         return 1 / max(covered_tokens, 1)
-    _require_count(f"{term.name}: num_tokens", term.num_tokens, num_here)
+    require_count(f"{term.name}: num_tokens", term.num_tokens, num_here)
     return term.share / max(term.num_tokens, 1)
 
 
-def _require_count(name: str, count: int, here: int) -> None:
+def require_count(name: str, count: int, here: int) -> None:
     if count < here:
         raise ValueError(f"{name} is {count}, but this micro-batch alone has {here}")
 
@@ -281,24 +310,22 @@ def _charge(
 ) -> _Charged:
     """A_t = R_t - b_t, clipped, at the tokens of covered rollouts whose sampler is known."""
     mask = rollouts.action_mask
-    require_shape("sampler_logprobs", rollouts.sampler_logprobs, mask.shape)
-    require_shape("credited", rollouts.credited, mask.shape[:1])
     nothing = torch.zeros_like(student.log_total).detach()
-    costs = [student.spread(part.future_cost(credit.cost), mask.shape) for part in weighed]
-    cost = sum(costs, student.spread(nothing, mask.shape))
+    costs = [student.places.spread(part.future_cost(credit.cost)) for part in weighed]
+    cost = sum(costs, student.places.spread(nothing))
     returns = scaled_return(cost, mask, credit)
     expected = _expect(returns, covered, baseline)
-    applies = student.pick(covered & rollouts.credited)
-    student.refuse(applies & ~student.pick(expected).isfinite(), "the baseline is NaN or infinite")
-    sampler = student.pick(rollouts.sampler_logprobs).to(returns.dtype)
-    student.refuse(applies & ~sampler.isfinite(), "credited, but its sampler's logprobs are NaN or infinite")
+    applies = student.places.pick(covered & rollouts.credited)
+    student.places.refuse(applies & ~student.places.pick(expected).isfinite(), "the baseline is NaN or infinite")
+    sampler = student.places.pick(rollouts.sampler_logprobs).to(returns.dtype)
+    student.places.refuse(applies & ~sampler.isfinite(), "credited, but its sampler's logprobs are NaN or infinite")
     ratio = (student.action_logprobs.detach() - sampler).exp().clamp(max=RATIO_CAP)
     ratio = torch.where(applies, ratio, 0)
-    excess = torch.where(applies, student.pick(returns - expected).clamp(-credit.clip, credit.clip), 0)
-    to_go = student.pick(returns)
+    excess = torch.where(applies, student.places.pick(returns - expected).clamp(-credit.clip, credit.clip), 0)
+    to_go = student.places.pick(returns)
     fractions = tuple(
         # where nothing is left to pay the excess is the baseline's alone, and goes by weight
-        torch.where(to_go > NEGLIGIBLE, student.pick(scaled_return(own, mask, credit)) / to_go, part.covering)
+        torch.where(to_go > NEGLIGIBLE, student.places.pick(scaled_return(own, mask, credit)) / to_go, part.covering)
         for part, own in zip(weighed, costs, strict=True)
     )
     return _Charged(
@@ -307,8 +334,8 @@ def _charge(
         cost=cost,
         cost_to_go=torch.where(mask, returns, 0),
         baseline=torch.where(mask & covered[:, None], expected, 0),
-        excess=student.spread(excess, mask.shape),
-        ratio=student.spread(ratio, mask.shape),
+        excess=student.places.spread(excess),
+        ratio=student.places.spread(ratio),
     )
 
 
@@ -323,29 +350,51 @@ def _expect(returns: Tensor, covered: Tensor, baseline: LeaveOneOut | Tensor) ->
     return leave_one_out(returns, covered, baseline)
 
 
+def _weigh_states(student: Student, rollouts: Rollouts, local_ratio: LocalRatio) -> Tensor:
+    """What the local costs [N] are multiplied with: the question's emphasis and, if wanted, a truncated ratio."""
+    places = student.places
+    emphasis = places.pick(rollouts.emphasis).to(student.log_total.dtype)
+    if local_ratio is LocalRatio.NONE:
+        return emphasis
+    known = places.pick(rollouts.credited)
+    sampler = places.pick(rollouts.sampler_logprobs).to(emphasis.dtype)
+    places.refuse(known & ~sampler.isfinite(), "credited, but its sampler's logprobs are NaN or infinite")
+    log_ratio = torch.where(known, student.action_logprobs.detach() - sampler, 0)
+    if local_ratio is LocalRatio.PREFIX:
+        log_ratio = places.pick(places.spread(log_ratio).cumsum(1)) - log_ratio
+    return emphasis * log_ratio.exp().clamp(max=RATIO_CAP)
+
+
 def _assemble(
     student: Student,
-    shape: torch.Size,
+    rollouts: Rollouts,
     weighed: Sequence[_Weighed],
     covered: Tensor,
     charged: _Charged,
     covered_tokens: int,
+    local_ratio: LocalRatio,
 ) -> DistilLoss:
     """The loss, its parts and what the ledger keeps."""
-    count = max(covered_tokens, 1)
-    future = charged.charge * student.action_logprobs / count
+    places, count = student.places, max(covered_tokens, 1)
+    states = _weigh_states(student, rollouts, local_ratio)
+    emphasis = places.pick(rollouts.emphasis).to(states.dtype)
+    future = emphasis * charged.charge * student.action_logprobs / count
     nothing = student.log_total.sum() * 0  # keeps the graph where no term speaks, so every micro-batch has a backward
-    local, partial, cross_entropy, kl = nothing, nothing, nothing.detach(), nothing.detach()
+    local, partial, cost_mean, kl = nothing, nothing, nothing.detach(), nothing.detach()
     parts = []
     for part, fraction in zip(weighed, charged.fractions, strict=True):
-        by_token = part.mix * part.cost.cross_entropy * part.per_token
+        weight = states * part.mix * part.per_token
+        by_token = weight * part.cost.cost
         own = by_token.sum()
         if isinstance(part.term, WholeTerm):
             local = local + own
         else:
             partial = partial + own
-        cross_entropy = cross_entropy + part.future_cost(CostKind.CROSS_ENTROPY).sum() / count
+        cost_mean = cost_mean + part.future_cost(CostKind.CROSS_ENTROPY).sum() / count
         kl = kl + part.future_cost(CostKind.KL).sum() / count
+        theirs = part.cost.action_logprobs
+        compared = torch.zeros_like(part.mix, dtype=torch.bool) if theirs is None else part.mix > 0
+        more = nothing.detach() if theirs is None else (theirs - student.action_logprobs.detach())[compared].sum()
         parts.append(
             TermPart(
                 name=part.term.name,
@@ -353,8 +402,10 @@ def _assemble(
                 weight=part.mix.sum(),
                 local=own.detach(),
                 future=(fraction * future.detach()).sum(),
-                row_local=student.spread(by_token.detach(), shape).sum(1),
-                row_weight=student.spread(part.mix * part.per_token, shape).sum(1),
+                gap=more,
+                num_compared=compared.sum(),
+                row_local=places.spread(by_token.detach()).sum(1),
+                row_weight=places.spread(weight).sum(1),
             )
         )
     felt = charged.excess.abs() > NEGLIGIBLE
@@ -363,7 +414,7 @@ def _assemble(
         local=local.detach(),
         partial=partial.detach(),
         future=future.detach().sum(),
-        cross_entropy=cross_entropy,
+        cost_mean=cost_mean,
         kl=kl,
         covered=covered,
         num_future_tokens=felt.sum(),
@@ -374,5 +425,5 @@ def _assemble(
         baseline=charged.baseline,
         excess=charged.excess,
         ratio=charged.ratio,
-        action_logprobs=student.spread(student.action_logprobs.detach(), shape),
+        action_logprobs=places.spread(student.action_logprobs.detach()),
     )

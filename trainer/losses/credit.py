@@ -28,6 +28,16 @@ class Reach(StrEnum):
     WHOLE_ROLLOUT = "whole_rollout"  # exact also when the feedback was computed from this very rollout
 
 
+class LocalRatio(StrEnum):
+    """What the local cost of a rollout of an older policy is multiplied with. The local cost at a step does not depend
+    on the token sampled there, so the token's own ratio is noise on it; how likely its state is does depend on the
+    tokens before."""
+
+    NONE = "none"  # the mixture of past policies is what is learned on, as in DAgger
+    PREFIX = "prefix"  # the product of the ratios of the tokens before it, cut like a token's ratio
+    TOKEN = "token"  # noqa: S105 - the token's own ratio, as SDPO and the released DistIL code have it
+
+
 class CostKind(StrEnum):
     """The cost of one step in the future term; where an expert's entropy is unknown (samples) both are CE."""
 

@@ -1,0 +1,81 @@
+"""Problem documents (RFC 9457) on the wire: from our errors to a response, and from a response back.
+
+Nothing of a request is echoed but names and short excerpts: inputs may be huge, and may be secrets.
+"""
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Final
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+from starlette.requests import Request
+from starlette.responses import Response
+
+from services.contracts.base import JsonObject, Problem
+from services.errors import PreceptorError
+
+MEDIA_TYPE: Final = "application/problem+json"
+MAX_ERRORS: Final = 50
+MAX_DETAIL_CHARS: Final = 2000
+MAX_TEXT_CHARS: Final = 500
+TYPE_PREFIX: Final = "urn:preceptor:problem:"
+
+
+def render(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
+    """The problem as a response."""
+    body = problem.model_dump_json(exclude_defaults=True)
+    return Response(body, problem.status, dict(headers or {}), media_type=MEDIA_TYPE)
+
+
+def render_error(error: PreceptorError, instance: str = "") -> Response:
+    """One of our own errors as a response."""
+    headers = {} if error.retry_after_seconds is None else {"Retry-After": str(error.retry_after_seconds)}
+    if error.status_code == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
+    problem = Problem(
+        type=TYPE_PREFIX + error.slug,
+        title=error.title,
+        status=error.status_code,
+        detail=shorten(error.detail, MAX_DETAIL_CHARS),
+        hint=error.hint,
+        instance=shorten(instance, MAX_TEXT_CHARS),
+        errors=list(error.errors[:MAX_ERRORS]),
+    )
+    return render(problem, headers)
+
+
+def on_preceptor_error(request: Request, error: Exception) -> Response:
+    """The exception handler for PreceptorError that every service of ours installs."""
+    assert isinstance(error, PreceptorError)
+    return render_error(error, request.url.path)
+
+
+def describe_errors(errors: Sequence[ErrorDetails]) -> list[JsonObject]:
+    """Validation errors as {where, what}, without the values that were sent."""
+    return [
+        {
+            "where": shorten(".".join(str(part) for part in error["loc"]), MAX_TEXT_CHARS),
+            "what": shorten(error["msg"].removeprefix("Value error, "), MAX_TEXT_CHARS),
+        }
+        for error in errors[:MAX_ERRORS]
+    ]
+
+
+def shorten(text: str, limit: int) -> str:
+    """At most `limit` characters of a text, with a mark where it was cut."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def read_problem(status: int, body: bytes) -> Problem:
+    """What a response that is no success says; of one that is no problem document, its first characters."""
+    try:
+        return Problem.model_validate_json(body)
+    except ValidationError:
+        detail = body[:MAX_TEXT_CHARS].decode(errors="replace").strip() or f"status {status} without a word"
+        return Problem(type="about:blank", title="Unexpected answer", status=status, detail=detail)
+
+
+def read_retry_after(value: str | None) -> int | None:
+    """The seconds in a Retry-After header; None where it has none or a date."""
+    return int(value) if value and value.isascii() and value.isdecimal() else None

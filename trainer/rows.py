@@ -1,0 +1,168 @@
+"""The rows of an update: rollouts with everything that may train them, typed and free of the store.
+
+No tensor, no weight, no clock: everything here can be sent to another rank.
+"""
+
+from dataclasses import dataclass
+from uuid import UUID
+
+SUCCESS = 0.5  # a score from here on counts as solved
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What rows are checked against. max_positions: prompt and answer together."""
+
+    size: int
+    eos_token_ids: tuple[int, ...]
+    max_positions: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a term came from: the answers that made it, and in words."""
+
+    answers: tuple[UUID, ...]
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the teacher is shown in place of the rollout's own prompt. solution: the text shown, if any.
+
+    spans: tokens [start, end) of the rollout that it speaks about; none means all of them.
+    from_rollout: it was computed from this very rollout, so crediting only later costs is a heuristic.
+    from_sibling: it shows a sibling's answer, so the group must be halved.
+    """
+
+    prompt_ids: tuple[int, ...]
+    sha256: str
+    solution: str | None
+    spans: tuple[tuple[int, int], ...]
+    from_rollout: bool
+    from_sibling: bool
+    weight: float
+    source: Source
+
+
+@dataclass(frozen=True)
+class TopKRows:
+    """A remote expert's top K of every token of the rollout. Shapes: [T][K], tail_mass [T] in probability."""
+
+    expert: str
+    weight: float
+    token_ids: tuple[tuple[int, ...], ...]
+    logprobs: tuple[tuple[float, ...], ...]
+    tail_mass: tuple[float, ...]
+    source: Source
+
+
+@dataclass(frozen=True)
+class SampleRows:
+    """Next tokens a black-box expert drew, by token of the rollout. whole: every action token has some.
+
+    probabilities: with what probability each drawn place was asked about; empty when the places were not drawn.
+    """
+
+    expert: str
+    weight: float
+    tokens: dict[int, tuple[int, ...]]
+    probabilities: dict[int, float]
+    whole: bool
+    source: Source
+
+
+@dataclass(frozen=True)
+class LabelRow:
+    """The token a person put at one place of the rollout."""
+
+    expert: str
+    weight: float
+    step: int
+    token_id: int
+    source: Source
+
+
+@dataclass(frozen=True)
+class ImitationRow:
+    """Tokens to learn by heart after the rollout's prompt, from `start` on; weight as an expert's."""
+
+    expert: str
+    weight: float
+    token_ids: tuple[int, ...]
+    start: int
+    source: Source
+
+
+@dataclass(frozen=True)
+class Row:
+    """One rollout of an update with everything that may train it.
+
+    siblings, half: rollouts that share both have a baseline in common. credited: the future term applies.
+    stopped: the policy ended its answer itself. verdicts: who gave the score. staleness: policy versions since it was
+    sampled, None if unknown.
+    """
+
+    lesson_id: UUID
+    rollout_id: UUID
+    group_id: UUID
+    siblings: str
+    half: int
+    domain: str
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    action_mask: tuple[bool, ...]
+    temperature: float
+    sampler_logprobs: tuple[float, ...] | None
+    credited: bool
+    stopped: bool
+    score: float | None
+    verdicts: Source
+    staleness: int | None
+    contexts: tuple[Context, ...] = ()
+    top_k: tuple[TopKRows, ...] = ()
+    samples: tuple[SampleRows, ...] = ()
+    labels: tuple[LabelRow, ...] = ()
+    imitations: tuple[ImitationRow, ...] = ()
+
+    @property
+    def num_actions(self) -> int:
+        """Tokens the policy chose."""
+        return sum(self.action_mask)
+
+    @property
+    def shown(self) -> bool:
+        """Whether our own teacher speaks on the whole rollout."""
+        return any(not context.spans for context in self.contexts)
+
+    @property
+    def covered(self) -> bool:
+        """Whether an expert speaks on the whole rollout, or on places drawn from all of it."""
+        return self.shown or bool(self.top_k) or any(samples.whole or samples.probabilities for samples in self.samples)
+
+    @property
+    def taught(self) -> bool:
+        """Whether any expert says what it would have done, anywhere on the rollout or in its place."""
+        return self.covered or bool(self.contexts or self.samples or self.labels or self.imitations)
+
+    @property
+    def solved(self) -> bool:
+        """Whether it was scored a success."""
+        return self.score is not None and self.score >= SUCCESS
+
+    def spoken_about(self, context: Context) -> tuple[int, ...]:
+        """The action tokens that a context on spans speaks about, by their places."""
+        places = {step for start, end in context.spans for step in range(start, min(end, len(self.token_ids)))}
+        return tuple(step for step in sorted(places) if self.action_mask[step])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rows of one update; invalid: lessons that mean nothing, with the reason."""
+
+    rows: tuple[Row, ...]
+    invalid: dict[UUID, str]
+
+    def without(self, bad: dict[UUID, str]) -> "Batch":
+        """The batch less the lessons in `bad`, which become invalid."""
+        return Batch(tuple(row for row in self.rows if row.lesson_id not in bad), self.invalid | bad)
