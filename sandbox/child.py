@@ -31,7 +31,9 @@ _filter = b""
 def prepare(terms: Terms) -> None:
     """Do once, in the zygote, what every run would do alike."""
     global _filter
-    _filter = seccomp.assemble(kernel.MACHINE, signals=not terms.readable or weak.keeps_signals_inside())
+    is_weak = bool(terms.readable)
+    signals = not is_weak or weak.keeps_signals_inside()
+    _filter = seccomp.assemble(kernel.MACHINE, signals=signals, attributes=not is_weak)
 
 
 def become_run(control: socket.socket, proc: int, order: Order, descriptors: tuple[int, ...], terms: Terms) -> NoReturn:

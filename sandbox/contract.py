@@ -80,7 +80,7 @@ class Level(StrEnum):
     """How well runs are isolated, strongest first."""
 
     FULL = "full"
-    """Namespaces, read-only root, seccomp, no capabilities, rlimits, and a memory cgroup for each run."""
+    """Namespaces, read-only root, seccomp, no capabilities, rlimits, and a memory cgroup for each slot."""
     FULL_NOCGROUP = "full-nocgroup"
     """The same without a cgroup: memory is bounded for each process by rlimits, and for the whole run by measuring
     it."""

@@ -2,10 +2,10 @@
 less by name.
 
 What holds: files of the host can be neither read nor written except the system's libraries, the Python and the run's
-folder; no sockets; no signals to the server; limits for each process; time, output and memory of the whole run are
-measured and enforced. What does not: a run's folder is an ordinary folder of the host, its size bounded only file by
-file; the host's process numbers can be guessed; if its supervisor is killed, processes that the code had forked may
-outlive it. Only the standard library; loads under `python -S`.
+folder, nor can modes, owners and times be changed by path; no sockets; no signals to the server; limits for each
+process; time, output and memory of the whole run are measured and enforced. What does not: a run's folder is an ordinary
+folder of the host, its size bounded only file by file; whether a file of the host exists, and its size, can be learned;
+the host's process numbers can be guessed; if its keeper is killed, processes that the code had forked may outlive it. Only the standard library; loads under `python -S`.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ def make_folder(parent: str) -> str:
 
 
 def remove_folder(path: str) -> None:
-    """Remove the folder of all runs, with what a killed supervisor left in it."""
+    """Remove the folder of all runs, with what a killed keeper left in it."""
     for entry in os.scandir(path):
         remove_box(entry.path)
     os.rmdir(path)

@@ -44,7 +44,9 @@ PROGRAM: Final = (
     "judge_solution",
     "judge_tests",
     "kernel",
+    "policy",
     "seccomp",
+    "syscalls",
     "weak",
     "wire",
 )

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from sandbox import kernel
 from sandbox.contract import Limits, RunRequest, RunResult, Status
+from sandbox.syscalls import NUMBERS, number_of
 from tests.sandbox.conftest import SECRET, SandboxServer, host_processes
 
 pytestmark = pytest.mark.integration
@@ -301,29 +303,30 @@ def test_the_network_namespace_is_empty(sandbox: SandboxServer) -> None:
         ("personality", "libc.personality(0x0400000)"),
         ("keyctl", "libc.syscall(NR['keyctl'], 0, -3, 0, 0, 0)"),
         ("bpf", "libc.syscall(NR['bpf'], 0, None, 0)"),
-        ("io_uring", "libc.syscall(425, 8, None)"),
+        ("io_uring", "libc.syscall(NR['io_uring_setup'], 8, None)"),
         ("userfaultfd", "libc.syscall(NR['userfaultfd'], 0)"),
         ("perf_event_open", "libc.syscall(NR['perf_event_open'], None, 0, -1, -1, 0)"),
         ("pivot_root", "libc.syscall(NR['pivot_root'], b'/box', b'/box')"),
         ("limits of init", "libc.prlimit(1, 0, ctypes.byref((ctypes.c_ulong * 2)(0, 0)), None)"),
         ("hostname", "libc.sethostname(b'x', 1)"),
         ("a device node", "libc.mknod(b'/tmp/disk', 0o60600, 0x0801)"),
-        ("memory of init", "libc.syscall(310 if x86 else 270, 1, None, 0, None, 0, 0)"),
-        ("a file of init", "libc.syscall(438, libc.syscall(434, 1, 0), 0, 0)"),
+        ("memory of init", "libc.syscall(NR['process_vm_readv'], 1, None, 0, None, 0, 0)"),
+        ("a file of init", "libc.syscall(NR['pidfd_getfd'], libc.syscall(NR['pidfd_open'], 1, 0), 0, 0)"),
         ("the real-time scheduler", "libc.sched_setscheduler(0, 1, ctypes.byref(ctypes.c_int(1)))"),
-        ("a kernel module", "libc.syscall(313 if x86 else 273, 0, b'', 0)"),
+        ("a kernel module", "libc.syscall(NR['finit_module'], 0, b'', 0)"),
+        ("a datagram pair", "libc.socketpair(1, 2, 0, memory)"),
+        ("a pair of another family", "libc.socketpair(30, 1, 0, memory)"),
         ("the clock", "libc.clock_settime(0, ctypes.byref((ctypes.c_long * 2)(0, 0)))"),
     ],
 )
 def test_a_call_that_reaches_outside_is_refused(sandbox: SandboxServer, name: str, call: str) -> None:
+    numbers = {name: number_of(name, kernel.MACHINE) for name in NUMBERS}
     code = f"""
-    import ctypes, os, platform
+    import ctypes, os
     libc = ctypes.CDLL(None, use_errno=True)
     memory = ctypes.create_string_buffer(1 << 16)
     stack = ctypes.c_void_p(ctypes.addressof(memory) + (1 << 16) - 64)
-    x86 = platform.machine() == "x86_64"
-    names = ("keyctl", "bpf", "userfaultfd", "perf_event_open", "pivot_root")
-    NR = dict(zip(names, (250, 321, 323, 298, 155) if x86 else (219, 280, 282, 241, 41)))
+    NR = {numbers}
     print({call}, os.strerror(ctypes.get_errno()))
     """
     assert run(sandbox, code).stdout == "-1 Operation not permitted\n"
