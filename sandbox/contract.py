@@ -225,12 +225,15 @@ class Verdict(StrEnum):
     TIMEOUT = "timeout"
     MEMORY = "memory"
     NOT_RUN = "not_run"
-    """The solution had ended before it was this test's turn."""
+    """There was no time left for it, or the solution did not come to it again after an earlier test had ended it."""
 
 
 class ProgramTests(Frozen):
     """Python that tests a Python solution: functions `test_*`, unittest or `Test*` classes, a function
-    `check(candidate)` with an entry point, or else each assertion and call at top level.
+    `check(candidate)` with an entry point, or else each assertion, call, or loop with an assertion at top level.
+
+    A test that ends the solution's process, or is not answered in time, costs only itself: the next one gets a new
+    process, for which statements at top level are done again.
 
     The solution's names are there as in its own module, and under `import solution`. They stand for what is in another
     process: calls, attributes, items and iteration work, with plain data or the solution's own objects as arguments;

@@ -136,8 +136,9 @@ class Run:
         report, why = self._report, self._why
         assert report is not None
         self._drain()
-        ending = why or report.ending
-        if report.signal == signal.SIGXCPU and why is None:
+        # one whose end the zygote had seen before it was told has not been cancelled
+        ending = report.ending if why in (None, Ending.CANCELLED) else why
+        if ending == Ending.SIGNALLED and report.signal == signal.SIGXCPU:
             ending = Ending.CPU
         out, err = self._captures[self._stdout], self._captures[self._stderr]
         files, missing = collect(self._box, self._job.collect)

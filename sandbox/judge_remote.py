@@ -163,7 +163,8 @@ def _raise_remote(content: Json) -> NoReturn:
         [getattr(builtins, name, None) for name in named if isinstance(name, str)] if isinstance(named, list) else []
     )
     base = next((b for b in bases if isinstance(b, type) and issubclass(b, Exception)), Exception)
-    kind = _text(content, "type") or "Exception"
+    kind = _text(content, "type")
+    kind = kind if kind.isidentifier() else "Exception"
     text = _text(content, "text")
     try:
         error = type(kind, (RemoteError, base), {})(text)

@@ -13,7 +13,7 @@ import os
 import sys
 import traceback
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Final, NoReturn
 
@@ -25,15 +25,34 @@ TESTS_FILE: Final = "tests.py"
 SOLUTION_FILE: Final = "solution.py"
 """Only where the solution is loaded here."""
 TERMS_FILE: Final = "judge.json"
-"""`entry_point`, empty if there is none, and the `seconds` that the solution has for an answer."""
+"""A `Terms`."""
+CALLS: Final = "calls"
+PROGRAM: Final = "program"
 _EQUAL, _TRUE = "__judge_equal__", "__judge_true__"
 
 
-@dataclass
+@dataclass(frozen=True)
+class Terms:
+    """What to judge by."""
+
+    kind: str
+    """What the tests are: CALLS or PROGRAM."""
+    entry_point: str
+    """Empty if there is none."""
+    seconds: float
+    """That the solution has for an answer."""
+    first: int = 0
+    """The tests before this one have their verdicts, from an earlier process of the solution."""
+    lost: tuple[int, ...] = ()
+    """Those of them that ended it."""
+
+
+@dataclass(frozen=True)
 class Line:
     """How one test went, as written to the server; `verdict` is a word of the contract, or "lost" when the solution's
     process ended under the test."""
 
+    number: int
     name: str
     verdict: str
     message: str = ""
@@ -62,7 +81,11 @@ class _LastCall:
 
 
 def judge(folder: str, channel: int, *, live: bool) -> NoReturn:
-    """Write a line for each test: its name before it begins, how it went after. Ends the process."""
+    """Write all names, then for each test its number before it begins, and how it went after. Ends the process.
+
+    `load_error` is written when the solution did not come so far, null if it ended or did not answer; `tests_error`
+    when the tests did not.
+    """
     report = os.dup(1)
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 1)
@@ -73,32 +96,36 @@ def judge(folder: str, channel: int, *, live: bool) -> NoReturn:
         while data:
             data = data[os.write(report, data) :]
 
-    code = 0
     last = _LastCall()
     try:
         with open(f"{folder}/{TERMS_FILE}", encoding="utf-8") as file:
-            terms = json.load(file)
-        entry_point, seconds = str(terms["entry_point"]), float(terms["seconds"])
-        solution = _load_live(folder) if live else _connect(channel, seconds, last)
-        tests = _find_tests(folder, entry_point, solution)
-        say({"tests": [name for name, _ in tests]})
-        for number, (name, test) in enumerate(tests):
+            terms = Terms(**json.load(file))
+        solution = _load_live(folder) if live else _connect(channel, terms.seconds, last)
+        tests = _find_tests(folder, terms, solution)
+        say({"tests": [test.name for test in tests]})
+        for number, test in enumerate(tests[: terms.first]):
+            _do_again(test, is_lost=number in terms.lost)
+        for number, test in enumerate(tests[terms.first :], terms.first):
             say({"begin": number})
             last.text = ""
-            line, goes_on = _run_test(name, test, last)
-            say({"end": number, **asdict(line)})
+            line, goes_on = _run_test(number, test, last)
+            say({"end": asdict(line)})
             if not goes_on:
                 break
     except LoadError as error:
         say({"load_error": str(error)})
-    except (ChannelClosed, NotInTime) as error:
-        say({"lost": type(error).__name__})
+    except (ChannelClosed, NotInTime):
+        say({"load_error": None})
     except Broken as error:
         say({"load_error": f"the solution's process sent what means nothing: {error}"})
-    except Exception:  # noqa: BLE001 -- the tests' own
-        say({"tests_error": shorten(traceback.format_exc(limit=-3))})
+    except RemoteError as error:
+        say({"load_error": f"it failed before the first test: {error.trace}"})
+    except Exception as error:  # noqa: BLE001 -- the tests' own
+        is_lacking = isinstance(error, ImportError) and error.name == "solution"
+        what = "load_error" if is_lacking else "tests_error"
+        say({what: shorten(traceback.format_exc(limit=-3))})
     finally:
-        os._exit(code)
+        os._exit(0)
 
 
 def _connect(channel: int, seconds: float, last: _LastCall) -> types.ModuleType:
@@ -137,52 +164,71 @@ def _load_live(folder: str) -> types.ModuleType:
 
 def _explain(error: BaseException, first_path: str) -> str:
     """The traceback from the first line of a file on."""
-    if isinstance(error, RemoteError) and error.trace:
-        return error.trace
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename != first_path:
         trace = trace.tb_next
     return shorten("".join(traceback.format_exception(type(error), error, trace)))
 
 
-def _run_test(name: str, test: Callable[[], None], last: _LastCall) -> tuple[Line, bool]:
-    """How it went, and whether the solution can still be asked."""
+@dataclass(frozen=True)
+class _Test:
+    name: str
+    run: Callable[[], None]
+    above: Callable[[], None] | None = None
+    """For a statement of a program: what stands between it and the test before. It is part of `run`."""
+
+
+def _do_again(test: _Test, *, is_lost: bool) -> None:
+    """Bring a new process of the solution to where the earlier one was: statements build on those above them, other
+    tests on none. Raises ChannelClosed, NotInTime, Broken."""
+    if test.above is None:
+        return
     try:
-        test()
+        (test.above if is_lost else test.run)()
+    except (ChannelClosed, NotInTime, Broken):
+        raise
+    except BaseException:  # noqa: BLE001, S110 -- it has its verdict
+        pass
+
+
+def _run_test(number: int, test: _Test, last: _LastCall) -> tuple[Line, bool]:
+    """How it went, and whether the solution can still be asked."""
+
+    def line(verdict: str, message: str = "", *, expected: str = "", got: str = "", trace: str = "") -> Line:
+        return Line(number, test.name, verdict, shorten(message), last.text, expected, got, trace)
+
+    try:
+        test.run()
     except Failed as error:
-        return Line(name, "failed", shorten(str(error)), last.text, error.expected, error.got), True
+        return line("failed", str(error), expected=error.expected, got=error.got), True
     except NotInTime:
-        return Line(name, "timeout", "the solution did not answer in time", last.text), False
+        return line("timeout", "the solution did not answer in time"), False
     except ChannelClosed:
-        return Line(name, "lost", "", last.text), False
+        return line("lost"), False
     except Broken as error:
-        return Line(name, "error", f"the solution's process sent what means nothing: {error}", last.text), False
+        return line("error", f"the solution's process sent what means nothing: {error}"), False
     except NeedsLiveObjects as error:
-        return Line(name, "error", f"the test needs live objects: it {error}", last.text), True
+        return line("error", f"the test needs live objects: it {error}"), True
+    except RemoteError as error:
+        return line("error", f"{error.kind}: {error}" if error.kind else str(error), trace=error.trace), True
     except AssertionError as error:
-        is_remote = isinstance(error, RemoteError)
-        trace = _explain(error, TESTS_FILE) if is_remote else ""
-        return Line(name, "error" if is_remote else "failed", shorten(str(error)), last.text, trace=trace), True
+        return line("failed", str(error)), True
     except BaseException as error:  # noqa: BLE001 -- whatever it is, the test did not pass
         if type(error).__name__ == "SkipTest":  # of unittest, which is only there when the tests load it
-            return Line(name, "not_run", f"skipped: {error}"), True
-        message = f"{getattr(error, 'kind', '') or type(error).__name__}: {error}"
-        return Line(name, "error", shorten(message), last.text, trace=_explain(error, TESTS_FILE)), True
-    return Line(name, "passed"), True
+            return line("not_run", f"skipped: {error}"), True
+        return line("error", f"{type(error).__name__}: {error}", trace=_explain(error, TESTS_FILE)), True
+    return Line(number, test.name, "passed"), True
 
 
-_Tests = list[tuple[str, Callable[[], None]]]
-
-
-def _find_tests(folder: str, entry_point: str, solution: types.ModuleType) -> _Tests:
+def _find_tests(folder: str, terms: Terms, solution: types.ModuleType) -> list[_Test]:
     with open(f"{folder}/{TESTS_FILE}", encoding="utf-8") as file:
         source = file.read()
-    if source.startswith("["):
+    if terms.kind == CALLS:
         return [_make_call(case, solution) for case in json.loads(source)]
-    return list(_find_in_program(source, entry_point, solution))
+    return _find_in_program(source, terms.entry_point, solution)
 
 
-def _make_call(case: dict[str, Json], solution: types.ModuleType) -> tuple[str, Callable[[], None]]:
+def _make_call(case: dict[str, Json], solution: types.ModuleType) -> _Test:
     """A call with plain values; of `Class.method` on a new object of the class."""
     function, args, kwargs, expected = str(case["function"]), case["args"], case["kwargs"], case["expected"]
     assert isinstance(args, list)
@@ -196,7 +242,7 @@ def _make_call(case: dict[str, Json], solution: types.ModuleType) -> tuple[str, 
             raise Failed("wrong answer", show(expected), show(got))
 
     shown = ", ".join([*map(show, args), *(f"{key}={show(value)}" for key, value in kwargs.items())])
-    return shorten(f"{function}({shown})"), test
+    return _Test(shorten(f"{function}({shown})"), test)
 
 
 def _equals(got: object, expected: object) -> bool:
@@ -255,9 +301,7 @@ def _message(message: Callable[[], object], source: str) -> str:
     return source if text is None else str(text)
 
 
-def _find_in_program(
-    source: str, entry_point: str, solution: types.ModuleType
-) -> Iterator[tuple[str, Callable[[], None]]]:
+def _find_in_program(source: str, entry_point: str, solution: types.ModuleType) -> list[_Test]:
     tree = ast.parse(source, TESTS_FILE)
     linecache.cache[TESTS_FILE] = (len(source), None, source.splitlines(keepends=True), TESTS_FILE)
     module = types.ModuleType("tests")
@@ -267,23 +311,48 @@ def _find_in_program(
     for name in _free_names(tree) & set(getattr(solution, "__all__", vars(solution))):
         names[name] = getattr(solution, name)
     if entry_point:
-        names["candidate"] = getattr(solution, entry_point)
-    has_check = any(isinstance(node, ast.FunctionDef) and node.name == "check" for node in tree.body)
+        try:
+            names["candidate"] = getattr(solution, entry_point)
+        except AttributeError:
+            raise LoadError(f"the solution defines no {entry_point}") from None
+    has_check = bool(entry_point) and any(
+        isinstance(node, ast.FunctionDef) and node.name == "check" for node in tree.body
+    )
     named = [node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    if has_check or any(name.startswith(("test", "Test")) for name in named) or _has_unittest(tree):
+        _execute(_Rewriter(source).visit(tree).body, names)
+        check = [_Test("check", lambda: names["check"](names["candidate"]))] if has_check else []
+        return check + _collect(named, names)
+    return _find_statements(tree, source, names)
+
+
+def _find_statements(tree: ast.Module, source: str, names: dict[str, object]) -> list[_Test]:
+    """A test for each assertion, bare call, or loop and the like with an assertion in it. What stands above the first
+    is executed now; what stands between two belongs to the second."""
+    is_test = [
+        (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call))
+        or (not isinstance(node, _DEFINITIONS) and any(isinstance(below, ast.Assert) for below in ast.walk(node)))
+        for node in tree.body
+    ]
+    titles = [f"line {node.lineno}: {shorten(ast.get_source_segment(source, node) or '')}" for node in tree.body]
     statements = _Rewriter(source).visit(tree).body
-    is_statement_test = [isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) for node in statements]
-    if any(name.startswith(("test", "Test")) for name in named) or _has_unittest(tree) or (has_check and entry_point):
+    numbers = [number for number, test in enumerate(is_test) if test]
+    if not numbers:
         _execute(statements, names)
-        if has_check and entry_point:
-            yield "check", lambda: names["check"](names["candidate"])
-        yield from _collect(named, names)
-        return
-    for node, is_test in zip(statements, is_statement_test, strict=True):
-        name = f"line {node.lineno}: {shorten(ast.get_source_segment(source, node) or '')}"
-        if is_test:
-            yield name, lambda node=node: _execute([node], names)  # type: ignore[misc]
-        else:
-            _execute([node], names)
+        return []
+    _execute(statements[: numbers[0]], names)
+    starts = [numbers[0], *(number + 1 for number in numbers)]
+    return [
+        _Test(titles[end], _executor(statements[start : end + 1], names), _executor(statements[start:end], names))
+        for start, end in zip(starts, numbers, strict=False)
+    ]
+
+
+def _executor(statements: list[ast.stmt], names: dict[str, object]) -> Callable[[], None]:
+    return lambda: _execute(statements, names)
+
+
+_DEFINITIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 def _has_unittest(tree: ast.Module) -> bool:
@@ -303,19 +372,32 @@ def _execute(statements: list[ast.stmt], names: dict[str, object]) -> None:
     exec(compile(ast.Module(statements, []), TESTS_FILE, "exec", dont_inherit=True), names)  # noqa: S102
 
 
-def _collect(named: list[str], names: dict[str, object]) -> _Tests:
-    tests: _Tests = []
+def _collect(named: list[str], names: dict[str, object]) -> list[_Test]:
+    tests: list[_Test] = []
     for name in named:
         found = names.get(name)
         if isinstance(found, type) and hasattr(found, "assertEqual"):  # a unittest.TestCase
             methods = [method for method in dir(found) if method.startswith("test")]
-            tests += [(f"{name}.{method}", found(method).debug) for method in methods]
+            tests += [_Test(f"{name}.{method}", _make_case(found, method)) for method in methods]
         elif isinstance(found, type) and name.startswith("Test"):
             methods = [method for method in vars(found) if method.startswith("test")]
-            tests += [(f"{name}.{method}", _make_method(found, method)) for method in methods]
+            tests += [_Test(f"{name}.{method}", _make_method(found, method)) for method in methods]
         elif isinstance(found, types.FunctionType) and name.startswith("test"):
-            tests.append((name, found))
+            tests.append(_Test(name, found))
     return tests
+
+
+def _make_case(owner: type, method: str) -> Callable[[], None]:
+    """One test of a unittest.TestCase, with what its class sets up."""
+
+    def test() -> None:
+        owner.setUpClass()  # type: ignore[attr-defined]
+        try:
+            owner(method).debug()
+        finally:
+            owner.tearDownClass()  # type: ignore[attr-defined]
+
+    return test
 
 
 def _make_method(owner: type, method: str) -> Callable[[], None]:

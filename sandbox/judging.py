@@ -1,9 +1,10 @@
 """From a solution and its tests to jobs, and from what comes back to verdicts."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, replace
 from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sandbox.contract import (
     CallTests,
@@ -21,13 +22,15 @@ from sandbox.contract import (
     TestVerdict,
     Verdict,
 )
-from sandbox.judge_tests import SOLUTION_FILE, TERMS_FILE, TESTS_FILE
+from sandbox.judge_tests import CALLS, PROGRAM, SOLUTION_FILE, TERMS_FILE, TESTS_FILE, Terms
 from sandbox.languages import Toolchain, make_job
 from sandbox.results import make_result
 from sandbox.wire import Ending, Job, Outcome, Role
 
-REPORT_BYTES = 1 << 20
-"""Kept of what the tests' process says."""
+_REPORT_BYTES = 64 << 20
+"""Kept of what the tests' process writes: above what a verdict in full on each of many tests can take."""
+_LEAST_SECONDS = 0.1
+"""Left, or no sitting is begun."""
 _TESTS_MEMORY_BYTES = 512 << 20
 _MAX_SHOWN = 2000
 _LOST = {
@@ -37,143 +40,195 @@ _LOST = {
 _JudgeStatus = Literal["judged", "not_loaded", "not_compiled", "tests_failed_to_load", "sandbox_error"]
 
 
-def make_judge_job(request: JudgeRequest, toolchain: Toolchain) -> Job:
-    """The run of the tests, with the solution's as its partner; or both in one where the tests need live objects."""
-    tests = request.tests
-    assert isinstance(tests, ProgramTests | CallTests)
-    limits = request.limits.model_copy(update={"output_bytes": REPORT_BYTES})
-    if isinstance(tests, ProgramTests):
-        code, entry_point, live = tests.code, tests.entry_point, tests.live_objects
-        if code.startswith("["):
-            code = "\n" + code  # a list of calls begins so
-    else:
-        code, entry_point, live = json.dumps([case.model_dump(mode="json") for case in tests.cases]), "", False
-    terms = json.dumps({"entry_point": entry_point, "seconds": request.test_seconds}).encode()
-    solution = request.solution.encode()
-    files = {TERMS_FILE: terms, **({SOLUTION_FILE: solution} if live else {})}
-    base = make_job(RunRequest(code=code, language=request.language, limits=limits), toolchain)
-    tests_job = replace(base, files=files, main_file=TESTS_FILE, role=Role.LIVE_TESTS if live else Role.TESTS)
-    if live:
-        return tests_job
-    alone = make_job(RunRequest(code="", language=request.language, limits=request.limits), toolchain)
-    partner = replace(alone, code=solution, main_file=SOLUTION_FILE, role=Role.SOLUTION)
-    # its own process's time: the tests' is bounded by wall time, and it is they who notice when the solution's is up
-    return replace(
-        tests_job,
-        partner=partner,
-        wall_seconds=request.limits.wall_seconds + 1,
-        memory_bytes=max(_TESTS_MEMORY_BYTES, request.limits.memory_bytes),
-    )
+class _Ended(BaseModel):
+    """How one test went, as the tests' process writes it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    number: int
+    name: str
+    verdict: Verdict | Literal["lost"]
+    message: str
+    input: str
+    expected: str
+    got: str
+    trace: str
 
 
-@dataclass
-class _Report:
-    """What the tests' process wrote, up to where it broke off."""
+class _Line(BaseModel):
+    """A line of what the tests' process writes; one of these."""
 
-    names: list[str] = field(default_factory=list)
-    begun: int = -1
-    verdicts: dict[int, TestVerdict] = field(default_factory=dict)
-    lost_on: int | None = None
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tests: tuple[str, ...] | None = None
+    begin: int | None = None
+    end: _Ended | None = None
     load_error: str | None = None
     tests_error: str | None = None
-    lost_at_load: str | None = None
 
 
-def _read_report(text: str) -> _Report:
-    """Read line by line; a line that is cut off at the end is left out."""
-    report = _Report()
-    for line in text.splitlines():
+def _read_lines(report: bytes) -> list[_Line]:
+    """Line by line, up to where it breaks off; with live objects a solution may have written anything."""
+    lines = []
+    for line in report.split(b"\n"):
         try:
-            content = json.loads(line)
-        except ValueError:
+            lines.append(_Line.model_validate_json(line))
+        except ValidationError:
             break
-        if "tests" in content:
-            report.names = content["tests"]
-        elif "begin" in content:
-            report.begun = content["begin"]
-        elif "end" in content and content["verdict"] == "lost":
-            report.lost_on = content["end"]
-            report.verdicts[report.lost_on] = _make_verdict({**content, "verdict": "error"})
-        elif "end" in content:
-            report.verdicts[content["end"]] = _make_verdict(content)
+    return lines
+
+
+class Sittings:
+    """The judging of one Python solution. Each sitting has a new process of the solution; where a test ends it, or gets
+    no answer from it, the tests that follow have another sitting, as long as time is left.
+
+    Take a job from `next_job`, give what became of it to `take`, until there is none; then read `result`.
+    """
+
+    def __init__(self, request: JudgeRequest, toolchain: Toolchain, level: Level) -> None:
+        assert isinstance(request.tests, ProgramTests | CallTests)
+        self._request = request
+        self._tests = request.tests
+        self._toolchain = toolchain
+        self._level = level
+        self._live = isinstance(request.tests, ProgramTests) and request.tests.live_objects
+        self._names: tuple[str, ...] = ()
+        self._verdicts: dict[int, TestVerdict] = {}
+        self._lost: list[int] = []
+        self._solutions: list[RunResult] = []
+        self._problem: tuple[_JudgeStatus, str] | None = None
+        self._stopped = ""
+
+    def next_job(self) -> Job | None:
+        """The run of the tests, and of the solution as its partner; with live objects one run. None at the end."""
+        if self._problem is not None or (self._solutions and len(self._verdicts) >= len(self._names)):
+            return None
+        limits = self._request.limits
+        wall_seconds = limits.wall_seconds - sum(run.wall_seconds for run in self._solutions)
+        cpu_seconds = limits.cpu_seconds - sum(run.cpu_seconds for run in self._solutions)
+        if self._solutions and not self._stopped and min(wall_seconds, cpu_seconds) < _LEAST_SECONDS:
+            self._stopped = "no time was left for it"
+        if self._stopped:
+            return None
+        return self._make_job(wall_seconds, cpu_seconds)
+
+    def _make_job(self, wall_seconds: float, cpu_seconds: float) -> Job:
+        request, tests = self._request, self._tests
+        solution = request.solution.encode()
+        if isinstance(tests, ProgramTests):
+            kind, code, entry_point = PROGRAM, tests.code, tests.entry_point
         else:
-            report.load_error = content.get("load_error", report.load_error)
-            report.tests_error = content.get("tests_error", report.tests_error)
-            report.lost_at_load = content.get("lost", report.lost_at_load)
-    return report
+            kind, code, entry_point = CALLS, json.dumps([case.model_dump(mode="json") for case in tests.cases]), ""
+        terms = Terms(kind, entry_point, request.test_seconds, len(self._verdicts), tuple(self._lost))
+        alone = make_job(RunRequest(code="", language=request.language, limits=request.limits), self._toolchain)
+        alone = replace(alone, wall_seconds=wall_seconds, cpu_seconds=cpu_seconds)
+        tests_job = replace(
+            alone,
+            code=code.encode(),
+            files={TERMS_FILE: json.dumps(asdict(terms)).encode(), **({SOLUTION_FILE: solution} if self._live else {})},
+            main_file=TESTS_FILE,
+            output_bytes=_REPORT_BYTES,
+            role=Role.LIVE_TESTS if self._live else Role.TESTS,
+        )
+        if self._live:
+            return tests_job
+        # the tests' own time is bounded by wall time, and it is they who notice when the solution's is up
+        return replace(
+            tests_job,
+            partner=replace(alone, code=solution, main_file=SOLUTION_FILE, role=Role.SOLUTION),
+            wall_seconds=wall_seconds + 1,
+            cpu_seconds=request.limits.cpu_seconds,
+            memory_bytes=max(_TESTS_MEMORY_BYTES, request.limits.memory_bytes),
+        )
+
+    def take(self, outcome: Outcome) -> None:
+        """Read what the sitting's tests have written, and why it ended."""
+        solution = make_result(outcome.partner or outcome, self._request.limits, self._level)
+        is_first = not self._solutions
+        self._solutions.append(solution)
+        if outcome.ending == Ending.FAULT or outcome.stdout_truncated:
+            reason = make_result(outcome, self._request.limits, self._level).reason
+            self._problem = ("sandbox_error", reason if outcome.ending == Ending.FAULT else "the verdicts are too long")
+            return
+        lines = _read_lines(outcome.stdout)
+        names = next((line.tests for line in lines if line.tests is not None), None)
+        ended = self._explain_end(outcome, solution)
+        if names is None and is_first:
+            self._problem = self._explain_no_tests(lines, outcome, ended[1])
+        elif is_first and names == ():
+            self._problem = ("tests_failed_to_load", "there is no test in the tests")
+        elif names is None or (not is_first and names != self._names):
+            self._stopped = "the solution could not be brought to it again"
+        else:
+            self._names = names
+            self._take_verdicts(lines, ended)
+
+    def _take_verdicts(self, lines: list[_Line], ended: tuple[Verdict, str]) -> None:
+        first = number = len(self._verdicts)
+        for line in lines:
+            if line.begin is not None and line.begin == len(self._verdicts) < len(self._names):
+                number = line.begin
+                verdict = TestVerdict(name=self._names[number], verdict=ended[0], message=ended[1])
+                self._verdicts[number] = verdict
+            elif line.end is not None and line.end.number == number == len(self._verdicts) - 1:
+                self._verdicts[number] = _make_verdict(line.end, ended)
+        if len(self._verdicts) == first:
+            self._stopped = "the solution could not be brought to it again"
+        self._lost.append(len(self._verdicts) - 1)
+
+    def result(self) -> JudgeResult:
+        """What became of every test."""
+        status, reason = self._problem or ("judged", "the tests were run")
+        judged = [] if self._problem else list(self._verdicts.values())
+        if not self._problem:
+            left = self._names[len(judged) :]
+            judged += [TestVerdict(name=name, verdict=Verdict.NOT_RUN, message=self._stopped) for name in left]
+        kept = self._request.limits.output_bytes
+        return JudgeResult(
+            status=status,
+            reason=reason,
+            passed=bool(judged) and all(test.verdict == Verdict.PASSED for test in judged),
+            tests=tuple(judged),
+            mode=JudgeMode.ONE_PROCESS if self._live else JudgeMode.TWO_PROCESSES,
+            stdout="" if self._live else "".join(run.stdout for run in self._solutions)[:kept],
+            stderr="".join(run.stderr for run in self._solutions)[:kept],
+            wall_seconds=sum(run.wall_seconds for run in self._solutions),
+            cpu_seconds=sum(run.cpu_seconds for run in self._solutions),
+            isolation=self._level,
+        )
+
+    def _explain_no_tests(self, lines: list[_Line], outcome: Outcome, end: str) -> tuple[_JudgeStatus, str]:
+        said = lines[-1] if lines else _Line()
+        if said.tests_error is not None:
+            return "tests_failed_to_load", said.tests_error
+        if not lines and not self._live and outcome.ending == Ending.EXITED:
+            return "tests_failed_to_load", "the tests ended their process before the first of them"
+        return "not_loaded", said.load_error or end
+
+    def _explain_end(self, outcome: Outcome, solution: RunResult) -> tuple[Verdict, str]:
+        """What it was when the tests broke off: the solution's end, or the tests' own."""
+        if solution.status in _LOST:
+            return _LOST[solution.status]
+        if outcome.ending in (Ending.WALL, Ending.CPU):
+            return Verdict.TIMEOUT, "the tests were still running when all time was up"
+        if outcome.ending == Ending.MEMORY:
+            return Verdict.MEMORY, "the tests used up their memory"
+        if outcome.partner is not None and outcome.partner.ending == Ending.CANCELLED:
+            return Verdict.ERROR, "the tests ended their own process in the middle of it"
+        who = "the process" if self._live else "the solution's process"
+        return Verdict.ERROR, f"{who} {solution.reason}, in the middle of it"
 
 
-def _make_verdict(content: Mapping[str, str]) -> TestVerdict:
+def _make_verdict(ended: _Ended, lost: tuple[Verdict, str]) -> TestVerdict:
+    is_lost = ended.verdict == "lost"
     return TestVerdict(
-        name=content["name"],
-        verdict=Verdict(content["verdict"]),
-        message=content["message"],
-        input=content["input"],
-        expected=content["expected"],
-        got=content["got"],
-        traceback=content["trace"],
-    )
-
-
-def read_verdicts(outcome: Outcome, request: JudgeRequest, level: Level) -> JudgeResult:
-    """What became of every test."""
-    live = outcome.partner is None
-    solution = make_result(outcome.partner or outcome, request.limits, level)
-    if outcome.ending == Ending.FAULT:
-        return _result("sandbox_error", make_result(outcome, request.limits, level).reason, (), solution, live=live)
-    report = _read_report(outcome.stdout.decode(errors="replace"))
-    end = _explain_end(outcome, solution, live=live)
-    if report.tests_error is not None:
-        return _result("tests_failed_to_load", report.tests_error, (), solution, live=live)
-    if not report.names:
-        reason = report.load_error or end[1]
-        if report.load_error is None and report.lost_at_load is None and outcome.ending == Ending.EXITED:
-            return _result("tests_failed_to_load", "there is no test in the tests", (), solution, live=live)
-        return _result("not_loaded", reason, (), solution, live=live)
-    verdicts = dict(report.verdicts)
-    if report.lost_on is not None:
-        verdicts[report.lost_on] = _ended(verdicts[report.lost_on], end)
-    elif report.begun not in verdicts:
-        verdicts[report.begun] = _ended(TestVerdict(name=report.names[report.begun], verdict=Verdict.ERROR), end)
-    missing = {
-        number: TestVerdict(name=name, verdict=Verdict.NOT_RUN, message="the solution had ended before")
-        for number, name in enumerate(report.names)
-        if number not in verdicts
-    }
-    tests = tuple((verdicts | missing)[number] for number in range(len(report.names)))
-    return _result("judged", "the tests were run", tests, solution, live=live)
-
-
-def _ended(verdict: TestVerdict, end: tuple[Verdict, str]) -> TestVerdict:
-    return verdict.model_copy(update={"verdict": end[0], "message": end[1]})
-
-
-def _explain_end(outcome: Outcome, solution: RunResult, *, live: bool) -> tuple[Verdict, str]:
-    """What it was when the tests broke off: the solution's end, or the tests' own."""
-    if solution.status in _LOST:
-        return _LOST[solution.status]
-    if outcome.ending in (Ending.WALL, Ending.CPU):
-        return Verdict.TIMEOUT, "the tests were still running when all time was up"
-    if outcome.ending == Ending.MEMORY:
-        return Verdict.MEMORY, "the tests used up their memory"
-    who = "the process" if live else "the solution's process"
-    return Verdict.ERROR, f"{who} {solution.reason}, in the middle of it"
-
-
-def _result(
-    status: _JudgeStatus, reason: str, tests: tuple[TestVerdict, ...], solution: RunResult, *, live: bool
-) -> JudgeResult:
-    return JudgeResult(
-        status=status,
-        reason=reason,
-        passed=bool(tests) and all(test.verdict == Verdict.PASSED for test in tests),
-        tests=tests,
-        mode=JudgeMode.ONE_PROCESS if live else JudgeMode.TWO_PROCESSES,
-        stdout="" if live else solution.stdout,
-        stderr=solution.stderr,
-        wall_seconds=solution.wall_seconds,
-        cpu_seconds=solution.cpu_seconds,
-        isolation=solution.isolation,
+        name=ended.name,
+        verdict=lost[0] if ended.verdict == "lost" else ended.verdict,
+        message=lost[1] if is_lost else ended.message,
+        input=ended.input,
+        expected=ended.expected,
+        got=ended.got,
+        traceback=ended.trace,
     )
 
 

@@ -139,8 +139,10 @@ class Runner:
             async with self._slot(ticket) as slot:
                 if isinstance(request.tests, StdioTests):
                     return await self._judge_stdio(slot, request, request.tests, tools)
-                outcome = await self._occupy(slot, tools.flavour, judging.make_judge_job(request, tools))
-        return judging.read_verdicts(outcome, request, self.level)
+                sittings = judging.Sittings(request, tools, self.level)
+                while (job := sittings.next_job()) is not None:
+                    sittings.take(await self._occupy(slot, tools.flavour, job))
+                return sittings.result()
 
     async def _judge_stdio(
         self, slot: "_Slot", request: JudgeRequest, tests: StdioTests, tools: Toolchain

@@ -3,9 +3,10 @@ less by name.
 
 What holds: files of the host can be neither read nor written except the system's libraries, the Python and the run's
 folder, nor can modes, owners and times be changed by path; no sockets; no signals to the server; limits for each
-process; time, output and memory of the whole run are measured and enforced. What does not: a run's folder is an ordinary
-folder of the host, its size bounded only file by file; whether a file of the host exists, and its size, can be learned;
-the host's process numbers can be guessed; if its keeper is killed, processes that the code had forked may outlive it. Only the standard library; loads under `python -S`.
+process; time, output and memory of the whole run are measured and enforced. What does not: a run's folder is an
+ordinary folder of the host, its size bounded only file by file; whether a file of the host exists, and its size, can be
+learned; the host's process numbers can be guessed; if its keeper is killed, processes that the code had forked may
+outlive it. Only the standard library; loads under `python -S`.
 """
 
 import contextlib

@@ -206,26 +206,92 @@ def test_tests_that_do_not_load_are_not_the_solution_s_fault(sandbox: SandboxSer
         assert (result.status, result.passed) == ("tests_failed_to_load", False)
 
 
-def test_time_memory_and_tests_that_were_not_reached_have_words_of_their_own(sandbox: SandboxServer) -> None:
-    cases = tuple(CallTest(function="f", args=(n,), expected=n) for n in range(3))
+def test_each_assertion_sees_the_names_as_they_stand_above_it(sandbox: SandboxServer) -> None:
+    tests = "x = 1\nassert same(x) == 1\nx = 2\nassert same(x) == 2\nfor n in (3, 4):\n    assert same(n) == 3\nx = 3"
+    result = ask(sandbox, "def same(value): return value", program(tests))
+    assert words(result) == [Verdict.PASSED, Verdict.PASSED, Verdict.FAILED]
+    assert (result.tests[2].expected, result.tests[2].got) == ("3", "4")
+
+
+def test_what_a_unittest_class_sets_up_is_there(sandbox: SandboxServer) -> None:
+    tests = """
+    import unittest
+    class Case(unittest.TestCase):
+        @classmethod
+        def setUpClass(cls): cls.expected = 3
+        def test_case(self): self.assertEqual(add(1, 2), self.expected)
+        @unittest.skip("later")
+        def test_skipped(self): pass
+    """
+    result = ask(sandbox, "def add(a, b): return a + b", program(tests))
+    assert words(result) == [Verdict.PASSED, Verdict.NOT_RUN]
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [program(CHECK, "add"), program("from solution import add\nassert add(1, 2) == 3"), program("assert x() == 3")],
+)
+def test_a_solution_that_lacks_what_is_tested_is_at_fault_itself(sandbox: SandboxServer, tests: ProgramTests) -> None:
+    result = ask(sandbox, "def plus(a, b): return a + b", tests)
+    assert result.status in ("not_loaded", "judged")
+    assert not result.passed
+    assert "add" in result.reason or words(result) == [Verdict.ERROR]
+
+
+CASES = CallTests(cases=tuple(CallTest(function="f", args=(n,), expected=n) for n in range(3)))
+
+
+def test_a_test_without_an_answer_in_time_costs_only_itself(sandbox: SandboxServer) -> None:
     slow = "import time\ndef f(n):\n    if n == 1: time.sleep(600)\n    return n"
-    assert words(ask(sandbox, slow, CallTests(cases=cases), test_seconds=2)) == [
-        Verdict.PASSED,
-        Verdict.TIMEOUT,
-        Verdict.NOT_RUN,
-    ]
+    result = ask(sandbox, slow, CASES, test_seconds=2)
+    assert words(result) == [Verdict.PASSED, Verdict.TIMEOUT, Verdict.PASSED]
+    assert result.tests[1].input == "f(1)"
+
+
+def test_a_test_that_ends_the_solution_costs_only_itself(sandbox: SandboxServer) -> None:
+    exits = "import os\ndef f(n):\n    if n == 1: os._exit(0)\n    return n"
+    result = ask(sandbox, exits, CASES)
+    assert words(result) == [Verdict.PASSED, Verdict.ERROR, Verdict.PASSED]
+    assert "the solution's process ended with exit code 0" in result.tests[1].message
+
+
+def test_a_test_that_takes_all_memory_costs_only_itself(sandbox: SandboxServer) -> None:
     greedy = "data = []\ndef f(n):\n    while n == 1: data.append(bytearray(1 << 20))\n    return n"
-    limits = Limits(wall_seconds=60, cpu_seconds=30, memory_bytes=96 << 20)
-    found = words(ask(sandbox, greedy, CallTests(cases=cases), limits=limits))
+    result = ask(sandbox, greedy, CASES, limits=Limits(wall_seconds=60, cpu_seconds=30, memory_bytes=96 << 20))
+    assert words(result)[::2] == [Verdict.PASSED, Verdict.PASSED]
     # without a cgroup an allocation fails, which the solution may survive
-    assert found in ([Verdict.PASSED, Verdict.MEMORY, Verdict.NOT_RUN], [Verdict.PASSED, Verdict.ERROR, Verdict.PASSED])
+    assert words(result)[1] in (Verdict.MEMORY, Verdict.ERROR)
+
+
+def test_without_time_left_the_tests_that_follow_are_not_run(sandbox: SandboxServer) -> None:
     busy = "def f(n):\n    while n == 1: pass\n    return n"
-    limits = Limits(wall_seconds=3, cpu_seconds=30)
-    assert words(ask(sandbox, busy, CallTests(cases=cases), limits=limits)) == [
-        Verdict.PASSED,
-        Verdict.TIMEOUT,
-        Verdict.NOT_RUN,
-    ]
+    result = ask(sandbox, busy, CASES, limits=Limits(wall_seconds=3, cpu_seconds=30))
+    assert words(result) == [Verdict.PASSED, Verdict.TIMEOUT, Verdict.NOT_RUN]
+    assert result.tests[2].message == "no time was left for it"
+    result = ask(sandbox, busy, CASES, limits=Limits(wall_seconds=30, cpu_seconds=2))
+    assert words(result) == [Verdict.PASSED, Verdict.TIMEOUT, Verdict.NOT_RUN]
+
+
+def test_what_stood_above_a_lost_test_is_done_again_for_those_below(sandbox: SandboxServer) -> None:
+    solution = """
+    import os
+    items = []
+    def push(n): items.append(n); return len(items)
+    def die(): os._exit(3)
+    """
+    tests = "push(1)\nsize = push(2)\nassert size == 2\ndie()\nassert push(3) == 3\nassert push(4) == 4"
+    result = ask(sandbox, solution, program(tests))
+    assert words(result) == [Verdict.PASSED, Verdict.PASSED, Verdict.ERROR, Verdict.PASSED, Verdict.PASSED]
+
+
+def test_a_solution_with_live_objects_can_write_what_it_likes_into_the_report(sandbox: SandboxServer) -> None:
+    for line in ('{"end": {"number": 0}}', "[]", "7", '{"tests": 7}', '{"begin": 5}', "{" * 100000, "\xff", ""):
+        solution = (
+            f"import os\ndef add(a, b):\n    for n in range(3, 9):\n        try: os.write(n, {line!r}.encode() + "
+        )
+        solution += "b'\\n')\n        except OSError: pass\n    os._exit(0)"
+        result = ask(sandbox, solution, program(CHECK, "add", live_objects=True))
+        assert not result.passed
 
 
 def test_tests_that_need_live_objects_say_so_and_get_a_weaker_mode_by_name(sandbox: SandboxServer) -> None:
