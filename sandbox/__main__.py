@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from sandbox import kernel
 from sandbox.app import create_app
 from sandbox.contract import Level
-from sandbox.settings import SandboxSettings
+from sandbox.settings import BackendName, SandboxSettings
 
 KEEP_ALIVE_SECONDS = 75
 """A caller that works on an answer for a while finds its connection open."""
@@ -46,6 +46,14 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         default=Level.FULL_NOCGROUP,
         help="refuse to start below this isolation (default: full-nocgroup)",
     )
+    parser.add_argument(
+        "--backend",
+        type=BackendName,
+        choices=list(BackendName),
+        default=BackendName.NAMESPACES,
+        help="what isolates runs (default: namespaces); docker is for machines that forbid them",
+    )
+    parser.add_argument("--docker-image", help="of the backend docker's containers (default: python:3.11-slim)")
     parser.add_argument("--data-dir", type=Path, help="where the level weak keeps the folders of its runs")
     parser.add_argument(
         "--die-with-parent", action="store_true", help="stop when the process that started this one ends"
@@ -65,7 +73,8 @@ def main(arguments: list[str]) -> int:
         return 2
     if options.die_with_parent:
         kernel.die_with_parent(signal.SIGTERM)
-    chosen = {name: getattr(options, name) for name in ("slots", "queue_limit", "minimum_level", "data_dir")}
+    names = ("slots", "queue_limit", "minimum_level", "backend", "docker_image", "data_dir")
+    chosen = {name: getattr(options, name) for name in names}
     settings = SandboxSettings(
         api_key=SecretStr(key) if key else None, **{name: value for name, value in chosen.items() if value is not None}
     )

@@ -72,12 +72,15 @@ def _set_up(control: socket.socket, proc: int, order: Order, descriptors: tuple[
     kernel.die_with_parent(signal.SIGKILL)
     kernel.set_dumpable(True)  # or our own entry in /proc would be closed to us; nobody else lives here yet
     isolation.write_at(proc, "self/oom_score_adj", "1000")
-    num_others = 1
+    num_others: int | None = 1
     if terms.readable:
         num_others = weak.count_processes_of_user() - 1
         os.chdir(order.weak_box)
         os.environ |= {"HOME": order.weak_box, "TMPDIR": order.weak_box}
         sys.path[0] = order.weak_box
+    elif terms.in_container:
+        os.chdir(isolation.BOX)
+        num_others = None  # the kernel counts this user's processes in all containers together
     else:
         isolation.enter_box()
     files = unpack_payload(_read_whole(payload))

@@ -84,6 +84,9 @@ class Level(StrEnum):
     FULL_NOCGROUP = "full-nocgroup"
     """The same without a cgroup: memory is bounded for each process by rlimits, and for the whole run by measuring
     it."""
+    CONTAINER = "container"
+    """A locked-down Docker container for each run, with seccomp and rlimits inside. Only when the settings ask for the
+    backend by name."""
     WEAK = "weak"
     """Landlock, seccomp and rlimits only, where the machine allows no namespaces. Runs share the server's network
     namespace and see the host's processes. Only when the settings ask for it by name."""

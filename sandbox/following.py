@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from sandbox import wire, zygote
 from sandbox.cgroups import Group
 from sandbox.collecting import collect
-from sandbox.launch import DEATH_SECONDS, RunLost, Zygote
 from sandbox.wire import Ending, Job, Order, Outcome, Report
 
 SETUP_SECONDS = 20.0
@@ -24,6 +23,10 @@ OUTPUT_KILL_FACTOR = 16
 """A run that writes this many times what is kept of its output is stopped."""
 OUTPUT_KILL_FLOOR_BYTES = 1 << 20
 _PIPE_BYTES = 1 << 16
+
+
+class RunLost(Exception):
+    """The run could not be isolated or started, or its zygote ended without a report."""
 
 
 @dataclass
@@ -46,15 +49,17 @@ class _Capture:
 class Run:
     """One run as its keeper sees it: the pipes of its output, its folder, its time, and how it ended.
 
-    Its zygote has been told to fork it when this is made.
+    The zygote at the other end of `control` has been told to fork it when this is made.
     """
 
-    def __init__(self, job: Job, zygote_: Zygote, weak_box: str, channel: int | None) -> None:
+    def __init__(
+        self, job: Job, control: socket.socket, group: Group | None, weak_box: str, channel: int | None
+    ) -> None:
         self.wall_seconds = 0.0
         self._box = -1
         self._job = job
-        self._control = zygote_.control
-        self._group = zygote_.group
+        self._control = control
+        self._group = group
         self._has_started = False
         self._started = time.monotonic()
         self._deadline = self._started + SETUP_SECONDS
@@ -129,7 +134,7 @@ class Run:
         if self._why is None and not self.is_over:
             self._why = why
             self._control.send(zygote.KILL)
-            self._deadline = time.monotonic() + DEATH_SECONDS
+            self._deadline = time.monotonic() + zygote.DEATH_SECONDS
 
     def outcome(self) -> Outcome:
         """What became of it, once it is over: with output, memory and files."""

@@ -159,16 +159,18 @@ def limit_slot() -> None:
         _limit(kind, *limits)
 
 
-def limit_run(order: Order, *, has_cgroup: bool, num_others: int = 1) -> None:
+def limit_run(order: Order, *, has_cgroup: bool, num_others: int | None) -> None:
     """Bound what this process, and each it starts, may use. Taken by the run's first process.
 
-    `num_others` processes of the same user do not belong to the code: the zygote.
+    `num_others` processes of the same user do not belong to the code: the zygote. None where their number says nothing
+    and something else bounds it.
     """
     # the zygote measures the time of all processes; the kernel's own count, by sampling, can run a third ahead: a
     # second net
     cpu_seconds = math.ceil(1.5 * order.cpu_seconds) + 1
     _limit(resource.RLIMIT_CPU, cpu_seconds, cpu_seconds + 1)
-    _limit(resource.RLIMIT_NPROC, order.processes + num_others, order.processes + num_others)
+    if num_others is not None:
+        _limit(resource.RLIMIT_NPROC, order.processes + num_others, order.processes + num_others)
     if not has_cgroup:
         memory_bytes = order.memory_bytes
         _limit(resource.RLIMIT_DATA, memory_bytes, memory_bytes)

@@ -11,8 +11,8 @@ import signal
 import socket
 
 from sandbox import kernel, weak, wire, zygote
-from sandbox.following import SETUP_SECONDS, Run
-from sandbox.launch import DEATH_SECONDS, RunLost, Setup, Zygote
+from sandbox.following import SETUP_SECONDS, Run, RunLost
+from sandbox.launch import DEATH_SECONDS, Setup, Zygote
 from sandbox.wire import CANCEL, Ending, Hello, Job, Outcome, Wish, pack
 
 RECEIVE_SECONDS = 20.0
@@ -113,7 +113,7 @@ class _Slot:
             stack.callback(weak.remove_box, weak_box)
         if chosen.group is not None:
             chosen.group.begin(job.memory_bytes, job.processes)
-        return stack.enter_context(Run(job, chosen, weak_box, channel))
+        return stack.enter_context(Run(job, chosen.control, chosen.group, weak_box, channel))
 
 
 def _follow(runs: list[Run], connection: socket.socket) -> None:

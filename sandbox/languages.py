@@ -17,6 +17,10 @@ PROGRAM_FILE = "program"
 """What a compiler makes."""
 
 
+PROGRAMS = {Language.BASH: "bash", Language.JAVASCRIPT: "node", Language.CPP: "g++"}
+"""What has to be installed for a language other than Python."""
+
+
 @dataclass(frozen=True)
 class Toolchain:
     """How one language is run."""
@@ -41,21 +45,29 @@ class Toolchains:
 
     @classmethod
     def find(cls) -> "Toolchains":
-        """Look for interpreters and compilers where runs will see them."""
+        """Look for interpreters and compilers where runs in namespaces of this machine will see them."""
+        packages = _find_numpy()
+        programs = {name: _find_program(name) for name in PROGRAMS.values()}
+        return cls.choose(programs, has_numpy=bool(packages), where=", ".join(_FOLDERS), packages=packages)
+
+    @classmethod
+    def choose(
+        cls, programs: Mapping[str, str | None], *, has_numpy: bool, where: str, packages: tuple[str, ...] = ()
+    ) -> "Toolchains":
+        """What can be run with these programs, by name; `where` is said of those that are missing."""
         available: dict[Language, Toolchain] = {Language.PYTHON: Toolchain(MAIN_FILES[Language.PYTHON])}
         missing: dict[Language, str] = {}
-        packages = _find_numpy()
-        if packages:
+        if has_numpy:
             available[Language.PYTHON_NUMPY] = Toolchain(
                 MAIN_FILES[Language.PYTHON_NUMPY], flavour=Flavour.NUMPY, bounds_addresses=False
             )
         else:
-            missing[Language.PYTHON_NUMPY] = "numpy is not installed beside the sandbox"
-        for language, program in _PROGRAMS.items():
-            path = _find_program(program)
+            missing[Language.PYTHON_NUMPY] = "numpy is not installed beside the sandbox's Python"
+        for language, program in PROGRAMS.items():
+            path = programs[program]
             main_file = MAIN_FILES[language]
             if path is None:
-                missing[language] = f"no {program} is installed in {', '.join(_FOLDERS)}"
+                missing[language] = f"no {program} is installed in {where}"
             elif language == Language.CPP:
                 flags = ("-std=c++17", "-O2", "-pipe", "-o", PROGRAM_FILE, main_file)
                 available[language] = Toolchain(main_file, (f"./{PROGRAM_FILE}",), (path, *flags))
@@ -65,7 +77,6 @@ class Toolchains:
         return cls(MappingProxyType(available), MappingProxyType(missing), packages)
 
 
-_PROGRAMS = {Language.BASH: "bash", Language.JAVASCRIPT: "node", Language.CPP: "g++"}
 _FOLDERS = ENVIRONMENT["PATH"].split(":")
 
 

@@ -9,16 +9,13 @@ from dataclasses import dataclass
 
 from sandbox import isolation, kernel, weak, wire, zygote
 from sandbox.cgroups import Group, Place
+from sandbox.following import RunLost
 from sandbox.isolation import ENVIRONMENT, PACKAGES, SLOT_UID_BASE
 from sandbox.root import Interpreter
 from sandbox.wire import Flavour, Terms, Wish
 
 START_SECONDS = 30.0
 DEATH_SECONDS = zygote.DEATH_SECONDS
-
-
-class RunLost(Exception):
-    """The run could not be isolated or started, or its zygote ended without a report."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,9 @@ class Zygote:
         try:
             made._fork(wish)
             made.control.settimeout(START_SECONDS)
-            made.control.send(wire.pack_packet(Terms(wish.flavour, made.group is not None, setup.readable)))
+            made.control.send(
+                wire.pack_packet(Terms(wish.flavour, made.group is not None, setup.readable, in_container=False))
+            )
             said = made.control.recv(wire.MAX_PACKET_BYTES)
             if said != b"ready":
                 raise RunLost(said.decode(errors="replace") or "the zygote ended at its start")

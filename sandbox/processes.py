@@ -1,4 +1,7 @@
-"""The sandbox's own processes as the server holds them: the spawner, and a keeper for each slot and flavour."""
+"""The sandbox's own processes as the server holds them: the spawner, and a keeper for each slot and flavour.
+
+What the runner needs of them is a `Backend` with its `Keeper`s; `docker_backend` has others.
+"""
 
 import asyncio
 import os
@@ -6,12 +9,13 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 from sandbox import wire
 from sandbox.contract import Level
 from sandbox.errors import IsolationRefused
 from sandbox.following import SETUP_SECONDS
+from sandbox.languages import Toolchains
 from sandbox.launch import DEATH_SECONDS, START_SECONDS
 from sandbox.settings import SandboxSettings
 from sandbox.wire import Hello, Job, Outcome, Wish
@@ -29,8 +33,45 @@ class KeeperLost(Exception):
     """The keeper ended, or does not answer; what it was asked says nothing about the code."""
 
 
-class Keeper:
-    """The connection to one keeper. Made by `open`."""
+class Keeper(Protocol):
+    """Runs one job after another, for one slot."""
+
+    @property
+    def has_ended(self) -> bool: ...
+
+    async def ask(self, job: Job) -> Outcome:
+        """Have a job run. Raises KeeperLost."""
+        ...
+
+    def cancel(self) -> None:
+        """End the run that goes on, if one does; it is answered all the same."""
+        ...
+
+    def close(self) -> None:
+        """Let the keeper end, and with it what runs there."""
+        ...
+
+
+class Backend(Protocol):
+    """Where keepers come from, and how well their runs are isolated."""
+
+    @property
+    def level(self) -> Level: ...
+
+    @property
+    def toolchains(self) -> Toolchains: ...
+
+    async def open(self, wish: Wish) -> Keeper:
+        """A new keeper. Raises KeeperLost, IsolationRefused, OSError."""
+        ...
+
+    async def close(self) -> None:
+        """End every run, and clean up after them."""
+        ...
+
+
+class KeeperProcess:
+    """The connection to one keeper of the spawner's. Made by `open`."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
@@ -87,6 +128,47 @@ class Keeper:
     def close(self) -> None:
         """Let the keeper end, and with it its zygote and what runs there."""
         self._writer.close()
+
+
+class Namespaces:
+    """The backend that isolates by this machine's own means: a spawner, replaced when it dies. Made by `start`."""
+
+    def __init__(self, settings: SandboxSettings) -> None:
+        self._settings = settings
+        self._starting = asyncio.Lock()
+        self.toolchains = Toolchains.find()
+        self.level = Level.FULL
+
+    @classmethod
+    async def start(cls, settings: SandboxSettings) -> Self:
+        """Start the spawner. Raises IsolationRefused, OSError."""
+        backend = cls(settings)
+        await backend._start_spawner()
+        return backend
+
+    async def _start_spawner(self) -> None:
+        self._spawner, hello = await asyncio.to_thread(Spawner.start, self._settings, self.toolchains.packages)
+        if hello.level is None:
+            advice = "Allow unprivileged user namespaces, choose the backend docker, or accept the level weak by name"
+            raise IsolationRefused(f"cannot isolate: {hello.problem}. {advice}")
+        self.level = Level(hello.level)
+
+    async def open(self, wish: Wish) -> KeeperProcess:
+        """A new keeper, forked by the spawner. Raises KeeperLost, IsolationRefused, OSError."""
+        spawner = self._spawner
+        try:
+            connection = spawner.connect(wish)
+        except (BrokenPipeError, ConnectionResetError):
+            async with self._starting:
+                if self._spawner is spawner:
+                    await asyncio.to_thread(spawner.stop)
+                    await self._start_spawner()
+            connection = self._spawner.connect(wish)
+        return await KeeperProcess.open(connection)
+
+    async def close(self) -> None:
+        """End the spawner, which cleans up after every run."""
+        await asyncio.to_thread(self._spawner.stop)
 
 
 class Spawner:

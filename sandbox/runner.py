@@ -1,6 +1,6 @@
 """The sandbox as the server sees it: slots, a bounded queue, and `run`, from a request to its result.
 
-Knows how to start the spawner and hand runs to keepers; isolates nothing itself and reads no output but what a keeper
+Hands runs to the keepers of a backend; isolates nothing itself and reads no output but what a keeper
 sends.
 """
 
@@ -28,14 +28,14 @@ from sandbox.contract import (
 )
 from sandbox.errors import IsolationRefused, LanguageUnavailable, SandboxStopping
 from sandbox.languages import PROGRAM_FILE, Toolchain, Toolchains, make_compile_job, make_job, make_program_job
-from sandbox.processes import Keeper, KeeperLost, Spawner
+from sandbox.processes import Backend, Keeper, KeeperLost, Namespaces
 from sandbox.results import make_compilation, make_result, not_compiled
-from sandbox.settings import SandboxSettings
+from sandbox.settings import BackendName, SandboxSettings
 from sandbox.wire import Ending, Flavour, Job, Outcome, Wish
 
 T = TypeVar("T")
 
-_STRENGTH = {Level.FULL: 2, Level.FULL_NOCGROUP: 1, Level.WEAK: 0}
+_STRENGTH = {Level.FULL: 2, Level.FULL_NOCGROUP: 1, Level.CONTAINER: 1, Level.WEAK: 0}
 
 _CHECK_NETWORK = """
 import os, socket, sys
@@ -67,25 +67,23 @@ for path in ("/etc/passwd", "/proc/self/status"):
 class Runner:
     """Runs code in `settings.slots` slots. Made by `start`; to be closed, which ends what still runs."""
 
-    def __init__(self, settings: SandboxSettings, toolchains: Toolchains) -> None:
-        self._settings = settings
+    def __init__(self, settings: SandboxSettings, backend: Backend) -> None:
+        self._backend = backend
         self._admission = Admission(settings.slots, settings.queue_limit)
         self._slots = [_Slot(number) for number in range(settings.slots)]
-        self._spawner: Spawner | None = None
-        self._starting = asyncio.Lock()
         self._closed = False
-        self.toolchains = toolchains
-        self.level = Level.FULL
         self.python_version = ""
         self.num_replaced = 0
         self.num_retried = 0
 
     @classmethod
     async def start(cls, settings: SandboxSettings) -> Self:
-        """Start the spawner and the zygotes, and prove with one run that they isolate. Raises IsolationRefused."""
-        runner = cls(settings, Toolchains.find())
+        """Start the backend and the zygotes, and prove with one run that they isolate. Raises IsolationRefused."""
+        runner = cls(settings, await _start_backend(settings))
         try:
-            await runner._start_spawner()
+            minimum = settings.minimum_level
+            if _STRENGTH[runner.level] < _STRENGTH[minimum]:
+                raise IsolationRefused(f"this machine allows the level {runner.level}, the settings ask for {minimum}")
             code = _CHECK_NETWORK + (_CHECK_LANDLOCK if runner.level == Level.WEAK else _CHECK_NAMESPACES)
             result = await runner.run(RunRequest(code=code, limits=Limits(wall_seconds=30, cpu_seconds=10)))
             if result.status != Status.OK:
@@ -109,6 +107,16 @@ class Runner:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    @property
+    def level(self) -> Level:
+        """How well runs are isolated."""
+        return self._backend.level
+
+    @property
+    def toolchains(self) -> Toolchains:
+        """What can be run."""
+        return self._backend.toolchains
 
     @property
     def num_running(self) -> int:
@@ -257,41 +265,29 @@ class Runner:
         if keeper is not None and not keeper.has_ended:
             return keeper
         slot.drop(flavour)
-        wish = Wish(slot.number, flavour)
-        spawner = self._spawner
-        assert spawner is not None
-        try:
-            connection = spawner.connect(wish)
-        except (BrokenPipeError, ConnectionResetError):
-            async with self._starting:
-                if self._spawner is spawner:
-                    await asyncio.to_thread(spawner.stop)
-                    await self._start_spawner()
-                assert self._spawner is not None
-                connection = self._spawner.connect(wish)
-        slot.keepers[flavour] = await Keeper.open(connection)
+        slot.keepers[flavour] = await self._backend.open(Wish(slot.number, flavour))
         if flavour in slot.had:
             self.num_replaced += 1
         slot.had.add(flavour)
         return slot.keepers[flavour]
 
     async def close(self) -> None:
-        """End every run, then the spawner, which cleans up after them."""
+        """End every run, then the backend, which cleans up after them."""
         self._closed = True
         for slot in self._slots:
             slot.close()
-        if self._spawner is not None:
-            await asyncio.to_thread(self._spawner.stop)
+        await self._backend.close()
 
-    async def _start_spawner(self) -> None:
-        self._spawner, hello = await asyncio.to_thread(Spawner.start, self._settings, self.toolchains.packages)
-        if hello.level is None:
-            advice = "Allow unprivileged user namespaces, or accept the level `weak` by name"
-            raise IsolationRefused(f"cannot isolate: {hello.problem}. {advice}")
-        self.level = Level(hello.level)
-        minimum = self._settings.minimum_level
-        if _STRENGTH[self.level] < _STRENGTH[minimum]:
-            raise IsolationRefused(f"this machine allows the level {self.level}, the settings ask for {minimum}")
+
+async def _start_backend(settings: SandboxSettings) -> Backend:
+    """Raises IsolationRefused, OSError."""
+    if settings.backend == BackendName.NAMESPACES:
+        return await Namespaces.start(settings)
+    try:
+        from sandbox.docker_backend import DockerEngine  # the library is an extra
+    except ImportError as error:
+        raise IsolationRefused(f"the backend docker needs Docker's library, the extra `docker`: {error}") from error
+    return await DockerEngine.start(settings.docker_image)
 
 
 async def _gather(works: list[Coroutine[None, None, T]]) -> tuple[T, ...]:

@@ -4,6 +4,10 @@ Server to spawner: a `Wish` for a keeper, one packet, with the connection that t
 `Job`, back a `Hello` and an `Outcome` a job, each a length and a JSON text. Keeper to zygote: an `Order`, one packet,
 with the files of the run; back a `Report`. Nothing that code or its caller wrote is in an Order.
 
+Server to a container: its program, a `Terms` and a `Job`, each a length and a JSON text; then, for a solution or its
+tests, what the other one says, in pieces, an empty one when it has ended. Back such pieces, and an `Outcome`, each with
+a letter before it.
+
 Beside `contract`, not part of it: keepers and zygotes run on the bare standard library and could not load pydantic.
 """
 
@@ -24,6 +28,11 @@ MAX_FRAME_BYTES = 256 << 20
 MAX_PACKET_BYTES = 16 << 10
 CANCEL = HEADER.pack(0)
 """Instead of a job: end the run that is going on. Its outcome is still sent."""
+PIECE_BYTES = 1 << 16
+"""At most, of what is passed on from one container to another."""
+LETTER = struct.Struct(">cI")
+CHANNEL_LETTER = b"c"
+OUTCOME_LETTER = b"o"
 _FILE_HEADER = struct.Struct(">HI")
 
 
@@ -124,6 +133,8 @@ class Terms:
     has_cgroup: bool
     readable: tuple[str, ...]
     """At the level `weak` what Landlock lets runs read; empty at the others."""
+    in_container: bool
+    """The folders of the one run there will be are made, and nobody else's processes are near."""
 
 
 @dataclass(frozen=True)
@@ -174,8 +185,22 @@ def pack_packet(message: Wish | Terms | Order | Report | Hello) -> bytes:
 
 def pack(message: Job | Outcome | Hello) -> bytes:
     """The message as one frame: four bytes of length, big-endian, and JSON."""
-    body = json.dumps(message, default=_to_json).encode("ascii")
+    return pack_framed(pack_body(message))
+
+
+def pack_body(message: Job | Outcome | Hello) -> bytes:
+    """The message as JSON."""
+    return json.dumps(message, default=_to_json).encode("ascii")
+
+
+def pack_framed(body: bytes) -> bytes:
+    """A frame of something packed already, or raw."""
     return HEADER.pack(len(body)) + body
+
+
+def pack_lettered(letter: bytes, body: bytes) -> bytes:
+    """What a container says: a letter, the length and the rest."""
+    return LETTER.pack(letter, len(body)) + body
 
 
 def _unpack_files(files: dict[str, str] | None) -> dict[str, bytes]:
@@ -226,7 +251,7 @@ def unpack_wish(body: bytes) -> Wish:
 
 def unpack_terms(body: bytes) -> Terms:
     content = json.loads(body)
-    return Terms(Flavour(content["flavour"]), content["has_cgroup"], tuple(content["readable"]))
+    return Terms(**{**content, "flavour": Flavour(content["flavour"]), "readable": tuple(content["readable"])})
 
 
 def unpack_order(body: bytes) -> Order:

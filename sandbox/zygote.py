@@ -74,6 +74,20 @@ def main() -> None:
     kernel.die_with_parent(signal.SIGKILL)
     if terms.readable:
         kernel.become_subreaper()
+    warm(terms)
+    control.send(b"ready")
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(control, MAX_PACKET_BYTES, 8)
+        if not message:
+            return
+        if message != KILL:  # the run it was meant for has just ended
+            order = unpack_order(message)
+            tally = begin(control, order, tuple(descriptors), terms)
+            control.send(pack_packet(finish(control, tally, order, terms)))
+
+
+def warm(terms: Terms) -> None:
+    """Do once what every run would do alike: limits, imports, the filter."""
     isolation.limit_slot()
     for name in f"{_WARM_ALWAYS} {_WARM[terms.flavour]}".split():
         importlib.import_module(name)
@@ -81,23 +95,20 @@ def main() -> None:
     gc.collect()
     gc.disable()
     gc.freeze()
-    control.send(b"ready")
-    while True:
-        message, descriptors, _, _ = socket.recv_fds(control, MAX_PACKET_BYTES, 8)
-        if not message:
-            return
-        if message != KILL:  # the run it was meant for has just ended
-            control.send(pack_packet(_run(control, unpack_order(message), tuple(descriptors), terms)))
 
 
-def _run(control: socket.socket, order: Order, descriptors: tuple[int, ...], terms: Terms) -> Report:
-    """Fork one run, wait for its end, and leave no process of it."""
+def begin(control: socket.socket, order: Order, descriptors: tuple[int, ...], terms: Terms) -> "Tally":
+    """Fork one run, which gets these open files; they are closed here."""
     pid = os.fork()
     if pid == 0:
         child.become_run(control, PROC, order, descriptors, terms)
     for descriptor in descriptors:
         os.close(descriptor)
-    tally = _Tally(pid)
+    return Tally(pid)
+
+
+def finish(control: socket.socket, tally: "Tally", order: Order, terms: Terms) -> Report:
+    """Wait for the run's end, and leave no process of it."""
     try:
         ending = _watch(control, tally, order, terms)
     finally:
@@ -110,7 +121,7 @@ def _run(control: socket.socket, order: Order, descriptors: tuple[int, ...], ter
     return Report(ending, exit_code, signal_number, tally.cpu_seconds, tally.peak_bytes)
 
 
-class _Tally:
+class Tally:
     """What the run's dead have used, and its living when last looked at."""
 
     def __init__(self, main_pid: int) -> None:
@@ -141,7 +152,7 @@ class _Tally:
             self.peak_bytes = max(self.peak_bytes, _resident_bytes(pids, memory_bytes))
 
 
-def _watch(control: socket.socket, tally: _Tally, order: Order, terms: Terms) -> Ending:
+def _watch(control: socket.socket, tally: Tally, order: Order, terms: Terms) -> Ending:
     """Wait until the run's first process has ended, or all of them together have outgrown a limit, or the keeper says
     so."""
     main_pidfd = os.pidfd_open(tally.main_pid)
@@ -170,7 +181,7 @@ def _watch(control: socket.socket, tally: _Tally, order: Order, terms: Terms) ->
         os.close(main_pidfd)
 
 
-def _kill_all(tally: _Tally, *, is_weak: bool) -> None:
+def _kill_all(tally: Tally, *, is_weak: bool) -> None:
     """Kill every process of the run; when this returns they are dead and buried."""
     if is_weak:
         tally.reap(os.WNOHANG)

@@ -1,4 +1,4 @@
-"""A sandbox server in a process of its own, as this user and again as an ordinary one, and a small client for it."""
+"""A sandbox server in a process of its own, as this user, as an ordinary one and on Docker, and a small client for it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import docker
 import httpx2
 import pytest
+from docker.errors import DockerException, ImageNotFound
+from requests.exceptions import RequestException
 
-from sandbox.contract import BatchRequest, BatchResult, Health, Limits, RunRequest, RunResult
+from sandbox.contract import BatchRequest, BatchResult, Health, Level, Limits, RunRequest, RunResult
+from sandbox.settings import SandboxSettings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 START_SECONDS = 120.0
@@ -69,6 +73,11 @@ class SandboxServer:
             self.process.send_signal(signal.SIGTERM)
         self.process.wait(30)
 
+    @property
+    def in_containers(self) -> bool:
+        """Whether runs see a container's PID 1 and its image's files."""
+        return self.health().level == Level.CONTAINER
+
     def health(self) -> Health:
         return Health.model_validate_json(self.client.get("/healthz").raise_for_status().content)
 
@@ -101,16 +110,49 @@ def skip_unless_root() -> None:
         pytest.skip("needs root, to become another user; this session already is an ordinary one")
 
 
-@pytest.fixture(scope="session", params=["this-user", "ordinary-user"])
+IMAGE = SandboxSettings().docker_image
+
+
+def skip_without_engine() -> None:
+    """Containers need a Docker engine that this user may talk to, and an image that it has."""
+    try:
+        docker.from_env(timeout=10).images.get(IMAGE)
+    except ImageNotFound:
+        pytest.skip(f"needs the image {IMAGE}: docker pull {IMAGE}")
+    except (DockerException, RequestException) as error:
+        pytest.skip(f"needs a Docker engine: {error}")
+
+
+def list_containers() -> list[str]:
+    """Containers of sandboxes."""
+    return [each.id for each in docker.from_env().containers.list(all=True, filters={"label": "preceptor-sandbox"})]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what is marked as being about namespaces where the runs are in containers."""
+    items[:] = [item for item in items if not (_is_on_docker(item) and item.get_closest_marker("namespaces"))]
+
+
+def _is_on_docker(item: pytest.Item) -> bool:
+    callspec = getattr(item, "callspec", None)
+    return callspec is not None and callspec.params.get("sandbox") == "docker"
+
+
+@pytest.fixture(scope="session", params=["this-user", "ordinary-user", "docker"])
 def sandbox(request: pytest.FixtureRequest) -> Iterator[SandboxServer]:
-    """A running sandbox; every test that takes it runs twice, as this user and, from root, as an ordinary one."""
-    ordinary = request.param == "ordinary-user"
+    """A running sandbox; every test that takes it runs as this user, from root as an ordinary one too, and on Docker
+    where there is an engine."""
+    ordinary, on_docker = request.param == "ordinary-user", request.param == "docker"
     if ordinary:
         skip_unless_root()
+    if on_docker:
+        skip_without_engine()
     mounts_before = Path("/proc/self/mountinfo").read_text()
-    with SandboxServer(ordinary_user=ordinary) as server:
+    with SandboxServer(ordinary_user=ordinary, arguments=("--backend", "docker") if on_docker else ()) as server:
         yield server
         family = children_of(server.process.pid)
+    if on_docker:
+        assert list_containers() == []
     # whatever the attacks did, they left nothing behind
     deadline = time.monotonic() + 30
     while any(Path(f"/proc/{pid}").exists() for pid in family) and time.monotonic() < deadline:

@@ -19,7 +19,6 @@ from sandbox.contract import (
     StdioTests,
     Verdict,
 )
-from sandbox.languages import Toolchains
 from tests.sandbox.conftest import SandboxServer
 
 pytestmark = pytest.mark.integration
@@ -323,7 +322,7 @@ def test_programs_are_judged_by_their_output(sandbox: SandboxServer) -> None:
 
 
 def test_a_compiled_program_is_compiled_once_for_all_inputs(sandbox: SandboxServer) -> None:
-    if Language.CPP in Toolchains.find().missing:
+    if sandbox.health().languages[Language.CPP] != "available":
         pytest.skip("no C++ compiler here")
     solution = "#include <iostream>\nint main() { int n; std::cin >> n; std::cout << n * 2; }"
     cases = tuple(StdioTest(stdin=str(n), stdout=str(2 * n)) for n in range(4))

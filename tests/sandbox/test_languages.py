@@ -3,7 +3,6 @@
 import pytest
 
 from sandbox.contract import Language, Limits, RunRequest, RunResult, Status
-from sandbox.languages import Toolchains
 from tests.sandbox.conftest import SandboxServer
 
 pytestmark = pytest.mark.integration
@@ -12,8 +11,9 @@ LIMITS = Limits(wall_seconds=60, cpu_seconds=20)
 
 
 def run(sandbox: SandboxServer, language: Language, code: str, stdin: str = "", **more: Limits) -> RunResult:
-    if language in Toolchains.find().missing:
-        pytest.skip(f"{language}: {Toolchains.find().missing[language]}")
+    can_run = sandbox.health().languages[language]
+    if can_run != "available":
+        pytest.skip(f"{language}: {can_run}")
     return sandbox.post(RunRequest(code=code, language=language, stdin=stdin, limits=more.get("limits", LIMITS)))
 
 

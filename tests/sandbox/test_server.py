@@ -27,7 +27,7 @@ from tests.sandbox.conftest import (
     skip_unless_root,
 )
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.namespaces]
 
 SLEEPER = "import os, sys\nos.execv(sys.executable, [sys.executable, '-c', 'import time; time.sleep(600)', '{token}'])"
 
