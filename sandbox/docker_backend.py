@@ -206,7 +206,9 @@ class _Container:
     async def start(self, terms: Terms, job: Job) -> None:
         """Start it and hand it the job. Raises DockerException, RequestException, OSError."""
         self._stream = await asyncio.to_thread(self._engine.attach_and_start, self._id)
-        raw: socket.socket = getattr(self._stream, "_sock", self._stream)
+        raw = cast(
+            socket.socket, getattr(self._stream, "_sock", self._stream)
+        )  # wrapped or not, as the engine is reached
         self._reader, self._writer = await asyncio.open_connection(sock=raw.dup())
         self._writer.write(wire.pack_framed(self._engine.program))
         self._writer.write(wire.pack_framed(wire.pack_packet(terms)))

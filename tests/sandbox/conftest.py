@@ -1,4 +1,4 @@
-"""A sandbox server in a process of its own, as this user, as an ordinary one and on Docker, and a small client for it."""
+"""A sandbox server in a process of its own, as this user, as an ordinary one and on Docker; and a client for it."""
 
 from __future__ import annotations
 
@@ -123,9 +123,10 @@ def skip_without_engine() -> None:
         pytest.skip(f"needs a Docker engine: {error}")
 
 
-def list_containers() -> list[str]:
-    """Containers of sandboxes."""
-    return [each.id for each in docker.from_env().containers.list(all=True, filters={"label": "preceptor-sandbox"})]
+def list_containers(server: SandboxServer) -> list[docker.models.containers.Container]:
+    """Containers of this server's runs, ended ones too."""
+    label = f"preceptor-sandbox={socket.gethostname()}/{server.process.pid}"
+    return list(docker.from_env().containers.list(all=True, filters={"label": label}))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -152,7 +153,7 @@ def sandbox(request: pytest.FixtureRequest) -> Iterator[SandboxServer]:
         yield server
         family = children_of(server.process.pid)
     if on_docker:
-        assert list_containers() == []
+        assert list_containers(server) == []
     # whatever the attacks did, they left nothing behind
     deadline = time.monotonic() + 30
     while any(Path(f"/proc/{pid}").exists() for pid in family) and time.monotonic() < deadline:
