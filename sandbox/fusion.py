@@ -1,7 +1,8 @@
 """SandboxFusion's way of asking: POST /run_code and GET /v1/ping, so that its clients need only another URL.
 
-What differs: of its languages those that this sandbox has; nothing runs without isolation; no file leaves or enters the
-run's folder. What is cut off is said in `message`.
+What differs: of its languages those that this sandbox has, Python with numpy where the code names it; nothing runs
+without isolation; no file leaves or enters the run's folder; times are at most MAX_SECONDS. What is cut off is said in
+`message`.
 """
 
 from enum import StrEnum
@@ -30,7 +31,6 @@ class RunCodeStatus(StrEnum):
 
 class CommandStatus(StrEnum):
     FINISHED = "Finished"
-    ERROR = "Error"
     TIME_LIMIT_EXCEEDED = "TimeLimitExceeded"
 
 
