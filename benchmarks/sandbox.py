@@ -217,6 +217,8 @@ class _Kind:
 
     code: Callable[[int], str]
     is_right: Callable[[int, dict[str, str]], bool]
+    seconds: float = 20.0
+    """That it may take; one that ends by itself must not be late for want of a processor."""
 
 
 def _ends(status: str) -> Callable[[int, dict[str, str]], bool]:
@@ -227,9 +229,9 @@ _MIXTURE = [
     *[_Kind(lambda n: f"print({n} * 2)", lambda n, r: (r["status"], r["stdout"]) == ("ok", f"{2 * n}\n"))] * 12,
     _Kind(lambda n: f"raise ValueError({n})", lambda n, r: r["stderr"].endswith(f"ValueError: {n}\n")),
     _Kind(lambda n: f"import sys; print({n}); sys.exit(3)", lambda n, r: r["stdout"] == f"{n}\n"),
-    _Kind(lambda _: "while True: pass", _ends("timeout")),
-    _Kind(lambda _: "import time; time.sleep(60)", _ends("timeout")),
-    _Kind(lambda _: "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", _ends("timeout")),
+    _Kind(lambda _: "while True: pass", _ends("timeout"), 1.0),
+    _Kind(lambda _: "import time; time.sleep(60)", _ends("timeout"), 1.0),
+    _Kind(lambda _: "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", _ends("timeout"), 1.0),
     _Kind(lambda _: "a = []\nwhile True: a.append(bytearray(1 << 20))", _ends("memory")),
     _Kind(lambda _: "while True: print('x' * 9999)", _ends("output")),
     _Kind(lambda _: "import os; os.kill(os.getpid(), 9)", _ends("killed")),
@@ -256,7 +258,8 @@ async def _run_mixed(console: Console, process: psutil.Process, url: str, num_ru
     async def ask(session: aiohttp.ClientSession) -> None:
         for number in numbers:
             kind = rng.choice(_MIXTURE)
-            limits = {"wall_seconds": 1.0, "cpu_seconds": 1.0, "memory_bytes": 64 << 20, "output_bytes": 4096}
+            time_limits = {"wall_seconds": kind.seconds, "cpu_seconds": kind.seconds}
+            limits = {**time_limits, "memory_bytes": 64 << 20, "output_bytes": 4096}
             body = {"code": kind.code(number), "limits": limits}
             async with session.post(f"{url}/v1/run", json=body) as answer:
                 result = await answer.json()

@@ -116,6 +116,10 @@ class _Server:
         return encode(value, self._refer)
 
     def _refer(self, value: object) -> Json:
+        if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
+            plain = value.item()  # type: ignore[attr-defined]
+            if type(plain).__module__ != "numpy":
+                return self._encode(plain)
         number = self._numbers.setdefault(id(value), len(self._objects))
         if number == len(self._objects):
             self._objects.append(value)  # kept, so that its id is not given to another

@@ -181,6 +181,18 @@ def test_values_of_every_plain_kind_come_back_as_they_were(sandbox: SandboxServe
     assert result.passed, result.tests
 
 
+def test_numbers_of_numpy_are_numbers(sandbox: SandboxServer) -> None:
+    if sandbox.health().languages[Language.PYTHON_NUMPY] != "available":
+        pytest.skip("no numpy here")
+    solution = (
+        "import numpy as np\ndef f(values): return np.array(values).sum()\ndef g(values): return np.array(values)"
+    )
+    tests = (
+        "assert f([1, 2]) == 3\nassert f([0.5, 1]) == 1.5\nassert g([1, 2]).tolist() == [1, 2]\nassert len(g([1])) == 1"
+    )
+    assert ask(sandbox, solution, program(tests), language=Language.PYTHON_NUMPY).passed
+
+
 def test_what_the_solution_changes_in_a_list_is_changed_for_the_test(sandbox: SandboxServer) -> None:
     tests = "numbers = [3, 1, 2]\nsort(numbers)\nassert numbers == [1, 2, 3]"
     assert ask(sandbox, "def sort(numbers): numbers.sort()", program(tests)).passed
