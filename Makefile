@@ -9,8 +9,9 @@ TORCH := 2.13.0
 # TORCH_INDEX_URL= (empty) takes whatever the machine's own index offers; another URL takes a GPU build.
 TORCH_INDEX_URL ?= https://download.pytorch.org/whl/cpu
 STAMP := $(VENV)/.installed
+TIER ?= tiny
 
-.PHONY: help install demo up down status test unit check fmt lint types imports migrations chaos bench-loss bench-update bench-sandbox clean
+.PHONY: help install demo up down status test unit check fmt lint types imports migrations chaos bench-loss bench-update bench-learn bench-sandbox clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
@@ -70,6 +71,9 @@ chaos: install  ## 300 tasks while workers, trainer, Valkey and Postgres are kil
 
 bench-loss: $(VENV)/.bench  ## time and memory of the losses beside TRL and Liger (long; ARGS="--tokens 256" is short)
 	@$(BIN)/python -m benchmarks.loss $(ARGS)
+
+bench-learn: install  ## which objective learns best: TIER=tiny takes about an hour, TIER=tiny QUICK=1 minutes, TIER=small hours
+	@$(BIN)/python -m benchmarks.learn --tier $(TIER) $(if $(QUICK),--quick) $(ARGS)
 
 bench-update: $(VENV)/.bench  ## one whole update of the starter model, beside TRL's SDPOTrainer on the same batch
 	@$(BIN)/python -m benchmarks.update $(ARGS)

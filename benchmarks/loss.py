@@ -260,6 +260,8 @@ def main(arguments: Sequence[str]) -> int:
     if options.case:
         sys.stdout.write(measure(Case.model_validate_json(options.case)).model_dump_json() + "\n")
         return 0
+    if min(options.tokens) < NUM_ROLLOUTS:
+        parser.error(f"--tokens are dealt to {NUM_ROLLOUTS} rollouts: at least one each")
     figures: list[dict[str, object]] = []
     failed = False
     for vocabulary in options.vocabulary:

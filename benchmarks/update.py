@@ -271,8 +271,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--model", help="folder of the model, or `tiny`; by default the one that ships")
     parser.add_argument("--tokens", type=int, default=128, help="tokens of the longest rollout")
     parser.add_argument("--mixed", action="store_true", help="rollouts of different lengths")
-    parser.add_argument("--updates", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=2, help="turns of each side")
+    parser.add_argument("--updates", type=int, default=2, help="counted ones; one more warms up")
+    parser.add_argument("--rounds", type=int, default=1, help="turns of each side; the best counts")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--case", help="measure this one here, as JSON; used by the command itself")
     options = parser.parse_args(arguments)
@@ -299,7 +299,9 @@ def main(arguments: Sequence[str]) -> int:
                     ),
                 )
                 if line is not None:
-                    found[side].append(Cost.model_validate_json(line))
+                    cost = Cost.model_validate_json(line)
+                    found[side].append(cost)
+                    _say(f"  measured {side}: {cost.seconds:.2f} s, {cost.extra_bytes / 2**20:.0f} MiB")
     return _report(found, sum(map(sum, draw_lengths(options.tokens, options.mixed))))
 
 

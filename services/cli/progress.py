@@ -19,7 +19,7 @@ class Bar:
         self._label = label
         self._live = live
         self._task: TaskID | None = None if live is None else live.add_task(label, total=None, doing="")
-        self._began = time.monotonic()
+        self._began: tuple[float, int] | None = None  # when, and how much was done before
         self._last_line = 0.0
 
     def set(self, done: int, total: int, doing: str = "") -> None:
@@ -28,10 +28,11 @@ class Bar:
             self._live.update(self._task, completed=done, total=total, doing=doing)
             return
         now = time.monotonic()
+        began, known = self._began = self._began or (now, done)
         if now - self._last_line < PLAIN_SECONDS and done < total:
             return
         self._last_line = now
-        left = f", about {(now - self._began) / done * (total - done):.0f} s left" if 0 < done < total else ""
+        left = f", about {(now - began) / (done - known) * (total - done):.0f} s left" if known < done < total else ""
         self._progress.say(f"{self._label}: {done} of {total}{left}{'; ' + doing if doing else ''}")
 
 

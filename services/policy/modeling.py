@@ -425,6 +425,7 @@ def make_tiny_policy(folder: Path, seed: int = 0, hidden_size: int = 64, num_lay
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+    cast(Callable[[], None], disable_progress_bar)()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     symbols = special + sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=[]))

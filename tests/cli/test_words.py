@@ -1,6 +1,7 @@
 """What people read: golden lines of the report, the progress and a task file's faults."""
 
 import io
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
@@ -141,8 +142,19 @@ def test_progress_in_a_file_is_a_line_now_and_then_and_one_at_the_end() -> None:
         bar.set(2, 4)
         bar.set(4, 4)
     first, last = out.getvalue().splitlines()
-    assert first.startswith("[  0:00] a label that is long: 1 of 4, about 0 s left; doing this")
+    assert first == "[  0:00] a label that is long: 1 of 4; doing this"
     assert last == "[  0:00] a label that is long: 4 of 4"
+
+
+def test_the_time_that_is_left_counts_only_what_was_done_since_the_work_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    out = io.StringIO()
+    with Progress(Console(file=out)).bar("runs") as bar:
+        bar.set(50, 100)  # done by an earlier start
+        now[0] += 60
+        bar.set(60, 100)
+    assert out.getvalue().splitlines()[-1] == "[  1:00] runs: 60 of 100, about 240 s left"
 
 
 def test_progress_on_a_terminal_is_a_bar_that_goes_away() -> None:

@@ -1,7 +1,7 @@
 """What a sampled token is charged with: the costs that came after it, scaled, less a baseline.
 
 Pure functions over [B, T] tensors. Nothing here sees a logit, an expert or a gradient: the costs arrive detached
-and leave detached. `losses.py` multiplies the result with the log-probability of the sampled token.
+and leave detached. `distil` multiplies the result with the log-probability of the sampled token.
 
 Not covered: which rollouts may be siblings. Whoever makes the teacher contexts knows, and says so by `half`.
 """

@@ -1,6 +1,6 @@
 """Does it learn? The product from a fresh data folder, an objective and seed at a time, on all held-out tasks.
 
-    python -m benchmarks.learning --objectives distil sft --seeds 0 1 2 --updates 16 --folder results
+    python -m benchmarks.loop --objectives distil sft --seeds 0 1 2 --updates 16 --folder results
 
 Each run is the demo's loop through the api: same tasks, rollouts, experts and number of updates; what changes is named
 on the command line. The base is measured once and shared: it is the same weights, tasks and draws for every run. A
@@ -68,7 +68,7 @@ class Measurement:
 
 def main(arguments: Sequence[str]) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.learning", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.loop", description=__doc__.splitlines()[0])
     parser.add_argument("--objectives", nargs="+", default=["distil", "sft"], choices=["distil", "sft"])
     parser.add_argument("--lams", nargs="+", type=float, default=[0.1], help="weights of the future term, for distil")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -178,7 +178,7 @@ def _read_facts(folder: Path, measurement: Measurement) -> dict[str, object] | N
 def _data_folder(measurement: Measurement) -> Iterator[Path]:
     """A folder for one stack. A kept one that holds no finished training is emptied first."""
     kept = measurement.home
-    folder = kept or Path(tempfile.mkdtemp(prefix="preceptor-learning-"))
+    folder = kept or Path(tempfile.mkdtemp(prefix="preceptor-loop-"))
     if kept is not None and _read_facts(kept, measurement) is None:
         shutil.rmtree(kept, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)

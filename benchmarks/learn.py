@@ -1,0 +1,275 @@
+"""Which objective learns best? The shoot-out: same base policy, tasks, rollouts, experts and teacher context for all.
+
+    python -m benchmarks.learn --tier tiny             (make bench-learn TIER=tiny; QUICK=1 is a rehearsal of minutes)
+
+For each world: the policy is made ready, the gap between student and teacher is measured, every objective is tuned by
+the same grid on validation tasks, and the best setting of each runs with new seeds and is measured on held-out tasks,
+of families never trained on. A control has a teacher that is shown another task's solution. The report has paired
+differences over seeds, the grid, and a figure with the curves, by rollouts and by seconds.
+
+Runs are written down one by one in `--folder`, and what is there is not run again: stop it and start it as you like.
+
+tiny    two synthetic worlds (`benchmarks.shootout.synthetic`) and policies pre-trained here: about an hour on 2 cores
+small   SmolLM2-135M-Instruct on the starter tasks, one kind at a time: hours
+"""
+
+import argparse
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from benchmarks.shootout.report import Entry, Section, write_report
+from benchmarks.shootout.results import Failure, Results, Run
+from benchmarks.shootout.runs import Arm, Budget, Gap, Plan, Point, Setting, measure_gap, train
+from benchmarks.shootout.worlds import opened, prepare_policy, serving_judges
+from services.cli.progress import Progress
+from services.contracts.tasks import Split
+from services.policy.modeling import hash_weights
+
+ARMS = (
+    Arm(name="distil", objective="distil"),
+    Arm(name="distil λ=1", objective="distil", lam=1.0),
+    Arm(name="distil λ=10", objective="distil", lam=10.0),
+    Arm(name="forward_ce", objective="forward_ce"),
+    Arm(name="paper", objective="paper"),
+    Arm(name="sdpo", objective="sdpo"),
+    Arm(name="reverse_kl", objective="reverse_kl"),
+    Arm(name="grpo", objective="grpo", has_teacher=False),
+    Arm(name="maxrl", objective="maxrl", has_teacher=False),
+    Arm(name="sft", objective="sft", has_teacher=False),
+    Arm(name="rft", objective="rft", has_teacher=False),
+)
+CONTROL = Arm(name="control", objective="distil", other_feedback=True)
+GAP_SAMPLES = 8
+FIRST_FINAL_SEED = 100  # held-out runs share no seed with the tuning
+
+
+@dataclass(frozen=True)
+class Tier:
+    """What is run. The grid is every learning rate with every teacher temperature; objectives that read no teacher
+    have the learning rates alone."""
+
+    worlds: tuple[str, ...]
+    arms: tuple[Arm, ...]
+    learning_rates: tuple[float, ...]
+    temperatures: tuple[float, ...]
+    tuning_seeds: int
+    final: Budget
+    final_seeds: int
+
+    @property
+    def tuning(self) -> Budget:
+        """The same as the held-out runs', measured at the end alone."""
+        return self.final.model_copy(update={"measure_every": self.final.updates})
+
+    def grid(self, arm: Arm) -> list[Setting]:
+        """The settings an arm is tuned over."""
+        temperatures = self.temperatures if arm.has_teacher else self.temperatures[:1]
+        return [
+            Setting(learning_rate=rate, teacher_temperature=temperature)
+            for rate in self.learning_rates
+            for temperature in temperatures
+        ]
+
+
+TINY = Budget(updates=12, groups=4, group_size=8, measure_every=4, samples=16)
+SMALL = Budget(updates=12, groups=2, group_size=8, measure_every=6, samples=8, tasks=30)
+TIERS = {
+    "tiny": Tier(
+        worlds=("rules", "fork"),
+        arms=ARMS,
+        learning_rates=(1e-3, 2e-3, 4e-3),
+        temperatures=(0.5, 1.0),
+        tuning_seeds=3,
+        final=TINY,
+        final_seeds=20,
+    ),
+    "small": Tier(
+        worlds=("functions", "tool-calls"),
+        arms=tuple(arm for arm in ARMS if arm.name in ("distil", "forward_ce", "sdpo", "grpo", "sft")),
+        learning_rates=(2e-4, 5e-4, 1e-3),
+        temperatures=(0.5, 1.0),
+        tuning_seeds=1,
+        final=SMALL,
+        final_seeds=3,
+    ),
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.learn", description=__doc__.splitlines()[0])
+    parser.add_argument("--tier", choices=list(TIERS), default="tiny")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a rehearsal of minutes: half the updates, few seeds; its figures mean little",
+    )
+    parser.add_argument("--worlds", nargs="+", help="only these of the tier's worlds")
+    parser.add_argument("--arms", nargs="+", help="only these objectives")
+    parser.add_argument("--folder", type=Path, default=Path("build/learn"), help="runs, policies and the report")
+    parser.add_argument("--report", type=Path, help="another folder for the report: table, figure")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time, a thread each")
+    parser.add_argument(
+        "--model", help="folder of the base policy of the starter worlds; by default the one that ships"
+    )
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    options = parser.parse_args(arguments)
+    tier = _narrow(TIERS[options.tier], options)
+    folder = options.folder / (options.tier + "-quick" if options.quick else options.tier)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    progress = Progress(Console())
+    with serving_judges(tier.worlds, folder / "sandbox", progress.say), _workers(options.jobs) as pool:
+        sections = Shootout(tier, folder, options.model, options.device, options.dtype, progress, pool).run()
+    command = " ".join(["python -m benchmarks.learn", *arguments])
+    for path in write_report(sections, options.report or folder, options.tier, command):
+        progress.say(f"written: {path}")
+    return 0
+
+
+def _narrow(tier: Tier, options: argparse.Namespace) -> Tier:
+    """The tier as asked for. Exits if a name is unknown."""
+    arms = tuple(arm for arm in tier.arms if options.arms is None or arm.name in options.arms)
+    worlds = tuple(world for world in tier.worlds if options.worlds is None or world in options.worlds)
+    unknown = {*(options.arms or ())} - {arm.name for arm in tier.arms} | {*(options.worlds or ())} - {*tier.worlds}
+    if unknown:
+        sys.exit(f"unknown here: {', '.join(sorted(unknown))}")
+    tier = replace(tier, arms=arms, worlds=worlds)
+    if options.quick:
+        short = tier.final.model_copy(update={"updates": 8, "samples": 8})
+        tier = replace(tier, final=short, tuning_seeds=1, final_seeds=2, temperatures=(0.5,))
+        tier = replace(tier, learning_rates=tier.learning_rates[1:])
+    return tier
+
+
+@contextmanager
+def _workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes with a thread each; when the block ends by an error or a signal, what they do is given up."""
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(max_workers=jobs, mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown()
+
+
+@dataclass(frozen=True)
+class Shootout:
+    """The runs of a tier, in the order they need each other."""
+
+    tier: Tier
+    folder: Path
+    model: str | None
+    device: str
+    dtype: str
+    progress: Progress
+    pool: ProcessPoolExecutor
+
+    def run(self) -> list[Section]:
+        """Everything that is missing, and what there is to say of each world."""
+        policies = self._prepare()
+        gaps = {
+            world: self.pool.submit(gap_of, world, str(policies[world]), self.device, self.dtype)
+            for world in self.tier.worlds
+        }
+        results = Results(self.folder / "runs.jsonl", {world: hash_weights(path) for world, path in policies.items()})
+        tuning = {(world, arm): self._tuning(world, arm, policies) for world in policies for arm in self.tier.arms}
+        self._make(results, [plan for plans in tuning.values() for plan in plans], "tuning")
+        chosen = {pair: results.tune(plans).best for pair, plans in tuning.items()}
+        finals = {pair: self._finals(*pair, setting, policies) for pair, setting in chosen.items()}
+        for world in policies:
+            first = chosen[world, self.tier.arms[0]]  # the control differs from the first arm in the feedback alone
+            finals[world, CONTROL] = self._finals(world, CONTROL, first, policies)
+        self._make(results, [plan for plans in finals.values() for plan in plans], "held-out runs")
+        sections = []
+        for world in policies:
+            entries = [
+                Entry(arm, results.runs(plans), results.failures(plans), results.tune(tuning.get((world, arm), [])))
+                for (where, arm), plans in finals.items()
+                if where == world
+            ]
+            sections.append(Section(world, gaps[world].result(), self.tier.final, entries))
+        return sections
+
+    def _prepare(self) -> dict[str, Path]:
+        waiting = {w: self.pool.submit(prepare_policy, w, self.folder, self.model, print) for w in self.tier.worlds}
+        return {world: future.result() for world, future in waiting.items()}
+
+    def _tuning(self, world: str, arm: Arm, policies: dict[str, Path]) -> list[Plan]:
+        return [
+            self._plan(world, arm, setting, seed, Split.VALIDATION, self.tier.tuning, policies)
+            for setting in self.tier.grid(arm)
+            for seed in range(self.tier.tuning_seeds)
+        ]
+
+    def _finals(self, world: str, arm: Arm, setting: Setting, policies: dict[str, Path]) -> list[Plan]:
+        seeds = range(FIRST_FINAL_SEED, FIRST_FINAL_SEED + self.tier.final_seeds)
+        return [self._plan(world, arm, setting, seed, Split.HELDOUT, self.tier.final, policies) for seed in seeds]
+
+    def _plan(
+        self, world: str, arm: Arm, setting: Setting, seed: int, split: Split, budget: Budget, policies: dict[str, Path]
+    ) -> Plan:
+        return Plan(
+            world=world,
+            arm=arm,
+            setting=setting,
+            seed=seed,
+            split=split,
+            budget=budget,
+            policy=str(policies[world]),
+            device=self.device,
+            dtype=self.dtype,
+        )
+
+    def _make(self, results: Results, plans: Sequence[Plan], label: str) -> None:
+        """Run what is missing, seed by seed, so that a stopped shoot-out has a bit of everything."""
+        missing = sorted(results.missing(plans), key=lambda plan: plan.seed)
+        done = len(plans) - len(missing)
+        with self.progress.bar(label) as bar:
+            bar.set(done, len(plans))
+            waiting = {self.pool.submit(run_plan, plan): plan for plan in missing}
+            for future in as_completed(waiting):
+                curve, reason = future.result()
+                plan = waiting[future]
+                base = results.base_sha256[plan.world]
+                if reason:
+                    self.progress.say(f"{plan.world}, {plan.arm.name}, {plan.setting}, seed {plan.seed}: {reason}")
+                    results.add(Failure(plan=plan, base_sha256=base, reason=reason))
+                else:
+                    results.add(Run(plan=plan, base_sha256=base, curve=tuple(curve)))
+                done += 1
+                bar.set(done, len(plans), f"{plan.world}, {plan.arm.name}")
+
+
+def run_plan(plan: Plan) -> tuple[list[Point], str]:
+    """A run's curve; or why it has none."""
+    with opened(plan.world) as world:
+        try:
+            return train(plan, world), ""
+        except (ValueError, RuntimeError) as error:  # weights that became NaN, memory that was not enough
+            return [], f"{type(error).__name__}: {error}"[:500]
+
+
+def gap_of(world_name: str, policy: str, device: str, dtype: str) -> Gap:
+    """What feedback is worth in a world before any training."""
+    with opened(world_name) as world:
+        return measure_gap(Path(policy), world, GAP_SAMPLES, device, dtype)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,98 @@
+"""The tiny policy of the synthetic worlds: a few million parameters, pre-trained here in a minute or two."""
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol, cast
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedTokenizerBase
+
+from services.policy.modeling import encode_text, load_policy, make_tiny_policy
+
+HIDDEN_SIZE = 192
+NUM_LAYERS = 3
+STEPS = 500
+BATCH = 64
+LEARNING_RATE = 3e-3
+WARMUP = 50
+TEMPLATE = (
+    "{% for m in messages %}"
+    "{% if m.role == 'user' %}?{{ m.content }}={% else %}{{ m.content }}{{ eos_token }}{% endif %}"
+    "{% endfor %}"
+)
+
+
+class Teachable(Protocol):
+    """A world that says what its policy knows beforehand."""
+
+    name: str
+
+    def lessons(self, numbers: random.Random) -> Iterator[list[tuple[str, str]]]:
+        """Turns of question and answer, for ever."""
+
+
+def pretrain(world: Teachable, folder: Path, report: Callable[[str], None]) -> Path:
+    """Write the world's policy into `folder`, unless it is there; the folder. Deterministic on one machine."""
+    if (folder / "config.json").exists():
+        return folder
+    began = time.monotonic()
+    scratch = folder.with_name(folder.name + ".part")
+    make_tiny_policy(scratch, seed=0, hidden_size=HIDDEN_SIZE, num_layers=NUM_LAYERS)
+    policy = load_policy(scratch)
+    policy.tokenizer.chat_template = TEMPLATE
+    model = policy.model
+    parameters = [p.requires_grad_() for p in model.parameters()]
+    for parameter in parameters:
+        if parameter.dim() == 2:
+            nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / WARMUP, 1.0) * (1 - step / STEPS) ** 0.5
+    )
+    lessons = world.lessons(random.Random(0))
+    total = 0.0
+    for step in range(1, STEPS + 1):
+        ids, learned = _stack([_encode(policy.tokenizer, next(lessons)) for _ in range(BATCH)])
+        logits = model(input_ids=ids[:, :-1]).logits
+        wanted = torch.where(learned[:, 1:], ids[:, 1:], -100)
+        loss = cross_entropy(logits.flatten(0, 1), wanted.flatten())
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        total += float(loss.detach())
+        if step % 100 == 0:
+            report(f"{world.name}: pre-training step {step} of {STEPS}, loss {total / 100:.3f}")
+            total = 0.0
+    model.save_pretrained(scratch)
+    policy.tokenizer.save_pretrained(scratch)
+    scratch.rename(folder)
+    size = sum(parameter.numel() for parameter in parameters)
+    report(f"{world.name}: pre-trained {size:,} parameters in {time.monotonic() - began:.0f} s")
+    return folder
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, turns: list[tuple[str, str]]) -> tuple[list[int], list[bool]]:
+    ids: list[int] = []
+    learned: list[bool] = []
+    for question, answer in turns:
+        asked, said = encode_text(tokenizer, f"?{question}="), encode_text(tokenizer, answer)
+        said.append(cast(int, tokenizer.eos_token_id))
+        ids += asked + said
+        learned += [False] * len(asked) + [True] * len(said)
+    return ids, learned
+
+
+def _stack(rows: list[tuple[list[int], list[bool]]]) -> tuple[torch.Tensor, torch.Tensor]:
+    longest = max(len(ids) for ids, _ in rows)
+    ids = torch.zeros((len(rows), longest), dtype=torch.long)
+    learned = torch.zeros((len(rows), longest), dtype=torch.bool)
+    for row, (own, taught) in enumerate(rows):
+        ids[row, : len(own)] = torch.tensor(own)
+        learned[row, : len(own)] = torch.tensor(taught)
+    return ids, learned

@@ -1,0 +1,231 @@
+"""The report of a shoot-out: one Markdown file with every table, one figure with every curve."""
+
+import platform
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean
+
+import torch
+
+from benchmarks.shootout.results import Failure, Run, Tuning
+from benchmarks.shootout.runs import Arm, Budget, Gap, Point
+from services.cli.statistics import Interval, t_interval
+
+SEVERAL = 2  # runs that make an interval
+COLOURS = (
+    "#1b6ca8",
+    "#58a4d6",
+    "#0b3c5d",
+    "#d1495b",
+    "#8d6a9f",
+    "#edae49",
+    "#a0522d",
+    "#2e8b57",
+    "#7fb069",
+    "#444444",
+    "#999999",
+)
+
+
+COLUMNS = (
+    "arm",
+    "setting",
+    "seeds",
+    "pass@1",
+    "less the first arm",
+    "pass@8",
+    "less the first arm",
+    "at equal time",
+    "tokens",
+    "ended",
+    "entropy",
+    "KL to base",
+    "s",
+)
+EXPLANATION = (
+    "Held-out tasks, of families never trained on, after the last update; every arm with the setting that was best on",
+    "validation tasks. Intervals are 95 % t-intervals over seeds; differences are paired by seed, and not adjusted for",
+    "how many there are. `at equal time` is pass@1 when the quickest arm's runs were done, read off the curve. Entropy",
+    "and KL are nats a token; seconds are of one core, without the measuring.",
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An arm in one world: its held-out runs, those that failed, and its grid on the validation tasks."""
+
+    arm: Arm
+    runs: list[Run]
+    failures: list[Failure]
+    tuning: Tuning
+
+
+@dataclass(frozen=True)
+class Section:
+    """A world."""
+
+    world: str
+    gap: Gap
+    budget: Budget
+    entries: list[Entry]
+
+
+def write_report(sections: Sequence[Section], folder: Path, name: str, command: str) -> list[Path]:
+    """Write NAME.md and NAME.png; their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text, figure = folder / f"{name}.md", folder / f"{name}.png"
+    draw_curves(sections, figure)
+    lines = [*_head(name, command), f"![held-out pass@1 by rollouts and by seconds]({figure.name})", ""]
+    for section in sections:
+        lines += _describe(section)
+    text.write_text("\n".join(lines) + "\n")
+    return [text, figure]
+
+
+def _head(name: str, command: str) -> Iterator[str]:
+    yield f"# Which objective learns best? Tier {name}"
+    yield ""
+    yield f"`{command}`, commit {_commit()}, {datetime.now(UTC):%Y-%m-%d}, {_machine()}."
+    yield ""
+    yield from EXPLANATION
+    yield ""
+
+
+def _describe(section: Section) -> Iterator[str]:
+    gap, budget = section.gap, section.budget
+    yield f"## {section.world}"
+    yield ""
+    yield f"Each run: {budget.updates} updates of {budget.groups} tasks × {budget.group_size} rollouts."
+    yield f"Before training, on train tasks, the student is right in {gap.student:.3f} of its answers; the teacher,"
+    yield f"shown the solution, in {gap.teacher:.3f}; the control, shown another task's, in {gap.control:.3f}."
+    yield ""
+    yield f"| {' | '.join(COLUMNS)} |"
+    yield "|---" * len(COLUMNS) + "|"
+    told = [entry for entry in section.entries if entry.runs]
+    shortest = min((fmean(run.curve[-1].seconds for run in entry.runs) for entry in told), default=0.0)
+    for entry in told:
+        yield _row(entry, section.entries[0], shortest)
+    yield ""
+    before = [run.curve[0] for entry in told for run in entry.runs]
+    if before:
+        yield (
+            f"Before training on the held-out tasks: pass@1 {fmean(p.pass_1 for p in before):.3f}, "
+            f"pass@8 {fmean(p.pass_8 for p in before):.3f}, entropy {fmean(p.entropy for p in before):.2f}."
+        )
+        yield ""
+    yield "The grid, pass@1 on validation tasks:"
+    yield ""
+    for entry in section.entries:
+        if entry.tuning.pass_1:
+            found = "; ".join(f"{setting} {value:.3f}" for setting, value in entry.tuning.pass_1.items())
+            yield f"- {entry.arm.name}: {found}"
+    yield ""
+    for entry in section.entries:
+        for failure in entry.failures:
+            yield f"- failed: {entry.arm.name}, seed {failure.plan.seed}: {failure.reason}"
+
+
+def _row(entry: Entry, first: Entry, shortest: float) -> str:
+    ends = [run.curve[-1] for run in entry.runs]
+    cells = [
+        entry.arm.name,
+        str(entry.runs[0].plan.setting),
+        str(len(ends)),
+        _show(t_interval([end.pass_1 for end in ends])),
+        _difference(entry, first, lambda point: point.pass_1),
+        _show(t_interval([end.pass_8 for end in ends])),
+        _difference(entry, first, lambda point: point.pass_8),
+        f"{fmean(_at(run.curve, shortest) for run in entry.runs):.3f}",
+        f"{fmean(end.tokens for end in ends):.1f}",
+        f"{fmean(end.stopped for end in ends):.2f}",
+        f"{fmean(end.entropy for end in ends):.2f}",
+        f"{fmean(end.kl_base for end in ends):.2f}",
+        f"{fmean(end.seconds for end in ends):.1f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _difference(entry: Entry, first: Entry, value: Callable[[Point], float]) -> str:
+    if entry is first:
+        return ""
+    theirs = {run.plan.seed: value(run.curve[-1]) for run in first.runs}
+    paired = [value(run.curve[-1]) - theirs[run.plan.seed] for run in entry.runs if run.plan.seed in theirs]
+    return _show(t_interval(paired), "+") if paired else ""
+
+
+def _show(interval: Interval, sign: str = "") -> str:
+    if interval.low != interval.low:  # NaN: a single run has no interval
+        return f"{interval.mean:{sign}.3f}"
+    return f"{interval.mean:{sign}.3f} [{interval.low:{sign}.3f}, {interval.high:{sign}.3f}]"
+
+
+def _at(curve: Sequence[Point], seconds: float) -> float:
+    """pass@1 after so many seconds, between two measurements on the line that joins them."""
+    for left, right in pairwise(curve):
+        if right.seconds >= seconds:
+            share = (seconds - left.seconds) / max(right.seconds - left.seconds, 1e-9)
+            return left.pass_1 + share * (right.pass_1 - left.pass_1)
+    return curve[-1].pass_1
+
+
+def draw_curves(sections: Sequence[Section], path: Path) -> None:
+    """pass@1 of every arm by rollouts, with the interval over seeds, and by seconds; a row for each world."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4 * len(sections)), layout="constrained")
+    panels = figure.subplots(len(sections), 2, squeeze=False, sharey="row")
+    for (by_rollouts, by_seconds), section in zip(panels, sections, strict=True):
+        per_update = section.budget.groups * section.budget.group_size
+        for number, entry in enumerate(entry for entry in section.entries if entry.runs):
+            style = {
+                "color": COLOURS[number % len(COLOURS)],
+                "linestyle": "--" if entry.arm.other_feedback else "-",
+                "label": entry.arm.name,
+            }
+            points = list(zip(*(run.curve for run in entry.runs), strict=True))
+            spread = [t_interval([point.pass_1 for point in at]) for at in points]
+            means = [interval.mean for interval in spread]
+            rollouts = [at[0].update * per_update for at in points]
+            by_rollouts.plot(rollouts, means, **style)
+            if len(entry.runs) >= SEVERAL:
+                lows, highs = [i.low for i in spread], [i.high for i in spread]
+                by_rollouts.fill_between(rollouts, lows, highs, color=style["color"], alpha=0.15, linewidth=0)
+            by_seconds.plot([fmean(point.seconds for point in at) for at in points], means, **style)
+        by_rollouts.set(title=section.world, xlabel="rollouts", ylabel="held-out pass@1")
+        by_seconds.set(title=section.world, xlabel="seconds of one core")
+        by_seconds.legend(fontsize="small", frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+        for panel in (by_rollouts, by_seconds):
+            panel.grid(alpha=0.3)
+            panel.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)
+
+
+def _commit() -> str:
+    """The commit that ran; `+` where files differ from it, `unknown` outside of a checkout."""
+    try:
+        name = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=7"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return name.stdout.strip()
+
+
+def _machine() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    model = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
+    cores = sum(line.startswith("processor") for line in lines)
+    return f"{cores or '?'} cores of {model}, torch {torch.__version__}"

@@ -1,0 +1,107 @@
+"""What was run: one line a run in a file that only grows, so that nothing is run twice."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from benchmarks.shootout.runs import Plan, Point, Setting
+
+
+class Run(BaseModel):
+    """A run that came to its end. base_sha256: the policy it began with."""
+
+    model_config = ConfigDict(frozen=True)
+
+    plan: Plan
+    base_sha256: str
+    curve: tuple[Point, ...]
+
+
+class Failure(BaseModel):
+    """A run that did not, and why: NaN weights, say. It counts as having learned nothing and is not repeated."""
+
+    model_config = ConfigDict(frozen=True)
+
+    plan: Plan
+    base_sha256: str
+    reason: str
+
+
+LINE: TypeAdapter[Run | Failure] = TypeAdapter(Run | Failure)
+
+
+@dataclass
+class Results:
+    """The runs in a file. Only those that began with the same policies are seen."""
+
+    path: Path
+    base_sha256: dict[str, str]
+
+    def __post_init__(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        text = self.path.read_text() if self.path.exists() else ""
+        found = list(_read(text.splitlines()))
+        if text and not text.endswith("\n"):
+            self._append("")
+        self._by_plan = {
+            _key(one.plan): one for one in found if one.base_sha256 == self.base_sha256.get(one.plan.world)
+        }
+
+    def add(self, one: Run | Failure) -> None:
+        """Write it down."""
+        self._append(one.model_dump_json())
+        self._by_plan[_key(one.plan)] = one
+
+    def missing(self, plans: Sequence[Plan]) -> list[Plan]:
+        """The plans that are still to be run."""
+        return [plan for plan in plans if _key(plan) not in self._by_plan]
+
+    def runs(self, plans: Sequence[Plan]) -> list[Run]:
+        """Those of the plans that came to their end."""
+        found = (self._by_plan.get(_key(plan)) for plan in plans)
+        return [one for one in found if isinstance(one, Run)]
+
+    def failures(self, plans: Sequence[Plan]) -> list[Failure]:
+        """Those that did not."""
+        found = (self._by_plan.get(_key(plan)) for plan in plans)
+        return [one for one in found if isinstance(one, Failure)]
+
+    def _append(self, line: str) -> None:
+        with self.path.open("a") as file:
+            file.write(line + "\n")
+
+    def tune(self, plans: Sequence[Plan]) -> "Tuning":
+        """pass@1 after the last update by setting, averaged over seeds; a run that failed has 0."""
+        by_setting: dict[Setting, list[float]] = {}
+        for plan in plans:
+            run = self.runs([plan])
+            by_setting.setdefault(plan.setting, []).append(run[0].curve[-1].pass_1 if run else 0.0)
+        return Tuning({setting: fmean(values) for setting, values in by_setting.items()})
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """An arm's grid: pass@1 on validation tasks by setting."""
+
+    pass_1: dict[Setting, float]
+
+    @property
+    def best(self) -> Setting:
+        """The setting with the highest; the first of the grid among equals."""
+        return max(self.pass_1, key=lambda setting: self.pass_1[setting])
+
+
+def _read(lines: Sequence[str]) -> Iterator[Run | Failure]:
+    """What the lines hold; one that was cut short when its writer was killed holds nothing."""
+    for line in lines:
+        with suppress(ValidationError):
+            yield LINE.validate_json(line)
+
+
+def _key(plan: Plan) -> str:
+    """What makes two plans the same run: everything but where the policy lies."""
+    return plan.model_copy(update={"policy": ""}).model_dump_json(exclude_defaults=True)

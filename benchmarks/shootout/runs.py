@@ -1,0 +1,392 @@
+"""One run of the shoot-out: an objective with its settings and a seed, from the base policy to its curve.
+
+Everything but the sampling loop is the product's: the sampler, how a batch is made of lessons, the update. Each update
+draws answers with the weights of the moment, so every rollout is on-policy; two experts speak about each, one that
+holds the solution and one that scores. What an objective makes of them is the objective's business.
+"""
+
+import hashlib
+import random
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import TypeVar
+from uuid import NAMESPACE_OID, UUID, uuid5
+
+import torch
+from peft import PeftModel
+from pydantic import BaseModel, ConfigDict
+
+from benchmarks.shootout.questions import Question, World
+from services.cli.statistics import pass_at_k
+from services.contracts.ids import new_id
+from services.contracts.rollouts import Sampling
+from services.contracts.tasks import Split
+from services.contracts.templates import Template, build_teacher_messages
+from services.policy.contract import FinishReason, Sample, SamplePrompt, SampleRequest
+from services.policy.decode import ATTENTION, check_decoding
+from services.policy.modeling import (
+    LoadedPolicy,
+    PolicyModel,
+    decode_ids,
+    find_causal_model,
+    load_policy,
+    project,
+    render_prompt,
+)
+from services.policy.sampler import PromptCache, Sampler, StopFinder, Tally
+from services.policy.work import SampleJob, SampleUnit
+from services.settings import Settings
+from services.store.lessons import LessonAnswer, LessonFacts
+from trainer.batch import build_batch
+from trainer.config import ObjectiveName, TrainerConfig
+from trainer.padding import read_responses
+from trainer.ranks import Ranks
+from trainer.state import begin
+from trainer.step import make_update
+
+MAX_ROWS = 256  # answers drawn at once
+PROBED = 8  # questions whose answers are read again for entropy and KL
+GAP_QUESTIONS = 32
+PASS_AT = 8
+
+
+_Any = TypeVar("_Any")
+
+
+class Arm(BaseModel):
+    """What is compared: an objective, and what is changed about it. other_feedback: the control, whose teacher is
+    shown the solution of another task."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    objective: ObjectiveName
+    lam: float = 0.1
+    other_feedback: bool = False
+    has_teacher: bool = True
+
+
+class Setting(BaseModel):
+    """What is tuned for every arm by the same grid."""
+
+    model_config = ConfigDict(frozen=True)
+
+    learning_rate: float
+    teacher_temperature: float
+
+    def __str__(self) -> str:
+        return f"lr {self.learning_rate:g}, τ {self.teacher_temperature:g}"
+
+
+class Budget(BaseModel):
+    """How much a run may do; the same for every arm. tasks, samples: measured on so many tasks, evenly spaced over
+    those of the split, with so many answers to each."""
+
+    model_config = ConfigDict(frozen=True)
+
+    updates: int
+    groups: int
+    group_size: int
+    measure_every: int
+    samples: int
+    tasks: int = 32
+
+
+class Plan(BaseModel):
+    """A run to make."""
+
+    model_config = ConfigDict(frozen=True)
+
+    world: str
+    arm: Arm
+    setting: Setting
+    seed: int
+    split: Split
+    budget: Budget
+    policy: str
+    device: str = "cpu"
+    dtype: str = "float32"
+
+
+class Point(BaseModel):
+    """The policy after some updates, measured on answers of its own to the tasks of the plan's split.
+
+    seconds: of the processor (on a GPU of the clock), spent on drawing, judging and updating so far, not on measuring.
+    tokens: of an answer, on average. entropy, kl_base: nats a token, the policy's own and KL(policy || base), on the
+    answers to a few of the tasks.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    update: int
+    seconds: float
+    pass_1: float
+    pass_8: float
+    tokens: float
+    stopped: float
+    entropy: float
+    kl_base: float
+
+
+class Gap(BaseModel):
+    """How often the untrained policy is right by itself, with the solution shown, and with another task's solution."""
+
+    model_config = ConfigDict(frozen=True)
+
+    student: float
+    teacher: float
+    control: float
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A question's answers."""
+
+    question: Question
+    prompt_ids: tuple[int, ...]
+    samples: tuple[Sample, ...]
+
+
+def train(plan: Plan, world: World) -> list[Point]:
+    """The curve of a run: before the first update, now and then, and after the last; or after the last alone."""
+    torch.use_deterministic_algorithms(plan.device == "cpu")
+    policy = load_policy(Path(plan.policy), plan.device, getattr(torch, plan.dtype))
+    config = TrainerConfig(
+        objective=plan.arm.objective,
+        lam=plan.arm.lam,
+        learning_rate=plan.setting.learning_rate,
+        micro_batch_rows=plan.budget.group_size,
+        seed=plan.seed,
+        device=plan.device,
+    )
+    settings = Settings(
+        max_new_tokens=world.max_new_tokens, teacher_temperature=plan.setting.teacher_temperature, seed=plan.seed
+    )
+    state = begin(policy, config)
+    artist = Artist(state.model, policy, world)
+    asked = ask_in_turn(world.questions(Split.TRAIN), plan.budget.groups, plan.seed)
+    measured = _spread(world.questions(plan.split), plan.budget.tasks)
+    curve, seconds = list[Point](), 0.0
+    if plan.budget.measure_every < plan.budget.updates:
+        curve.append(measure(artist, measured, plan, 0, seconds))
+    for update in range(1, plan.budget.updates + 1):
+        began = _now(plan.device)
+        questions = next(asked)
+        drawn = artist.draw(questions, plan.budget.group_size, f"{plan.seed} train {update}")
+        lessons = list(teach(drawn, world, update, plan.arm.other_feedback))
+        batch = build_batch(lessons, [], state.tokenizer, state.vocabulary, config, newest_version=update)
+        make_update(state, batch, config, settings, Ranks(0, 1), lambda: False)
+        seconds += _now(plan.device) - began
+        if update % plan.budget.measure_every == 0 or update == plan.budget.updates:
+            curve.append(measure(artist, measured, plan, update, seconds))
+    return curve
+
+
+def measure(artist: "Artist", questions: Sequence[Question], plan: Plan, update: int, seconds: float) -> Point:
+    """The policy as it is now."""
+    drawn = artist.draw(questions, plan.budget.samples, f"{plan.seed} {plan.split} {update}")
+    scores = _judge(drawn, artist.world)
+    passed = [int(sum(score >= 0.5 for score in own)) for own in scores]
+    entropy, kl_base = artist.read_again(_spread(drawn, PROBED))
+    answers = [sample for one in drawn for sample in one.samples]
+    return Point(
+        update=update,
+        seconds=seconds,
+        pass_1=fmean(pass_at_k(plan.budget.samples, count, 1) for count in passed),
+        pass_8=fmean(pass_at_k(plan.budget.samples, count, PASS_AT) for count in passed),
+        tokens=fmean(len(sample.token_ids) for sample in answers),
+        stopped=fmean(sample.finish_reason is FinishReason.STOP for sample in answers),
+        entropy=entropy,
+        kl_base=kl_base,
+    )
+
+
+def measure_gap(policy_folder: Path, world: World, samples: int, device: str, dtype: str) -> Gap:
+    """What feedback is worth before any training, on train tasks: the others have no solution to show."""
+    policy = load_policy(policy_folder, device, getattr(torch, dtype))
+    artist = Artist(policy.model, policy, world)
+    questions = _spread(world.questions(Split.TRAIN), GAP_QUESTIONS)
+    others = swap_solutions(questions)
+
+    def rate(shown: Sequence[Question] | None) -> float:
+        drawn = artist.draw(questions, samples, "gap", shown)
+        return fmean(score for own in _judge(drawn, world) for score in own)
+
+    return Gap(student=rate(None), teacher=rate(questions), control=rate(others))
+
+
+class Artist:
+    """Draws answers with a model's weights of the moment, through the policy server's own sampler."""
+
+    def __init__(self, model: PolicyModel, policy: LoadedPolicy, world: World) -> None:
+        self.world = world
+        self._model, self._policy = model, policy
+        self._inner = find_causal_model(model)
+        self._inner.set_attn_implementation(ATTENTION)
+        check_decoding(self._inner)
+        self._tally = Tally()
+        self._ends = StopFinder(policy.eos_token_ids, lambda ids: decode_ids(policy.tokenizer, ids))
+
+    @torch.no_grad()
+    def draw(
+        self, questions: Sequence[Question], count: int, seed: str, shown: Sequence[Question] | None = None
+    ) -> list[Drawn]:
+        """`count` answers to each question at temperature 1; with `shown`, after seeing these questions' solutions."""
+        prompts = [
+            render_prompt(
+                self._policy.tokenizer,
+                question.messages
+                if shown is None
+                else build_teacher_messages(Template.TURNS, question.messages, shown[index].solution, None),
+            )
+            for index, question in enumerate(questions)
+        ]
+        request = SampleRequest(
+            prompts=[
+                SamplePrompt(id=question.key, token_ids=ids, n=count, seed=_number(f"{seed} {question.key}"))
+                for question, ids in zip(questions, prompts, strict=True)
+            ],
+            max_new_tokens=self.world.max_new_tokens,
+            stop=self.world.stop,
+        )
+        job = SampleJob(request, "now", prompts, self._policy.tokenizer_hash)
+        waiting = deque(SampleUnit(index, job, index) for index in range(len(prompts)))
+        cache = PromptCache(self._inner, max_tokens=8192, tally=self._tally)
+        sampler = Sampler(self._inner, MAX_ROWS, self._ends, self._tally)
+        while waiting or len(sampler):
+            while waiting and sampler.has_room:
+                sampler.admit(waiting[0], cache.read(prompts[waiting[0].index]))
+                if waiting[0].num_waiting == 0:
+                    waiting.popleft()
+            if len(sampler):
+                sampler.step()
+        answered = job.future.result().prompts
+        return [
+            Drawn(question, tuple(one.prompt_token_ids), tuple(one.samples))
+            for question, one in zip(questions, answered, strict=True)
+        ]
+
+    @torch.no_grad()
+    def read_again(self, drawn: Sequence[Drawn]) -> tuple[float, float]:
+        """The policy's entropy and its KL to the base, both a mean over the answers' tokens."""
+        if not isinstance(self._model, PeftModel):
+            raise TypeError("only a policy in training has a base to be compared with")
+        entropy = kl = 0.0
+        tokens = 0
+        for one in drawn:
+            ids, exists = _pad([sample.token_ids for sample in one.samples[:PASS_AT]])
+            ids, exists = ids.to(self._inner.device), exists.to(self._inner.device)
+            prompt = torch.tensor(one.prompt_ids, device=self._inner.device)
+            hidden = read_responses(self._model, prompt, ids, exists)
+            with self._model.disable_adapter():
+                base_hidden = read_responses(self._model, prompt, ids, exists)
+            own = project(self._model, hidden[exists]).log_softmax(-1)
+            base = project(self._model, base_hidden[exists]).log_softmax(-1)
+            entropy -= float((own.exp() * own).sum())
+            kl += float((own.exp() * (own - base)).sum())
+            tokens += len(own)
+        return entropy / tokens, kl / tokens
+
+
+def ask_in_turn(questions: Sequence[Question], count: int, seed: int) -> Iterator[list[Question]]:
+    """`count` questions at a time, each once before any comes again, in an order that only the seed decides."""
+    numbers = random.Random(seed)
+    waiting: list[Question] = []
+    while True:
+        while len(waiting) < count:
+            waiting += numbers.sample(list(questions), len(questions))
+        yield waiting[:count]
+        del waiting[:count]
+
+
+def _spread(some: Sequence[_Any], count: int) -> list[_Any]:
+    """`count` of them, evenly spaced; all where there are no more."""
+    number = min(count, len(some))
+    return [some[index * len(some) // number] for index in range(number)]
+
+
+def _judge(drawn: Sequence[Drawn], world: World) -> list[list[float]]:
+    asked = [(one.question, sample.text) for one in drawn for sample in one.samples]
+    scores = iter(world.judge(asked))
+    return [[next(scores) for _ in one.samples] for one in drawn]
+
+
+def swap_solutions(questions: Sequence[Question]) -> list[Question]:
+    """To each question one of another family, or the next one where there is but one family."""
+    half = len(questions) // 2
+    return [*questions[half:], *questions[:half]]
+
+
+def teach(drawn: Sequence[Drawn], world: World, update: int, other_feedback: bool) -> Iterator[LessonFacts]:
+    """The lessons of an update: what the expert with the solution says of each answer, and the one that scores."""
+    shown = [one.question for one in drawn]
+    if other_feedback:
+        shown = swap_solutions(shown)
+    for one, told, scores in zip(drawn, shown, _judge(drawn, world), strict=True):
+        group_id, reference_id = new_id(), new_id()
+        for index, (sample, score) in enumerate(zip(one.samples, scores, strict=True)):
+            yield LessonFacts(
+                lesson_id=new_id(),
+                rollout_id=new_id(),
+                group_id=group_id,
+                group_size=len(one.samples),
+                index_in_group=index,
+                ordinal=index,
+                late=False,
+                task_id=uuid5(NAMESPACE_OID, one.question.key),
+                domain=one.question.domain,
+                messages=one.question.messages,
+                prompt_token_ids=one.prompt_ids,
+                token_ids=tuple(sample.token_ids),
+                text=sample.text,
+                sampler_logprobs=tuple(sample.logprobs),
+                action_mask=(True,) * len(sample.token_ids),
+                sampling=Sampling(max_new_tokens=world.max_new_tokens),
+                tokenized_at_ingest=False,
+                finish_reason=sample.finish_reason.value,
+                policy_number=update,
+                score=score,
+                answers=(
+                    _answer(reference_id, "reference", None, told.solution),
+                    _answer(new_id(), "verifier", score, None),
+                ),
+            )
+
+
+def _answer(answer_id: UUID, expert: str, score: float | None, solution: str | None) -> LessonAnswer:
+    return LessonAnswer(
+        id=answer_id,
+        expert=expert,
+        expert_version="1",
+        weight=1.0,
+        score=score,
+        feedback=None,
+        solution=solution,
+        distribution=None,
+        from_reference=solution is not None,
+        corrected=False,
+    )
+
+
+def _pad(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    ids = torch.zeros((len(rows), max(map(len, rows))), dtype=torch.long)
+    exists = torch.zeros(ids.shape, dtype=torch.bool)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = torch.tensor(row)
+        exists[index, : len(row)] = True
+    return ids, exists
+
+
+def _number(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def _now(device: str) -> float:
+    if device == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()

@@ -1,0 +1,144 @@
+"""Two worlds small enough for hundreds of runs, and the policy that is pre-trained on them.
+
+`rules`: each letter of a question stands for a number, the first letter's to be added to the first two digits, the
+second's to the last two, without carrying; an answer says the number before the two sums. The policy can add but is
+unsure of the letters. A shown solution tells what they mean, and that can be learned: a family is a pair of letters, so
+a new family is a new pair of known letters.
+
+`fork`: a question has two ways to be answered, and the policy takes either equally often. After `a` the digits
+reversed are right, which it can do. After `b` a code is right that nothing in the question tells; the shown solution
+does. A teacher that has seen it can go either way, so token by token nothing says that `a` is the better beginning:
+this is the two-step decision problem for which credit for later disagreement was made.
+
+Questions look like `?ab3142=` and answers like `142264`, one token a character.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+
+from benchmarks.shootout.questions import Question
+from services.contracts.tasks import Message, Split
+
+CODE_LETTERS = "ghijklmn"
+LETTERS = "abcdef"  # a adds 1, b adds 2, and so on
+SURE = 0.45  # how often the untrained policy has the right meaning of a letter
+TRUST = 0.97  # how often it then follows a shown solution
+NUM_TRAIN = 192
+NUM_MEASURED = 32  # held-out tasks, and as many validation tasks
+
+
+class Rules:
+    """Letters whose meaning feedback reveals."""
+
+    name = "rules"
+    max_new_tokens = 8
+    stop: list[str] = []
+
+    def questions(self, split: Split) -> Sequence[Question]:
+        """Of every family of the split, the same digits each time."""
+        return self._by_split[split]
+
+    def judge(self, asked: Sequence[tuple[Question, str]]) -> list[float]:
+        """Right or wrong."""
+        return [float(answer == question.solution) for question, answer in asked]
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def lessons(self, numbers: random.Random) -> Iterator[list[tuple[str, str]]]:
+        """What the policy is pre-trained on, for ever: turns of question and answer, the last after a solution."""
+        while True:
+            question = "".join(numbers.choices(LETTERS, k=2)) + _draw_digits(numbers, 4)
+            shown = self._guess(question, numbers)
+            again = shown if numbers.random() < TRUST else self._guess(question, numbers)
+            yield [(question, shown), (question, again)]
+
+    @cached_property
+    def _by_split(self) -> dict[Split, list[Question]]:
+        families = [first + second for first in LETTERS for second in LETTERS]
+        random.Random(0).shuffle(families)
+        dealt = {Split.HELDOUT: families[:8], Split.VALIDATION: families[8:12], Split.TRAIN: families[12:]}
+        return {split: list(_deal(own, split, self._write)) for split, own in dealt.items()}
+
+    def _write(self, family: str, count: int) -> Iterator[Question]:
+        numbers = random.Random(f"rules {family}")
+        for index in range(count):
+            text = family + _draw_digits(numbers, 4)
+            yield _question(f"rules/{family}/{index}", f"rules/{family}", text, apply_rules(text))
+
+    def _guess(self, question: str, numbers: random.Random) -> str:
+        """An answer as of somebody who has every letter right SURE of the time."""
+        believed = [
+            letter if numbers.random() < SURE else numbers.choice(LETTERS.replace(letter, ""))
+            for letter in question[:2]
+        ]
+        return apply_rules("".join(believed) + question[2:])
+
+
+class Fork:
+    """Two ways to answer, one of which needs what only the teacher is shown."""
+
+    name = "fork"
+    max_new_tokens = 6
+    stop: list[str] = []
+
+    def questions(self, split: Split) -> Sequence[Question]:
+        """Of every family of the split, the same digits each time."""
+        return self._by_split[split]
+
+    def judge(self, asked: Sequence[tuple[Question, str]]) -> list[float]:
+        """Right either way."""
+        return [float(text in (q.solution, _short_way(q.messages[0].content))) for q, text in asked]
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def lessons(self, numbers: random.Random) -> Iterator[list[tuple[str, str]]]:
+        """What the policy is pre-trained on, for ever: turns of question and answer, the last after a solution."""
+        while True:
+            question, code = _draw_digits(numbers, 3), "b" + _draw_code(numbers)
+            short = _short_way(question)
+            yield [(question, numbers.choice([short, code])), (question, numbers.choice([short, code]))]
+
+    @cached_property
+    def _by_split(self) -> dict[Split, list[Question]]:
+        dealt = {Split.TRAIN: "012345", Split.VALIDATION: "67", Split.HELDOUT: "89"}
+        return {split: list(_deal(own, split, self._write)) for split, own in dealt.items()}
+
+    def _write(self, first: str, count: int) -> Iterator[Question]:
+        numbers = random.Random(f"fork {first}")
+        for index in range(count):
+            text = first + _draw_digits(numbers, 2)
+            yield _question(f"fork/{first}/{index}", f"fork/{first}", text, "b" + _draw_code(numbers))
+
+
+def _deal(families: Sequence[str], split: Split, write: Callable[[str, int], Iterator[Question]]) -> Iterator[Question]:
+    """A split's questions, as many of each of its families."""
+    count = NUM_TRAIN if split is Split.TRAIN else NUM_MEASURED
+    return (question for family in families for question in write(family, count // len(families)))
+
+
+def apply_rules(question: str) -> str:
+    """The right answer: for each letter its number, and the sums of it and the letter's two digits."""
+    answer = ""
+    for letter, pair in ((question[0], question[2:4]), (question[1], question[4:6])):
+        added = LETTERS.index(letter) + 1
+        answer += str(added) + "".join(str((int(digit) + added) % 10) for digit in pair)
+    return answer
+
+
+def _short_way(question: str) -> str:
+    return "a" + question[::-1]
+
+
+def _draw_digits(numbers: random.Random, count: int) -> str:
+    return "".join(numbers.choices("0123456789", k=count))
+
+
+def _draw_code(numbers: random.Random) -> str:
+    return "".join(numbers.choices(CODE_LETTERS, k=3))
+
+
+def _question(key: str, family: str, text: str, solution: str) -> Question:
+    return Question(key, family, family.partition("/")[0], (Message(role="user", content=text),), solution)

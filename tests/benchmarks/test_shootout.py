@@ -1,0 +1,240 @@
+"""The shoot-out: its worlds, a run, that nothing is run twice, what the report says, and the whole in small."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import learn
+from benchmarks.shootout import pretrain
+from benchmarks.shootout.questions import Question
+from benchmarks.shootout.report import Entry, Section, write_report
+from benchmarks.shootout.results import Failure, Results, Run, Tuning
+from benchmarks.shootout.runs import (
+    Arm,
+    Artist,
+    Budget,
+    Gap,
+    Plan,
+    Point,
+    Setting,
+    ask_in_turn,
+    swap_solutions,
+    teach,
+    train,
+)
+from benchmarks.shootout.synthetic import Fork, Rules, apply_rules
+from services.contracts.tasks import Message, Split
+from services.policy.modeling import load_policy, make_tiny_policy, prefill_prompt, score_responses
+from trainer.config import TrainerConfig
+from trainer.state import begin
+
+DISTIL = Arm(name="distil", objective="distil")
+GRPO = Arm(name="grpo", objective="grpo", has_teacher=False)
+SETTING = Setting(learning_rate=1e-3, teacher_temperature=1.0)
+BUDGET = Budget(updates=2, groups=2, group_size=4, measure_every=1, samples=8, tasks=8)
+BASE = "a" * 64
+
+
+def make_plan(arm: Arm = DISTIL, seed: int = 0, rate: float = 1e-3, policy: str = "here") -> Plan:
+    setting = Setting(learning_rate=rate, teacher_temperature=1.0)
+    return Plan(world="fork", arm=arm, setting=setting, seed=seed, split=Split.HELDOUT, budget=BUDGET, policy=policy)
+
+
+def make_run(plan: Plan, *pass_1: float, seconds: float = 10.0) -> Run:
+    points = [
+        Point(update=i, seconds=i * seconds, pass_1=p, pass_8=p, tokens=5, stopped=1, entropy=0.5, kl_base=0.1)
+        for i, p in enumerate(pass_1)
+    ]
+    return Run(plan=plan, base_sha256=BASE, curve=tuple(points))
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random policy that reads the synthetic worlds' questions."""
+    folder = make_tiny_policy(tmp_path_factory.mktemp("shootout") / "policy")
+    policy = load_policy(folder)
+    policy.tokenizer.chat_template = pretrain.TEMPLATE
+    policy.tokenizer.save_pretrained(folder)
+    return folder
+
+
+# --- the worlds ---
+
+
+def test_a_letter_of_the_rules_world_is_a_number_that_is_added_without_carrying() -> None:
+    assert apply_rules("ab3142") == "142264"
+    assert apply_rules("fa9900") == "655111"
+
+
+@pytest.mark.parametrize("world", [Rules(), Fork()])
+def test_no_family_of_a_world_is_in_two_splits(world: Rules | Fork) -> None:
+    families = [{question.family for question in world.questions(split)} for split in Split]
+    assert sum(map(len, families)) == len(set.union(*families))
+
+
+def test_both_ways_of_the_fork_world_are_right_and_nothing_else_is() -> None:
+    world = Fork()
+    question = world.questions(Split.HELDOUT)[0]
+    digits = question.messages[0].content
+    answers = [question.solution, "a" + digits[::-1], "a" + digits, "b", ""]
+    assert world.judge([(question, answer) for answer in answers]) == [1, 1, digits == digits[::-1], 0, 0]
+
+
+@pytest.mark.parametrize("world", [Rules(), Fork()])
+def test_the_untrained_policy_is_taught_to_answer_right_sometimes_and_not_always(world: Rules | Fork) -> None:
+    lessons = world.lessons(random.Random(0))
+    taught = [next(lessons)[0] for _ in range(400)]
+
+    def ask(question: str) -> Question:
+        return Question(
+            "any", "any", "any", (Message(role="user", content=question),), apply_rules_or_nothing(question)
+        )
+
+    rate = sum(world.judge([(ask(question), answer)])[0] for question, answer in taught) / len(taught)
+    assert 0.1 < rate < 0.6
+
+
+def apply_rules_or_nothing(question: str) -> str:
+    return apply_rules(question) if len(question) == 6 else "nothing"
+
+
+def test_questions_come_in_an_order_of_the_seed_and_each_before_any_comes_again() -> None:
+    questions = Fork().questions(Split.VALIDATION)
+    asked = ask_in_turn(questions, 8, seed=3)
+    keys = [question.key for _ in range(4) for question in next(asked)]
+    again = ask_in_turn(questions, 8, seed=3)
+    assert sorted(keys) == sorted(question.key for question in questions)
+    assert keys == [question.key for _ in range(4) for question in next(again)]
+
+
+def test_the_control_is_shown_the_solution_of_another_task_and_judged_by_its_own(untrained: Path) -> None:
+    world = Rules()
+    questions = world.questions(Split.TRAIN)[::30]
+    assert all(ours.key != theirs.key for ours, theirs in zip(questions, swap_solutions(questions), strict=True))
+    drawn = Artist(load_policy(untrained).model, load_policy(untrained), world).draw(questions, 2, "any")
+    for other, lessons in ((False, teach(drawn, world, 1, False)), (True, teach(drawn, world, 1, True))):
+        for lesson in lessons:
+            shown = {answer.solution for answer in lesson.answers} - {None}
+            own = next(q.solution for q in questions if q.messages == lesson.messages)
+            assert (own in shown) is not other
+            assert lesson.score == float(lesson.text == own)
+
+
+# --- a run ---
+
+
+def test_answers_are_drawn_with_the_weights_of_the_moment(untrained: Path) -> None:
+    policy = load_policy(untrained)
+    state = begin(policy, TrainerConfig())
+    for name, parameter in state.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    artist = Artist(state.model, policy, Rules())
+    drawn = artist.draw(Rules().questions(Split.TRAIN)[:3], 5, "any")
+    for one in drawn:
+        prefill = prefill_prompt(state.model, torch.tensor(one.prompt_ids))
+        for sample in one.samples:
+            ids = torch.tensor([sample.token_ids])
+            scored = score_responses(state.model, prefill, ids, torch.ones_like(ids, dtype=torch.bool))
+            assert torch.allclose(scored.logprobs[0], torch.tensor(sample.logprobs), atol=1e-4)
+    _, kl_base = artist.read_again(drawn)
+    assert kl_base > 0.01
+
+
+def test_a_run_begins_at_the_base_and_the_same_plan_gives_the_same_curve(untrained: Path) -> None:
+    plan = make_plan(policy=str(untrained))
+    first, second = train(plan, Fork()), train(plan, Fork())
+    assert [point.update for point in first] == [0, 1, 2]
+    assert first[0].kl_base == pytest.approx(0, abs=1e-5)
+    assert first[-1].kl_base > 1e-4
+    assert [p.model_copy(update={"seconds": 0}) for p in first] == [p.model_copy(update={"seconds": 0}) for p in second]
+
+
+# --- results ---
+
+
+def test_what_was_run_is_not_run_again(tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    results = Results(path, {"fork": BASE})
+    results.add(make_run(make_plan(seed=0), 0.1, 0.5))
+    results.add(Failure(plan=make_plan(seed=1), base_sha256=BASE, reason="NaN"))
+    with path.open("a") as file:
+        file.write('{"plan": {"world"')  # killed while writing
+    again = Results(path, {"fork": BASE})
+    wanted = [make_plan(seed=seed, policy="elsewhere") for seed in range(3)]
+    assert [plan.seed for plan in again.missing(wanted)] == [2]
+    assert [run.plan.seed for run in again.runs(wanted)] == [0]
+    assert [failure.plan.seed for failure in again.failures(wanted)] == [1]
+    again.add(make_run(make_plan(seed=2), 0.1, 0.5))
+    assert Results(path, {"fork": BASE}).missing(wanted) == []
+    assert Results(path, {"fork": "b" * 64}).missing(wanted) == wanted, "runs of another base policy do not count"
+
+
+def test_the_setting_with_the_best_mean_over_seeds_is_chosen_and_a_failure_counts_as_nothing_learned(
+    tmp_path: Path,
+) -> None:
+    results = Results(tmp_path / "runs.jsonl", {"fork": BASE})
+    plans = [make_plan(seed=seed, rate=rate) for rate in (1e-3, 2e-3) for seed in (0, 1)]
+    for plan, end in zip(plans[:3], (0.5, 0.6, 0.9), strict=True):
+        results.add(make_run(plan, 0.1, end))
+    results.add(Failure(plan=plans[3], base_sha256=BASE, reason="NaN"))
+    tuning = results.tune(plans)
+    assert list(tuning.pass_1.values()) == pytest.approx([0.55, 0.45])
+    assert tuning.best == plans[0].setting
+
+
+# --- the report ---
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> str:
+    ours = Entry(DISTIL, [make_run(make_plan(seed=s), 0.1, 0.6 + 0.1 * s) for s in (1, 2)], [], Tuning({SETTING: 0.7}))
+    failure = Failure(plan=make_plan(GRPO, 3), base_sha256=BASE, reason="ValueError: NaN")
+    theirs = [make_run(make_plan(GRPO, s), 0.1, 0.5 + 0.1 * s, seconds=20.0) for s in (2, 1)]
+    entries = [ours, Entry(GRPO, theirs, [failure], Tuning({SETTING: 0.5}))]
+    section = Section("fork", Gap(student=0.25, teacher=0.75, control=0.125), BUDGET, entries)
+    text, figure = write_report([section], tmp_path, "tiny", "python -m benchmarks.learn")
+    assert figure.stat().st_size > 10_000
+    return text.read_text()
+
+
+def test_the_report_pairs_by_seed_and_compares_at_equal_time(report: str) -> None:
+    row = next(line for line in report.splitlines() if line.startswith("| grpo"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[3].startswith("0.650 [")
+    assert cells[4] == "-0.100 [-0.100, -0.100]"
+    assert cells[7] == "0.375", "half-way between 0.1 and 0.65, when the quicker arm was done"
+
+
+def test_the_report_names_gap_grid_and_failures(report: str) -> None:
+    assert "0.250" in report
+    assert "0.750" in report
+    assert "0.125" in report
+    assert "- grpo: lr 0.001, τ 1 0.500" in report
+    assert "failed: grpo, seed 3: ValueError: NaN" in report
+
+
+# --- the whole ---
+
+
+@pytest.mark.integration
+def test_the_whole_shootout_ends_with_its_report_and_then_runs_nothing_twice(tmp_path: Path, untrained: Path) -> None:
+    folder = tmp_path / "tiny-quick"
+    folder.mkdir()
+    (folder / "base-fork").symlink_to(untrained)
+    command = ["--tier", "tiny", "--quick", "--worlds", "fork", "--arms", "grpo", "--jobs", "1", "--folder"]
+    assert learn.main([*command, str(tmp_path)]) == 0
+    lines = (folder / "runs.jsonl").read_text().splitlines()
+    names = [json.loads(line)["plan"]["arm"]["name"] for line in lines]
+    assert sorted(names) == ["control"] * 2 + ["grpo"] * 4, "two rates on one seed, then two seeds each"
+    assert "| grpo |" in (folder / "tiny.md").read_text()
+    assert learn.main([*command, str(tmp_path)]) == 0
+    assert (folder / "runs.jsonl").read_text().splitlines() == lines
+
+
+def test_a_name_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="unknown here: nobody"):
+        learn.main(["--arms", "nobody", "--folder", str(tmp_path)])
