@@ -126,7 +126,7 @@ def skip_without_engine() -> None:
 def list_containers(server: SandboxServer) -> list[docker.models.containers.Container]:
     """Containers of this server's runs, ended ones too."""
     label = f"preceptor-sandbox={socket.gethostname()}/{server.process.pid}"
-    return list(docker.from_env().containers.list(all=True, filters={"label": label}))
+    return list(docker.from_env().containers.list(all=True, filters={"label": label}, ignore_removed=True))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
