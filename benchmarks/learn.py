@@ -27,21 +27,22 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from benchmarks.shootout.report import Entry, Section, write_report
-from benchmarks.shootout.results import Failure, Results, Run
-from benchmarks.shootout.runs import Arm, Budget, Gap, Plan, Point, Setting, measure_gap, train
-from benchmarks.shootout.worlds import opened, prepare_policy, serving_judges
+from benchmarks.shootout.report import Entry, Section, find_commit, write_report
+from benchmarks.shootout.results import Results, Run
+from benchmarks.shootout.runs import Arm, Budget, Gap, Outcome, Plan, Setting, measure_gap, train
+from benchmarks.shootout.worlds import about, opened, prepare_policy, serving_judges
 from services.cli.progress import Progress
 from services.contracts.tasks import Split
 from services.policy.modeling import hash_weights
 
+DISTIL = Arm(name="distil", objective="distil")
 ARMS = (
-    Arm(name="distil", objective="distil"),
+    DISTIL,
     Arm(name="distil λ=1", objective="distil", lam=1.0),
     Arm(name="distil λ=10", objective="distil", lam=10.0),
     Arm(name="forward_ce", objective="forward_ce"),
-    Arm(name="paper", objective="paper"),
-    Arm(name="sdpo", objective="sdpo"),
+    Arm(name="paper", objective="paper", teacher_ema=0.01, student_top_k=20),
+    Arm(name="sdpo", objective="sdpo", teacher_ema=0.05, student_top_k=20),
     Arm(name="reverse_kl", objective="reverse_kl"),
     Arm(name="grpo", objective="grpo", has_teacher=False),
     Arm(name="maxrl", objective="maxrl", has_teacher=False),
@@ -87,7 +88,7 @@ TIERS = {
     "tiny": Tier(
         worlds=("rules", "fork"),
         arms=ARMS,
-        learning_rates=(1e-3, 2e-3, 4e-3),
+        learning_rates=(5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
         temperatures=(0.5, 1.0),
         tuning_seeds=3,
         final=TINY,
@@ -96,7 +97,7 @@ TIERS = {
     "small": Tier(
         worlds=("functions", "tool-calls"),
         arms=tuple(arm for arm in ARMS if arm.name in ("distil", "forward_ce", "sdpo", "grpo", "sft")),
-        learning_rates=(2e-4, 5e-4, 1e-3),
+        learning_rates=(1e-4, 2e-4, 5e-4, 1e-3),
         temperatures=(0.5, 1.0),
         tuning_seeds=1,
         final=SMALL,
@@ -148,7 +149,7 @@ def _narrow(tier: Tier, options: argparse.Namespace) -> Tier:
     if options.quick:
         short = tier.final.model_copy(update={"updates": 8, "samples": 8})
         tier = replace(tier, final=short, tuning_seeds=1, final_seeds=2, temperatures=(0.5,))
-        tier = replace(tier, learning_rates=tier.learning_rates[1:])
+        tier = replace(tier, learning_rates=tier.learning_rates[1:3])
     return tier
 
 
@@ -192,18 +193,19 @@ class Shootout:
         self._make(results, [plan for plans in tuning.values() for plan in plans], "tuning")
         chosen = {pair: results.tune(plans).best for pair, plans in tuning.items()}
         finals = {pair: self._finals(*pair, setting, policies) for pair, setting in chosen.items()}
-        for world in policies:
-            first = chosen[world, self.tier.arms[0]]  # the control differs from the first arm in the feedback alone
-            finals[world, CONTROL] = self._finals(world, CONTROL, first, policies)
+        if DISTIL in self.tier.arms:  # the control differs from it in the feedback alone
+            finals |= {
+                (world, CONTROL): self._finals(world, CONTROL, chosen[world, DISTIL], policies) for world in policies
+            }
         self._make(results, [plan for plans in finals.values() for plan in plans], "held-out runs")
         sections = []
         for world in policies:
             entries = [
-                Entry(arm, results.runs(plans), results.failures(plans), results.tune(tuning.get((world, arm), [])))
+                Entry(arm, results.runs(plans), results.tune(tuning.get((world, arm), [])))
                 for (where, arm), plans in finals.items()
                 if where == world
             ]
-            sections.append(Section(world, gaps[world].result(), self.tier.final, entries))
+            sections.append(Section(world, about(world), gaps[world].result(), self.tier.final, entries))
         return sections
 
     def _prepare(self) -> dict[str, Path]:
@@ -239,30 +241,30 @@ class Shootout:
     def _make(self, results: Results, plans: Sequence[Plan], label: str) -> None:
         """Run what is missing, seed by seed, so that a stopped shoot-out has a bit of everything."""
         missing = sorted(results.missing(plans), key=lambda plan: plan.seed)
-        done = len(plans) - len(missing)
+        done, commit = len(plans) - len(missing), find_commit()
         with self.progress.bar(label) as bar:
             bar.set(done, len(plans))
             waiting = {self.pool.submit(run_plan, plan): plan for plan in missing}
             for future in as_completed(waiting):
-                curve, reason = future.result()
-                plan = waiting[future]
-                base = results.base_sha256[plan.world]
-                if reason:
-                    self.progress.say(f"{plan.world}, {plan.arm.name}, {plan.setting}, seed {plan.seed}: {reason}")
-                    results.add(Failure(plan=plan, base_sha256=base, reason=reason))
-                else:
-                    results.add(Run(plan=plan, base_sha256=base, curve=tuple(curve)))
+                plan, outcome = waiting[future], future.result()
+                results.add(
+                    Run(
+                        plan=plan,
+                        base_sha256=results.base_sha256[plan.world],
+                        commit=commit,
+                        curve=outcome.curve,
+                        num_untrained=outcome.num_untrained,
+                        num_invalid=outcome.num_invalid,
+                    )
+                )
                 done += 1
                 bar.set(done, len(plans), f"{plan.world}, {plan.arm.name}")
 
 
-def run_plan(plan: Plan) -> tuple[list[Point], str]:
-    """A run's curve; or why it has none."""
+def run_plan(plan: Plan) -> Outcome:
+    """What became of a run."""
     with opened(plan.world) as world:
-        try:
-            return train(plan, world), ""
-        except (ValueError, RuntimeError) as error:  # weights that became NaN, memory that was not enough
-            return [], f"{type(error).__name__}: {error}"[:500]
+        return train(plan, world)
 
 
 def gap_of(world_name: str, policy: str, device: str, dtype: str) -> Gap:

@@ -89,14 +89,17 @@ def account_for_experts(
     loss: DistilLoss,
     teacher: Teacher,
     per_token: float,
+    credits_later_costs: bool,
 ) -> None:
     """Write down what an objective that learns from experts made of a micro-batch.
 
     weight: the objective's own in the update's loss. per_token: turns its means into means over the tokens it covers.
+    credits_later_costs: it has a future term, whose returns the running mean of later updates is made of.
     """
     account.add(f"loss_{name}", weight * float(loss.loss.detach()))
-    for part_name in ("local", "partial", "future"):
-        account.add(part_name, weight * float(getattr(loss, part_name)))
+    account.add("local", weight * float(loss.local))
+    account.add("partial", weight * float(loss.partial))
+    account.add("future", weight * float(loss.future))
     if name in FROM_ALL_EXPERTS:
         account.add(f"kl_{name}", float(loss.kl) * per_token)
         account.add(f"cross_entropy_{name}", float(loss.cost_mean) * per_token)
@@ -110,15 +113,15 @@ def account_for_experts(
             about = source.rows[index]
             if about is None:
                 continue
-            share, tokens = float(part.row_local[index]), float(part.row_weight[index])
+            local, tokens = float(part.row_local[index]), float(part.row_weight[index])
             _record(
                 account,
                 row,
                 source.kind,
                 about[0],
                 weight * about[1],
-                weight * share,
-                share / tokens if tokens > 0 else 0.0,
+                weight * (abs(local) + abs(float(part.row_future[index]))),
+                local / tokens if tokens > 0 else None,
                 about[2],
                 source.context_sha256[index],
                 teacher.sha256 if source.kind is TermKind.CONDITIONED else None,
@@ -129,7 +132,7 @@ def account_for_experts(
         account.token_costs.setdefault(row.lesson_id, tuple(loss.cost[index, :length].tolist()))
         if bool(felt[index]):
             account.future.add(row.lesson_id)
-        if name == "distil" and bool(loss.covered[index]):
+        if credits_later_costs and bool(loss.covered[index]):
             account.returns.append(loss.cost_to_go[index].cpu())
 
 
@@ -175,7 +178,8 @@ def account_for_imitation(
 
 
 def contribute(batch: Batch, account: Account) -> Iterator[Contribution]:
-    """What each lesson gave; shares are parts of all terms' local costs."""
+    """What each lesson gave. A share is a term's part of the sum of all terms' parts of the loss, each without its
+    sign: what it costs now and what earlier tokens are charged for it."""
     total = sum(abs(term.share) for terms in account.terms.values() for term in terms) or 1.0
     for row in batch.rows:
         terms = [t.model_copy(update={"share": abs(t.share) / total}) for t in account.terms.get(row.lesson_id, [])]

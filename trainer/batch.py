@@ -15,6 +15,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import cast
 from uuid import UUID
 
 from transformers import PreTrainedTokenizerBase
@@ -119,8 +120,14 @@ def _check_tokens(lesson: LessonFacts, vocabulary: Vocabulary) -> None:
         raise ValueError(f"a token id is outside the vocabulary of {vocabulary.size}")
     if len(ids) > vocabulary.max_positions:
         raise ValueError(f"prompt and answer have {len(ids)} tokens; the model reads {vocabulary.max_positions}")
+    if len(lesson.action_mask) != len(lesson.token_ids):
+        raise ValueError(f"the action mask has {len(lesson.action_mask)} entries for {len(lesson.token_ids)} tokens")
     if not any(lesson.action_mask):
         raise ValueError("no token of the rollout is an action")
+    if lesson.sampler_logprobs is not None and len(lesson.sampler_logprobs) != len(lesson.token_ids):
+        raise ValueError(f"{len(lesson.sampler_logprobs)} sampler logprobs for {len(lesson.token_ids)} tokens")
+    if lesson.score is not None and not 0 <= lesson.score <= 1:
+        raise ValueError(f"its score {lesson.score} lies outside 0..1")
 
 
 def _speaking(lesson: LessonFacts, config: TrainerConfig) -> list[tuple[LessonAnswer, float]]:
@@ -305,6 +312,9 @@ def _read_samples(
             continue
         drawn = distribution.probabilities is not None
         read = _read_continuations(lesson, distribution, tokenizer, follow=not drawn)
+        unknown = [i for ids, _ in read.rests for i in ids if not 0 <= i < vocabulary.size]
+        if unknown:
+            raise ValueError(f"{_name(answer)}: token id {unknown[0]} is outside the vocabulary of {vocabulary.size}")
         source = _source(answer)
         if config.continuations == "imitate":
             named = Source(source.answers, tuple(f"{name}: the rest of a continuation" for name in source.names))
@@ -386,7 +396,8 @@ def solution_target(row: Row, tokenizer: PreTrainedTokenizerBase, vocabulary: Vo
     context = next((context for context in row.contexts if context.solution is not None), None)
     if context is None or context.solution is None:
         return None
-    ids = (*encode_text(tokenizer, context.solution), vocabulary.eos_token_ids[0])
+    end = cast(int, tokenizer.eos_token_id)  # the one that ends a turn; a model may know others
+    ids = (*encode_text(tokenizer, context.solution), end)
     if len(row.prompt_ids) + len(ids) > vocabulary.max_positions:
         return None
     return ImitationRow("solution", context.weight, ids, 0, context.source)

@@ -96,7 +96,8 @@ class Composer:
             ]
             loss = self._match(name, student, rollouts, [terms[index] for index in heard], micro)
             told = [sources[index] for index in heard]
-            account_for_experts(account, name, weight, micro, told, loss, self.teacher, self._per_token(name))
+            credits = name == "distil" and self.config.lam > 0
+            account_for_experts(account, name, weight, micro, told, loss, self.teacher, self._per_token(name), credits)
             total = total + weight * loss.loss
         for name, weight in plan.chosen(FROM_SCORES).items():
             own = [plan.advantages[name].get(row.lesson_id) for row in micro]
@@ -176,14 +177,29 @@ class Composer:
         """`weight` times the mean negative log-likelihood of given texts, by the trust in who gave them."""
         state = self.state
         rows, targets = [row for row, _ in pairs], [target for _, target in pairs]
-        texts, exists, trust = stack_targets(rows, targets, self.plan, state.device)
+        same = _find_same(rows, targets)  # siblings are mostly told the same text: it is read once
+        first = [same.index(number) for number in range(max(same) + 1)]
+        texts, exists = stack_targets([rows[i] for i in first], [targets[i] for i in first], self.plan, state.device)
+        trust = torch.tensor([target.weight for target in targets], device=state.device)
+        place = torch.tensor(same, device=state.device)
+        together = torch.zeros(len(first), device=state.device).index_add(0, place, trust)
         prompt = torch.tensor(rows[0].prompt_ids, device=state.device)
         hidden = read_responses(state.model, prompt, texts.token_ids, exists)
         student = read_student(state.model, hidden, texts, self.config.fused)
-        loss = sft_loss(student, texts, trust, num_tokens)
+        loss = sft_loss(student, texts, together, num_tokens)
         told_by = [(target.source, target.weight) for target in targets]
-        account_for_imitation(account, name, weight, rows, told_by, loss)
+        parts = trust / together[place].clamp(min=torch.finfo(trust.dtype).tiny)
+        account_for_imitation(account, name, weight, rows, told_by, loss.deal(place, parts))
         return weight * loss.loss
+
+
+def _find_same(rows: Sequence[Row], targets: Sequence[ImitationRow]) -> list[int]:
+    """For each text a number, from 0 on, that it has in common with those that say and count the same."""
+    numbers: dict[tuple[object, ...], int] = {}
+    keys = [
+        (row.group_id, row.late, row.temperature, t.token_ids, t.start) for row, t in zip(rows, targets, strict=True)
+    ]
+    return [numbers.setdefault(key, len(numbers)) for key in keys]
 
 
 def _own_success(row: Row) -> tuple[Source, float]:

@@ -32,7 +32,7 @@ class TrainerConfig(BaseSettings):
     """Objectives added to it with their weights: PRECEPTOR_TRAINER_MIX='{"grpo": 0.1}'. Each is logged by itself."""
     question_weights: Literal["none", "pass_rate"] = "none"
     """`pass_rate`: what a group's rollouts give is multiplied with √(p(1-p)), p its share of successes; groups without
-    a score are left out then."""
+    a score, and those whose rollouts all agree, are left out then."""
     normaliser: Literal["tokens", "max_tokens"] = "tokens"
     """What sums over whole rollouts are divided by: the update's usable action tokens, or usable rollouts times the
     longest answer allowed. Terms that cover some tokens only, and imitation, have counts of their own."""
@@ -86,7 +86,8 @@ class TrainerConfig(BaseSettings):
     lora_r: int = Field(default=16, ge=1)
     lora_alpha: int = Field(default=32, ge=1)
     micro_batch_rows: int = Field(default=8, ge=1)
-    """Rows put through the model at once. Siblings that share a baseline are never parted, however many they are."""
+    """Rows put through the model at once. Siblings that share a baseline (`distil` with λ above 0 and the baseline
+    `leave_one_out`) are never parted, however many they are."""
     fused: bool = True
     """Compute losses from hidden states, tile by tile of the output layer, instead of holding logits over the whole
     vocabulary. The same numbers but for rounding; an output layer with a bias has the plain version in any case."""
@@ -130,6 +131,11 @@ class TrainerConfig(BaseSettings):
     def objectives(self) -> dict[ObjectiveName, float]:
         """Every objective of an update with its weight."""
         return {self.objective: 1.0, **self.mix}
+
+    @property
+    def shares_baseline(self) -> bool:
+        """Whether a rollout's loss depends on its siblings' costs, so that they must be read together."""
+        return "distil" in self.objectives and self.lam > 0 and self.baseline == "leave_one_out"
 
     @property
     def objective_title(self) -> str:

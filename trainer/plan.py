@@ -99,24 +99,24 @@ def make_plan(
 
 
 def wins(row: Row) -> bool:
-    """Whether `rft` learns the rollout itself. A late lesson does not repeat what its rollout's first one gave."""
-    return row.solved and row.siblings == str(row.group_id)
+    """Whether `rft` learns the rollout itself: a success of the policy's own, not a text from elsewhere. A late lesson
+    does not repeat what its rollout's first one gave."""
+    return row.solved and row.sampler_logprobs is not None and not row.late
 
 
 def _emphasise(rows: Sequence[Row], config: TrainerConfig) -> dict[UUID, float | None]:
-    """√(p(1-p)) of each lesson's question, p the share of its scored rollouts that succeeded; None where none was
-    scored, since a pass rate is never made up."""
+    """√(p(1-p)) of each lesson's question, p the share of its scored rollouts that succeeded. None, and so left out,
+    where none was scored, since a pass rate is never made up, and where all agree. A late lesson comes without its
+    siblings and has 1."""
     if config.question_weights == "none":
         return {row.lesson_id: 1.0 for row in rows}
     successes: dict[UUID, list[bool]] = {}
     for row in rows:
-        if row.score is not None:
+        if row.score is not None and not row.late:
             successes.setdefault(row.group_id, []).append(row.solved)
     rates = {group: sum(own) / len(own) for group, own in successes.items()}
-    return {
-        row.lesson_id: (rates[row.group_id] * (1 - rates[row.group_id])) ** 0.5 if row.group_id in rates else None
-        for row in rows
-    }
+    weights = {group: (rate * (1 - rate)) ** 0.5 for group, rate in rates.items() if 0 < rate < 1}
+    return {row.lesson_id: 1.0 if row.late else weights.get(row.group_id) for row in rows}
 
 
 def _judge(rows: Sequence[Row], name: ObjectiveName, config: TrainerConfig) -> dict[UUID, float]:

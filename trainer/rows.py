@@ -126,6 +126,11 @@ class Row:
     imitations: tuple[ImitationRow, ...] = ()
 
     @property
+    def late(self) -> bool:
+        """Whether it comes alone, after its group was trained on."""
+        return self.siblings != str(self.group_id)
+
+    @property
     def num_actions(self) -> int:
         """Tokens the policy chose."""
         return sum(self.action_mask)

@@ -117,18 +117,22 @@ def _take_step(state: TrainerState, account: Account, learning_rate: float, conf
 # --- micro-batches ---
 
 
-def split_rows(rows: Sequence[Row], max_rows: int) -> list[list[Row]]:
-    """Rows that share a prompt, put through the model together: a group, or, where that is too many, its halves.
+def split_rows(rows: Sequence[Row], max_rows: int, share_baseline: bool) -> list[list[Row]]:
+    """Rows that share a prompt, put through the model together: a group, or, where that is too many, parts of it.
 
-    Rows that share a baseline are never parted.
+    Rows that share a baseline are never parted: where they do, a part is a half of the group, however large.
     """
     groups: dict[tuple[str, tuple[int, ...]], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.siblings, row.prompt_ids), []).append(row)
     split = []
     for group in groups.values():
-        halves = [[row for row in group if row.half == half] for half in sorted({row.half for row in group})]
-        split += halves if len(group) > max_rows else [group]
+        if len(group) <= max_rows:
+            split.append(group)
+        elif share_baseline:
+            split += [[row for row in group if row.half == half] for half in sorted({row.half for row in group})]
+        else:
+            split += [group[start : start + max_rows] for start in range(0, len(group), max_rows)]
     return split
 
 
@@ -136,7 +140,8 @@ def _sum_losses(composer: Composer, batch: Batch, ranks: Ranks, stopping: Callab
     """Backward through this rank's micro-batches; the account of all ranks. Raises MeaninglessRows on every rank."""
     rows = [row for row in batch.rows if row.lesson_id in composer.plan.usable]
     account, bad, stopped = Account(), dict[UUID, str](), False
-    for micro in split_rows(rows, composer.config.micro_batch_rows)[ranks.rank :: ranks.size]:
+    micros = split_rows(rows, composer.config.micro_batch_rows, composer.config.shares_baseline)
+    for micro in micros[ranks.rank :: ranks.size]:
         if stopped := stopping():
             break
         try:

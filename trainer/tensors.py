@@ -43,8 +43,8 @@ def stack_rows(micro: list[Row], plan: Plan, device: torch.device) -> tuple[Roll
 
 def stack_targets(
     rows: Sequence[Row], targets: Sequence[ImitationRow], plan: Plan, device: torch.device
-) -> tuple[Rollouts, Tensor, Tensor]:
-    """Texts to imitate in the rows' place as if they were rollouts, which of their tokens exist, and the trust [B]."""
+) -> tuple[Rollouts, Tensor]:
+    """Texts to imitate in the rows' place as if they were rollouts, and which of their tokens exist."""
     shape = (len(targets), max(len(target.token_ids) for target in targets))
     ids, learn = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.bool)
     exists = torch.zeros(shape, dtype=torch.bool)
@@ -60,7 +60,7 @@ def stack_targets(
         credited=torch.zeros(len(targets), dtype=torch.bool, device=device),
         emphasis=torch.tensor([plan.emphasis[row.lesson_id] for row in rows], device=device),
     )
-    return texts, exists.to(device), torch.tensor([target.weight for target in targets], device=device)
+    return texts, exists.to(device)
 
 
 @dataclass(frozen=True)

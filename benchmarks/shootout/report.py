@@ -11,8 +11,8 @@ from statistics import fmean
 
 import torch
 
-from benchmarks.shootout.results import Failure, Run, Tuning
-from benchmarks.shootout.runs import Arm, Budget, Gap, Point
+from benchmarks.shootout.results import Run, Tuning
+from benchmarks.shootout.runs import Arm, Budget, Gap, Setting
 from services.cli.statistics import Interval, t_interval
 
 SEVERAL = 2  # runs that make an interval
@@ -31,44 +31,33 @@ COLOURS = (
 )
 
 
-COLUMNS = (
-    "arm",
-    "setting",
-    "seeds",
-    "pass@1",
-    "less the first arm",
-    "pass@8",
-    "less the first arm",
-    "at equal time",
-    "tokens",
-    "ended",
-    "entropy",
-    "KL to base",
-    "s",
-)
-EXPLANATION = (
-    "Held-out tasks, of families never trained on, after the last update; every arm with the setting that was best on",
-    "validation tasks. Intervals are 95 % t-intervals over seeds; differences are paired by seed, and not adjusted for",
-    "how many there are. `at equal time` is pass@1 when the quickest arm's runs were done, read off the curve. Entropy",
-    "and KL are nats a token; seconds are of one core, without the measuring.",
-)
+EXPLANATION = """\
+Held-out tasks, of families never trained on, after the last update; every arm with the setting of its grid that was
+best on validation tasks, with seeds of its own. Intervals are 95 % t-intervals over seeds; differences are paired by
+seed, and not adjusted for how many there are. A seed decides the adapter's first weights, the order of tasks and every
+draw: base policy and tasks are the same for all, so an interval says nothing of other policies or tasks. `equal time`:
+when the quickest arm's runs were done, read off the curve; every arm is charged for drawing and judging all rollouts,
+`sft` too, which does not look at them. Entropy and KL are nats a token; seconds are of one core, without the measuring.
+`sdpo` and `paper` have the moving teachers of their authors (EMA .05, .01) and look at the student's top 20; all other
+teachers are frozen. The setting is the learning rate and, where a teacher is read, its temperature; * marks a rate at
+an end of the grid."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """An arm in one world: its held-out runs, those that failed, and its grid on the validation tasks."""
+    """An arm in one world: its held-out runs, and its grid on the validation tasks."""
 
     arm: Arm
     runs: list[Run]
-    failures: list[Failure]
     tuning: Tuning
 
 
 @dataclass(frozen=True)
 class Section:
-    """A world."""
+    """A world: what it is, what a shown solution is worth in it, and its arms, the one compared with first."""
 
     world: str
+    about: str
     gap: Gap
     budget: Budget
     entries: list[Entry]
@@ -79,19 +68,20 @@ def write_report(sections: Sequence[Section], folder: Path, name: str, command: 
     folder.mkdir(parents=True, exist_ok=True)
     text, figure = folder / f"{name}.md", folder / f"{name}.png"
     draw_curves(sections, figure)
-    lines = [*_head(name, command), f"![held-out pass@1 by rollouts and by seconds]({figure.name})", ""]
+    lines = [*_head(sections, name, command), f"![held-out pass@1 by rollouts and by seconds]({figure.name})", ""]
     for section in sections:
         lines += _describe(section)
-    text.write_text("\n".join(lines) + "\n")
+    text.write_text("\n".join(lines).rstrip() + "\n")
     return [text, figure]
 
 
-def _head(name: str, command: str) -> Iterator[str]:
+def _head(sections: Sequence[Section], name: str, command: str) -> Iterator[str]:
+    commits = sorted({run.commit for section in sections for entry in section.entries for run in entry.runs})
     yield f"# Which objective learns best? Tier {name}"
     yield ""
-    yield f"`{command}`, commit {_commit()}, {datetime.now(UTC):%Y-%m-%d}, {_machine()}."
+    yield f"`{command}`, held-out runs by commit {', '.join(commits)}, {datetime.now(UTC):%Y-%m-%d}, {_machine()}."
     yield ""
-    yield from EXPLANATION
+    yield EXPLANATION
     yield ""
 
 
@@ -99,61 +89,77 @@ def _describe(section: Section) -> Iterator[str]:
     gap, budget = section.gap, section.budget
     yield f"## {section.world}"
     yield ""
+    yield section.about
     yield f"Each run: {budget.updates} updates of {budget.groups} tasks × {budget.group_size} rollouts."
     yield f"Before training, on train tasks, the student is right in {gap.student:.3f} of its answers; the teacher,"
     yield f"shown the solution, in {gap.teacher:.3f}; the control, shown another task's, in {gap.control:.3f}."
     yield ""
-    yield f"| {' | '.join(COLUMNS)} |"
-    yield "|---" * len(COLUMNS) + "|"
     told = [entry for entry in section.entries if entry.runs]
-    shortest = min((fmean(run.curve[-1].seconds for run in entry.runs) for entry in told), default=0.0)
-    for entry in told:
-        yield _row(entry, section.entries[0], shortest)
+    if not told:
+        return
+    rows = list(_rows(told))
+    yield f"| {' | '.join(rows[0])} |"
+    yield "|---" * len(rows[0]) + "|"
+    yield from (f"| {' | '.join(row.values())} |" for row in rows)
     yield ""
     before = [run.curve[0] for entry in told for run in entry.runs]
-    if before:
-        yield (
-            f"Before training on the held-out tasks: pass@1 {fmean(p.pass_1 for p in before):.3f}, "
-            f"pass@8 {fmean(p.pass_8 for p in before):.3f}, entropy {fmean(p.entropy for p in before):.2f}."
-        )
-        yield ""
+    yield (
+        f"Before training on the held-out tasks: pass@1 {fmean(p.pass_1 for p in before):.3f}, "
+        f"pass@8 {fmean(p.pass_8 for p in before):.3f}, entropy {fmean(p.entropy for p in before):.2f}."
+    )
+    yield ""
     yield "The grid, pass@1 on validation tasks:"
     yield ""
     for entry in section.entries:
         if entry.tuning.pass_1:
-            found = "; ".join(f"{setting} {value:.3f}" for setting, value in entry.tuning.pass_1.items())
+            found = "; ".join(f"{_name(entry, setting)} {value:.3f}" for setting, value in entry.tuning.pass_1.items())
             yield f"- {entry.arm.name}: {found}"
     yield ""
-    for entry in section.entries:
-        for failure in entry.failures:
-            yield f"- failed: {entry.arm.name}, seed {failure.plan.seed}: {failure.reason}"
+    for entry in told:
+        untrained, invalid = sum(run.num_untrained for run in entry.runs), sum(run.num_invalid for run in entry.runs)
+        if untrained or invalid:
+            yield f"- {entry.arm.name}: in all runs {untrained} updates changed nothing, {invalid} invalid rollouts"
+    yield ""
 
 
-def _row(entry: Entry, first: Entry, shortest: float) -> str:
-    ends = [run.curve[-1] for run in entry.runs]
-    cells = [
-        entry.arm.name,
-        str(entry.runs[0].plan.setting),
-        str(len(ends)),
-        _show(t_interval([end.pass_1 for end in ends])),
-        _difference(entry, first, lambda point: point.pass_1),
-        _show(t_interval([end.pass_8 for end in ends])),
-        _difference(entry, first, lambda point: point.pass_8),
-        f"{fmean(_at(run.curve, shortest) for run in entry.runs):.3f}",
-        f"{fmean(end.tokens for end in ends):.1f}",
-        f"{fmean(end.stopped for end in ends):.2f}",
-        f"{fmean(end.entropy for end in ends):.2f}",
-        f"{fmean(end.kl_base for end in ends):.2f}",
-        f"{fmean(end.seconds for end in ends):.1f}",
-    ]
-    return f"| {' | '.join(cells)} |"
+def _rows(entries: Sequence[Entry]) -> Iterator[dict[str, str]]:
+    first = entries[0]
+    soon = min(fmean(run.curve[-1].seconds for run in entry.runs) for entry in entries)
+    for entry in entries:
+        ends = [run.curve[-1] for run in entry.runs]
+        yield {
+            "arm": entry.arm.name,
+            "setting": _name(entry, entry.runs[0].plan.setting) + ("*" if _at_an_end(entry) else ""),
+            "seeds": str(len(ends)),
+            "pass@1": _show(t_interval([end.pass_1 for end in ends])),
+            f"less {first.arm.name}": _difference(entry, first, lambda run: run.curve[-1].pass_1),
+            "pass@8": _show(t_interval([end.pass_8 for end in ends])),
+            f"pass@8 less {first.arm.name}": _difference(entry, first, lambda run: run.curve[-1].pass_8),
+            "pass@1 at equal time": f"{fmean(_at(run, soon) for run in entry.runs):.3f}",
+            f"that less {first.arm.name}": _difference(entry, first, lambda run: _at(run, soon)),
+            "tokens": f"{fmean(end.tokens for end in ends):.1f}",
+            "ended": f"{fmean(end.stopped for end in ends):.2f}",
+            "entropy": f"{fmean(end.entropy for end in ends):.2f}",
+            "KL to base": f"{fmean(end.kl_base for end in ends):.2f}",
+            "s": f"{fmean(end.seconds for end in ends):.1f}",
+        }
 
 
-def _difference(entry: Entry, first: Entry, value: Callable[[Point], float]) -> str:
+def _name(entry: Entry, setting: Setting) -> str:
+    return str(setting) if entry.arm.has_teacher else f"lr {setting.learning_rate:g}"
+
+
+def _at_an_end(entry: Entry) -> bool:
+    """Whether a learning rate outside of the grid might have been better."""
+    rates = sorted({setting.learning_rate for setting in entry.tuning.pass_1})
+    return bool(rates) and entry.runs[0].plan.setting.learning_rate in (rates[0], rates[-1])
+
+
+def _difference(entry: Entry, first: Entry, value: Callable[[Run], float]) -> str:
     if entry is first:
         return ""
-    theirs = {run.plan.seed: value(run.curve[-1]) for run in first.runs}
-    paired = [value(run.curve[-1]) - theirs[run.plan.seed] for run in entry.runs if run.plan.seed in theirs]
+    theirs = {run.plan.seed: value(run) for run in first.runs}
+    paired = [value(run) - theirs[run.plan.seed] for run in entry.runs if run.plan.seed in theirs]
     return _show(t_interval(paired), "+") if paired else ""
 
 
@@ -163,13 +169,13 @@ def _show(interval: Interval, sign: str = "") -> str:
     return f"{interval.mean:{sign}.3f} [{interval.low:{sign}.3f}, {interval.high:{sign}.3f}]"
 
 
-def _at(curve: Sequence[Point], seconds: float) -> float:
+def _at(run: Run, seconds: float) -> float:
     """pass@1 after so many seconds, between two measurements on the line that joins them."""
-    for left, right in pairwise(curve):
+    for left, right in pairwise(run.curve):
         if right.seconds >= seconds:
             share = (seconds - left.seconds) / max(right.seconds - left.seconds, 1e-9)
             return left.pass_1 + share * (right.pass_1 - left.pass_1)
-    return curve[-1].pass_1
+    return run.curve[-1].pass_1
 
 
 def draw_curves(sections: Sequence[Section], path: Path) -> None:
@@ -204,7 +210,7 @@ def draw_curves(sections: Sequence[Section], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def _commit() -> str:
+def find_commit() -> str:
     """The commit that ran; `+` where files differ from it, `unknown` outside of a checkout."""
     try:
         name = subprocess.run(

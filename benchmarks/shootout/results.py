@@ -6,32 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from benchmarks.shootout.runs import Plan, Point, Setting
 
 
 class Run(BaseModel):
-    """A run that came to its end. base_sha256: the policy it began with."""
+    """A run that came to its end. base_sha256: the policy it began with; commit: the code that ran."""
 
     model_config = ConfigDict(frozen=True)
 
     plan: Plan
     base_sha256: str
+    commit: str
     curve: tuple[Point, ...]
-
-
-class Failure(BaseModel):
-    """A run that did not, and why: NaN weights, say. It counts as having learned nothing and is not repeated."""
-
-    model_config = ConfigDict(frozen=True)
-
-    plan: Plan
-    base_sha256: str
-    reason: str
-
-
-LINE: TypeAdapter[Run | Failure] = TypeAdapter(Run | Failure)
+    num_untrained: int
+    num_invalid: int
 
 
 @dataclass
@@ -51,7 +41,7 @@ class Results:
             _key(one.plan): one for one in found if one.base_sha256 == self.base_sha256.get(one.plan.world)
         }
 
-    def add(self, one: Run | Failure) -> None:
+    def add(self, one: Run) -> None:
         """Write it down."""
         self._append(one.model_dump_json())
         self._by_plan[_key(one.plan)] = one
@@ -61,25 +51,19 @@ class Results:
         return [plan for plan in plans if _key(plan) not in self._by_plan]
 
     def runs(self, plans: Sequence[Plan]) -> list[Run]:
-        """Those of the plans that came to their end."""
+        """Those of the plans that were run."""
         found = (self._by_plan.get(_key(plan)) for plan in plans)
-        return [one for one in found if isinstance(one, Run)]
-
-    def failures(self, plans: Sequence[Plan]) -> list[Failure]:
-        """Those that did not."""
-        found = (self._by_plan.get(_key(plan)) for plan in plans)
-        return [one for one in found if isinstance(one, Failure)]
+        return [one for one in found if one is not None]
 
     def _append(self, line: str) -> None:
         with self.path.open("a") as file:
             file.write(line + "\n")
 
     def tune(self, plans: Sequence[Plan]) -> "Tuning":
-        """pass@1 after the last update by setting, averaged over seeds; a run that failed has 0."""
+        """pass@1 after the last update by setting, averaged over seeds."""
         by_setting: dict[Setting, list[float]] = {}
-        for plan in plans:
-            run = self.runs([plan])
-            by_setting.setdefault(plan.setting, []).append(run[0].curve[-1].pass_1 if run else 0.0)
+        for run in self.runs(plans):
+            by_setting.setdefault(run.plan.setting, []).append(run.curve[-1].pass_1)
         return Tuning({setting: fmean(values) for setting, values in by_setting.items()})
 
 
@@ -95,11 +79,11 @@ class Tuning:
         return max(self.pass_1, key=lambda setting: self.pass_1[setting])
 
 
-def _read(lines: Sequence[str]) -> Iterator[Run | Failure]:
+def _read(lines: Sequence[str]) -> Iterator[Run]:
     """What the lines hold; one that was cut short when its writer was killed holds nothing."""
     for line in lines:
         with suppress(ValidationError):
-            yield LINE.validate_json(line)
+            yield Run.model_validate_json(line)
 
 
 def _key(plan: Plan) -> str:

@@ -45,6 +45,7 @@ from trainer.batch import build_batch
 from trainer.config import ObjectiveName, TrainerConfig
 from trainer.padding import read_responses
 from trainer.ranks import Ranks
+from trainer.rows import SUCCESS
 from trainer.state import begin
 from trainer.step import make_update
 
@@ -54,12 +55,13 @@ GAP_QUESTIONS = 32
 PASS_AT = 8
 
 
-_Any = TypeVar("_Any")
+_Item = TypeVar("_Item")
 
 
 class Arm(BaseModel):
     """What is compared: an objective, and what is changed about it. other_feedback: the control, whose teacher is
-    shown the solution of another task."""
+    shown the solution of another task. teacher_ema: 0 for a frozen teacher. student_top_k: read by `sdpo` and `paper`.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -68,6 +70,8 @@ class Arm(BaseModel):
     lam: float = 0.1
     other_feedback: bool = False
     has_teacher: bool = True
+    teacher_ema: float = 0.0
+    student_top_k: int = 100
 
 
 class Setting(BaseModel):
@@ -151,13 +155,24 @@ class Drawn:
     samples: tuple[Sample, ...]
 
 
-def train(plan: Plan, world: World) -> list[Point]:
-    """The curve of a run: before the first update, now and then, and after the last; or after the last alone."""
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run. num_untrained: updates that changed nothing; num_invalid: rollouts nothing was made of."""
+
+    curve: tuple[Point, ...]
+    num_untrained: int
+    num_invalid: int
+
+
+def train(plan: Plan, world: World) -> Outcome:
+    """A run: measured before the first update, now and then, and after the last; or after the last alone."""
     torch.use_deterministic_algorithms(plan.device == "cpu")
     policy = load_policy(Path(plan.policy), plan.device, getattr(torch, plan.dtype))
     config = TrainerConfig(
         objective=plan.arm.objective,
         lam=plan.arm.lam,
+        teacher_ema=plan.arm.teacher_ema,
+        student_top_k=plan.arm.student_top_k,
         learning_rate=plan.setting.learning_rate,
         micro_batch_rows=plan.budget.group_size,
         seed=plan.seed,
@@ -167,31 +182,34 @@ def train(plan: Plan, world: World) -> list[Point]:
         max_new_tokens=world.max_new_tokens, teacher_temperature=plan.setting.teacher_temperature, seed=plan.seed
     )
     state = begin(policy, config)
-    artist = Artist(state.model, policy, world)
+    answerer = Answerer(state.model, policy, world)
     asked = ask_in_turn(world.questions(Split.TRAIN), plan.budget.groups, plan.seed)
     measured = _spread(world.questions(plan.split), plan.budget.tasks)
     curve, seconds = list[Point](), 0.0
+    num_untrained = num_invalid = 0
     if plan.budget.measure_every < plan.budget.updates:
-        curve.append(measure(artist, measured, plan, 0, seconds))
+        curve.append(measure(answerer, measured, plan, 0, seconds))
     for update in range(1, plan.budget.updates + 1):
         began = _now(plan.device)
         questions = next(asked)
-        drawn = artist.draw(questions, plan.budget.group_size, f"{plan.seed} train {update}")
+        drawn = answerer.draw(questions, plan.budget.group_size, f"{plan.seed} train {update}")
         lessons = list(teach(drawn, world, update, plan.arm.other_feedback))
         batch = build_batch(lessons, [], state.tokenizer, state.vocabulary, config, newest_version=update)
-        make_update(state, batch, config, settings, Ranks(0, 1), lambda: False)
+        result = make_update(state, batch, config, settings, Ranks(0, 1), lambda: False)
+        num_untrained += result.untrained is not None
+        num_invalid += sum(one.invalid is not None for one in result.contributions)
         seconds += _now(plan.device) - began
         if update % plan.budget.measure_every == 0 or update == plan.budget.updates:
-            curve.append(measure(artist, measured, plan, update, seconds))
-    return curve
+            curve.append(measure(answerer, measured, plan, update, seconds))
+    return Outcome(tuple(curve), num_untrained, num_invalid)
 
 
-def measure(artist: "Artist", questions: Sequence[Question], plan: Plan, update: int, seconds: float) -> Point:
+def measure(answerer: "Answerer", questions: Sequence[Question], plan: Plan, update: int, seconds: float) -> Point:
     """The policy as it is now."""
-    drawn = artist.draw(questions, plan.budget.samples, f"{plan.seed} {plan.split} {update}")
-    scores = _judge(drawn, artist.world)
-    passed = [int(sum(score >= 0.5 for score in own)) for own in scores]
-    entropy, kl_base = artist.read_again(_spread(drawn, PROBED))
+    drawn = answerer.draw(questions, plan.budget.samples, f"{plan.seed} {plan.split} {update}")
+    scores = _judge(drawn, answerer.world)
+    passed = [int(sum(score >= SUCCESS for score in own)) for own in scores]
+    entropy, kl_base = answerer.read_again(_spread(drawn, PROBED))
     answers = [sample for one in drawn for sample in one.samples]
     return Point(
         update=update,
@@ -208,18 +226,18 @@ def measure(artist: "Artist", questions: Sequence[Question], plan: Plan, update:
 def measure_gap(policy_folder: Path, world: World, samples: int, device: str, dtype: str) -> Gap:
     """What feedback is worth before any training, on train tasks: the others have no solution to show."""
     policy = load_policy(policy_folder, device, getattr(torch, dtype))
-    artist = Artist(policy.model, policy, world)
+    answerer = Answerer(policy.model, policy, world)
     questions = _spread(world.questions(Split.TRAIN), GAP_QUESTIONS)
     others = swap_solutions(questions)
 
     def rate(shown: Sequence[Question] | None) -> float:
-        drawn = artist.draw(questions, samples, "gap", shown)
+        drawn = answerer.draw(questions, samples, "gap", shown)
         return fmean(score for own in _judge(drawn, world) for score in own)
 
     return Gap(student=rate(None), teacher=rate(questions), control=rate(others))
 
 
-class Artist:
+class Answerer:
     """Draws answers with a model's weights of the moment, through the policy server's own sampler."""
 
     def __init__(self, model: PolicyModel, policy: LoadedPolicy, world: World) -> None:
@@ -303,7 +321,7 @@ def ask_in_turn(questions: Sequence[Question], count: int, seed: int) -> Iterato
         del waiting[:count]
 
 
-def _spread(some: Sequence[_Any], count: int) -> list[_Any]:
+def _spread(some: Sequence[_Item], count: int) -> list[_Item]:
     """`count` of them, evenly spaced; all where there are no more."""
     number = min(count, len(some))
     return [some[index * len(some) // number] for index in range(number)]
@@ -316,9 +334,13 @@ def _judge(drawn: Sequence[Drawn], world: World) -> list[list[float]]:
 
 
 def swap_solutions(questions: Sequence[Question]) -> list[Question]:
-    """To each question one of another family, or the next one where there is but one family."""
-    half = len(questions) // 2
-    return [*questions[half:], *questions[:half]]
+    """To each question the next one of another family; the next one where there is but one family."""
+
+    def follow(index: int) -> Question:
+        others = [*questions[index + 1 :], *questions[:index]] or [questions[index]]
+        return next((other for other in others if other.family != questions[index].family), others[0])
+
+    return [follow(index) for index in range(len(questions))]
 
 
 def teach(drawn: Sequence[Drawn], world: World, update: int, other_feedback: bool) -> Iterator[LessonFacts]:

@@ -34,6 +34,8 @@ AT_ONCE = 8  # answers judged at a time
 class Starter:
     """One kind of the starter tasks."""
 
+    about = "The starter tasks of this kind, judged in the sandbox by the product's own verifier."
+
     def __init__(self, name: str) -> None:
         settings = Settings()
         self.name, self.max_new_tokens, self.stop = name, settings.max_new_tokens, list(settings.stop)

@@ -32,6 +32,11 @@ class Rules:
     """Letters whose meaning feedback reveals."""
 
     name = "rules"
+    about = (
+        "Synthetic: the policy is unsure what letters mean, and a shown solution tells. A held-out family is a pair of "
+        "letters that no train task has; each letter alone is in many, and the policy was pre-trained on all pairs, "
+        "with guesses as answers."
+    )
     max_new_tokens = 8
     stop: list[str] = []
 
@@ -80,6 +85,12 @@ class Fork:
     """Two ways to answer, one of which needs what only the teacher is shown."""
 
     name = "fork"
+    about = (
+        "Synthetic, and built for the future term: an answer may go one of two ways, and only one of them can be "
+        "followed without seeing the solution, which always shows the other. So `sft`, which imitates what it cannot "
+        "know, has to fail here, and objectives that look at one token at a time have nothing to go by. The control "
+        "differs little from `distil`: what a solution reveals of its own task cannot be learned anyway."
+    )
     max_new_tokens = 6
     stop: list[str] = []
 

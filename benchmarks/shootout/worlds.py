@@ -10,7 +10,7 @@ from benchmarks.shootout.starter import FILES, Starter, running_sandbox
 from benchmarks.shootout.synthetic import Fork, Rules
 from services.policy.convert import resolve_model
 
-SYNTHETIC: dict[str, Callable[[], Rules | Fork]] = {"rules": Rules, "fork": Fork}
+SYNTHETIC: dict[str, type[Rules] | type[Fork]] = {"rules": Rules, "fork": Fork}
 
 
 @contextmanager
@@ -21,6 +21,11 @@ def opened(name: str) -> Iterator[World]:
         yield world
     finally:
         world.close()
+
+
+def about(name: str) -> str:
+    """What a world is, and what it can and cannot show, for the report."""
+    return Starter.about if name in FILES else SYNTHETIC[name].about
 
 
 def serving_judges(

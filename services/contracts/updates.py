@@ -36,7 +36,8 @@ class TermKind(StrEnum):
 class TermRecord(Contract):
     """One expert distribution that shaped one rollout in one update: its sources, context and share.
 
-    share: its part of the update's loss normaliser-weighted cost, 0..1; cost: nats a token; context_sha256: the exact
+    share: its part of all terms' parts of the loss, 0..1, each without its sign and with what earlier tokens are
+    charged for it; cost: nats a token; context_sha256: the exact
     text the teacher was shown; answers: every answer that made it; weight: the trust in them, or a score's advantage.
     """
 

@@ -33,6 +33,9 @@ from services.policy.artifacts import ArtifactRefused, hash_file
 LOGITS_PER_CHUNK: Final = 32 * 1024 * 1024
 """Full-vocabulary logits are made this many numbers at a time (128 MB in float32)."""
 
+CHANGED_LOGITS: Final = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+"""Settings of models that scale or cap what the output layer gives: Gemma 2, Granite, Cohere."""
+
 PolicyModel = PreTrainedModel | PeftModel
 
 
@@ -64,7 +67,8 @@ class LoadedPolicy:
 def load_policy(path: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> LoadedPolicy:
     """The model and tokenizer in a Hugging Face folder, in evaluation mode.
 
-    Raises ModelRefused if the tokenizer has no chat template or more tokens than the model has rows.
+    Raises ModelRefused if the tokenizer has no chat template or more tokens than the model has rows, and if the model
+    scales or caps its logits: everything here takes the output layer's product as it is.
     """
     cast(Callable[[], None], disable_progress_bar)()
     tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
@@ -74,6 +78,9 @@ def load_policy(path: Path, device: str = "cpu", dtype: torch.dtype = torch.floa
     nn.Module.train(model, mode=False).requires_grad_(False)
     if not tokenizer.chat_template:
         raise ModelRefused(f"the tokenizer in {path} has no chat template; an instruction-tuned model is needed")
+    for setting in CHANGED_LOGITS:
+        if (value := getattr(model.config, setting, None)) not in (None, 1, 1.0):
+            raise ModelRefused(f"the model in {path} changes its logits ({setting} {value}), which is not supported")
     vocab_size = count_vocabulary(model)
     if len(tokenizer) > vocab_size:
         raise ModelRefused(f"the tokenizer in {path} has {len(tokenizer)} tokens for {vocab_size} rows of the model")

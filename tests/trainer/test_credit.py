@@ -56,10 +56,9 @@ def test_room_left_at_the_limit_charges_nothing() -> None:
     assert scaled_return(COST, EVERY_STEP, room)[0, 3] == 0.0
 
 
-def test_a_rollout_longer_than_its_limit_is_refused_by_row() -> None:
-    two_rows, mask = COST.repeat(2, 1), torch.tensor([[True, True, True, False], [True, True, True, True]])
-    with pytest.raises(ValueError, match="row 1: 4 action tokens, more than max_tokens=3"):
-        scaled_return(two_rows, mask, replace(DEFAULT, scale=Scale.ROOM_LEFT, max_tokens=3))
+def test_a_rollout_longer_than_its_limit_has_no_room_left() -> None:
+    room = replace(DEFAULT, scale=Scale.ROOM_LEFT, max_tokens=3)
+    assert scaled_return(COST, EVERY_STEP, room)[0].tolist() == pytest.approx([14 / 2, 12 / 1, 8 / 1, 0.0])
 
 
 @pytest.mark.parametrize(
@@ -106,12 +105,17 @@ def test_the_position_mean_moves_at_its_rate_and_an_ended_rollout_counts_zero() 
     before = torch.tensor([1.0, 1.0, 1.0])
     returns = torch.tensor([[3.0, 5.0], [100.0, 100.0], [1.0, 0.0]])
     usable = torch.tensor([True, False, True])
-    assert update_position_mean(before, returns, usable, rate=0.5).tolist() == [1.5, 1.75, 0.5]
+    assert update_position_mean(before, returns, usable, rate=0.25).tolist() == [1.25, 1.375, 0.75]
     assert update_position_mean(before, returns, torch.zeros(3, dtype=torch.bool), rate=0.5).tolist() == [1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"), [("weight", 0.0), ("weight", -1.0), ("weight", math.nan), ("clip", 0.0), ("gamma", 1.1)]
+    ("setting", "value"),
+    [
+        *(("weight", value) for value in (0.0, -1.0, math.nan)),
+        *(("clip", value) for value in (0.0, -1.0, math.nan)),
+        *(("gamma", value) for value in (-0.1, 1.1, math.nan)),
+    ],
 )
 def test_a_setting_that_means_nothing_is_refused(setting: str, value: float) -> None:
     with pytest.raises(ValueError, match=setting):

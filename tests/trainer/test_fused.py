@@ -130,6 +130,49 @@ def test_a_frozen_output_layer_gets_no_gradient_and_changes_none(name: str) -> N
     assert torch.equal(gradient, alone)
 
 
+@pytest.mark.parametrize("name", list(LOSSES))
+@pytest.mark.parametrize("fused_reading", [True, False])
+def test_no_gradient_flows_into_an_expert(name: str, fused_reading: bool) -> None:
+    hidden, weight, rollouts, *terms = make_batch(3, torch.float64)
+    experts = [term.expert for term in terms[0 if not fused_reading else 1]]
+    said = [
+        value.requires_grad_()
+        for expert in experts
+        for value in vars(expert).values()
+        if isinstance(value, Tensor) and value.is_floating_point()
+    ]
+    assert len(said) == 3  # the teacher's, and the remote top-K with its tail
+    student_states = hidden.clone().requires_grad_()
+    student: Student = FusedStudent(student_states, weight, rollouts)
+    if not fused_reading:
+        student = ScoredStudent(student_states @ weight.T, rollouts)
+    loss = LOSSES[name](student, rollouts, terms[1 if fused_reading else 0])
+    slopes = torch.autograd.grad(loss, [student_states, *said], allow_unused=True)
+    assert [slope is not None for slope in slopes] == [True, False, False, False]
+
+
+@pytest.mark.parametrize("name", ["distil", "forward_ce", "paper", "sdpo", "reverse_kl"])
+@pytest.mark.parametrize("fused_reading", [True, False])
+def test_experts_on_probation_alone_give_no_objective_anything(name: str, fused_reading: bool) -> None:
+    hidden, weight, rollouts, plain, unprojected = make_batch(0, torch.float64)
+    silent: list[list[Term]] = [
+        [replace(term, weights=torch.zeros_like(term.weights)) for term in terms] for terms in (plain, unprojected)
+    ]
+    value, [gradient, _] = run(LOSSES[name], (hidden, weight, rollouts, silent[0], silent[1]), fused_reading)
+    assert (value.item(), gradient.abs().sum().item()) == (0, 0)
+
+
+def test_an_entropy_is_never_below_zero_however_sure_the_distribution_is() -> None:
+    numbers = torch.Generator().manual_seed(8)
+    weight = torch.randn((50, 4), generator=numbers) * 30
+    hidden = weight[:24].view(4, 6, 4)
+    *_, rollouts, _, _ = make_batch(3, torch.float32)
+    student = FusedStudent(hidden, weight, rollouts)
+    expectation = student.expect(HiddenStates(hidden, 1.0), torch.ones(len(student.ids), dtype=torch.bool))
+    assert student.entropy().min() == 0
+    assert expectation.entropy.min() == 0
+
+
 def test_a_real_vocabulary_in_single_precision_is_equal_to_one_part_in_a_hundred_thousand() -> None:
     batch = make_batch(7, torch.float32, vocabulary=49_152, width=64)
     (plain, [expected]), (value, [gradient]) = (run(distil, batch, way, train_head=False) for way in (False, True))
@@ -232,9 +275,9 @@ def test_states_that_are_no_numbers_are_refused_by_row(value: float) -> None:
 
 
 @pytest.mark.usefixtures("tiles")
-def test_as_many_top_tokens_as_there_are_leave_no_others() -> None:
+def test_any_number_of_top_tokens_will_do_and_as_many_as_there_are_leave_no_others() -> None:
     hidden, weight, rollouts, plain, unprojected = make_batch(2, torch.float64)
-    for top_k in (VOCABULARY - 1, VOCABULARY, VOCABULARY + 1):
+    for top_k in (1, VOCABULARY - 1, VOCABULARY, VOCABULARY + 1):
         one = sdpo_loss(ScoredStudent(hidden @ weight.T, rollouts), rollouts, plain[:1], 0.5, top_k, 24)
         two = sdpo_loss(FusedStudent(hidden, weight, rollouts), rollouts, unprojected[:1], 0.5, top_k, 24)
         assert one.loss.item() == pytest.approx(two.loss.item())

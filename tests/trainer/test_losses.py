@@ -88,7 +88,8 @@ def test_only_the_loss_carries_a_gradient() -> None:
         if isinstance(getattr(result, field.name), Tensor) and getattr(result, field.name).requires_grad
     ]
     assert carriers == ["loss"]
-    assert not any(part.local.requires_grad or part.future.requires_grad for part in result.parts)
+    parts = [value for part in result.parts for value in vars(part).values() if isinstance(value, Tensor)]
+    assert not any(value.requires_grad for value in parts)
 
 
 def test_a_given_baseline_is_subtracted_as_it_is() -> None:
@@ -202,6 +203,44 @@ def test_each_rollout_has_its_own_part_and_cost_of_a_term() -> None:
     assert partial.row_weight.tolist() == pytest.approx([0.5 * (1 / 2 + 1 / 2) / 8, 0])
 
 
+def test_where_nothing_is_left_to_pay_the_excess_goes_by_weight() -> None:
+    half = torch.full((2, 3, 2), math.log(0.5))
+    terms = [whole_term(SURE, "sure", weight=3.0), whole_term(half, "unsure", weight=1.0)]
+    expected = charge(terms=terms).cost_to_go + torch.tensor([[0.0, 0.0, 2.0], [0.0, 0.0, 0.0]])
+    result = charge(terms=terms, baseline=expected)
+    assert rounded(result.excess) == [[0, 0, -2], [0, 0, 0]]  # the first rollout's last token; -4 is its logprob
+    assert [part.future.item() for part in result.parts] == pytest.approx([0.75 * 0.5 * 8 / 5, 0.25 * 0.5 * 8 / 5])
+
+
+def test_an_excess_of_a_ten_thousandth_of_a_nat_is_where_a_future_term_begins_to_count() -> None:
+    nearly = charge().cost_to_go - torch.tensor([[2e-4, 5e-5, 0.0], [-2e-4, -5e-5, 0.0]])
+    result = charge(baseline=nearly)
+    assert (result.num_future_tokens.item(), result.num_future_rows.item()) == (2, 2)
+
+
+def test_how_much_likelier_the_expert_finds_the_sampled_tokens_is_told_where_it_has_a_whole_distribution() -> None:
+    label = PartialTerm("person", Label(IDS), torch.tensor([[0.0, 1.0, 1.0], [0.0, 0.0, 0.0]]), 0.5, num_tokens=2)
+    one = WholeTerm("teacher", FullVocabulary(SURE), torch.tensor([1.0, 0.0]))
+    half = whole_term(torch.full((2, 3, 2), math.log(0.5)), "unsure")
+    sure, unsure, person = charge(terms=[one, half, label]).parts
+    assert (sure.gap.item(), sure.num_compared.item()) == pytest.approx((1 + 2 + 4, 3))
+    assert (unsure.gap.item(), unsure.num_compared.item()) == pytest.approx((11 - 5 * math.log(2), 5), rel=1e-5)
+    assert (person.gap.item(), person.num_compared.item()) == (0, 0)
+
+
+def test_the_kl_is_the_cross_entropy_less_the_experts_own_entropy() -> None:
+    result = charge(terms=[whole_term(torch.full((2, 3, 2), math.log(0.5)))])
+    cross_entropy = -(LOGITS.mean(-1) * MASK).sum().item() / 5
+    assert result.cost_mean.item() == pytest.approx(cross_entropy)
+    assert result.kl.item() == pytest.approx(cross_entropy - math.log(2))
+
+
+def test_no_gradient_flows_into_a_baseline() -> None:
+    baseline = torch.zeros(3, requires_grad=True)
+    result = charge(baseline=baseline, logits=LOGITS.clone().requires_grad_())
+    assert not any(slope is not None for slope in torch.autograd.grad(result.loss, baseline, allow_unused=True))
+
+
 def test_the_clip_falls_on_the_sum_of_the_terms() -> None:
     two = [whole_term(SURE, "one", weight=1.0), whole_term(SURE, "two", weight=1.0)]
     together, alone = charge(terms=two), charge()
@@ -244,6 +283,12 @@ class TestPartialTerms:
         with pytest.raises(ValueError, match="row 1, step 2: person speaks about a token that is no action"):
             charge(terms=[stray], covered_tokens=0)
 
+    def test_a_term_that_speaks_nowhere_in_the_update_gives_nothing(self) -> None:
+        nowhere = replace(self.label, weights=torch.zeros(2, 3), num_tokens=0)
+        result = charge(terms=[whole_term(SURE), nowhere])
+        assert result.loss.item() == pytest.approx(charge().loss.item())
+        assert [part.num_tokens.item() for part in result.parts] == [5, 0]
+
     def test_a_count_smaller_than_the_micro_batch_is_refused(self) -> None:
         with pytest.raises(ValueError, match="person: num_tokens is 0, but this micro-batch alone has 1"):
             charge(terms=[replace(self.label, num_tokens=0)], covered_tokens=0)
@@ -273,6 +318,10 @@ class TestDrawnTerms:
         result = charge(terms=[whole_term(SURE), self.term], baseline=torch.zeros(3))
         assert rounded(result.cost) == [[0.5, 1 + 4, 2], [1.5 + 3, 0.5, 0]]
         assert result.local.item() == pytest.approx((1 + 2 / 2 + 4 + 3 / 2 + 1) / 5)
+
+    def test_a_prefix_drawn_for_certain_costs_what_it_costs(self) -> None:
+        certain = replace(self.term, probability=torch.ones(2, 3))
+        assert rounded(charge(terms=[certain], baseline=torch.zeros(3)).cost) == [[0, 2, 0], [3, 0, 0]]
 
     @pytest.mark.parametrize("probability", [0.0, 1.5, math.nan])
     def test_a_probability_that_is_none_is_refused_by_row(self, probability: float) -> None:
@@ -350,6 +399,7 @@ def test_a_count_of_covered_tokens_smaller_than_the_micro_batch_is_refused() -> 
 WRONG_SHAPES: list[tuple[Rollouts, LeaveOneOut | Tensor, Term]] = [
     (replace(ROLLOUTS, sampler_logprobs=torch.zeros(3)), one_group(2, 3), whole_term(SURE)),
     (replace(ROLLOUTS, credited=torch.ones(3, dtype=torch.bool)), one_group(2, 3), whole_term(SURE)),
+    (replace(ROLLOUTS, emphasis=torch.ones(3)), one_group(2, 3), whole_term(SURE)),
     (ROLLOUTS, torch.zeros(2), whole_term(SURE)),
     (ROLLOUTS, torch.zeros(1, 3), whole_term(SURE)),
     (ROLLOUTS, one_group(3, 3), whole_term(SURE)),

@@ -282,6 +282,7 @@ class TestBandit:
         student, expert, reward = torch.tensor(
             [[[0.05, 0.35, 0.60]], [[0.70, 0.01, 0.29]], [[0.8, 1.0, 0.0]]], dtype=torch.float64
         )
+        assert [(policy * reward).sum().item() for policy in (student, expert)] == pytest.approx([0.390, 0.570])
         natural, plain = reward_change(student, expert, reward)
         assert natural.item() == pytest.approx(0.1800, abs=1e-10)
         assert natural.item() == pytest.approx(((expert - student) * reward).sum().item(), abs=1e-12)

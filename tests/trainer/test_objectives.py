@@ -1,5 +1,6 @@
 """The objectives DistIL is compared with: their numbers, their gradients, and what they refuse."""
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -241,6 +242,28 @@ class TestTokenwiseObjectives:
         off_policy = reverse_kl_loss(ScoredStudent(LOGITS, OFF_POLICY), OFF_POLICY, terms, 4)
         assert on_policy.loss.item() == off_policy.loss.item()
 
+    def test_a_ratio_is_a_number_and_no_gradient_flows_through_it(self) -> None:
+        token = torch.tensor([[0.5, 2.0, 1.0], [0.25, 0.0, 0.0]])
+        prefix = torch.tensor([[1.0, 0.5, 1.5], [1.0, 0.0, 0.0]])
+        objectives: list[tuple[Objective, Divergence, Tensor]] = [
+            (lambda s, r, t: sdpo_loss(s, r, t, 0.5, 2, 4), coarse_jsd(0.5, 2), token),
+            (lambda s, r, t: forward_ce_loss(s, r, t, 4, LocalRatio.PREFIX), coarse_ce(3), prefix),
+        ]
+        for objective, divergence, ratio in objectives:
+            logits = LOGITS.clone().requires_grad_()
+            loss = objective(ScoredStudent(logits, OFF_POLICY), OFF_POLICY, [whole_term(EXPERT)]).loss
+            (gradient,) = torch.autograd.grad(loss, logits)
+            costs = divergence(logits.flatten(0, 1), EXPERT.flatten(0, 1)).view(2, 3)
+            (expected,) = torch.autograd.grad((ratio * costs).sum() / 4, logits)
+            assert torch.allclose(gradient, expected)
+
+    @pytest.mark.parametrize("name", list(OBJECTIVES))
+    def test_they_tell_how_much_likelier_the_expert_finds_the_sampled_tokens(self, name: str) -> None:
+        some = WholeTerm("teacher", whole_term(EXPERT).expert, torch.tensor([2.0, 0.0]))
+        [part] = OBJECTIVES[name][0](ScoredStudent(LOGITS, ROLLOUTS), ROLLOUTS, [some]).parts
+        more = (EXPERT - LOGITS.log_softmax(-1)).gather(-1, IDS[..., None])[0].sum().item()
+        assert (part.gap.item(), part.num_compared.item()) == pytest.approx((more, 3))
+
     def test_a_rollout_whose_sampler_is_unknown_has_no_ratio(self) -> None:
         nobody = replace(
             OFF_POLICY,
@@ -379,7 +402,8 @@ class TestAdvantages:
     def test_maxrl_divides_by_the_mean_so_a_rare_success_counts_more(self) -> None:
         rare = torch.tensor([1.0, 0.0, 0.0, 0.0], dtype=torch.float64)
         found = maxrl_advantages(rare, torch.zeros(4))
-        assert found.tolist() == pytest.approx([3.0, -1.0, -1.0, -1.0], rel=1e-5)
+        mean = 0.25 + 1e-6
+        assert found.tolist() == pytest.approx([0.75 / mean, *[-0.25 / mean] * 3], rel=1e-9)
 
     def test_a_group_that_agrees_teaches_nothing(self) -> None:
         same = torch.zeros(3)
@@ -388,8 +412,29 @@ class TestAdvantages:
             assert maxrl_advantages(scores, same).abs().max() == 0
 
     def test_a_score_that_is_no_number_is_refused_by_row(self) -> None:
-        with pytest.raises(ValueError, match="row 1: its score"):
-            grpo_advantages(torch.tensor([1.0, math.nan]), torch.zeros(2), True)
+        for value in (math.nan, math.inf):
+            scores = torch.tensor([1.0, value])
+            with pytest.raises(ValueError, match="row 1: its score"):
+                grpo_advantages(scores, torch.zeros(2), True)
+            with pytest.raises(ValueError, match="row 1: its score"):
+                maxrl_advantages(scores, torch.zeros(2))
+        with pytest.raises(ValueError, match="group has shape"):
+            grpo_advantages(torch.zeros(2), torch.zeros(3), True)
+
+    @given(solve=st.floats(0.05, 0.95), size=st.integers(2, 5))
+    def test_maxrl_climbs_pass_at_k_divided_by_k_for_every_k_below_the_groups_size(
+        self, solve: float, size: int
+    ) -> None:
+        """The first terms of the gradient of log pass@1, which is sum_k (1/k) of pass@k's; over all outcomes."""
+        climbed = 0.0
+        for outcome in itertools.product((0.0, 1.0), repeat=size):
+            scores = torch.tensor(outcome, dtype=torch.float64)
+            chance = torch.where(scores == 1, solve, 1 - solve)
+            score_function = torch.where(scores == 1, 1 / solve, -1 / (1 - solve))
+            advantages = maxrl_advantages(scores, torch.zeros(size))
+            climbed += float(chance.prod() * (advantages * score_function).mean())
+        slopes = [k * (1 - solve) ** (k - 1) for k in range(1, size)]  # of pass@k = 1 - (1 - p)^k in p
+        assert climbed == pytest.approx(sum(slope / k for k, slope in enumerate(slopes, 1)), rel=1e-4)
 
 
 class TestPolicyGradient:
@@ -441,6 +486,12 @@ class TestPolicyGradient:
         assert gradient[1].abs().sum() == 0
         assert result.loss.item() == pytest.approx(-1.0)
 
+    def test_a_micro_batch_nobody_judged_gives_nothing(self) -> None:
+        logits = LOGITS.clone().requires_grad_()
+        result = policy_gradient_loss(ScoredStudent(logits, ROLLOUTS), ROLLOUTS, torch.ones(2), ~self.everyone, 0)
+        (gradient,) = torch.autograd.grad(result.loss, logits)
+        assert (result.loss.item(), gradient.abs().sum().item(), result.num_clipped.item()) == (0, 0, 0)
+
     def test_what_means_nothing_is_refused_by_row(self) -> None:
         student, fine = ScoredStudent(LOGITS, ROLLOUTS), torch.ones(2)
         nobody = replace(ROLLOUTS, credited=torch.tensor([True, False]))
@@ -457,6 +508,16 @@ class TestPolicyGradient:
             policy_gradient_loss(student, ROLLOUTS, torch.ones(3), self.everyone, 4)
         with pytest.raises(ValueError, match="judged has shape"):
             policy_gradient_loss(student, ROLLOUTS, fine, torch.ones(3, dtype=torch.bool), 4)
+
+
+def test_only_the_losses_of_scores_and_imitation_carry_a_gradient() -> None:
+    student = ScoredStudent(LOGITS.clone().requires_grad_(), OFF_POLICY)
+    everyone = torch.ones(2, dtype=torch.bool)
+    for result in (
+        policy_gradient_loss(student, OFF_POLICY, torch.ones(2), everyone, 4),
+        sft_loss(student, OFF_POLICY, torch.ones(2), 4),
+    ):
+        assert [name for name, value in vars(result).items() if value.requires_grad] == ["loss"]
 
 
 class TestImitation:
@@ -481,7 +542,13 @@ class TestImitation:
         (gradient,) = torch.autograd.grad(result.loss, logits)
         assert (result.loss.item(), gradient.abs().sum().item()) == (0, 0)
 
-    @pytest.mark.parametrize("value", [-1.0, math.nan])
+    def test_a_count_of_tokens_may_be_off_by_rounding_but_not_by_a_token_in_ten_thousand(self) -> None:
+        student, weights = ScoredStudent(LOGITS, ROLLOUTS), torch.ones(2)
+        sft_loss(student, ROLLOUTS, weights, num_tokens=4 * (1 - 5e-7))
+        with pytest.raises(ValueError, match="num_tokens is"):
+            sft_loss(student, ROLLOUTS, weights, num_tokens=4 * (1 - 1e-4))
+
+    @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
     def test_a_weight_nobody_could_have_meant_is_refused_by_row(self, value: float) -> None:
         with pytest.raises(ValueError, match="row 1, step 0: its weight"):
             sft_loss(ScoredStudent(LOGITS, ROLLOUTS), ROLLOUTS, torch.tensor([1.0, value]), 4)

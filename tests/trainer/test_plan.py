@@ -6,9 +6,9 @@ from uuid import UUID
 
 import pytest
 
-from services.contracts.answers import Feedback, FeedbackSpan
+from services.contracts.answers import Feedback, FeedbackSpan, SamplesDistribution
 from services.policy.modeling import LoadedPolicy
-from services.store.lessons import LessonFacts
+from services.store.lessons import LessonAnswer, LessonFacts
 from tests.trainer.test_batch import top_k
 from tests.trainer.world import answer, facts, reference
 from trainer.batch import build_batch
@@ -87,6 +87,43 @@ def test_or_by_as_many_times_the_longest_answer(policy: LoadedPolicy, lessons: l
     assert (plan.covered_tokens, plan.shown_tokens) == (4 + 5 + 20, 4 + 20)
 
 
+def test_terms_that_cover_some_tokens_are_counted_by_name_and_imitation_by_tokens_and_trust(
+    policy: LoadedPolicy,
+) -> None:
+    def asked(weight: float, prefixes: list[int], **more: object) -> LessonAnswer:
+        said: dict[str, object] = {"prefixes": prefixes, "continuations": [[{"token_ids": [9, 8, 7]}]] * len(prefixes)}
+        distribution = SamplesDistribution.model_validate({"tokenizer_hash": policy.tokenizer_hash} | said | more)
+        return answer(expert="oracle", weight=weight, distribution=distribution)
+
+    def corrected(weight: float, text: str) -> LessonAnswer:
+        return answer(expert="human", weight=weight, solution=text, corrected=True)
+
+    on_span = answer(feedback=Feedback(spans=[FeedbackSpan(start=1, end=3, text="no")]))
+    plan, rows, _ = plan_of(
+        policy,
+        [
+            facts(policy, "four", index=0, answers=(asked(1.0, [1]), on_span)),
+            facts(policy, "five!", index=1, answers=(asked(1.0, [0, 3], probabilities=[0.5, 0.5]), on_span)),
+            facts(policy, "no", index=2, answers=(asked(0.25, [0, 1]),)),
+            facts(policy, "2+2=5!", index=3, answers=(corrected(0.5, "2+2=4!!"),)),
+            facts(policy, "2+2=5!", index=4, answers=(corrected(2.0, "2+2=4?"), asked(1.0, [2]))),
+        ],
+        continuations="imitate",
+    )
+    assert plan.partial == {"samples:oracle": 1 + 2 + 1, SPANS: 2 + 2, "label:human": 2}
+    assert plan.covered_tokens == 5 + 2
+    # after a sample two tokens are left of its continuation; after the label "!!" and "?" are left of the corrections
+    rests = [(one.weight, len(one.token_ids) - one.start) for row in rows.values() for one in row.imitations]
+    assert sorted(rests) == sorted([(1.0, 2)] * 4 + [(0.25, 2)] * 2 + [(0.5, 2), (2.0, 1)])
+    assert plan.imitated == 4 * 2 + 0.25 * 2 * 2 + 0.5 * 2 + 2.0
+
+
+def test_a_solution_counts_with_the_trust_in_who_gave_it(policy: LoadedPolicy) -> None:
+    told = facts(policy, "four", answers=(replace(reference(), weight=0.5),))
+    plan, _, _ = plan_of(policy, [told], objective="sft")
+    assert plan.solutions == 0.5 * (len("It is 4.") + 1)
+
+
 def test_a_score_is_worth_what_it_is_above_its_siblings(policy: LoadedPolicy, lessons: list[LessonFacts]) -> None:
     plan, rows, _ = plan_of(policy, lessons, objective="grpo", grpo_std=False, mix={"maxrl": 1.0})
     values = [plan.advantages["grpo"].get(row.lesson_id) for row in rows.values()]
@@ -109,15 +146,30 @@ def test_a_late_lesson_does_not_imitate_the_same_success_again(policy: LoadedPol
     assert plan_of(policy, [late], objective="rft")[2] == [False]
 
 
+def test_a_late_lesson_keeps_its_whole_weight_when_questions_are_weighed(policy: LoadedPolicy) -> None:
+    late = replace(facts(policy, "four", answers=(reference(),), score=1.0), late=True)
+    plan, rows, usable = plan_of(policy, [late], question_weights="pass_rate")
+    assert [plan.emphasis[row.lesson_id] for row in rows.values()] == [1.0]
+    assert usable == [True]
+
+
+def test_a_success_sampled_elsewhere_is_not_imitated_as_the_policys_own(policy: LoadedPolicy) -> None:
+    elsewhere = facts(policy, "four", score=1.0, sampler_logprobs=None)
+    assert plan_of(policy, [elsewhere], objective="rft")[2] == [False]
+
+
 def test_a_question_counts_most_when_half_of_its_answers_pass(policy: LoadedPolicy) -> None:
     def lesson(index: int, score: float | None, group: int) -> LessonFacts:
         return facts(policy, "four", index=index, answers=(reference(),), score=score, group_id=UUID(int=group))
 
     half = [lesson(0, 1.0, 1), lesson(1, 0.0, 1)]
     rare = [lesson(index, float(index == 3), 2) for index in range(4)]
-    unscored = lesson(0, None, 3)
-    plan, rows, usable = plan_of(policy, [*half, *rare, unscored], question_weights="pass_rate")
+    unscored, agreed = lesson(0, None, 3), lesson(0, 1.0, 4)
+    plan, rows, usable = plan_of(policy, [*half, *rare, unscored, agreed], question_weights="pass_rate")
     found = [plan.emphasis.get(row.lesson_id) for row in rows.values()]
-    assert found == [0.5] * 2 + [pytest.approx((3 / 16) ** 0.5)] * 4 + [None]
-    assert usable == [True] * 6 + [False]
+    assert found == [0.5] * 2 + [pytest.approx((3 / 16) ** 0.5)] * 4 + [None] * 2
+    assert usable == [True] * 6 + [False] * 2
+    assert plan.covered_tokens == sum(row.num_actions for row in list(rows.values())[:6]), (
+        "who is left out is not counted"
+    )
     assert set(plan_of(policy, [unscored])[0].emphasis.values()) == {1.0}

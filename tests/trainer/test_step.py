@@ -1,7 +1,7 @@
 """One update on the tiny model: what it moves, what it leaves alone, and that it adds up however it is cut."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -22,7 +22,7 @@ from trainer.config import ObjectiveName, TrainerConfig
 from trainer.losses.terms import FullVocabulary
 from trainer.ranks import Ranks
 from trainer.reading import read_teacher
-from trainer.rows import Batch, Row
+from trainer.rows import Batch, LabelRow, Row, SampleRows, Source, TopKRows
 from trainer.state import CheckpointDiffers, TrainerState, begin, prune, restore, save
 from trainer.step import StepResult, Stopped, make_update, split_rows
 from trainer.teacher import copy_weights, make_teacher, read_under_contexts, trainable, with_weights
@@ -96,10 +96,20 @@ def test_the_loss_is_the_same_however_the_update_is_cut_into_micro_batches(
 
 def test_siblings_that_share_a_baseline_are_never_parted(model_folder: Path, policy: LoadedPolicy) -> None:
     state = fresh(model_folder)
-    whole = split_rows(batch_of(state, group(policy)).rows, max_rows=2)
-    halved = split_rows(batch_of(state, siblings(policy, {2, 5})).rows, max_rows=4)
+    whole = split_rows(batch_of(state, group(policy)).rows, max_rows=2, share_baseline=True)
+    halved = split_rows(batch_of(state, siblings(policy, {2, 5})).rows, max_rows=4, share_baseline=True)
     assert [len(rows) for rows in whole] == [8]
     assert [{row.half for row in rows} for rows in halved] == [{0}, {1}]
+
+
+def test_siblings_that_share_no_baseline_go_through_the_model_so_many_at_a_time(
+    model_folder: Path, policy: LoadedPolicy
+) -> None:
+    rows = batch_of(fresh(model_folder), group(policy)).rows
+    assert [len(part) for part in split_rows(rows, max_rows=3, share_baseline=False)] == [3, 3, 2]
+    shares = {"lam": 0.1}, {"lam": 0.0}, {"baseline": "running_mean"}, {"objective": "grpo"}
+    assert [TrainerConfig(**one).shares_baseline for one in shares] == [True, False, False, False]
+    assert TrainerConfig(objective="grpo", mix={"distil": 0.5}).shares_baseline
 
 
 def test_a_row_with_a_nan_is_invalid_and_the_others_train_as_if_it_were_not_there(
@@ -116,6 +126,80 @@ def test_a_row_with_a_nan_is_invalid_and_the_others_train_as_if_it_were_not_ther
     assert result.metrics["num_rows_invalid"] == 1
     expected = copy_weights(without.model)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in copy_weights(with_bad.model).items())
+
+
+def top_k_rows(
+    row: Row,
+    ids: tuple[int, ...] = (4, 5),
+    logprobs: tuple[float, ...] = (math.log(0.5), math.log(0.25)),
+    tail: float = 0.25,
+) -> TopKRows:
+    """A remote expert's word on every token of a row, all of it in order but for what is given for its last."""
+    rest = len(row.token_ids) - 1
+    return TopKRows(
+        "remote",
+        1.0,
+        (*[(4, 5)] * rest, ids),
+        (*[(math.log(0.5), math.log(0.25))] * rest, logprobs),
+        (*[0.25] * rest, tail),
+        Source((), ("remote@1",)),
+    )
+
+
+SPOILED: dict[str, Callable[[Row], Row]] = {
+    "the expert's logprobs are NaN": lambda row: replace(row, top_k=(top_k_rows(row, logprobs=(math.nan, -1.0)),)),
+    "do not sum to 1": lambda row: replace(row, top_k=(top_k_rows(row, tail=0.5),)),
+    "an id is listed twice": lambda row: replace(row, top_k=(top_k_rows(row, ids=(4, 4)),)),
+    "topk:remote: id outside the vocabulary": lambda row: replace(row, top_k=(top_k_rows(row, ids=(4, 10**6)),)),
+    "samples:remote: id outside the vocabulary": lambda row: replace(
+        row, samples=(SampleRows("remote", 1.0, {0: (10**6,)}, {}, False, Source((), ("remote@1",))),)
+    ),
+    "probability outside 0..1": lambda row: replace(
+        row, samples=(SampleRows("remote", 1.0, {0: (4,)}, {0: 1.5}, False, Source((), ("remote@1",))),)
+    ),
+    "label:remote: id outside the vocabulary": lambda row: replace(
+        row, labels=(LabelRow("remote", 1.0, 0, 10**6, Source((), ("remote@1",))),)
+    ),
+    "temperature must be above 0": lambda row: replace(row, temperature=0.0),
+}
+
+
+@pytest.mark.parametrize("reason", list(SPOILED))
+def test_a_lesson_whose_expert_means_nothing_is_set_aside_by_reason_and_the_update_goes_on_without_it(
+    model_folder: Path, policy: LoadedPolicy, reason: str
+) -> None:
+    with_bad, without = fresh(model_folder), fresh(model_folder)
+    one, bad, other = (replace(row, top_k=(top_k_rows(row),)) for row in batch_of(with_bad, group(policy)[:3]).rows)
+    result = train(with_bad, Batch((one, SPOILED[reason](bad), other), {}))
+    invalid = {found.lesson_id: str(found.invalid) for found in result.contributions if found.invalid}
+    assert list(invalid) == [bad.lesson_id]
+    assert reason in invalid[bad.lesson_id]
+    assert result.untrained is None
+    train(without, Batch((one, other), {}))
+    expected = copy_weights(without.model)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in copy_weights(with_bad.model).items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"action_mask": (False,) * 4}, "no token of the rollout is an action"),
+        ({"token_ids": (4, 5, 6, 10**6)}, "outside the vocabulary"),
+    ],
+)
+def test_a_rollout_without_an_action_or_with_an_unknown_token_is_set_aside_before_the_update(
+    model_folder: Path, policy: LoadedPolicy, changes: dict[str, object], reason: str
+) -> None:
+    state = fresh(model_folder)
+    good = facts(policy, "five", index=1, answers=(reference(),))
+    bad = replace(facts(policy, "four", answers=(reference(),)), **changes)  # type: ignore[arg-type]
+    result = train(state, batch_of(state, [bad, good]))
+    assert result.untrained is None
+    assert [(found.lesson_id, bool(found.invalid)) for found in result.contributions] == [
+        (good.lesson_id, False),
+        (bad.lesson_id, True),
+    ]
+    assert reason in str(result.contributions[1].invalid)
 
 
 def test_an_update_without_usable_feedback_moves_nothing_and_counts_its_rows(

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -97,6 +98,15 @@ def test_a_top_k_of_everything_is_the_full_vocabulary() -> None:
     assert gradient.tolist() == pytest.approx(exact.tolist())
 
 
+def test_a_tail_beside_a_top_k_of_everything_means_nothing() -> None:
+    everything = top(6)
+    cost, gradient = one_step(replace(everything, tail_logprobs=torch.tensor([[math.log(1e-3)]])))
+    expected, exact = one_step(everything)
+    assert cost.cost.item() == pytest.approx(expected.cost.item())
+    assert cost.entropy.item() == pytest.approx(expected.entropy.item())
+    assert gradient.tolist() == pytest.approx(exact.tolist())
+
+
 distributions = st.lists(st.floats(0.01, 1.0), min_size=6, max_size=6).map(
     lambda weights: torch.tensor(weights, dtype=torch.float64) / sum(weights)
 )
@@ -177,9 +187,12 @@ def test_a_continuation_samples_later_steps_only_while_it_agrees() -> None:
     assert agreeing_samples([6, 7, 1, 8], rollout, step=1) == [6, 7, 1]
     assert agreeing_samples([6, 7, 8, 9], rollout, step=1) == [6, 7, 8]
     assert agreeing_samples([6], rollout, step=1) == [6]
+    assert agreeing_samples([5, 6, 9], rollout, step=0) == [5, 6, 9]
+    assert agreeing_samples([8, 9], rollout, step=3) == [8]
     assert agreeing_samples([], rollout, step=1) == []
-    with pytest.raises(ValueError, match="step 4 lies outside"):
-        agreeing_samples([1], rollout, step=4)
+    for step in (-1, 4):
+        with pytest.raises(ValueError, match=f"step {step} lies outside"):
+            agreeing_samples([1], rollout, step)
 
 
 def test_a_temperature_below_one_sharpens_a_teacher() -> None:
@@ -197,8 +210,9 @@ def test_the_student_is_read_at_its_sampling_temperature() -> None:
     assert reading.action_logprobs.exp().tolist() == pytest.approx([0.36 / 0.46, 0.6])
 
 
-def test_half_precision_logits_are_read_in_single() -> None:
-    logits = torch.tensor([[[0.1, 0.2, 0.3]]], dtype=torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_logits_are_read_in_single(dtype: torch.dtype) -> None:
+    logits = torch.tensor([[[0.1, 0.2, 0.3]]], dtype=dtype)
     reading = read_student(logits, torch.tensor([[0]]), torch.tensor([[True]]), torch.ones(1))
     assert reading.action_logprobs.dtype == torch.float32
     assert reading.action_logprobs.item() == pytest.approx(logits.float().log_softmax(-1)[0, 0, 0].item())
@@ -254,6 +268,19 @@ def test_what_an_expert_says_where_it_is_absent_is_never_read(expert: ExpertDist
     cost = cost_of(expert, present=torch.tensor([True, True, True, False]))
     assert cost.cost.tolist() == pytest.approx([*[math.log(3)] * 3, 0.0])
     assert cost.entropy[3] == 0
+
+
+@pytest.mark.parametrize("mass", [0.991, 1.009])
+def test_an_expert_may_be_off_by_less_than_a_hundredth_but_no_more(mass: float) -> None:
+    further = 1 + 1.25 * (mass - 1)
+    for sum_of_all, refused in ((mass, False), (further, True)):
+        shift = math.log(sum_of_all)
+        for expert in (FullVocabulary(UNIFORM + shift), TopK(IDS, HALVES + shift, NO_TAIL)):
+            if refused:
+                with pytest.raises(ValueError, match=r"row 0, step 0: tutor.*sum to 1"):
+                    cost_of(expert)
+            else:
+                assert cost_of(expert).cost.isfinite().all()
 
 
 def test_storage_in_half_precision_is_no_reason_to_refuse() -> None:

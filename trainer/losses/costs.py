@@ -69,7 +69,7 @@ def coarse_cost(divergence: Divergence, top_k: int) -> CostOf:
 
     def cost_of(student: Student, term: Term, present: Tensor) -> StepCost:
         at = present.nonzero()[:, 0]
-        own, theirs, chosen = student.coarsen(_whole_expert(student, term), at, top_k)
+        own, theirs, chosen = student.coarsen(_whole_expert(student, term, present), at, top_k)
         return _place(student, term, at, divergence(own, theirs), chosen)
 
     return cost_of
@@ -78,13 +78,16 @@ def coarse_cost(divergence: Divergence, top_k: int) -> CostOf:
 def reverse_kl_cost(student: Student, term: Term, present: Tensor) -> StepCost:
     """KL(student || expert) over the whole vocabulary. Terms and errors as for `coarse_cost`."""
     at = present.nonzero()[:, 0]
-    return _place(student, term, at, *student.reverse_kl(_whole_expert(student, term), at))
+    return _place(student, term, at, *student.reverse_kl(_whole_expert(student, term, present), at))
 
 
-def _whole_expert(student: Student, term: Term) -> FullVocabulary | HiddenStates:
+def _whole_expert(student: Student, term: Term, present: Tensor) -> FullVocabulary | HiddenStates:
     if not (isinstance(term, WholeTerm) and isinstance(term.expert, FullVocabulary | HiddenStates)):
         raise ValueError(f"{term.name}: this objective needs the expert's full distribution on whole rollouts")
     _require_fit(student, term.name, term.expert)
+    if isinstance(term.expert, FullVocabulary):  # states have yet to go through a softmax, which normalises
+        mass = student.places.pick(term.expert.logprobs.detach()).to(student.log_total.dtype).exp().sum(-1)
+        _refuse_mass(student, term.name, mass, present)
     return term.expert
 
 

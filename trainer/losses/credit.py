@@ -107,13 +107,10 @@ def scaled_return(cost: Tensor, action_mask: Tensor, credit: Credit) -> Tensor:
 
     Later costs: 0 where no action token follows, so an ended rollout counts 0 as a sibling. Whole rollout: the same
     number at every position, past the end too, because the baseline is then one number per rollout.
-    Raises ValueError if a rollout is longer than `credit.max_tokens` and the scale needs it.
+    A rollout longer than `credit.max_tokens`, which the sampler cannot have drawn, has no room left.
     """
     taken = action_mask.cumsum(1)
     total = taken[:, -1:]
-    if credit.scale is Scale.ROOM_LEFT and bool((total > credit.max_tokens).any()):
-        row = int((total[:, 0] > credit.max_tokens).nonzero()[0])
-        raise ValueError(f"row {row}: {int(total[row])} action tokens, more than max_tokens={credit.max_tokens}")
     if credit.reach is Reach.WHOLE_ROLLOUT:
         sums = torch.where(action_mask, cost, 0).sum(1, keepdim=True).expand_as(cost)
         counts = {Scale.MEAN_TO_GO: total, Scale.ROOM_LEFT: torch.full_like(total, credit.max_tokens)}

@@ -52,8 +52,8 @@ class TermPart:
     the loss. The future term is shared out in proportion to the later costs, after the clip.
     gap: how much likelier the expert finds the sampled tokens than the student does, in nats, over num_compared tokens:
     those where an expert with a full distribution speaks.
-    Shapes: row_local, row_weight [B], what each rollout has of `local` and of the weights it was averaged with, so
-    that their quotient is the term's cost on that rollout, in nats per token.
+    Shapes: row_local, row_weight, row_future [B], what each rollout has of `local`, of the weights that was averaged
+    with, so that their quotient is the term's cost on that rollout in nats per token, and of `future`.
     """
 
     name: str
@@ -65,6 +65,7 @@ class TermPart:
     num_compared: Tensor
     row_local: Tensor
     row_weight: Tensor
+    row_future: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -310,6 +311,7 @@ def _charge(
 ) -> _Charged:
     """A_t = R_t - b_t, clipped, at the tokens of covered rollouts whose sampler is known."""
     mask = rollouts.action_mask
+    _refuse_long(mask, covered & rollouts.credited, credit)
     nothing = torch.zeros_like(student.log_total).detach()
     costs = [student.places.spread(part.future_cost(credit.cost)) for part in weighed]
     cost = sum(costs, student.places.spread(nothing))
@@ -337,6 +339,15 @@ def _charge(
         excess=student.places.spread(excess),
         ratio=student.places.spread(ratio),
     )
+
+
+def _refuse_long(action_mask: Tensor, applies: Tensor, credit: Credit) -> None:
+    """Raises ValueError if a rollout that is charged is longer than its sampler allowed, and the scale needs that."""
+    too_long = applies & (action_mask.sum(1) > credit.max_tokens)
+    if credit.scale is Scale.ROOM_LEFT and too_long.any():
+        row = int(too_long.nonzero()[0])
+        taken = int(action_mask[row].sum())
+        raise ValueError(f"row {row}: {taken} action tokens, more than max_tokens={credit.max_tokens}")
 
 
 def _expect(returns: Tensor, covered: Tensor, baseline: LeaveOneOut | Tensor) -> Tensor:
@@ -392,6 +403,7 @@ def _assemble(
             partial = partial + own
         cost_mean = cost_mean + part.future_cost(CostKind.CROSS_ENTROPY).sum() / count
         kl = kl + part.future_cost(CostKind.KL).sum() / count
+        own_future = fraction * future.detach()
         theirs = part.cost.action_logprobs
         compared = torch.zeros_like(part.mix, dtype=torch.bool) if theirs is None else part.mix > 0
         more = nothing.detach() if theirs is None else (theirs - student.action_logprobs.detach())[compared].sum()
@@ -401,11 +413,12 @@ def _assemble(
                 num_tokens=(part.mix > 0).sum(),
                 weight=part.mix.sum(),
                 local=own.detach(),
-                future=(fraction * future.detach()).sum(),
+                future=own_future.sum(),
                 gap=more,
                 num_compared=compared.sum(),
                 row_local=places.spread(by_token.detach()).sum(1),
                 row_weight=places.spread(weight).sum(1),
+                row_future=places.spread(own_future).sum(1),
             )
         )
     felt = charged.excess.abs() > NEGLIGIBLE

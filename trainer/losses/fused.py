@@ -357,6 +357,27 @@ class _Survey:
     expert_total: Tensor
 
 
+def _project(states: Tensor, weight: Tensor, scores: Tensor) -> Tensor:
+    """The scores of all tokens, written to `scores` [C, V]. A head in half precision is raised tile by tile."""
+    if weight.dtype == states.dtype:
+        return torch.mm(states, weight.T, out=scores)
+    for start in _tiles(weight):
+        tile = _tile(weight, start, states.dtype)
+        torch.mm(states, tile.T, out=scores[:, start : start + len(tile)])
+    return scores
+
+
+def _average_rows(probs: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The mean row of W under `probs` [C, V]."""
+    if weight.dtype == dtype:
+        return probs @ weight
+    rows = probs.new_zeros((len(probs), weight.shape[1]))
+    for start in _tiles(weight):
+        tile = _tile(weight, start, dtype)
+        rows.addmm_(probs[:, start : start + len(tile)], tile)
+    return rows
+
+
 def _survey(states: Tensor, weight: Tensor, theirs: Tensor, top_k: int) -> _Survey:
     num_tokens, width = len(states), min(top_k, len(weight))
     found = _Survey(
@@ -366,15 +387,15 @@ def _survey(states: Tensor, weight: Tensor, theirs: Tensor, top_k: int) -> _Surv
         expert=states.new_empty((num_tokens, width + 1)),
         expert_total=states.new_empty(num_tokens),
     )
-    head = weight.to(states.dtype)
     size = max(1, (WHOLE_ROWS if states.device.type == "cpu" else GPU_WHOLE_ROWS) // len(weight))
     for start in range(0, num_tokens, size):
         chunk = slice(start, start + size)
-        scores = states[chunk] @ head.T
+        scores = _project(states[chunk], weight, states.new_empty((len(states[chunk]), len(weight))))
         ids = found.ids[chunk] = scores.topk(width).indices
         log_rest = found.log_rest[chunk] = scores.scatter_(1, ids, -torch.inf).logsumexp(-1)
-        found.mean_rest[chunk] = scores.sub_(log_rest[:, None]).exp_() @ head
-        expert = torch.mm(theirs[chunk], head.T, out=scores)
+        scores.sub_(log_rest[:, None]).exp_()
+        found.mean_rest[chunk] = _average_rows(scores, weight, states.dtype)
+        expert = _project(theirs[chunk], weight, scores)
         total = found.expert_total[chunk] = expert.logsumexp(-1)
         listed = expert.gather(1, ids)
         rest = expert.scatter_(1, ids, -torch.inf).logsumexp(-1, keepdim=True)

@@ -22,6 +22,11 @@ class SftLoss:
     row_loss: Tensor
     row_tokens: Tensor
 
+    def deal(self, place: Tensor, parts: Tensor) -> "SftLoss":
+        """The same loss told row by row of those who gave its texts. Shapes: place [R], the text each gave; parts [R],
+        each one's part of the trust in it."""
+        return SftLoss(self.loss, self.logprobs[place], self.row_loss[place] * parts, self.row_tokens[place])
+
 
 def sft_loss(student: Student, rollouts: Rollouts, weights: Tensor, num_tokens: float) -> SftLoss:
     """The negative log-likelihood of the tokens under the action mask, weighted by row.

@@ -17,6 +17,7 @@ from trainer.losses.terms import require_shape
 
 CLIP_LOW = 0.2  # how far below 1 a token's ratio still moves it
 CLIP_HIGH = 0.28  # how far above: more room for unlikely tokens (DAPO)
+LARGEST_LOG_RATIO = 20.0  # beyond every clip; an infinite ratio times an advantage of 0 would be NaN
 GRPO_EPSILON = 1e-4  # beside the standard deviation: a group that agrees has advantages of 0
 MAXRL_EPSILON = 1e-6  # beside the mean: a group that never solves it has advantages of 0
 
@@ -82,7 +83,8 @@ def policy_gradient_loss(
     advantage = places.pick(advantages).to(sampler.dtype)
     places.refuse(taking_part & ~sampler.isfinite(), "its sampler's logprobs are NaN or infinite")
     places.refuse(taking_part & ~advantage.isfinite(), "its advantage is NaN or infinite")
-    ratio = torch.where(taking_part, student.action_logprobs - sampler, 0).exp()
+    log_ratio = torch.where(taking_part, student.action_logprobs - sampler, 0)
+    ratio = log_ratio.clamp(max=LARGEST_LOG_RATIO).exp()
     free, clipped = ratio * advantage, ratio.clamp(1 - CLIP_LOW, 1 + CLIP_HIGH) * advantage
     emphasis = places.pick(rollouts.emphasis).to(sampler.dtype)
     by_token = torch.where(taking_part, -torch.minimum(free, clipped) * emphasis, 0) / max(num_tokens, 1)
