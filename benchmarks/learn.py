@@ -38,8 +38,9 @@ from services.policy.modeling import hash_weights
 DISTIL = Arm(name="distil", objective="distil")
 ARMS = (
     DISTIL,
-    Arm(name="distil λ=1", objective="distil", lam=1.0),
+    Arm(name="distil λ=.1", objective="distil", lam=0.1),
     Arm(name="distil λ=10", objective="distil", lam=10.0),
+    Arm(name="distil + grpo", objective="distil", mixed=(("grpo", 1.0),)),
     Arm(name="forward_ce", objective="forward_ce"),
     Arm(name="paper", objective="paper", teacher_ema=0.01, student_top_k=20),
     Arm(name="sdpo", objective="sdpo", teacher_ema=0.05, student_top_k=20),
@@ -184,11 +185,19 @@ class Shootout:
     def run(self) -> list[Section]:
         """Everything that is missing, and what there is to say of each world."""
         policies = self._prepare()
+        base_sha256 = {world: hash_weights(path) for world, path in policies.items()}
         gaps = {
-            world: self.pool.submit(gap_of, world, str(policies[world]), self.device, self.dtype)
-            for world in self.tier.worlds
+            world: self.pool.submit(
+                gap_of,
+                world,
+                path,
+                self.device,
+                self.dtype,
+                self.folder / f"gap-{world}-{base_sha256[world][:12]}.json",
+            )
+            for world, path in policies.items()
         }
-        results = Results(self.folder / "runs.jsonl", {world: hash_weights(path) for world, path in policies.items()})
+        results = Results(self.folder / "runs.jsonl", base_sha256)
         tuning = {(world, arm): self._tuning(world, arm, policies) for world in policies for arm in self.tier.arms}
         self._make(results, [plan for plans in tuning.values() for plan in plans], "tuning")
         chosen = {pair: results.tune(plans).best for pair, plans in tuning.items()}
@@ -267,10 +276,14 @@ def run_plan(plan: Plan) -> Outcome:
         return train(plan, world)
 
 
-def gap_of(world_name: str, policy: str, device: str, dtype: str) -> Gap:
-    """What feedback is worth in a world before any training."""
+def gap_of(world_name: str, policy: Path, device: str, dtype: str, kept: Path) -> Gap:
+    """What feedback is worth in a world before any training; measured once, and then read from the file `kept`."""
+    if kept.exists():
+        return Gap.model_validate_json(kept.read_bytes())
     with opened(world_name) as world:
-        return measure_gap(Path(policy), world, GAP_SAMPLES, device, dtype)
+        gap = measure_gap(policy, world, GAP_SAMPLES, device, dtype)
+    kept.write_text(gap.model_dump_json())
+    return gap
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.loop", description=__doc__.splitlines()[0])
     parser.add_argument("--objectives", nargs="+", default=["distil", "sft"], choices=["distil", "sft"])
-    parser.add_argument("--lams", nargs="+", type=float, default=[0.1], help="weights of the future term, for distil")
+    parser.add_argument("--lams", nargs="+", type=float, default=[1.0], help="weights of the future term, for distil")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--updates", type=int, default=16)
     parser.add_argument("--samples", type=int, default=8, help="answers a task when measuring")

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from uuid import UUID
 
 import torch
@@ -117,12 +118,8 @@ class Clock:
     def cost(self, extra_bytes: int) -> Cost:
         """The median of all but the first."""
         return Cost(
-            seconds=_median(self.seconds[1:]), wall_seconds=_median(self.wall_seconds[1:]), extra_bytes=extra_bytes
+            seconds=median(self.seconds[1:]), wall_seconds=median(self.wall_seconds[1:]), extra_bytes=extra_bytes
         )
-
-
-def _median(values: Sequence[float]) -> float:
-    return sorted(values)[len(values) // 2]
 
 
 def measure_ours(case: Case, config: TrainerConfig) -> Cost:
@@ -185,7 +182,8 @@ def measure_trl(case: Case, rows_at_once: int) -> Cost:
 
     class GivenRollouts(SDPOTrainer):
         def _prepare_inputs(self, generation_batch: object) -> dict[str, Tensor]:
-            return parts[self._step % len(parts)]
+            step: int = self._step
+            return parts[step % len(parts)]
 
     class Watch(TrainerCallback):
         def on_step_begin(self, *_: object, **__: object) -> None:

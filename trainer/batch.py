@@ -15,7 +15,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast
 from uuid import UUID
 
 from transformers import PreTrainedTokenizerBase
@@ -83,7 +82,7 @@ def _build_row(
     newest_version: int,
 ) -> Row:
     """The row without its teacher's context. Raises ValueError where the lesson would mean nothing."""
-    _check_tokens(lesson, vocabulary)
+    _check_rollout(lesson, vocabulary)
     sampling = lesson.sampling
     full_softmax = sampling is not None and sampling.top_p == 1 and sampling.top_k == 0
     labels, imitations = _read_corrections(lesson, tokenizer, vocabulary, config)
@@ -112,7 +111,7 @@ def _build_row(
     )
 
 
-def _check_tokens(lesson: LessonFacts, vocabulary: Vocabulary) -> None:
+def _check_rollout(lesson: LessonFacts, vocabulary: Vocabulary) -> None:
     if not lesson.prompt_token_ids or not lesson.token_ids:
         raise ValueError("the rollout has no tokens")
     ids = (*lesson.prompt_token_ids, *lesson.token_ids)
@@ -396,8 +395,7 @@ def solution_target(row: Row, tokenizer: PreTrainedTokenizerBase, vocabulary: Vo
     context = next((context for context in row.contexts if context.solution is not None), None)
     if context is None or context.solution is None:
         return None
-    end = cast(int, tokenizer.eos_token_id)  # the one that ends a turn; a model may know others
-    ids = (*encode_text(tokenizer, context.solution), end)
+    ids = (*encode_text(tokenizer, context.solution), vocabulary.eos_token_ids[0])
     if len(row.prompt_ids) + len(ids) > vocabulary.max_positions:
         return None
     return ImitationRow("solution", context.weight, ids, 0, context.source)

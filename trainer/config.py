@@ -42,9 +42,9 @@ class TrainerConfig(BaseSettings):
     patience_seconds: float = Field(default=60, ge=0)
     """After waiting this long for a full batch an update is made of what is there."""
 
-    lam: float = Field(default=0.1, ge=0)
-    """λ, the weight of the future term; 0 is the tokenwise forward cross-entropy. On the starter tasks no
-    difference between 0, .1 and 1 could be seen (LOG.md, 2026-11-22); .1 is the least that charges earlier tokens."""
+    lam: float = Field(default=1.0, ge=0)
+    """λ, the weight of the future term; 0 is the tokenwise forward cross-entropy. Where earlier tokens decide what can
+    be learned, .1 is too little; on the starter tasks no difference between 0, .1 and 1 was seen (LOG.md)."""
     gamma: float = Field(default=1.0, ge=0, le=1)
     clip: float = Field(default=5.0, gt=0)
     cost: Literal["kl", "cross_entropy"] = "kl"

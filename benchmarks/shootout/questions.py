@@ -30,6 +30,3 @@ class World(Protocol):
 
     def judge(self, asked: Sequence[tuple[Question, str]]) -> list[float]:
         """The score of each answer, 1 for a right one."""
-
-    def close(self) -> None:
-        """Give up whatever the judge holds."""

@@ -1,5 +1,6 @@
 """The report of a shoot-out: one Markdown file with every table, one figure with every curve."""
 
+import math
 import platform
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,6 @@ from benchmarks.shootout.results import Run, Tuning
 from benchmarks.shootout.runs import Arm, Budget, Gap, Setting
 from services.cli.statistics import Interval, t_interval
 
-SEVERAL = 2  # runs that make an interval
 COLOURS = (
     "#1b6ca8",
     "#58a4d6",
@@ -28,6 +28,7 @@ COLOURS = (
     "#7fb069",
     "#444444",
     "#999999",
+    "#c77cff",
 )
 
 
@@ -164,7 +165,7 @@ def _difference(entry: Entry, first: Entry, value: Callable[[Run], float]) -> st
 
 
 def _show(interval: Interval, sign: str = "") -> str:
-    if interval.low != interval.low:  # NaN: a single run has no interval
+    if math.isnan(interval.low):  # a single run has no interval
         return f"{interval.mean:{sign}.3f}"
     return f"{interval.mean:{sign}.3f} [{interval.low:{sign}.3f}, {interval.high:{sign}.3f}]"
 
@@ -188,7 +189,7 @@ def draw_curves(sections: Sequence[Section], path: Path) -> None:
         per_update = section.budget.groups * section.budget.group_size
         for number, entry in enumerate(entry for entry in section.entries if entry.runs):
             style = {
-                "color": COLOURS[number % len(COLOURS)],
+                "color": COLOURS[0 if entry.arm.other_feedback else number % len(COLOURS)],
                 "linestyle": "--" if entry.arm.other_feedback else "-",
                 "label": entry.arm.name,
             }
@@ -197,9 +198,8 @@ def draw_curves(sections: Sequence[Section], path: Path) -> None:
             means = [interval.mean for interval in spread]
             rollouts = [at[0].update * per_update for at in points]
             by_rollouts.plot(rollouts, means, **style)
-            if len(entry.runs) >= SEVERAL:
-                lows, highs = [i.low for i in spread], [i.high for i in spread]
-                by_rollouts.fill_between(rollouts, lows, highs, color=style["color"], alpha=0.15, linewidth=0)
+            lows, highs = [interval.low for interval in spread], [interval.high for interval in spread]
+            by_rollouts.fill_between(rollouts, lows, highs, color=style["color"], alpha=0.15, linewidth=0)
             by_seconds.plot([fmean(point.seconds for point in at) for at in points], means, **style)
         by_rollouts.set(title=section.world, xlabel="rollouts", ylabel="held-out pass@1")
         by_seconds.set(title=section.world, xlabel="seconds of one core")

@@ -19,6 +19,7 @@ from uuid import NAMESPACE_OID, UUID, uuid5
 import torch
 from peft import PeftModel
 from pydantic import BaseModel, ConfigDict
+from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.shootout.questions import Question, World
 from services.cli.statistics import pass_at_k
@@ -61,13 +62,15 @@ _Item = TypeVar("_Item")
 class Arm(BaseModel):
     """What is compared: an objective, and what is changed about it. other_feedback: the control, whose teacher is
     shown the solution of another task. teacher_ema: 0 for a frozen teacher. student_top_k: read by `sdpo` and `paper`.
+    mixed: objectives added, and their weights.
     """
 
     model_config = ConfigDict(frozen=True)
 
     name: str
     objective: ObjectiveName
-    lam: float = 0.1
+    lam: float = 1.0
+    mixed: tuple[tuple[ObjectiveName, float], ...] = ()
     other_feedback: bool = False
     has_teacher: bool = True
     teacher_ema: float = 0.0
@@ -171,6 +174,7 @@ def train(plan: Plan, world: World) -> Outcome:
     config = TrainerConfig(
         objective=plan.arm.objective,
         lam=plan.arm.lam,
+        mix=dict(plan.arm.mixed),
         teacher_ema=plan.arm.teacher_ema,
         student_top_k=plan.arm.student_top_k,
         learning_rate=plan.setting.learning_rate,
@@ -296,8 +300,10 @@ class Answerer:
         entropy = kl = 0.0
         tokens = 0
         for one in drawn:
-            ids, exists = _pad([sample.token_ids for sample in one.samples[:PASS_AT]])
-            ids, exists = ids.to(self._inner.device), exists.to(self._inner.device)
+            answers = [torch.tensor(sample.token_ids) for sample in one.samples[:PASS_AT]]
+            ids = pad_sequence(answers, batch_first=True).to(self._inner.device)
+            lengths = torch.tensor([len(answer) for answer in answers], device=ids.device)
+            exists = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
             prompt = torch.tensor(one.prompt_ids, device=self._inner.device)
             hidden = read_responses(self._model, prompt, ids, exists)
             with self._model.disable_adapter():
@@ -392,15 +398,6 @@ def _answer(answer_id: UUID, expert: str, score: float | None, solution: str | N
         from_reference=solution is not None,
         corrected=False,
     )
-
-
-def _pad(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    ids = torch.zeros((len(rows), max(map(len, rows))), dtype=torch.long)
-    exists = torch.zeros(ids.shape, dtype=torch.bool)
-    for index, row in enumerate(rows):
-        ids[index, : len(row)] = torch.tensor(row)
-        exists[index, : len(row)] = True
-    return ids, exists
 
 
 def _number(text: str) -> int:

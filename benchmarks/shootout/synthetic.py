@@ -14,8 +14,8 @@ Questions look like `?ab3142=` and answers like `142264`, one token a character.
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 
 from benchmarks.shootout.questions import Question
 from services.contracts.tasks import Message, Split
@@ -28,7 +28,48 @@ NUM_TRAIN = 192
 NUM_MEASURED = 32  # held-out tasks, and as many validation tasks
 
 
-class Rules:
+class Synthetic(ABC):
+    """A world whose questions are made up, as many of each family of a split, and the same each time."""
+
+    name: str
+    about: str
+    max_new_tokens: int
+    stop: list[str] = []
+    families: Mapping[Split, Sequence[str]]
+
+    def questions(self, split: Split) -> Sequence[Question]:
+        """The tasks of a split, family by family."""
+        families = self.families[split]
+        count = (NUM_TRAIN if split is Split.TRAIN else NUM_MEASURED) // len(families)
+        return [question for family in families for question in self._ask(family, count)]
+
+    def _ask(self, family: str, count: int) -> Iterator[Question]:
+        numbers, title = random.Random(f"{self.name} {family}"), f"{self.name}/{family}"
+        for index in range(count):
+            text, solution = self._draw(family, numbers)
+            messages = (Message(role="user", content=text),)
+            yield Question(f"{title}/{index}", title, self.name, messages, solution)
+
+    @abstractmethod
+    def _draw(self, family: str, numbers: random.Random) -> tuple[str, str]:
+        """A question of the family and the solution that is shown."""
+
+    @abstractmethod
+    def judge(self, asked: Sequence[tuple[Question, str]]) -> list[float]:
+        """1 for a right answer, 0 for a wrong one."""
+
+    @abstractmethod
+    def lessons(self, numbers: random.Random) -> Iterator[list[tuple[str, str]]]:
+        """What the policy is pre-trained on, for ever: turns of question and answer, the last after a solution."""
+
+
+def _deal_letters() -> Mapping[Split, Sequence[str]]:
+    pairs = [first + second for first in LETTERS for second in LETTERS]
+    random.Random(0).shuffle(pairs)
+    return {Split.HELDOUT: pairs[:8], Split.VALIDATION: pairs[8:12], Split.TRAIN: pairs[12:]}
+
+
+class Rules(Synthetic):
     """Letters whose meaning feedback reveals."""
 
     name = "rules"
@@ -38,39 +79,21 @@ class Rules:
         "with guesses as answers."
     )
     max_new_tokens = 8
-    stop: list[str] = []
-
-    def questions(self, split: Split) -> Sequence[Question]:
-        """Of every family of the split, the same digits each time."""
-        return self._by_split[split]
+    families = _deal_letters()
 
     def judge(self, asked: Sequence[tuple[Question, str]]) -> list[float]:
-        """Right or wrong."""
         return [float(answer == question.solution) for question, answer in asked]
 
-    def close(self) -> None:
-        """Nothing is held."""
-
     def lessons(self, numbers: random.Random) -> Iterator[list[tuple[str, str]]]:
-        """What the policy is pre-trained on, for ever: turns of question and answer, the last after a solution."""
         while True:
             question = "".join(numbers.choices(LETTERS, k=2)) + _draw_digits(numbers, 4)
             shown = self._guess(question, numbers)
             again = shown if numbers.random() < TRUST else self._guess(question, numbers)
             yield [(question, shown), (question, again)]
 
-    @cached_property
-    def _by_split(self) -> dict[Split, list[Question]]:
-        families = [first + second for first in LETTERS for second in LETTERS]
-        random.Random(0).shuffle(families)
-        dealt = {Split.HELDOUT: families[:8], Split.VALIDATION: families[8:12], Split.TRAIN: families[12:]}
-        return {split: list(_deal(own, split, self._write)) for split, own in dealt.items()}
-
-    def _write(self, family: str, count: int) -> Iterator[Question]:
-        numbers = random.Random(f"rules {family}")
-        for index in range(count):
-            text = family + _draw_digits(numbers, 4)
-            yield _question(f"rules/{family}/{index}", f"rules/{family}", text, apply_rules(text))
+    def _draw(self, family: str, numbers: random.Random) -> tuple[str, str]:
+        text = family + _draw_digits(numbers, 4)
+        return text, apply_rules(text)
 
     def _guess(self, question: str, numbers: random.Random) -> str:
         """An answer as of somebody who has every letter right SURE of the time."""
@@ -81,7 +104,7 @@ class Rules:
         return apply_rules("".join(believed) + question[2:])
 
 
-class Fork:
+class Fork(Synthetic):
     """Two ways to answer, one of which needs what only the teacher is shown."""
 
     name = "fork"
@@ -92,42 +115,19 @@ class Fork:
         "differs little from `distil`: what a solution reveals of its own task cannot be learned anyway."
     )
     max_new_tokens = 6
-    stop: list[str] = []
-
-    def questions(self, split: Split) -> Sequence[Question]:
-        """Of every family of the split, the same digits each time."""
-        return self._by_split[split]
+    families = {Split.TRAIN: "012345", Split.VALIDATION: "67", Split.HELDOUT: "89"}
 
     def judge(self, asked: Sequence[tuple[Question, str]]) -> list[float]:
-        """Right either way."""
         return [float(text in (q.solution, _short_way(q.messages[0].content))) for q, text in asked]
 
-    def close(self) -> None:
-        """Nothing is held."""
-
     def lessons(self, numbers: random.Random) -> Iterator[list[tuple[str, str]]]:
-        """What the policy is pre-trained on, for ever: turns of question and answer, the last after a solution."""
         while True:
             question, code = _draw_digits(numbers, 3), "b" + _draw_code(numbers)
             short = _short_way(question)
             yield [(question, numbers.choice([short, code])), (question, numbers.choice([short, code]))]
 
-    @cached_property
-    def _by_split(self) -> dict[Split, list[Question]]:
-        dealt = {Split.TRAIN: "012345", Split.VALIDATION: "67", Split.HELDOUT: "89"}
-        return {split: list(_deal(own, split, self._write)) for split, own in dealt.items()}
-
-    def _write(self, first: str, count: int) -> Iterator[Question]:
-        numbers = random.Random(f"fork {first}")
-        for index in range(count):
-            text = first + _draw_digits(numbers, 2)
-            yield _question(f"fork/{first}/{index}", f"fork/{first}", text, "b" + _draw_code(numbers))
-
-
-def _deal(families: Sequence[str], split: Split, write: Callable[[str, int], Iterator[Question]]) -> Iterator[Question]:
-    """A split's questions, as many of each of its families."""
-    count = NUM_TRAIN if split is Split.TRAIN else NUM_MEASURED
-    return (question for family in families for question in write(family, count // len(families)))
+    def _draw(self, family: str, numbers: random.Random) -> tuple[str, str]:
+        return family + _draw_digits(numbers, 2), "b" + _draw_code(numbers)
 
 
 def apply_rules(question: str) -> str:
@@ -149,7 +149,3 @@ def _draw_digits(numbers: random.Random, count: int) -> str:
 
 def _draw_code(numbers: random.Random) -> str:
     return "".join(numbers.choices(CODE_LETTERS, k=3))
-
-
-def _question(key: str, family: str, text: str, solution: str) -> Question:
-    return Question(key, family, family.partition("/")[0], (Message(role="user", content=text),), solution)

@@ -1,26 +1,26 @@
 """The worlds by name, and the policy each begins with."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 
-from benchmarks.shootout.pretrain import Teachable, pretrain
+from benchmarks.shootout.pretrain import pretrain
 from benchmarks.shootout.questions import World
 from benchmarks.shootout.starter import FILES, Starter, running_sandbox
-from benchmarks.shootout.synthetic import Fork, Rules
+from benchmarks.shootout.synthetic import Fork, Rules, Synthetic
 from services.policy.convert import resolve_model
 
-SYNTHETIC: dict[str, type[Rules] | type[Fork]] = {"rules": Rules, "fork": Fork}
+SYNTHETIC: dict[str, type[Synthetic]] = {"rules": Rules, "fork": Fork}
 
 
 @contextmanager
 def opened(name: str) -> Iterator[World]:
     """A world, until the block ends. Raises KeyError for a name that is none."""
-    world: World = Starter(name) if name in FILES else SYNTHETIC[name]()
-    try:
+    if name not in FILES:
+        yield SYNTHETIC[name]()
+        return
+    with closing(Starter(name)) as world:
         yield world
-    finally:
-        world.close()
 
 
 def about(name: str) -> str:
@@ -39,5 +39,4 @@ def prepare_policy(name: str, folder: Path, model: str | None, report: Callable[
     """The folder of the policy a world's runs begin with; made or converted if it is not there."""
     if name in FILES:
         return resolve_model(model, report)
-    world: Teachable = SYNTHETIC[name]()
-    return pretrain(world, folder / f"base-{name}", report)
+    return pretrain(SYNTHETIC[name](), folder / f"base-{name}", report)

@@ -96,10 +96,10 @@ def load_policy(path: Path, device: str = "cpu", dtype: torch.dtype = torch.floa
 
 
 def _find_eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Every id that ends an answer; first the tokenizer's own, which is the one that ends a turn of a chat."""
     stated = model.generation_config.eos_token_id if model.generation_config is not None else None
-    ids = set(stated) if isinstance(stated, list) else {stated}
-    ids.add(tokenizer.eos_token_id)
-    found = tuple(sorted(int(i) for i in ids if i is not None))
+    ids = [tokenizer.eos_token_id, *(sorted(stated) if isinstance(stated, list) else [stated])]
+    found = tuple(dict.fromkeys(int(i) for i in ids if i is not None))
     if not found:
         raise ModelRefused("the model has no end-of-sequence token: its answers could never end")
     return found

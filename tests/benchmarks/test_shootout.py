@@ -239,8 +239,11 @@ def test_the_whole_shootout_ends_with_its_report_and_then_runs_nothing_twice(tmp
         ("heldout", "grpo")
     ] * 2
     assert "| grpo |" in (folder / "tiny.md").read_text()
+    [gap] = folder.glob("gap-fork-*.json")
+    measured = gap.stat().st_mtime_ns
     assert learn.main([*command, str(tmp_path)]) == 0
     assert (folder / "runs.jsonl").read_text().splitlines() == lines
+    assert gap.stat().st_mtime_ns == measured
 
 
 def test_a_name_that_does_not_exist_is_refused(tmp_path: Path) -> None:

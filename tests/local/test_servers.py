@@ -26,6 +26,7 @@ from services.local.lock import FolderInUse
 from services.local.postgres import EmbeddedPostgres
 from services.local.process import LocalError, ProcessFailed
 from services.local.valkey import EmbeddedValkey
+from tests.local.processes import is_alive
 
 pytestmark = pytest.mark.integration
 
@@ -276,7 +277,7 @@ def test_an_ordinary_user_runs_the_same_servers_without_demotion(open_folder: Pa
         program.kill()
         program.communicate()
     _, alive = psutil.wait_procs(family, timeout=10)
-    assert [p for p in alive if p.status() != psutil.STATUS_ZOMBIE] == []
+    assert [p for p in alive if is_alive(p)] == []
 
 
 def test_valkey_refuses_a_stranger_on_the_same_machine(valkey_server: EmbeddedValkey) -> None:

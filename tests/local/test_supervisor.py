@@ -32,6 +32,7 @@ from services.local.supervisor import (
     read_running,
     stop_running,
 )
+from tests.local.processes import is_alive
 
 pytestmark = pytest.mark.integration
 
@@ -105,7 +106,7 @@ def family_of(pid: int) -> list[psutil.Process]:
 def await_gone(processes: list[psutil.Process], seconds: float = 10.0) -> None:
     """Fail with the names of those that still live after so many seconds."""
     deadline = time.monotonic() + seconds
-    while alive := [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]:
+    while alive := [p for p in processes if is_alive(p)]:
         assert time.monotonic() < deadline, [p.cmdline() for p in alive]
         time.sleep(0.02)
 

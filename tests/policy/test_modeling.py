@@ -1,5 +1,6 @@
 """Scoring with a shared prompt is the plain forward pass; adapters survive being stored."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from services.policy.artifacts import hash_tree
 from services.policy.modeling import (
     AdapterRefused,
     LoadedPolicy,
+    ModelRefused,
     PolicyModel,
     add_lora,
     decode_ids,
@@ -170,3 +172,21 @@ def test_the_tokenizer_hash_is_the_same_in_every_process_and_differs_between_tok
     from services.policy.modeling import hash_tokenizer
 
     assert hash_tokenizer(policy_again.tokenizer) != policy.tokenizer_hash
+
+
+@pytest.mark.parametrize("setting", ["logits_scaling", "final_logit_softcapping", "logit_scale"])
+def test_a_model_that_changes_its_logits_is_refused_by_name(tmp_path: Path, setting: str) -> None:
+    folder = make_tiny_policy(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {setting: 1.0}))
+    load_policy(folder)
+    (folder / "config.json").write_text(json.dumps(config | {setting: 8.0}))
+    with pytest.raises(ModelRefused, match=f"changes its logits \\({setting} 8.0\\)"):
+        load_policy(folder)
+
+
+def test_the_tokenizers_own_end_comes_first_of_all_that_end_an_answer(tmp_path: Path) -> None:
+    folder = make_tiny_policy(tmp_path / "model")
+    stated = json.loads((folder / "generation_config.json").read_text()) | {"eos_token_id": [5, 2, 0]}
+    (folder / "generation_config.json").write_text(json.dumps(stated))
+    assert load_policy(folder).eos_token_ids == (2, 0, 5)

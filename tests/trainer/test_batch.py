@@ -1,5 +1,6 @@
 """What the teacher is shown, which rollouts are siblings, and how answers become terms."""
 
+import math
 from dataclasses import replace
 from datetime import UTC, datetime
 from uuid import UUID
@@ -223,6 +224,13 @@ def test_a_top_k_over_another_length_makes_the_lesson_invalid_and_spares_its_sib
     assert "3 rows" in batch.invalid[bad.lesson_id]
 
 
+MEANINGFUL: dict[str, object] = {
+    "token_ids": (4, 5),
+    "action_mask": (True, True),
+    "sampler_logprobs": (-1.0, -1.0),
+}
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -230,12 +238,15 @@ def test_a_top_k_over_another_length_makes_the_lesson_invalid_and_spares_its_sib
         ({"token_ids": (4,) * 600, "action_mask": (True,) * 600}, "the model reads 512"),
         ({"action_mask": (False, False)}, "no token of the rollout is an action"),
         ({"token_ids": ()}, "no tokens"),
+        ({"action_mask": (True,)}, "the action mask has 1 entries for 2 tokens"),
+        ({"sampler_logprobs": (-1.0,)}, "1 sampler logprobs for 2 tokens"),
+        ({"score": math.nan}, "its score nan lies outside 0..1"),
     ],
 )
 def test_a_lesson_that_means_nothing_is_invalid_with_the_reason(
     policy: LoadedPolicy, changes: dict[str, object], reason: str
 ) -> None:
-    lesson = replace(facts(policy), **({"token_ids": (4, 5), "action_mask": (True, True)} | changes))  # type: ignore[arg-type]
+    lesson = replace(facts(policy), **(MEANINGFUL | changes))  # type: ignore[arg-type]
     batch = build(policy, [lesson])
     assert not batch.rows
     assert reason in batch.invalid[lesson.lesson_id]
@@ -367,6 +378,17 @@ def test_the_rest_of_a_continuation_is_dropped_or_imitated_after_its_samples(pol
     assert rest.start == 3  # "o" agreed and "x" is a sample at the place where they parted
     assert row.samples[0].tokens == only(policy, lesson).samples[0].tokens
     assert "the rest of a continuation" in rest.source.names[0]
+
+
+def test_an_unknown_id_in_the_rest_of_a_continuation_makes_the_lesson_invalid(policy: LoadedPolicy) -> None:
+    theirs = [*encode_text(policy.tokenizer, "x"), 100_000]
+    distribution = SamplesDistribution(
+        tokenizer_hash=policy.tokenizer_hash, prefixes=[0], continuations=[[Continuation(token_ids=theirs)]]
+    )
+    lesson = facts(policy, "four", answers=(answer(distribution=distribution),))
+    assert (
+        "token id 100000 is outside the vocabulary" in build(policy, [lesson], config=IMITATE).invalid[lesson.lesson_id]
+    )
 
 
 def test_a_continuation_without_a_rest_leaves_nothing_to_imitate(policy: LoadedPolicy) -> None:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from services.contracts.answers import Feedback, FeedbackSpan, SamplesDistribution
-from services.policy.modeling import LoadedPolicy, load_policy
+from services.contracts.ids import new_id
+from services.policy.modeling import LoadedPolicy, find_backbone, load_policy
 from services.settings import Settings
 from services.store.lessons import LessonFacts
 from tests.trainer.test_batch import top_k
@@ -138,6 +139,18 @@ class TestSettings:
         for returns, sums in zip(limited.returns, whole.returns, strict=True):
             assert torch.allclose(returns, sums / torch.tensor([9.0, 8.0, 7.0, 6.0]))
 
+    def test_only_a_rollout_that_is_charged_must_be_within_the_samplers_limit(
+        self, state: TrainerState, policy: LoadedPolicy
+    ) -> None:
+        config = configure(scale="room_left", baseline="none")
+        rows = rows_of(state, pair(policy), config)
+        with pytest.raises(ValueError, match="row 0: 4 action tokens, more than max_tokens=3"):
+            compose(state, rows, config, max_new_tokens=3)
+        from_elsewhere = [replace(row, credited=False) for row in rows]
+        account, _ = compose(state, from_elsewhere, config, max_new_tokens=3)
+        assert account.sums["future"] == 0
+        assert account.sums["local"] > 0
+
     @pytest.mark.parametrize("setting", [{"objective": "forward_ce"}, {"lam": 0.0}])
     def test_forward_ce_and_a_lambda_of_zero_are_distil_without_its_future_term(
         self, state: TrainerState, policy: LoadedPolicy, setting: dict[str, object]
@@ -148,6 +161,7 @@ class TestSettings:
         assert account.sums["future"] == 0
         assert loss == pytest.approx(account.sums["local"]) == pytest.approx(distil.sums["local"])
         assert not account.future
+        assert not account.returns, "the running mean is not made of returns that nobody computed"
 
     @pytest.mark.parametrize("objective", ["distil", "forward_ce"])
     def test_the_local_term_is_weighed_by_the_tokens_before_only_if_wanted(
@@ -264,6 +278,28 @@ class TestReading:
             assert own.sums[f"loss_{name}"] == pytest.approx(loss, rel=1e-5)
             summed += weight * loss
         assert total == pytest.approx(summed, rel=1e-5)
+
+    def test_a_solution_that_siblings_share_is_read_once_and_counts_for_each_by_its_trust(
+        self, state: TrainerState, policy: LoadedPolicy
+    ) -> None:
+        trusts = (1.0, 3.0)
+        told = [
+            facts(policy, text, index=index, answers=(replace(reference(), weight=trust),))
+            for index, (text, trust) in enumerate(zip(("four", "no"), trusts, strict=True))
+        ]
+        apart = [replace(told[1], group_id=new_id())]  # another group, whose text is read by itself
+        config = configure(objective="sft")
+        rows, alone = rows_of(state, told, config), rows_of(state, [*told[:1], *apart], config)
+        lengths = list[torch.Size]()
+        watch = find_backbone(state.model).register_forward_pre_hook(
+            lambda _, __, given: lengths.append(given["input_ids"].shape), with_kwargs=True
+        )
+        account, loss = compose(state, rows, config)
+        watch.remove()
+        assert [shape[0] for shape in lengths] == [1, 1], "the prompt, and the one text"
+        assert loss == pytest.approx(compose(state, alone, config)[1], rel=1e-5)
+        shares = [account.terms[row.lesson_id][0].share for row in rows]
+        assert shares == pytest.approx([loss / 4, 3 * loss / 4], rel=1e-5)
 
     def test_a_solution_and_a_success_are_imitated_under_their_own_names(
         self, state: TrainerState, lessons: list[LessonFacts]

@@ -201,6 +201,9 @@ def test_each_rollout_has_its_own_part_and_cost_of_a_term() -> None:
     assert (whole.row_local / whole.row_weight).tolist() == pytest.approx([(1 + 2 / 2 + 4 / 2) / 2, 2])
     assert partial.row_local.tolist() == pytest.approx([0.5 * (2 / 2 + 4 / 2) / 8, 0])
     assert partial.row_weight.tolist() == pytest.approx([0.5 * (1 / 2 + 1 / 2) / 8, 0])
+    assert whole.row_future.sum().item() == pytest.approx(whole.future.item())
+    assert whole.row_future.tolist() == pytest.approx([0.5 * (-1 * 2 - 2 * 3) / 5, 0.5 * (3 * 2 + 1 * 3) / 5])
+    assert partial.row_future.tolist() == [0, 0]
 
 
 def test_where_nothing_is_left_to_pay_the_excess_goes_by_weight() -> None:

@@ -297,11 +297,29 @@ class TestTokenwiseObjectives:
         with pytest.raises(ValueError, match=problem):
             paper_loss(student, ROLLOUTS, [term], 2, 4)
 
-    def test_a_divergence_that_is_no_number_is_refused_by_row(self) -> None:
-        bad = EXPERT.clone()
-        bad[0, 2, 1] = -math.inf
+    def test_a_divergence_that_is_infinite_is_refused_by_row(self) -> None:
+        excludes = EXPERT.clone()
+        excludes[0, 2] = torch.tensor([0.5, 0.0, 0.5], dtype=torch.float64).log()
         with pytest.raises(ValueError, match="row 0, step 2: teacher: the divergence"):
-            reverse_kl_loss(ScoredStudent(LOGITS, ROLLOUTS), ROLLOUTS, [whole_term(bad)], 4)
+            reverse_kl_loss(ScoredStudent(LOGITS, ROLLOUTS), ROLLOUTS, [whole_term(excludes)], 4)
+
+    @pytest.mark.parametrize("name", OBJECTIVES)
+    def test_an_expert_over_another_vocabulary_is_refused(self, name: str) -> None:
+        wide = torch.zeros((2, 3, 4), dtype=torch.float64).log_softmax(-1)
+        with pytest.raises(ValueError, match=r"teacher: logprobs has shape \(2, 3, 4\), not \(2, 3, 3\)"):
+            OBJECTIVES[name][0](ScoredStudent(LOGITS, ROLLOUTS), ROLLOUTS, [whole_term(wide)])
+
+    @pytest.mark.parametrize("name", OBJECTIVES)
+    def test_an_expert_that_is_no_distribution_is_refused_by_row(self, name: str) -> None:
+        heavy, unknown = EXPERT.clone(), EXPERT.clone()
+        heavy[1, 0] += math.log(2)
+        unknown[0, 1, 2] = math.nan
+        objective, _ = OBJECTIVES[name]
+        student = ScoredStudent(LOGITS, ROLLOUTS)
+        with pytest.raises(ValueError, match="row 1, step 0: teacher: the expert's probabilities do not sum to 1"):
+            objective(student, ROLLOUTS, [whole_term(heavy)])
+        with pytest.raises(ValueError, match="row 0, step 1: teacher: the expert's logprobs are NaN"):
+            objective(student, ROLLOUTS, [whole_term(unknown)])
 
     def test_rows_without_an_expert_count_nowhere(self) -> None:
         some = WholeTerm("teacher", whole_term(EXPERT).expert, torch.tensor([0.0, 2.0]))
@@ -486,6 +504,20 @@ class TestPolicyGradient:
         assert gradient[1].abs().sum() == 0
         assert result.loss.item() == pytest.approx(-1.0)
 
+    def test_the_tokens_of_a_rollout_nobody_judged_are_not_counted_as_clipped(self) -> None:
+        far = replace(ROLLOUTS, sampler_logprobs=ROLLOUTS.sampler_logprobs - 1)
+        both = policy_gradient_loss(ScoredStudent(LOGITS, far), far, torch.ones(2), self.everyone, 4)
+        one = policy_gradient_loss(ScoredStudent(LOGITS, far), far, torch.ones(2), torch.tensor([False, True]), 4)
+        assert (both.num_clipped.item(), one.num_clipped.item()) == (4, 1)
+
+    def test_an_infinite_ratio_without_an_advantage_gives_nothing(self) -> None:
+        impossible = replace(ROLLOUTS, sampler_logprobs=ROLLOUTS.sampler_logprobs - 200)
+        logits = LOGITS.clone().float().requires_grad_()
+        student = ScoredStudent(logits, impossible)
+        result = policy_gradient_loss(student, impossible, torch.zeros(2), self.everyone, 4)
+        (gradient,) = torch.autograd.grad(result.loss, logits)
+        assert (result.loss.item(), gradient.abs().sum().item()) == (0, 0)
+
     def test_a_micro_batch_nobody_judged_gives_nothing(self) -> None:
         logits = LOGITS.clone().requires_grad_()
         result = policy_gradient_loss(ScoredStudent(logits, ROLLOUTS), ROLLOUTS, torch.ones(2), ~self.everyone, 0)
@@ -496,8 +528,11 @@ class TestPolicyGradient:
         student, fine = ScoredStudent(LOGITS, ROLLOUTS), torch.ones(2)
         nobody = replace(ROLLOUTS, credited=torch.tensor([True, False]))
         nan = replace(ROLLOUTS, sampler_logprobs=torch.tensor([[-1.0] * 3, [math.nan] * 3]))
+        first = replace(ROLLOUTS, credited=torch.tensor([False, False]))
         with pytest.raises(ValueError, match="row 1: its sampler's logprobs are unknown"):
             policy_gradient_loss(student, nobody, fine, self.everyone, 4)
+        with pytest.raises(ValueError, match="row 1: its sampler's logprobs are unknown"):
+            policy_gradient_loss(student, first, fine, torch.tensor([False, True]), 4)
         with pytest.raises(ValueError, match="row 1, step 0: its sampler's logprobs are NaN"):
             policy_gradient_loss(student, nan, fine, self.everyone, 4)
         with pytest.raises(ValueError, match="row 1, step 0: its advantage"):

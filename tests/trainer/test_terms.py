@@ -155,6 +155,14 @@ def test_a_padded_top_k_entry_is_neither_listed_nor_taken_from_the_tail() -> Non
     assert gradient.tolist() == pytest.approx(exact.tolist())
 
 
+@pytest.mark.parametrize("listed", range(6))
+def test_padding_is_never_taken_for_a_token_that_is_listed(listed: int) -> None:
+    log_half = torch.full((1, 1), math.log(0.5))
+    cost, _ = one_step(TopK(torch.tensor([[[listed, 0]]]), torch.tensor([[[math.log(0.5), -math.inf]]]), log_half))
+    rest = 1 - STUDENT[listed]
+    assert cost.cost.item() == pytest.approx(-0.5 * (STUDENT[listed].log() + rest.log()).item())
+
+
 def test_samples_in_the_experts_own_proportions_give_its_cross_entropy_and_gradient() -> None:
     cost, gradient = one_step(drawn([60, 30, 5, 3, 1, 1]))
     assert cost.cost.item() == pytest.approx(-(EXPERT * STUDENT.log()).sum().item())
@@ -229,7 +237,7 @@ def cost_of(expert: ExpertDistribution, present: Tensor | None = None) -> StepCo
     return step_cost(reading, "tutor", expert, MASK.flatten() if present is None else present)
 
 
-def spoiled(tensor: Tensor, value: float) -> Tensor:
+def spoiled(tensor: Tensor, value: float | Tensor) -> Tensor:
     result = tensor.clone()
     result[1, 1] = value
     return result
@@ -237,6 +245,7 @@ def spoiled(tensor: Tensor, value: float) -> Tensor:
 
 IDS = torch.tensor([0, 1]).expand(2, 2, 2)
 HALVES = torch.full((2, 2, 2), math.log(0.5))
+THREE, THIRDS = torch.arange(3).expand(2, 2, 3), UNIFORM
 NO_TAIL = torch.full((2, 2), -math.inf)
 ONE = torch.zeros((2, 2, 1), dtype=torch.long)
 
@@ -249,9 +258,12 @@ BAD_EXPERTS = [
     (TopK(IDS, HALVES, spoiled(NO_TAIL, -1.0)), "sum to 1"),
     (TopK(spoiled(IDS, 3), HALVES, NO_TAIL), "outside the vocabulary"),
     (TopK(spoiled(IDS, -1), HALVES, NO_TAIL), "outside the vocabulary"),
+    (TopK(spoiled(IDS, torch.tensor([0, 3])), HALVES, NO_TAIL), "outside the vocabulary"),
     (TopK(spoiled(IDS, 1), HALVES, NO_TAIL), "listed twice"),
+    (TopK(spoiled(THREE, torch.tensor([0, 2, 2])), THIRDS, NO_TAIL), "listed twice"),
     (Samples(spoiled(ONE, 3), ONE == 0), "outside the vocabulary"),
     (Samples(spoiled(ONE, -1), ONE == 0), "outside the vocabulary"),
+    (Samples(torch.cat([ONE, spoiled(ONE, 3)], 2), torch.ones((2, 2, 2), dtype=torch.bool)), "outside the vocabulary"),
     (Samples(ONE, spoiled(ONE == 0, False)), "no sample"),
     (Label(spoiled(ONE[:, :, 0], 3)), "outside the vocabulary"),
 ]
@@ -295,6 +307,7 @@ def test_storage_in_half_precision_is_no_reason_to_refuse() -> None:
         FullVocabulary(torch.zeros(2, 2, 4)),
         FullVocabulary(torch.zeros(2, 3, 3)),
         TopK(IDS[:1], HALVES, NO_TAIL),
+        TopK(IDS[:1], HALVES[:1], NO_TAIL),
         TopK(IDS, HALVES[:, :, :1], NO_TAIL),
         TopK(IDS, HALVES, NO_TAIL[:1]),
         Samples(ONE[:, :, 0], ONE[:, :, 0] == 0),

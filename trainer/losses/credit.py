@@ -95,10 +95,9 @@ def cost_to_go(cost: Tensor, action_mask: Tensor, gamma: float = 1.0) -> Tensor:
     Shapes: cost [B, T], action_mask [B, T] bool, result [B, T]. Costs off the mask are never charged, and a tool
     turn discounts nothing: the policy did not choose its length.
     """
-    charged = torch.where(action_mask, cost, 0)
-    sums = torch.zeros_like(charged)
+    sums = torch.zeros_like(cost)
     for t in range(cost.shape[1] - 2, -1, -1):
-        sums[:, t] = torch.where(action_mask[:, t + 1], charged[:, t + 1] + gamma * sums[:, t + 1], sums[:, t + 1])
+        sums[:, t] = torch.where(action_mask[:, t + 1], cost[:, t + 1] + gamma * sums[:, t + 1], sums[:, t + 1])
     return sums
 
 

@@ -343,8 +343,10 @@ def _charge(
 
 def _refuse_long(action_mask: Tensor, applies: Tensor, credit: Credit) -> None:
     """Raises ValueError if a rollout that is charged is longer than its sampler allowed, and the scale needs that."""
+    if credit.scale is not Scale.ROOM_LEFT:
+        return
     too_long = applies & (action_mask.sum(1) > credit.max_tokens)
-    if credit.scale is Scale.ROOM_LEFT and too_long.any():
+    if too_long.any():
         row = int(too_long.nonzero()[0])
         taken = int(action_mask[row].sum())
         raise ValueError(f"row {row}: {taken} action tokens, more than max_tokens={credit.max_tokens}")

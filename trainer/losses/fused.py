@@ -9,7 +9,8 @@ What the losses need of the vocabulary is an average over it. With output weight
 so one pass over W with running sums, like attention with W as keys and values, gives value and gradient of the default
 objective together; the backward pass is a product of [N, H] tensors. The same pass over the teacher's hidden states
 gives m_E. Where W is trained as well, its gradient takes a second pass. Reverse KL has a pass of its own, over student
-and teacher at once; to find the student's likeliest tokens, the scores of a few tokens are held whole.
+and teacher at once; the student's likeliest tokens are sorted out tile by tile, and a pass for each of the two that
+leaves them out sums up the others.
 
 Memory beside [N, H]: one tile. Everything is computed in float32 at least, whatever W is stored in.
 
@@ -17,7 +18,6 @@ Not covered: an output layer with a bias, or one that scales or caps its logits.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -31,9 +31,9 @@ TILE_ROWS = 1024  # of W at a time: with TOKENS of them 1 MB of scores, which st
 TOKENS = 256
 GPU_TILE_ROWS = 8192  # 128 MB of scores: enough work for a launch
 GPU_TOKENS = 4096
-WHOLE_ROWS = 2**21  # scores of whole rows held at a time to find the likeliest tokens: 8 MB in float32
-GPU_WHOLE_ROWS = 2**26
-GATHERED = 2**21  # numbers of W's rows gathered at a time
+WIDE_TILE_ROWS = 4096  # where the likeliest tokens of each tile are sorted out
+GATHERED = 2**19  # numbers of W's rows gathered at a time
+GPU_GATHERED = 2**26
 
 
 class FusedStudent(Student):
@@ -69,15 +69,14 @@ class FusedStudent(Student):
 
     def expect(self, expert: FullVocabulary | HiddenStates, present: Tensor) -> Expectation:
         at = present.nonzero()[:, 0]
-        theirs = self._read(expert, at)
+        theirs, states = self._read(expert, at), self._states[at]
         with torch.no_grad():
             log_total, mean = _scan(theirs, self._weight, None)
             chosen = _gather(theirs, self._weight, self.ids[at, None])[:, 0] - log_total
             entropy = (log_total - (theirs * mean).sum(-1)).clamp(min=0)
             mass = torch.where(log_total.isfinite(), 1, torch.nan).to(log_total)
-        score: Tensor = _ExpectedScore.apply(  # type: ignore[no-untyped-call]
-            self._states[at], self._weight, theirs, log_total, mean
-        )
+            expected = (states * mean).sum(-1)
+        score = _average(states, self._weight, theirs, None, expected, log_total, mean)
         nothing = torch.zeros_like(self.log_total).detach()
         return Expectation(*(nothing.index_put((at,), value) for value in (score, mass, entropy, chosen)))
 
@@ -93,15 +92,17 @@ class FusedStudent(Student):
             raise ValueError(f"top_k must be at least 1, not {top_k}")
         theirs, states = self._read(expert, at), self._states[at]
         with torch.no_grad():
-            found = _survey(states, self._weight, theirs, top_k)
-            chosen = _gather(theirs, self._weight, self.ids[at, None])[:, 0] - found.expert_total
-        listed: Tensor = _ScoresAt.apply(states, self._weight, found.ids)  # type: ignore[no-untyped-call]
-        if found.ids.shape[1] == self.vocabulary:
-            return listed - self.log_total[at, None], found.expert[:, :-1], chosen
-        rest: Tensor = _LogTotal.apply(  # type: ignore[no-untyped-call]
-            states, self._weight, found.ids, found.log_rest, found.mean_rest
-        )
-        return torch.cat([listed, rest[:, None]], 1) - self.log_total[at, None], found.expert, chosen
+            ids = _find_likeliest(states, self._weight, min(top_k, self.vocabulary))
+            scores = _gather(theirs, self._weight, ids)
+            if len(ids.T) < self.vocabulary:
+                scores = torch.cat([scores, _sum_without(theirs, self._weight, ids)[:, None]], 1)
+            expert_total = scores.logsumexp(-1)
+            chosen = _gather(theirs, self._weight, self.ids[at, None])[:, 0] - expert_total
+        own: Tensor = _ScoresAt.apply(states, self._weight, ids)  # type: ignore[no-untyped-call]
+        if len(ids.T) < self.vocabulary:
+            rest, _ = _log_total(states, self._weight, ids)
+            own = torch.cat([own, rest[:, None]], 1)
+        return own - self.log_total[at, None], scores - expert_total[:, None], chosen
 
     def _read(self, expert: FullVocabulary | HiddenStates, at: Tensor) -> Tensor:
         """The expert's tempered states at some action tokens, [M, H]."""
@@ -119,8 +120,23 @@ def _log_total(states: Tensor, weight: Tensor, hidden: Tensor | None = None) -> 
     """The logsumexp of the scores [N] with its gradient, and the mean row [N, H], detached."""
     with torch.no_grad():
         found, mean = _scan(states, weight, hidden)
-    log_total: Tensor = _LogTotal.apply(states, weight, hidden, found, mean)  # type: ignore[no-untyped-call]
-    return log_total, mean
+    return _average(states, weight, states, hidden, found, found, mean), mean
+
+
+def _average(
+    states: Tensor,
+    weight: Tensor,
+    theirs: Tensor,
+    hidden: Tensor | None,
+    value: Tensor,
+    log_total: Tensor,
+    mean: Tensor,
+) -> Tensor:
+    """`value` [M] with the gradient that `_Averaged` gives it."""
+    found: Tensor = _Averaged.apply(  # type: ignore[no-untyped-call]
+        states, weight, theirs.detach(), hidden, value, log_total, mean
+    )
+    return found
 
 
 class _Context(Protocol):
@@ -201,46 +217,36 @@ def _spread_back(
     return gradient.to(weight.dtype)
 
 
-class _LogTotal(torch.autograd.Function):
-    """What a scan found, with its gradient."""
+class _Averaged(torch.autograd.Function):
+    """A value whose gradient in the states is the mean row of W under softmax(theirs), both found by a scan.
+
+    hidden: tokens the softmax leaves out; log_total, mean: the scan's, of `theirs`.
+    """
 
     @staticmethod
     def forward(
-        ctx: _Context, states: Tensor, weight: Tensor, hidden: Tensor | None, log_total: Tensor, mean: Tensor
+        ctx: _Context,
+        states: Tensor,
+        weight: Tensor,
+        theirs: Tensor,
+        hidden: Tensor | None,
+        value: Tensor,
+        log_total: Tensor,
+        mean: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(states, weight, hidden, log_total, mean)
-        return log_total.clone()
+        ctx.save_for_backward(states, weight, theirs, hidden, log_total, mean)
+        return value.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: _Context, charge: Tensor) -> tuple[Tensor | None, ...]:
-        states, weight, hidden, log_total, mean = ctx.saved_tensors
+        states, weight, theirs, hidden, log_total, mean = ctx.saved_tensors
         wanted = ctx.needs_input_grad
         return (
             charge[:, None] * mean if wanted[0] else None,
-            _spread_back(states, charge, weight, states, log_total, hidden) if wanted[1] else None,
+            _spread_back(states, charge, weight, theirs, log_total, hidden) if wanted[1] else None,
             None,
             None,
-            None,
-        )
-
-
-class _ExpectedScore(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: _Context, states: Tensor, weight: Tensor, theirs: Tensor, log_total: Tensor, mean: Tensor
-    ) -> Tensor:
-        ctx.save_for_backward(states, weight, theirs, log_total, mean)
-        return (states * mean).sum(-1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: _Context, charge: Tensor) -> tuple[Tensor | None, ...]:
-        states, weight, theirs, log_total, mean = ctx.saved_tensors
-        wanted = ctx.needs_input_grad
-        return (
-            charge[:, None] * mean if wanted[0] else None,
-            _spread_back(states, charge, weight, theirs, log_total, None) if wanted[1] else None,
             None,
             None,
             None,
@@ -260,7 +266,8 @@ def _gather(states: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
 
 
 def _gathered_chunks(weight: Tensor, ids: Tensor) -> Iterator[slice]:
-    size = max(1, GATHERED // max(1, ids.shape[1] * weight.shape[1]))
+    numbers = GATHERED if weight.device.type == "cpu" else GPU_GATHERED
+    size = max(1, numbers // max(1, ids.shape[1] * weight.shape[1]))
     return (slice(start, start + size) for start in range(0, len(ids), size))
 
 
@@ -342,62 +349,31 @@ class _ReverseKL(torch.autograd.Function):
         return charge[:, None] * slopes if wanted[0] else None, gradient, None, None, None
 
 
-@dataclass(frozen=True, eq=False)
-class _Survey:
-    """The student's likeliest tokens and what is beside them, at M tokens, detached.
-
-    Shapes: ids [M, K]; log_rest [M] and mean_rest [M, H] over all other tokens; expert [M, K + 1], its logprobs
-    of the listed tokens and of the others; expert_total [M], its log_total.
-    """
-
-    ids: Tensor
-    log_rest: Tensor
-    mean_rest: Tensor
-    expert: Tensor
-    expert_total: Tensor
+# --- the likeliest tokens ---
 
 
-def _project(states: Tensor, weight: Tensor, scores: Tensor) -> Tensor:
-    """The scores of all tokens, written to `scores` [C, V]. A head in half precision is raised tile by tile."""
-    if weight.dtype == states.dtype:
-        return torch.mm(states, weight.T, out=scores)
-    for start in _tiles(weight):
-        tile = _tile(weight, start, states.dtype)
-        torch.mm(states, tile.T, out=scores[:, start : start + len(tile)])
-    return scores
+def _find_likeliest(states: Tensor, weight: Tensor, count: int) -> Tensor:
+    """The ids of the `count` highest scores [N, count], highest first."""
+    ids = torch.empty((len(states), count), dtype=torch.long, device=states.device)
+    for chunk in _chunks(states):
+        own = states[chunk]
+        best, names = own.new_empty((len(own), 0)), ids.new_empty((len(own), 0))
+        for start in range(0, len(weight), WIDE_TILE_ROWS):
+            scores = own @ weight[start : start + WIDE_TILE_ROWS].to(own.dtype).T
+            high, at = scores.topk(min(count, scores.shape[1]))
+            best, names = torch.cat([best, high], 1), torch.cat([names, at + start], 1)
+            best, order = best.topk(min(count, best.shape[1]))
+            names = names.gather(1, order)
+        ids[chunk] = names
+    return ids
 
 
-def _average_rows(probs: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """The mean row of W under `probs` [C, V]."""
-    if weight.dtype == dtype:
-        return probs @ weight
-    rows = probs.new_zeros((len(probs), weight.shape[1]))
-    for start in _tiles(weight):
-        tile = _tile(weight, start, dtype)
-        rows.addmm_(probs[:, start : start + len(tile)], tile)
-    return rows
-
-
-def _survey(states: Tensor, weight: Tensor, theirs: Tensor, top_k: int) -> _Survey:
-    num_tokens, width = len(states), min(top_k, len(weight))
-    found = _Survey(
-        ids=torch.empty((num_tokens, width), dtype=torch.long, device=states.device),
-        log_rest=states.new_empty(num_tokens),
-        mean_rest=torch.empty_like(states),
-        expert=states.new_empty((num_tokens, width + 1)),
-        expert_total=states.new_empty(num_tokens),
-    )
-    size = max(1, (WHOLE_ROWS if states.device.type == "cpu" else GPU_WHOLE_ROWS) // len(weight))
-    for start in range(0, num_tokens, size):
-        chunk = slice(start, start + size)
-        scores = _project(states[chunk], weight, states.new_empty((len(states[chunk]), len(weight))))
-        ids = found.ids[chunk] = scores.topk(width).indices
-        log_rest = found.log_rest[chunk] = scores.scatter_(1, ids, -torch.inf).logsumexp(-1)
-        scores.sub_(log_rest[:, None]).exp_()
-        found.mean_rest[chunk] = _average_rows(scores, weight, states.dtype)
-        expert = _project(theirs[chunk], weight, scores)
-        total = found.expert_total[chunk] = expert.logsumexp(-1)
-        listed = expert.gather(1, ids)
-        rest = expert.scatter_(1, ids, -torch.inf).logsumexp(-1, keepdim=True)
-        found.expert[chunk] = torch.cat([listed, rest], 1) - total[:, None]
-    return found
+def _sum_without(states: Tensor, weight: Tensor, hidden: Tensor) -> Tensor:
+    """logsumexp [N] of the scores of all tokens but the hidden ones [N, K]."""
+    log_rest = states.new_full((len(states),), -torch.inf)
+    for chunk in _chunks(states):
+        for start in _tiles(weight):
+            scores = states[chunk] @ _tile(weight, start, states.dtype).T
+            _hide(scores, start, hidden[chunk])
+            log_rest[chunk] = torch.logaddexp(log_rest[chunk], scores.logsumexp(-1))
+    return log_rest
