@@ -115,7 +115,7 @@ async def get_health(request: Request, runner: RunnerDep) -> Health:
     """The isolation level, slots and queue. Errors: SandboxStopping (503)."""
     settings = cast(SandboxSettings, request.app.state.settings)
     return Health(
-        status="ok",
+        status="ok" if runner.is_ready else "recovering",
         level=runner.level,
         python_version=runner.python_version,
         slots=settings.slots,

@@ -336,7 +336,9 @@ class JudgeResult(Frozen):
 
 
 class Health(Frozen):
-    status: Literal["ok"]
+    status: Literal["ok", "recovering"]
+    """`recovering`: the process that starts the sandbox's slots has ended, and the next run brings it back. If it stays
+    so, runs are `sandbox_error` and say why."""
     level: Level
     python_version: str
     """Of the interpreter that runs the code."""

@@ -73,6 +73,7 @@ class DockerEngine:
     """Makes keepers whose runs are containers. Made by `start`, to be closed."""
 
     level = Level.CONTAINER
+    is_ready = True
 
     def __init__(self, api: docker.APIClient, image: str) -> None:
         self._api = api

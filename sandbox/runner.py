@@ -28,14 +28,12 @@ from sandbox.contract import (
 )
 from sandbox.errors import IsolationRefused, LanguageUnavailable, SandboxStopping
 from sandbox.languages import PROGRAM_FILE, Toolchain, Toolchains, make_compile_job, make_job, make_program_job
-from sandbox.processes import Backend, Keeper, KeeperLost, Namespaces
+from sandbox.processes import Backend, Keeper, KeeperLost, Namespaces, check_level
 from sandbox.results import make_compilation, make_result, not_compiled
 from sandbox.settings import BackendName, SandboxSettings
 from sandbox.wire import Ending, Flavour, Job, Outcome, Wish
 
 T = TypeVar("T")
-
-_STRENGTH = {Level.FULL: 2, Level.FULL_NOCGROUP: 1, Level.CONTAINER: 1, Level.WEAK: 0}
 
 _CHECK_NETWORK = """
 import os, socket, sys
@@ -81,9 +79,7 @@ class Runner:
         """Start the backend and the zygotes, and prove with one run that they isolate. Raises IsolationRefused."""
         runner = cls(settings, await _start_backend(settings))
         try:
-            minimum = settings.minimum_level
-            if _STRENGTH[runner.level] < _STRENGTH[minimum]:
-                raise IsolationRefused(f"this machine allows the level {runner.level}, the settings ask for {minimum}")
+            check_level(runner.level, settings.minimum_level)
             code = _CHECK_NETWORK + (_CHECK_LANDLOCK if runner.level == Level.WEAK else _CHECK_NAMESPACES)
             result = await runner.run(RunRequest(code=code, limits=Limits(wall_seconds=30, cpu_seconds=10)))
             if result.status != Status.OK:
@@ -112,6 +108,11 @@ class Runner:
     def level(self) -> Level:
         """How well runs are isolated."""
         return self._backend.level
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a run that needs a new keeper gets one at once."""
+        return self._backend.is_ready
 
     @property
     def toolchains(self) -> Toolchains:
