@@ -23,6 +23,8 @@ DENIED: Final = (
     "add_key", "request_key", "fanotify_init", "open_by_handle_at", "name_to_handle_at", "lookup_dcookie", "modify_ldt",
     "uselib", "ustat", "sysfs", "personality", "mbind", "set_mempolicy", "set_mempolicy_home_node", "vmsplice",
     "sched_setscheduler", "sched_setattr", "sched_setparam", "ioprio_set",
+    # what the host counts for all its users together, or all of one user's programs, and what empties its caches
+    "io_setup", "inotify_init", "inotify_init1", "sync", "syncfs",
     # memory that no process shows as its own
     "memfd_secret", "shmget", "semget", "msgget", "mq_open",
     # the machine itself
@@ -62,11 +64,14 @@ class Check:
 _NEW_NAMESPACES = 0x7E020000 | 0x80
 _AF_UNIX, _STREAM, _SEQPACKET, _SOCKET_TYPE = 1, 1, 5, 0xF
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
+_MAP_HUGETLB = 0x40000
 
 ARGUMENTS: Final = {
     "clone": (Check(0, (0,), mask=_NEW_NAMESPACES),),
     # they type into the terminal that started the server
     "ioctl": (Check(1, (_TIOCSTI, _TIOCLINUX), forbids=True),),
+    # huge pages are a pool of the whole host's
+    "mmap": (Check(3, (_MAP_HUGETLB,), mask=_MAP_HUGETLB, forbids=True),),
     # process 0 is oneself: the zygote has the run's user, and must not be slowed down or given a limit
     "prlimit64": (Check(0, (0,)),),
     "sched_setaffinity": (Check(0, (0,)),),

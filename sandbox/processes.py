@@ -196,7 +196,9 @@ class Namespaces:
         spawner, hello = await asyncio.to_thread(Spawner.start, self._settings, self.toolchains.packages)
         try:
             if hello.level is None:
-                advice = "Allow unprivileged user namespaces, choose the backend docker, or accept the level weak by name"
+                advice = (
+                    "Allow unprivileged user namespaces, choose the backend docker, or accept the level weak by name"
+                )
                 raise IsolationRefused(f"cannot isolate: {hello.problem}. {advice}")
             level = Level(hello.level)
             check_level(level, self._settings.minimum_level)

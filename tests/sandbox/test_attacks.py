@@ -325,6 +325,11 @@ def test_the_network_namespace_is_empty(sandbox: SandboxServer) -> None:
         ("a kernel module", "libc.syscall(NR['finit_module'], 0, b'', 0)"),
         ("a datagram pair", "libc.socketpair(1, 2, 0, memory)"),
         ("a pair of another family", "libc.socketpair(30, 1, 0, memory)"),
+        ("the host's asynchronous input and output", "libc.syscall(NR['io_setup'], 20000, memory)"),
+        ("the host's file watchers", "libc.inotify_init1(0)"),
+        ("the host's disks", "libc.syscall(NR['sync'])"),
+        ("a disk of the host", "libc.syscall(NR['syncfs'], 0)"),
+        ("the host's huge pages", "libc.syscall(NR['mmap'], 0, 2 << 20, 3, 0x40022, -1, 0)"),
         ("the clock", "libc.clock_settime(0, ctypes.byref((ctypes.c_long * 2)(0, 0)))"),
     ],
 )

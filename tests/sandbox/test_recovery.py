@@ -87,7 +87,7 @@ def test_spawners_that_die_under_load_cost_no_run_its_answer(ordinary_user: bool
         try:
             for _ in range(3):
                 before = len(answered)
-                wait_until(has_grown_by(answered, before, 12), 60)
+                wait_until(has_grown_by(answered, before, 8), 60)
                 kill_spawner(server)
         finally:
             done.set()

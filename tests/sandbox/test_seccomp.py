@@ -77,6 +77,12 @@ both = pytest.mark.parametrize("machine", ARCHITECTURES)
         ("setpriority", (0, 1, 5), "EPERM"),
         ("setpriority", (2, 0, 5), "EPERM"),
         ("ioprio_set", (1, 0), "EPERM"),
+        ("io_setup", (128,), "EPERM"),
+        ("inotify_init1", (0,), "EPERM"),
+        ("sync", (), "EPERM"),
+        ("mmap", (0, 4096, 3, 0x22), ALLOWED),
+        ("mmap", (0, 2 << 20, 3, 0x40022), "EPERM"),  # MAP_HUGETLB
+        ("mmap", (0, 2 << 20, 3, 0x78040022), "EPERM"),  # of 1 GiB
     ],
 )
 def test_each_call_is_decided_by_its_number_and_arguments(
