@@ -1,4 +1,4 @@
-"""A memory cgroup for each slot, where this process may make one: below its own cgroup (v1, v2), or beside it (v2).
+"""A cgroup for each slot, which bounds memory and processes and counts processor time, where this process may make one: below its own cgroup (v1, v2), or beside it (v2).
 
 It holds the slot's zygote and the processes of the run that goes on; limits and counters are set anew for each run.
 
@@ -30,6 +30,9 @@ class _Files:
     peak: str
     events: str
     anonymous: str
+    processor: str
+    processor_unit: float
+    """Seconds."""
 
 
 _FILES = {
@@ -41,37 +44,84 @@ _FILES = {
         "memory.max_usage_in_bytes",
         "memory.oom_control",
         "rss ",
+        "cpuacct.usage",
+        1e-9,
     ),
-    2: _Files("memory.max", "memory.swap.max", True, "memory.current", "memory.peak", "memory.events", "anon "),
+    2: _Files(
+        "memory.max",
+        "memory.swap.max",
+        True,
+        "memory.current",
+        "memory.peak",
+        "memory.events",
+        "anon ",
+        "cpu.stat",
+        1e-6,
+    ),
 }
+_CONTROLLERS = ("memory", "pids", "cpuacct")
+"""In v1 each may have a folder of its own, of which only the first is indispensable; in v2 they are in one."""
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """A cgroup of this process's making, open, and the open folder it lies in."""
+
+    parent: int
+    own: int
+    controllers: tuple[str, ...]
+
+
+def _find(folders: tuple[_Folder, ...], controller: str) -> int | None:
+    return next((each.own for each in folders if controller in each.controllers), None)
 
 
 class Group:
-    """One slot's cgroup: in v2 one folder, in v1 one for memory and, where it could be made, one for pids."""
+    """One slot's cgroup: in v2 one folder, in v1 one for memory and, where they could be made, others for pids and for
+    processor time."""
 
-    def __init__(self, parents: tuple[int, ...], name: str, folders: tuple[int, ...], version: int) -> None:
-        self._parents, self._name, self._folders = parents, name, folders
+    def __init__(self, name: str, folders: tuple[_Folder, ...], version: int) -> None:
+        self._name, self._folders = name, folders
         self._names = _FILES[version]
         self._overhead_bytes = _OVERHEAD_BYTES
         self._limits = (1 << 62, 0)  # none
         self._num_kills_before = 0
-        self._usage = os.open(self._names.usage, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folders[0])
+        self._memory_folder = folders[0].own
+        self._pids_folder = _find(folders, "pids")
+        self._usage = os.open(self._names.usage, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._memory_folder)
         self._bytes_before = 0
-        self._events = os.open(self._names.events, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folders[0])
+        self._events = os.open(self._names.events, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._memory_folder)
         try:  # absent from v2 before Linux 5.19, and not to be set back before 6.12
-            self._peak = os.open(self._names.peak, os.O_RDWR | os.O_CLOEXEC, dir_fd=folders[0])
+            self._peak = os.open(self._names.peak, os.O_RDWR | os.O_CLOEXEC, dir_fd=self._memory_folder)
         except OSError:
             self._peak = -1
-        self._pids_folder = folders[0] if version == 2 else folders[1] if len(folders) > 1 else None
+        processor = _find(folders, "cpuacct")
+        self._processor = -1
+        if processor is not None:
+            self._processor = os.open(self._names.processor, os.O_RDONLY | os.O_CLOEXEC, dir_fd=processor)
+        self._seconds_before = 0.0
 
     def enter(self) -> None:
         """Move this process into the group."""
-        for folder in self._folders:
-            write_at(folder, "cgroup.procs", "0")
+        for each in self._folders:
+            write_at(each.own, "cgroup.procs", "0")
+
+    @property
+    def counts_processor(self) -> bool:
+        """Whether the kernel counts processor time here, whoever buries those that have used it."""
+        return self._processor >= 0
+
+    def cpu_seconds(self) -> float:
+        """What this run has used so far, with what its zygote needed for it; 0 where it is not counted."""
+        return self._cpu_seconds_ever() - self._seconds_before if self.counts_processor else 0.0
+
+    def _cpu_seconds_ever(self) -> float:
+        said = os.pread(self._processor, 64, 0).removeprefix(b"usage_usec ")
+        return int(said.split(maxsplit=1)[0]) * self._names.processor_unit
 
     def note_overhead(self) -> None:
         """Take what the group holds now, its zygote, for a part of no run."""
-        lines = _read(self._folders[0], "memory.stat").splitlines()
+        lines = _read(self._memory_folder, "memory.stat").splitlines()
         anonymous = sum(int(line.split()[1]) for line in lines if line.startswith(self._names.anonymous))
         self._overhead_bytes = anonymous + _OVERHEAD_BYTES
         self._num_kills_before = self._num_kills()
@@ -84,9 +134,11 @@ class Group:
             os.pwrite(self._peak, b"0", 0)
             self._bytes_before = int(os.pread(self._usage, 64, 0))  # the zygote, and files the kernel keeps cached
         self._num_kills_before = self._num_kills()
+        if self.counts_processor:
+            self._seconds_before = self._cpu_seconds_ever()
 
     def _set_limits(self, memory_bytes: int, num_processes: int) -> None:
-        names, folder, text = self._names, self._folders[0], str(memory_bytes + self._overhead_bytes)
+        names, folder, text = self._names, self._memory_folder, str(memory_bytes + self._overhead_bytes)
         if names.swap_is_extra:
             write_at(folder, names.limit, text)
             with contextlib.suppress(FileNotFoundError):  # a kernel without swap
@@ -119,14 +171,15 @@ class Group:
         """Remove the group; its processes are dead, but the kernel may need a moment to see it."""
         os.close(self._events)
         os.close(self._usage)
-        if self._peak >= 0:
-            os.close(self._peak)
+        for descriptor in (self._peak, self._processor):
+            if descriptor >= 0:
+                os.close(descriptor)
         deadline = time.monotonic() + _REMOVE_SECONDS
-        for parent, folder in zip(self._parents, self._folders, strict=True):
-            os.close(folder)
+        for each in self._folders:
+            os.close(each.own)
             while True:
                 try:
-                    os.rmdir(self._name, dir_fd=parent)
+                    os.rmdir(self._name, dir_fd=each.parent)
                     break
                 except OSError:
                     if time.monotonic() > deadline:
@@ -136,10 +189,9 @@ class Group:
 
 @dataclass(frozen=True)
 class Place:
-    """The folder in which the slots' cgroups are made; `Place.find` makes it, `remove` takes it away."""
+    """The folders in which the slots' cgroups are made; `Place.find` makes them, `remove` takes them away."""
 
-    parents: tuple[int, ...]
-    folders: tuple[int, ...]
+    folders: tuple[_Folder, ...]
     name: str
     version: int
 
@@ -147,23 +199,29 @@ class Place:
     def find(cls) -> "Place | None":
         """A place where memory can be bounded, or None where this process may not make one."""
         own = _own_groups()
-        candidates = []
+        candidates: list[tuple[int, dict[str, tuple[str, ...]]]] = []
         if "memory" in own:
-            candidates.append((1, [own[kind] for kind in ("memory", "pids") if kind in own]))
+            paths = {
+                own[kind]: tuple(k for k in _CONTROLLERS if own.get(k) == own[kind])
+                for kind in _CONTROLLERS
+                if kind in own
+            }
+            candidates.append((1, paths))
         elif "" in own:
-            candidates += [(2, [own[""]]), (2, [os.path.dirname(own[""])])]
-        for version, parents in candidates:
+            candidates += [(2, {own[""]: _CONTROLLERS}), (2, {os.path.dirname(own[""]): _CONTROLLERS})]
+        for version, paths in candidates:
             try:
-                return cls._make(version, parents)
+                return cls._make(version, paths)
             except OSError:
                 continue
         return None
 
     @classmethod
-    def _make(cls, version: int, parents: list[str]) -> "Place":
+    def _make(cls, version: int, paths: dict[str, tuple[str, ...]]) -> "Place":
+        """A folder in each of these, by path, for some controllers. Raises OSError when there is none for memory."""
         name = f"{_PREFIX}{os.getpid()}"
-        parent_fds, folders = [], []
-        for number, path in enumerate(parents):
+        folders = []
+        for path, controllers in paths.items():
             _sweep(path)
             try:
                 os.mkdir(f"{path}/{name}")
@@ -173,28 +231,31 @@ class Place:
             except OSError:
                 with contextlib.suppress(OSError):
                     os.rmdir(f"{path}/{name}")
-                if number == 0:
+                if "memory" in controllers:
                     raise
                 continue
-            parent_fds.append(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-            folders.append(os.open(f"{path}/{name}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-        return cls(tuple(parent_fds), tuple(folders), name, version)
+            parent, own = (
+                os.open(each, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) for each in (path, f"{path}/{name}")
+            )
+            folders.append(_Folder(parent, own, controllers))
+        return cls(tuple(folders), name, version)
 
     def make_group(self, name: str) -> Group:
         """A cgroup for one slot. Raises OSError."""
         folders = []
-        for parent in self.folders:
-            os.mkdir(name, dir_fd=parent)
-            folders.append(os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=parent))
-        return Group(self.folders, name, tuple(folders), self.version)
+        for each in self.folders:
+            os.mkdir(name, dir_fd=each.own)
+            own = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=each.own)
+            folders.append(_Folder(each.own, own, each.controllers))
+        return Group(name, tuple(folders), self.version)
 
     def remove(self) -> None:
-        for parent, folder in zip(self.parents, self.folders, strict=True):
-            for left in os.listdir(folder):
+        for each in self.folders:
+            for left in os.listdir(each.own):
                 with contextlib.suppress(OSError):
-                    os.rmdir(left, dir_fd=folder)
+                    os.rmdir(left, dir_fd=each.own)
             with contextlib.suppress(OSError):
-                os.rmdir(self.name, dir_fd=parent)
+                os.rmdir(self.name, dir_fd=each.parent)
 
 
 def _read(folder: int, name: str) -> str:

@@ -128,6 +128,8 @@ class Run:
             self.end(Ending.WALL)
         elif self._group is not None and self._group.has_overflowed():
             self.end(Ending.MEMORY)  # the kernel ended one process; with it the whole run has outgrown its memory
+        elif self._group is not None and self._group.cpu_seconds() > self._job.cpu_seconds:
+            self.end(Ending.CPU)
 
     def end(self, why: Ending) -> None:
         """Have the zygote kill what is left of the run; its report is still to come."""
@@ -161,7 +163,7 @@ class Run:
             files=files,
             files_missing=missing,
         )
-        return _with_memory(outcome, self._group)
+        return _with_counts(outcome, self._group)
 
     def _hear(self) -> None:
         """What the zygote, or before it its fork, has to say. Raises RunLost."""
@@ -210,11 +212,15 @@ def _sealed_file(data: bytes) -> int:
     return descriptor
 
 
-def _with_memory(outcome: Outcome, group: Group | None) -> Outcome:
+def _with_counts(outcome: Outcome, group: Group | None) -> Outcome:
     """Add what the kernel counted, and tell a run that outgrew its memory from one that ended some other way."""
     out_of_memory = outcome.ending == Ending.EXITED and outcome.exit_code == 1 and _ends_in_memory_error(outcome.stderr)
     if group:
-        outcome = replace(outcome, peak_memory_bytes=max(outcome.peak_memory_bytes, group.peak_bytes()))
+        outcome = replace(
+            outcome,
+            cpu_seconds=group.cpu_seconds() or outcome.cpu_seconds,
+            peak_memory_bytes=max(outcome.peak_memory_bytes, group.peak_bytes()),
+        )
         out_of_memory = out_of_memory or group.has_overflowed()
     if not out_of_memory or outcome.ending == Ending.CANCELLED:
         return outcome

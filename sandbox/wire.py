@@ -131,6 +131,9 @@ class Terms:
 
     flavour: Flavour
     has_cgroup: bool
+    """The kernel counts and bounds the memory of each run."""
+    has_processor_counter: bool
+    """The kernel counts its processor time too, and the keeper looks at that."""
     readable: tuple[str, ...]
     """At the level `weak` what Landlock lets runs read; empty at the others."""
     in_container: bool
