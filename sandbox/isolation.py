@@ -9,8 +9,8 @@ Runs of one slot come one after another and share its namespaces; between two of
 folders belong to a mount namespace that died with them. Nothing else there can be written.
 
 What it does not protect against: a bug in the kernel reached through an allowed call; side channels between runs on
-one machine (caches, timing); runs slowing each other down. Without a cgroup, memory that belongs to no process's
-address space (pipe buffers) is not counted. Only the standard library; loads under `python -S`.
+one machine (caches, timing); runs slowing each other down. Without a cgroup, memory that is in no process's address
+space is not counted: what pipes and pairs of sockets hold, and files in the run's folders, which are bounded. Only the standard library; loads under `python -S`.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ import resource
 
 from sandbox import kernel
 from sandbox.kernel import Mount, Namespace
+from sandbox.policy import UNCOUNTED_DEVICES
 from sandbox.wire import Order
 
 SLOT_UID_BASE = 1_879_048_192
@@ -36,7 +37,7 @@ used."""
 
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 SYSTEM_FILES = ("/etc/ld.so.cache", "/etc/localtime", "/etc/alternatives")
-DEVICES = ("null", "zero", "full", "random", "urandom")
+_DEVICES = ("null", "zero", "full", "random", "urandom")
 PACKAGES = "/packages"
 """Where the flavour `numpy` finds its package in the root."""
 
@@ -64,6 +65,11 @@ _SLOT_LIMITS = {
     resource.RLIMIT_STACK: (8 << 20, 64 << 20),
 }
 _BOX_FLAGS = Mount.NO_SETUID | Mount.NO_DEVICES
+
+
+def devices(*, has_cgroup: bool) -> tuple[str, ...]:
+    """The names in /dev that runs may use."""
+    return tuple(name for name in _DEVICES if has_cgroup or name not in UNCOUNTED_DEVICES)
 
 
 def become_root_of_own_namespace() -> None:

@@ -64,7 +64,7 @@ class Check:
 _NEW_NAMESPACES = 0x7E020000 | 0x80
 _AF_UNIX, _STREAM, _SEQPACKET, _SOCKET_TYPE = 1, 1, 5, 0xF
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
-_MAP_HUGETLB = 0x40000
+_MAP_HUGETLB, _MAP_SHARED, _MAP_ANONYMOUS = 0x40000, 0x01, 0x20
 
 ARGUMENTS: Final = {
     "clone": (Check(0, (0,), mask=_NEW_NAMESPACES),),
@@ -80,3 +80,11 @@ ARGUMENTS: Final = {
     "socketpair": (Check(0, (_AF_UNIX,)), Check(1, (_STREAM, _SEQPACKET), mask=_SOCKET_TYPE)),
 }
 """Allowed where every check lets it through."""
+
+SHARED_MEMORY: Final = {
+    "mmap": (Check(3, (_MAP_SHARED | _MAP_ANONYMOUS,), mask=_MAP_SHARED | _MAP_ANONYMOUS, forbids=True),),
+}
+"""Checked too where no cgroup counts memory: such memory can be let go of by every process and still be there. A file
+in a folder of the run, whose size is bounded, can be shared instead; multiprocessing does."""
+UNCOUNTED_DEVICES: Final = ("zero",)
+"""Not there either then: mapped as shared they are the same memory."""

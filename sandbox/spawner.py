@@ -48,7 +48,7 @@ def main(descriptor: int, weak_parent: str, packages: tuple[str, ...]) -> None:
             stack.callback(weak.remove_folder, weak_folder)
             level = "weak"
         else:
-            _enter_namespaces(interpreter, packages, is_root=is_root)
+            _enter_namespaces(interpreter, packages, is_root=is_root, has_cgroup=place is not None)
             level = "full" if place else "full-nocgroup"
         server.sendall(pack_packet(Hello(level, problem)))
         _serve(server, Setup(interpreter, program, packages, is_root, place, weak_folder))
@@ -62,10 +62,10 @@ def _read_program() -> dict[str, bytes]:
     return {"main.py": (here / "zygote.py").read_bytes(), **modules}
 
 
-def _enter_namespaces(interpreter: Interpreter, packages: tuple[str, ...], *, is_root: bool) -> None:
+def _enter_namespaces(interpreter: Interpreter, packages: tuple[str, ...], *, is_root: bool, has_cgroup: bool) -> None:
     if not is_root:
         isolation.become_root_of_own_namespace()
-    enter_root(interpreter, packages)
+    enter_root(interpreter, packages, has_cgroup=has_cgroup)
 
 
 def _try_namespaces(interpreter: Interpreter, packages: tuple[str, ...], *, is_root: bool) -> str:
@@ -76,7 +76,7 @@ def _try_namespaces(interpreter: Interpreter, packages: tuple[str, ...], *, is_r
         problem = "unexpected"
         try:
             seccomp.assemble(kernel.MACHINE)
-            _enter_namespaces(interpreter, packages, is_root=is_root)
+            _enter_namespaces(interpreter, packages, is_root=is_root, has_cgroup=False)
             problem = ""
         except OSError as error:
             problem = f"{error.filename or ''} {error.strerror or error}".strip()

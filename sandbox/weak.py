@@ -17,7 +17,6 @@ import stat
 import time
 
 from sandbox import isolation, kernel
-from sandbox.isolation import DEVICES
 
 _FOLDER_PREFIX = "preceptor-weak-"
 
@@ -73,9 +72,9 @@ def enter_slot(folder: str, drop_to_uid: int | None, program: dict[str, bytes]) 
     return os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
-def fence(box: str, readable: tuple[str, ...]) -> None:
+def fence(box: str, readable: tuple[str, ...], *, has_cgroup: bool) -> None:
     """Close off this process, about to become the code, but for its folder and what it may read."""
-    devices = [f"/dev/{name}" for name in DEVICES]
+    devices = [f"/dev/{name}" for name in isolation.devices(has_cgroup=has_cgroup)]
     kernel.restrict_files(list(readable), [box, *devices])
 
 

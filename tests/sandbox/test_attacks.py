@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sandbox import kernel
-from sandbox.contract import Level, Limits, RunRequest, RunResult, Status
+from sandbox.contract import Language, Level, Limits, RunRequest, RunResult, Status
 from sandbox.syscalls import NUMBERS, number_of
 from tests.sandbox.conftest import SECRET, SandboxServer, host_processes
 
@@ -109,6 +109,31 @@ def test_memory_in_shared_and_anonymous_places_counts_too(sandbox: SandboxServer
     result = run(sandbox, code, Limits(wall_seconds=30, memory_bytes=96 << 20))
     assert "held" not in result.stdout
     assert result.status in (Status.MEMORY, Status.FAILED, Status.KILLED)
+
+
+@pytest.mark.parametrize("language", [Language.PYTHON, Language.PYTHON_NUMPY])
+@pytest.mark.parametrize("source", ["-1", "os.open('/dev/zero', os.O_RDWR)"])
+def test_shared_memory_that_no_process_shows_any_more_counts_too(
+    sandbox: SandboxServer, source: str, language: Language
+) -> None:
+    """Touched, then let go of: the kernel keeps it, and it is in no process's account."""
+    if sandbox.in_containers and language == Language.PYTHON_NUMPY:
+        pytest.skip("the image has no numpy")
+    code = f"""
+    import mmap, os, time
+    for _ in range(4):
+        if os.fork() == 0:
+            block = mmap.mmap({source}, 64 << 20)
+            for start in range(0, 64 << 20, 4 << 20):
+                for i in range(start, start + (4 << 20), 4096): block[i] = 1
+                block.madvise(mmap.MADV_DONTNEED, start, 4 << 20)
+            time.sleep(600)
+    print([os.wait()[1] == 0 for _ in range(4)])
+    """
+    limits = Limits(wall_seconds=20, cpu_seconds=20, memory_bytes=96 << 20)
+    result = sandbox.post(RunRequest(code=textwrap.dedent(code), language=language, limits=limits))
+    # either the whole run is ended for it, or no process gets such memory
+    assert (result.status, result.stdout) in ((Status.MEMORY, ""), (Status.OK, "[False, False, False, False]\n"))
 
 
 def test_memory_without_an_address_cannot_be_made(sandbox: SandboxServer) -> None:

@@ -23,6 +23,7 @@ from tests.sandbox.conftest import (
     cgroups_of,
     children_of,
     free_port,
+    host_mounts,
     host_processes,
     skip_unless_root,
 )
@@ -143,7 +144,7 @@ def test_a_server_that_ends_leaves_no_process_no_cgroup_and_no_mount(
 ) -> None:
     if ordinary_user:
         skip_unless_root()
-    mounts_before = Path("/proc/self/mountinfo").read_text()
+    mounts_before = host_mounts()
     with SandboxServer(ordinary_user=ordinary_user) as server:
         tokens = [start_sleeper(server) for _ in range(2)]
         family = children_of(server.process.pid)
@@ -155,7 +156,7 @@ def test_a_server_that_ends_leaves_no_process_no_cgroup_and_no_mount(
         wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family))
         assert not any(host_processes(token) for token in tokens)
         assert cgroups_of(family) == []
-    assert Path("/proc/self/mountinfo").read_text() == mounts_before
+    assert host_mounts() == mounts_before
 
 
 def test_a_server_dies_with_its_parent() -> None:
