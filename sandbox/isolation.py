@@ -56,7 +56,6 @@ ENVIRONMENT = {
 }
 
 _SLOT_LIMITS = {
-    resource.RLIMIT_NOFILE: (OPEN_FILES, OPEN_FILES),
     resource.RLIMIT_FSIZE: (FILE_BYTES, FILE_BYTES),
     resource.RLIMIT_CORE: (0, 0),
     resource.RLIMIT_MEMLOCK: (1 << 16, 1 << 16),
@@ -175,6 +174,9 @@ def limit_run(order: Order, *, has_cgroup: bool, num_others: int | None) -> None
     # second net
     cpu_seconds = math.ceil(1.5 * order.cpu_seconds) + 1
     _limit(resource.RLIMIT_CPU, cpu_seconds, cpu_seconds + 1)
+    # not the zygote's: the kernel measures the open files that all processes of a user have under way in sockets, also
+    # those of other slots' runs, by this limit of the one who sends another
+    _limit(resource.RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES)
     if num_others is not None:
         _limit(resource.RLIMIT_NPROC, order.processes + num_others, order.processes + num_others)
     if not has_cgroup:

@@ -5,6 +5,7 @@ import tempfile
 import textwrap
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -425,6 +426,35 @@ def test_setuid_programs_gain_nothing(sandbox: SandboxServer) -> None:
     lines = run(sandbox, code).stdout.split("\n")
     assert lines[0] == "[]"
     assert lines[1] != "0"
+
+
+def test_descriptors_under_way_by_the_hundred_do_not_stop_the_neighbours(sandbox: SandboxServer) -> None:
+    """The kernel counts them for the user whom, without root, all slots share."""
+    code = """
+    import array, os, socket, time
+    pairs, num_under_way = [], 0
+    try:
+        while num_under_way < 600:
+            pairs.append(socket.socketpair())
+            for _ in range(8):
+                one, other = pairs[-1]
+                one.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [one.fileno()] * 40))])
+                num_under_way += 40
+    except OSError:
+        pass
+    time.sleep(5)
+    print(num_under_way > 200)
+    """
+    limits = Limits(wall_seconds=60, cpu_seconds=20)
+    with ThreadPoolExecutor(1) as pool:
+        attack = pool.submit(run, sandbox, code, limits)
+        time.sleep(1)
+        results = []
+        while not attack.done():
+            results.append(sandbox.run("open('x', 'w').write('mine')", collect=("x",)))
+    assert attack.result().stdout == "True\n"
+    assert results
+    assert [each for each in results if each.files != {"x": b"mine"}] == []
 
 
 # what it may leave behind
