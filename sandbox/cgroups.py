@@ -1,4 +1,5 @@
-"""A cgroup for each slot, which bounds memory and processes and counts processor time, where this process may make one: below its own cgroup (v1, v2), or beside it (v2).
+"""A cgroup for each slot, which bounds memory and processes and counts processor time, where this process may make one:
+below its own cgroup (v1, v2), or beside it (v2).
 
 It holds the slot's zygote and the processes of the run that goes on; limits and counters are set anew for each run.
 

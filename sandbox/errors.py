@@ -27,11 +27,6 @@ class SandboxStopping(SandboxError):
     retry_after_seconds = 2
 
 
-class KeyRefused(SandboxError):
-    status_code = 401
-    title = "A valid key is needed"
-
-
 class LanguageUnavailable(SandboxError):
     status_code = 422
     title = "This machine has no toolchain for the language"

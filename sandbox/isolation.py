@@ -10,7 +10,8 @@ folders belong to a mount namespace that died with them. Nothing else there can 
 
 What it does not protect against: a bug in the kernel reached through an allowed call; side channels between runs on
 one machine (caches, timing); runs slowing each other down. Without a cgroup, memory that is in no process's address
-space is not counted: what pipes and pairs of sockets hold, and files in the run's folders, which are bounded. Only the standard library; loads under `python -S`.
+space is not counted: what pipes and pairs of sockets hold, and files in the run's folders, which are bounded. Only the
+standard library; loads under `python -S`.
 """
 
 import contextlib

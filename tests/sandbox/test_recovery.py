@@ -6,7 +6,6 @@ import random
 import signal
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
