@@ -75,7 +75,7 @@ async def run(body: RunRequest, request: Request, runner: RunnerDep) -> RunResul
 async def run_batch(body: BatchRequest, request: Request, runner: RunnerDep) -> BatchResult:
     """Run several independent programs; results in their order. All or none is admitted.
 
-    Errors: as for `run`.
+    Errors: as for `run`; BatchTooLarge (422).
     """
     return BatchResult(results=await _unless_gone(request, runner.run_batch(body.runs, _caller(request))))
 

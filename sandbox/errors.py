@@ -21,6 +21,11 @@ class SandboxBusy(SandboxError):
     retry_after_seconds = 1
 
 
+class BatchTooLarge(SandboxError):
+    status_code = 422
+    title = "The batch has more runs than can ever be admitted together"
+
+
 class SandboxStopping(SandboxError):
     status_code = 503
     title = "The sandbox is stopping or starting"

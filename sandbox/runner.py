@@ -136,7 +136,8 @@ class Runner:
         return result
 
     async def run_batch(self, requests: tuple[RunRequest, ...], caller: str = "") -> tuple[RunResult, ...]:
-        """Run several side by side, results in their order. All are admitted or none. Raises what `run` does."""
+        """Run several side by side, results in their order. All are admitted or none. Raises what `run` does,
+        and BatchTooLarge."""
         chosen = [self._choose(request.language) for request in requests]
         with self._admitted(caller, len(requests)) as tickets:
             return await _gather([self._run_one(*each) for each in zip(requests, chosen, tickets, strict=True)])
