@@ -58,7 +58,8 @@ ENVIRONMENT = {
 
 _SLOT_LIMITS = {
     resource.RLIMIT_FSIZE: (FILE_BYTES, FILE_BYTES),
-    resource.RLIMIT_CORE: (0, 0),
+    # no core dump either way: where the host has a program take them, the kernel goes by this 1, and not by 0
+    resource.RLIMIT_CORE: (1, 1),
     resource.RLIMIT_MEMLOCK: (1 << 16, 1 << 16),
     resource.RLIMIT_MSGQUEUE: (0, 0),
     resource.RLIMIT_SIGPENDING: (256, 256),

@@ -64,6 +64,7 @@ class Check:
 _NEW_NAMESPACES = 0x7E020000 | 0x80
 _AF_UNIX, _STREAM, _SEQPACKET, _SOCKET_TYPE = 1, 1, 5, 0xF
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
+_RLIMIT_CORE = 4
 _MAP_HUGETLB, _MAP_SHARED, _MAP_ANONYMOUS = 0x40000, 0x01, 0x20
 
 ARGUMENTS: Final = {
@@ -72,8 +73,10 @@ ARGUMENTS: Final = {
     "ioctl": (Check(1, (_TIOCSTI, _TIOCLINUX), forbids=True),),
     # huge pages are a pool of the whole host's
     "mmap": (Check(3, (_MAP_HUGETLB,), mask=_MAP_HUGETLB, forbids=True),),
-    # process 0 is oneself: the zygote has the run's user, and must not be slowed down or given a limit
-    "prlimit64": (Check(0, (0,)),),
+    # process 0 is oneself: the zygote has the run's user, and must not be slowed down or given a limit. The limit of
+    # core dumps stays what `isolation` has made it
+    "prlimit64": (Check(0, (0,)), Check(1, (_RLIMIT_CORE,), forbids=True)),
+    "setrlimit": (Check(0, (_RLIMIT_CORE,), forbids=True),),
     "sched_setaffinity": (Check(0, (0,)),),
     "setpriority": (Check(0, (0,)), Check(1, (0,))),
     # other families' code has no business here; a datagram socket could be pointed at any other one by its path

@@ -218,9 +218,42 @@ def test_files_are_bounded_in_number(sandbox: SandboxServer) -> None:
     assert run(sandbox, code).stdout == "No space left on device\nTrue\n"
 
 
+def test_no_crash_is_handed_to_a_program_of_the_host_s(sandbox: SandboxServer) -> None:
+    """Where core dumps go to a program the kernel asks for none at a limit of 1 only, and not at 0."""
+    code = """
+    import resource
+    print(open("/proc/self/limits").read().partition("Max core file size")[2].split()[:2])
+    for limit in (0, 1):
+        try:
+            resource.setrlimit(resource.RLIMIT_CORE, (limit, 1))
+            print("set to", limit)
+        except ValueError:  # what Python makes of EPERM here
+            pass
+    """
+    assert run(sandbox, code).stdout == "['1', '1']\n"
+
+
 def test_core_dumps_and_sparse_giants_are_refused(sandbox: SandboxServer) -> None:
     code = "f = open('big', 'wb')\nimport signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nf.truncate(1 << 40)"
     assert "File too large" in run(sandbox, code).stderr
+
+
+def test_code_that_sends_itself_the_signal_of_the_processor_limit_has_killed_itself(sandbox: SandboxServer) -> None:
+    result = run(sandbox, "import os, signal; os.kill(os.getpid(), signal.SIGXCPU)")
+    assert (result.status, result.signal) == (Status.KILLED, 24)
+
+
+@pytest.mark.parametrize("said", ["MemoryErrorXYZ", "MemoryError"])
+def test_code_that_only_says_it_has_no_memory_has_failed(sandbox: SandboxServer, said: str) -> None:
+    result = run(sandbox, f"import sys; sys.exit('{said}')")
+    # without a cgroup nobody else says so when a process gets no more
+    is_believed = said == "MemoryError" and sandbox.health().level != Level.FULL
+    assert result.status == (Status.MEMORY if is_believed else Status.FAILED)
+
+
+def test_code_that_asks_for_more_than_its_memory_at_once_does_not_get_it(sandbox: SandboxServer) -> None:
+    result = run(sandbox, "data = b'x' * (200 << 20)\nprint('held')", Limits(memory_bytes=96 << 20))
+    assert (result.status, result.stdout) == (Status.MEMORY, "")
 
 
 # what it may see

@@ -77,6 +77,10 @@ both = pytest.mark.parametrize("machine", ARCHITECTURES)
         ("ioctl", (0, 0x541C), "EPERM"),
         ("prlimit64", (0, 7), ALLOWED),
         ("prlimit64", (1, 7), "EPERM"),
+        ("prlimit64", (0, 4), "EPERM"),  # RLIMIT_CORE
+        ("prlimit64", (0, 0xFFFFFFFF00000004), "EPERM"),
+        ("setrlimit", (4,), "EPERM"),
+        ("setrlimit", (7,), ALLOWED),
         ("sched_setaffinity", (0, 8), ALLOWED),
         ("sched_setaffinity", (1, 8), "EPERM"),
         ("setpriority", (0, 0, 5), ALLOWED),
