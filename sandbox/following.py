@@ -146,7 +146,7 @@ class Run:
         # one whose end the zygote had seen before it was told has not been cancelled
         ending = report.ending if why in (None, Ending.CANCELLED) else why
         out, err = self._captures[self._stdout], self._captures[self._stderr]
-        files, missing = collect(self._box, self._job.collect)
+        files, missing = collect(self._box, self._job.collect, self._job.collect_bytes)
         outcome = Outcome(
             ending,
             exit_code=report.exit_code if ending == Ending.EXITED else None,

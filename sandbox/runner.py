@@ -7,13 +7,15 @@ sends.
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Coroutine, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self, TypeVar
 
 from sandbox import judging
 from sandbox.admission import Admission, Ticket
 from sandbox.contract import (
+    MAX_BATCH_COLLECTED_BYTES,
+    MAX_FILE_BYTES,
     Compilation,
     JudgeRequest,
     JudgeResult,
@@ -139,8 +141,11 @@ class Runner:
         """Run several side by side, results in their order. All are admitted or none. Raises what `run` does,
         and BatchTooLarge."""
         chosen = [self._choose(request.language) for request in requests]
+        num_collecting = sum(bool(request.collect) for request in requests)
+        collect_bytes = min(MAX_FILE_BYTES, MAX_BATCH_COLLECTED_BYTES // max(1, num_collecting))
         with self._admitted(caller, len(requests)) as tickets:
-            return await _gather([self._run_one(*each) for each in zip(requests, chosen, tickets, strict=True)])
+            works = zip(requests, chosen, tickets, strict=True)
+            return await _gather([self._run_one(*each, collect_bytes) for each in works])
 
     async def judge(self, request: JudgeRequest, caller: str = "") -> JudgeResult:
         """Judge a solution by its tests. Takes one slot. Raises what `run` does."""
@@ -191,12 +196,12 @@ class Runner:
             for ticket in tickets:
                 self._admission.give_back(ticket)
 
-    async def _run_one(self, request: RunRequest, tools: Toolchain, ticket: Ticket) -> RunResult:
+    async def _run_one(self, request: RunRequest, tools: Toolchain, ticket: Ticket, collect_bytes: int) -> RunResult:
         async with self._slot(ticket) as slot:
             program = await self._compile(slot, request, tools)
             if isinstance(program, RunResult):
                 return program
-            return await self._run_program(slot, request, tools, program)
+            return await self._run_program(slot, request, tools, program, collect_bytes)
 
     async def _compile(self, slot: "_Slot", request: RunRequest, tools: Toolchain) -> "_Program | RunResult | None":
         """What the compiler made, or the result when it made nothing; None for a language without one."""
@@ -210,13 +215,17 @@ class Runner:
         return _Program(program, compilation)
 
     async def _run_program(
-        self, slot: "_Slot", request: RunRequest, tools: Toolchain, program: "_Program | None"
+        self,
+        slot: "_Slot",
+        request: RunRequest,
+        tools: Toolchain,
+        program: "_Program | None",
+        collect_bytes: int = MAX_FILE_BYTES,
     ) -> RunResult:
-        if program is None:
-            outcome = await self._occupy(slot, tools.flavour, make_job(request, tools))
-            return make_result(outcome, request.limits, self.level)
-        outcome = await self._occupy(slot, tools.flavour, make_program_job(request, tools, program.content))
-        return make_result(outcome, request.limits, self.level, program.compilation)
+        job = make_job(request, tools) if program is None else make_program_job(request, tools, program.content)
+        outcome = await self._occupy(slot, tools.flavour, replace(job, collect_bytes=collect_bytes))
+        compilation = program.compilation if program is not None else None
+        return make_result(outcome, request.limits, self.level, compilation)
 
     @contextlib.asynccontextmanager
     async def _slot(self, ticket: Ticket) -> "AsyncIterator[_Slot]":

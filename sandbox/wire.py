@@ -93,6 +93,8 @@ class Job:
     argv: tuple[str, ...] = ()
     bounds_addresses: bool = True
     """Without a cgroup memory is bounded by address space as well; not for programs that map far more than they use."""
+    collect_bytes: int = 8 << 20
+    """Of all files of `collect` together."""
     role: Role = Role.CODE
     partner: "Job | None" = None
     """Runs at the same time, at the other end of a channel; is ended when this job ends."""
