@@ -220,29 +220,27 @@ class Place:
     @classmethod
     def _make(cls, version: int, paths: dict[str, tuple[str, ...]]) -> "Place":
         """A folder in each of these, by path, for some controllers. Raises OSError when there is none for memory."""
-        name = f"{_PREFIX}{os.getpid()}"
+        name = f"{_PREFIX}{os.getpid()}-{_start_of(os.getpid())}"
         folders = []
         for path, controllers in paths.items():
-            _sweep(path)
+            parent = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            _sweep(parent)
             try:
-                os.mkdir(f"{path}/{name}")
+                os.mkdir(name, dir_fd=parent)
+                own = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=parent)
                 if version == 2:
-                    with open(f"{path}/{name}/cgroup.subtree_control", "w", encoding="ascii") as file:
-                        file.write("+memory +pids")
+                    write_at(own, "cgroup.subtree_control", "+memory +pids")
             except OSError:
-                with contextlib.suppress(OSError):
-                    os.rmdir(f"{path}/{name}")
+                _try_to_remove(name, parent)
                 if "memory" in controllers:
                     raise
                 continue
-            parent, own = (
-                os.open(each, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) for each in (path, f"{path}/{name}")
-            )
             folders.append(_Folder(parent, own, controllers))
         return cls(tuple(folders), name, version)
 
-    def make_group(self, name: str) -> Group:
-        """A cgroup for one slot. Raises OSError."""
+    def make_group(self, keeper: int, number: int) -> Group:
+        """A cgroup for one zygote of a keeper. Raises OSError."""
+        name = f"{_group_prefix(keeper)}{number}"
         folders = []
         for each in self.folders:
             os.mkdir(name, dir_fd=each.own)
@@ -250,13 +248,36 @@ class Place:
             folders.append(_Folder(each.own, own, each.controllers))
         return Group(name, tuple(folders), self.version)
 
+    def remove_groups(self, keeper: int) -> bool:
+        """Remove what a keeper has left that did not end by itself; False while there are processes in it."""
+        is_removed = True
+        for each in self.folders:
+            for name in os.listdir(each.own):
+                if name.startswith(_group_prefix(keeper)):
+                    is_removed = _try_to_remove(name, each.own) and is_removed
+        return is_removed
+
     def remove(self) -> None:
         for each in self.folders:
             for left in os.listdir(each.own):
-                with contextlib.suppress(OSError):
-                    os.rmdir(left, dir_fd=each.own)
-            with contextlib.suppress(OSError):
-                os.rmdir(self.name, dir_fd=each.parent)
+                _try_to_remove(left, each.own)
+            _try_to_remove(self.name, each.parent)
+            _sweep(each.parent)  # of a spawner that was killed not everything was dead when this one began
+
+
+def _group_prefix(keeper: int) -> str:
+    return f"slot-{keeper}-"
+
+
+def _try_to_remove(name: str, folder: int) -> bool:
+    """Remove a cgroup; False when it has processes, or groups below it."""
+    try:
+        os.rmdir(name, dir_fd=folder)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def _read(folder: int, name: str) -> str:
@@ -287,13 +308,27 @@ def _own_groups() -> dict[str, str]:
     return groups
 
 
-def _sweep(path: str) -> None:
-    """Remove what a sandbox that was killed with its spawner left here."""
-    for entry in os.scandir(path):
-        pid = entry.name.removeprefix(_PREFIX)
-        if pid != entry.name and pid.isdecimal() and not os.path.exists(f"/proc/{pid}"):
-            with contextlib.suppress(OSError):
-                for left in os.scandir(entry.path):
-                    if left.is_dir():
-                        os.rmdir(left.path)
-                os.rmdir(entry.path)
+def _sweep(parent: int) -> None:
+    """Remove what a sandbox that was killed with its spawner left in this open folder. A name says whose it is, by
+    number and start, since numbers come again."""
+    for name in os.listdir(parent):
+        pid, _, start = name.removeprefix(_PREFIX).partition("-")
+        if not name.startswith(_PREFIX) or not pid.isdecimal() or _start_of(int(pid)) == start:
+            continue
+        with contextlib.suppress(OSError):
+            folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=parent)
+            try:
+                for left in os.listdir(folder):
+                    _try_to_remove(left, folder)
+            finally:
+                os.close(folder)
+            _try_to_remove(name, parent)
+
+
+def _start_of(pid: int) -> str:
+    """When a process was started, in ticks since the machine was; empty when there is none of this number."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[19].decode("ascii")
+    except OSError:
+        return ""

@@ -53,7 +53,7 @@ class Zygote:
         self._folder = ""
         self.control, self._far_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         if setup.place is not None:
-            self.group = setup.place.make_group(f"slot-{os.getpid()}-{number}")
+            self.group = setup.place.make_group(os.getpid(), number)
         if setup.weak_folder is not None:
             self._folder = weak.make_box(setup.weak_folder, setup.owner(slot))
 

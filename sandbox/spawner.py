@@ -21,6 +21,8 @@ from sandbox.root import Interpreter, enter_root
 from sandbox.wire import Hello, pack_packet, unpack_wish
 
 FAREWELL_SECONDS = 15.0
+_BURIAL_SECONDS = 0.2
+"""Between two looks whether the zygotes of a keeper that was killed are dead too."""
 
 
 def main(descriptor: int, weak_parent: str, packages: tuple[str, ...]) -> None:
@@ -98,13 +100,20 @@ def _has_landlock() -> bool:
 
 
 def _serve(server: socket.socket, setup: Setup) -> None:
+    dead: list[int] = []
     while True:
-        message, descriptors, _, _ = socket.recv_fds(server, wire.MAX_PACKET_BYTES, 1)
+        dead += _reap()
+        if setup.place is not None:
+            dead = [keeper for keeper in dead if not setup.place.remove_groups(keeper)]
+        server.settimeout(_BURIAL_SECONDS if setup.place is not None and dead else None)
+        try:
+            message, descriptors, _, _ = socket.recv_fds(server, wire.MAX_PACKET_BYTES, 1)
+        except TimeoutError:
+            continue
         if not message:
             return
         (connection,) = descriptors
         os.set_inheritable(connection, False)  # a received descriptor would outlive an exec
-        _reap()
         if os.fork() == 0:
             try:
                 server.close()
@@ -118,10 +127,13 @@ def _serve(server: socket.socket, setup: Setup) -> None:
         os.close(connection)
 
 
-def _reap() -> None:
+def _reap() -> list[int]:
+    """Bury the keepers that have ended; gives their numbers."""
+    dead = []
     with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
+        while pid := os.waitpid(-1, os.WNOHANG)[0]:
+            dead.append(pid)
+    return dead
 
 
 def _await_children() -> None:

@@ -170,8 +170,8 @@ def host_mounts() -> list[str]:
 
 def cgroups_of(pids: list[int]) -> list[Path]:
     """The folders of cgroups that these processes have made."""
-    names = {f"preceptor-sandbox-{pid}" for pid in pids}
-    return [path for path in Path("/sys/fs/cgroup").rglob("preceptor-sandbox-*") if path.name in names]
+    found = Path("/sys/fs/cgroup").rglob("preceptor-sandbox-*")
+    return [path for path in found if path.name.split("-")[2] in map(str, pids)]
 
 
 def host_processes(token: str) -> list[int]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from sandbox.contract import Level, Limits, RunRequest, Status
-from tests.sandbox.conftest import SandboxServer, children_of, skip_unless_root
+from tests.sandbox.conftest import SandboxServer, cgroups_of, children_of, skip_unless_root
 from tests.sandbox.test_server import alive, parent_of, wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.namespaces]
@@ -66,6 +66,7 @@ def test_spawners_that_die_under_load_cost_no_run_its_answer(ordinary_user: bool
     if ordinary_user:
         skip_unless_root()
     answered: list[int] = []
+    killed: list[int] = []
     wrong: list[str] = []
     done = threading.Event()
     rng = random.Random(0)
@@ -87,14 +88,57 @@ def test_spawners_that_die_under_load_cost_no_run_its_answer(ordinary_user: bool
             for _ in range(3):
                 before = len(answered)
                 wait_until(has_grown_by(answered, before, 8), 60)
-                kill_spawner(server)
+                killed.append(kill_spawner(server))
         finally:
             done.set()
             for each in askers:
                 each.join()
         assert wrong == []
-        level = server.health().level
-        assert level == (Level.FULL_NOCGROUP if ordinary_user else level)
+        family = children_of(server.process.pid)
+    assert cgroups_of([*killed, *family]) == []
+
+
+def test_the_cgroup_of_a_slot_goes_with_its_keeper() -> None:
+    with SandboxServer(arguments=("--slots", "1")) as server:
+        if server.health().level != Level.FULL:
+            pytest.skip("needs a cgroup that this user may make")
+        for _ in range(3):
+            keeper = keeper_of(server)
+            os.kill(keeper, signal.SIGKILL)
+            wait_until(lambda: not alive(keeper))  # noqa: B023 -- called at once
+            assert server.run("print(1)").stdout == "1\n"
+        kept = f"slot-{keeper_of(server)}-0"
+        wait_until(
+            lambda: all(
+                [path.name for path in each.glob("slot-*")] == [kept]
+                for each in cgroups_of(children_of(server.process.pid))
+            )
+        )
+
+
+def test_cgroups_of_a_killed_sandbox_are_removed_by_the_next_one_though_its_number_was_taken_again() -> None:
+    with SandboxServer(arguments=("--slots", "1")) as server:
+        if server.health().level != Level.FULL:
+            pytest.skip("needs a cgroup that this user may make")
+        lost = [
+            folder.with_name(f"preceptor-sandbox-{os.getpid()}-1")
+            for folder in cgroups_of(children_of(server.process.pid))
+        ]
+    for folder in lost:
+        (folder / "slot-1-0").mkdir(parents=True)
+    with SandboxServer(arguments=("--slots", "1")) as server, SandboxServer(arguments=("--slots", "1")) as other:
+        assert [folder for folder in lost if folder.exists()] == []
+        assert (
+            len(cgroups_of(children_of(server.process.pid)))
+            == len(cgroups_of(children_of(other.process.pid)))
+            == len(lost)
+        )  # of the living none is touched
+
+
+def keeper_of(server: SandboxServer) -> int:
+    (spawner,) = spawners_of(server)
+    (keeper,) = [pid for pid in children_of(spawner) if parent_of(pid) == spawner]
+    return keeper
 
 
 def has_grown_by(answered: list[int], before: int, num_more: int) -> Callable[[], bool]:
