@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,12 +117,22 @@ IMAGE = SandboxSettings().docker_image
 
 def skip_without_engine() -> None:
     """Containers need a Docker engine that this user may talk to, and an image that it has."""
+    problem = _look_for_engine()
+    if problem:
+        with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+            gc.collect()  # a socket that Docker's library leaves open when nobody answers
+        pytest.skip(problem)
+
+
+def _look_for_engine() -> str:
+    """What is missing, or nothing."""
     try:
         docker.from_env(timeout=10).images.get(IMAGE)
     except ImageNotFound:
-        pytest.skip(f"needs the image {IMAGE}: docker pull {IMAGE}")
+        return f"needs the image {IMAGE}: docker pull {IMAGE}"
     except (DockerException, RequestException) as error:
-        pytest.skip(f"needs a Docker engine: {error}")
+        return f"needs a Docker engine: {error}"
+    return ""
 
 
 def list_containers(server: SandboxServer) -> list[docker.models.containers.Container]:
