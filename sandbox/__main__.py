@@ -13,11 +13,10 @@ from pydantic import SecretStr
 
 from sandbox import kernel
 from sandbox.app import create_app
+from sandbox.connections import KEEP_ALIVE_SECONDS, PatientProtocol, allow_connections
 from sandbox.contract import Level
 from sandbox.settings import BackendName, SandboxSettings
 
-KEEP_ALIVE_SECONDS = 75
-"""A caller that works on an answer for a while finds its connection open."""
 STOP_SECONDS = 2
 """Given to requests in flight; then they are cancelled, and with them their runs."""
 
@@ -87,6 +86,8 @@ def main(arguments: list[str]) -> int:
             access_log=False,
             timeout_graceful_shutdown=STOP_SECONDS,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            http=PatientProtocol,
+            limit_concurrency=allow_connections(),
         )
     )
     server.run()

@@ -4,7 +4,7 @@ import asyncio
 import math
 from collections import OrderedDict, deque
 
-from sandbox.errors import SandboxBusy
+from sandbox.errors import BatchTooLarge, SandboxBusy
 
 ONE_CALLERS_SHARE = 0.75
 """Of the queue that one caller may fill, so that another one always finds room."""
@@ -40,12 +40,17 @@ class Admission:
         return sum(map(len, self._waiting.values()))
 
     def admit(self, caller: str, num_runs: int) -> list[Ticket]:
-        """Let so many runs of a caller in, a ticket for each; raises SandboxBusy when there is no room for all of them.
+        """Let so many runs of a caller in, a ticket for each; raises SandboxBusy when there is no room for all of them,
+        BatchTooLarge when there never will be.
 
         Every ticket is to be given back at last, used or not: a run may be cancelled before it begins.
         """
+        share = min(max(1, math.ceil(ONE_CALLERS_SHARE * self._queue_limit)), self._queue_limit)
+        if num_runs > self._num_slots + share:
+            raise BatchTooLarge(
+                f"at most {self._num_slots + share} runs at once fit into this sandbox's slots and queue"
+            )
         room = len(self._free) + self._queue_limit - self.num_waiting - self._num_promised
-        share = max(1, math.ceil(ONE_CALLERS_SHARE * self._queue_limit))
         own_room = len(self._free) + share - len(self._waiting.get(caller, ())) - self._num_promised
         if num_runs > min(room, own_room):
             raise SandboxBusy(f"{self.num_running} runs are running and {self.num_waiting} waiting")

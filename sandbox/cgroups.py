@@ -1,4 +1,5 @@
-"""A memory cgroup for each slot, where this process may make one: below its own cgroup (v1, v2), or beside it (v2).
+"""A cgroup for each slot, which bounds memory and processes and counts processor time, where this process may make one:
+below its own cgroup (v1, v2), or beside it (v2).
 
 It holds the slot's zygote and the processes of the run that goes on; limits and counters are set anew for each run.
 
@@ -30,6 +31,9 @@ class _Files:
     peak: str
     events: str
     anonymous: str
+    processor: str
+    processor_unit: float
+    """Seconds."""
 
 
 _FILES = {
@@ -41,37 +45,84 @@ _FILES = {
         "memory.max_usage_in_bytes",
         "memory.oom_control",
         "rss ",
+        "cpuacct.usage",
+        1e-9,
     ),
-    2: _Files("memory.max", "memory.swap.max", True, "memory.current", "memory.peak", "memory.events", "anon "),
+    2: _Files(
+        "memory.max",
+        "memory.swap.max",
+        True,
+        "memory.current",
+        "memory.peak",
+        "memory.events",
+        "anon ",
+        "cpu.stat",
+        1e-6,
+    ),
 }
+_CONTROLLERS = ("memory", "pids", "cpuacct")
+"""In v1 each may have a folder of its own, of which only the first is indispensable; in v2 they are in one."""
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """A cgroup of this process's making, open, and the open folder it lies in."""
+
+    parent: int
+    own: int
+    controllers: tuple[str, ...]
+
+
+def _find(folders: tuple[_Folder, ...], controller: str) -> int | None:
+    return next((each.own for each in folders if controller in each.controllers), None)
 
 
 class Group:
-    """One slot's cgroup: in v2 one folder, in v1 one for memory and, where it could be made, one for pids."""
+    """One slot's cgroup: in v2 one folder, in v1 one for memory and, where they could be made, others for pids and for
+    processor time."""
 
-    def __init__(self, parents: tuple[int, ...], name: str, folders: tuple[int, ...], version: int) -> None:
-        self._parents, self._name, self._folders = parents, name, folders
+    def __init__(self, name: str, folders: tuple[_Folder, ...], version: int) -> None:
+        self._name, self._folders = name, folders
         self._names = _FILES[version]
         self._overhead_bytes = _OVERHEAD_BYTES
         self._limits = (1 << 62, 0)  # none
         self._num_kills_before = 0
-        self._usage = os.open(self._names.usage, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folders[0])
+        self._memory_folder = folders[0].own
+        self._pids_folder = _find(folders, "pids")
+        self._usage = os.open(self._names.usage, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._memory_folder)
         self._bytes_before = 0
-        self._events = os.open(self._names.events, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folders[0])
+        self._events = os.open(self._names.events, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._memory_folder)
         try:  # absent from v2 before Linux 5.19, and not to be set back before 6.12
-            self._peak = os.open(self._names.peak, os.O_RDWR | os.O_CLOEXEC, dir_fd=folders[0])
+            self._peak = os.open(self._names.peak, os.O_RDWR | os.O_CLOEXEC, dir_fd=self._memory_folder)
         except OSError:
             self._peak = -1
-        self._pids_folder = folders[0] if version == 2 else folders[1] if len(folders) > 1 else None
+        processor = _find(folders, "cpuacct")
+        self._processor = -1
+        if processor is not None:
+            self._processor = os.open(self._names.processor, os.O_RDONLY | os.O_CLOEXEC, dir_fd=processor)
+        self._seconds_before = 0.0
 
     def enter(self) -> None:
         """Move this process into the group."""
-        for folder in self._folders:
-            write_at(folder, "cgroup.procs", "0")
+        for each in self._folders:
+            write_at(each.own, "cgroup.procs", "0")
+
+    @property
+    def counts_processor(self) -> bool:
+        """Whether the kernel counts processor time here, whoever buries those that have used it."""
+        return self._processor >= 0
+
+    def cpu_seconds(self) -> float:
+        """What this run has used so far, with what its zygote needed for it; 0 where it is not counted."""
+        return self._cpu_seconds_ever() - self._seconds_before if self.counts_processor else 0.0
+
+    def _cpu_seconds_ever(self) -> float:
+        said = os.pread(self._processor, 64, 0).removeprefix(b"usage_usec ")
+        return int(said.split(maxsplit=1)[0]) * self._names.processor_unit
 
     def note_overhead(self) -> None:
         """Take what the group holds now, its zygote, for a part of no run."""
-        lines = _read(self._folders[0], "memory.stat").splitlines()
+        lines = _read(self._memory_folder, "memory.stat").splitlines()
         anonymous = sum(int(line.split()[1]) for line in lines if line.startswith(self._names.anonymous))
         self._overhead_bytes = anonymous + _OVERHEAD_BYTES
         self._num_kills_before = self._num_kills()
@@ -84,9 +135,11 @@ class Group:
             os.pwrite(self._peak, b"0", 0)
             self._bytes_before = int(os.pread(self._usage, 64, 0))  # the zygote, and files the kernel keeps cached
         self._num_kills_before = self._num_kills()
+        if self.counts_processor:
+            self._seconds_before = self._cpu_seconds_ever()
 
     def _set_limits(self, memory_bytes: int, num_processes: int) -> None:
-        names, folder, text = self._names, self._folders[0], str(memory_bytes + self._overhead_bytes)
+        names, folder, text = self._names, self._memory_folder, str(memory_bytes + self._overhead_bytes)
         if names.swap_is_extra:
             write_at(folder, names.limit, text)
             with contextlib.suppress(FileNotFoundError):  # a kernel without swap
@@ -119,14 +172,15 @@ class Group:
         """Remove the group; its processes are dead, but the kernel may need a moment to see it."""
         os.close(self._events)
         os.close(self._usage)
-        if self._peak >= 0:
-            os.close(self._peak)
+        for descriptor in (self._peak, self._processor):
+            if descriptor >= 0:
+                os.close(descriptor)
         deadline = time.monotonic() + _REMOVE_SECONDS
-        for parent, folder in zip(self._parents, self._folders, strict=True):
-            os.close(folder)
+        for each in self._folders:
+            os.close(each.own)
             while True:
                 try:
-                    os.rmdir(self._name, dir_fd=parent)
+                    os.rmdir(self._name, dir_fd=each.parent)
                     break
                 except OSError:
                     if time.monotonic() > deadline:
@@ -136,10 +190,9 @@ class Group:
 
 @dataclass(frozen=True)
 class Place:
-    """The folder in which the slots' cgroups are made; `Place.find` makes it, `remove` takes it away."""
+    """The folders in which the slots' cgroups are made; `Place.find` makes them, `remove` takes them away."""
 
-    parents: tuple[int, ...]
-    folders: tuple[int, ...]
+    folders: tuple[_Folder, ...]
     name: str
     version: int
 
@@ -147,54 +200,84 @@ class Place:
     def find(cls) -> "Place | None":
         """A place where memory can be bounded, or None where this process may not make one."""
         own = _own_groups()
-        candidates = []
+        candidates: list[tuple[int, dict[str, tuple[str, ...]]]] = []
         if "memory" in own:
-            candidates.append((1, [own[kind] for kind in ("memory", "pids") if kind in own]))
+            paths = {
+                own[kind]: tuple(k for k in _CONTROLLERS if own.get(k) == own[kind])
+                for kind in _CONTROLLERS
+                if kind in own
+            }
+            candidates.append((1, paths))
         elif "" in own:
-            candidates += [(2, [own[""]]), (2, [os.path.dirname(own[""])])]
-        for version, parents in candidates:
+            candidates += [(2, {own[""]: _CONTROLLERS}), (2, {os.path.dirname(own[""]): _CONTROLLERS})]
+        for version, paths in candidates:
             try:
-                return cls._make(version, parents)
+                return cls._make(version, paths)
             except OSError:
                 continue
         return None
 
     @classmethod
-    def _make(cls, version: int, parents: list[str]) -> "Place":
-        name = f"{_PREFIX}{os.getpid()}"
-        parent_fds, folders = [], []
-        for number, path in enumerate(parents):
-            _sweep(path)
+    def _make(cls, version: int, paths: dict[str, tuple[str, ...]]) -> "Place":
+        """A folder in each of these, by path, for some controllers. Raises OSError when there is none for memory."""
+        name = f"{_PREFIX}{os.getpid()}-{_start_of(os.getpid())}"
+        folders = []
+        for path, controllers in paths.items():
+            parent = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            _sweep(parent)
             try:
-                os.mkdir(f"{path}/{name}")
+                os.mkdir(name, dir_fd=parent)
+                own = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=parent)
                 if version == 2:
-                    with open(f"{path}/{name}/cgroup.subtree_control", "w", encoding="ascii") as file:
-                        file.write("+memory +pids")
+                    write_at(own, "cgroup.subtree_control", "+memory +pids")
             except OSError:
-                with contextlib.suppress(OSError):
-                    os.rmdir(f"{path}/{name}")
-                if number == 0:
+                _try_to_remove(name, parent)
+                if "memory" in controllers:
                     raise
                 continue
-            parent_fds.append(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-            folders.append(os.open(f"{path}/{name}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-        return cls(tuple(parent_fds), tuple(folders), name, version)
+            folders.append(_Folder(parent, own, controllers))
+        return cls(tuple(folders), name, version)
 
-    def make_group(self, name: str) -> Group:
-        """A cgroup for one slot. Raises OSError."""
+    def make_group(self, keeper: int, number: int) -> Group:
+        """A cgroup for one zygote of a keeper. Raises OSError."""
+        name = f"{_group_prefix(keeper)}{number}"
         folders = []
-        for parent in self.folders:
-            os.mkdir(name, dir_fd=parent)
-            folders.append(os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=parent))
-        return Group(self.folders, name, tuple(folders), self.version)
+        for each in self.folders:
+            os.mkdir(name, dir_fd=each.own)
+            own = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=each.own)
+            folders.append(_Folder(each.own, own, each.controllers))
+        return Group(name, tuple(folders), self.version)
+
+    def remove_groups(self, keeper: int) -> bool:
+        """Remove what a keeper has left that did not end by itself; False while there are processes in it."""
+        is_removed = True
+        for each in self.folders:
+            for name in os.listdir(each.own):
+                if name.startswith(_group_prefix(keeper)):
+                    is_removed = _try_to_remove(name, each.own) and is_removed
+        return is_removed
 
     def remove(self) -> None:
-        for parent, folder in zip(self.parents, self.folders, strict=True):
-            for left in os.listdir(folder):
-                with contextlib.suppress(OSError):
-                    os.rmdir(left, dir_fd=folder)
-            with contextlib.suppress(OSError):
-                os.rmdir(self.name, dir_fd=parent)
+        for each in self.folders:
+            for left in os.listdir(each.own):
+                _try_to_remove(left, each.own)
+            _try_to_remove(self.name, each.parent)
+            _sweep(each.parent)  # of a spawner that was killed not everything was dead when this one began
+
+
+def _group_prefix(keeper: int) -> str:
+    return f"slot-{keeper}-"
+
+
+def _try_to_remove(name: str, folder: int) -> bool:
+    """Remove a cgroup; False when it has processes, or groups below it."""
+    try:
+        os.rmdir(name, dir_fd=folder)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def _read(folder: int, name: str) -> str:
@@ -225,13 +308,27 @@ def _own_groups() -> dict[str, str]:
     return groups
 
 
-def _sweep(path: str) -> None:
-    """Remove what a sandbox that was killed with its spawner left here."""
-    for entry in os.scandir(path):
-        pid = entry.name.removeprefix(_PREFIX)
-        if pid != entry.name and pid.isdecimal() and not os.path.exists(f"/proc/{pid}"):
-            with contextlib.suppress(OSError):
-                for left in os.scandir(entry.path):
-                    if left.is_dir():
-                        os.rmdir(left.path)
-                os.rmdir(entry.path)
+def _sweep(parent: int) -> None:
+    """Remove what a sandbox that was killed with its spawner left in this open folder. A name says whose it is, by
+    number and start, since numbers come again."""
+    for name in os.listdir(parent):
+        pid, _, start = name.removeprefix(_PREFIX).partition("-")
+        if not name.startswith(_PREFIX) or not pid.isdecimal() or _start_of(int(pid)) == start:
+            continue
+        with contextlib.suppress(OSError):
+            folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=parent)
+            try:
+                for left in os.listdir(folder):
+                    _try_to_remove(left, folder)
+            finally:
+                os.close(folder)
+            _try_to_remove(name, parent)
+
+
+def _start_of(pid: int) -> str:
+    """When a process was started, in ticks since the machine was; empty when there is none of this number."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[19].decode("ascii")
+    except OSError:
+        return ""

@@ -33,7 +33,12 @@ def prepare(terms: Terms) -> None:
     global _filter
     is_weak = bool(terms.readable)
     signals = not is_weak or weak.keeps_signals_inside()
-    _filter = seccomp.assemble(kernel.MACHINE, signals=signals, attributes=not is_weak)
+    _filter = seccomp.assemble(
+        kernel.MACHINE,
+        signals=signals,
+        attributes=not is_weak,
+        shared_memory=terms.has_cgroup or terms.in_container,  # a container's own limit counts it
+    )
 
 
 def become_run(control: socket.socket, proc: int, order: Order, descriptors: tuple[int, ...], terms: Terms) -> NoReturn:
@@ -93,7 +98,7 @@ def _set_up(control: socket.socket, proc: int, order: Order, descriptors: tuple[
         os.dup2(stream, number)
     isolation.limit_run(order, has_cgroup=terms.has_cgroup, num_others=num_others)
     if terms.readable:
-        weak.fence(order.weak_box, terms.readable)
+        weak.fence(order.weak_box, terms.readable, has_cgroup=terms.has_cgroup)
     else:
         kernel.forget_capabilities()
     kernel.install_filter(_filter)

@@ -6,7 +6,6 @@ import stat
 
 from sandbox import kernel
 
-COLLECT_BYTES = 8 << 20
 _MISSING = {
     errno.ENOENT: "not_found",
     errno.ENOTDIR: "not_found",
@@ -16,12 +15,11 @@ _MISSING = {
 }
 
 
-def collect(box: int, paths: tuple[str, ...]) -> tuple[dict[str, bytes], dict[str, str]]:
-    """Read regular files below the open folder, and say why the others were not; every process that could change them
-    is dead."""
+def collect(box: int, paths: tuple[str, ...], room: int) -> tuple[dict[str, bytes], dict[str, str]]:
+    """Read regular files below the open folder, so many bytes of them together, and say why the others were not; every
+    process that could change them is dead."""
     files: dict[str, bytes] = {}
     missing: dict[str, str] = {}
-    room = COLLECT_BYTES
     for path in paths:
         try:
             descriptor = kernel.open_beneath(box, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)

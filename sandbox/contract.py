@@ -28,6 +28,10 @@ MAX_FILE_BYTES = 8 << 20
 """Of all files of one request together, and of all files collected from one run together."""
 MAX_PATH_DEPTH = 8
 MAX_BATCH = 64
+MAX_BATCH_OUTPUT_BYTES = 16 << 20
+"""Of all runs of a batch together, both outputs of each: an answer is built whole in memory."""
+MAX_BATCH_COLLECTED_BYTES = 16 << 20
+"""Of all files collected from the runs of a batch; each run that collects has an equal part, at most MAX_FILE_BYTES."""
 MAX_TESTS = 256
 
 
@@ -211,6 +215,12 @@ class BatchRequest(Frozen):
 
     runs: tuple[RunRequest, ...] = Field(min_length=1, max_length=MAX_BATCH)
 
+    @model_validator(mode="after")
+    def _check_output(self) -> Self:
+        if sum(2 * run.limits.output_bytes for run in self.runs) > MAX_BATCH_OUTPUT_BYTES:
+            raise ValueError(f"the runs may keep more than {MAX_BATCH_OUTPUT_BYTES} bytes of output together")
+        return self
+
 
 class BatchResult(Frozen):
     results: tuple[RunResult, ...]
@@ -336,7 +346,9 @@ class JudgeResult(Frozen):
 
 
 class Health(Frozen):
-    status: Literal["ok"]
+    status: Literal["ok", "recovering"]
+    """`recovering`: the process that starts the sandbox's slots has ended, and the next run brings it back. If it stays
+    so, runs are `sandbox_error` and say why."""
     level: Level
     python_version: str
     """Of the interpreter that runs the code."""

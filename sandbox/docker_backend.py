@@ -73,6 +73,7 @@ class DockerEngine:
     """Makes keepers whose runs are containers. Made by `start`, to be closed."""
 
     level = Level.CONTAINER
+    is_ready = True
 
     def __init__(self, api: docker.APIClient, image: str) -> None:
         self._api = api
@@ -276,7 +277,7 @@ class ContainerKeeper:
 
     def __init__(self, engine: DockerEngine, flavour: Flavour) -> None:
         self._engine = engine
-        self._terms = Terms(flavour, has_cgroup=False, readable=(), in_container=True)
+        self._terms = Terms(flavour, has_cgroup=False, has_processor_counter=False, readable=(), in_container=True)
         self._running: list[_Container] = []
         self._is_cancelled = False
 

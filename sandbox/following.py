@@ -128,6 +128,8 @@ class Run:
             self.end(Ending.WALL)
         elif self._group is not None and self._group.has_overflowed():
             self.end(Ending.MEMORY)  # the kernel ended one process; with it the whole run has outgrown its memory
+        elif self._group is not None and self._group.cpu_seconds() > self._job.cpu_seconds:
+            self.end(Ending.CPU)
 
     def end(self, why: Ending) -> None:
         """Have the zygote kill what is left of the run; its report is still to come."""
@@ -143,10 +145,8 @@ class Run:
         self._drain()
         # one whose end the zygote had seen before it was told has not been cancelled
         ending = report.ending if why in (None, Ending.CANCELLED) else why
-        if ending == Ending.SIGNALLED and report.signal == signal.SIGXCPU:
-            ending = Ending.CPU
         out, err = self._captures[self._stdout], self._captures[self._stderr]
-        files, missing = collect(self._box, self._job.collect)
+        files, missing = collect(self._box, self._job.collect, self._job.collect_bytes)
         outcome = Outcome(
             ending,
             exit_code=report.exit_code if ending == Ending.EXITED else None,
@@ -161,7 +161,7 @@ class Run:
             files=files,
             files_missing=missing,
         )
-        return _with_memory(outcome, self._group)
+        return _with_counts(outcome, self._group, self._job.cpu_seconds)
 
     def _hear(self) -> None:
         """What the zygote, or before it its fork, has to say. Raises RunLost."""
@@ -210,17 +210,28 @@ def _sealed_file(data: bytes) -> int:
     return descriptor
 
 
-def _with_memory(outcome: Outcome, group: Group | None) -> Outcome:
-    """Add what the kernel counted, and tell a run that outgrew its memory from one that ended some other way."""
-    out_of_memory = outcome.ending == Ending.EXITED and outcome.exit_code == 1 and _ends_in_memory_error(outcome.stderr)
+def _with_counts(outcome: Outcome, group: Group | None, cpu_seconds: float) -> Outcome:
+    """Add what the kernel counted, and tell a run that outgrew a limit from one that ended some other way, or says of
+    itself that it did."""
     if group:
-        outcome = replace(outcome, peak_memory_bytes=max(outcome.peak_memory_bytes, group.peak_bytes()))
-        out_of_memory = out_of_memory or group.has_overflowed()
-    if not out_of_memory or outcome.ending == Ending.CANCELLED:
+        outcome = replace(
+            outcome,
+            cpu_seconds=group.cpu_seconds() or outcome.cpu_seconds,
+            peak_memory_bytes=max(outcome.peak_memory_bytes, group.peak_bytes()),
+        )
+    if outcome.ending == Ending.CANCELLED:
         return outcome
-    return replace(outcome, ending=Ending.MEMORY, exit_code=None, signal=None)
+    if outcome.signal == signal.SIGXCPU and outcome.cpu_seconds >= cpu_seconds:
+        outcome = replace(outcome, ending=Ending.CPU, signal=None)
+    # in a cgroup the kernel ends a run that outgrows its memory; without one a process is refused more, and its last
+    # words are all there is to tell it by: what it has touched may be little
+    if group.has_overflowed() if group else _ended_for_want_of_memory(outcome):
+        outcome = replace(outcome, ending=Ending.MEMORY, exit_code=None, signal=None)
+    return outcome
 
 
-def _ends_in_memory_error(stderr: bytes) -> bool:
-    lines = stderr.rstrip().splitlines()
-    return bool(lines) and lines[-1].startswith(b"MemoryError")
+def _ended_for_want_of_memory(outcome: Outcome) -> bool:
+    """Whether it ended as Python does when it gets no more."""
+    lines = outcome.stderr.rstrip().splitlines()
+    last = lines[-1] if lines else b""
+    return outcome.exit_code == 1 and (last == b"MemoryError" or last.startswith(b"MemoryError: "))

@@ -9,8 +9,9 @@ Runs of one slot come one after another and share its namespaces; between two of
 folders belong to a mount namespace that died with them. Nothing else there can be written.
 
 What it does not protect against: a bug in the kernel reached through an allowed call; side channels between runs on
-one machine (caches, timing); runs slowing each other down. Without a cgroup, memory that belongs to no process's
-address space (pipe buffers) is not counted. Only the standard library; loads under `python -S`.
+one machine (caches, timing); runs slowing each other down. Without a cgroup, memory that is in no process's address
+space is not counted: what pipes and pairs of sockets hold, and files in the run's folders, which are bounded. Only the
+standard library; loads under `python -S`.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ import resource
 
 from sandbox import kernel
 from sandbox.kernel import Mount, Namespace
+from sandbox.policy import UNCOUNTED_DEVICES
 from sandbox.wire import Order
 
 SLOT_UID_BASE = 1_879_048_192
@@ -36,7 +38,7 @@ used."""
 
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 SYSTEM_FILES = ("/etc/ld.so.cache", "/etc/localtime", "/etc/alternatives")
-DEVICES = ("null", "zero", "full", "random", "urandom")
+_DEVICES = ("null", "zero", "full", "random", "urandom")
 PACKAGES = "/packages"
 """Where the flavour `numpy` finds its package in the root."""
 
@@ -55,15 +57,20 @@ ENVIRONMENT = {
 }
 
 _SLOT_LIMITS = {
-    resource.RLIMIT_NOFILE: (OPEN_FILES, OPEN_FILES),
     resource.RLIMIT_FSIZE: (FILE_BYTES, FILE_BYTES),
-    resource.RLIMIT_CORE: (0, 0),
+    # no core dump either way: where the host has a program take them, the kernel goes by this 1, and not by 0
+    resource.RLIMIT_CORE: (1, 1),
     resource.RLIMIT_MEMLOCK: (1 << 16, 1 << 16),
     resource.RLIMIT_MSGQUEUE: (0, 0),
     resource.RLIMIT_SIGPENDING: (256, 256),
     resource.RLIMIT_STACK: (8 << 20, 64 << 20),
 }
 _BOX_FLAGS = Mount.NO_SETUID | Mount.NO_DEVICES
+
+
+def devices(*, has_cgroup: bool) -> tuple[str, ...]:
+    """The names in /dev that runs may use."""
+    return tuple(name for name in _DEVICES if has_cgroup or name not in UNCOUNTED_DEVICES)
 
 
 def become_root_of_own_namespace() -> None:
@@ -169,6 +176,9 @@ def limit_run(order: Order, *, has_cgroup: bool, num_others: int | None) -> None
     # second net
     cpu_seconds = math.ceil(1.5 * order.cpu_seconds) + 1
     _limit(resource.RLIMIT_CPU, cpu_seconds, cpu_seconds + 1)
+    # not the zygote's: the kernel measures the open files that all processes of a user have under way in sockets, also
+    # those of other slots' runs, by this limit of the one who sends another
+    _limit(resource.RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES)
     if num_others is not None:
         _limit(resource.RLIMIT_NPROC, order.processes + num_others, order.processes + num_others)
     if not has_cgroup:

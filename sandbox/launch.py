@@ -53,7 +53,7 @@ class Zygote:
         self._folder = ""
         self.control, self._far_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         if setup.place is not None:
-            self.group = setup.place.make_group(f"slot-{os.getpid()}-{number}")
+            self.group = setup.place.make_group(os.getpid(), number)
         if setup.weak_folder is not None:
             self._folder = weak.make_box(setup.weak_folder, setup.owner(slot))
 
@@ -65,7 +65,15 @@ class Zygote:
             made._fork(wish)
             made.control.settimeout(START_SECONDS)
             made.control.send(
-                wire.pack_packet(Terms(wish.flavour, made.group is not None, setup.readable, in_container=False))
+                wire.pack_packet(
+                    Terms(
+                        wish.flavour,
+                        has_cgroup=made.group is not None,
+                        has_processor_counter=made.group is not None and made.group.counts_processor,
+                        readable=setup.readable,
+                        in_container=False,
+                    )
+                )
             )
             said = made.control.recv(wire.MAX_PACKET_BYTES)
             if said != b"ready":

@@ -23,6 +23,8 @@ DENIED: Final = (
     "add_key", "request_key", "fanotify_init", "open_by_handle_at", "name_to_handle_at", "lookup_dcookie", "modify_ldt",
     "uselib", "ustat", "sysfs", "personality", "mbind", "set_mempolicy", "set_mempolicy_home_node", "vmsplice",
     "sched_setscheduler", "sched_setattr", "sched_setparam", "ioprio_set",
+    # what the host counts for all its users together, or all of one user's programs, and what empties its caches
+    "io_setup", "inotify_init", "inotify_init1", "sync", "syncfs",
     # memory that no process shows as its own
     "memfd_secret", "shmget", "semget", "msgget", "mq_open",
     # the machine itself
@@ -62,16 +64,30 @@ class Check:
 _NEW_NAMESPACES = 0x7E020000 | 0x80
 _AF_UNIX, _STREAM, _SEQPACKET, _SOCKET_TYPE = 1, 1, 5, 0xF
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
+_RLIMIT_CORE = 4
+_MAP_HUGETLB, _MAP_SHARED, _MAP_ANONYMOUS = 0x40000, 0x01, 0x20
 
 ARGUMENTS: Final = {
     "clone": (Check(0, (0,), mask=_NEW_NAMESPACES),),
     # they type into the terminal that started the server
     "ioctl": (Check(1, (_TIOCSTI, _TIOCLINUX), forbids=True),),
-    # process 0 is oneself: the zygote has the run's user, and must not be slowed down or given a limit
-    "prlimit64": (Check(0, (0,)),),
+    # huge pages are a pool of the whole host's
+    "mmap": (Check(3, (_MAP_HUGETLB,), mask=_MAP_HUGETLB, forbids=True),),
+    # process 0 is oneself: the zygote has the run's user, and must not be slowed down or given a limit. The limit of
+    # core dumps stays what `isolation` has made it
+    "prlimit64": (Check(0, (0,)), Check(1, (_RLIMIT_CORE,), forbids=True)),
+    "setrlimit": (Check(0, (_RLIMIT_CORE,), forbids=True),),
     "sched_setaffinity": (Check(0, (0,)),),
     "setpriority": (Check(0, (0,)), Check(1, (0,))),
     # other families' code has no business here; a datagram socket could be pointed at any other one by its path
     "socketpair": (Check(0, (_AF_UNIX,)), Check(1, (_STREAM, _SEQPACKET), mask=_SOCKET_TYPE)),
 }
 """Allowed where every check lets it through."""
+
+SHARED_MEMORY: Final = {
+    "mmap": (Check(3, (_MAP_SHARED | _MAP_ANONYMOUS,), mask=_MAP_SHARED | _MAP_ANONYMOUS, forbids=True),),
+}
+"""Checked too where no cgroup counts memory: such memory can be let go of by every process and still be there. A file
+in a folder of the run, whose size is bounded, can be shared instead; multiprocessing does."""
+UNCOUNTED_DEVICES: Final = ("zero",)
+"""Not there either then: mapped as shared they are the same memory."""

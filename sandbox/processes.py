@@ -29,6 +29,15 @@ main(int(sys.argv[2]), sys.argv[3], tuple(sys.argv[4:]))
 """
 
 
+_STRENGTH = {Level.FULL: 2, Level.FULL_NOCGROUP: 1, Level.CONTAINER: 1, Level.WEAK: 0}
+
+
+def check_level(level: Level, minimum: Level) -> None:
+    """Raises IsolationRefused for a level below the minimum."""
+    if _STRENGTH[level] < _STRENGTH[minimum]:
+        raise IsolationRefused(f"this machine allows the level {level}, the settings ask for {minimum}")
+
+
 class KeeperLost(Exception):
     """The keeper ended, or does not answer; what it was asked says nothing about the code."""
 
@@ -60,6 +69,11 @@ class Backend(Protocol):
 
     @property
     def toolchains(self) -> Toolchains: ...
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether what makes keepers is there now, and need not be brought back first."""
+        ...
 
     async def open(self, wish: Wish) -> Keeper:
         """A new keeper. Raises KeeperLost, IsolationRefused, OSError."""
@@ -136,6 +150,8 @@ class Namespaces:
     def __init__(self, settings: SandboxSettings) -> None:
         self._settings = settings
         self._starting = asyncio.Lock()
+        self._spawner: Spawner | None = None
+        self._is_closed = False
         self.toolchains = Toolchains.find()
         self.level = Level.FULL
 
@@ -143,32 +159,62 @@ class Namespaces:
     async def start(cls, settings: SandboxSettings) -> Self:
         """Start the spawner. Raises IsolationRefused, OSError."""
         backend = cls(settings)
-        await backend._start_spawner()
+        await backend._replace(None)
         return backend
 
-    async def _start_spawner(self) -> None:
-        self._spawner, hello = await asyncio.to_thread(Spawner.start, self._settings, self.toolchains.packages)
-        if hello.level is None:
-            advice = "Allow unprivileged user namespaces, choose the backend docker, or accept the level weak by name"
-            raise IsolationRefused(f"cannot isolate: {hello.problem}. {advice}")
-        self.level = Level(hello.level)
+    @property
+    def is_ready(self) -> bool:
+        """Whether there is a spawner. Without one the next run starts another."""
+        return self._spawner is not None and self._spawner.is_alive
 
     async def open(self, wish: Wish) -> KeeperProcess:
         """A new keeper, forked by the spawner. Raises KeeperLost, IsolationRefused, OSError."""
-        spawner = self._spawner
+        spawner = self._spawner or await self._replace(None)
         try:
             connection = spawner.connect(wish)
         except (BrokenPipeError, ConnectionResetError):
-            async with self._starting:
-                if self._spawner is spawner:
-                    await asyncio.to_thread(spawner.stop)
-                    await self._start_spawner()
-            connection = self._spawner.connect(wish)
+            connection = (await self._replace(spawner)).connect(wish)
         return await KeeperProcess.open(connection)
+
+    async def _replace(self, lost: "Spawner | None") -> "Spawner":
+        """The spawner that comes after this one: the one that somebody else has brought back meanwhile, or a new one.
+
+        Raises KeeperLost after `close`, IsolationRefused, OSError; then there is none, and whoever comes next tries
+        again.
+        """
+        async with self._starting:
+            if lost is not None and self._spawner is lost:
+                self._spawner = None
+                await asyncio.to_thread(lost.stop)
+            if self._is_closed:
+                raise KeeperLost("the sandbox is stopping")
+            if self._spawner is None:
+                self._spawner = await self._start_spawner()
+            return self._spawner
+
+    async def _start_spawner(self) -> "Spawner":
+        spawner, hello = await asyncio.to_thread(Spawner.start, self._settings, self.toolchains.packages)
+        try:
+            if hello.level is None:
+                advice = (
+                    "Allow unprivileged user namespaces, choose the backend docker, or accept the level weak by name"
+                )
+                raise IsolationRefused(f"cannot isolate: {hello.problem}. {advice}")
+            level = Level(hello.level)
+            check_level(level, self._settings.minimum_level)
+        except IsolationRefused:
+            await asyncio.to_thread(spawner.stop)
+            raise
+        self.level = level
+        return spawner
 
     async def close(self) -> None:
         """End the spawner, which cleans up after every run."""
-        await asyncio.to_thread(self._spawner.stop)
+        self._is_closed = True
+        async with self._starting:
+            spawner, self._spawner = self._spawner, None
+            if spawner is not None:
+                await asyncio.to_thread(spawner.stop)
 
 
 class Spawner:
@@ -208,6 +254,10 @@ class Spawner:
             spawner.stop()
             raise IsolationRefused("the spawner ended at its start")
         return spawner, wire.unpack_hello(said)
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
 
     def connect(self, wish: Wish) -> socket.socket:
         """Have a keeper forked; gives the connection to it. Raises OSError when the spawner is gone."""

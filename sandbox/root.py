@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 
 from sandbox import kernel
-from sandbox.isolation import DEVICES, INSIDE_UID, PACKAGES, SYSTEM, SYSTEM_FILES
+from sandbox.isolation import INSIDE_UID, PACKAGES, SYSTEM, SYSTEM_FILES, devices
 from sandbox.kernel import Mount, Namespace
 
 _STAGE = "/sys"
@@ -35,10 +35,11 @@ class Interpreter:
         return (f"{self.prefix}/lib", f"{self.prefix}/lib64", self.executable)
 
 
-def enter_root(interpreter: Interpreter, packages: tuple[str, ...]) -> None:
+def enter_root(interpreter: Interpreter, packages: tuple[str, ...], *, has_cgroup: bool) -> None:
     """Build the read-only root and move this process into it; the host's files are then out of its reach.
 
-    `packages` are folders of installed packages that runs of the flavour `numpy` import.
+    `packages` are folders of installed packages that runs of the flavour `numpy` import. Without a cgroup devices are
+    left out that make memory nobody counts.
     """
     kernel.unshare(Namespace.MOUNT)
     kernel.mount("none", "/", None, Mount.RECURSIVE | Mount.PRIVATE)
@@ -54,7 +55,7 @@ def enter_root(interpreter: Interpreter, packages: tuple[str, ...]) -> None:
         os.makedirs(f"{_STAGE}/{folder}", exist_ok=True)
     for path in packages:
         _show(path, at=f"{PACKAGES}/{os.path.basename(path)}")
-    for name in DEVICES:
+    for name in devices(has_cgroup=has_cgroup):
         _show(f"/dev/{name}", devices=True)
     for name, target in (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
         os.symlink(target, f"{_STAGE}/dev/{name}")

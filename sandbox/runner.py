@@ -7,13 +7,15 @@ sends.
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Coroutine, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self, TypeVar
 
 from sandbox import judging
 from sandbox.admission import Admission, Ticket
 from sandbox.contract import (
+    MAX_BATCH_COLLECTED_BYTES,
+    MAX_FILE_BYTES,
     Compilation,
     JudgeRequest,
     JudgeResult,
@@ -28,14 +30,12 @@ from sandbox.contract import (
 )
 from sandbox.errors import IsolationRefused, LanguageUnavailable, SandboxStopping
 from sandbox.languages import PROGRAM_FILE, Toolchain, Toolchains, make_compile_job, make_job, make_program_job
-from sandbox.processes import Backend, Keeper, KeeperLost, Namespaces
+from sandbox.processes import Backend, Keeper, KeeperLost, Namespaces, check_level
 from sandbox.results import make_compilation, make_result, not_compiled
 from sandbox.settings import BackendName, SandboxSettings
 from sandbox.wire import Ending, Flavour, Job, Outcome, Wish
 
 T = TypeVar("T")
-
-_STRENGTH = {Level.FULL: 2, Level.FULL_NOCGROUP: 1, Level.CONTAINER: 1, Level.WEAK: 0}
 
 _CHECK_NETWORK = """
 import os, socket, sys
@@ -81,9 +81,7 @@ class Runner:
         """Start the backend and the zygotes, and prove with one run that they isolate. Raises IsolationRefused."""
         runner = cls(settings, await _start_backend(settings))
         try:
-            minimum = settings.minimum_level
-            if _STRENGTH[runner.level] < _STRENGTH[minimum]:
-                raise IsolationRefused(f"this machine allows the level {runner.level}, the settings ask for {minimum}")
+            check_level(runner.level, settings.minimum_level)
             code = _CHECK_NETWORK + (_CHECK_LANDLOCK if runner.level == Level.WEAK else _CHECK_NAMESPACES)
             result = await runner.run(RunRequest(code=code, limits=Limits(wall_seconds=30, cpu_seconds=10)))
             if result.status != Status.OK:
@@ -114,6 +112,11 @@ class Runner:
         return self._backend.level
 
     @property
+    def is_ready(self) -> bool:
+        """Whether a run that needs a new keeper gets one at once."""
+        return self._backend.is_ready
+
+    @property
     def toolchains(self) -> Toolchains:
         """What can be run."""
         return self._backend.toolchains
@@ -135,10 +138,14 @@ class Runner:
         return result
 
     async def run_batch(self, requests: tuple[RunRequest, ...], caller: str = "") -> tuple[RunResult, ...]:
-        """Run several side by side, results in their order. All are admitted or none. Raises what `run` does."""
+        """Run several side by side, results in their order. All are admitted or none. Raises what `run` does,
+        and BatchTooLarge."""
         chosen = [self._choose(request.language) for request in requests]
+        num_collecting = sum(bool(request.collect) for request in requests)
+        collect_bytes = min(MAX_FILE_BYTES, MAX_BATCH_COLLECTED_BYTES // max(1, num_collecting))
         with self._admitted(caller, len(requests)) as tickets:
-            return await _gather([self._run_one(*each) for each in zip(requests, chosen, tickets, strict=True)])
+            works = zip(requests, chosen, tickets, strict=True)
+            return await _gather([self._run_one(*each, collect_bytes) for each in works])
 
     async def judge(self, request: JudgeRequest, caller: str = "") -> JudgeResult:
         """Judge a solution by its tests. Takes one slot. Raises what `run` does."""
@@ -189,12 +196,12 @@ class Runner:
             for ticket in tickets:
                 self._admission.give_back(ticket)
 
-    async def _run_one(self, request: RunRequest, tools: Toolchain, ticket: Ticket) -> RunResult:
+    async def _run_one(self, request: RunRequest, tools: Toolchain, ticket: Ticket, collect_bytes: int) -> RunResult:
         async with self._slot(ticket) as slot:
             program = await self._compile(slot, request, tools)
             if isinstance(program, RunResult):
                 return program
-            return await self._run_program(slot, request, tools, program)
+            return await self._run_program(slot, request, tools, program, collect_bytes)
 
     async def _compile(self, slot: "_Slot", request: RunRequest, tools: Toolchain) -> "_Program | RunResult | None":
         """What the compiler made, or the result when it made nothing; None for a language without one."""
@@ -208,13 +215,17 @@ class Runner:
         return _Program(program, compilation)
 
     async def _run_program(
-        self, slot: "_Slot", request: RunRequest, tools: Toolchain, program: "_Program | None"
+        self,
+        slot: "_Slot",
+        request: RunRequest,
+        tools: Toolchain,
+        program: "_Program | None",
+        collect_bytes: int = MAX_FILE_BYTES,
     ) -> RunResult:
-        if program is None:
-            outcome = await self._occupy(slot, tools.flavour, make_job(request, tools))
-            return make_result(outcome, request.limits, self.level)
-        outcome = await self._occupy(slot, tools.flavour, make_program_job(request, tools, program.content))
-        return make_result(outcome, request.limits, self.level, program.compilation)
+        job = make_job(request, tools) if program is None else make_program_job(request, tools, program.content)
+        outcome = await self._occupy(slot, tools.flavour, replace(job, collect_bytes=collect_bytes))
+        compilation = program.compilation if program is not None else None
+        return make_result(outcome, request.limits, self.level, compilation)
 
     @contextlib.asynccontextmanager
     async def _slot(self, ticket: Ticket) -> "AsyncIterator[_Slot]":

@@ -5,7 +5,7 @@ needed. Only the standard library; loads under `python -S`.
 import errno
 import struct
 
-from sandbox.policy import ARGUMENTS, ATTRIBUTES, DENIED, MISSING, SIGNALS, Check
+from sandbox.policy import ARGUMENTS, ATTRIBUTES, DENIED, MISSING, SHARED_MEMORY, SIGNALS, Check
 from sandbox.syscalls import ABSENT, number_of
 
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
@@ -25,16 +25,19 @@ def _op(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
 _DENY = _op(_RETURN, _ERROR | errno.EPERM)
 
 
-def assemble(machine: str, *, signals: bool = True, attributes: bool = True) -> bytes:
+def assemble(machine: str, *, signals: bool = True, attributes: bool = True, shared_memory: bool = True) -> bytes:
     """The filter for one architecture as packed `struct sock_filter`s. Without `signals` it denies sending any, without
-    `attributes` changing a file's mode, owner or times by its path.
+    `attributes` changing a file's mode, owner or times by its path, without `shared_memory` sharing memory that is no
+    file's.
 
     Raises OSError for an architecture that has no table.
     """
     denied = (*DENIED, *(() if signals else SIGNALS), *(() if attributes else ATTRIBUTES))
     answers = {number_of(name, machine): [_DENY] for name in denied}
     answers |= {number_of(name, machine): [_op(_RETURN, _ERROR | errno.ENOSYS)] for name in MISSING}
-    answers |= {number_of(name, machine): _assemble_checks(checks) for name, checks in ARGUMENTS.items()}
+    more = {} if shared_memory else SHARED_MEMORY
+    for name in {**ARGUMENTS, **more}:
+        answers[number_of(name, machine)] = _assemble_checks((*ARGUMENTS.get(name, ()), *more.get(name, ())))
     answers.pop(ABSENT, None)
     program = [_op(_LOAD, _ARCH), _op(_EQUAL, _AUDIT_ARCH[machine], 1, 0), _op(_RETURN, _KILL), _op(_LOAD, _NUMBER)]
     if machine == "x86_64":

@@ -21,6 +21,8 @@ from sandbox.root import Interpreter, enter_root
 from sandbox.wire import Hello, pack_packet, unpack_wish
 
 FAREWELL_SECONDS = 15.0
+_BURIAL_SECONDS = 0.2
+"""Between two looks whether the zygotes of a keeper that was killed are dead too."""
 
 
 def main(descriptor: int, weak_parent: str, packages: tuple[str, ...]) -> None:
@@ -48,7 +50,7 @@ def main(descriptor: int, weak_parent: str, packages: tuple[str, ...]) -> None:
             stack.callback(weak.remove_folder, weak_folder)
             level = "weak"
         else:
-            _enter_namespaces(interpreter, packages, is_root=is_root)
+            _enter_namespaces(interpreter, packages, is_root=is_root, has_cgroup=place is not None)
             level = "full" if place else "full-nocgroup"
         server.sendall(pack_packet(Hello(level, problem)))
         _serve(server, Setup(interpreter, program, packages, is_root, place, weak_folder))
@@ -62,10 +64,10 @@ def _read_program() -> dict[str, bytes]:
     return {"main.py": (here / "zygote.py").read_bytes(), **modules}
 
 
-def _enter_namespaces(interpreter: Interpreter, packages: tuple[str, ...], *, is_root: bool) -> None:
+def _enter_namespaces(interpreter: Interpreter, packages: tuple[str, ...], *, is_root: bool, has_cgroup: bool) -> None:
     if not is_root:
         isolation.become_root_of_own_namespace()
-    enter_root(interpreter, packages)
+    enter_root(interpreter, packages, has_cgroup=has_cgroup)
 
 
 def _try_namespaces(interpreter: Interpreter, packages: tuple[str, ...], *, is_root: bool) -> str:
@@ -76,7 +78,7 @@ def _try_namespaces(interpreter: Interpreter, packages: tuple[str, ...], *, is_r
         problem = "unexpected"
         try:
             seccomp.assemble(kernel.MACHINE)
-            _enter_namespaces(interpreter, packages, is_root=is_root)
+            _enter_namespaces(interpreter, packages, is_root=is_root, has_cgroup=False)
             problem = ""
         except OSError as error:
             problem = f"{error.filename or ''} {error.strerror or error}".strip()
@@ -98,13 +100,20 @@ def _has_landlock() -> bool:
 
 
 def _serve(server: socket.socket, setup: Setup) -> None:
+    dead: list[int] = []
     while True:
-        message, descriptors, _, _ = socket.recv_fds(server, wire.MAX_PACKET_BYTES, 1)
+        dead += _reap()
+        if setup.place is not None:
+            dead = [keeper for keeper in dead if not setup.place.remove_groups(keeper)]
+        server.settimeout(_BURIAL_SECONDS if setup.place is not None and dead else None)
+        try:
+            message, descriptors, _, _ = socket.recv_fds(server, wire.MAX_PACKET_BYTES, 1)
+        except TimeoutError:
+            continue
         if not message:
             return
         (connection,) = descriptors
         os.set_inheritable(connection, False)  # a received descriptor would outlive an exec
-        _reap()
         if os.fork() == 0:
             try:
                 server.close()
@@ -118,10 +127,13 @@ def _serve(server: socket.socket, setup: Setup) -> None:
         os.close(connection)
 
 
-def _reap() -> None:
+def _reap() -> list[int]:
+    """Bury the keepers that have ended; gives their numbers."""
+    dead = []
     with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
+        while pid := os.waitpid(-1, os.WNOHANG)[0]:
+            dead.append(pid)
+    return dead
 
 
 def _await_children() -> None:

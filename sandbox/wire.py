@@ -93,6 +93,8 @@ class Job:
     argv: tuple[str, ...] = ()
     bounds_addresses: bool = True
     """Without a cgroup memory is bounded by address space as well; not for programs that map far more than they use."""
+    collect_bytes: int = 8 << 20
+    """Of all files of `collect` together."""
     role: Role = Role.CODE
     partner: "Job | None" = None
     """Runs at the same time, at the other end of a channel; is ended when this job ends."""
@@ -131,6 +133,9 @@ class Terms:
 
     flavour: Flavour
     has_cgroup: bool
+    """The kernel counts and bounds the memory of each run."""
+    has_processor_counter: bool
+    """The kernel counts its processor time too, and the keeper looks at that."""
     readable: tuple[str, ...]
     """At the level `weak` what Landlock lets runs read; empty at the others."""
     in_container: bool

@@ -16,6 +16,7 @@ import os
 import select
 import signal
 import socket
+import time
 from typing import Final
 
 from sandbox import child, isolation, kernel, weak
@@ -52,8 +53,12 @@ PROGRAM: Final = (
 )
 """The modules it needs."""
 TICK_SECONDS: Final = 0.05
+_CLOSE_TICK_SECONDS: Final = 0.01
+"""Between two looks at processes whose time goes to nobody."""
 DEATH_SECONDS: Final = 10.0
 KILL: Final = b"kill"
+_CPU_CLOCK_OF_PROCESS: Final = 2
+"""As clock_getcpuclockid(3) makes a clock of a process's number."""
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _WARM_ALWAYS = """
 abc ast bisect collections contextlib copy dataclasses datetime enum functools heapq io itertools json linecache math
@@ -130,6 +135,10 @@ class Tally:
         self.reaped_seconds = 0.0
         self.cpu_seconds = 0.0
         self.peak_bytes = 0
+        self.hides_time = False
+        """Processes have vanished whose time was added to nobody's."""
+        self._last_seen: dict[str, float] = {}
+        self._vanished_seconds = 0.0
 
     def reap(self, options: int) -> None:
         """Bury the dead; without WNOHANG until nobody is left."""
@@ -145,9 +154,23 @@ class Tally:
                 self.peak_bytes = max(self.peak_bytes, usage.ru_maxrss * 1024)
 
     def look(self, pids: list[str], *, memory_bytes: int, has_cgroup: bool) -> None:
-        """Measure the living. In a cgroup the kernel counts their memory."""
-        living_seconds = sum(_cpu_seconds(pid) for pid in pids)
-        self.cpu_seconds = max(self.cpu_seconds, self.reaped_seconds + living_seconds)
+        """Measure the living. In a cgroup the kernel counts their memory.
+
+        Of processor time there are two accounts, neither of which counts anything twice: what the living have used,
+        with what they inherited from children they have waited for; and what every process ever seen had used itself
+        when it was last seen. The second knows of children whose parent lets the kernel bury them, but only as far as
+        they were seen.
+        """
+        own = {pid: _own_seconds(pid) for pid in pids}
+        for pid, seconds in self._last_seen.items():
+            if own.get(pid, -1.0) < seconds:  # it has vanished, or another one has its number
+                self._vanished_seconds += seconds
+        self._last_seen = own
+        living_seconds = sum(own.values())
+        inherited = self.reaped_seconds + living_seconds + sum(map(_inherited_seconds, pids))
+        seen = self._vanished_seconds + living_seconds
+        self.hides_time = seen > inherited + TICK_SECONDS
+        self.cpu_seconds = max(self.cpu_seconds, inherited, seen)
         if not has_cgroup:
             self.peak_bytes = max(self.peak_bytes, _resident_bytes(pids, memory_bytes))
 
@@ -161,7 +184,8 @@ def _watch(control: socket.socket, tally: Tally, order: Order, terms: Terms) -> 
     poll.register(CONTROL, select.POLLIN)
     try:
         while True:
-            ready = {descriptor for descriptor, _ in poll.poll(TICK_SECONDS * 1000)}
+            seconds = _CLOSE_TICK_SECONDS if tally.hides_time else TICK_SECONDS
+            ready = {descriptor for descriptor, _ in poll.poll(seconds * 1000)}
             if main_pidfd in ready:
                 return Ending.EXITED
             if CONTROL in ready:
@@ -171,6 +195,8 @@ def _watch(control: socket.socket, tally: Tally, order: Order, terms: Terms) -> 
             tally.reap(os.WNOHANG)
             if tally.wait_status is not None:
                 return Ending.EXITED
+            if terms.has_cgroup and terms.has_processor_counter:
+                continue  # the keeper looks at what the kernel counts
             pids = weak.descendants(PROC, os.getpid()) if terms.readable else _others()
             tally.look(pids, memory_bytes=order.memory_bytes, has_cgroup=terms.has_cgroup)
             if not terms.has_cgroup and tally.peak_bytes > order.memory_bytes:
@@ -210,10 +236,18 @@ def _read(path: str) -> bytes:
         os.close(descriptor)
 
 
-def _cpu_seconds(pid: str) -> float:
-    """Used by a process and the children it has waited for. The program's name, in brackets, may hold anything."""
+def _own_seconds(pid: str) -> float:
+    """Used by a process itself, all its threads together; 0 when it has just vanished."""
+    try:
+        return time.clock_gettime(~int(pid) << 3 | _CPU_CLOCK_OF_PROCESS)
+    except OSError:
+        return 0.0
+
+
+def _inherited_seconds(pid: str) -> float:
+    """Used by the children that a process has waited for. The program's name, in brackets, may hold anything."""
     fields = _read(f"{pid}/stat").rpartition(b")")[2].split()
-    return sum(map(int, fields[11:15])) / _TICKS_PER_SECOND if len(fields) > 15 else 0.0
+    return sum(map(int, fields[13:15])) / _TICKS_PER_SECOND if len(fields) > 15 else 0.0
 
 
 def _resident_bytes(pids: list[str], enough_bytes: int) -> int:

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from sandbox.admission import Admission
-from sandbox.errors import SandboxBusy
+from sandbox.errors import BatchTooLarge, SandboxBusy
 
 
 async def start(admission: Admission, caller: str, done: list[str]) -> asyncio.Task[int]:
@@ -53,8 +53,6 @@ def test_one_caller_cannot_fill_the_queue_and_all_callers_cannot_overfill_it() -
 def test_a_batch_is_admitted_whole_or_not_at_all() -> None:
     async def scene() -> None:
         admission = Admission(2, 4)
-        with pytest.raises(SandboxBusy):
-            admission.admit("batch", 7)
         tickets = admission.admit("batch", 5)
         with pytest.raises(SandboxBusy):
             admission.admit("other", 2)  # what was promised counts before it waits
@@ -63,6 +61,14 @@ def test_a_batch_is_admitted_whole_or_not_at_all() -> None:
         admission.admit("other", 2)
 
     asyncio.run(scene())
+
+
+@pytest.mark.parametrize(("queue_limit", "most"), [(4, 5), (1, 3), (0, 2)])
+def test_a_batch_that_could_never_be_admitted_is_told_so(queue_limit: int, most: int) -> None:
+    admission = Admission(2, queue_limit)
+    with pytest.raises(BatchTooLarge, match=f"at most {most} "):
+        admission.admit("batch", most + 1)
+    assert len(admission.admit("batch", most)) == most
 
 
 def test_a_caller_who_gives_up_leaves_the_queue_and_loses_no_slot() -> None:

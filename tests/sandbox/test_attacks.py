@@ -5,12 +5,13 @@ import tempfile
 import textwrap
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from sandbox import kernel
-from sandbox.contract import Limits, RunRequest, RunResult, Status
+from sandbox.contract import Language, Level, Limits, RunRequest, RunResult, Status
 from sandbox.syscalls import NUMBERS, number_of
 from tests.sandbox.conftest import SECRET, SandboxServer, host_processes
 
@@ -36,6 +37,27 @@ def test_processor_time_is_that_of_all_processes_together(sandbox: SandboxServer
     result = run(sandbox, code, Limits(wall_seconds=30, cpu_seconds=1))
     assert result.status == Status.TIMEOUT
     assert result.cpu_seconds < 3
+
+
+def test_children_that_nobody_waits_for_cost_processor_time_too(sandbox: SandboxServer) -> None:
+    """With SIGCHLD ignored the kernel buries them without adding their time to anybody's."""
+    code = """
+    import os, signal, time
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    while True:
+        try:
+            if os.fork() == 0:
+                end = time.process_time() + 0.02
+                while time.process_time() < end: pass
+                os._exit(0)
+        except BlockingIOError:
+            time.sleep(0.001)
+    """
+    result = run(sandbox, code, Limits(wall_seconds=20, cpu_seconds=1))
+    assert (result.status, "processor" in result.reason) == (Status.TIMEOUT, True)
+    assert 1 <= result.cpu_seconds < 3
+    if sandbox.health().level == Level.FULL:  # counted by the kernel; elsewhere seen by looking, which takes longer
+        assert result.wall_seconds < 6
 
 
 def test_a_sleeper_is_stopped_at_its_wall_time_and_keeps_what_it_wrote(sandbox: SandboxServer) -> None:
@@ -88,6 +110,31 @@ def test_memory_in_shared_and_anonymous_places_counts_too(sandbox: SandboxServer
     result = run(sandbox, code, Limits(wall_seconds=30, memory_bytes=96 << 20))
     assert "held" not in result.stdout
     assert result.status in (Status.MEMORY, Status.FAILED, Status.KILLED)
+
+
+@pytest.mark.parametrize("language", [Language.PYTHON, Language.PYTHON_NUMPY])
+@pytest.mark.parametrize("source", ["-1", "os.open('/dev/zero', os.O_RDWR)"])
+def test_shared_memory_that_no_process_shows_any_more_counts_too(
+    sandbox: SandboxServer, source: str, language: Language
+) -> None:
+    """Touched, then let go of: the kernel keeps it, and it is in no process's account."""
+    if sandbox.in_containers and language == Language.PYTHON_NUMPY:
+        pytest.skip("the image has no numpy")
+    code = f"""
+    import mmap, os, time
+    for _ in range(4):
+        if os.fork() == 0:
+            block = mmap.mmap({source}, 64 << 20)
+            for start in range(0, 64 << 20, 4 << 20):
+                for i in range(start, start + (4 << 20), 4096): block[i] = 1
+                block.madvise(mmap.MADV_DONTNEED, start, 4 << 20)
+            time.sleep(600)
+    print([os.wait()[1] == 0 for _ in range(4)])
+    """
+    limits = Limits(wall_seconds=20, cpu_seconds=20, memory_bytes=96 << 20)
+    result = sandbox.post(RunRequest(code=textwrap.dedent(code), language=language, limits=limits))
+    # either the whole run is ended for it, or no process gets such memory
+    assert (result.status, result.stdout) in ((Status.MEMORY, ""), (Status.OK, "[False, False, False, False]\n"))
 
 
 def test_memory_without_an_address_cannot_be_made(sandbox: SandboxServer) -> None:
@@ -171,9 +218,42 @@ def test_files_are_bounded_in_number(sandbox: SandboxServer) -> None:
     assert run(sandbox, code).stdout == "No space left on device\nTrue\n"
 
 
+def test_no_crash_is_handed_to_a_program_of_the_host_s(sandbox: SandboxServer) -> None:
+    """Where core dumps go to a program the kernel asks for none at a limit of 1 only, and not at 0."""
+    code = """
+    import resource
+    print(open("/proc/self/limits").read().partition("Max core file size")[2].split()[:2])
+    for limit in (0, 1):
+        try:
+            resource.setrlimit(resource.RLIMIT_CORE, (limit, 1))
+            print("set to", limit)
+        except ValueError:  # what Python makes of EPERM here
+            pass
+    """
+    assert run(sandbox, code).stdout == "['1', '1']\n"
+
+
 def test_core_dumps_and_sparse_giants_are_refused(sandbox: SandboxServer) -> None:
     code = "f = open('big', 'wb')\nimport signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nf.truncate(1 << 40)"
     assert "File too large" in run(sandbox, code).stderr
+
+
+def test_code_that_sends_itself_the_signal_of_the_processor_limit_has_killed_itself(sandbox: SandboxServer) -> None:
+    result = run(sandbox, "import os, signal; os.kill(os.getpid(), signal.SIGXCPU)")
+    assert (result.status, result.signal) == (Status.KILLED, 24)
+
+
+@pytest.mark.parametrize("said", ["MemoryErrorXYZ", "MemoryError"])
+def test_code_that_only_says_it_has_no_memory_has_failed(sandbox: SandboxServer, said: str) -> None:
+    result = run(sandbox, f"import sys; sys.exit('{said}')")
+    # without a cgroup nobody else says so when a process gets no more
+    is_believed = said == "MemoryError" and sandbox.health().level != Level.FULL
+    assert result.status == (Status.MEMORY if is_believed else Status.FAILED)
+
+
+def test_code_that_asks_for_more_than_its_memory_at_once_does_not_get_it(sandbox: SandboxServer) -> None:
+    result = run(sandbox, "data = b'x' * (200 << 20)\nprint('held')", Limits(memory_bytes=96 << 20))
+    assert (result.status, result.stdout) == (Status.MEMORY, "")
 
 
 # what it may see
@@ -325,6 +405,11 @@ def test_the_network_namespace_is_empty(sandbox: SandboxServer) -> None:
         ("a kernel module", "libc.syscall(NR['finit_module'], 0, b'', 0)"),
         ("a datagram pair", "libc.socketpair(1, 2, 0, memory)"),
         ("a pair of another family", "libc.socketpair(30, 1, 0, memory)"),
+        ("the host's asynchronous input and output", "libc.syscall(NR['io_setup'], 20000, memory)"),
+        ("the host's file watchers", "libc.inotify_init1(0)"),
+        ("the host's disks", "libc.syscall(NR['sync'])"),
+        ("a disk of the host", "libc.syscall(NR['syncfs'], 0)"),
+        ("the host's huge pages", "libc.syscall(NR['mmap'], 0, 2 << 20, 3, 0x40022, -1, 0)"),
         ("the clock", "libc.clock_settime(0, ctypes.byref((ctypes.c_long * 2)(0, 0)))"),
     ],
 )
@@ -374,6 +459,35 @@ def test_setuid_programs_gain_nothing(sandbox: SandboxServer) -> None:
     lines = run(sandbox, code).stdout.split("\n")
     assert lines[0] == "[]"
     assert lines[1] != "0"
+
+
+def test_descriptors_under_way_by_the_hundred_do_not_stop_the_neighbours(sandbox: SandboxServer) -> None:
+    """The kernel counts them for the user whom, without root, all slots share."""
+    code = """
+    import array, os, socket, time
+    pairs, num_under_way = [], 0
+    try:
+        while num_under_way < 600:
+            pairs.append(socket.socketpair())
+            for _ in range(8):
+                one, other = pairs[-1]
+                one.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [one.fileno()] * 40))])
+                num_under_way += 40
+    except OSError:
+        pass
+    time.sleep(5)
+    print(num_under_way > 200)
+    """
+    limits = Limits(wall_seconds=60, cpu_seconds=20)
+    with ThreadPoolExecutor(1) as pool:
+        attack = pool.submit(run, sandbox, code, limits)
+        time.sleep(1)
+        results = []
+        while not attack.done():
+            results.append(sandbox.run("open('x', 'w').write('mine')", collect=("x",)))
+    assert attack.result().stdout == "True\n"
+    assert results
+    assert [each for each in results if each.files != {"x": b"mine"}] == []
 
 
 # what it may leave behind

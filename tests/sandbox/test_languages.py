@@ -78,6 +78,7 @@ def test_limits_hold_in_every_language(sandbox: SandboxServer, language: Languag
 
 
 def test_other_languages_are_as_closed_in(sandbox: SandboxServer) -> None:
-    code = "id -u; ls /home /etc/shadow; grep -E 'Seccomp:|CapEff' /proc/self/status; echo $BAIT"
+    nowhere = "/work" if sandbox.in_containers else "/home /etc/shadow"  # an image has files of its own
+    code = f"id -u; ls {nowhere}; grep -E 'Seccomp:|CapEff' /proc/self/status; echo $BAIT"
     result = run(sandbox, Language.BASH, code)
     assert result.stdout.split() == ["65534", "CapEff:", "0" * 16, "Seccomp:", "2"], result

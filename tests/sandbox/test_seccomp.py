@@ -23,11 +23,17 @@ def decide(
     *,
     signals: bool = True,
     attributes: bool = True,
+    shared_memory: bool = True,
 ) -> str:
     """What the kernel would do with this call: "allowed", "killed", or the name of the error it returns."""
     padded = (*arguments, *[0] * (6 - len(arguments)))
     data = struct.pack("<IIQ6Q", number, ARCH[machine] if arch is None else arch, 0, *padded)
-    program = list(struct.iter_unpack("<HBBI", seccomp.assemble(machine, signals=signals, attributes=attributes)))
+    program = list(
+        struct.iter_unpack(
+            "<HBBI",
+            seccomp.assemble(machine, signals=signals, attributes=attributes, shared_memory=shared_memory),
+        )
+    )
     accumulator, position = 0, 0
     while True:
         code, if_true, if_false, value = program[position]
@@ -71,12 +77,22 @@ both = pytest.mark.parametrize("machine", ARCHITECTURES)
         ("ioctl", (0, 0x541C), "EPERM"),
         ("prlimit64", (0, 7), ALLOWED),
         ("prlimit64", (1, 7), "EPERM"),
+        ("prlimit64", (0, 4), "EPERM"),  # RLIMIT_CORE
+        ("prlimit64", (0, 0xFFFFFFFF00000004), "EPERM"),
+        ("setrlimit", (4,), "EPERM"),
+        ("setrlimit", (7,), ALLOWED),
         ("sched_setaffinity", (0, 8), ALLOWED),
         ("sched_setaffinity", (1, 8), "EPERM"),
         ("setpriority", (0, 0, 5), ALLOWED),
         ("setpriority", (0, 1, 5), "EPERM"),
         ("setpriority", (2, 0, 5), "EPERM"),
         ("ioprio_set", (1, 0), "EPERM"),
+        ("io_setup", (128,), "EPERM"),
+        ("inotify_init1", (0,), "EPERM"),
+        ("sync", (), "EPERM"),
+        ("mmap", (0, 4096, 3, 0x22), ALLOWED),
+        ("mmap", (0, 2 << 20, 3, 0x40022), "EPERM"),  # MAP_HUGETLB
+        ("mmap", (0, 2 << 20, 3, 0x78040022), "EPERM"),  # of 1 GiB
     ],
 )
 def test_each_call_is_decided_by_its_number_and_arguments(
@@ -94,6 +110,23 @@ def test_every_name_of_the_policy_is_answered_as_it_says(machine: str) -> None:
             assert decide(machine, number) == ("EPERM" if name in DENIED else ALLOWED), name
     for name in MISSING:
         assert decide(machine, number_of(name, machine)) == "ENOSYS", name
+
+
+@both
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (0x01, ALLOWED),  # MAP_SHARED, of a file
+        (0x22, ALLOWED),  # MAP_PRIVATE | MAP_ANONYMOUS
+        (0x21, "EPERM"),  # MAP_SHARED | MAP_ANONYMOUS
+        (0x8021, "EPERM"),  # with MAP_POPULATE
+        (0x40022, "EPERM"),  # MAP_HUGETLB, as everywhere
+    ],
+)
+def test_without_a_cgroup_shared_memory_needs_a_file(machine: str, flags: int, expected: str) -> None:
+    number = number_of("mmap", machine)
+    assert decide(machine, number, (0, 4096, 3, flags), shared_memory=False) == expected
+    assert decide(machine, number, (0, 4096, 3, 0x21)) == ALLOWED
 
 
 def test_the_policy_names_no_call_twice_and_every_number_has_a_use() -> None:

@@ -1,5 +1,6 @@
 """The server around the runs: admission, refusals, hanging up, dying, and what it leaves behind."""
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -15,14 +16,19 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from starlette.types import Message
 
+from sandbox import app as sandbox_app
+from sandbox.connections import HEAD_SECONDS, MAX_CONNECTIONS
 from sandbox.contract import Level, Limits, RunRequest, Status
+from sandbox.settings import SandboxSettings
 from tests.sandbox.conftest import (
     REPOSITORY,
     SandboxServer,
     cgroups_of,
     children_of,
     free_port,
+    host_mounts,
     host_processes,
     skip_unless_root,
 )
@@ -81,7 +87,8 @@ def test_a_full_queue_is_answered_429_and_drains() -> None:
         assert int(refused.headers["retry-after"]) >= 1
         assert refused.headers["content-type"] == "application/problem+json"
         assert refused.json()["status"] == 429
-        assert server.client.post("/v1/run_batch", json={"runs": [{"code": code}] * 3}).status_code == 429
+        never = server.client.post("/v1/run_batch", json={"runs": [{"code": code}] * 3})
+        assert (never.status_code, "retry-after" in never.headers) == (422, False)
         assert server.run("print(1)").stdout == "1\n"
 
 
@@ -92,6 +99,77 @@ def test_a_key_is_asked_for_when_one_is_set() -> None:
             answer = httpx2.post(url, json={"code": "print(1)"}, headers=[(b"Authorization", sent.encode())])
             assert (answer.status_code, answer.headers["content-type"]) == (401, "application/problem+json")
         assert server.run("print(1)").stdout == "1\n"
+
+
+def test_without_the_key_nothing_of_a_request_is_read_and_nothing_is_told() -> None:
+    with SandboxServer(key="right") as server:
+        url = f"http://127.0.0.1:{server.port}"
+        assert httpx2.post(f"{url}/v1/run", content=b"{").status_code == 401
+        assert [httpx2.get(url + path).status_code for path in ("/docs", "/redoc", "/openapi.json", "/x")] == [401] * 4
+        assert httpx2.get(f"{url}/healthz").status_code == 200
+        for announced in ("Content-Length: 33000000", "Transfer-Encoding: chunked"):
+            with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+                connection.sendall(f"POST /v1/run HTTP/1.1\r\nHost: x\r\n{announced}\r\n\r\n".encode())
+                assert connection.recv(1 << 16).startswith(b"HTTP/1.1 401")
+                assert read_rest(connection) == b""  # it hangs up, so that nothing more can be sent
+        assert server.client.post("/v1/run", content=b"{").status_code == 422
+
+
+def read_rest(connection: socket.socket) -> bytes:
+    """What comes until the other end closes; TimeoutError if it does not."""
+    data = bytearray()
+    while piece := connection.recv(1 << 16):
+        data += piece
+    return bytes(data)
+
+
+def test_connections_that_ask_nothing_are_refused_above_a_number_and_hung_up_on() -> None:
+    with SandboxServer(arguments=("--slots", "1")) as server:
+        idle = [socket.create_connection(("127.0.0.1", server.port), timeout=30) for _ in range(MAX_CONNECTIONS)]
+        try:
+            for each in idle[::2]:
+                each.sendall(b"POST /v1/run HTTP/1.1\r\nHost: x\r\n")
+            wait_until(lambda: server.client.post("/v1/run", json={"code": "1"}).status_code == 503, HEAD_SECONDS)
+            started = time.monotonic()
+            assert {each.recv(1) for each in idle} == {b""}
+            assert time.monotonic() - started < 2 * HEAD_SECONDS
+        finally:
+            for each in idle:
+                each.close()
+        assert server.run("print(1)").stdout == "1\n"
+
+
+def test_a_kept_connection_is_used_again_after_the_time_for_a_first_request() -> None:
+    with SandboxServer(arguments=("--slots", "1")) as server, httpx2.Client() as client:
+        url = f"http://127.0.0.1:{server.port}/healthz"
+        assert client.get(url).status_code == 200
+        time.sleep(HEAD_SECONDS + 1)
+        stream = client.get(url)
+        assert stream.status_code == 200
+
+
+def test_a_body_that_does_not_come_is_answered_408(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox_app, "BODY_SECONDS", 0.1)
+    sent: list[Message] = []
+    first: list[Message] = [{"type": "http.request", "body": b"{", "more_body": True}]
+
+    async def receive() -> Message:
+        if not first:
+            await asyncio.sleep(60)
+        return first.pop()
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/run",
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json")],
+    }
+    asyncio.run(sandbox_app.create_app(SandboxSettings())(scope, receive, send))
+    assert (sent[0]["status"], (b"connection", b"close") in sent[0]["headers"]) == (408, True)
 
 
 def test_other_addresses_than_loopback_need_a_key() -> None:
@@ -143,7 +221,7 @@ def test_a_server_that_ends_leaves_no_process_no_cgroup_and_no_mount(
 ) -> None:
     if ordinary_user:
         skip_unless_root()
-    mounts_before = Path("/proc/self/mountinfo").read_text()
+    mounts_before = host_mounts()
     with SandboxServer(ordinary_user=ordinary_user) as server:
         tokens = [start_sleeper(server) for _ in range(2)]
         family = children_of(server.process.pid)
@@ -155,7 +233,7 @@ def test_a_server_that_ends_leaves_no_process_no_cgroup_and_no_mount(
         wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family))
         assert not any(host_processes(token) for token in tokens)
         assert cgroups_of(family) == []
-    assert Path("/proc/self/mountinfo").read_text() == mounts_before
+    assert host_mounts() == mounts_before
 
 
 def test_a_server_dies_with_its_parent() -> None:

@@ -161,6 +161,26 @@ def test_daemons_and_fork_bombs_die_with_the_run(weak: SandboxServer) -> None:
     assert run(weak, "print('alive')").stdout == "alive\n"
 
 
+def test_folders_nested_by_the_thousand_are_removed_and_break_nothing(weak: SandboxServer, data_dir: Path) -> None:
+    code = """
+    import os
+    for number in range(3000):
+        os.mkdir("d")
+        open("f", "w").close()
+        os.symlink("/", "link")
+        os.mkdir("shut", 0)
+        os.chdir("d")
+    print("made")
+    """
+    before = weak.health()
+    result = weak.run(textwrap.dedent(code))
+    assert (result.status, result.stdout) == (Status.OK, "made\n")
+    assert run(weak, "print(2)").stdout == "2\n"
+    (folder,) = data_dir.iterdir()
+    assert len(list(folder.iterdir())) == before.slots  # their zygotes' programs
+    assert weak.health().runs_retried == before.runs_retried
+
+
 def test_processes_and_threads_work(weak: SandboxServer) -> None:
     code = """
     import subprocess, sys, tempfile, threading
