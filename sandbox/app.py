@@ -5,6 +5,7 @@ Thin: contract in, runner, contract out.
 
 import asyncio
 import hmac
+from base64 import b64encode
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Annotated, TypeVar, cast
@@ -50,11 +51,14 @@ RunnerDep = Annotated[Runner, Depends(_runner)]
 
 
 def _check_key(request: Request) -> None:
+    """Let in who sends the key: as a bearer, or as the password of the user `sandbox`, which is what clients send that
+    can be given only a URL (`http://sandbox:KEY@host:8130`). Raises KeyRefused (401)."""
     settings = cast(SandboxSettings, request.app.state.settings)
     if settings.api_key is None:
         return
-    expected = f"Bearer {settings.api_key.get_secret_value()}".encode()
-    if not hmac.compare_digest(request.headers.get("authorization", "").encode(), expected):
+    key, sent = settings.api_key.get_secret_value(), request.headers.get("authorization", "").encode()
+    in_url = b64encode(f"sandbox:{key}".encode())
+    if not any(hmac.compare_digest(sent, each) for each in (f"Bearer {key}".encode(), b"Basic " + in_url)):
         raise KeyRefused("send the sandbox's key as `Authorization: Bearer KEY`")
 
 

@@ -92,6 +92,9 @@ def test_a_key_is_asked_for_when_one_is_set() -> None:
             answer = httpx2.post(url, json={"code": "print(1)"}, headers=[(b"Authorization", sent.encode())])
             assert (answer.status_code, answer.headers["content-type"]) == (401, "application/problem+json")
         assert server.run("print(1)").stdout == "1\n"
+        for user, status in (("sandbox:right", 200), ("sandbox:wrong", 401), ("right", 401), (":right", 401)):
+            in_url = url.replace("//", f"//{user}@")
+            assert httpx2.post(in_url, json={"code": "print(1)"}).status_code == status
 
 
 def test_other_addresses_than_loopback_need_a_key() -> None:
