@@ -130,7 +130,8 @@ def test_a_run_whose_caller_hung_up_is_ended(sandbox: SandboxServer) -> None:
     body = RunRequest(code=SLEEPER.format(token=token), limits=Limits(wall_seconds=60)).model_dump_json().encode()
     with socket.create_connection(("127.0.0.1", sandbox.port)) as connection:
         head = (
-            f"POST /v1/run HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            f"POST /v1/run HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {sandbox.key}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         connection.sendall(head.encode() + body)
         wait_until(lambda: bool(host_processes(token)))
@@ -230,7 +231,7 @@ def test_a_fault_of_the_sandbox_is_not_the_code_s_and_the_next_run_works(sandbox
 
 
 def test_a_spawner_that_died_is_replaced(sandbox: SandboxServer) -> None:
-    (spawner,) = [pid for pid in children_of(sandbox.process.pid) if parent_of(pid) == sandbox.process.pid]
+    (spawner,) = [pid for pid in children_of(sandbox.pid) if parent_of(pid) == sandbox.pid]
     os.kill(spawner, signal.SIGKILL)
     wait_until(lambda: not alive(spawner))
     assert sandbox.run("print('next')").stdout == "next\n"
