@@ -64,9 +64,10 @@ class Zygote:
         try:
             made._fork(wish)
             made.control.settimeout(START_SECONDS)
-            made.control.send(
-                wire.pack_packet(Terms(wish.flavour, made.group is not None, setup.readable, in_container=False))
-            )
+            with contextlib.suppress(BrokenPipeError):  # it has ended; why, it said before
+                made.control.send(
+                    wire.pack_packet(Terms(wish.flavour, made.group is not None, setup.readable, in_container=False))
+                )
             said = made.control.recv(wire.MAX_PACKET_BYTES)
             if said != b"ready":
                 raise RunLost(said.decode(errors="replace") or "the zygote ended at its start")
