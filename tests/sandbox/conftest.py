@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -184,12 +186,19 @@ IMAGE = SandboxSettings().docker_image
 
 def skip_without_engine() -> None:
     """Containers need a Docker engine that this user may talk to, and an image that it has."""
-    try:
-        docker.from_env(timeout=10).images.get(IMAGE)
-    except ImageNotFound:
-        pytest.skip(f"needs the image {IMAGE}: docker pull {IMAGE}")
-    except (DockerException, RequestException) as error:
-        pytest.skip(f"needs a Docker engine: {error}")
+    problem = ""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # a client that finds no engine leaves its socket open
+        try:
+            with contextlib.closing(docker.from_env(timeout=10)) as engine:
+                engine.images.get(IMAGE)
+        except ImageNotFound:
+            problem = f"needs the image {IMAGE}: docker pull {IMAGE}"
+        except (DockerException, RequestException) as error:
+            problem = f"needs a Docker engine: {error}"
+        gc.collect()
+    if problem:
+        pytest.skip(problem)
 
 
 def skip_without_compose() -> None:
