@@ -5,6 +5,7 @@ Thin: contract in, runner, contract out.
 
 import asyncio
 import hmac
+from base64 import b64encode
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Annotated, TypeVar, cast
@@ -186,7 +187,7 @@ class _Gate:
 
     def __init__(self, app: ASGIApp, key: SecretStr | None) -> None:
         self._app = app
-        self._expected = f"Bearer {key.get_secret_value()}".encode() if key is not None else None
+        self._expected = None if key is None else _write_key(key.get_secret_value())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -204,7 +205,15 @@ class _Gate:
         await self._app(scope, _bounded(receive), send)
 
     def _lets_in(self, path: str, authorization: bytes) -> bool:
-        return self._expected is None or path in _OPEN_PATHS or hmac.compare_digest(authorization, self._expected)
+        if self._expected is None or path in _OPEN_PATHS:
+            return True
+        return any(hmac.compare_digest(authorization, each) for each in self._expected)
+
+
+def _write_key(key: str) -> tuple[bytes, bytes]:
+    """The header of a caller who has the key: as a bearer, or as the password of the user `sandbox`, which is what
+    clients send that can be given only a URL (`http://sandbox:KEY@host:8130`)."""
+    return f"Bearer {key}".encode(), b"Basic " + b64encode(f"sandbox:{key}".encode())
 
 
 def _bounded(receive: Receive) -> Receive:

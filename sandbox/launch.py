@@ -64,17 +64,18 @@ class Zygote:
         try:
             made._fork(wish)
             made.control.settimeout(START_SECONDS)
-            made.control.send(
-                wire.pack_packet(
-                    Terms(
-                        wish.flavour,
-                        has_cgroup=made.group is not None,
-                        has_processor_counter=made.group is not None and made.group.counts_processor,
-                        readable=setup.readable,
-                        in_container=False,
+            with contextlib.suppress(BrokenPipeError):  # it has ended; why, it said before
+                made.control.send(
+                    wire.pack_packet(
+                        Terms(
+                            wish.flavour,
+                            has_cgroup=made.group is not None,
+                            has_processor_counter=made.group is not None and made.group.counts_processor,
+                            readable=setup.readable,
+                            in_container=False,
+                        )
                     )
                 )
-            )
             said = made.control.recv(wire.MAX_PACKET_BYTES)
             if said != b"ready":
                 raise RunLost(said.decode(errors="replace") or "the zygote ended at its start")

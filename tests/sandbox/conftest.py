@@ -1,4 +1,4 @@
-"""A sandbox server in a process of its own, as this user, as an ordinary one and on Docker; and a client for it."""
+"""A sandbox server in a process of its own: as this user, as an ordinary one, on Docker, in compose; and its client."""
 
 from __future__ import annotations
 
@@ -57,8 +57,7 @@ class SandboxServer:
         if self.key is not None:
             environment["SANDBOX_API_KEY"] = self.key
         self.process = subprocess.Popen(command, env=environment, cwd=REPOSITORY, start_new_session=True)
-        headers = {"Authorization": f"Bearer {self.key}"} if self.key is not None else {}
-        self.client = httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=120, headers=headers)
+        self.client = self._make_client()
         deadline = time.monotonic() + START_SECONDS
         while True:
             with contextlib.suppress(httpx2.TransportError):
@@ -74,6 +73,20 @@ class SandboxServer:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         self.process.wait(30)
+
+    def _make_client(self) -> httpx2.Client:
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key is not None else {}
+        return httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=120, headers=headers)
+
+    @property
+    def pid(self) -> int:
+        """The server's process, as this machine numbers it."""
+        return self.process.pid
+
+    @property
+    def url(self) -> str:
+        """For clients that are given nothing else: with the key, if there is one."""
+        return f"http://{f'sandbox:{self.key}@' if self.key else ''}127.0.0.1:{self.port}"
 
     @property
     def in_containers(self) -> bool:
@@ -107,6 +120,62 @@ class SandboxServer:
         return BatchResult.model_validate_json(answer.raise_for_status().content)
 
 
+@dataclass
+class ComposeServer(SandboxServer):
+    """The service `sandbox` of compose.yaml, opened to loopback, in a project of its own; `with` removes all of it."""
+
+    key: str | None = SECRET
+    project: str = f"preceptor-test-{os.getpid()}"
+
+    def __enter__(self) -> ComposeServer:
+        try:
+            self._compose("up", "--build", "--wait")
+        except subprocess.CalledProcessError as error:
+            said = f"{error.stdout}{self._compose('logs', '--no-color')}"
+            self._remove()
+            raise RuntimeError(f"docker compose up failed:\n{said}") from None
+        self.client = self._make_client()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+        self._remove()
+
+    def _remove(self) -> None:
+        self._compose("down", "--rmi", "local", "--volumes")
+
+    def _compose(self, *arguments: str) -> str:
+        """What docker compose says. Raises CalledProcessError."""
+        files = ["--file", "compose.yaml", "--file", "compose.publish.yaml"]
+        command = ["docker", "compose", "--project-name", self.project, "--progress", "plain", *files, *arguments]
+        environment = {**os.environ, "SANDBOX_API_KEY": self.key or "", "SANDBOX_PORT": str(self.port)}
+        return subprocess.run(
+            command,
+            cwd=REPOSITORY,
+            env=environment,
+            check=True,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        ).stdout
+
+    @property
+    def label(self) -> str:
+        """What all that belongs to the project carries."""
+        return f"com.docker.compose.project={self.project}"
+
+    @property
+    def container(self) -> docker.models.containers.Container:
+        (container,) = docker.from_env().containers.list(filters={"label": self.label})
+        return container
+
+    @property
+    def pid(self) -> int:
+        inside = children_of(int(self.container.attrs["State"]["Pid"]))
+        (server,) = [pid for pid in host_processes("\0-m\0sandbox\0") if pid in inside]
+        return server
+
+
 def skip_unless_root() -> None:
     if os.getuid() != 0:
         pytest.skip("needs root, to become another user; this session already is an ordinary one")
@@ -135,6 +204,24 @@ def _look_for_engine() -> str:
     return ""
 
 
+def skip_without_compose() -> None:
+    """The tests look at the container's processes from outside, and end some."""
+    skip_without_engine()
+    if os.getuid() != 0:
+        pytest.skip("needs root, to look at a container's processes from outside")
+    asked = subprocess.run(["docker", "compose", "version"], capture_output=True, text=True)
+    if asked.returncode != 0:
+        pytest.skip(f"needs docker compose: {asked.stderr.strip().splitlines()[0]}")
+
+
+def list_left_of(server: ComposeServer) -> list[str]:
+    """Containers, networks, volumes and images of a project."""
+    engine, filters = docker.from_env(), {"label": server.label}
+    found = [*engine.containers.list(all=True, filters=filters), *engine.networks.list(filters=filters)]
+    found += [*engine.volumes.list(filters=filters), *engine.images.list(name=f"{server.project}-sandbox")]
+    return [str(each) for each in found]
+
+
 def list_containers(server: SandboxServer) -> list[docker.models.containers.Container]:
     """Containers of this server's runs, ended ones too."""
     label = f"preceptor-sandbox={socket.gethostname()}/{server.process.pid}"
@@ -151,20 +238,23 @@ def _is_on_docker(item: pytest.Item) -> bool:
     return callspec is not None and callspec.params.get("sandbox") == "docker"
 
 
-@pytest.fixture(scope="session", params=["this-user", "ordinary-user", "docker"])
+@pytest.fixture(scope="session", params=["this-user", "ordinary-user", "docker", "compose"])
 def sandbox(request: pytest.FixtureRequest) -> Iterator[SandboxServer]:
-    """A running sandbox; every test that takes it runs as this user, from root as an ordinary one too, and on Docker
-    where there is an engine."""
-    ordinary, on_docker = request.param == "ordinary-user", request.param == "docker"
-    if ordinary:
+    """A running sandbox; every test that takes it runs as this user, from root as an ordinary one too, on Docker where
+    there is an engine, and in compose where there is that too."""
+    if request.param == "ordinary-user":
         skip_unless_root()
-    if on_docker:
+    elif request.param == "docker":
         skip_without_engine()
+    elif request.param == "compose":
+        skip_without_compose()
     mounts_before = host_mounts()
-    with SandboxServer(ordinary_user=ordinary, arguments=("--backend", "docker") if on_docker else ()) as server:
+    with make_server(request.param) as server:
         yield server
-        family = children_of(server.process.pid)
-    if on_docker:
+        family = [server.pid, *children_of(server.pid)]
+    if isinstance(server, ComposeServer):
+        assert list_left_of(server) == []
+    elif request.param == "docker":
         assert list_containers(server) == []
     # whatever the attacks did, they left nothing behind
     deadline = time.monotonic() + 30
@@ -178,6 +268,15 @@ def sandbox(request: pytest.FixtureRequest) -> Iterator[SandboxServer]:
 def host_mounts() -> list[str]:
     """The host's mounts, but for those of a Docker engine that works beside us."""
     return [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if "docker" not in line]
+
+
+def make_server(mode: str) -> SandboxServer:
+    """The server of one of the fixture's modes, not yet started."""
+    if mode == "compose":
+        return ComposeServer()
+    return SandboxServer(
+        ordinary_user=mode == "ordinary-user", arguments=("--backend", "docker") if mode == "docker" else ()
+    )
 
 
 def cgroups_of(pids: list[int]) -> list[Path]:

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.integration
 
 def ask(sandbox: SandboxServer, **fields: object) -> RunCodeResponse:
     request = RunCodeRequest(**{"run_timeout": 30, "language": "python", **fields})
-    return sandbox_fusion.run_code(request, endpoint=f"http://127.0.0.1:{sandbox.port}/", max_attempts=1)
+    return sandbox_fusion.run_code(request, endpoint=sandbox.url, max_attempts=1)
 
 
 def test_success_has_output_return_code_and_times(sandbox: SandboxServer) -> None:
@@ -85,7 +85,6 @@ def test_many_at_once_get_each_its_own_answer(sandbox: SandboxServer) -> None:
 
 def test_the_client_s_other_half_works_too(sandbox: SandboxServer) -> None:
     request = RunCodeRequest(code="print('async')", language="python", run_timeout=30)
-    endpoint = f"http://127.0.0.1:{sandbox.port}"
-    answer = asyncio.run(sandbox_fusion.run_code_async(request, endpoint=endpoint, max_attempts=1))
+    answer = asyncio.run(sandbox_fusion.run_code_async(request, endpoint=sandbox.url, max_attempts=1))
     assert answer.run_result.stdout == "async\n"
     assert sandbox.client.get("/v1/ping").json() == "pong"

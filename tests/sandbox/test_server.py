@@ -99,6 +99,9 @@ def test_a_key_is_asked_for_when_one_is_set() -> None:
             answer = httpx2.post(url, json={"code": "print(1)"}, headers=[(b"Authorization", sent.encode())])
             assert (answer.status_code, answer.headers["content-type"]) == (401, "application/problem+json")
         assert server.run("print(1)").stdout == "1\n"
+        for user, status in (("sandbox:right", 200), ("sandbox:wrong", 401), ("right", 401), (":right", 401)):
+            in_url = url.replace("//", f"//{user}@")
+            assert httpx2.post(in_url, json={"code": "print(1)"}).status_code == status
 
 
 def test_without_the_key_nothing_of_a_request_is_read_and_nothing_is_told() -> None:
@@ -205,7 +208,8 @@ def test_a_run_whose_caller_hung_up_is_ended(sandbox: SandboxServer) -> None:
     body = RunRequest(code=SLEEPER.format(token=token), limits=Limits(wall_seconds=60)).model_dump_json().encode()
     with socket.create_connection(("127.0.0.1", sandbox.port)) as connection:
         head = (
-            f"POST /v1/run HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            f"POST /v1/run HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {sandbox.key}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         connection.sendall(head.encode() + body)
         wait_until(lambda: bool(host_processes(token)))
@@ -305,7 +309,7 @@ def test_a_fault_of_the_sandbox_is_not_the_code_s_and_the_next_run_works(sandbox
 
 
 def test_a_spawner_that_died_is_replaced(sandbox: SandboxServer) -> None:
-    (spawner,) = [pid for pid in children_of(sandbox.process.pid) if parent_of(pid) == sandbox.process.pid]
+    (spawner,) = [pid for pid in children_of(sandbox.pid) if parent_of(pid) == sandbox.pid]
     os.kill(spawner, signal.SIGKILL)
     wait_until(lambda: not alive(spawner))
     assert sandbox.run("print('next')").stdout == "next\n"
