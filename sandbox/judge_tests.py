@@ -175,8 +175,12 @@ def _needs_live_objects(error: BaseException | None, connection: Solution | None
     if isinstance(error, NeedsLiveObjects):
         return str(error)
     # Python, or a library, could not do with the stand-in what the tests wanted
-    is_about_stand_in = isinstance(error, TypeError | ValueError) and SolutionObject.__name__ in str(error)
-    return f"ends in {type(error).__name__}: {error}" if is_about_stand_in else ""
+    if isinstance(error, TypeError | ValueError) and any(text in str(error) for text in _ABOUT_STAND_INS):
+        return f"ends in {type(error).__name__}: {error}"
+    return ""
+
+
+_ABOUT_STAND_INS: Final = (SolutionObject.__name__, "a coroutine was expected, got <coroutine")
 
 
 def _load_live(folder: str) -> types.ModuleType:

@@ -1,8 +1,12 @@
 """Judging: each test gets its verdict, and no solution gets one it has not earned."""
 
+import asyncio
+import textwrap
+
 import pytest
 from pydantic import ValidationError
 
+from sandbox import runner
 from sandbox.contract import (
     CallTest,
     CallTests,
@@ -10,6 +14,7 @@ from sandbox.contract import (
     JudgeRequest,
     JudgeResult,
     Language,
+    Level,
     Limits,
     ProgramTests,
     Status,
@@ -17,8 +22,9 @@ from sandbox.contract import (
     StdioTests,
     Verdict,
 )
+from sandbox.settings import SandboxSettings
 from tests.sandbox.conftest import SandboxServer
-from tests.sandbox.judge_client import LIMITS, ask, program, words
+from tests.sandbox.judge_client import ask, program, words
 
 pytestmark = pytest.mark.integration
 
@@ -281,6 +287,121 @@ def test_tests_that_need_live_objects_say_so_and_get_a_weaker_mode_by_name(sandb
     assert (together.passed, together.mode) == (True, JudgeMode.ONE_PROCESS)
 
 
+def test_a_function_may_be_named_like_one_of_python_s(sandbox: SandboxServer) -> None:
+    solution = "def sum(a, b): return a + b + 0.5"
+    for tests in (
+        program("assert sum(10, 15) == 25.5", "sum"),
+        program("from solution import sum\nassert sum(10, 15) == 25.5"),
+        program("import solution\nassert solution.sum(10, 15) == 25.5"),
+        program("def check(candidate):\n    assert candidate(10, 15) == 25.5", "sum"),
+        CallTests(cases=(CallTest(function="sum", args=(10, 15), expected=25.5),)),
+    ):
+        assert ask(sandbox, solution, tests).passed
+    # unless it is asked for by name, Python's is meant
+    assert ask(sandbox, f"{solution}\ndef f(): return 3", program("assert sum([1, 2]) == f()")).passed
+
+
+def test_the_names_a_program_takes_from_the_solution_are_those_it_lacks(sandbox: SandboxServer) -> None:
+    solution = "limit = 3\ndef f(n): return n\ndef helper(n): return -n\nclass Box: pass"
+    tests = """
+    from solution import *
+    def helper(n): return n + 1
+    class Check:
+        f = f
+    def test_all():
+        limit = 4
+        assert helper(f(limit)) == 5
+        assert Check.f(1) == 1
+    def test_limit():
+        assert limit == 3
+        assert isinstance(Box(), Box)
+    """
+    result = ask(sandbox, solution, program(tests))
+    assert result.passed, result
+
+
+CLASSES = """
+import asyncio, enum
+class Broke(ValueError): pass
+class Empty(Exception): pass
+class Color(enum.Enum): RED = 1
+class Stack:
+    def __init__(self): self.items = []
+    def push(self, item): self.items.append(item)
+    def take(self, n):
+        if n > 2: raise Broke("too much")
+        raise Empty(n)
+    def __len__(self): return len(self.items)
+    def __repr__(self): return f"Stack({self.items})"
+class Odd:
+    def __contains__(self, n): return n % 2 == 1
+    def __abs__(self): return 1
+    def __enter__(self): return self
+    def __exit__(self, *args): return False
+    def __add__(self, other): return self
+    def __eq__(self, other): return other == 1
+def fill(items, more): items.append(1); more["a"] = 2
+def numbers(n): return range(n)
+def red(): return Color.RED
+async def later(): return 3
+"""
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "s = Stack()\nassert not s\ns.push(1)\nassert s and len(s) == 1",
+        "assert repr(Stack()) == 'Stack([])'",
+        "try: Stack().take(3)\nexcept Broke as error: assert str(error) == 'too much'",
+        "try: Stack().take(3)\nexcept ValueError: pass",
+        "try: Stack().take(1)\nexcept Broke: assert False\nexcept Empty: pass",
+        "case.assertRaises(Broke, Stack().take, 3)",
+        "with case.assertRaisesRegex(Broke, 'too'): Stack().take(3)",
+        "case.assertIsInstance(Stack(), Stack)\nassert not isinstance(Stack(), Odd)",
+        "assert 3 in Odd() and 2 not in Odd()",
+        "assert red() is Color.RED and red() == Color.RED",
+        "assert range(3) == numbers(3) and numbers(range(2)[1]) == range(1)",
+        "items, more = [], {}\nfill(items=items, more=more)\nassert (items, more) == ([1], {'a': 2})",
+    ],
+)
+def test_objects_of_the_solution_do_what_their_class_says(sandbox: SandboxServer, test: str) -> None:
+    code = "import unittest\ncase = unittest.TestCase()\ndef test_it():\n" + textwrap.indent(test, "    ")
+    result = ask(sandbox, CLASSES, program(code))
+    assert result.passed, result.tests
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "assert abs(Odd()) == 1",
+        "with Odd(): pass",
+        "assert Odd() + Odd()",
+        "assert Odd() == 1",
+        "assert Odd() == Odd()",
+        "assert [Odd()] == [Odd()]",
+        "import asyncio\nassert asyncio.run(later()) == 3",
+        "class Mine(Odd): pass",
+        "fill(lambda: 3, {})",
+        "float(Odd())",
+        "try: Stack().take(3)\nexcept Broke as error: assert error.amount == 3",
+    ],
+)
+def test_what_only_live_objects_can_do_is_told_by_a_flag(sandbox: SandboxServer, test: str) -> None:
+    code = "def test_it():\n" + textwrap.indent(test, "    ") + "\n    assert Stack"
+    result = ask(sandbox, CLASSES, program(code))
+    assert words(result) == [Verdict.ERROR]
+    assert result.needs_live_objects
+    assert result.tests[0].needs_live_objects
+    above = ask(sandbox, CLASSES, program(f"{test}\ndef test_it(): assert Stack"))
+    assert (above.status, above.needs_live_objects) == ("not_loaded", True)
+
+
+def test_a_wrong_answer_does_not_need_live_objects(sandbox: SandboxServer) -> None:
+    result = ask(sandbox, "def add(a, b): return [a]", program("assert add(2, 3) == 5\nassert add(2, 3) + 1"))
+    assert words(result) == [Verdict.FAILED, Verdict.ERROR]
+    assert not result.needs_live_objects
+
+
 def test_programs_are_judged_by_their_output(sandbox: SandboxServer) -> None:
     cases = (
         StdioTest(stdin="2\n", stdout="4"),
@@ -305,6 +426,33 @@ def test_a_compiled_program_is_compiled_once_for_all_inputs(sandbox: SandboxServ
     assert (broken.status, broken.passed) == ("not_compiled", False)
     assert broken.compilation is not None
     assert broken.compilation.status == Status.NOT_COMPILED
+
+
+def test_a_program_that_is_not_kept_was_not_compiled(sandbox: SandboxServer) -> None:
+    if sandbox.health().languages[Language.CPP] != "available":
+        pytest.skip("no C++ compiler here")
+    tests = StdioTests(cases=(StdioTest(stdout="1"),))
+    large = '#include <cstdio>\nchar a[9 << 20] = {1};\nint main(int c, char**) { printf("%d", a[c - 1]); }'
+    result = ask(sandbox, large, tests, language=Language.CPP)
+    assert (result.status, result.tests) == ("not_compiled", ())
+    assert result.reason == "the compiler made no program, or one above 8 MiB"
+    noisy = "\n".join(f'#warning "{"x" * 900}{n}"' for n in range(1100)) + "\nint main() {}"
+    assert ask(sandbox, noisy, tests, language=Language.CPP).status == "not_compiled"
+
+
+def test_runs_that_would_begin_too_late_are_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "MAX_STDIO_SECONDS", 1.0)
+    cases = tuple(StdioTest(stdout="1") for _ in range(8))
+    request = JudgeRequest(solution="import time; time.sleep(0.4); print(1)", tests=StdioTests(cases=cases))
+
+    async def judge() -> JudgeResult:
+        async with await runner.Runner.start(SandboxSettings(slots=1, minimum_level=Level.WEAK)) as sandbox:
+            return await sandbox.judge(request)
+
+    result = asyncio.run(judge())
+    assert result.status == "judged"
+    assert words(result)[0] == Verdict.PASSED
+    assert words(result)[3:] == [Verdict.NOT_RUN] * 5
 
 
 def test_only_python_can_be_called() -> None:
