@@ -9,6 +9,7 @@ import builtins
 import json
 import linecache
 import math
+import re
 import symtable
 import sys
 import types
@@ -95,15 +96,29 @@ def _is_close(got: float, expected: float) -> bool:
     return math.isfinite(expected) and error <= max(RELATIVE_ERROR * abs(expected), ABSOLUTE_ERROR)
 
 
+class _Texts:
+    """What is written where: `ast.get_source_segment` goes through the whole source each time."""
+
+    def __init__(self, source: str) -> None:
+        self._lines = [line.encode() for line in re.split("\r\n|\r|\n", source)]
+
+    def of(self, node: ast.stmt) -> str:
+        first, last = node.lineno - 1, (node.end_lineno or node.lineno) - 1
+        lines = self._lines[first : last + 1]
+        lines[-1] = lines[-1][: node.end_col_offset]
+        lines[0] = lines[0][node.col_offset :]
+        return shorten(b"\n".join(lines).decode(errors="replace"))
+
+
 class _Rewriter(ast.NodeTransformer):
     """Turns assertions into calls that say what was expected and what came."""
 
-    def __init__(self, source: str) -> None:
-        self._source = source
+    def __init__(self, texts: _Texts) -> None:
+        self._texts = texts
 
     def visit_Assert(self, node: ast.Assert) -> ast.stmt:
         self.generic_visit(node)
-        text = ast.Constant(shorten(ast.get_source_segment(self._source, node) or ""))
+        text = ast.Constant(self._texts.of(node))
         message = ast.Lambda(
             ast.arguments(posonlyargs=[], args=[], kwonlyargs=[], kw_defaults=[], defaults=[]),
             node.msg or ast.Constant(None),
@@ -161,7 +176,7 @@ def _find_in_program(source: str, entry_point: str, solution: Solution | types.M
     )
     named = [node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
     if has_check or any(name.startswith(("test", "Test")) for name in named) or _has_unittest(tree):
-        _execute(_Rewriter(source).visit(tree).body, names)
+        _execute(_Rewriter(_Texts(source)).visit(tree).body, names)
         check = [Test("check", lambda: names["check"](names["candidate"]))] if has_check else []
         return check + _collect(named, names)
     return _find_statements(tree, source, names)
@@ -175,8 +190,9 @@ def _find_statements(tree: ast.Module, source: str, names: dict[str, object]) ->
         or (not isinstance(node, _DEFINITIONS) and any(isinstance(below, ast.Assert) for below in ast.walk(node)))
         for node in tree.body
     ]
-    titles = [f"line {node.lineno}: {shorten(ast.get_source_segment(source, node) or '')}" for node in tree.body]
-    statements = _Rewriter(source).visit(tree).body
+    texts = _Texts(source)
+    titles = [f"line {node.lineno}: {texts.of(node)}" for node in tree.body]
+    statements = _Rewriter(texts).visit(tree).body
     numbers = [number for number, test in enumerate(is_test) if test]
     if not numbers:
         _execute(statements, names)

@@ -49,11 +49,16 @@ SOLUTIONS_DOING = {
 }
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", SOLUTIONS_DOING)
+HEAVY = ("answers five", "answers a quarter", "takes all", "prints without")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [(name, shape) for name in SOLUTIONS_DOING for shape in SHAPES if shape == "check" or not name.startswith(HEAVY)],
+)
 def test_what_a_solution_does_is_its_own_doing(sandbox: SandboxServer, name: str, shape: str) -> None:
     limits = Limits(wall_seconds=20, cpu_seconds=10, memory_bytes=96 << 20)
-    result = ask(sandbox, SOLUTIONS_DOING[name], SHAPES[shape], test_seconds=5, limits=limits)
+    result = ask(sandbox, SOLUTIONS_DOING[name], SHAPES[shape], test_seconds=2, limits=limits)
     assert result.status in ("judged", "not_loaded"), result
     assert not result.passed
     assert Verdict.PASSED not in words(result)
