@@ -334,7 +334,7 @@ def join_stdio(
 
 
 def _lines(text: str) -> list[str]:
-    return [line.rstrip() for line in text.rstrip().splitlines()]
+    return [line.rstrip() for line in text.rstrip().split("\n")]
 
 
 def _shorten(text: str) -> str:

@@ -414,6 +414,13 @@ def test_programs_are_judged_by_their_output(sandbox: SandboxServer) -> None:
     assert "ValueError" in result.tests[2].traceback
 
 
+def test_only_line_feeds_end_lines_of_output(sandbox: SandboxServer) -> None:
+    tests = StdioTests(cases=(StdioTest(stdout="a\nb"),))
+    assert ask(sandbox, "print('a', end='\\r\\n'); print('b  ')", tests).passed
+    assert words(ask(sandbox, "print('a\\x0cb')", tests)) == [Verdict.FAILED]
+    assert words(ask(sandbox, "print('a\\u2028b')", tests)) == [Verdict.FAILED]
+
+
 def test_a_compiled_program_is_compiled_once_for_all_inputs(sandbox: SandboxServer) -> None:
     if sandbox.health().languages[Language.CPP] != "available":
         pytest.skip("no C++ compiler here")
