@@ -33,6 +33,12 @@ MAX_BATCH_OUTPUT_BYTES = 16 << 20
 MAX_BATCH_COLLECTED_BYTES = 16 << 20
 """Of all files collected from the runs of a batch; each run that collects has an equal part, at most MAX_FILE_BYTES."""
 MAX_TESTS = 256
+MAX_PROGRAM_TESTS = 2048
+"""Found in one program of tests."""
+MAX_STDIO_SECONDS = 300.0
+"""After so long no further run of one request's tests of the kind `stdio` is begun."""
+MAX_SITTINGS = 64
+"""Processes of one solution, of which each but the first begins after a test that ended the one before."""
 
 
 class Language(StrEnum):
@@ -248,15 +254,16 @@ class ProgramTests(Frozen):
     A test that ends the solution's process, or is not answered in time, costs only itself: the next one gets a new
     process, for which statements at top level are done again.
 
-    The solution's names are there as in its own module, and under `import solution`. They stand for what is in another
-    process: calls, attributes, items and iteration work, with plain data or the solution's own objects as arguments;
-    comparing two of its objects, or handing it a function of the tests, does not, unless `live_objects`.
+    The solution's names are there, but for those that the tests define themselves or Python does, and under `import
+    solution`. They stand for what is in another process: calls, attributes, items and iteration work, with plain data
+    or the solution's own objects as arguments; comparing two of its objects, or handing it a function of the tests,
+    does not, unless `live_objects`.
     """
 
     kind: Literal["program"] = "program"
     code: str = Field(max_length=MAX_CODE_CHARS)
     entry_point: str = Field("", max_length=200)
-    """The function that is given to `check`, and that the name `candidate` stands for."""
+    """The function that is given to `check`, and that its own name, even one of Python's, and `candidate` stand for."""
     live_objects: bool = False
     """Run solution and tests in one process. A solution could then read its tests and fake the verdict."""
 
@@ -267,7 +274,7 @@ class CallTest(Frozen):
     args: tuple[JsonValue, ...] = ()
     kwargs: dict[str, JsonValue] = {}
     expected: JsonValue
-    """Compared as data: floats to a relative 1e-6, tuples as lists."""
+    """Compared as data: floats to a relative 1e-6 (1e-12 near zero), integers exactly, tuples as lists."""
 
 
 class CallTests(Frozen):
@@ -284,7 +291,8 @@ class StdioTest(Frozen):
 
 
 class StdioTests(Frozen):
-    """Runs of a program in any language, each with its input and the output expected. The limits are for each run."""
+    """Runs of a program in any language, each with its input and the output expected. The limits are for each run;
+    what has not begun after `MAX_STDIO_SECONDS` is not run."""
 
     kind: Literal["stdio"] = "stdio"
     cases: tuple[StdioTest, ...] = Field(min_length=1, max_length=MAX_TESTS)
@@ -299,7 +307,7 @@ class JudgeRequest(Frozen):
     limits: Limits = Limits()
     """For all tests together, except of the kind `stdio`."""
     test_seconds: float = Field(5.0, ge=0.1, le=120, allow_inf_nan=False)
-    """That the solution has to answer one call of a test."""
+    """That the solution has to answer one call of a test: to take the question, and to send its answer to the end."""
 
     @model_validator(mode="after")
     def _check_language(self) -> Self:
@@ -318,6 +326,9 @@ class TestVerdict(Frozen):
     got: str = ""
     traceback: str = ""
     """From the solution's own first line on."""
+    needs_live_objects: bool = False
+    """The test did something that handles of the solution's objects cannot do. A solution can bring that about by what
+    it returns: whoever judges again with `live_objects` trusts the solution."""
 
 
 class JudgeMode(StrEnum):
@@ -329,7 +340,9 @@ class JudgeMode(StrEnum):
 
 class JudgeResult(Frozen):
     status: Literal["judged", "not_loaded", "not_compiled", "tests_failed_to_load", "sandbox_error"]
-    """`judged` says nothing about the verdicts. With any other word no test was run, and `reason` says why."""
+    """`judged` says nothing about the verdicts. With any other word no test was run, and `reason` says why: the
+    solution did not load, or what it answered kept the tests from beginning (`not_loaded`); the tests failed before
+    they had an answer of it (`tests_failed_to_load`)."""
     reason: str
     passed: bool
     """Whether there were tests and all of them passed."""
@@ -342,6 +355,8 @@ class JudgeResult(Frozen):
     cpu_seconds: float
     """Of the solution, and of its tests where they share a process."""
     isolation: Level
+    needs_live_objects: bool = False
+    """At least one of the tests does, or what they do before the first."""
     compilation: Compilation | None = None
 
 

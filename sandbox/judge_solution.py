@@ -9,6 +9,7 @@ import os
 import sys
 import traceback
 import types
+from collections import deque
 from typing import Final, NoReturn
 
 from sandbox.judge_codec import (
@@ -18,12 +19,13 @@ from sandbox.judge_codec import (
     NotPlain,
     decode,
     encode,
+    pack_line,
     shorten,
     write_line,
 )
 
 MODULE: Final = "solution"
-_MUTABLE: Final = (list, dict, set, bytearray)
+_MUTABLE: Final = (list, dict, set, bytearray, deque)
 
 
 def serve(source: bytes, path: str, channel: int) -> NoReturn:
@@ -36,18 +38,18 @@ def serve(source: bytes, path: str, channel: int) -> NoReturn:
     try:
         exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)  # noqa: S102 -- what this is for
         loaded["names"] = {
-            name: "callable" if callable(value) else "value"
+            name: server.describe(value)
             for name, value in tuple(module.__dict__.items())
             if isinstance(name, str) and not name.startswith("__")
         }
     except BaseException as error:  # noqa: BLE001 -- told to the other side
         loaded = {"loaded": False, "error": server.explain(error)}
     try:
-        write_line(channel, loaded)
-        reader = LineReader(channel, lambda: None)
+        write_line(channel, pack_line(loaded))
+        reader = LineReader(channel)
         while True:
             question = reader.read()
-            write_line(channel, {"id": question["id"], **server.answer(question)})
+            write_line(channel, pack_line({"id": question["id"], **server.answer(question)}))
     except ChannelClosed:
         pass
     finally:
@@ -82,10 +84,14 @@ class _Server:
                 assert callable(target)
                 assert isinstance(args, list)
                 assert isinstance(kwargs, dict)
-                before = [self._encode(arg) if isinstance(arg, _MUTABLE) else None for arg in args]
-                value = self._encode(target(*args, **kwargs))
-                after = [self._encode(arg) if isinstance(arg, _MUTABLE) else None for arg in args]
-                return {"value": value, **({"args": after} if after != before else {})}
+                given = (*args, *kwargs.values())
+                before = [self._encode_mutable(value) for value in given]
+                answer = {"value": self._encode(target(*args, **kwargs))}
+                after = [self._encode_mutable(value) for value in given]
+                if after == before:
+                    return answer
+                changed: list[Json] = [new if new != old else None for old, new in zip(before, after, strict=True)]
+                return {**answer, "changed": changed}
             case "give":
                 return {"value": self._encode(target)}
             case "get":
@@ -106,11 +112,35 @@ class _Server:
                     return {"stop": True}
             case "len":
                 return {"value": len(target)}  # type: ignore[arg-type]
+            case "bool":
+                return {"value": bool(target)}
+            case "contains":
+                return {"value": decode(question["key"], self._resolve) in target}  # type: ignore[operator]
+            case "isinstance":
+                return {"value": isinstance(decode(question["value"], self._resolve), target)}  # type: ignore[arg-type]
             case "str":
                 return {"value": str(target)}
             case "repr":
                 return {"value": repr(target)}
         return {"value": None}
+
+    def describe(self, value: object) -> Json:
+        """What a name of the module stands for: "callable", "value", or for an exception class those it is of."""
+        if isinstance(value, type) and issubclass(value, BaseException):
+            return self._classes(value)
+        return "callable" if callable(value) else "value"
+
+    def _classes(self, error: type) -> Json:
+        """The names that this exception class and those above it have in the module, and as builtins."""
+        names: list[Json] = []
+        for base in error.__mro__:
+            names += [name for name, value in tuple(self._module.__dict__.items()) if value is base]
+            names += [name for name, value in vars(builtins).items() if value is base]
+        return names
+
+    def _encode_mutable(self, value: object) -> Json:
+        """The content of what a function may change, None for anything else."""
+        return self._encode(value) if isinstance(value, _MUTABLE) else None
 
     def _encode(self, value: object) -> Json:
         return encode(value, self._refer)
@@ -146,5 +176,9 @@ class _Server:
             lines = "".join(traceback.format_exception(type(error), error, trace))
         except Exception:  # noqa: BLE001 -- likewise
             lines = type(error).__name__
-        bases = [base.__name__ for base in type(error).__mro__ if vars(builtins).get(base.__name__) is base]
-        return {"type": type(error).__name__, "bases": list(bases), "text": shorten(text), "trace": shorten(lines)}
+        return {
+            "type": type(error).__name__,
+            "classes": self._classes(type(error)),
+            "text": shorten(text),
+            "trace": shorten(lines),
+        }

@@ -4,9 +4,11 @@ import json
 from dataclasses import asdict, replace
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sandbox.contract import (
+    MAX_PROGRAM_TESTS,
+    MAX_SITTINGS,
     CallTests,
     Compilation,
     JudgeMode,
@@ -22,13 +24,17 @@ from sandbox.contract import (
     TestVerdict,
     Verdict,
 )
-from sandbox.judge_tests import CALLS, PROGRAM, SOLUTION_FILE, TERMS_FILE, TESTS_FILE, Terms
+from sandbox.judge_finding import CALLS, PROGRAM, TESTS_FILE
+from sandbox.judge_tests import ASKED, LOADED, SOLUTION_FILE, TERMS_FILE, Terms
 from sandbox.languages import Toolchain, make_job
 from sandbox.results import make_result
-from sandbox.wire import Ending, Job, Outcome, Role
+from sandbox.wire import Job, Outcome, Role
 
-_REPORT_BYTES = 64 << 20
-"""Kept of what the tests' process writes: above what a verdict in full on each of many tests can take."""
+_REPORT_BYTES = {False: 16 << 20, True: 2 << 20}
+"""Kept of what the tests' process writes, without live objects and with them, where it may be the solution's."""
+_BYTES_PER_CHAR = 8
+"""At most six, as JSON escapes them; the rest is for what is no text."""
+_MAX_LINES = 2 * MAX_PROGRAM_TESTS + 4
 _LEAST_SECONDS = 0.1
 """Left, or no sitting is begun."""
 _TESTS_MEMORY_BYTES = 512 << 20
@@ -46,13 +52,13 @@ class _Ended(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     number: int
-    name: str
     verdict: Verdict | Literal["lost"]
     message: str
     input: str
     expected: str
     got: str
     trace: str
+    needs_live_objects: bool
 
 
 class _Line(BaseModel):
@@ -60,21 +66,26 @@ class _Line(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    tests: tuple[str, ...] | None = None
+    phase: Literal["loaded", "asked"] | None = None
+    tests: tuple[str, ...] | None = Field(None, max_length=MAX_PROGRAM_TESTS)
     begin: int | None = None
     end: _Ended | None = None
     load_error: str | None = None
     tests_error: str | None = None
+    needs_live_objects: bool = False
 
 
 def _read_lines(report: bytes) -> list[_Line]:
     """Line by line, up to where it breaks off; with live objects a solution may have written anything."""
-    lines = []
-    for line in report.split(b"\n"):
+    lines: list[_Line] = []
+    for text in report.split(b"\n", _MAX_LINES)[:_MAX_LINES]:
         try:
-            lines.append(_Line.model_validate_json(line))
+            line = _Line.model_validate_json(text)
         except ValidationError:
             break
+        if not line.model_fields_set:
+            break
+        lines.append(line)
     return lines
 
 
@@ -95,19 +106,25 @@ class Sittings:
         self._names: tuple[str, ...] = ()
         self._verdicts: dict[int, TestVerdict] = {}
         self._lost: list[int] = []
-        self._solutions: list[RunResult] = []
+        self._num_sittings = 0
+        self._wall_seconds = self._cpu_seconds = 0.0
+        self._stdout = self._stderr = ""
         self._problem: tuple[_JudgeStatus, str] | None = None
+        self._needs_live_objects = False
         self._stopped = ""
 
     def next_job(self) -> Job | None:
         """The run of the tests, and of the solution as its partner; with live objects one run. None at the end."""
-        if self._problem is not None or (self._solutions and len(self._verdicts) >= len(self._names)):
+        if self._problem is not None or (self._num_sittings and len(self._verdicts) >= len(self._names)):
             return None
         limits = self._request.limits
-        wall_seconds = limits.wall_seconds - sum(run.wall_seconds for run in self._solutions)
-        cpu_seconds = limits.cpu_seconds - sum(run.cpu_seconds for run in self._solutions)
-        if self._solutions and not self._stopped and min(wall_seconds, cpu_seconds) < _LEAST_SECONDS:
-            self._stopped = "no time was left for it"
+        wall_seconds = limits.wall_seconds - self._wall_seconds
+        cpu_seconds = limits.cpu_seconds - self._cpu_seconds
+        if self._num_sittings and not self._stopped:
+            if min(wall_seconds, cpu_seconds) < _LEAST_SECONDS:
+                self._stopped = "no time was left for it"
+            elif self._num_sittings == MAX_SITTINGS:
+                self._stopped = f"the solution's process had ended {MAX_SITTINGS} times"
         if self._stopped:
             return None
         return self._make_job(wall_seconds, cpu_seconds)
@@ -119,7 +136,16 @@ class Sittings:
             kind, code, entry_point = PROGRAM, tests.code, tests.entry_point
         else:
             kind, code, entry_point = CALLS, json.dumps([case.model_dump(mode="json") for case in tests.cases]), ""
-        terms = Terms(kind, entry_point, request.test_seconds, len(self._verdicts), tuple(self._lost))
+        report_bytes = _REPORT_BYTES[self._live]
+        terms = Terms(
+            kind,
+            entry_point,
+            request.test_seconds,
+            MAX_PROGRAM_TESTS,
+            report_bytes // _BYTES_PER_CHAR,
+            first=len(self._verdicts),
+            lost=tuple(self._lost),
+        )
         alone = make_job(RunRequest(code="", language=request.language, limits=request.limits), self._toolchain)
         alone = replace(alone, wall_seconds=wall_seconds, cpu_seconds=cpu_seconds)
         tests_job = replace(
@@ -127,7 +153,7 @@ class Sittings:
             code=code.encode(),
             files={TERMS_FILE: json.dumps(asdict(terms)).encode(), **({SOLUTION_FILE: solution} if self._live else {})},
             main_file=TESTS_FILE,
-            output_bytes=_REPORT_BYTES,
+            output_bytes=report_bytes,
             role=Role.LIVE_TESTS if self._live else Role.TESTS,
         )
         if self._live:
@@ -143,35 +169,41 @@ class Sittings:
 
     def take(self, outcome: Outcome) -> None:
         """Read what the sitting's tests have written, and why it ended."""
-        solution = make_result(outcome.partner or outcome, self._request.limits, self._level)
-        is_first = not self._solutions
-        self._solutions.append(solution)
-        if outcome.ending == Ending.FAULT or outcome.stdout_truncated:
-            reason = make_result(outcome, self._request.limits, self._level).reason
-            self._problem = ("sandbox_error", reason if outcome.ending == Ending.FAULT else "the verdicts are too long")
+        limits = self._request.limits
+        solution = make_result(outcome.partner or outcome, limits, self._level)
+        self._num_sittings += 1
+        self._wall_seconds += solution.wall_seconds
+        self._cpu_seconds += solution.cpu_seconds
+        if not self._live:
+            self._stdout = (self._stdout + solution.stdout)[: limits.output_bytes]
+        self._stderr = (self._stderr + solution.stderr)[: limits.output_bytes]
+        tests = make_result(outcome, limits, self._level)
+        if tests.status == Status.SANDBOX_ERROR:
+            self._problem = ("sandbox_error", tests.reason)
             return
         lines = _read_lines(outcome.stdout)
         names = next((line.tests for line in lines if line.tests is not None), None)
-        ended = self._explain_end(outcome, solution)
-        if names is None and is_first:
-            self._problem = self._explain_no_tests(lines, outcome, ended[1])
-        elif is_first and names == ():
+        if names is None and self._num_sittings == 1:
+            self._problem = self._explain_no_tests(lines, tests, solution)
+        elif self._num_sittings == 1 and names == ():
             self._problem = ("tests_failed_to_load", "there is no test in the tests")
-        elif names is None or (not is_first and names != self._names):
+        elif names is None or (self._num_sittings > 1 and names != self._names):
             self._stopped = "the solution could not be brought to it again"
         else:
             self._names = names
-            self._take_verdicts(lines, ended)
+            self._take_verdicts(lines, tests, solution)
 
-    def _take_verdicts(self, lines: list[_Line], ended: tuple[Verdict, str]) -> None:
+    def _take_verdicts(self, lines: list[_Line], tests: RunResult, solution: RunResult) -> None:
+        # a test of which no end is told has ended its own process, or was ended; one that saw the solution end tells it
+        broken_off = self._explain_solution(solution) if self._live else _explain_tests(tests)
         first = number = len(self._verdicts)
         for line in lines:
             if line.begin is not None and line.begin == len(self._verdicts) < len(self._names):
                 number = line.begin
-                verdict = TestVerdict(name=self._names[number], verdict=ended[0], message=ended[1])
-                self._verdicts[number] = verdict
+                verdict, message = broken_off
+                self._verdicts[number] = TestVerdict(name=self._names[number], verdict=verdict, message=message)
             elif line.end is not None and line.end.number == number == len(self._verdicts) - 1:
-                self._verdicts[number] = _make_verdict(line.end, ended)
+                self._verdicts[number] = _make_verdict(self._names[number], line.end, self._explain_solution(solution))
         if len(self._verdicts) == first:
             self._stopped = "the solution could not be brought to it again"
         self._lost.append(len(self._verdicts) - 1)
@@ -183,52 +215,64 @@ class Sittings:
         if not self._problem:
             left = self._names[len(judged) :]
             judged += [TestVerdict(name=name, verdict=Verdict.NOT_RUN, message=self._stopped) for name in left]
-        kept = self._request.limits.output_bytes
         return JudgeResult(
             status=status,
             reason=reason,
             passed=bool(judged) and all(test.verdict == Verdict.PASSED for test in judged),
             tests=tuple(judged),
             mode=JudgeMode.ONE_PROCESS if self._live else JudgeMode.TWO_PROCESSES,
-            stdout="" if self._live else "".join(run.stdout for run in self._solutions)[:kept],
-            stderr="".join(run.stderr for run in self._solutions)[:kept],
-            wall_seconds=sum(run.wall_seconds for run in self._solutions),
-            cpu_seconds=sum(run.cpu_seconds for run in self._solutions),
+            stdout=self._stdout,
+            stderr=self._stderr,
+            wall_seconds=self._wall_seconds,
+            cpu_seconds=self._cpu_seconds,
             isolation=self._level,
+            needs_live_objects=self._needs_live_objects or any(test.needs_live_objects for test in judged),
         )
 
-    def _explain_no_tests(self, lines: list[_Line], outcome: Outcome, end: str) -> tuple[_JudgeStatus, str]:
+    def _explain_no_tests(self, lines: list[_Line], tests: RunResult, solution: RunResult) -> tuple[_JudgeStatus, str]:
+        """Whose doing it is. What ends the tests' process is the tests' own only if the solution was loaded, and had
+        not yet been asked anything; from then on it may be what it answered."""
         said = lines[-1] if lines else _Line()
+        self._needs_live_objects = said.needs_live_objects
         if said.tests_error is not None:
             return "tests_failed_to_load", said.tests_error
-        if not lines and not self._live and outcome.ending == Ending.EXITED:
-            return "tests_failed_to_load", "the tests ended their process before the first of them"
-        return "not_loaded", said.load_error or end
+        if "load_error" in said.model_fields_set or self._live:
+            return "not_loaded", said.load_error or self._explain_solution(solution)[1]
+        phases = {line.phase for line in lines}
+        if ASKED in phases:
+            return "not_loaded", f"after the solution's first answers {_explain_tests(tests)[1]}"
+        if LOADED in phases:
+            return "tests_failed_to_load", f"before the first of them {_explain_tests(tests)[1]}"
+        return "not_loaded", self._explain_solution(solution)[1]
 
-    def _explain_end(self, outcome: Outcome, solution: RunResult) -> tuple[Verdict, str]:
-        """What it was when the tests broke off: the solution's end, or the tests' own."""
+    def _explain_solution(self, solution: RunResult) -> tuple[Verdict, str]:
+        """What it was when the solution ended under a test."""
         if solution.status in _LOST:
             return _LOST[solution.status]
-        if outcome.ending in (Ending.WALL, Ending.CPU):
-            return Verdict.TIMEOUT, "the tests were still running when all time was up"
-        if outcome.ending == Ending.MEMORY:
-            return Verdict.MEMORY, "the tests used up their memory"
-        if outcome.partner is not None and outcome.partner.ending == Ending.CANCELLED:
-            return Verdict.ERROR, "the tests ended their own process in the middle of it"
         who = "the process" if self._live else "the solution's process"
         return Verdict.ERROR, f"{who} {solution.reason}, in the middle of it"
 
 
-def _make_verdict(ended: _Ended, lost: tuple[Verdict, str]) -> TestVerdict:
+def _explain_tests(tests: RunResult) -> tuple[Verdict, str]:
+    """What it was when the tests' process ended while it did not wait for the solution."""
+    if tests.status == Status.TIMEOUT:
+        return Verdict.TIMEOUT, "the tests were still busy when all time was up"
+    if tests.status == Status.MEMORY:
+        return Verdict.MEMORY, "the tests, with the answers they had, used up their memory"
+    return Verdict.ERROR, f"the tests' own process {tests.reason}, in the middle of it"
+
+
+def _make_verdict(name: str, ended: _Ended, lost: tuple[Verdict, str]) -> TestVerdict:
     is_lost = ended.verdict == "lost"
     return TestVerdict(
-        name=ended.name,
+        name=name,
         verdict=lost[0] if ended.verdict == "lost" else ended.verdict,
         message=lost[1] if is_lost else ended.message,
         input=ended.input,
         expected=ended.expected,
         got=ended.got,
         traceback=ended.trace,
+        needs_live_objects=ended.needs_live_objects,
     )
 
 
@@ -257,14 +301,19 @@ def judge_stdio(number: int, case: StdioTest, run: RunResult) -> TestVerdict:
             return TestVerdict(name=name, verdict=Verdict.ERROR, message=run.reason, traceback=trace, **shown)
 
 
+def judge_too_late(number: int) -> TestVerdict:
+    """The verdict on a run that was not begun."""
+    return TestVerdict(name=f"input {number + 1}", verdict=Verdict.NOT_RUN, message="no time was left for it")
+
+
 def join_stdio(
     tests: list[TestVerdict], runs: list[RunResult], level: Level, compilation: Compilation | None
 ) -> JudgeResult:
     """The result of all runs; a fault of the sandbox in one of them is not a verdict."""
     status: _JudgeStatus = "judged"
     reason = "the tests were run"
-    if compilation is not None and compilation.status == Status.NOT_COMPILED:
-        status, reason = "not_compiled", compilation.reason
+    if runs and runs[0].status == Status.NOT_COMPILED:
+        status, reason = "not_compiled", runs[0].reason
     faults = [run.reason for run in runs if run.status == Status.SANDBOX_ERROR]
     if faults:
         status, reason = "sandbox_error", faults[0]
@@ -285,7 +334,7 @@ def join_stdio(
 
 
 def _lines(text: str) -> list[str]:
-    return [line.rstrip() for line in text.rstrip().splitlines()]
+    return [line.rstrip() for line in text.rstrip().split("\n")]
 
 
 def _shorten(text: str) -> str:

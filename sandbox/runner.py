@@ -6,6 +6,7 @@ sends.
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -16,6 +17,7 @@ from sandbox.admission import Admission, Ticket
 from sandbox.contract import (
     MAX_BATCH_COLLECTED_BYTES,
     MAX_FILE_BYTES,
+    MAX_STDIO_SECONDS,
     Compilation,
     JudgeRequest,
     JudgeResult,
@@ -167,10 +169,13 @@ class Runner:
         program = await self._compile(
             slot, RunRequest(code=request.solution, language=request.language, limits=request.limits), tools
         )
+        if isinstance(program, RunResult):
+            return judging.join_stdio([], [program], self.level, program.compilation)
+        end = time.monotonic() + MAX_STDIO_SECONDS
         for number, case in enumerate(tests.cases):
-            if isinstance(program, RunResult):
-                runs = [program]
-                break
+            if time.monotonic() >= end:
+                verdicts.append(judging.judge_too_late(number))
+                continue
             limits = judging.stdio_limits(request.limits, case.stdout)
             one = RunRequest(code=request.solution, language=request.language, stdin=case.stdin, limits=limits)
             runs.append(await self._run_program(slot, one, tools, program))
@@ -210,7 +215,10 @@ class Runner:
         compiled = await self._occupy(slot, tools.flavour, make_compile_job(request, tools))
         compilation = make_compilation(compiled, request.limits.compile_seconds)
         program = (compiled.files or {}).get(PROGRAM_FILE)
-        if compilation.status != Status.OK or program is None:
+        if compilation.status == Status.OK and program is None:
+            reason = f"made no program, or one above {MAX_FILE_BYTES >> 20} MiB"
+            compilation = compilation.model_copy(update={"status": Status.NOT_COMPILED, "reason": reason})
+        if program is None or compilation.status != Status.OK:
             return not_compiled(compilation, self.level)
         return _Program(program, compilation)
 

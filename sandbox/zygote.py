@@ -41,6 +41,7 @@ PROGRAM: Final = (
     "child",
     "isolation",
     "judge_codec",
+    "judge_finding",
     "judge_remote",
     "judge_solution",
     "judge_tests",

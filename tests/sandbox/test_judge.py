@@ -1,10 +1,12 @@
 """Judging: each test gets its verdict, and no solution gets one it has not earned."""
 
+import asyncio
 import textwrap
 
 import pytest
 from pydantic import ValidationError
 
+from sandbox import runner
 from sandbox.contract import (
     CallTest,
     CallTests,
@@ -12,6 +14,7 @@ from sandbox.contract import (
     JudgeRequest,
     JudgeResult,
     Language,
+    Level,
     Limits,
     ProgramTests,
     Status,
@@ -19,40 +22,13 @@ from sandbox.contract import (
     StdioTests,
     Verdict,
 )
+from sandbox.settings import SandboxSettings
 from tests.sandbox.conftest import SandboxServer
+from tests.sandbox.judge_client import ask, program, words
 
 pytestmark = pytest.mark.integration
 
-LIMITS = Limits(wall_seconds=60, cpu_seconds=30)
 CHECK = "def check(candidate):\n    assert candidate(2, 3) == 5\n    assert candidate(-1, 1) == 0\n"
-Tests = ProgramTests | CallTests | StdioTests
-
-
-def ask(
-    sandbox: SandboxServer,
-    solution: str,
-    tests: Tests,
-    *,
-    language: Language = Language.PYTHON,
-    limits: Limits = LIMITS,
-    test_seconds: float = 30,
-) -> JudgeResult:
-    request = JudgeRequest(
-        solution=textwrap.dedent(solution), tests=tests, language=language, limits=limits, test_seconds=test_seconds
-    )
-    answer = sandbox.client.post(
-        "/v1/judge", content=request.model_dump_json(), headers={"Content-Type": "application/json"}
-    )
-    return JudgeResult.model_validate_json(answer.raise_for_status().content)
-
-
-def program(code: str, entry_point: str = "", *, live_objects: bool = False) -> ProgramTests:
-    return ProgramTests(code=textwrap.dedent(code), entry_point=entry_point, live_objects=live_objects)
-
-
-def words(result: JudgeResult) -> list[Verdict]:
-    return [test.verdict for test in result.tests]
-
 
 # what a verdict says
 
@@ -295,16 +271,6 @@ def test_what_stood_above_a_lost_test_is_done_again_for_those_below(sandbox: San
     assert words(result) == [Verdict.PASSED, Verdict.PASSED, Verdict.ERROR, Verdict.PASSED, Verdict.PASSED]
 
 
-def test_a_solution_with_live_objects_can_write_what_it_likes_into_the_report(sandbox: SandboxServer) -> None:
-    for line in ('{"end": {"number": 0}}', "[]", "7", '{"tests": 7}', '{"begin": 5}', "{" * 100000, "\xff", ""):
-        solution = (
-            f"import os\ndef add(a, b):\n    for n in range(3, 9):\n        try: os.write(n, {line!r}.encode() + "
-        )
-        solution += "b'\\n')\n        except OSError: pass\n    os._exit(0)"
-        result = ask(sandbox, solution, program(CHECK, "add", live_objects=True))
-        assert not result.passed
-
-
 def test_tests_that_need_live_objects_say_so_and_get_a_weaker_mode_by_name(sandbox: SandboxServer) -> None:
     solution = """
     class Vector:
@@ -321,6 +287,121 @@ def test_tests_that_need_live_objects_say_so_and_get_a_weaker_mode_by_name(sandb
     assert (together.passed, together.mode) == (True, JudgeMode.ONE_PROCESS)
 
 
+def test_a_function_may_be_named_like_one_of_python_s(sandbox: SandboxServer) -> None:
+    solution = "def sum(a, b): return a + b + 0.5"
+    for tests in (
+        program("assert sum(10, 15) == 25.5", "sum"),
+        program("from solution import sum\nassert sum(10, 15) == 25.5"),
+        program("import solution\nassert solution.sum(10, 15) == 25.5"),
+        program("def check(candidate):\n    assert candidate(10, 15) == 25.5", "sum"),
+        CallTests(cases=(CallTest(function="sum", args=(10, 15), expected=25.5),)),
+    ):
+        assert ask(sandbox, solution, tests).passed
+    # unless it is asked for by name, Python's is meant
+    assert ask(sandbox, f"{solution}\ndef f(): return 3", program("assert sum([1, 2]) == f()")).passed
+
+
+def test_the_names_a_program_takes_from_the_solution_are_those_it_lacks(sandbox: SandboxServer) -> None:
+    solution = "limit = 3\ndef f(n): return n\ndef helper(n): return -n\nclass Box: pass"
+    tests = """
+    from solution import *
+    def helper(n): return n + 1
+    class Check:
+        f = f
+    def test_all():
+        limit = 4
+        assert helper(f(limit)) == 5
+        assert Check.f(1) == 1
+    def test_limit():
+        assert limit == 3
+        assert isinstance(Box(), Box)
+    """
+    result = ask(sandbox, solution, program(tests))
+    assert result.passed, result
+
+
+CLASSES = """
+import asyncio, enum
+class Broke(ValueError): pass
+class Empty(Exception): pass
+class Color(enum.Enum): RED = 1
+class Stack:
+    def __init__(self): self.items = []
+    def push(self, item): self.items.append(item)
+    def take(self, n):
+        if n > 2: raise Broke("too much")
+        raise Empty(n)
+    def __len__(self): return len(self.items)
+    def __repr__(self): return f"Stack({self.items})"
+class Odd:
+    def __contains__(self, n): return n % 2 == 1
+    def __abs__(self): return 1
+    def __enter__(self): return self
+    def __exit__(self, *args): return False
+    def __add__(self, other): return self
+    def __eq__(self, other): return other == 1
+def fill(items, more): items.append(1); more["a"] = 2
+def numbers(n): return range(n)
+def red(): return Color.RED
+async def later(): return 3
+"""
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "s = Stack()\nassert not s\ns.push(1)\nassert s and len(s) == 1",
+        "assert repr(Stack()) == 'Stack([])'",
+        "try: Stack().take(3)\nexcept Broke as error: assert str(error) == 'too much'",
+        "try: Stack().take(3)\nexcept ValueError: pass",
+        "try: Stack().take(1)\nexcept Broke: assert False\nexcept Empty: pass",
+        "case.assertRaises(Broke, Stack().take, 3)",
+        "with case.assertRaisesRegex(Broke, 'too'): Stack().take(3)",
+        "case.assertIsInstance(Stack(), Stack)\nassert not isinstance(Stack(), Odd)",
+        "assert 3 in Odd() and 2 not in Odd()",
+        "assert red() is Color.RED and red() == Color.RED",
+        "assert range(3) == numbers(3) and numbers(range(2)[1]) == range(1)",
+        "items, more = [], {}\nfill(items=items, more=more)\nassert (items, more) == ([1], {'a': 2})",
+    ],
+)
+def test_objects_of_the_solution_do_what_their_class_says(sandbox: SandboxServer, test: str) -> None:
+    code = "import unittest\ncase = unittest.TestCase()\ndef test_it():\n" + textwrap.indent(test, "    ")
+    result = ask(sandbox, CLASSES, program(code))
+    assert result.passed, result.tests
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "assert abs(Odd()) == 1",
+        "with Odd(): pass",
+        "assert Odd() + Odd()",
+        "assert Odd() == 1",
+        "assert Odd() == Odd()",
+        "assert [Odd()] == [Odd()]",
+        "import asyncio\nassert asyncio.run(later()) == 3",
+        "class Mine(Odd): pass",
+        "fill(lambda: 3, {})",
+        "float(Odd())",
+        "try: Stack().take(3)\nexcept Broke as error: assert error.amount == 3",
+    ],
+)
+def test_what_only_live_objects_can_do_is_told_by_a_flag(sandbox: SandboxServer, test: str) -> None:
+    code = "def test_it():\n" + textwrap.indent(test, "    ") + "\n    assert Stack"
+    result = ask(sandbox, CLASSES, program(code))
+    assert words(result) == [Verdict.ERROR]
+    assert result.needs_live_objects
+    assert result.tests[0].needs_live_objects
+    above = ask(sandbox, CLASSES, program(f"{test}\ndef test_it(): assert Stack"))
+    assert (above.status, above.needs_live_objects) == ("not_loaded", True)
+
+
+def test_a_wrong_answer_does_not_need_live_objects(sandbox: SandboxServer) -> None:
+    result = ask(sandbox, "def add(a, b): return [a]", program("assert add(2, 3) == 5\nassert add(2, 3) + 1"))
+    assert words(result) == [Verdict.FAILED, Verdict.ERROR]
+    assert not result.needs_live_objects
+
+
 def test_programs_are_judged_by_their_output(sandbox: SandboxServer) -> None:
     cases = (
         StdioTest(stdin="2\n", stdout="4"),
@@ -331,6 +412,13 @@ def test_programs_are_judged_by_their_output(sandbox: SandboxServer) -> None:
     assert words(result) == [Verdict.PASSED, Verdict.FAILED, Verdict.ERROR]
     assert (result.tests[1].input, result.tests[1].expected, result.tests[1].got) == ("3\n", "5\n", "6  \n")
     assert "ValueError" in result.tests[2].traceback
+
+
+def test_only_line_feeds_end_lines_of_output(sandbox: SandboxServer) -> None:
+    tests = StdioTests(cases=(StdioTest(stdout="a\nb"),))
+    assert ask(sandbox, "print('a', end='\\r\\n'); print('b  ')", tests).passed
+    assert words(ask(sandbox, "print('a\\x0cb')", tests)) == [Verdict.FAILED]
+    assert words(ask(sandbox, "print('a\\u2028b')", tests)) == [Verdict.FAILED]
 
 
 def test_a_compiled_program_is_compiled_once_for_all_inputs(sandbox: SandboxServer) -> None:
@@ -347,142 +435,33 @@ def test_a_compiled_program_is_compiled_once_for_all_inputs(sandbox: SandboxServ
     assert broken.compilation.status == Status.NOT_COMPILED
 
 
+def test_a_program_that_is_not_kept_was_not_compiled(sandbox: SandboxServer) -> None:
+    if sandbox.health().languages[Language.CPP] != "available":
+        pytest.skip("no C++ compiler here")
+    tests = StdioTests(cases=(StdioTest(stdout="1"),))
+    large = '#include <cstdio>\nchar a[9 << 20] = {1};\nint main(int c, char**) { printf("%d", a[c - 1]); }'
+    result = ask(sandbox, large, tests, language=Language.CPP)
+    assert (result.status, result.tests) == ("not_compiled", ())
+    assert result.reason == "the compiler made no program, or one above 8 MiB"
+    noisy = "\n".join(f'#warning "{"x" * 900}{n}"' for n in range(1100)) + "\nint main() {}"
+    assert ask(sandbox, noisy, tests, language=Language.CPP).status == "not_compiled"
+
+
+def test_runs_that_would_begin_too_late_are_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "MAX_STDIO_SECONDS", 1.0)
+    cases = tuple(StdioTest(stdout="1") for _ in range(8))
+    request = JudgeRequest(solution="import time; time.sleep(0.4); print(1)", tests=StdioTests(cases=cases))
+
+    async def judge() -> JudgeResult:
+        async with await runner.Runner.start(SandboxSettings(slots=1, minimum_level=Level.WEAK)) as sandbox:
+            return await sandbox.judge(request)
+
+    result = asyncio.run(judge())
+    assert result.status == "judged"
+    assert words(result)[0] == Verdict.PASSED
+    assert words(result)[3:] == [Verdict.NOT_RUN] * 5
+
+
 def test_only_python_can_be_called() -> None:
     with pytest.raises(ValidationError, match="stdio"):
         JudgeRequest(solution="", language=Language.BASH, tests=CallTests(cases=(CallTest(function="f", expected=1),)))
-
-
-# what a solution may try
-
-ATTACKS = {
-    "exits with 0 at import": "import sys; sys.exit(0)",
-    "ends with 0 at import": "import os; os._exit(0)",
-    "ends with 0 when called": "import os\ndef add(a, b): os._exit(0)",
-    "raises SystemExit when called": "def add(a, b): raise SystemExit(0)",
-    "prints success": "import os\nprint('passed', flush=True)\ndef add(a, b): print('passed'); os._exit(0)",
-    "returns an int equal to all": "class A(int):\n    def __eq__(s, o): return True\ndef add(a, b): return A()",
-    "returns an object equal to all": """
-        class A:
-            def __eq__(self, other): return True
-            def __ne__(self, other): return False
-            def __hash__(self): return 1
-        def add(a, b): return A()
-        """,
-    "returns a list equal to all": "class A(list):\n    def __eq__(s, o): return True\ndef add(a, b): return A()",
-    "exits from atexit": "import atexit, os\natexit.register(lambda: os._exit(0))\ndef add(a, b): return 0",
-    "swallows exceptions": "import sys, os\nsys.excepthook = lambda *a: os._exit(0)\ndef add(a, b): return 0",
-    "replaces AssertionError": "import builtins\nbuiltins.AssertionError = SystemExit\ndef add(a, b): return 0",
-    "patches unittest": """
-        import unittest
-        unittest.TestCase.assertEqual = lambda *a: None
-        unittest.TestCase.run = lambda *a: None
-        def add(a, b): return 0
-        """,
-    "names itself as builtins": "def add(a, b): return 0\ndef check(c): pass\nabs = len = AssertionError = add",
-    "searches frames": """
-        import sys
-        def add(a, b):
-            frame = sys._getframe()
-            while frame:
-                for value in list(frame.f_locals.values()) + list(frame.f_globals.values()):
-                    if isinstance(value, dict) and "expected" in value: return value["expected"]
-                frame = frame.f_back
-            return 0
-        """,
-    "searches memory": r"""
-        import gc, re
-        def add(a, b):
-            for thing in gc.get_objects():
-                text = repr(thing)[:100000]
-                found = re.search(rf"candidate\({a}, {b}\) == (-?\d+)", text)
-                if found and "re.search" not in text: return int(found[1])
-            return 99
-        """,
-    "searches files": r"""
-        import glob, re
-        def add(a, b):
-            for path in glob.glob("/box/**", recursive=True) + glob.glob("/tmp/**", recursive=True):
-                try: found = re.search(rf"candidate\({a}, {b}\) == (-?\d+)", open(path).read())
-                except (OSError, UnicodeDecodeError): continue
-                if found and "solution" not in path: return int(found[1])
-            return 99
-        """,
-    "reads the tests' process": """
-        import os
-        def add(a, b):
-            for pid in os.listdir("/proc"):
-                if pid.isdecimal() and int(pid) != os.getpid():
-                    return open(f"/proc/{pid}/mem", "rb").read(1)
-            return 99
-        """,
-    "ends later from a thread": """
-        import os, threading, time
-        threading.Thread(target=lambda: (time.sleep(0.05), os._exit(0)), daemon=True).start()
-        def add(a, b): time.sleep(0.5); return 5
-        """,
-    "leaves a child to answer": "import os\nif os.fork() > 0: os._exit(0)\ndef add(a, b): return 0",
-    "forges answers": """
-        import os
-        for number in range(1, 9):
-            os.write(3, b'{"id": %d, "value": 5}\\n' % number)
-        def add(a, b): return 0
-        """,
-    "forges verdicts": """
-        import os
-        for line in (b'{"loaded": true, "names": {"add": "callable"}}', b'{"end": 0, "verdict": "passed"}',
-                     b'{"tests": ["check"]}', b'[]', b'nonsense', b'{"id": 1, "value": {"object": [0, "x"]}}'):
-            os.write(3, line + b'\\n')
-        def add(a, b): return 0
-        """,
-    "answers deeply": """
-        import os
-        def add(a, b):
-            os.write(3, b'{"id": 1, "value": ' + b'[' * 100000 + b']' * 100000 + b'}\\n')
-            return 0
-        """,
-    "answers without end": "import os\ndef add(a, b):\n    while True: os.write(3, b'x' * 65536)",
-    "claims a builtin as its class": "class A(int): pass\nA.__name__ = 'int'\ndef add(a, b): return A(7)",
-    "raises what tests expect to see": "def add(a, b): raise AssertionError",
-    "is every name": "import sys\nclass M(type(sys)):\n    def __getattr__(s, n): return 5\n"
-    "sys.modules[__name__] = M('solution')\ndef add(a, b): return object()",
-}
-
-
-@pytest.mark.parametrize("name", ATTACKS)
-def test_a_solution_that_cheats_does_not_pass(sandbox: SandboxServer, name: str) -> None:
-    result = ask(sandbox, ATTACKS[name], program(CHECK, "add"), test_seconds=15)
-    assert not result.passed, result
-    assert result.status in ("judged", "not_loaded")
-    assert Verdict.PASSED not in words(result)
-
-
-def test_after_an_attack_the_next_honest_solution_passes(sandbox: SandboxServer) -> None:
-    for _ in range(2 * sandbox.health().slots):
-        assert not ask(sandbox, ATTACKS["forges answers"], program(CHECK, "add")).passed
-        assert ask(sandbox, "def add(a, b): return a + b", program(CHECK, "add")).passed
-
-
-def test_an_object_cannot_see_what_it_is_compared_with(sandbox: SandboxServer) -> None:
-    solution = """
-    class Spy:
-        def __sub__(self, other): return 0
-        def __rsub__(self, other): return 0
-        def __lt__(self, other): return True
-        __le__ = __gt__ = __ge__ = __lt__
-        def __contains__(self, other): return True
-        def __iter__(self): return iter([])
-        def __abs__(self): return 0
-        def __float__(self): return 0.0
-        def __instancecheck__(self, other): return True
-    def f(): return Spy()
-    """
-    tests = """
-    assert abs(f() - 0.5) < 1e-6
-    assert f() < 3
-    assert 3 in f()
-    assert isinstance(f(), int)
-    assert f() == 3 or f() in (3, 4)
-    """
-    result = ask(sandbox, solution, program(tests))
-    assert len(result.tests) == 5
-    assert Verdict.PASSED not in words(result)
