@@ -8,8 +8,10 @@ Only the standard library; loads under `python -S`.
 """
 
 import contextlib
+import fcntl
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sandbox.isolation import write_at
@@ -220,21 +222,22 @@ class Place:
     @classmethod
     def _make(cls, version: int, paths: dict[str, tuple[str, ...]]) -> "Place":
         """A folder in each of these, by path, for some controllers. Raises OSError when there is none for memory."""
-        name = f"{_PREFIX}{os.getpid()}-{_start_of(os.getpid())}"
+        name = f"{_PREFIX}{os.getpid()}-{_start_of(os.getpid())}"  # numbers of processes come again
         folders = []
         for path, controllers in paths.items():
             parent = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            _sweep(parent)
-            try:
-                os.mkdir(name, dir_fd=parent)
-                own = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=parent)
-                if version == 2:
-                    write_at(own, "cgroup.subtree_control", "+memory +pids")
-            except OSError:
-                _try_to_remove(name, parent)
-                if "memory" in controllers:
-                    raise
-                continue
+            with _sweeping(parent):
+                try:
+                    os.mkdir(name, dir_fd=parent)
+                    own = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=parent)
+                    fcntl.flock(own, fcntl.LOCK_SH)
+                    if version == 2:
+                        write_at(own, "cgroup.subtree_control", "+memory +pids")
+                except OSError:
+                    _try_to_remove(name, parent)
+                    if "memory" in controllers:
+                        raise
+                    continue
             folders.append(_Folder(parent, own, controllers))
         return cls(tuple(folders), name, version)
 
@@ -259,10 +262,8 @@ class Place:
 
     def remove(self) -> None:
         for each in self.folders:
-            for left in os.listdir(each.own):
-                _try_to_remove(left, each.own)
-            _try_to_remove(self.name, each.parent)
-            _sweep(each.parent)  # of a spawner that was killed not everything was dead when this one began
+            with _sweeping(each.parent):  # of a spawner that was killed not everything was dead when this one began
+                _remove_with_groups(self.name, each.own, each.parent)
 
 
 def _group_prefix(keeper: int) -> str:
@@ -308,21 +309,32 @@ def _own_groups() -> dict[str, str]:
     return groups
 
 
-def _sweep(parent: int) -> None:
-    """Remove what a sandbox that was killed with its spawner left in this open folder. A name says whose it is, by
-    number and start, since numbers come again."""
-    for name in os.listdir(parent):
-        pid, _, start = name.removeprefix(_PREFIX).partition("-")
-        if not name.startswith(_PREFIX) or not pid.isdecimal() or _start_of(int(pid)) == start:
-            continue
-        with contextlib.suppress(OSError):
-            folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=parent)
-            try:
-                for left in os.listdir(folder):
-                    _try_to_remove(left, folder)
-            finally:
-                os.close(folder)
-            _try_to_remove(name, parent)
+@contextlib.contextmanager
+def _sweeping(parent: int) -> Iterator[None]:
+    """Remove what a sandbox that was killed with its spawner left in this open folder; during the block no other
+    sandbox does that, or makes a folder there. Each keeps its own locked as long as any of its processes has it open,
+    which says more than a number of a process, perhaps another container's, that comes again."""
+    fcntl.flock(parent, fcntl.LOCK_EX)
+    try:
+        for name in os.listdir(parent):
+            if not name.startswith(_PREFIX):
+                continue
+            with contextlib.suppress(OSError):
+                folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=parent)
+                try:
+                    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError: somebody's
+                    _remove_with_groups(name, folder, parent)
+                finally:
+                    os.close(folder)
+        yield
+    finally:
+        fcntl.flock(parent, fcntl.LOCK_UN)
+
+
+def _remove_with_groups(name: str, folder: int, parent: int) -> None:
+    for group in os.listdir(folder):
+        _try_to_remove(group, folder)
+    _try_to_remove(name, parent)
 
 
 def _start_of(pid: int) -> str:

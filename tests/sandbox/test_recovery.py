@@ -1,6 +1,7 @@
 """The sandbox's own processes die, one or several, under load or not: no honest run pays for it."""
 
 import contextlib
+import fcntl
 import os
 import random
 import signal
@@ -116,23 +117,27 @@ def test_the_cgroup_of_a_slot_goes_with_its_keeper() -> None:
         )
 
 
-def test_cgroups_of_a_killed_sandbox_are_removed_by_the_next_one_though_its_number_was_taken_again() -> None:
+def test_cgroups_of_a_killed_sandbox_are_removed_by_the_next_one_and_of_the_living_none() -> None:
     with SandboxServer(arguments=("--slots", "1")) as server:
         if server.health().level != Level.FULL:
             pytest.skip("needs a cgroup that this user may make")
-        lost = [
-            folder.with_name(f"preceptor-sandbox-{os.getpid()}-1")
-            for folder in cgroups_of(children_of(server.process.pid))
-        ]
-    for folder in lost:
+        made = cgroups_of(children_of(server.process.pid))
+    lost = [folder.with_name(f"preceptor-sandbox-{os.getpid()}-lost") for folder in made]
+    held = [folder.with_name("preceptor-sandbox-1-held") for folder in made]  # as in another container
+    for folder in (*lost, *held):
         (folder / "slot-1-0").mkdir(parents=True)
-    with SandboxServer(arguments=("--slots", "1")) as server, SandboxServer(arguments=("--slots", "1")) as other:
-        assert [folder for folder in lost if folder.exists()] == []
-        assert (
-            len(cgroups_of(children_of(server.process.pid)))
-            == len(cgroups_of(children_of(other.process.pid)))
-            == len(lost)
-        )  # of the living none is touched
+    with contextlib.ExitStack() as locks:
+        for folder in held:
+            file = os.open(folder, os.O_RDONLY)
+            locks.callback(os.close, file)
+            fcntl.flock(file, fcntl.LOCK_SH)
+        with SandboxServer(arguments=("--slots", "1")) as server, SandboxServer(arguments=("--slots", "1")) as other:
+            assert [folder for folder in lost if folder.exists()] == []
+            assert all((folder / "slot-1-0").exists() for folder in held)
+            for each in (server, other):
+                assert len(cgroups_of(children_of(each.process.pid))) == len(made)
+    with SandboxServer(arguments=("--slots", "1")):
+        assert [folder for folder in held if folder.exists()] == []
 
 
 def keeper_of(server: SandboxServer) -> int:
