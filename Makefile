@@ -11,7 +11,7 @@ TORCH_INDEX_URL ?= https://download.pytorch.org/whl/cpu
 STAMP := $(VENV)/.installed
 TIER ?= tiny
 
-.PHONY: help install demo up down status test unit check fmt lint types imports migrations chaos bench-loss bench-update bench-learn clean
+.PHONY: help install demo up down status test unit check fmt lint types imports migrations chaos bench-loss bench-update bench-learn bench-sandbox clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
@@ -77,6 +77,9 @@ bench-learn: install  ## which objective learns best: TIER=tiny takes about an h
 
 bench-update: $(VENV)/.bench  ## one whole update of the starter model, beside TRL's SDPOTrainer on the same batch
 	@$(BIN)/python -m benchmarks.update $(ARGS)
+
+bench-sandbox: $(VENV)/.bench  ## what a sandboxed run costs, beside bare Python, bubblewrap and nsjail
+	@$(BIN)/python -m benchmarks.sandbox $(ARGS)
 
 $(VENV)/.bench: $(STAMP)
 	@echo "installing what the benchmarks compare with"

@@ -13,8 +13,9 @@ from pydantic import SecretStr
 
 from sandbox import kernel
 from sandbox.app import create_app
+from sandbox.connections import KEEP_ALIVE_SECONDS, PatientProtocol, allow_connections
 from sandbox.contract import Level
-from sandbox.settings import SandboxSettings
+from sandbox.settings import BackendName, SandboxSettings
 
 STOP_SECONDS = 2
 """Given to requests in flight; then they are cancelled, and with them their runs."""
@@ -44,6 +45,14 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         default=Level.FULL_NOCGROUP,
         help="refuse to start below this isolation (default: full-nocgroup)",
     )
+    parser.add_argument(
+        "--backend",
+        type=BackendName,
+        choices=list(BackendName),
+        default=BackendName.NAMESPACES,
+        help="what isolates runs (default: namespaces); docker is for machines that forbid them",
+    )
+    parser.add_argument("--docker-image", help="of the backend docker's containers (default: python:3.11-slim)")
     parser.add_argument("--data-dir", type=Path, help="where the level weak keeps the folders of its runs")
     parser.add_argument(
         "--die-with-parent", action="store_true", help="stop when the process that started this one ends"
@@ -63,7 +72,8 @@ def main(arguments: list[str]) -> int:
         return 2
     if options.die_with_parent:
         kernel.die_with_parent(signal.SIGTERM)
-    chosen = {name: getattr(options, name) for name in ("slots", "queue_limit", "minimum_level", "data_dir")}
+    names = ("slots", "queue_limit", "minimum_level", "backend", "docker_image", "data_dir")
+    chosen = {name: getattr(options, name) for name in names}
     settings = SandboxSettings(
         api_key=SecretStr(key) if key else None, **{name: value for name, value in chosen.items() if value is not None}
     )
@@ -75,6 +85,9 @@ def main(arguments: list[str]) -> int:
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=STOP_SECONDS,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            http=PatientProtocol,
+            limit_concurrency=allow_connections(),
         )
     )
     server.run()

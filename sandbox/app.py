@@ -1,24 +1,46 @@
-"""The sandbox over HTTP: POST /v1/run, POST /v1/run_batch, GET /healthz. Thin: contract in, runner, contract out."""
+"""The sandbox over HTTP: POST /v1/run, /v1/run_batch, /v1/judge and /run_code, GET /healthz.
+
+Thin: contract in, runner, contract out.
+"""
 
 import asyncio
 import hmac
+from base64 import b64encode
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Annotated, TypeVar, cast
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from pydantic import SecretStr, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sandbox.contract import BatchRequest, BatchResult, Health, Problem, RunRequest, RunResult
-from sandbox.errors import KeyRefused, SandboxError, SandboxStopping
+from sandbox.contract import (
+    BatchRequest,
+    BatchResult,
+    Health,
+    JudgeRequest,
+    JudgeResult,
+    Problem,
+    RunRequest,
+    RunResult,
+)
+from sandbox.errors import SandboxError, SandboxStopping
+from sandbox.fusion import RunCodeRequest, RunCodeResponse, translate_request, translate_result
 from sandbox.runner import Runner
 from sandbox.settings import SandboxSettings
 
 MAX_BODY_BYTES = 32 << 20
 """Of one request, and of one batch as well."""
+BODY_SECONDS = 30.0
+"""That a request's body may take to arrive."""
 _TOO_LARGE = f"A request has at most {MAX_BODY_BYTES} bytes"
+_TOO_SLOW = f"A request's body arrives within {BODY_SECONDS:g} s"
+_NO_KEY = "send the sandbox's key as `Authorization: Bearer KEY`"
+_HANG_UP = {"Connection": "close"}
+_OPEN_PATHS = ("/healthz", "/v1/ping")
+"""What is answered without the key."""
 _CLIENT_GONE = 499
 
 T = TypeVar("T")
@@ -35,32 +57,56 @@ def _runner(request: Request) -> Runner:
 RunnerDep = Annotated[Runner, Depends(_runner)]
 
 
-def _check_key(request: Request) -> None:
-    settings = cast(SandboxSettings, request.app.state.settings)
-    if settings.api_key is None:
-        return
-    expected = f"Bearer {settings.api_key.get_secret_value()}".encode()
-    if not hmac.compare_digest(request.headers.get("authorization", "").encode(), expected):
-        raise KeyRefused("send the sandbox's key as `Authorization: Bearer KEY`")
+def _caller(request: Request) -> str:
+    """For whom runs are queued: who the caller says it is, or its address."""
+    return request.headers.get("sandbox-caller", "")[:100] or (request.client.host if request.client else "")
 
 
-@router.post("/v1/run", dependencies=[Depends(_check_key)])
+@router.post("/v1/run")
 async def run(body: RunRequest, request: Request, runner: RunnerDep) -> RunResult:
     """Run one program. A result is always 200, whatever the program did; a client that hangs up ends the run.
 
-    Errors: KeyRefused (401), a body above MAX_BODY_BYTES (413), a request outside the contract (422), SandboxBusy
-    (429, with Retry-After), SandboxStopping (503).
+    Errors: no key where one is set (401), a body too slow (408) or too large (413), a request outside the contract
+    (422), SandboxBusy (429, with Retry-After), SandboxStopping or too many connections (503).
     """
-    return await _unless_gone(request, runner.run(body))
+    return await _unless_gone(request, runner.run(body, _caller(request)))
 
 
-@router.post("/v1/run_batch", dependencies=[Depends(_check_key)])
+@router.post("/v1/run_batch")
 async def run_batch(body: BatchRequest, request: Request, runner: RunnerDep) -> BatchResult:
     """Run several independent programs; results in their order. All or none is admitted.
 
+    Errors: as for `run`; BatchTooLarge (422).
+    """
+    return BatchResult(results=await _unless_gone(request, runner.run_batch(body.runs, _caller(request))))
+
+
+@router.post("/v1/judge")
+async def judge(body: JudgeRequest, request: Request, runner: RunnerDep) -> JudgeResult:
+    """Judge a solution by its tests, a verdict for each. A result is always 200, whatever the solution did.
+
     Errors: as for `run`.
     """
-    return BatchResult(results=await _unless_gone(request, runner.run_batch(body.runs)))
+    return await _unless_gone(request, runner.judge(body, _caller(request)))
+
+
+@router.post("/run_code")
+async def run_code(body: RunCodeRequest, request: Request, runner: RunnerDep) -> RunCodeResponse:
+    """Run one program for a client of SandboxFusion.
+
+    Errors: as for `run`; LanguageUnavailable (422).
+    """
+    try:
+        translated = translate_request(body, frozenset(runner.toolchains.available))
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from error
+    return translate_result(body, await _unless_gone(request, runner.run(translated, _caller(request))))
+
+
+@router.get("/v1/ping")
+async def ping() -> str:
+    """What SandboxFusion's clients wait for."""
+    return "pong"
 
 
 @router.get("/healthz")
@@ -68,13 +114,16 @@ async def get_health(request: Request, runner: RunnerDep) -> Health:
     """The isolation level, slots and queue. Errors: SandboxStopping (503)."""
     settings = cast(SandboxSettings, request.app.state.settings)
     return Health(
-        status="ok",
+        status="ok" if runner.is_ready else "recovering",
         level=runner.level,
         python_version=runner.python_version,
         slots=settings.slots,
         running=runner.num_running,
         queue=runner.num_waiting,
         queue_limit=settings.queue_limit,
+        languages=dict.fromkeys(runner.toolchains.available, "available") | dict(runner.toolchains.missing),
+        zygotes_replaced=runner.num_replaced,
+        runs_retried=runner.num_retried,
     )
 
 
@@ -110,8 +159,6 @@ async def _answer_sandbox_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, SandboxError)
     seconds = error.retry_after_seconds
     headers = {} if seconds is None else {"Retry-After": str(seconds)}
-    if isinstance(error, KeyRefused):
-        headers["WWW-Authenticate"] = "Bearer"
     return _render(Problem(title=error.title, status=error.status_code, detail=str(error)), headers)
 
 
@@ -133,32 +180,64 @@ async def _answer_gone(_: Request, __: Exception) -> Response:
     return Response(status_code=_CLIENT_GONE)
 
 
-class _BodyLimit:
-    """Refuses a body above MAX_BODY_BYTES, by its announced length or when it has grown past it."""
+class _Gate:
+    """Stands before everything else: refuses a caller without the key before anything of the body is received, and a
+    body above MAX_BODY_BYTES, by its announced length or when it has grown past it, or one that takes longer than
+    BODY_SECONDS. Whom it refuses it hangs up on."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, key: SecretStr | None) -> None:
         self._app = app
+        self._expected = None if key is None else _write_key(key.get_secret_value())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        num_bytes = 0
-
-        async def receive_counted() -> Message:
-            nonlocal num_bytes
-            message = await receive()
-            num_bytes += len(message.get("body", b""))
-            if num_bytes > MAX_BODY_BYTES:
-                raise HTTPException(413, _TOO_LARGE)  # of all exceptions FastAPI lets this one through
-            return message
-
-        announced = dict(scope["headers"]).get(b"content-length", b"0")
-        if announced.isdigit() and int(announced) > MAX_BODY_BYTES:
-            problem = Problem(title=_TOO_LARGE, status=413, detail=_TOO_LARGE)
-            await _render(problem, {"Connection": "close"})(scope, receive, send)
+        headers = dict(scope["headers"])
+        if not self._lets_in(scope["path"], headers.get(b"authorization", b"")):
+            problem = Problem(title="A valid key is needed", status=401, detail=_NO_KEY)
+            await _render(problem, {"WWW-Authenticate": "Bearer", **_HANG_UP})(scope, receive, send)
             return
-        await self._app(scope, receive_counted, send)
+        announced = headers.get(b"content-length", b"0")
+        if announced.isdigit() and int(announced) > MAX_BODY_BYTES:
+            await _render(Problem(title=_TOO_LARGE, status=413, detail=_TOO_LARGE), _HANG_UP)(scope, receive, send)
+            return
+        await self._app(scope, _bounded(receive), send)
+
+    def _lets_in(self, path: str, authorization: bytes) -> bool:
+        if self._expected is None or path in _OPEN_PATHS:
+            return True
+        return any(hmac.compare_digest(authorization, each) for each in self._expected)
+
+
+def _write_key(key: str) -> tuple[bytes, bytes]:
+    """The header of a caller who has the key: as a bearer, or as the password of the user `sandbox`, which is what
+    clients send that can be given only a URL (`http://sandbox:KEY@host:8130`)."""
+    return f"Bearer {key}".encode(), b"Basic " + b64encode(f"sandbox:{key}".encode())
+
+
+def _bounded(receive: Receive) -> Receive:
+    """Receives a request whose body is neither too large nor too slow. Of all exceptions FastAPI lets HTTPException
+    through."""
+    num_bytes, is_whole = 0, False
+    deadline = asyncio.get_running_loop().time() + BODY_SECONDS
+
+    async def receive_bounded() -> Message:
+        nonlocal num_bytes, is_whole
+        if is_whole:  # then the next message is the caller's hanging up, whenever that is
+            return await receive()
+        try:
+            async with asyncio.timeout_at(deadline):
+                message = await receive()
+        except TimeoutError:
+            raise HTTPException(408, _TOO_SLOW, _HANG_UP) from None
+        num_bytes += len(message.get("body", b""))
+        if num_bytes > MAX_BODY_BYTES:
+            raise HTTPException(413, _TOO_LARGE, _HANG_UP)
+        is_whole = not message.get("more_body", False)
+        return message
+
+    return receive_bounded
 
 
 def create_app(settings: SandboxSettings) -> FastAPI:
@@ -174,7 +253,7 @@ def create_app(settings: SandboxSettings) -> FastAPI:
     app = FastAPI(title="Preceptor sandbox", lifespan=lifespan)
     app.state.settings = settings
     app.include_router(router)
-    app.add_middleware(_BodyLimit)
+    app.add_middleware(_Gate, key=settings.api_key)
     app.add_exception_handler(SandboxError, _answer_sandbox_error)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.add_exception_handler(HTTPException, _answer_http_error)

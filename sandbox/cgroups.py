@@ -1,56 +1,188 @@
-"""A memory cgroup for each run, where this process may make one: below its own cgroup (v1, v2), or beside it (v2).
+"""A cgroup for each slot, which bounds memory and processes and counts processor time, where this process may make one:
+below its own cgroup (v1, v2), or beside it (v2).
+
+It holds the slot's zygote and the processes of the run that goes on; limits and counters are set anew for each run.
 
 Folders are kept open, not named: the spawner looks for its place before it leaves the host's file tree.
 Only the standard library; loads under `python -S`.
 """
 
 import contextlib
+import fcntl
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sandbox.isolation import write_at
-from sandbox.wire import Job
 
 _PREFIX = "preceptor-sandbox-"
 _OVERHEAD_BYTES = 8 << 20
-"""What PID 1 of a run, which is in the run's cgroup, touches for itself."""
+"""What a fork of the zygote touches before the code does."""
 _REMOVE_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
+class _Files:
+    """What the files are called that both versions have."""
+
+    limit: str
+    limit_with_swap: str
+    swap_is_extra: bool
+    usage: str
+    peak: str
+    events: str
+    anonymous: str
+    processor: str
+    processor_unit: float
+    """Seconds."""
+
+
+_FILES = {
+    1: _Files(
+        "memory.limit_in_bytes",
+        "memory.memsw.limit_in_bytes",
+        False,
+        "memory.usage_in_bytes",
+        "memory.max_usage_in_bytes",
+        "memory.oom_control",
+        "rss ",
+        "cpuacct.usage",
+        1e-9,
+    ),
+    2: _Files(
+        "memory.max",
+        "memory.swap.max",
+        True,
+        "memory.current",
+        "memory.peak",
+        "memory.events",
+        "anon ",
+        "cpu.stat",
+        1e-6,
+    ),
+}
+_CONTROLLERS = ("memory", "pids", "cpuacct")
+"""In v1 each may have a folder of its own, of which only the first is indispensable; in v2 they are in one."""
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """A cgroup of this process's making, open, and the open folder it lies in."""
+
+    parent: int
+    own: int
+    controllers: tuple[str, ...]
+
+
+def _find(folders: tuple[_Folder, ...], controller: str) -> int | None:
+    return next((each.own for each in folders if controller in each.controllers), None)
+
+
 class Group:
-    """One run's cgroup: in v2 one folder, in v1 one for memory and, where it could be made, one for pids."""
+    """One slot's cgroup: in v2 one folder, in v1 one for memory and, where they could be made, others for pids and for
+    processor time."""
 
-    parents: tuple[int, ...]
-    name: str
-    folders: tuple[int, ...]
-    version: int
+    def __init__(self, name: str, folders: tuple[_Folder, ...], version: int) -> None:
+        self._name, self._folders = name, folders
+        self._names = _FILES[version]
+        self._overhead_bytes = _OVERHEAD_BYTES
+        self._limits = (1 << 62, 0)  # none
+        self._num_kills_before = 0
+        self._memory_folder = folders[0].own
+        self._pids_folder = _find(folders, "pids")
+        self._usage = os.open(self._names.usage, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._memory_folder)
+        self._bytes_before = 0
+        self._events = os.open(self._names.events, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._memory_folder)
+        try:  # absent from v2 before Linux 5.19, and not to be set back before 6.12
+            self._peak = os.open(self._names.peak, os.O_RDWR | os.O_CLOEXEC, dir_fd=self._memory_folder)
+        except OSError:
+            self._peak = -1
+        processor = _find(folders, "cpuacct")
+        self._processor = -1
+        if processor is not None:
+            self._processor = os.open(self._names.processor, os.O_RDONLY | os.O_CLOEXEC, dir_fd=processor)
+        self._seconds_before = 0.0
 
-    def entries(self) -> tuple[int, ...]:
-        """Open files; a process that writes "0" to each of them is in the group."""
-        return tuple(os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=folder) for folder in self.folders)
+    def enter(self) -> None:
+        """Move this process into the group."""
+        for each in self._folders:
+            write_at(each.own, "cgroup.procs", "0")
 
-    def num_oom_kills(self) -> int:
-        name = "memory.events" if self.version == 2 else "memory.oom_control"
-        lines = _read(self.folders[0], name).splitlines()
-        return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+    @property
+    def counts_processor(self) -> bool:
+        """Whether the kernel counts processor time here, whoever buries those that have used it."""
+        return self._processor >= 0
+
+    def cpu_seconds(self) -> float:
+        """What this run has used so far, with what its zygote needed for it; 0 where it is not counted."""
+        return self._cpu_seconds_ever() - self._seconds_before if self.counts_processor else 0.0
+
+    def _cpu_seconds_ever(self) -> float:
+        said = os.pread(self._processor, 64, 0).removeprefix(b"usage_usec ")
+        return int(said.split(maxsplit=1)[0]) * self._names.processor_unit
+
+    def note_overhead(self) -> None:
+        """Take what the group holds now, its zygote, for a part of no run."""
+        lines = _read(self._memory_folder, "memory.stat").splitlines()
+        anonymous = sum(int(line.split()[1]) for line in lines if line.startswith(self._names.anonymous))
+        self._overhead_bytes = anonymous + _OVERHEAD_BYTES
+        self._num_kills_before = self._num_kills()
+
+    def begin(self, memory_bytes: int, num_processes: int) -> None:
+        """Set limits and counters for the next run. Raises OSError."""
+        if self._limits != (memory_bytes, num_processes):
+            self._set_limits(memory_bytes, num_processes)
+        if self._peak >= 0:
+            os.pwrite(self._peak, b"0", 0)
+            self._bytes_before = int(os.pread(self._usage, 64, 0))  # the zygote, and files the kernel keeps cached
+        self._num_kills_before = self._num_kills()
+        if self.counts_processor:
+            self._seconds_before = self._cpu_seconds_ever()
+
+    def _set_limits(self, memory_bytes: int, num_processes: int) -> None:
+        names, folder, text = self._names, self._memory_folder, str(memory_bytes + self._overhead_bytes)
+        if names.swap_is_extra:
+            write_at(folder, names.limit, text)
+            with contextlib.suppress(FileNotFoundError):  # a kernel without swap
+                write_at(folder, names.limit_with_swap, "0")
+        else:
+            # neither may pass the other: up from above, down from below
+            order = [names.limit_with_swap, names.limit] if memory_bytes > self._limits[0] else []
+            for name in order or [names.limit, names.limit_with_swap]:
+                with contextlib.suppress(FileNotFoundError):
+                    write_at(folder, name, text)
+        if self._pids_folder is not None:
+            write_at(self._pids_folder, "pids.max", str(num_processes + 1))
+        self._limits = (memory_bytes, num_processes)
+
+    def has_overflowed(self) -> bool:
+        """Whether the kernel has ended a process of this run for want of memory."""
+        return self._num_kills() > self._num_kills_before
+
+    def _num_kills(self) -> int:
+        _, found, rest = os.pread(self._events, 4096, 0).partition(b"oom_kill ")
+        return int(rest.split()[0]) if found else 0
 
     def peak_bytes(self) -> int:
-        """The most it ever held; 0 where the kernel (v2 before 5.19) does not tell."""
-        try:
-            return int(_read(self.folders[0], "memory.peak" if self.version == 2 else "memory.max_usage_in_bytes"))
-        except FileNotFoundError:
+        """The most this run ever held; 0 where the kernel does not tell."""
+        if self._peak < 0:
             return 0
+        return max(0, int(os.pread(self._peak, 64, 0)) - self._bytes_before)
 
     def remove(self) -> None:
         """Remove the group; its processes are dead, but the kernel may need a moment to see it."""
+        os.close(self._events)
+        os.close(self._usage)
+        for descriptor in (self._peak, self._processor):
+            if descriptor >= 0:
+                os.close(descriptor)
         deadline = time.monotonic() + _REMOVE_SECONDS
-        for parent, folder in zip(self.parents, self.folders, strict=True):
-            os.close(folder)
+        for each in self._folders:
+            os.close(each.own)
             while True:
                 try:
-                    os.rmdir(self.name, dir_fd=parent)
+                    os.rmdir(self._name, dir_fd=each.parent)
                     break
                 except OSError:
                     if time.monotonic() > deadline:
@@ -60,10 +192,9 @@ class Group:
 
 @dataclass(frozen=True)
 class Place:
-    """The folder in which the runs' cgroups are made; `Place.find` makes it, `remove` takes it away."""
+    """The folders in which the slots' cgroups are made; `Place.find` makes them, `remove` takes them away."""
 
-    parents: tuple[int, ...]
-    folders: tuple[int, ...]
+    folders: tuple[_Folder, ...]
     name: str
     version: int
 
@@ -71,67 +202,83 @@ class Place:
     def find(cls) -> "Place | None":
         """A place where memory can be bounded, or None where this process may not make one."""
         own = _own_groups()
-        candidates = []
+        candidates: list[tuple[int, dict[str, tuple[str, ...]]]] = []
         if "memory" in own:
-            candidates.append((1, [own[kind] for kind in ("memory", "pids") if kind in own]))
+            paths = {
+                own[kind]: tuple(k for k in _CONTROLLERS if own.get(k) == own[kind])
+                for kind in _CONTROLLERS
+                if kind in own
+            }
+            candidates.append((1, paths))
         elif "" in own:
-            candidates += [(2, [own[""]]), (2, [os.path.dirname(own[""])])]
-        for version, parents in candidates:
+            candidates += [(2, {own[""]: _CONTROLLERS}), (2, {os.path.dirname(own[""]): _CONTROLLERS})]
+        for version, paths in candidates:
             try:
-                return cls._make(version, parents)
+                return cls._make(version, paths)
             except OSError:
                 continue
         return None
 
     @classmethod
-    def _make(cls, version: int, parents: list[str]) -> "Place":
-        name = f"{_PREFIX}{os.getpid()}"
-        parent_fds, folders = [], []
-        for number, path in enumerate(parents):
-            _sweep(path)
-            try:
-                os.mkdir(f"{path}/{name}")
-                if version == 2:
-                    with open(f"{path}/{name}/cgroup.subtree_control", "w", encoding="ascii") as file:
-                        file.write("+memory +pids")
-            except OSError:
-                with contextlib.suppress(OSError):
-                    os.rmdir(f"{path}/{name}")
-                if number == 0:
-                    raise
-                continue
-            parent_fds.append(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-            folders.append(os.open(f"{path}/{name}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-        return cls(tuple(parent_fds), tuple(folders), name, version)
-
-    def make_group(self, name: str, job: Job) -> Group:
-        """A cgroup with the job's limits. Raises OSError."""
+    def _make(cls, version: int, paths: dict[str, tuple[str, ...]]) -> "Place":
+        """A folder in each of these, by path, for some controllers. Raises OSError when there is none for memory."""
+        name = f"{_PREFIX}{os.getpid()}-{_start_of(os.getpid())}"  # numbers of processes come again
         folders = []
-        for parent in self.folders:
-            os.mkdir(name, dir_fd=parent)
-            folders.append(os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=parent))
-        group = Group(self.folders, name, tuple(folders), self.version)
-        memory_bytes, num_processes = str(job.memory_bytes + _OVERHEAD_BYTES), str(job.processes + 1)
-        if self.version == 2:
-            write_at(folders[0], "memory.max", memory_bytes)
-            with contextlib.suppress(FileNotFoundError):  # a kernel without swap
-                write_at(folders[0], "memory.swap.max", "0")
-            write_at(folders[0], "pids.max", num_processes)
-            return group
-        write_at(folders[0], "memory.limit_in_bytes", memory_bytes)
-        with contextlib.suppress(FileNotFoundError):
-            write_at(folders[0], "memory.memsw.limit_in_bytes", memory_bytes)
-        for pids in folders[1:]:
-            write_at(pids, "pids.max", num_processes)
-        return group
+        for path, controllers in paths.items():
+            parent = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            with _sweeping(parent):
+                try:
+                    os.mkdir(name, dir_fd=parent)
+                    own = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=parent)
+                    fcntl.flock(own, fcntl.LOCK_SH)
+                    if version == 2:
+                        write_at(own, "cgroup.subtree_control", "+memory +pids")
+                except OSError:
+                    _try_to_remove(name, parent)
+                    if "memory" in controllers:
+                        raise
+                    continue
+            folders.append(_Folder(parent, own, controllers))
+        return cls(tuple(folders), name, version)
+
+    def make_group(self, keeper: int, number: int) -> Group:
+        """A cgroup for one zygote of a keeper. Raises OSError."""
+        name = f"{_group_prefix(keeper)}{number}"
+        folders = []
+        for each in self.folders:
+            os.mkdir(name, dir_fd=each.own)
+            own = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=each.own)
+            folders.append(_Folder(each.own, own, each.controllers))
+        return Group(name, tuple(folders), self.version)
+
+    def remove_groups(self, keeper: int) -> bool:
+        """Remove what a keeper has left that did not end by itself; False while there are processes in it."""
+        is_removed = True
+        for each in self.folders:
+            for name in os.listdir(each.own):
+                if name.startswith(_group_prefix(keeper)):
+                    is_removed = _try_to_remove(name, each.own) and is_removed
+        return is_removed
 
     def remove(self) -> None:
-        for parent, folder in zip(self.parents, self.folders, strict=True):
-            for left in os.listdir(folder):
-                with contextlib.suppress(OSError):
-                    os.rmdir(left, dir_fd=folder)
-            with contextlib.suppress(OSError):
-                os.rmdir(self.name, dir_fd=parent)
+        for each in self.folders:
+            with _sweeping(each.parent):  # of a spawner that was killed not everything was dead when this one began
+                _remove_with_groups(self.name, each.own, each.parent)
+
+
+def _group_prefix(keeper: int) -> str:
+    return f"slot-{keeper}-"
+
+
+def _try_to_remove(name: str, folder: int) -> bool:
+    """Remove a cgroup; False when it has processes, or groups below it."""
+    try:
+        os.rmdir(name, dir_fd=folder)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def _read(folder: int, name: str) -> str:
@@ -162,13 +309,38 @@ def _own_groups() -> dict[str, str]:
     return groups
 
 
-def _sweep(path: str) -> None:
-    """Remove what a sandbox that was killed with its spawner left here."""
-    for entry in os.scandir(path):
-        pid = entry.name.removeprefix(_PREFIX)
-        if pid != entry.name and pid.isdecimal() and not os.path.exists(f"/proc/{pid}"):
+@contextlib.contextmanager
+def _sweeping(parent: int) -> Iterator[None]:
+    """Remove what a sandbox that was killed with its spawner left in this open folder; during the block no other
+    sandbox does that, or makes a folder there. Each keeps its own locked as long as any of its processes has it open,
+    which says more than a number of a process, perhaps another container's, that comes again."""
+    fcntl.flock(parent, fcntl.LOCK_EX)
+    try:
+        for name in os.listdir(parent):
+            if not name.startswith(_PREFIX):
+                continue
             with contextlib.suppress(OSError):
-                for left in os.scandir(entry.path):
-                    if left.is_dir():
-                        os.rmdir(left.path)
-                os.rmdir(entry.path)
+                folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=parent)
+                try:
+                    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError: somebody's
+                    _remove_with_groups(name, folder, parent)
+                finally:
+                    os.close(folder)
+        yield
+    finally:
+        fcntl.flock(parent, fcntl.LOCK_UN)
+
+
+def _remove_with_groups(name: str, folder: int, parent: int) -> None:
+    for group in os.listdir(folder):
+        _try_to_remove(group, folder)
+    _try_to_remove(name, parent)
+
+
+def _start_of(pid: int) -> str:
+    """When a process was started, in ticks since the machine was; empty when there is none of this number."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[19].decode("ascii")
+    except OSError:
+        return ""

@@ -21,12 +21,17 @@ class SandboxBusy(SandboxError):
     retry_after_seconds = 1
 
 
+class BatchTooLarge(SandboxError):
+    status_code = 422
+    title = "The batch has more runs than can ever be admitted together"
+
+
 class SandboxStopping(SandboxError):
     status_code = 503
     title = "The sandbox is stopping or starting"
     retry_after_seconds = 2
 
 
-class KeyRefused(SandboxError):
-    status_code = 401
-    title = "A valid key is needed"
+class LanguageUnavailable(SandboxError):
+    status_code = 422
+    title = "This machine has no toolchain for the language"

@@ -6,16 +6,12 @@ import os
 import platform
 from enum import IntFlag
 
+from sandbox.syscalls import number_of
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 MACHINE = platform.machine()
-_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}.get(MACHINE, -1)
-_CAPSET = {"x86_64": 126, "aarch64": 91}.get(MACHINE, -1)
-_MOUNT_SETATTR = 442  # the same on every architecture, like all calls since Linux 5.0
-_OPENAT2 = 437
-_CLOSE_RANGE, _CLOSE_RANGE_CLOEXEC = 436, 4
 
-_LANDLOCK_CREATE, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT = 444, 445, 446
 _LANDLOCK_READ = 0b1101  # execute, read a file, read a folder
 _LANDLOCK_ON_FILES = 0b1100000000000111  # execute, write, read; truncate, ioctl
 LANDLOCK_SCOPES = 6
@@ -23,12 +19,12 @@ LANDLOCK_SCOPES = 6
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_CAPBSET_DROP = 1, 4, 22, 24
 _PR_SET_CHILD_SUBREAPER = 36
-_PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 4
+_PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 2, 4
+_CAP_SETPCAP, _CAP_SYS_ADMIN = 8, 21
 _SECCOMP_MODE_FILTER = 2
 _CAPABILITY_VERSION_3 = 0x20080522
-_NUM_CAPABILITIES = (
-    64  # more than any kernel has: dropping one that does not exist fails with EINVAL, which ends the loop
-)
+_NUM_CAPABILITIES = 64
+"""More than any kernel has: dropping one that does not exist fails with EINVAL, which ends the loop."""
 _MNT_DETACH = 2
 _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
 _RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 0x02, 0x04, 0x08
@@ -83,10 +79,8 @@ def _check(result: int, call: str) -> int:
     return result
 
 
-def _syscall(number: int, name: str, *arguments: object) -> int:
-    if number < 0:
-        raise OSError(f"{name}: not known on {MACHINE}")
-    return _check(_libc.syscall(ctypes.c_long(number), *arguments), name)
+def _syscall(name: str, what: str, *arguments: object) -> int:
+    return _check(_libc.syscall(ctypes.c_long(number_of(name, MACHINE)), *arguments), what)
 
 
 def _prctl(option: int, *arguments: object) -> int:
@@ -114,7 +108,7 @@ def restrict_mount(target: str, flags: Mount) -> None:
     5.12)."""
     attributes = _MountAttributes(attr_set=int(flags))
     _syscall(
-        _MOUNT_SETATTR,
+        "mount_setattr",
         f"mount_setattr {target}",
         ctypes.c_int(_AT_FDCWD),
         target.encode(),
@@ -127,7 +121,7 @@ def restrict_mount(target: str, flags: Mount) -> None:
 def pivot_to(root: str) -> None:
     """Make the mount `root` the root of this mount namespace; the old root is gone from it."""
     os.chdir(root)
-    _syscall(_PIVOT_ROOT, "pivot_root", b".", b".")
+    _syscall("pivot_root", "pivot_root", b".", b".")
     _check(_libc.umount2(b".", ctypes.c_int(_MNT_DETACH)), "umount of the old root")
     os.chdir("/")
 
@@ -136,19 +130,13 @@ def open_beneath(folder_fd: int, path: str, flags: int) -> int:
     """Open a path below an open folder, following no link on the way and never leaving it (Linux 5.6)."""
     how = _OpenHow(flags=flags, resolve=_RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS)
     return _syscall(
-        _OPENAT2,
+        "openat2",
         f"openat2 {path}",
         ctypes.c_int(folder_fd),
         path.encode(),
         ctypes.byref(how),
         ctypes.c_size_t(ctypes.sizeof(how)),
     )
-
-
-def close_on_exec_from(first: int) -> None:
-    """Keep every open file from this number on from whatever this process executes (Linux 5.11)."""
-    arguments = (ctypes.c_uint(first), ctypes.c_uint(0xFFFFFFFF), ctypes.c_uint(_CLOSE_RANGE_CLOEXEC))
-    _syscall(_CLOSE_RANGE, "close_range", *arguments)
 
 
 def set_hostname(name: str) -> None:
@@ -168,13 +156,37 @@ def set_dumpable(dumpable: bool) -> None:
 
 def drop_capabilities() -> None:
     """Give up every capability for good, and the means of an exec to bring one back."""
+    _drop_bounds()
+    forget_capabilities()
+
+
+def forget_capabilities() -> None:
+    """Give up the capabilities this process has; the bounds were dropped before."""
+    _check(_prctl(_PR_CAP_AMBIENT, ctypes.c_ulong(_PR_CAP_AMBIENT_CLEAR_ALL)), "PR_CAP_AMBIENT")
+    _set_capabilities(0, inherited=0)
+
+
+def keep_mounting_across_exec() -> None:
+    """Keep only the capability to mount and to make namespaces, also in the program executed next."""
+    kept = 1 << _CAP_SYS_ADMIN
+    _set_capabilities(kept | 1 << _CAP_SETPCAP, inherited=kept)  # while the bounds still allow to inherit it
+    _drop_bounds()
+    _set_capabilities(kept, inherited=kept)
+    raised = _prctl(_PR_CAP_AMBIENT, ctypes.c_ulong(_PR_CAP_AMBIENT_RAISE), ctypes.c_ulong(_CAP_SYS_ADMIN))
+    _check(raised, "PR_CAP_AMBIENT_RAISE")
+
+
+def _drop_bounds() -> None:
     for capability in range(_NUM_CAPABILITIES):
         if _prctl(_PR_CAPBSET_DROP, ctypes.c_ulong(capability)) < 0:
             break
-    _check(_prctl(_PR_CAP_AMBIENT, ctypes.c_ulong(_PR_CAP_AMBIENT_CLEAR_ALL)), "PR_CAP_AMBIENT")
-    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    _syscall(_CAPSET, "capset", ctypes.byref(header), ctypes.byref((ctypes.c_uint32 * 6)()))
     _check(_prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1)), "PR_SET_NO_NEW_PRIVS")
+
+
+def _set_capabilities(owned: int, inherited: int) -> None:
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    data = (ctypes.c_uint32 * 6)(owned, owned, inherited)  # effective, permitted, inheritable; then their high halves
+    _syscall("capset", "capset", ctypes.byref(header), ctypes.byref(data))
 
 
 def become_subreaper() -> None:
@@ -184,7 +196,7 @@ def become_subreaper() -> None:
 
 def landlock_version() -> int:
     """The version of Landlock this kernel offers. Raises OSError when it offers none."""
-    return _syscall(_LANDLOCK_CREATE, "Landlock", None, ctypes.c_size_t(0), ctypes.c_uint(1))
+    return _syscall("landlock_create_ruleset", "Landlock", None, ctypes.c_size_t(0), ctypes.c_uint(1))
 
 
 def restrict_files(readable: list[str], writable: list[str]) -> None:
@@ -196,7 +208,9 @@ def restrict_files(readable: list[str], writable: list[str]) -> None:
     everything = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)) - 1
     attributes = _LandlockRules(everything, 3 if version >= 4 else 0, 3 if version >= LANDLOCK_SCOPES else 0)
     size = 24 if version >= LANDLOCK_SCOPES else 16 if version >= 4 else 8
-    rules = _syscall(_LANDLOCK_CREATE, "Landlock", ctypes.byref(attributes), ctypes.c_size_t(size), ctypes.c_uint(0))
+    rules = _syscall(
+        "landlock_create_ruleset", "Landlock", ctypes.byref(attributes), ctypes.c_size_t(size), ctypes.c_uint(0)
+    )
     try:
         for paths, access in ((readable, _LANDLOCK_READ), (writable, everything)):
             for path in paths:
@@ -204,7 +218,7 @@ def restrict_files(readable: list[str], writable: list[str]) -> None:
                     _allow_below(
                         rules, path, access if os.path.isdir(path) else access & _LANDLOCK_ON_FILES & everything
                     )
-        _syscall(_LANDLOCK_RESTRICT, "landlock_restrict_self", ctypes.c_int(rules), ctypes.c_uint(0))
+        _syscall("landlock_restrict_self", "landlock_restrict_self", ctypes.c_int(rules), ctypes.c_uint(0))
     finally:
         os.close(rules)
 
@@ -214,9 +228,14 @@ def _allow_below(rules: int, path: str, access: int) -> None:
     try:
         rule = _LandlockRule(access, descriptor)
         arguments = (ctypes.c_int(rules), ctypes.c_int(1), ctypes.byref(rule), ctypes.c_uint(0))
-        _syscall(_LANDLOCK_ADD_RULE, f"landlock_add_rule {path}", *arguments)
+        _syscall("landlock_add_rule", f"landlock_add_rule {path}", *arguments)
     finally:
         os.close(descriptor)
+
+
+def close_from(first: int) -> None:
+    """Close every open file from this number on (Linux 5.9)."""
+    _syscall("close_range", "close_range", ctypes.c_uint(first), ctypes.c_uint(0xFFFFFFFF), ctypes.c_uint(0))
 
 
 def install_filter(program: bytes) -> None:

@@ -1,37 +1,43 @@
 """The sandbox as the server sees it: slots, a bounded queue, and `run`, from a request to its result.
 
-Knows how to start the spawner and hand it runs; isolates nothing itself and reads no output but what a supervisor
+Hands runs to the keepers of a backend; isolates nothing itself and reads no output but what a keeper
 sends.
 """
 
 import asyncio
 import contextlib
-import os
-import signal
-import socket
-import subprocess
-import sys
-from pathlib import Path
+import time
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
-from sandbox import wire
-from sandbox.contract import Level, Limits, MissingReason, RunRequest, RunResult, Status
-from sandbox.errors import IsolationRefused, SandboxBusy, SandboxStopping
-from sandbox.settings import SandboxSettings
-from sandbox.supervisor import DEATH_SECONDS, SETUP_SECONDS
-from sandbox.wire import Ending, Hello, Job, Outcome
+from sandbox import judging
+from sandbox.admission import Admission, Ticket
+from sandbox.contract import (
+    MAX_BATCH_COLLECTED_BYTES,
+    MAX_FILE_BYTES,
+    MAX_STDIO_SECONDS,
+    Compilation,
+    JudgeRequest,
+    JudgeResult,
+    Language,
+    Level,
+    Limits,
+    RunRequest,
+    RunResult,
+    Status,
+    StdioTests,
+    TestVerdict,
+)
+from sandbox.errors import IsolationRefused, LanguageUnavailable, SandboxStopping
+from sandbox.languages import PROGRAM_FILE, Toolchain, Toolchains, make_compile_job, make_job, make_program_job
+from sandbox.processes import Backend, Keeper, KeeperLost, Namespaces, check_level
+from sandbox.results import make_compilation, make_result, not_compiled
+from sandbox.settings import BackendName, SandboxSettings
+from sandbox.wire import Ending, Flavour, Job, Outcome, Wish
 
-START_SECONDS = 30.0
-STOP_SECONDS = 20.0
-
-_BOOTSTRAP = """
-import sys
-sys.path.insert(0, sys.argv[1])
-from sandbox.spawner import main
-main(int(sys.argv[2]), weak_parent=sys.argv[3])
-"""
-_STRENGTH = {Level.FULL: 2, Level.FULL_NOCGROUP: 1, Level.WEAK: 0}
+T = TypeVar("T")
 
 _CHECK_NETWORK = """
 import os, socket, sys
@@ -47,7 +53,7 @@ status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 assert int(status["CapEff"], 16) == 0, "capabilities are left"
 assert int(status["NoNewPrivs"]) == 1, "privileges could be gained"
 assert int(status["Seccomp"]) == 2, "no system call filter"
-assert os.getpid() == 2 and os.getuid() == 65534, "not in namespaces of its own"
+assert os.getppid() == 1 and os.getuid() == 65534, "not in namespaces of its own"
 assert not os.access("/", os.W_OK) and os.listdir("/box") == ["main.py"], "not in a root of its own"
 """
 _CHECK_LANDLOCK = """
@@ -63,29 +69,31 @@ for path in ("/etc/passwd", "/proc/self/status"):
 class Runner:
     """Runs code in `settings.slots` slots. Made by `start`; to be closed, which ends what still runs."""
 
-    def __init__(self, settings: SandboxSettings) -> None:
-        self._settings = settings
-        self._free = list(range(settings.slots))
-        self._slots = asyncio.Semaphore(settings.slots)
-        self._num_admitted = 0
-        self._spawner: _Spawner | None = None
-        self._starting = asyncio.Lock()
+    def __init__(self, settings: SandboxSettings, backend: Backend) -> None:
+        self._backend = backend
+        self._admission = Admission(settings.slots, settings.queue_limit)
+        self._slots = [_Slot(number) for number in range(settings.slots)]
         self._closed = False
-        self.level = Level.FULL
         self.python_version = ""
+        self.num_replaced = 0
+        self.num_retried = 0
 
     @classmethod
     async def start(cls, settings: SandboxSettings) -> Self:
-        """Start the spawner and prove with one run that it isolates. Raises IsolationRefused."""
-        runner = cls(settings)
+        """Start the backend and the zygotes, and prove with one run that they isolate. Raises IsolationRefused."""
+        runner = cls(settings, await _start_backend(settings))
         try:
-            await runner._start_spawner()
+            check_level(runner.level, settings.minimum_level)
             code = _CHECK_NETWORK + (_CHECK_LANDLOCK if runner.level == Level.WEAK else _CHECK_NAMESPACES)
             result = await runner.run(RunRequest(code=code, limits=Limits(wall_seconds=30, cpu_seconds=10)))
             if result.status != Status.OK:
                 raise IsolationRefused(
                     f"the first run failed its checks: {result.reason}\n{result.stderr.strip()}".rstrip()
                 )
+            await asyncio.gather(*(runner._find_keeper(slot, Flavour.LEAN) for slot in runner._slots))
+        except KeeperLost as error:
+            await runner.close()
+            raise IsolationRefused(str(error)) from error
         except BaseException:
             await runner.close()
             raise
@@ -101,209 +109,245 @@ class Runner:
         await self.close()
 
     @property
+    def level(self) -> Level:
+        """How well runs are isolated."""
+        return self._backend.level
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a run that needs a new keeper gets one at once."""
+        return self._backend.is_ready
+
+    @property
+    def toolchains(self) -> Toolchains:
+        """What can be run."""
+        return self._backend.toolchains
+
+    @property
     def num_running(self) -> int:
-        return self._settings.slots - len(self._free)
+        return self._admission.num_running
 
     @property
     def num_waiting(self) -> int:
-        return self._num_admitted - self.num_running
+        return self._admission.num_waiting
 
-    async def run(self, request: RunRequest) -> RunResult:
+    async def run(self, request: RunRequest, caller: str = "") -> RunResult:
         """Run one program and say how it ended. Cancelling ends the run, with every process it started.
 
-        Raises SandboxBusy when the queue is full, SandboxStopping after `close`.
+        Raises SandboxBusy when the queue is full, LanguageUnavailable, SandboxStopping after `close`.
         """
-        (result,) = await self.run_batch((request,))
+        (result,) = await self.run_batch((request,), caller)
         return result
 
-    async def run_batch(self, requests: tuple[RunRequest, ...]) -> tuple[RunResult, ...]:
-        """Run several side by side, results in their order. All are admitted or none. Raises what `run` does."""
-        room = self._settings.slots + self._settings.queue_limit - self._num_admitted
-        if len(requests) > room:
-            raise SandboxBusy(f"{self._num_admitted} runs are running or waiting; ask again after a moment")
+    async def run_batch(self, requests: tuple[RunRequest, ...], caller: str = "") -> tuple[RunResult, ...]:
+        """Run several side by side, results in their order. All are admitted or none. Raises what `run` does,
+        and BatchTooLarge."""
+        chosen = [self._choose(request.language) for request in requests]
+        num_collecting = sum(bool(request.collect) for request in requests)
+        collect_bytes = min(MAX_FILE_BYTES, MAX_BATCH_COLLECTED_BYTES // max(1, num_collecting))
+        with self._admitted(caller, len(requests)) as tickets:
+            works = zip(requests, chosen, tickets, strict=True)
+            return await _gather([self._run_one(*each, collect_bytes) for each in works])
+
+    async def judge(self, request: JudgeRequest, caller: str = "") -> JudgeResult:
+        """Judge a solution by its tests. Takes one slot. Raises what `run` does."""
+        tools = self._choose(request.language)
+        with self._admitted(caller, 1) as (ticket,):
+            async with self._slot(ticket) as slot:
+                if isinstance(request.tests, StdioTests):
+                    return await self._judge_stdio(slot, request, request.tests, tools)
+                sittings = judging.Sittings(request, tools, self.level)
+                while (job := sittings.next_job()) is not None:
+                    sittings.take(await self._occupy(slot, tools.flavour, job))
+                return sittings.result()
+
+    async def _judge_stdio(
+        self, slot: "_Slot", request: JudgeRequest, tests: StdioTests, tools: Toolchain
+    ) -> JudgeResult:
+        verdicts: list[TestVerdict] = []
+        runs: list[RunResult] = []
+        program = await self._compile(
+            slot, RunRequest(code=request.solution, language=request.language, limits=request.limits), tools
+        )
+        if isinstance(program, RunResult):
+            return judging.join_stdio([], [program], self.level, program.compilation)
+        end = time.monotonic() + MAX_STDIO_SECONDS
+        for number, case in enumerate(tests.cases):
+            if time.monotonic() >= end:
+                verdicts.append(judging.judge_too_late(number))
+                continue
+            limits = judging.stdio_limits(request.limits, case.stdout)
+            one = RunRequest(code=request.solution, language=request.language, stdin=case.stdin, limits=limits)
+            runs.append(await self._run_program(slot, one, tools, program))
+            verdicts.append(judging.judge_stdio(number, case, runs[-1]))
+        compilation = program.compilation if program is not None else None
+        return judging.join_stdio(verdicts, runs, self.level, compilation)
+
+    def _choose(self, language: Language) -> Toolchain:
+        toolchain = self.toolchains.available.get(language)
+        if toolchain is None:
+            raise LanguageUnavailable(f"{language}: {self.toolchains.missing[language]}")
+        return toolchain
+
+    @contextlib.contextmanager
+    def _admitted(self, caller: str, num_runs: int) -> Iterator[list[Ticket]]:
+        """Tickets for so many runs, to be used until the end of the block. Raises SandboxBusy, SandboxStopping."""
         if self._closed:
             raise SandboxStopping("the sandbox is stopping")
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._run_in_slot(request)) for request in requests]
-            for task in tasks:
-                self._num_admitted += 1
-                task.add_done_callback(self._leave)
-        return tuple(task.result() for task in tasks)
+        tickets = self._admission.admit(caller, num_runs)
+        try:
+            yield tickets
+        finally:
+            for ticket in tickets:
+                self._admission.give_back(ticket)
 
-    def _leave(self, _: asyncio.Task[RunResult]) -> None:
-        self._num_admitted -= 1
+    async def _run_one(self, request: RunRequest, tools: Toolchain, ticket: Ticket, collect_bytes: int) -> RunResult:
+        async with self._slot(ticket) as slot:
+            program = await self._compile(slot, request, tools)
+            if isinstance(program, RunResult):
+                return program
+            return await self._run_program(slot, request, tools, program, collect_bytes)
 
-    async def _run_in_slot(self, request: RunRequest) -> RunResult:
-        async with self._slots:
-            slot = self._free.pop()
-            try:
-                outcome = await self._ask_supervisor(_job(request, slot))
-            finally:
-                self._free.append(slot)
-        return _result(outcome, request.limits, self.level)
+    async def _compile(self, slot: "_Slot", request: RunRequest, tools: Toolchain) -> "_Program | RunResult | None":
+        """What the compiler made, or the result when it made nothing; None for a language without one."""
+        if not tools.compile_argv:
+            return None
+        compiled = await self._occupy(slot, tools.flavour, make_compile_job(request, tools))
+        compilation = make_compilation(compiled, request.limits.compile_seconds)
+        program = (compiled.files or {}).get(PROGRAM_FILE)
+        if compilation.status == Status.OK and program is None:
+            reason = f"made no program, or one above {MAX_FILE_BYTES >> 20} MiB"
+            compilation = compilation.model_copy(update={"status": Status.NOT_COMPILED, "reason": reason})
+        if program is None or compilation.status != Status.OK:
+            return not_compiled(compilation, self.level)
+        return _Program(program, compilation)
+
+    async def _run_program(
+        self,
+        slot: "_Slot",
+        request: RunRequest,
+        tools: Toolchain,
+        program: "_Program | None",
+        collect_bytes: int = MAX_FILE_BYTES,
+    ) -> RunResult:
+        job = make_job(request, tools) if program is None else make_program_job(request, tools, program.content)
+        outcome = await self._occupy(slot, tools.flavour, replace(job, collect_bytes=collect_bytes))
+        compilation = program.compilation if program is not None else None
+        return make_result(outcome, request.limits, self.level, compilation)
+
+    @contextlib.asynccontextmanager
+    async def _slot(self, ticket: Ticket) -> "AsyncIterator[_Slot]":
+        """A slot that is this caller's until the end of the block, and of the run that may still be dying in it."""
+        slot = self._slots[await self._admission.acquire(ticket)]
+        try:
+            yield slot
+        finally:
+            if slot.work is None or slot.work.done():
+                self._admission.release(slot.number)
+            else:
+                slot.work.add_done_callback(lambda _: self._admission.release(slot.number))
+
+    async def _occupy(self, slot: "_Slot", flavour: Flavour, job: Job) -> Outcome:
+        """Have a job run in the slot. Cancelling ends the run; the slot is free again when it is dead."""
+        slot.is_cancelled = False
+        slot.work = asyncio.create_task(self._run_and_retry(slot, flavour, job))
+        try:
+            return await asyncio.shield(slot.work)
+        except asyncio.CancelledError:
+            slot.cancel()
+            raise
+
+    async def _run_and_retry(self, slot: "_Slot", flavour: Flavour, job: Job) -> Outcome:
+        """Run a job; when the sandbox fails, once more in a new zygote."""
+        outcome = await self._try(slot, flavour, job)
+        if outcome.ending == Ending.FAULT and not (slot.is_cancelled or self._closed):
+            self.num_retried += 1
+            outcome = await self._try(slot, flavour, job)
+        return outcome
+
+    async def _try(self, slot: "_Slot", flavour: Flavour, job: Job) -> Outcome:
+        try:
+            keeper = await self._find_keeper(slot, flavour)
+            outcome = Outcome(Ending.CANCELLED)
+            if not slot.is_cancelled:
+                outcome = await keeper.ask(job)
+        except (KeeperLost, IsolationRefused, OSError) as error:
+            outcome = Outcome(Ending.FAULT, fault=str(error))
+        if outcome.ending == Ending.FAULT:
+            slot.drop(flavour)
+        return outcome
+
+    async def _find_keeper(self, slot: "_Slot", flavour: Flavour) -> Keeper:
+        """The slot's keeper with this flavour; a new one where there is none or it has ended. Raises KeeperLost,
+        OSError, IsolationRefused."""
+        keeper = slot.keepers.get(flavour)
+        if keeper is not None and not keeper.has_ended:
+            return keeper
+        slot.drop(flavour)
+        slot.keepers[flavour] = await self._backend.open(Wish(slot.number, flavour))
+        if flavour in slot.had:
+            self.num_replaced += 1
+        slot.had.add(flavour)
+        return slot.keepers[flavour]
 
     async def close(self) -> None:
-        """End every run, then the spawner, which cleans up after them."""
+        """End every run, then the backend, which cleans up after them."""
         self._closed = True
-        if self._spawner is not None:
-            await asyncio.to_thread(self._spawner.stop)
-
-    async def _start_spawner(self) -> None:
-        self._spawner, hello = await asyncio.to_thread(_Spawner.start, self._settings)
-        if hello.level is None:
-            advice = "Allow unprivileged user namespaces, or accept the level `weak` by name"
-            raise IsolationRefused(f"cannot isolate: {hello.problem}. {advice}")
-        self.level = Level(hello.level)
-        minimum = self._settings.minimum_level
-        if _STRENGTH[self.level] < _STRENGTH[minimum]:
-            raise IsolationRefused(f"this machine allows the level {self.level}, the settings ask for {minimum}")
-
-    async def _ask_supervisor(self, job: Job) -> Outcome:
-        try:
-            connection = await self._connect()
-        except (OSError, IsolationRefused) as error:
-            return Outcome(Ending.FAULT, fault=f"the spawner is gone: {error}")
-        reader, writer = await asyncio.open_unix_connection(sock=connection)
-        try:
-            async with asyncio.timeout(SETUP_SECONDS + job.wall_seconds + 3 * DEATH_SECONDS):
-                writer.write(wire.pack(job))
-                await writer.drain()
-                (length,) = wire.HEADER.unpack(await reader.readexactly(wire.HEADER.size))
-                return wire.unpack_outcome(await reader.readexactly(length))
-        except TimeoutError:
-            return Outcome(Ending.FAULT, fault="the run's supervisor did not answer in time")
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return Outcome(Ending.FAULT, fault="the run's supervisor ended without an answer")
-        finally:
-            writer.close()
-
-    async def _connect(self) -> socket.socket:
-        """A connection to a new supervisor. Starts another spawner, once, when the last one has died."""
-        spawner = self._spawner
-        assert spawner is not None
-        try:
-            return spawner.connect()
-        except (BrokenPipeError, ConnectionResetError):
-            async with self._starting:
-                if self._spawner is spawner:
-                    await asyncio.to_thread(spawner.stop)
-                    await self._start_spawner()
-                assert self._spawner is not None
-                return self._spawner.connect()
+        for slot in self._slots:
+            slot.close()
+        await self._backend.close()
 
 
-class _Spawner:
-    """The spawner's process and our end of its socket."""
-
-    def __init__(self, process: subprocess.Popen[bytes], control: socket.socket) -> None:
-        self._process = process
-        self._control = control
-
-    @classmethod
-    def start(cls, settings: SandboxSettings) -> "tuple[_Spawner, Hello]":
-        """Start it and wait for its first words. Raises OSError, IsolationRefused."""
-        if sys.platform != "linux":
-            raise IsolationRefused(f"runs are isolated by Linux; this is {sys.platform}")
-        control, other_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        interpreter = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
-        weak_folder = str(settings.data_dir.resolve()) if settings.minimum_level == Level.WEAK else ""
-        package_parent = str(Path(__file__).resolve().parent.parent)
-        with other_end:
-            process = subprocess.Popen(
-                [interpreter, "-I", "-S", "-B", "-c", _BOOTSTRAP, package_parent, str(other_end.fileno()), weak_folder],
-                pass_fds=[other_end.fileno()],
-                env={"PATH": os.defpath, "LANG": "C.UTF-8"},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                start_new_session=True,  # a Ctrl-C is for the server, which then stops the spawner
-            )
-        spawner = cls(process, control)
-        control.settimeout(START_SECONDS)
-        try:
-            hello = wire.receive(control, wire.unpack_hello)
-        except (EOFError, OSError) as error:
-            spawner.stop()
-            raise IsolationRefused(f"the spawner ended at its start: {error}") from error
-        return spawner, hello
-
-    def connect(self) -> socket.socket:
-        """Have a supervisor forked; gives the connection to it. Raises OSError when the spawner is gone."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with theirs:
-            try:
-                socket.send_fds(self._control, [b"r"], [theirs.fileno()])
-            except OSError:
-                ours.close()
-                raise
-        return ours
-
-    def stop(self) -> None:
-        """Close its socket and wait until it, and every run, is gone."""
-        self._control.close()
-        try:
-            self._process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+async def _start_backend(settings: SandboxSettings) -> Backend:
+    """Raises IsolationRefused, OSError."""
+    if settings.backend == BackendName.NAMESPACES:
+        return await Namespaces.start(settings)
+    try:
+        from sandbox.docker_backend import DockerEngine  # the library is an extra
+    except ImportError as error:
+        raise IsolationRefused(f"the backend docker needs Docker's library, the extra `docker`: {error}") from error
+    return await DockerEngine.start(settings.docker_image)
 
 
-def _job(request: RunRequest, slot: int) -> Job:
-    limits = request.limits
-    return Job(
-        slot=slot,
-        code=request.code,
-        stdin=request.stdin,
-        files=dict(request.files),
-        collect=request.collect,
-        wall_seconds=limits.wall_seconds,
-        cpu_seconds=limits.cpu_seconds,
-        memory_bytes=limits.memory_bytes,
-        output_bytes=limits.output_bytes,
-        processes=limits.processes,
-    )
+async def _gather(works: list[Coroutine[None, None, T]]) -> tuple[T, ...]:
+    """Await all of them; when one raises, or this is cancelled, the others are cancelled."""
+    if len(works) == 1:
+        return (await works[0],)
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(work) for work in works]
+    return tuple(task.result() for task in tasks)
 
 
-def _result(outcome: Outcome, limits: Limits, level: Level) -> RunResult:
-    status, reason = _judge(outcome, limits)
-    return RunResult(
-        status=status,
-        reason=reason,
-        exit_code=outcome.exit_code,
-        signal=outcome.signal,
-        stdout=outcome.stdout.decode(errors="replace"),
-        stderr=outcome.stderr.decode(errors="replace"),
-        stdout_truncated=outcome.stdout_truncated,
-        stderr_truncated=outcome.stderr_truncated,
-        wall_seconds=outcome.wall_seconds,
-        cpu_seconds=outcome.cpu_seconds,
-        peak_memory_bytes=outcome.peak_memory_bytes,
-        files=outcome.files or {},
-        files_missing={path: MissingReason(reason) for path, reason in (outcome.files_missing or {}).items()},
-        isolation=level,
-    )
+@dataclass(frozen=True)
+class _Program:
+    """What a compiler made, and what it said."""
+
+    content: bytes
+    compilation: Compilation
 
 
-def _judge(outcome: Outcome, limits: Limits) -> tuple[Status, str]:
-    match outcome.ending:
-        case Ending.EXITED if outcome.exit_code == 0:
-            return Status.OK, "ended with exit code 0"
-        case Ending.EXITED:
-            return Status.FAILED, f"ended with exit code {outcome.exit_code}"
-        case Ending.SIGNALLED:
-            return Status.KILLED, f"ended by signal {outcome.signal} ({_signal_name(outcome.signal or 0)})"
-        case Ending.WALL:
-            return Status.TIMEOUT, f"still running after {limits.wall_seconds:g} s"
-        case Ending.CPU:
-            return Status.TIMEOUT, f"used more than {limits.cpu_seconds:g} s of processor time"
-        case Ending.MEMORY:
-            return Status.MEMORY, f"used more than {limits.memory_bytes / (1 << 20):g} MiB of memory"
-        case Ending.OUTPUT:
-            return Status.OUTPUT, f"wrote far more than the {limits.output_bytes} bytes that are kept of an output"
-        case Ending.FAULT:
-            return Status.SANDBOX_ERROR, f"the sandbox failed, not the code: {outcome.fault}"
+class _Slot:
+    """Where one run at a time takes place: a keeper for each flavour it was asked for."""
 
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.keepers: dict[Flavour, Keeper] = {}
+        self.had: set[Flavour] = set()
+        self.work: asyncio.Task[Outcome] | None = None
+        self.is_cancelled = False
 
-def _signal_name(number: int) -> str:
-    with contextlib.suppress(ValueError):
-        return signal.Signals(number).name
-    return "a real-time signal"
+    def cancel(self) -> None:
+        """End what runs here, with its processes."""
+        self.is_cancelled = True
+        for keeper in self.keepers.values():
+            keeper.cancel()
+
+    def drop(self, flavour: Flavour) -> None:
+        """Let go of a keeper, which then ends, if it has not."""
+        keeper = self.keepers.pop(flavour, None)
+        if keeper is not None:
+            keeper.close()
+
+    def close(self) -> None:
+        for flavour in tuple(self.keepers):
+            self.drop(flavour)

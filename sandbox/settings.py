@@ -2,11 +2,21 @@
 
 import os
 import tempfile
+from enum import StrEnum
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from sandbox.contract import Level
+
+
+class BackendName(StrEnum):
+    """What runs are isolated by."""
+
+    NAMESPACES = "namespaces"
+    """This process's own means."""
+    DOCKER = "docker"
+    """An engine, for machines that forbid namespaces."""
 
 
 def _two_per_core() -> int:
@@ -22,7 +32,10 @@ class SandboxSettings(BaseModel):
     """Runs that may wait for a slot; the next one is answered 429."""
     minimum_level: Level = Level.FULL_NOCGROUP
     """The weakest isolation to accept. `weak` must be asked for by name."""
+    backend: BackendName = BackendName.NAMESPACES
+    docker_image: str = "python:3.11-slim"
+    """For the backend `docker`: what is in its containers. It needs python3; what else it has, runs can use."""
     data_dir: Path = Path(tempfile.gettempdir())
     """Where the level `weak` makes the folders of its runs; the other levels write nothing to disk."""
     api_key: SecretStr | None = None
-    """When set, every call but /healthz must carry it as `Authorization: Bearer`."""
+    """When set, every call but /healthz and /v1/ping must carry it as `Authorization: Bearer`."""

@@ -1,9 +1,8 @@
-"""The process that starts runs: builds the read-only root once, then forks one supervisor for each connection the
-server hands it.
+"""The process that starts slots: builds the read-only root once, then forks one keeper for each connection the server
+hands it.
 
-It has one thread and reads no job, so nothing of one run can be left in it for the next. When the server ends, however
-it ends, the spawner sees its socket close, waits for the supervisors (whose connections closed too) and removes the
-cgroups. Run as `python -I -S`; only the standard library.
+It has one thread and reads no job. When the server ends, however it ends, the spawner sees its socket close, waits for
+the keepers (whose connections closed too) and removes the cgroups. Run as `python -I -S`; only the standard library.
 """
 
 import contextlib
@@ -12,28 +11,34 @@ import signal
 import socket
 import sys
 import time
+from pathlib import Path
 
-from sandbox import isolation, kernel, seccomp, weak
+from sandbox import isolation, kernel, seccomp, weak, wire, zygote
 from sandbox.cgroups import Place
-from sandbox.isolation import Interpreter
-from sandbox.supervisor import Setup, supervise
-from sandbox.wire import Hello, pack
+from sandbox.keeper import keep
+from sandbox.launch import Setup
+from sandbox.root import Interpreter, enter_root
+from sandbox.wire import Hello, pack_packet, unpack_wish
 
 FAREWELL_SECONDS = 15.0
+_BURIAL_SECONDS = 0.2
+"""Between two looks whether the zygotes of a keeper that was killed are dead too."""
 
 
-def main(descriptor: int, weak_parent: str) -> None:
+def main(descriptor: int, weak_parent: str, packages: tuple[str, ...]) -> None:
     """Serve the server at the other end of this socket until it closes.
 
-    `weak_parent` is where runs may get folders at the level `weak`, empty when that level is not accepted.
+    `weak_parent` is where runs may get folders at the level `weak`, empty when that level is not accepted; `packages`
+    are the folders that the flavour `numpy` imports.
     """
     server = socket.socket(fileno=descriptor)
     server.set_inheritable(False)
     is_root = os.getuid() == 0
     interpreter = Interpreter.of_this_process()
-    problem = _try_namespaces(interpreter, is_root=is_root)
+    program = _read_program()
+    problem = _try_namespaces(interpreter, packages, is_root=is_root)
     if problem and not (weak_parent and _has_landlock()):
-        server.sendall(pack(Hello(None, problem)))
+        server.sendall(pack_packet(Hello(None, problem)))
         return
     with contextlib.ExitStack() as stack:
         place = Place.find()
@@ -45,20 +50,27 @@ def main(descriptor: int, weak_parent: str) -> None:
             stack.callback(weak.remove_folder, weak_folder)
             level = "weak"
         else:
-            _enter_namespaces(interpreter, is_root=is_root)
+            _enter_namespaces(interpreter, packages, is_root=is_root, has_cgroup=place is not None)
             level = "full" if place else "full-nocgroup"
-        server.sendall(pack(Hello(level, problem)))
-        _serve(server, Setup(interpreter, is_root, place, weak_folder))
+        server.sendall(pack_packet(Hello(level, problem)))
+        _serve(server, Setup(interpreter, program, packages, is_root, place, weak_folder))
         _await_children()
 
 
-def _enter_namespaces(interpreter: Interpreter, *, is_root: bool) -> None:
+def _read_program() -> dict[str, bytes]:
+    """The zygote's program, before the host's files are out of reach."""
+    here = Path(__file__).parent
+    modules = {f"sandbox/{name}.py": (here / f"{name}.py").read_bytes() for name in zygote.PROGRAM}
+    return {"main.py": (here / "zygote.py").read_bytes(), **modules}
+
+
+def _enter_namespaces(interpreter: Interpreter, packages: tuple[str, ...], *, is_root: bool, has_cgroup: bool) -> None:
     if not is_root:
         isolation.become_root_of_own_namespace()
-    isolation.enter_root(interpreter)
+    enter_root(interpreter, packages, has_cgroup=has_cgroup)
 
 
-def _try_namespaces(interpreter: Interpreter, *, is_root: bool) -> str:
+def _try_namespaces(interpreter: Interpreter, packages: tuple[str, ...], *, is_root: bool) -> str:
     """Why this machine does not allow the isolation, or nothing. Tried in a child: half of it could not be undone."""
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
@@ -66,7 +78,7 @@ def _try_namespaces(interpreter: Interpreter, *, is_root: bool) -> str:
         problem = "unexpected"
         try:
             seccomp.assemble(kernel.MACHINE)
-            _enter_namespaces(interpreter, is_root=is_root)
+            _enter_namespaces(interpreter, packages, is_root=is_root, has_cgroup=False)
             problem = ""
         except OSError as error:
             problem = f"{error.filename or ''} {error.strerror or error}".strip()
@@ -88,30 +100,40 @@ def _has_landlock() -> bool:
 
 
 def _serve(server: socket.socket, setup: Setup) -> None:
+    dead: list[int] = []
     while True:
-        message, descriptors, _, _ = socket.recv_fds(server, 1, 1)
+        dead += _reap()
+        if setup.place is not None:
+            dead = [keeper for keeper in dead if not setup.place.remove_groups(keeper)]
+        server.settimeout(_BURIAL_SECONDS if setup.place is not None and dead else None)
+        try:
+            message, descriptors, _, _ = socket.recv_fds(server, wire.MAX_PACKET_BYTES, 1)
+        except TimeoutError:
+            continue
         if not message:
             return
         (connection,) = descriptors
         os.set_inheritable(connection, False)  # a received descriptor would outlive an exec
-        _reap()
         if os.fork() == 0:
             try:
                 server.close()
                 kernel.die_with_parent(signal.SIGKILL)
-                supervise(socket.socket(fileno=connection), setup)
+                keep(socket.socket(fileno=connection), setup, unpack_wish(message))
             except Exception as error:  # noqa: BLE001 -- its last words; the server sees the connection close
-                sys.stderr.write(f"sandbox supervisor: {type(error).__name__}: {error}\n")
+                sys.stderr.write(f"sandbox keeper: {type(error).__name__}: {error}\n")
                 sys.stderr.flush()
             finally:
                 os._exit(0)
         os.close(connection)
 
 
-def _reap() -> None:
+def _reap() -> list[int]:
+    """Bury the keepers that have ended; gives their numbers."""
+    dead = []
     with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
+        while pid := os.waitpid(-1, os.WNOHANG)[0]:
+            dead.append(pid)
+    return dead
 
 
 def _await_children() -> None:

@@ -2,22 +2,23 @@
 less by name.
 
 What holds: files of the host can be neither read nor written except the system's libraries, the Python and the run's
-folder; no sockets; no signals to the server; limits for each process; time, output and memory of the whole run are
-measured and enforced. What does not: a run's folder is an ordinary folder of the host, its size bounded only file by
-file; the host's process numbers can be guessed; if its supervisor is killed, processes that the code had forked may
+folder, nor can modes, owners and times be changed by path; no sockets; no signals to the server; limits for each
+process; time, output and memory of the whole run are measured and enforced. What does not: a run's folder is an
+ordinary folder of the host, its size bounded only file by file; whether a file of the host exists, and its size, can be
+learned; the host's process numbers can be guessed; if its keeper is killed, processes that the code had forked may
 outlive it. Only the standard library; loads under `python -S`.
 """
 
 import contextlib
 import os
-import shutil
 import signal
 import stat
+import sys
 import time
+from collections import deque
+from dataclasses import dataclass
 
-from sandbox import isolation, kernel, seccomp
-from sandbox.isolation import DEVICES, ENVIRONMENT, SYSTEM, SYSTEM_FILES, Interpreter
-from sandbox.wire import Job
+from sandbox import isolation, kernel
 
 _FOLDER_PREFIX = "preceptor-weak-"
 
@@ -38,14 +39,15 @@ def make_folder(parent: str) -> str:
 
 
 def remove_folder(path: str) -> None:
-    """Remove the folder of all runs, with what a killed supervisor left in it."""
+    """Remove the folder of all runs, with what a killed keeper left in it."""
     for entry in os.scandir(path):
         remove_box(entry.path)
-    os.rmdir(path)
+    with contextlib.suppress(OSError):  # something could not be removed, which has been told
+        os.rmdir(path)
 
 
 def make_box(folder: str, owner: int | None) -> str:
-    """A new folder for one run, named by this process."""
+    """A new folder for one run or zygote, named by this process."""
     path = f"{folder}/preceptor-run-{os.getpid()}-{time.monotonic_ns()}"
     os.mkdir(path, 0o700)
     if owner is not None:
@@ -54,38 +56,95 @@ def make_box(folder: str, owner: int | None) -> str:
 
 
 def remove_box(path: str) -> None:
-    """Remove the folder whatever its modes; every process of the run is dead."""
+    """Remove the folder whatever is in it, however deep; every process of the run is dead. What cannot be removed
+    stays, and is told on standard error."""
     os.chmod(path, 0o700)
-    for parent, folders, _ in os.walk(path):
-        for folder in folders:
-            if stat.S_ISDIR(os.lstat(f"{parent}/{folder}").st_mode):
-                os.chmod(f"{parent}/{folder}", 0o700)
-    shutil.rmtree(path)
+    top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        num_left = _empty(top)
+    finally:
+        os.close(top)
+    if num_left:
+        sys.stderr.write(f"sandbox: {num_left} files or folders in {path} could not be removed\n")
+        sys.stderr.flush()
+    else:
+        os.rmdir(path)
 
 
-def enter(job: Job, box: str, drop_to_uid: int | None) -> int:
-    """Prepare the process that starts and measures the run: folder, user, capabilities. Gives an open /proc."""
-    kernel.become_subreaper()
-    os.chdir(box)
+def _empty(top: int) -> int:
+    """Empty an open folder; gives how many entries are left. Folders found deeper are moved up into it and emptied in
+    their turn, so that neither the stack, nor the open files, nor the length of a path grows with the depth."""
+    contents = _sort_out(top)
+    num_left, num_moved, folders = contents.num_left, 0, deque(contents.folders)
+    mark = os.urandom(8).hex()  # so that the code cannot have taken a name before
+    while folders:
+        name = folders.popleft()
+        try:
+            os.chmod(name, 0o700, dir_fd=top)  # no link: it was seen to be a folder
+            folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
+        except OSError:
+            num_left += 1
+            continue
+        try:
+            inner = _sort_out(folder)
+            num_left += inner.num_left
+            for each in inner.folders:
+                new_name = f"{mark}-{num_moved}"
+                num_moved += 1
+                try:
+                    os.chmod(each, 0o700, dir_fd=folder)  # its own `..` is rewritten
+                    os.rename(each, new_name, src_dir_fd=folder, dst_dir_fd=top)
+                    folders.append(new_name)
+                except OSError:
+                    num_left += 1
+        finally:
+            os.close(folder)
+        with contextlib.suppress(OSError):  # then it is not empty, and what is in it is counted
+            os.rmdir(name, dir_fd=top)
+    return num_left
+
+
+@dataclass(frozen=True)
+class _Contents:
+    folders: list[str]
+    num_left: int
+
+
+def _sort_out(folder: int) -> _Contents:
+    """Remove all files of an open folder; gives its folders, and how many files are left."""
+    folders, num_left = [], 0
+    with os.scandir(folder) as entries:
+        names = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    for name, is_folder in names:
+        if is_folder:
+            folders.append(name)
+            continue
+        try:
+            os.unlink(name, dir_fd=folder)
+        except OSError:
+            num_left += 1
+    return _Contents(folders, num_left)
+
+
+def enter_slot(folder: str, drop_to_uid: int | None, program: dict[str, bytes]) -> int:
+    """Make this process ready to be a zygote, with its program in this folder; gives an open /proc."""
+    os.chdir(folder)
     if drop_to_uid is not None:
-        os.setgroups([])
-        os.setresgid(drop_to_uid, drop_to_uid, drop_to_uid)
-        os.setresuid(drop_to_uid, drop_to_uid, drop_to_uid)
-    kernel.die_with_parent(signal.SIGKILL)
-    isolation.write_files(job)
+        isolation.drop_to(drop_to_uid)
+    isolation.write_files(program)
     kernel.drop_capabilities()
-    kernel.set_dumpable(False)
     return os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
-def fence(box: str, interpreter: Interpreter) -> dict[str, str]:
-    """Close off this process, about to become the code; gives the environment to start it with."""
-    kernel.die_with_parent(signal.SIGKILL)
-    devices = [f"/dev/{name}" for name in DEVICES]
-    kernel.restrict_files([*SYSTEM, *SYSTEM_FILES, *interpreter.paths()], [box, *devices])
-    signals_stay_inside = kernel.landlock_version() >= kernel.LANDLOCK_SCOPES
-    kernel.install_filter(seccomp.assemble(kernel.MACHINE, signals=signals_stay_inside))
-    return ENVIRONMENT | {"HOME": box, "TMPDIR": box}
+def fence(box: str, readable: tuple[str, ...], *, has_cgroup: bool) -> None:
+    """Close off this process, about to become the code, but for its folder and what it may read."""
+    devices = [f"/dev/{name}" for name in isolation.devices(has_cgroup=has_cgroup)]
+    kernel.restrict_files(list(readable), [box, *devices])
+
+
+def keeps_signals_inside() -> bool:
+    """Whether Landlock keeps signals from reaching processes outside; if not, the filter has to deny them all."""
+    return kernel.landlock_version() >= kernel.LANDLOCK_SCOPES
 
 
 def count_processes_of_user() -> int:

@@ -1,8 +1,14 @@
-"""What the server and a run's supervisor say to each other: one job, then one outcome, each a length and a JSON text
-over a socket.
+"""What the processes of the sandbox say to each other, besides files they pass open.
 
-Beside `contract`, not part of it: the supervisor runs on the bare standard library (`python -I -S`) and could not load
-pydantic.
+Server to spawner: a `Wish` for a keeper, one packet, with the connection that the keeper gets. Server to keeper: a
+`Job`, back a `Hello` and an `Outcome` a job, each a length and a JSON text. Keeper to zygote: an `Order`, one packet,
+with the files of the run; back a `Report`. Nothing that code or its caller wrote is in an Order.
+
+Server to a container: its program, a `Terms` and a `Job`, each a length and a JSON text; then, for a solution or its
+tests, what the other one says, in pieces, an empty one when it has ended. Back such pieces, and an `Outcome`, each with
+a letter before it.
+
+Beside `contract`, not part of it: keepers and zygotes run on the bare standard library and could not load pydantic.
 """
 
 import base64
@@ -10,15 +16,24 @@ import json
 import socket
 import struct
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 HEADER = struct.Struct(">I")
 MAX_FRAME_BYTES = 256 << 20
-"""Above the largest job there can be: code and stdin whose every character JSON escapes, and files as base64."""
+"""Above the largest job there can be: code and stdin as base64, and files too."""
+MAX_PACKET_BYTES = 16 << 10
+CANCEL = HEADER.pack(0)
+"""Instead of a job: end the run that is going on. Its outcome is still sent."""
+PIECE_BYTES = 1 << 16
+"""At most, of what is passed on from one container to another."""
+LETTER = struct.Struct(">cI")
+CHANNEL_LETTER = b"c"
+OUTCOME_LETTER = b"o"
+_FILE_HEADER = struct.Struct(">HI")
 
 
 class Ending(StrEnum):
@@ -28,15 +43,45 @@ class Ending(StrEnum):
     CPU = "cpu"
     MEMORY = "memory"
     OUTPUT = "output"
+    CANCELLED = "cancelled"
     FAULT = "fault"
     """The sandbox failed before, beside or after the code; `fault` says how."""
 
 
+class Flavour(StrEnum):
+    """What a zygote has loaded when it forks."""
+
+    LEAN = "lean"
+    NUMPY = "numpy"
+
+
+class Role(StrEnum):
+    """What a fork of a zygote does with its main file."""
+
+    CODE = "code"
+    """Runs it."""
+    SOLUTION = "solution"
+    """Loads it, and answers the questions of tests that come over a channel."""
+    TESTS = "tests"
+    """Judges the solution at the other end of the channel by these tests."""
+    LIVE_TESTS = "live tests"
+    """Judges the solution that lies beside it, in one process with it."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """The server wants a keeper for this slot."""
+
+    slot: int
+    flavour: Flavour
+
+
 @dataclass(frozen=True)
 class Job:
-    slot: int
-    code: str
-    stdin: str
+    """One run. The code is written to `main_file` and run by the zygote itself, or by `argv` where there is one."""
+
+    code: bytes
+    stdin: bytes
     files: dict[str, bytes]
     collect: tuple[str, ...]
     wall_seconds: float
@@ -44,6 +89,15 @@ class Job:
     memory_bytes: int
     output_bytes: int
     processes: int
+    main_file: str = "main.py"
+    argv: tuple[str, ...] = ()
+    bounds_addresses: bool = True
+    """Without a cgroup memory is bounded by address space as well; not for programs that map far more than they use."""
+    collect_bytes: int = 8 << 20
+    """Of all files of `collect` together."""
+    role: Role = Role.CODE
+    partner: "Job | None" = None
+    """Runs at the same time, at the other end of a channel; is ended when this job ends."""
 
 
 @dataclass(frozen=True)
@@ -61,26 +115,97 @@ class Outcome:
     files: dict[str, bytes] | None = None
     files_missing: dict[str, str] | None = None
     fault: str = ""
+    partner: "Outcome | None" = None
+    """Of the job's partner."""
 
 
 @dataclass(frozen=True)
 class Hello:
-    """The spawner's first words: how it isolates, or why it will not."""
+    """The spawner's first words, and a keeper's: how it isolates, or why it will not."""
 
     level: str | None
     problem: str
 
 
-def _to_json(value: object) -> str:
+@dataclass(frozen=True)
+class Terms:
+    """What a zygote has to know once."""
+
+    flavour: Flavour
+    has_cgroup: bool
+    """The kernel counts and bounds the memory of each run."""
+    has_processor_counter: bool
+    """The kernel counts its processor time too, and the keeper looks at that."""
+    readable: tuple[str, ...]
+    """At the level `weak` what Landlock lets runs read; empty at the others."""
+    in_container: bool
+    """The folders of the one run there will be are made, and nobody else's processes are near."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a zygote has to know to fork one run."""
+
+    role: Role
+    argv: tuple[str, ...]
+    main_file: str
+    cpu_seconds: float
+    memory_bytes: int
+    processes: int
+    bounds_addresses: bool
+    wants_box: bool
+    """Send the open folder of the run before the code starts."""
+    weak_box: str
+    """The run's folder at the level `weak`, empty at the others."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a run ended, told after its last process is dead."""
+
+    ending: Ending
+    exit_code: int | None
+    signal: int | None
+    cpu_seconds: float
+    peak_memory_bytes: int
+
+
+def with_partner(outcome: Outcome, partner: Outcome) -> Outcome:
+    """The outcome of a job together with its partner's."""
+    return replace(outcome, partner=partner)
+
+
+def _to_json(value: object) -> str | dict[str, object]:
     if isinstance(value, bytes):
         return base64.b64encode(value).decode("ascii")
+    if isinstance(value, Job | Outcome | Hello):
+        return {field.name: getattr(value, field.name) for field in fields(value)}
     raise TypeError(f"cannot send a {type(value).__name__}")
+
+
+def pack_packet(message: Wish | Terms | Order | Report | Hello) -> bytes:
+    """The message as one packet of JSON."""
+    return json.dumps(asdict(message)).encode("ascii")
 
 
 def pack(message: Job | Outcome | Hello) -> bytes:
     """The message as one frame: four bytes of length, big-endian, and JSON."""
-    body = json.dumps(asdict(message), default=_to_json).encode("ascii")
+    return pack_framed(pack_body(message))
+
+
+def pack_body(message: Job | Outcome | Hello) -> bytes:
+    """The message as JSON."""
+    return json.dumps(message, default=_to_json).encode("ascii")
+
+
+def pack_framed(body: bytes) -> bytes:
+    """A frame of something packed already, or raw."""
     return HEADER.pack(len(body)) + body
+
+
+def pack_lettered(letter: bytes, body: bytes) -> bytes:
+    """What a container says: a letter, the length and the rest."""
+    return LETTER.pack(letter, len(body)) + body
 
 
 def _unpack_files(files: dict[str, str] | None) -> dict[str, bytes]:
@@ -88,24 +213,81 @@ def _unpack_files(files: dict[str, str] | None) -> dict[str, bytes]:
 
 
 def unpack_job(body: bytes) -> Job:
-    fields = json.loads(body)
-    return Job(**{**fields, "files": _unpack_files(fields["files"]), "collect": tuple(fields["collect"])})
+    return _make_job(json.loads(body))
+
+
+def _make_job(content: "dict[str, Any]") -> Job:
+    content |= {
+        "code": base64.b64decode(content["code"]),
+        "stdin": base64.b64decode(content["stdin"]),
+        "files": _unpack_files(content["files"]),
+        "collect": tuple(content["collect"]),
+        "argv": tuple(content["argv"]),
+        "role": Role(content["role"]),
+        "partner": _make_job(content["partner"]) if content["partner"] else None,
+    }
+    return Job(**content)
 
 
 def unpack_outcome(body: bytes) -> Outcome:
-    fields = json.loads(body)
-    fields |= {
-        "ending": Ending(fields["ending"]),
-        "stdout": base64.b64decode(fields["stdout"]),
-        "stderr": base64.b64decode(fields["stderr"]),
-        "files": _unpack_files(fields["files"]),
-        "files_missing": dict(fields["files_missing"] or {}),
+    return _make_outcome(json.loads(body))
+
+
+def _make_outcome(content: "dict[str, Any]") -> Outcome:
+    content |= {
+        "ending": Ending(content["ending"]),
+        "stdout": base64.b64decode(content["stdout"]),
+        "stderr": base64.b64decode(content["stderr"]),
+        "files": _unpack_files(content["files"]),
+        "files_missing": dict(content["files_missing"] or {}),
+        "partner": _make_outcome(content["partner"]) if content["partner"] else None,
     }
-    return Outcome(**fields)
+    return Outcome(**content)
 
 
 def unpack_hello(body: bytes) -> Hello:
     return Hello(**json.loads(body))
+
+
+def unpack_wish(body: bytes) -> Wish:
+    content = json.loads(body)
+    return Wish(content["slot"], Flavour(content["flavour"]))
+
+
+def unpack_terms(body: bytes) -> Terms:
+    content = json.loads(body)
+    return Terms(**{**content, "flavour": Flavour(content["flavour"]), "readable": tuple(content["readable"])})
+
+
+def unpack_order(body: bytes) -> Order:
+    content = json.loads(body)
+    return Order(**{**content, "argv": tuple(content["argv"]), "role": Role(content["role"])})
+
+
+def unpack_report(body: bytes) -> Report:
+    content = json.loads(body)
+    return Report(**{**content, "ending": Ending(content["ending"])})
+
+
+def pack_payload(files: dict[str, bytes]) -> bytes:
+    """The files of a run one after another, each with its path; what a forked child reads and its zygote never does."""
+    pieces = []
+    for path, data in files.items():
+        name = path.encode()
+        pieces += [_FILE_HEADER.pack(len(name), len(data)), name, data]
+    return b"".join(pieces)
+
+
+def unpack_payload(payload: bytes) -> dict[str, bytes]:
+    files, position = {}, 0
+    while position < len(payload):
+        name_length, data_length = _FILE_HEADER.unpack_from(payload, position)
+        position += _FILE_HEADER.size
+        name = payload[position : position + name_length].decode()
+        position += name_length
+        files[name] = payload[position : position + data_length]
+        position += data_length
+    return files
 
 
 def _receive_exactly(connection: socket.socket, num_bytes: int) -> bytes:
@@ -118,9 +300,12 @@ def _receive_exactly(connection: socket.socket, num_bytes: int) -> bytes:
     return bytes(data)
 
 
-def receive(connection: socket.socket, unpack: Callable[[bytes], T]) -> T:
-    """Wait for one frame. Raises EOFError when the other end is gone, ValueError for a frame too large to be one."""
+def receive(connection: socket.socket, unpack: Callable[[bytes], T]) -> T | None:
+    """Wait for one frame; None for a CANCEL. Raises EOFError when the other end is gone, ValueError for a frame too
+    large to be one."""
     (length,) = HEADER.unpack(_receive_exactly(connection, HEADER.size))
+    if length == 0:
+        return None
     if length > MAX_FRAME_BYTES:
         raise ValueError(f"a frame of {length} bytes")
     return unpack(_receive_exactly(connection, length))

@@ -17,6 +17,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 from sandbox import kernel  # noqa: E402
 from sandbox.kernel import Mount, Namespace  # noqa: E402
+from sandbox.syscalls import number_of  # noqa: E402
 
 ASIDE = Path("/mnt")
 
@@ -50,7 +51,7 @@ def open_paths(paths: list[Path]) -> None:
 def forbid_namespaces() -> None:
     """Deny `unshare` to all that follows, as container runtimes and hardened systems do."""
     load, equal, give_back, allow, denied = 0x20, 0x15, 0x06, 0x7FFF0000, 0x00050000 | errno.EPERM
-    unshare = {"x86_64": 272, "aarch64": 97}[kernel.MACHINE]
+    unshare = number_of("unshare", kernel.MACHINE)
     program = ((load, 0, 0, 0), (equal, 0, 1, unshare), (give_back, 0, 0, denied), (give_back, 0, 0, allow))
     kernel.drop_capabilities()
     kernel.install_filter(b"".join(struct.pack("<HBBI", *instruction) for instruction in program))

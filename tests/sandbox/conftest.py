@@ -1,25 +1,31 @@
-"""A sandbox server in a process of its own, as this user and again as an ordinary one, and a small client for it."""
+"""A sandbox server in a process of its own: as this user, as an ordinary one, on Docker, in compose; and its client."""
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import docker
 import httpx2
 import pytest
+from docker.errors import DockerException, ImageNotFound
+from requests.exceptions import RequestException
 
-from sandbox.contract import BatchRequest, BatchResult, Health, Limits, RunRequest, RunResult
+from sandbox.contract import BatchRequest, BatchResult, Health, Level, Limits, RunRequest, RunResult
+from sandbox.settings import SandboxSettings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-START_SECONDS = 60.0
+START_SECONDS = 120.0
 ORDINARY_UID = 65534
 SECRET = "a-secret-of-the-server"  # noqa: S105 -- bait
 
@@ -51,8 +57,7 @@ class SandboxServer:
         if self.key is not None:
             environment["SANDBOX_API_KEY"] = self.key
         self.process = subprocess.Popen(command, env=environment, cwd=REPOSITORY, start_new_session=True)
-        headers = {"Authorization": f"Bearer {self.key}"} if self.key is not None else {}
-        self.client = httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=120, headers=headers)
+        self.client = self._make_client()
         deadline = time.monotonic() + START_SECONDS
         while True:
             with contextlib.suppress(httpx2.TransportError):
@@ -68,6 +73,25 @@ class SandboxServer:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         self.process.wait(30)
+
+    def _make_client(self) -> httpx2.Client:
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key is not None else {}
+        return httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=120, headers=headers)
+
+    @property
+    def pid(self) -> int:
+        """The server's process, as this machine numbers it."""
+        return self.process.pid
+
+    @property
+    def url(self) -> str:
+        """For clients that are given nothing else: with the key, if there is one."""
+        return f"http://{f'sandbox:{self.key}@' if self.key else ''}127.0.0.1:{self.port}"
+
+    @property
+    def in_containers(self) -> bool:
+        """Whether runs see a container's PID 1 and its image's files."""
+        return self.health().level == Level.CONTAINER
 
     def health(self) -> Health:
         return Health.model_validate_json(self.client.get("/healthz").raise_for_status().content)
@@ -96,19 +120,169 @@ class SandboxServer:
         return BatchResult.model_validate_json(answer.raise_for_status().content)
 
 
+@dataclass
+class ComposeServer(SandboxServer):
+    """The service `sandbox` of compose.yaml, opened to loopback, in a project of its own; `with` removes all of it."""
+
+    key: str | None = SECRET
+    project: str = f"preceptor-test-{os.getpid()}"
+
+    def __enter__(self) -> ComposeServer:
+        try:
+            self._compose("up", "--build", "--wait")
+        except subprocess.CalledProcessError as error:
+            said = f"{error.stdout}{self._compose('logs', '--no-color')}"
+            self._remove()
+            raise RuntimeError(f"docker compose up failed:\n{said}") from None
+        self.client = self._make_client()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+        self._remove()
+
+    def _remove(self) -> None:
+        self._compose("down", "--rmi", "local", "--volumes")
+
+    def _compose(self, *arguments: str) -> str:
+        """What docker compose says. Raises CalledProcessError."""
+        files = ["--file", "compose.yaml", "--file", "compose.publish.yaml"]
+        command = ["docker", "compose", "--project-name", self.project, "--progress", "plain", *files, *arguments]
+        environment = {**os.environ, "SANDBOX_API_KEY": self.key or "", "SANDBOX_PORT": str(self.port)}
+        return subprocess.run(
+            command,
+            cwd=REPOSITORY,
+            env=environment,
+            check=True,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        ).stdout
+
+    @property
+    def label(self) -> str:
+        """What all that belongs to the project carries."""
+        return f"com.docker.compose.project={self.project}"
+
+    @property
+    def container(self) -> docker.models.containers.Container:
+        (container,) = docker.from_env().containers.list(filters={"label": self.label})
+        return container
+
+    @property
+    def pid(self) -> int:
+        inside = children_of(int(self.container.attrs["State"]["Pid"]))
+        (server,) = [pid for pid in host_processes("\0-m\0sandbox\0") if pid in inside]
+        return server
+
+
 def skip_unless_root() -> None:
     if os.getuid() != 0:
         pytest.skip("needs root, to become another user; this session already is an ordinary one")
 
 
-@pytest.fixture(scope="session", params=["this-user", "ordinary-user"])
+IMAGE = SandboxSettings().docker_image
+
+
+def skip_without_engine() -> None:
+    """Containers need a Docker engine that this user may talk to, and an image that it has."""
+    problem = _look_for_engine()
+    if problem:
+        with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+            gc.collect()  # a socket that Docker's library leaves open when nobody answers
+        pytest.skip(problem)
+
+
+def _look_for_engine() -> str:
+    """What is missing, or nothing."""
+    try:
+        docker.from_env(timeout=10).images.get(IMAGE)
+    except ImageNotFound:
+        return f"needs the image {IMAGE}: docker pull {IMAGE}"
+    except (DockerException, RequestException) as error:
+        return f"needs a Docker engine: {error}"
+    return ""
+
+
+def skip_without_compose() -> None:
+    """The tests look at the container's processes from outside, and end some."""
+    skip_without_engine()
+    if os.getuid() != 0:
+        pytest.skip("needs root, to look at a container's processes from outside")
+    asked = subprocess.run(["docker", "compose", "version"], capture_output=True, text=True)
+    if asked.returncode != 0:
+        pytest.skip(f"needs docker compose: {asked.stderr.strip().splitlines()[0]}")
+
+
+def list_left_of(server: ComposeServer) -> list[str]:
+    """Containers, networks, volumes and images of a project."""
+    engine, filters = docker.from_env(), {"label": server.label}
+    found = [*engine.containers.list(all=True, filters=filters), *engine.networks.list(filters=filters)]
+    found += [*engine.volumes.list(filters=filters), *engine.images.list(name=f"{server.project}-sandbox")]
+    return [str(each) for each in found]
+
+
+def list_containers(server: SandboxServer) -> list[docker.models.containers.Container]:
+    """Containers of this server's runs, ended ones too."""
+    label = f"preceptor-sandbox={socket.gethostname()}/{server.process.pid}"
+    return list(docker.from_env().containers.list(all=True, filters={"label": label}, ignore_removed=True))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what is marked as being about namespaces where the runs are in containers."""
+    items[:] = [item for item in items if not (_is_on_docker(item) and item.get_closest_marker("namespaces"))]
+
+
+def _is_on_docker(item: pytest.Item) -> bool:
+    callspec = getattr(item, "callspec", None)
+    return callspec is not None and callspec.params.get("sandbox") == "docker"
+
+
+@pytest.fixture(scope="session", params=["this-user", "ordinary-user", "docker", "compose"])
 def sandbox(request: pytest.FixtureRequest) -> Iterator[SandboxServer]:
-    """A running sandbox; every test that takes it runs twice, as this user and, from root, as an ordinary one."""
-    ordinary = request.param == "ordinary-user"
-    if ordinary:
+    """A running sandbox; every test that takes it runs as this user, from root as an ordinary one too, on Docker where
+    there is an engine, and in compose where there is that too."""
+    if request.param == "ordinary-user":
         skip_unless_root()
-    with SandboxServer(ordinary_user=ordinary) as server:
+    elif request.param == "docker":
+        skip_without_engine()
+    elif request.param == "compose":
+        skip_without_compose()
+    mounts_before = host_mounts()
+    with make_server(request.param) as server:
         yield server
+        family = [server.pid, *children_of(server.pid)]
+    if isinstance(server, ComposeServer):
+        assert list_left_of(server) == []
+    elif request.param == "docker":
+        assert list_containers(server) == []
+    # whatever the attacks did, they left nothing behind
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in family) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert [pid for pid in family if Path(f"/proc/{pid}").exists()] == []
+    assert cgroups_of(family) == []
+    assert host_mounts() == mounts_before
+
+
+def host_mounts() -> list[str]:
+    """The host's mounts, but for those of a Docker engine that works beside us."""
+    return [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if "docker" not in line]
+
+
+def make_server(mode: str) -> SandboxServer:
+    """The server of one of the fixture's modes, not yet started."""
+    if mode == "compose":
+        return ComposeServer()
+    return SandboxServer(
+        ordinary_user=mode == "ordinary-user", arguments=("--backend", "docker") if mode == "docker" else ()
+    )
+
+
+def cgroups_of(pids: list[int]) -> list[Path]:
+    """The folders of cgroups that these processes have made."""
+    found = Path("/sys/fs/cgroup").rglob("preceptor-sandbox-*")
+    return [path for path in found if path.name.split("-")[2] in map(str, pids)]
 
 
 def host_processes(token: str) -> list[int]:

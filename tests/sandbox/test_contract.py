@@ -7,7 +7,7 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from sandbox.contract import Limits, RunRequest
+from sandbox.contract import BatchRequest, Limits, RunRequest
 
 
 def test_file_bytes_travel_as_standard_base64() -> None:
@@ -48,6 +48,14 @@ def test_a_path_that_is_file_and_folder_is_refused() -> None:
 def test_a_request_outside_the_contract_is_refused(text: str) -> None:
     with pytest.raises(ValidationError):
         RunRequest.model_validate_json(text)
+
+
+def test_a_batch_may_ask_for_so_much_output_and_no_more() -> None:
+    run = RunRequest(code="", limits=Limits(output_bytes=1 << 20))
+    BatchRequest(runs=(run,) * 8)
+    BatchRequest(runs=(RunRequest(code=""),) * 64)
+    with pytest.raises(ValidationError, match="bytes of output together"):
+        BatchRequest(runs=(run,) * 9)
 
 
 def test_too_many_bytes_of_files_are_refused() -> None:

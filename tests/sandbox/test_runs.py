@@ -66,6 +66,13 @@ def test_what_cannot_be_collected_is_named_with_its_reason(sandbox: SandboxServe
     }
 
 
+def test_the_runs_of_a_batch_share_the_room_for_what_is_collected(sandbox: SandboxServer) -> None:
+    request = RunRequest(code="open('f', 'wb').truncate(5 << 20)", collect=("f",), limits=Limits(wall_seconds=60))
+    results = sandbox.run_batch((request,) * 4).results
+    assert [result.files_missing for result in results] == [{"f": MissingReason.TOO_LARGE}] * 4
+    assert [len(result.files["f"]) for result in sandbox.run_batch((request,) * 3).results] == [5 << 20] * 3
+
+
 @pytest.mark.parametrize(
     ("code", "exit_code"),
     [

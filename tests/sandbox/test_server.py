@@ -1,5 +1,6 @@
 """The server around the runs: admission, refusals, hanging up, dying, and what it leaves behind."""
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -9,19 +10,39 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
 import pytest
+from starlette.types import Message
 
+from sandbox import app as sandbox_app
+from sandbox.connections import HEAD_SECONDS, MAX_CONNECTIONS
 from sandbox.contract import Level, Limits, RunRequest, Status
-from tests.sandbox.conftest import REPOSITORY, SandboxServer, children_of, free_port, host_processes, skip_unless_root
+from sandbox.settings import SandboxSettings
+from tests.sandbox.conftest import (
+    REPOSITORY,
+    SandboxServer,
+    cgroups_of,
+    children_of,
+    free_port,
+    host_mounts,
+    host_processes,
+    skip_unless_root,
+)
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.namespaces]
 
 SLEEPER = "import os, sys\nos.execv(sys.executable, [sys.executable, '-c', 'import time; time.sleep(600)', '{token}'])"
+
+
+SLEEPER_AND_END = """
+import subprocess, sys
+subprocess.run([sys.executable, '-c', 'import time; time.sleep(2)', '{token}'])
+print('answer')
+"""
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
@@ -45,11 +66,6 @@ def start_sleeper(server: SandboxServer) -> str:
     return token
 
 
-def cgroups_of(pids: list[int]) -> list[Path]:
-    names = {f"preceptor-sandbox-{pid}" for pid in pids}
-    return [path for path in Path("/sys/fs/cgroup").rglob("preceptor-sandbox-*") if path.name in names]
-
-
 def test_health_tells_level_slots_and_queue(sandbox: SandboxServer) -> None:
     health = sandbox.health()
     assert health.level in (Level.FULL, Level.FULL_NOCGROUP)
@@ -71,7 +87,8 @@ def test_a_full_queue_is_answered_429_and_drains() -> None:
         assert int(refused.headers["retry-after"]) >= 1
         assert refused.headers["content-type"] == "application/problem+json"
         assert refused.json()["status"] == 429
-        assert server.client.post("/v1/run_batch", json={"runs": [{"code": code}] * 3}).status_code == 429
+        never = server.client.post("/v1/run_batch", json={"runs": [{"code": code}] * 3})
+        assert (never.status_code, "retry-after" in never.headers) == (422, False)
         assert server.run("print(1)").stdout == "1\n"
 
 
@@ -82,6 +99,80 @@ def test_a_key_is_asked_for_when_one_is_set() -> None:
             answer = httpx2.post(url, json={"code": "print(1)"}, headers=[(b"Authorization", sent.encode())])
             assert (answer.status_code, answer.headers["content-type"]) == (401, "application/problem+json")
         assert server.run("print(1)").stdout == "1\n"
+        for user, status in (("sandbox:right", 200), ("sandbox:wrong", 401), ("right", 401), (":right", 401)):
+            in_url = url.replace("//", f"//{user}@")
+            assert httpx2.post(in_url, json={"code": "print(1)"}).status_code == status
+
+
+def test_without_the_key_nothing_of_a_request_is_read_and_nothing_is_told() -> None:
+    with SandboxServer(key="right") as server:
+        url = f"http://127.0.0.1:{server.port}"
+        assert httpx2.post(f"{url}/v1/run", content=b"{").status_code == 401
+        assert [httpx2.get(url + path).status_code for path in ("/docs", "/redoc", "/openapi.json", "/x")] == [401] * 4
+        assert httpx2.get(f"{url}/healthz").status_code == 200
+        for announced in ("Content-Length: 33000000", "Transfer-Encoding: chunked"):
+            with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+                connection.sendall(f"POST /v1/run HTTP/1.1\r\nHost: x\r\n{announced}\r\n\r\n".encode())
+                assert connection.recv(1 << 16).startswith(b"HTTP/1.1 401")
+                assert read_rest(connection) == b""  # it hangs up, so that nothing more can be sent
+        assert server.client.post("/v1/run", content=b"{").status_code == 422
+
+
+def read_rest(connection: socket.socket) -> bytes:
+    """What comes until the other end closes; TimeoutError if it does not."""
+    data = bytearray()
+    while piece := connection.recv(1 << 16):
+        data += piece
+    return bytes(data)
+
+
+def test_connections_that_ask_nothing_are_refused_above_a_number_and_hung_up_on() -> None:
+    with SandboxServer(arguments=("--slots", "1")) as server:
+        idle = [socket.create_connection(("127.0.0.1", server.port), timeout=30) for _ in range(MAX_CONNECTIONS)]
+        try:
+            for each in idle[::2]:
+                each.sendall(b"POST /v1/run HTTP/1.1\r\nHost: x\r\n")
+            wait_until(lambda: server.client.post("/v1/run", json={"code": "1"}).status_code == 503, HEAD_SECONDS)
+            started = time.monotonic()
+            assert {each.recv(1) for each in idle} == {b""}
+            assert time.monotonic() - started < 2 * HEAD_SECONDS
+        finally:
+            for each in idle:
+                each.close()
+        assert server.run("print(1)").stdout == "1\n"
+
+
+def test_a_kept_connection_is_used_again_after_the_time_for_a_first_request() -> None:
+    with SandboxServer(arguments=("--slots", "1")) as server, httpx2.Client() as client:
+        url = f"http://127.0.0.1:{server.port}/healthz"
+        assert client.get(url).status_code == 200
+        time.sleep(HEAD_SECONDS + 1)
+        stream = client.get(url)
+        assert stream.status_code == 200
+
+
+def test_a_body_that_does_not_come_is_answered_408(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox_app, "BODY_SECONDS", 0.1)
+    sent: list[Message] = []
+    first: list[Message] = [{"type": "http.request", "body": b"{", "more_body": True}]
+
+    async def receive() -> Message:
+        if not first:
+            await asyncio.sleep(60)
+        return first.pop()
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/run",
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json")],
+    }
+    asyncio.run(sandbox_app.create_app(SandboxSettings())(scope, receive, send))
+    assert (sent[0]["status"], (b"connection", b"close") in sent[0]["headers"]) == (408, True)
 
 
 def test_other_addresses_than_loopback_need_a_key() -> None:
@@ -93,14 +184,17 @@ def test_other_addresses_than_loopback_need_a_key() -> None:
 
 
 def test_a_request_that_is_too_large_is_answered_413(sandbox: SandboxServer) -> None:
-    def pieces() -> Iterator[bytes]:
-        for _ in range(40):
-            yield b" " * (1 << 20)
-
-    for body in (b" " * (33 << 20), pieces()):
-        with contextlib.suppress(httpx2.WriteError, httpx2.RemoteProtocolError):  # it may hang up before we are done
-            answer = sandbox.client.post("/v1/run", content=body, headers={"Content-Type": "application/json"})
-            assert (answer.status_code, answer.headers["content-type"]) == (413, "application/problem+json")
+    lengths = (f"Content-Length: {33 << 20}", "Transfer-Encoding: chunked")
+    for length in lengths:
+        with socket.create_connection(("127.0.0.1", sandbox.port), timeout=30) as connection:
+            head = f"POST /v1/run HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{length}\r\n\r\n"
+            connection.sendall(head.encode())
+            with contextlib.suppress(ConnectionError):  # it may hang up before we are done
+                for _ in range(40 if "chunked" in length else 0):
+                    connection.sendall(b"100000\r\n" + b" " * (1 << 20) + b"\r\n")
+            answer = connection.recv(1 << 16)
+        assert answer.startswith(b"HTTP/1.1 413")
+        assert b"application/problem+json" in answer
 
 
 def test_an_unknown_path_or_method_is_a_problem_document(sandbox: SandboxServer) -> None:
@@ -114,7 +208,8 @@ def test_a_run_whose_caller_hung_up_is_ended(sandbox: SandboxServer) -> None:
     body = RunRequest(code=SLEEPER.format(token=token), limits=Limits(wall_seconds=60)).model_dump_json().encode()
     with socket.create_connection(("127.0.0.1", sandbox.port)) as connection:
         head = (
-            f"POST /v1/run HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            f"POST /v1/run HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {sandbox.key}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         connection.sendall(head.encode() + body)
         wait_until(lambda: bool(host_processes(token)))
@@ -130,7 +225,7 @@ def test_a_server_that_ends_leaves_no_process_no_cgroup_and_no_mount(
 ) -> None:
     if ordinary_user:
         skip_unless_root()
-    mounts_before = Path("/proc/self/mountinfo").read_text()
+    mounts_before = host_mounts()
     with SandboxServer(ordinary_user=ordinary_user) as server:
         tokens = [start_sleeper(server) for _ in range(2)]
         family = children_of(server.process.pid)
@@ -142,7 +237,7 @@ def test_a_server_that_ends_leaves_no_process_no_cgroup_and_no_mount(
         wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family))
         assert not any(host_processes(token) for token in tokens)
         assert cgroups_of(family) == []
-    assert Path("/proc/self/mountinfo").read_text() == mounts_before
+    assert host_mounts() == mounts_before
 
 
 def test_a_server_dies_with_its_parent() -> None:
@@ -157,7 +252,7 @@ def test_a_server_dies_with_its_parent() -> None:
                 return httpx2.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
             return False
 
-        wait_until(is_up, 60)
+        wait_until(is_up, 120)
         family = [server_pid, *children_of(server_pid)]
         sleep = [pid for pid in children_of(parent.pid) if pid not in family]
         parent.kill()
@@ -172,15 +267,40 @@ def alive(pid: int) -> bool:
     return False
 
 
+def find_processes_above(token: str) -> tuple[int, int]:
+    """The zygote of the run that has a process with this token, and its keeper."""
+    wait_until(lambda: bool(host_processes(token)))
+    zygote = host_processes(token)[0]
+    while namespace_pid(zygote) != 1:
+        zygote = parent_of(zygote)
+    return zygote, parent_of(zygote)
+
+
+@pytest.mark.parametrize("which", ["zygote", "keeper"])
+def test_a_dead_zygote_is_replaced_and_its_run_retried_once_and_counted(sandbox: SandboxServer, which: str) -> None:
+    before = sandbox.health()
+    token = uuid.uuid4().hex
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(sandbox.run, SLEEPER_AND_END.format(token=token))
+        zygote, keeper = find_processes_above(token)
+        os.kill(zygote if which == "zygote" else keeper, signal.SIGKILL)
+        result = answer.result(30)
+    assert (result.status, result.stdout) == (Status.OK, "answer\n")
+    after = sandbox.health()
+    assert after.runs_retried == before.runs_retried + 1
+    assert after.zygotes_replaced == before.zygotes_replaced + 1
+
+
 def test_a_fault_of_the_sandbox_is_not_the_code_s_and_the_next_run_works(sandbox: SandboxServer) -> None:
     limits = Limits(wall_seconds=60, cpu_seconds=60)
     token = uuid.uuid4().hex
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(sandbox.post, RunRequest(code=SLEEPER.format(token=token), limits=limits))
-        wait_until(lambda: bool(host_processes(token)))
-        (spawner,) = [pid for pid in children_of(sandbox.process.pid) if parent_of(pid) == sandbox.process.pid]
-        supervisor = next(pid for pid in children_of(spawner) if parent_of(pid) == spawner)
-        os.kill(supervisor, signal.SIGKILL)
+        first, _ = find_processes_above(token)
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: any(parent_of(pid) not in (0, first) for pid in host_processes(token)))
+        second, _ = find_processes_above(token)
+        os.kill(second, signal.SIGKILL)
         result = answer.result(30)
     assert (result.status, result.exit_code) == (Status.SANDBOX_ERROR, None)
     assert "not the code" in result.reason
@@ -189,11 +309,17 @@ def test_a_fault_of_the_sandbox_is_not_the_code_s_and_the_next_run_works(sandbox
 
 
 def test_a_spawner_that_died_is_replaced(sandbox: SandboxServer) -> None:
-    (spawner,) = [pid for pid in children_of(sandbox.process.pid) if parent_of(pid) == sandbox.process.pid]
+    (spawner,) = [pid for pid in children_of(sandbox.pid) if parent_of(pid) == sandbox.pid]
     os.kill(spawner, signal.SIGKILL)
     wait_until(lambda: not alive(spawner))
     assert sandbox.run("print('next')").stdout == "next\n"
     assert sandbox.run("print('again')").isolation == sandbox.health().level
+
+
+def namespace_pid(pid: int) -> int:
+    """The number of a process in its innermost pid namespace."""
+    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("NSpid:")]
+    return int(line.split()[-1])
 
 
 def parent_of(pid: int) -> int:

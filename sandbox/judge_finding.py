@@ -1,0 +1,292 @@
+"""The tests in what a caller gave: calls, functions, classes, `check`, or statements; each as a function to run.
+
+Decides which names the tests take from the solution: those they use and neither define themselves nor have from Python.
+Only the standard library.
+"""
+
+import ast
+import builtins
+import json
+import linecache
+import math
+import re
+import symtable
+import sys
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from sandbox.judge_codec import Json, shorten, show
+from sandbox.judge_remote import LoadError, Solution, SolutionModule, show_call
+
+TESTS_FILE: Final = "tests.py"
+"""Their code, or a list of calls as JSON."""
+CALLS: Final = "calls"
+PROGRAM: Final = "program"
+_EQUAL, _TRUE = "__judge_equal__", "__judge_true__"
+RELATIVE_ERROR: Final = 1e-6
+ABSOLUTE_ERROR: Final = 1e-12
+"""Left by sums of numbers that cancel out."""
+
+
+class Failed(AssertionError):
+    """An assertion did not hold."""
+
+    def __init__(self, message: str, expected: str = "", got: str = "") -> None:
+        super().__init__(message)
+        self.expected, self.got = expected, got
+
+
+@dataclass(frozen=True)
+class Test:
+    name: str
+    run: Callable[[], None]
+    above: Callable[[], None] | None = None
+    """For a statement of a program: what stands between it and the test before. It is part of `run`."""
+
+
+def find_tests(folder: str, kind: str, entry_point: str, solution: Solution | types.ModuleType) -> list[Test]:
+    """The tests, in order. Does what stands above the first. Raises LoadError, SyntaxError, and what they raise."""
+    with open(f"{folder}/{TESTS_FILE}", encoding="utf-8") as file:
+        source = file.read()
+    if kind == CALLS:
+        module = solution if isinstance(solution, types.ModuleType) else SolutionModule(solution, frozenset())
+        return [_make_call(case, module) for case in json.loads(source)]
+    return _find_in_program(source, entry_point, solution)
+
+
+def _make_call(case: dict[str, Json], solution: types.ModuleType) -> Test:
+    """A call with plain values; of `Class.method` on a new object of the class."""
+    function, args, kwargs, expected = str(case["function"]), case["args"], case["kwargs"], case["expected"]
+    assert isinstance(args, list)
+    assert isinstance(kwargs, dict)
+
+    def test() -> None:
+        owner, _, method = function.rpartition(".")
+        target = getattr(getattr(solution, owner)(), method) if owner else getattr(solution, function)
+        got = target(*args, **kwargs)
+        if not _equals(got, expected):
+            raise Failed("wrong answer", show(expected), show(got))
+
+    return Test(show_call(function, args, kwargs), test)
+
+
+def _equals(got: object, expected: object) -> bool:
+    """Equal as plain data: to a small error where a float is expected, tuples as lists, True never 1."""
+    if isinstance(got, bool) or isinstance(expected, bool):
+        return got is expected
+    if isinstance(got, int | float) and isinstance(expected, float):
+        return got == expected or _is_close(got, expected)
+    if isinstance(got, int | float) and isinstance(expected, int):
+        return got == expected
+    if isinstance(got, list | tuple) and isinstance(expected, list | tuple):
+        return len(got) == len(expected) and all(map(_equals, got, expected))
+    if isinstance(got, dict) and isinstance(expected, dict):
+        return got.keys() == expected.keys() and all(_equals(got[key], expected[key]) for key in expected)
+    return type(got) is type(expected) and got == expected
+
+
+def _is_close(got: float, expected: float) -> bool:
+    """The error allowed comes from what is expected alone; of infinity nothing is allowed."""
+    try:
+        error = abs(float(got) - expected)
+    except OverflowError:  # an integer beyond all floats
+        return False
+    return math.isfinite(expected) and error <= max(RELATIVE_ERROR * abs(expected), ABSOLUTE_ERROR)
+
+
+class _Texts:
+    """What is written where: `ast.get_source_segment` goes through the whole source each time."""
+
+    def __init__(self, source: str) -> None:
+        self._lines = [line.encode() for line in re.split("\r\n|\r|\n", source)]
+
+    def of(self, node: ast.stmt) -> str:
+        first, last = node.lineno - 1, (node.end_lineno or node.lineno) - 1
+        lines = self._lines[first : last + 1]
+        lines[-1] = lines[-1][: node.end_col_offset]
+        lines[0] = lines[0][node.col_offset :]
+        return shorten(b"\n".join(lines).decode(errors="replace"))
+
+
+class _Rewriter(ast.NodeTransformer):
+    """Turns assertions into calls that say what was expected and what came."""
+
+    def __init__(self, texts: _Texts) -> None:
+        self._texts = texts
+
+    def visit_Assert(self, node: ast.Assert) -> ast.stmt:
+        self.generic_visit(node)
+        text = ast.Constant(self._texts.of(node))
+        message = ast.Lambda(
+            ast.arguments(posonlyargs=[], args=[], kwonlyargs=[], kw_defaults=[], defaults=[]),
+            node.msg or ast.Constant(None),
+        )
+        match node.test:
+            case ast.Compare(left=left, ops=[ast.Eq()], comparators=[right]):
+                expected_first = isinstance(left, ast.Constant) and not isinstance(right, ast.Constant)
+                arguments = [left, right, ast.Constant(expected_first), text, message]
+                name = _EQUAL
+            case test:
+                arguments = [test, text, message]
+                name = _TRUE
+        call = ast.Expr(ast.Call(ast.Name(name, ast.Load()), arguments, []))
+        return ast.fix_missing_locations(ast.copy_location(call, node))
+
+
+def _check_equal(left: object, right: object, expected_first: bool, source: str, message: Callable[[], object]) -> None:
+    if not left == right:  # noqa: SIM201 -- as it was written
+        expected, got = (left, right) if expected_first else (right, left)
+        raise Failed(_message(message, source), show(expected), show(got))
+
+
+def _check_true(value: object, source: str, message: Callable[[], object]) -> None:
+    if not value:
+        raise Failed(_message(message, source))
+
+
+def _message(message: Callable[[], object], source: str) -> str:
+    text = message()
+    return source if text is None else str(text)
+
+
+def _find_in_program(source: str, entry_point: str, solution: Solution | types.ModuleType) -> list[Test]:
+    tree = ast.parse(source, TESTS_FILE)
+    wanted = _free_names(symtable.symtable(source, TESTS_FILE, "exec")) | ({entry_point} - {""})
+    if isinstance(solution, Solution):
+        solution.uses_classes = _uses_classes(tree, wanted)
+        given: types.ModuleType = SolutionModule(solution, wanted)
+        found = wanted & solution.names
+    else:
+        given = solution
+        found = wanted & vars(solution).keys()
+    linecache.cache[TESTS_FILE] = (len(source), None, source.splitlines(keepends=True), TESTS_FILE)
+    module = types.ModuleType("tests")
+    sys.modules["tests"], sys.modules["solution"] = module, given
+    names = module.__dict__
+    names.update({_EQUAL: _check_equal, _TRUE: _check_true, "__file__": TESTS_FILE, "__builtins__": builtins})
+    if entry_point and entry_point not in found:
+        raise LoadError(f"the solution defines no {entry_point}")
+    names.update({name: getattr(given, name) for name in found})
+    if entry_point:
+        names["candidate"] = names[entry_point]
+    has_check = bool(entry_point) and any(
+        isinstance(node, ast.FunctionDef) and node.name == "check" for node in tree.body
+    )
+    named = [node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    if has_check or any(name.startswith(("test", "Test")) for name in named) or _has_unittest(tree):
+        _execute(_Rewriter(_Texts(source)).visit(tree).body, names)
+        check = [Test("check", lambda: names["check"](names["candidate"]))] if has_check else []
+        return check + _collect(named, names)
+    return _find_statements(tree, source, names)
+
+
+def _find_statements(tree: ast.Module, source: str, names: dict[str, object]) -> list[Test]:
+    """A test for each assertion, bare call, or loop and the like with an assertion in it. What stands above the first
+    is executed now; what stands between two belongs to the second."""
+    is_test = [
+        (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call))
+        or (not isinstance(node, _DEFINITIONS) and any(isinstance(below, ast.Assert) for below in ast.walk(node)))
+        for node in tree.body
+    ]
+    texts = _Texts(source)
+    titles = [f"line {node.lineno}: {texts.of(node)}" for node in tree.body]
+    statements = _Rewriter(texts).visit(tree).body
+    numbers = [number for number, test in enumerate(is_test) if test]
+    if not numbers:
+        _execute(statements, names)
+        return []
+    _execute(statements[: numbers[0]], names)
+    starts = [numbers[0], *(number + 1 for number in numbers)]
+    return [
+        Test(titles[end], _executor(statements[start : end + 1], names), _executor(statements[start:end], names))
+        for start, end in zip(starts, numbers, strict=False)
+    ]
+
+
+def _executor(statements: list[ast.stmt], names: dict[str, object]) -> Callable[[], None]:
+    return lambda: _execute(statements, names)
+
+
+_DEFINITIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+
+def _has_unittest(tree: ast.Module) -> bool:
+    return any(
+        isinstance(node, ast.ClassDef) and any("TestCase" in ast.dump(base) for base in node.bases)
+        for node in tree.body
+    )
+
+
+def _free_names(module: symtable.SymbolTable) -> frozenset[str]:
+    """The names the tests use, do not define anywhere for the whole module, and do not have from Python: the only ones
+    the solution may fill without being asked for them by name."""
+    bound = {name.get_name() for name in module.get_symbols() if name.is_assigned() or name.is_imported()}
+    used = {name.get_name() for name in module.get_symbols() if name.is_referenced()}
+    tables = module.get_children()
+    while tables:
+        table = tables.pop()
+        tables += table.get_children()
+        for name in table.get_symbols():
+            # what a class binds may have been read from the module before
+            if name.is_referenced() and (name.is_global() or table.get_type() == "class"):
+                used.add(name.get_name())
+            if name.is_declared_global() and (name.is_assigned() or name.is_imported()):
+                bound.add(name.get_name())
+    return frozenset(name for name in used - bound - set(dir(builtins)) if not name.startswith("__"))
+
+
+def _uses_classes(tree: ast.Module, wanted: frozenset[str]) -> bool:
+    """Whether a name that the tests take from the solution is written as the names of classes are."""
+    names, modules = set(wanted), {"solution"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            modules |= {alias.asname or "" for alias in node.names if alias.name == "solution"}
+        elif isinstance(node, ast.ImportFrom) and node.module == "solution":
+            names |= {alias.name for alias in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
+            names.add(node.attr)
+    return any(name[:1].isupper() and (len(name) == 1 or not name.isupper()) for name in names)
+
+
+def _execute(statements: list[ast.stmt], names: dict[str, object]) -> None:
+    exec(compile(ast.Module(statements, []), TESTS_FILE, "exec", dont_inherit=True), names)  # noqa: S102
+
+
+def _collect(named: list[str], names: dict[str, object]) -> list[Test]:
+    tests: list[Test] = []
+    for name in named:
+        found = names.get(name)
+        if isinstance(found, type) and hasattr(found, "assertEqual"):  # a unittest.TestCase
+            methods = [method for method in dir(found) if method.startswith("test")]
+            tests += [Test(f"{name}.{method}", _make_case(found, method)) for method in methods]
+        elif isinstance(found, type) and name.startswith("Test"):
+            methods = [method for method in vars(found) if method.startswith("test")]
+            tests += [Test(f"{name}.{method}", _make_method(found, method)) for method in methods]
+        elif isinstance(found, types.FunctionType) and name.startswith("test"):
+            tests.append(Test(name, found))
+    return tests
+
+
+def _make_case(owner: type, method: str) -> Callable[[], None]:
+    """One test of a unittest.TestCase, with what its class sets up."""
+
+    def test() -> None:
+        owner.setUpClass()  # type: ignore[attr-defined]
+        try:
+            owner(method).debug()
+        finally:
+            owner.tearDownClass()  # type: ignore[attr-defined]
+
+    return test
+
+
+def _make_method(owner: type, method: str) -> Callable[[], None]:
+    def test() -> None:
+        case = owner()
+        getattr(case, "setup_method", lambda: None)()
+        getattr(case, method)()
+
+    return test

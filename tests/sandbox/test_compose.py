@@ -1,0 +1,61 @@
+"""The sandbox in compose: how its container is closed in, and that the profile of its calls adds little."""
+
+import json
+from pathlib import Path
+
+import docker
+import pytest
+
+from sandbox import policy
+from tests.sandbox.conftest import REPOSITORY, ComposeServer, SandboxServer
+
+NAMESPACES = {"unshare", "mount", "umount2", "pivot_root", "mount_setattr", "sethostname"}
+"""What the sandbox is built with, and Docker's own profile denies to a container without capabilities."""
+SERVING = {"bind", "connect", "listen", "accept", "accept4", "socket"}
+
+
+def allowed_calls() -> set[str]:
+    profile = json.loads((REPOSITORY / "sandbox/container/seccomp.json").read_text())
+    assert profile["defaultAction"] == "SCMP_ACT_ERRNO"
+    return {name for rule in profile["syscalls"] if rule["action"] == "SCMP_ACT_ALLOW" for name in rule["names"]}
+
+
+def test_of_what_runs_are_denied_the_container_s_profile_allows_what_the_server_needs_and_nothing_else() -> None:
+    assert allowed_calls() & set(policy.DENIED) == NAMESPACES | SERVING
+
+
+def test_the_container_s_profile_makes_no_namespace_by_clone_and_no_socket_of_another_family() -> None:
+    rules = json.loads((REPOSITORY / "sandbox/container/seccomp.json").read_text())["syscalls"]
+    (clone,) = [rule for rule in rules if "clone" in rule["names"]]
+    assert clone["args"] == [{"index": 0, "value": 0x7E020000, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}]
+    families = [rule["args"] for rule in rules if "socket" in rule["names"]]
+    assert families == [[{"index": 0, "value": family, "op": "SCMP_CMP_EQ"}] for family in (1, 2, 10, 16)]
+    assert "clone3" not in allowed_calls()
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("sandbox", ["compose"], indirect=True)
+def test_the_container_has_an_ordinary_user_no_capability_and_nothing_to_write(sandbox: SandboxServer) -> None:
+    assert isinstance(sandbox, ComposeServer)
+    container = sandbox.container
+    config, host = container.attrs["Config"], container.attrs["HostConfig"]
+    assert (config["User"], host["CapDrop"], host["CapAdd"], host["Privileged"]) == ("1000:1000", ["ALL"], None, False)
+    assert (host["ReadonlyRootfs"], host["Binds"]) == (True, None)
+    assert list(host["Tmpfs"]) == ["/tmp"]  # noqa: S108
+    assert (host["Memory"], host["PidsLimit"]) == (4 << 30, 2048)
+    assert {"no-new-privileges:true"} < set(host["SecurityOpt"])
+    assert [each["HostIp"] for each in host["PortBindings"]["8130/tcp"]] == ["127.0.0.1"]
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{sandbox.pid}/status").read_text().splitlines())
+    assert status["Uid"].split() == ["1000"] * 4
+    assert {status[name].strip() for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {"0" * 16}
+    assert (status["NoNewPrivs"].strip(), status["Seccomp"].strip()) == ("1", "2")
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("sandbox", ["compose"], indirect=True)
+def test_the_container_s_networks_let_nothing_out_and_only_its_port_in(sandbox: SandboxServer) -> None:
+    assert isinstance(sandbox, ComposeServer)
+    engine = docker.from_env()
+    inner, published = (engine.networks.get(f"{sandbox.project}_{name}").attrs for name in ("sandbox", "loopback"))
+    assert inner["Internal"]
+    assert published["Options"] == {"com.docker.network.bridge.enable_ip_masquerade": "false"}
