@@ -11,12 +11,12 @@ import contextlib
 import gc
 import io
 import os
-import random
 import signal
 import socket
 import sys
 import threading
 import types
+from collections.abc import Iterable
 from typing import Final, NoReturn
 
 from sandbox import isolation, judge_solution, judge_tests, kernel, seccomp, weak
@@ -26,6 +26,8 @@ CHANNEL: Final = 3
 """The open file on which a solution and its tests meet."""
 
 _filter = b""
+_forgotten: list[types.ModuleType | None] = []
+"""Modules that no import finds any more. Taken apart in a run they would copy the memory it shares with the zygote."""
 
 
 def prepare(terms: Terms) -> None:
@@ -39,6 +41,7 @@ def prepare(terms: Terms) -> None:
         attributes=not is_weak,
         shared_memory=terms.has_cgroup or terms.in_container,  # a container's own limit counts it
     )
+    _forget(name for name in list(sys.modules) if name.partition(".")[0] == "sandbox")
 
 
 def become_run(control: socket.socket, proc: int, order: Order, descriptors: tuple[int, ...], terms: Terms) -> NoReturn:
@@ -90,7 +93,9 @@ def _set_up(control: socket.socket, proc: int, order: Order, descriptors: tuple[
         isolation.enter_box()
     files = unpack_payload(_read_whole(payload))
     isolation.write_files(files, executable=order.main_file if order.argv else "")
-    _forget_modules(files)
+    # what came with the code is found first when it is imported, as from a script's folder
+    _forget(path.partition("/")[0].removesuffix(".py") for path in files)
+    sys.path_importer_cache.pop(isolation.BOX, None)
     if order.wants_box:
         box = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         socket.send_fds(control, [b"box"], [box])
@@ -113,12 +118,8 @@ def _read_whole(descriptor: int) -> bytes:
     return data
 
 
-def _forget_modules(files: dict[str, bytes]) -> None:
-    """Let the files that came with the code be found first when they are imported, as from a script's folder."""
-    ours = [name for name in sys.modules if name.partition(".")[0] == "sandbox"]
-    for name in (*ours, *(path.partition("/")[0].removesuffix(".py") for path in files)):
-        sys.modules.pop(name, None)
-    sys.path_importer_cache.pop(isolation.BOX, None)
+def _forget(modules: Iterable[str]) -> None:
+    _forgotten.extend(sys.modules.pop(name, None) for name in modules)
 
 
 def _execute(argv: tuple[str, ...]) -> NoReturn:
@@ -134,8 +135,7 @@ def _execute(argv: tuple[str, ...]) -> NoReturn:
 def _become_interpreter(terms: Terms) -> None:
     """Undo what a zygote is, so that this is an interpreter as it is after its start."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    gc.enable()
-    random.seed()  # or every run would draw the same numbers
+    gc.enable()  # `random` has a new seed: it sees to that itself after a fork
     if terms.flavour == Flavour.NUMPY:
         sys.modules["numpy.random"].seed()
     for number, errors in enumerate(("surrogateescape", "surrogateescape", "backslashreplace")):
