@@ -410,6 +410,14 @@ def test_two_terms_add_up_in_the_kl_as_in_the_cost() -> None:
     assert charge(twice).cost_mean.item() == pytest.approx(charge().cost_mean.item())
 
 
+def test_a_baseline_where_no_future_term_applies_may_be_anything() -> None:
+    nobody = replace(ROLLOUTS, credited=torch.tensor([False, True]))
+    unknown = torch.tensor([0.0, 0.0, math.nan])  # only the first rollout has a third token
+    assert charge(rollouts=nobody, baseline=unknown).loss.isfinite()
+    with pytest.raises(ValueError, match="row 0, step 2: the baseline is NaN"):
+        charge(baseline=unknown)
+
+
 def test_an_update_of_one_token_is_divided_by_one() -> None:
     logits, only = LOGITS[:1, 1:2], torch.ones((1, 1), dtype=torch.bool)
     rollouts = make_rollouts(IDS[:1, :1], only, logits)
