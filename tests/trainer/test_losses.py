@@ -286,7 +286,7 @@ class TestPartialTerms:
         stray = replace(self.label, weights=torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 1.0]]))
         with pytest.raises(ValueError, match="row 1, step 2: person speaks about a token that is no action"):
             charge(terms=[stray], covered_tokens=0)
-        flipped = replace(self.label, weights=torch.tensor([[0.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
+        flipped = replace(self.label, weights=torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
         gaps = replace(ROLLOUTS, action_mask=torch.tensor([[True, False, True], [True, False, False]]))
         with pytest.raises(ValueError, match="row 1, step 1: person speaks"):
             charge(terms=[flipped], rollouts=gaps, covered_tokens=0)
@@ -425,6 +425,8 @@ def test_an_update_of_one_token_is_divided_by_one() -> None:
     label = PartialTerm("person", Label(IDS[:1, :1]), only.float(), share=1.0, num_tokens=1)
     for terms in ([whole_term(SURE[:1, :1])], [label]):
         assert distil_loss(student, rollouts, terms, siblings, CLIPPED, 1).loss.item() == pytest.approx(2)
+    whole = distil_loss(student, rollouts, [whole_term(SURE[:1, :1])], siblings, CLIPPED, 1)
+    assert (whole.cost_mean.item(), whole.kl.item()) == pytest.approx((2, 2))
     assert sft_loss(student, rollouts, torch.ones(1), 1).loss.item() == pytest.approx(2)
     assert policy_gradient_loss(student, rollouts, torch.ones(1), only[0], 1).loss.item() == pytest.approx(-1)
 
