@@ -432,6 +432,7 @@ def test_an_update_of_one_token_is_divided_by_one() -> None:
 
 
 WRONG_SHAPES: list[tuple[Rollouts, LeaveOneOut | Tensor, Term]] = [
+    (replace(ROLLOUTS, action_mask=MASK[:1]), one_group(2, 3), whole_term(SURE)),
     (replace(ROLLOUTS, sampler_logprobs=torch.zeros(3)), one_group(2, 3), whole_term(SURE)),
     (replace(ROLLOUTS, credited=torch.ones(3, dtype=torch.bool)), one_group(2, 3), whole_term(SURE)),
     (replace(ROLLOUTS, emphasis=torch.ones(3)), one_group(2, 3), whole_term(SURE)),
@@ -451,6 +452,11 @@ WRONG_SHAPES: list[tuple[Rollouts, LeaveOneOut | Tensor, Term]] = [
 def test_tensors_that_do_not_fit_are_refused(rollouts: Rollouts, baseline: LeaveOneOut | Tensor, term: Term) -> None:
     with pytest.raises(ValueError, match="has shape"):
         charge(rollouts=rollouts, baseline=baseline, terms=[term])
+
+
+def test_logits_without_a_dimension_for_each_of_rollouts_tokens_and_vocabulary_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"logits have shape \(3, 2\), not \[B, T, V\]"):
+        charge(logits=LOGITS[0])
 
 
 # Properties over random batches: groups of rollouts of any length, empty ones among them, with every kind of term.
