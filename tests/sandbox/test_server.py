@@ -113,12 +113,12 @@ def test_without_the_key_nothing_of_a_request_is_read_and_nothing_is_told() -> N
         for announced in ("Content-Length: 33000000", "Transfer-Encoding: chunked"):
             with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
                 connection.sendall(f"POST /v1/run HTTP/1.1\r\nHost: x\r\n{announced}\r\n\r\n".encode())
-                assert connection.recv(1 << 16).startswith(b"HTTP/1.1 401")
-                assert read_rest(connection) == b""  # it hangs up, so that nothing more can be sent
+                answer = read_all(connection)  # to its end: it hangs up, so that nothing more can be sent
+                assert answer.startswith(b"HTTP/1.1 401")
         assert server.client.post("/v1/run", content=b"{").status_code == 422
 
 
-def read_rest(connection: socket.socket) -> bytes:
+def read_all(connection: socket.socket) -> bytes:
     """What comes until the other end closes; TimeoutError if it does not."""
     data = bytearray()
     while piece := connection.recv(1 << 16):
@@ -133,9 +133,7 @@ def test_connections_that_ask_nothing_are_refused_above_a_number_and_hung_up_on(
             for each in idle[::2]:
                 each.sendall(b"POST /v1/run HTTP/1.1\r\nHost: x\r\n")
             wait_until(lambda: server.client.post("/v1/run", json={"code": "1"}).status_code == 503, HEAD_SECONDS)
-            started = time.monotonic()
             assert {each.recv(1) for each in idle} == {b""}
-            assert time.monotonic() - started < 2 * HEAD_SECONDS
         finally:
             for each in idle:
                 each.close()
