@@ -20,6 +20,7 @@ _PREFIX = "preceptor-sandbox-"
 _OVERHEAD_BYTES = 8 << 20
 """What a fork of the zygote touches before the code does."""
 _REMOVE_SECONDS = 2.0
+_LOCK_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -312,11 +313,13 @@ def _own_groups() -> dict[str, str]:
 @contextlib.contextmanager
 def _sweeping(parent: int) -> Iterator[None]:
     """Remove what a sandbox that was killed with its spawner left in this open folder; during the block no other
-    sandbox does that, or makes a folder there. Each keeps its own locked as long as any of its processes has it open,
-    which says more than a number of a process, perhaps another container's, that comes again."""
-    fcntl.flock(parent, fcntl.LOCK_EX)
+    sandbox does that, or makes a folder there. Where somebody else keeps the lock nothing is removed.
+
+    Each sandbox keeps its own folder locked as long as any of its processes has it open, which says more than a number
+    of a process, perhaps another container's, that comes again."""
+    is_locked = _try_to_lock(parent)
     try:
-        for name in os.listdir(parent):
+        for name in os.listdir(parent) if is_locked else ():
             if not name.startswith(_PREFIX):
                 continue
             with contextlib.suppress(OSError):
@@ -328,7 +331,22 @@ def _sweeping(parent: int) -> Iterator[None]:
                     os.close(folder)
         yield
     finally:
-        fcntl.flock(parent, fcntl.LOCK_UN)
+        if is_locked:
+            fcntl.flock(parent, fcntl.LOCK_UN)
+
+
+def _try_to_lock(folder: int) -> bool:
+    """Lock it for this process, unless others hold it longer than sandboxes do: any user of the machine can."""
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
+        else:
+            return True
 
 
 def _remove_with_groups(name: str, folder: int, parent: int) -> None:

@@ -72,6 +72,8 @@ class Run:
         self._stderr, stderr_end = os.pipe2(os.O_CLOEXEC)
         self._captures = {self._stdout: _Capture(job.output_bytes), self._stderr: _Capture(job.output_bytes)}
         self._open = {self._stdout, self._stderr}
+        for descriptor in self._open:  # where the code has the keeper's user it can read its own output back
+            os.set_blocking(descriptor, False)
         given = (payload, stdin, stdout_end, stderr_end)
         order = Order(
             job.role,
@@ -114,7 +116,8 @@ class Run:
     def attend(self, ready: set[int]) -> None:
         """Take what has come, and end the run when it must end. Raises RunLost."""
         for descriptor in self._open & ready:
-            self._read(descriptor)
+            with contextlib.suppress(BlockingIOError):
+                self._read(descriptor)
         if self._control.fileno() in ready:
             self._hear()
         if self.is_over:
@@ -192,7 +195,6 @@ class Run:
     def _drain(self) -> None:
         """Take what the dead left in the pipes."""
         for descriptor in tuple(self._open):
-            os.set_blocking(descriptor, False)
             with contextlib.suppress(BlockingIOError):
                 while descriptor in self._open:
                     self._read(descriptor)

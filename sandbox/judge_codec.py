@@ -235,7 +235,9 @@ class LineReader:
                 wait()
             try:
                 piece = os.read(self._descriptor, _PIECE_BYTES)
-            except ConnectionResetError:
+            except BlockingIOError:  # woken by a byte out of band, which is no part of the stream
+                continue
+            except OSError:
                 piece = b""
             if not piece:
                 raise ChannelClosed

@@ -6,6 +6,8 @@ Only the standard library.
 
 import ast
 import builtins
+import functools
+import importlib
 import json
 import linecache
 import math
@@ -13,9 +15,9 @@ import re
 import symtable
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 from sandbox.judge_codec import Json, shorten, show
 from sandbox.judge_remote import LoadError, Solution, SolutionModule, show_call
@@ -28,6 +30,10 @@ _EQUAL, _TRUE = "__judge_equal__", "__judge_true__"
 RELATIVE_ERROR: Final = 1e-6
 ABSOLUTE_ERROR: Final = 1e-12
 """Left by sums of numbers that cancel out."""
+
+
+_DEFINITIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+_Definition: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
 class Failed(AssertionError):
@@ -171,23 +177,34 @@ def _find_in_program(source: str, entry_point: str, solution: Solution | types.M
     names.update({name: getattr(given, name) for name in found})
     if entry_point:
         names["candidate"] = names[entry_point]
+    definitions = list(_definitions(tree.body))
+    named = list(dict.fromkeys(node.name for node in definitions))
     has_check = bool(entry_point) and any(
-        isinstance(node, ast.FunctionDef) and node.name == "check" for node in tree.body
+        isinstance(node, ast.FunctionDef) and node.name == "check" for node in definitions
     )
-    named = [node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
-    if has_check or any(name.startswith(("test", "Test")) for name in named) or _has_unittest(tree):
+    if has_check or any(name.startswith(("test", "Test")) for name in named) or _has_unittest(definitions):
         _execute(_Rewriter(_Texts(source)).visit(tree).body, names)
-        check = [Test("check", lambda: names["check"](names["candidate"]))] if has_check else []
+        check = [Test("check", lambda: _finish(names["check"](names["candidate"])))] if has_check else []
         return check + _collect(named, names)
+    names["__name__"] = "__main__"
     return _find_statements(tree, source, names)
 
 
+def _definitions(statements: Sequence[ast.AST]) -> Iterator[_Definition]:
+    """Functions and classes, also those below an `if`, `try`, or the like."""
+    for node in statements:
+        if isinstance(node, _DEFINITIONS):
+            yield node
+        elif isinstance(node, ast.stmt | ast.excepthandler | ast.match_case):
+            yield from _definitions(list(ast.iter_child_nodes(node)))
+
+
 def _find_statements(tree: ast.Module, source: str, names: dict[str, object]) -> list[Test]:
-    """A test for each assertion, bare call, or loop and the like with an assertion in it. What stands above the first
-    is executed now; what stands between two belongs to the second."""
+    """A test for each assertion, bare call, or loop and the like with either in it. What stands above the first is
+    executed now; what stands between two belongs to the second."""
     is_test = [
-        (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call))
-        or (not isinstance(node, _DEFINITIONS) and any(isinstance(below, ast.Assert) for below in ast.walk(node)))
+        isinstance(node, ast.Assert | ast.Expr | ast.For | ast.While | ast.If | ast.With | ast.Try | ast.Match)
+        and any(isinstance(below, ast.Assert | ast.Call) for below in ast.walk(node))
         for node in tree.body
     ]
     texts = _Texts(source)
@@ -209,13 +226,10 @@ def _executor(statements: list[ast.stmt], names: dict[str, object]) -> Callable[
     return lambda: _execute(statements, names)
 
 
-_DEFINITIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-
-
-def _has_unittest(tree: ast.Module) -> bool:
+def _has_unittest(definitions: Sequence[_Definition]) -> bool:
     return any(
         isinstance(node, ast.ClassDef) and any("TestCase" in ast.dump(base) for base in node.bases)
-        for node in tree.body
+        for node in definitions
     )
 
 
@@ -263,11 +277,27 @@ def _collect(named: list[str], names: dict[str, object]) -> list[Test]:
             methods = [method for method in dir(found) if method.startswith("test")]
             tests += [Test(f"{name}.{method}", _make_case(found, method)) for method in methods]
         elif isinstance(found, type) and name.startswith("Test"):
-            methods = [method for method in vars(found) if method.startswith("test")]
-            tests += [Test(f"{name}.{method}", _make_method(found, method)) for method in methods]
-        elif isinstance(found, types.FunctionType) and name.startswith("test"):
-            tests.append(Test(name, found))
+            methods = [method for base in reversed(found.__mro__) for method in vars(base) if method.startswith("test")]
+            tests += [Test(f"{name}.{method}", _make_method(found, method)) for method in dict.fromkeys(methods)]
+        elif not isinstance(found, type) and callable(found) and name.startswith("test"):
+            tests.append(Test(name, _make_function(found)))
     return tests
+
+
+def _finish(returned: object) -> None:
+    """Run a test to its end that is a coroutine. One that yields has asserted nothing when it is called: an error."""
+    if isinstance(returned, types.CoroutineType):
+        asyncio = importlib.import_module("asyncio")  # rarely wanted, and not cheap
+        returned = asyncio.run(returned)
+    if isinstance(returned, types.GeneratorType | types.AsyncGeneratorType):
+        raise TypeError("a test that yields is not run to its end by calling it")
+
+
+def _make_function(found: Callable[[], object]) -> Callable[[], None]:
+    def test() -> None:
+        _finish(found())
+
+    return functools.update_wrapper(test, found)  # with the marks that unittest's decorators leave
 
 
 def _make_case(owner: type, method: str) -> Callable[[], None]:
@@ -276,7 +306,10 @@ def _make_case(owner: type, method: str) -> Callable[[], None]:
     def test() -> None:
         owner.setUpClass()  # type: ignore[attr-defined]
         try:
-            owner(method).debug()
+            case = owner(method)
+            if not hasattr(case, "asyncSetUp"):  # else it runs coroutines itself
+                _wrap(case, method)
+            case.debug()
         finally:
             owner.tearDownClass()  # type: ignore[attr-defined]
 
@@ -287,6 +320,14 @@ def _make_method(owner: type, method: str) -> Callable[[], None]:
     def test() -> None:
         case = owner()
         getattr(case, "setup_method", lambda: None)()
-        getattr(case, method)()
+        try:
+            _finish(getattr(case, method)())
+        finally:
+            getattr(case, "teardown_method", lambda: None)()
 
     return test
+
+
+def _wrap(case: object, method: str) -> None:
+    """Have a test method run to its end, or refused, whatever it is."""
+    setattr(case, method, _make_function(getattr(case, method)))

@@ -79,6 +79,7 @@ class Solution:
         self._calls = calls
         self._reader = LineReader(channel)
         self._num_questions = 0
+        self._was_asked = False
         self._handles: weakref.WeakValueDictionary[int, SolutionObject] = weakref.WeakValueDictionary()
         self._kinds: dict[str, Json] = {}
         self._errors: dict[str, type[RemoteError]] = {}
@@ -109,7 +110,12 @@ class Solution:
     @property
     def was_asked(self) -> bool:
         """Whether what the tests do can depend on it."""
-        return self._num_questions > 0
+        return self._was_asked
+
+    def _begin(self) -> None:
+        if not self._was_asked:
+            self._was_asked = True
+            self._calls.begin()
 
     def name(self, name: str) -> object:
         """What the solution calls so: a function or class to call, an exception to catch, or a plain value. Raises
@@ -117,6 +123,7 @@ class Solution:
         if name not in self._kinds:
             raise Lacking(f"the solution defines no {name}")
         if isinstance(self._kinds[name], list):
+            self._begin()  # what it is, a name, a base, was its choice
             return self._error_class(name)
         target: Json = {"global": name}
         if self._kinds[name] == "callable":
@@ -136,8 +143,7 @@ class Solution:
         """
         if self.failure is not None:
             raise self.failure
-        if not self._num_questions:
-            self._calls.begin()
+        self._begin()
         self._num_questions += 1
         line = pack_line({"id": self._num_questions, **question})
         if is_too_large(line):

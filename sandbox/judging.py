@@ -111,6 +111,7 @@ class Sittings:
         self._stdout = self._stderr = ""
         self._problem: tuple[_JudgeStatus, str] | None = None
         self._needs_live_objects = False
+        self._was_asked = self._live
         self._stopped = ""
 
     def next_job(self) -> Job | None:
@@ -182,6 +183,7 @@ class Sittings:
             self._problem = ("sandbox_error", tests.reason)
             return
         lines = _read_lines(outcome.stdout)
+        self._was_asked |= any(line.phase == ASKED for line in lines)
         names = next((line.tests for line in lines if line.tests is not None), None)
         if names is None and self._num_sittings == 1:
             self._problem = self._explain_no_tests(lines, tests, solution)
@@ -210,9 +212,13 @@ class Sittings:
 
     def result(self) -> JudgeResult:
         """What became of every test."""
+        judged = list(self._verdicts.values())
+        if not self._was_asked and judged and all(test.verdict == Verdict.PASSED for test in judged):
+            self._problem = ("tests_failed_to_load", "the tests passed without asking the solution anything")
         status, reason = self._problem or ("judged", "the tests were run")
-        judged = [] if self._problem else list(self._verdicts.values())
-        if not self._problem:
+        if self._problem:
+            judged = []
+        else:
             left = self._names[len(judged) :]
             judged += [TestVerdict(name=name, verdict=Verdict.NOT_RUN, message=self._stopped) for name in left]
         return JudgeResult(

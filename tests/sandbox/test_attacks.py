@@ -68,6 +68,27 @@ def test_a_sleeper_is_stopped_at_its_wall_time_and_keeps_what_it_wrote(sandbox: 
     assert time.monotonic() - started < 60
 
 
+def test_code_that_takes_its_own_output_back_is_stopped_all_the_same(sandbox: SandboxServer) -> None:
+    """Where the keeper has the same user, the pipe it reads from can be opened by the code, and be emptied first."""
+    code = """
+    import os, time
+    try:
+        back = os.open("/proc/self/fd/1", os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        time.sleep(600)
+    while True:
+        os.write(1, b"x")
+        try:
+            os.read(back, 1)
+        except BlockingIOError:
+            pass
+    """
+    for _ in range(3):
+        result = run(sandbox, code, Limits(wall_seconds=1, cpu_seconds=20))
+        assert result.status == Status.TIMEOUT
+        assert 1 <= result.wall_seconds < 3
+
+
 def test_code_that_ignores_every_signal_is_stopped_all_the_same(sandbox: SandboxServer) -> None:
     code = """
     import signal

@@ -44,6 +44,11 @@ SOLUTIONS_DOING = {
     "is an object": "class A: pass\nadd = A()",
     "is no function": "add = 5",
     "defines nothing": "",
+    "sends a byte out of band": "import socket, time\n"
+    "s = socket.socket(fileno=3)\ns.send(b'x', socket.MSG_OOB)\ntime.sleep(60)",
+    "sends one when it is asked": "import socket, time\n"
+    "def add(a, b): socket.socket(fileno=3).send(b'x', socket.MSG_OOB), time.sleep(60)",
+    "is an exception": "class add(Exception): pass",
     "takes all memory at import": "data = []\nwhile True: data.append(bytearray(1 << 20))",
     "prints without end": "while True: print('x' * 60000)",
 }

@@ -140,6 +140,23 @@ def test_cgroups_of_a_killed_sandbox_are_removed_by_the_next_one_and_of_the_livi
         assert [folder for folder in held if folder.exists()] == []
 
 
+def test_a_lock_on_the_host_s_folder_stops_no_sandbox() -> None:
+    with SandboxServer(arguments=("--slots", "1")) as server:
+        if server.health().level != Level.FULL:
+            pytest.skip("needs a cgroup that this user may make")
+        parents = [folder.parent for folder in cgroups_of(children_of(server.process.pid))]
+    with contextlib.ExitStack() as locks:
+        for folder in parents:
+            file = os.open(folder, os.O_RDONLY)
+            locks.callback(os.close, file)
+            fcntl.flock(file, fcntl.LOCK_SH)
+        with SandboxServer(arguments=("--slots", "1")) as server:
+            assert server.health().level == Level.FULL
+            assert server.run("print(1)").stdout == "1\n"
+            made = cgroups_of(children_of(server.process.pid))
+        assert [folder for folder in made if folder.exists()] == []
+
+
 def keeper_of(server: SandboxServer) -> int:
     (spawner,) = spawners_of(server)
     (keeper,) = [pid for pid in children_of(spawner) if parent_of(pid) == spawner]
