@@ -76,7 +76,9 @@ class FusedStudent(Student):
             entropy = (log_total - (theirs * mean).sum(-1)).clamp(min=0)
             mass = torch.where(log_total.isfinite(), 1, torch.nan).to(log_total)
             expected = (states * mean).sum(-1)
-        score = _average(states, self._weight, theirs, None, expected, log_total, mean)
+        score: Tensor = _Averaged.apply(  # type: ignore[no-untyped-call]
+            states, self._weight, theirs, None, expected, log_total, mean
+        )
         nothing = torch.zeros_like(self.log_total).detach()
         return Expectation(*(nothing.index_put((at,), value) for value in (score, mass, entropy, chosen)))
 
@@ -94,12 +96,12 @@ class FusedStudent(Student):
         with torch.no_grad():
             ids = _find_likeliest(states, self._weight, min(top_k, self.vocabulary))
             scores = _gather(theirs, self._weight, ids)
-            if len(ids.T) < self.vocabulary:
+            if ids.shape[1] < self.vocabulary:
                 scores = torch.cat([scores, _sum_without(theirs, self._weight, ids)[:, None]], 1)
             expert_total = scores.logsumexp(-1)
             chosen = _gather(theirs, self._weight, self.ids[at, None])[:, 0] - expert_total
         own: Tensor = _ScoresAt.apply(states, self._weight, ids)  # type: ignore[no-untyped-call]
-        if len(ids.T) < self.vocabulary:
+        if ids.shape[1] < self.vocabulary:
             rest, _ = _log_total(states, self._weight, ids)
             own = torch.cat([own, rest[:, None]], 1)
         return own - self.log_total[at, None], scores - expert_total[:, None], chosen
@@ -120,23 +122,10 @@ def _log_total(states: Tensor, weight: Tensor, hidden: Tensor | None = None) -> 
     """The logsumexp of the scores [N] with its gradient, and the mean row [N, H], detached."""
     with torch.no_grad():
         found, mean = _scan(states, weight, hidden)
-    return _average(states, weight, states, hidden, found, found, mean), mean
-
-
-def _average(
-    states: Tensor,
-    weight: Tensor,
-    theirs: Tensor,
-    hidden: Tensor | None,
-    value: Tensor,
-    log_total: Tensor,
-    mean: Tensor,
-) -> Tensor:
-    """`value` [M] with the gradient that `_Averaged` gives it."""
-    found: Tensor = _Averaged.apply(  # type: ignore[no-untyped-call]
-        states, weight, theirs.detach(), hidden, value, log_total, mean
+    log_total: Tensor = _Averaged.apply(  # type: ignore[no-untyped-call]
+        states, weight, states.detach(), hidden, found, found, mean
     )
-    return found
+    return log_total, mean
 
 
 class _Context(Protocol):
@@ -158,14 +147,11 @@ def _chunks(states: Tensor) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, len(states), size))
 
 
-def _tiles(weight: Tensor) -> Iterator[int]:
-    size = TILE_ROWS if weight.device.type == "cpu" else GPU_TILE_ROWS
-    return iter(range(0, len(weight), size))
-
-
-def _tile(weight: Tensor, start: int, dtype: torch.dtype) -> Tensor:
-    size = TILE_ROWS if weight.device.type == "cpu" else GPU_TILE_ROWS
-    return weight[start : start + size].to(dtype)
+def _tiles(weight: Tensor, dtype: torch.dtype, rows: int | None = None) -> Iterator[tuple[int, Tensor]]:
+    """W by so many rows, each with the number of its first row, raised to the precision that is computed in."""
+    size = rows or (TILE_ROWS if weight.device.type == "cpu" else GPU_TILE_ROWS)
+    for start in range(0, len(weight), size):
+        yield start, weight[start : start + size].to(dtype)
 
 
 def _hide(scores: Tensor, start: int, hidden: Tensor | None) -> None:
@@ -185,8 +171,7 @@ def _scan(states: Tensor, weight: Tensor, hidden: Tensor | None) -> tuple[Tensor
         left_out = None if hidden is None else hidden[chunk]
         peak = own.new_full((len(own), 1), -torch.inf)
         total, rows = torch.zeros_like(peak), torch.zeros_like(own)
-        for start in _tiles(weight):
-            tile = _tile(weight, start, own.dtype)
+        for start, tile in _tiles(weight, own.dtype):
             scores = own @ tile.T
             _hide(scores, start, left_out)
             higher = torch.maximum(peak, scores.amax(-1, keepdim=True))
@@ -209,8 +194,7 @@ def _spread_back(
     for chunk in _chunks(states):
         weighted = states[chunk] * charge[chunk, None]
         left_out = None if hidden is None else hidden[chunk]
-        for start in _tiles(weight):
-            tile = _tile(weight, start, states.dtype)
+        for start, tile in _tiles(weight, states.dtype):
             scores = theirs[chunk] @ tile.T
             _hide(scores, start, left_out)
             gradient[start : start + len(tile)].addmm_(scores.sub_(log_total[chunk, None]).exp_().T, weighted)
@@ -313,8 +297,7 @@ class _ReverseKL(torch.autograd.Function):
             own, other = states[chunk], theirs[chunk]
             peak = own.new_full((len(own), 1), -torch.inf)
             total, weighted, rows = torch.zeros_like(peak), torch.zeros_like(peak), torch.zeros_like(own)
-            for start in _tiles(weight):
-                tile = _tile(weight, start, own.dtype)
+            for _, tile in _tiles(weight, own.dtype):
                 scores, expert = own @ tile.T, other @ tile.T
                 higher = torch.maximum(peak, expert.amax(-1, keepdim=True))
                 total.mul_((peak - higher).exp_()).add_((expert - higher).exp_().sum(-1, keepdim=True))
@@ -339,8 +322,7 @@ class _ReverseKL(torch.autograd.Function):
         if wanted[1]:
             gradient = states.new_zeros(weight.shape)
             for chunk in _chunks(states):
-                for start in _tiles(weight):
-                    tile = _tile(weight, start, states.dtype)
+                for start, tile in _tiles(weight, states.dtype):
                     scores, expert = states[chunk] @ tile.T, theirs[chunk] @ tile.T
                     ahead = scores - expert - excess[chunk, None]
                     ahead.mul_(scores.sub_(log_total[chunk, None]).exp_()).mul_(charge[chunk, None])
@@ -358,8 +340,8 @@ def _find_likeliest(states: Tensor, weight: Tensor, count: int) -> Tensor:
     for chunk in _chunks(states):
         own = states[chunk]
         best, names = own.new_empty((len(own), 0)), ids.new_empty((len(own), 0))
-        for start in range(0, len(weight), WIDE_TILE_ROWS):
-            scores = own @ weight[start : start + WIDE_TILE_ROWS].to(own.dtype).T
+        for start, tile in _tiles(weight, own.dtype, WIDE_TILE_ROWS):
+            scores = own @ tile.T
             high, at = scores.topk(min(count, scores.shape[1]))
             best, names = torch.cat([best, high], 1), torch.cat([names, at + start], 1)
             best, order = best.topk(min(count, best.shape[1]))
@@ -372,8 +354,8 @@ def _sum_without(states: Tensor, weight: Tensor, hidden: Tensor) -> Tensor:
     """logsumexp [N] of the scores of all tokens but the hidden ones [N, K]."""
     log_rest = states.new_full((len(states),), -torch.inf)
     for chunk in _chunks(states):
-        for start in _tiles(weight):
-            scores = states[chunk] @ _tile(weight, start, states.dtype).T
+        for start, tile in _tiles(weight, states.dtype):
+            scores = states[chunk] @ tile.T
             _hide(scores, start, hidden[chunk])
             log_rest[chunk] = torch.logaddexp(log_rest[chunk], scores.logsumexp(-1))
     return log_rest
