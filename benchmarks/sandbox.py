@@ -17,7 +17,6 @@ import os
 import random
 import resource
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -31,6 +30,8 @@ import aiohttp
 import psutil
 from rich.console import Console
 from rich.table import Table
+
+from services.local.layout import free_port
 
 CODE = "print(1 + 1)"
 PYTHON = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
@@ -137,9 +138,7 @@ def _cost(name: str, cpu_seconds: float, latencies: list[float]) -> Cost:
 @contextmanager
 def _server() -> Iterator[tuple[psutil.Process, str]]:
     """A sandbox server of its own on a free port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "sandbox", "--port", str(port), "--die-with-parent"]
     url = f"http://127.0.0.1:{port}"
     with subprocess.Popen(command) as process:

@@ -223,7 +223,7 @@ class Place:
     @classmethod
     def _make(cls, version: int, paths: dict[str, tuple[str, ...]]) -> "Place":
         """A folder in each of these, by path, for some controllers. Raises OSError when there is none for memory."""
-        name = f"{_PREFIX}{os.getpid()}-{_start_of(os.getpid())}"  # numbers of processes come again
+        name = f"{_PREFIX}{os.getpid()}-{time.monotonic_ns()}"  # numbers of processes come again
         folders = []
         for path, controllers in paths.items():
             parent = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -353,12 +353,3 @@ def _remove_with_groups(name: str, folder: int, parent: int) -> None:
     for group in os.listdir(folder):
         _try_to_remove(group, folder)
     _try_to_remove(name, parent)
-
-
-def _start_of(pid: int) -> str:
-    """When a process was started, in ticks since the machine was; empty when there is none of this number."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[19].decode("ascii")
-    except OSError:
-        return ""

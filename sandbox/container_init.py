@@ -182,9 +182,7 @@ def _keep(run: Run, relay: _Relay | None, num_kills: int) -> None:
         outcome = replace(outcome, ending=Ending.MEMORY, signal=None)
     if relay is not None:
         relay.finish()
-    said = memoryview(wire.pack_lettered(OUTCOME_LETTER, wire.pack_body(outcome)))
-    while said:
-        said = said[os.write(1, said) :]
+    kernel.write_whole(1, wire.pack_lettered(OUTCOME_LETTER, wire.pack_body(outcome)))
     os._exit(0)
 
 

@@ -12,7 +12,7 @@ import socket
 import time
 from dataclasses import dataclass, field, replace
 
-from sandbox import wire, zygote
+from sandbox import kernel, wire, zygote
 from sandbox.cgroups import Group
 from sandbox.collecting import collect
 from sandbox.wire import Ending, Job, Order, Outcome, Report
@@ -203,9 +203,7 @@ class Run:
 def _sealed_file(data: bytes) -> int:
     """An unnamed file in memory, at its start, that nobody can change any more."""
     descriptor = os.memfd_create("run", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
+    kernel.write_whole(descriptor, data)
     seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
     fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
     os.lseek(descriptor, 0, os.SEEK_SET)

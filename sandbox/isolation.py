@@ -155,9 +155,7 @@ def write_files(files: dict[str, bytes], executable: str = "") -> None:
         mode = 0o755 if path == executable else 0o644
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         with open(descriptor, "wb", buffering=0) as file:
-            view = memoryview(data)
-            while view:
-                view = view[file.write(view) :]
+            kernel.write_whole(file.fileno(), data)
 
 
 def limit_slot() -> None:

@@ -8,6 +8,7 @@ import datetime
 import json
 import os
 import time
+import types
 from collections import deque
 from collections.abc import Callable
 from decimal import Decimal
@@ -253,6 +254,14 @@ class LineReader:
         if not isinstance(message, dict):
             raise Broken("a message that is no object")
         return message
+
+
+def trace_from(error: BaseException, path: str) -> types.TracebackType | None:
+    """The traceback from the first line of a file on."""
+    trace = error.__traceback__
+    while trace is not None and not trace.tb_frame.f_code.co_filename.endswith(path):
+        trace = trace.tb_next
+    return trace
 
 
 def show(value: object) -> str:

@@ -308,7 +308,7 @@ def _make_case(owner: type, method: str) -> Callable[[], None]:
         try:
             case = owner(method)
             if not hasattr(case, "asyncSetUp"):  # else it runs coroutines itself
-                _wrap(case, method)
+                setattr(case, method, _make_function(getattr(case, method)))
             case.debug()
         finally:
             owner.tearDownClass()  # type: ignore[attr-defined]
@@ -326,8 +326,3 @@ def _make_method(owner: type, method: str) -> Callable[[], None]:
             getattr(case, "teardown_method", lambda: None)()
 
     return test
-
-
-def _wrap(case: object, method: str) -> None:
-    """Have a test method run to its end, or refused, whatever it is."""
-    setattr(case, method, _make_function(getattr(case, method)))

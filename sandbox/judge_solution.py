@@ -21,6 +21,7 @@ from sandbox.judge_codec import (
     encode,
     pack_line,
     shorten,
+    trace_from,
     write_line,
 )
 
@@ -165,9 +166,7 @@ class _Server:
 
     def explain(self, error: BaseException) -> Json:
         """An exception as data: its builtin bases, text, and the traceback from the solution's first line on."""
-        trace = error.__traceback__
-        while trace is not None and trace.tb_frame.f_code.co_filename != self._path:
-            trace = trace.tb_next
+        trace = trace_from(error, self._path)
         try:
             text = str(error)
         except Exception:  # noqa: BLE001 -- its class is the solution's own

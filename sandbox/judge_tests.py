@@ -15,9 +15,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Final, NoReturn
 
-from sandbox.judge_codec import MAX_TEXT, Broken, ChannelClosed, Json, NotInTime, shorten
+from sandbox.judge_codec import MAX_TEXT, Broken, ChannelClosed, Json, NotInTime, shorten, trace_from
 from sandbox.judge_finding import TESTS_FILE, Failed, Test, find_tests
 from sandbox.judge_remote import Lacking, LoadError, NeedsLiveObjects, RemoteError, Solution, SolutionObject
+from sandbox.kernel import write_whole
 
 SOLUTION_FILE: Final = "solution.py"
 """Only where the solution is loaded here."""
@@ -72,9 +73,7 @@ class _Report:
 
     def say(self, content: dict[str, Json]) -> None:
         # a lone surrogate, which the server would refuse, becomes a question mark
-        data = memoryview(json.dumps(content, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
-        while data:
-            data = data[os.write(self._descriptor, data) :]
+        write_whole(self._descriptor, json.dumps(content, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
 
     def begin(self) -> None:
         self.say({"phase": ASKED})
@@ -165,7 +164,7 @@ def _blame(error: BaseException, connection: Solution | None) -> dict[str, Json]
         return {"tests_error": trace}
     is_lacking = isinstance(error, ImportError | Lacking | NameError)
     was_asked = connection is not None and connection.was_asked
-    return {"load_error" if is_lacking or was_asked or _trace_from(error, SOLUTION_FILE) else "tests_error": trace}
+    return {"load_error" if is_lacking or was_asked or trace_from(error, SOLUTION_FILE) else "tests_error": trace}
 
 
 def _needs_live_objects(error: BaseException | None, connection: Solution | None) -> str:
@@ -197,17 +196,9 @@ def _load_live(folder: str) -> types.ModuleType:
     return module
 
 
-def _trace_from(error: BaseException, path: str) -> types.TracebackType | None:
-    """The traceback from the first line of a file on."""
-    trace = error.__traceback__
-    while trace is not None and not trace.tb_frame.f_code.co_filename.endswith(path):
-        trace = trace.tb_next
-    return trace
-
-
 def _explain(error: BaseException, path: str) -> str:
     """The exception, with its traceback from the first line of a file on."""
-    return shorten("".join(traceback.format_exception(type(error), error, _trace_from(error, path))))
+    return shorten("".join(traceback.format_exception(type(error), error, trace_from(error, path))))
 
 
 def _do_again(test: Test, connection: Solution | None, *, is_lost: bool) -> None:

@@ -213,10 +213,11 @@ class Sittings:
     def result(self) -> JudgeResult:
         """What became of every test."""
         judged = list(self._verdicts.values())
+        problem = self._problem
         if not self._was_asked and judged and all(test.verdict == Verdict.PASSED for test in judged):
-            self._problem = ("tests_failed_to_load", "the tests passed without asking the solution anything")
-        status, reason = self._problem or ("judged", "the tests were run")
-        if self._problem:
+            problem = ("tests_failed_to_load", "the tests passed without asking the solution anything")
+        status, reason = problem or ("judged", "the tests were run")
+        if problem:
             judged = []
         else:
             left = self._names[len(judged) :]
@@ -269,11 +270,11 @@ def _explain_tests(tests: RunResult) -> tuple[Verdict, str]:
 
 
 def _make_verdict(name: str, ended: _Ended, lost: tuple[Verdict, str]) -> TestVerdict:
-    is_lost = ended.verdict == "lost"
+    verdict, message = lost if ended.verdict == "lost" else (ended.verdict, ended.message)
     return TestVerdict(
         name=name,
-        verdict=lost[0] if ended.verdict == "lost" else ended.verdict,
-        message=lost[1] if is_lost else ended.message,
+        verdict=verdict,
+        message=message,
         input=ended.input,
         expected=ended.expected,
         got=ended.got,

@@ -233,6 +233,13 @@ def _allow_below(rules: int, path: str, access: int) -> None:
         os.close(descriptor)
 
 
+def write_whole(descriptor: int, data: bytes) -> None:
+    """Write all of it, however little the descriptor takes at a time."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
 def close_from(first: int) -> None:
     """Close every open file from this number on (Linux 5.9)."""
     _syscall("close_range", "close_range", ctypes.c_uint(first), ctypes.c_uint(0xFFFFFFFF), ctypes.c_uint(0))
