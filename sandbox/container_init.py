@@ -94,48 +94,51 @@ def _make_sockets() -> tuple[socket.socket, socket.socket, socket.socket, socket
 
 
 class _Relay:
-    """Passes on what the run and its partner, in another container, say to each other. Never waits: what cannot be
-    passed on holds up the one who said it, and nobody else."""
+    """Passes on what the run and its partner, in another container, say to each other. What the partner does not take
+    holds up the run that says it, and nobody else: standard input is always read and standard output always can be."""
 
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
         self._channel.setblocking(False)
-        self._is_open = True
-        self._frames = bytearray()
+        self._run_says_more = True
+        self._run_hears_more = True
+        self._partner_says_more = True
+        self._under_way = 0  # bytes of the run's that its partner has not taken
+        self._received = bytearray()
         self._to_run = bytearray()
-        self._to_partner = bytearray()
-        self._partner_has_ended = False
+        self._to_server = bytearray()
         os.set_blocking(1, False)
 
     def interests(self) -> dict[int, int]:
         """What to wait for, by descriptor."""
-        wanted = {0: 0 if self._to_run else select.POLLIN, 1: select.POLLOUT if self._to_partner else 0}
-        if self._is_open:
-            wanted[self._channel.fileno()] = (0 if self._to_partner else select.POLLIN) | (
-                select.POLLOUT if self._to_run else 0
-            )
+        has_room = not self._to_server and self._under_way < wire.WINDOW_BYTES
+        of_run = (select.POLLIN if self._run_says_more and has_room else 0) | (select.POLLOUT if self._to_run else 0)
+        wanted = {0: select.POLLIN, 1: select.POLLOUT if self._to_server else 0, self._channel.fileno(): of_run}
         return {descriptor: events for descriptor, events in wanted.items() if events}
 
     def attend(self) -> None:
         """Pass on what can be."""
-        self._hear_run()
+        if not self._to_server and self._under_way < wire.WINDOW_BYTES:
+            self._hear_run()
         self._tell_run()
-        self._tell_partner()
+        self._tell_server()
 
     def hear_partner(self, data: bytes) -> None:
         """Take what came on standard input."""
-        self._frames += data
-        while len(self._frames) >= wire.HEADER.size:
-            (length,) = wire.HEADER.unpack_from(self._frames)
-            end = wire.HEADER.size + length
-            if len(self._frames) < end:
-                break
-            self._to_run += self._frames[wire.HEADER.size : end]
-            self._partner_has_ended = self._partner_has_ended or length == 0
-            del self._frames[:end]
+        self._received += data
+        for letter, body in wire.take_lettered(self._received):
+            if letter == wire.TAKEN_LETTER:
+                self._under_way -= wire.HEADER.unpack(body)[0]
+                continue
+            self._to_run += body
+            self._partner_says_more = self._partner_says_more and bool(body)
+            if letter == wire.ENDED_LETTER:
+                self._run_says_more = False
+                with contextlib.suppress(OSError):
+                    self._channel.shutdown(socket.SHUT_RD)  # a run that says more is told that nobody listens
 
     def _hear_run(self) -> None:
-        if not self._is_open or self._to_partner:
+        if not self._run_says_more:
             return
         try:
             piece = self._channel.recv(PIECE_BYTES)
@@ -143,33 +146,40 @@ class _Relay:
             return
         except ConnectionResetError:
             piece = b""
-        self._is_open = bool(piece)
-        self._to_partner += wire.pack_lettered(CHANNEL_LETTER, piece)
+        self._run_says_more = bool(piece)
+        self._under_way += len(piece)
+        self._to_server += wire.pack_lettered(CHANNEL_LETTER, piece)
 
     def _tell_run(self) -> None:
+        before = len(self._to_run)
         try:
-            while self._to_run:
+            while self._to_run and self._run_hears_more:
                 del self._to_run[: self._channel.send(self._to_run)]
-            if self._partner_has_ended and self._is_open:
+            if not self._partner_says_more and self._run_hears_more:
+                self._run_hears_more = False
                 self._channel.shutdown(socket.SHUT_WR)
         except BlockingIOError:
             pass
         except OSError:  # the run has closed its end
+            self._run_hears_more = False
+        if not self._run_hears_more:
             self._to_run.clear()
+        if taken := before - len(self._to_run):
+            self._to_server += wire.pack_lettered(wire.TAKEN_LETTER, wire.HEADER.pack(taken))
 
-    def _tell_partner(self) -> None:
+    def _tell_server(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            while self._to_partner:
-                del self._to_partner[: os.write(1, self._to_partner)]
+            while self._to_server:
+                del self._to_server[: os.write(1, self._to_server)]
 
     def finish(self) -> None:
-        """Pass on what the dead run left to be said; this may wait."""
+        """Pass on what the dead run left to be said, which is no more than its socket holds."""
         os.set_blocking(1, True)
-        self._tell_partner()
-        while self._is_open:
+        self._tell_server()
+        while self._run_says_more:
             self._hear_run()
-            self._is_open = self._is_open and bool(self._to_partner)
-            self._tell_partner()
+            self._run_says_more = self._run_says_more and bool(self._to_server)
+            self._tell_server()
 
 
 def _keep(run: Run, relay: _Relay | None, num_kills: int) -> None:

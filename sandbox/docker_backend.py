@@ -229,24 +229,17 @@ class _Container:
                 self._complaint = (self._complaint + data)[-_KEPT_COMPLAINT:]
                 continue
             letters += data
-            while len(letters) >= wire.LETTER.size:
-                letter, length = wire.LETTER.unpack_from(letters)
-                end = wire.LETTER.size + length
-                if len(letters) < end:
-                    break
-                body = bytes(letters[wire.LETTER.size : end])
-                del letters[:end]
+            for letter, body in wire.take_lettered(letters):
                 if letter == wire.OUTCOME_LETTER:
                     return wire.unpack_outcome(body)
                 if partner is not None:
-                    await partner.tell(body)
+                    partner.tell(letter, body)
 
-    async def tell(self, piece: bytes) -> None:
-        """Pass on a piece to its run; it may have ended."""
+    def tell(self, letter: bytes, body: bytes) -> None:
+        """Pass on a letter to its container, which may have ended. Little is ever under way: `wire.WINDOW_BYTES`."""
         assert self._writer is not None
-        with contextlib.suppress(ConnectionError):
-            self._writer.write(wire.pack_framed(piece))
-            await self._writer.drain()
+        if not self._writer.is_closing():
+            self._writer.write(wire.pack_lettered(letter, body))
 
     async def _explain_end(self) -> Outcome:
         if await asyncio.to_thread(self._engine.ran_out_of_memory, self._id):
@@ -333,5 +326,5 @@ async def _as_outcome(container: _Container, partner: _Container) -> Outcome:
         outcome = await container.follow(partner)
     except (KeeperLost, OSError) as error:
         outcome = Outcome(Ending.FAULT, fault=str(error))
-    await partner.tell(b"")
+    partner.tell(wire.ENDED_LETTER, b"")
     return outcome

@@ -4,9 +4,9 @@ Server to spawner: a `Wish` for a keeper, one packet, with the connection that t
 `Job`, back a `Hello` and an `Outcome` a job, each a length and a JSON text. Keeper to zygote: an `Order`, one packet,
 with the files of the run; back a `Report`. Nothing that code or its caller wrote is in an Order.
 
-Server to a container: its program, a `Terms` and a `Job`, each a length and a JSON text; then, for a solution or its
-tests, what the other one says, in pieces, an empty one when it has ended. Back such pieces, and an `Outcome`, each with
-a letter before it.
+Server to a container: its program, a `Terms` and a `Job`, each a length and a JSON text. Back an `Outcome`. Between a
+solution and its tests, through the server and each with a letter before it: what one of them says, in pieces, an empty
+one when it says no more; how much of that the other one has taken; and that it has ended.
 
 Beside `contract`, not part of it: keepers and zygotes run on the bare standard library and could not load pydantic.
 """
@@ -15,7 +15,7 @@ import base64
 import json
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -30,8 +30,12 @@ CANCEL = HEADER.pack(0)
 """Instead of a job: end the run that is going on. Its outcome is still sent."""
 PIECE_BYTES = 1 << 16
 """At most, of what is passed on from one container to another."""
+WINDOW_BYTES = 1 << 18
+"""On their way from one container to another and not taken yet: more is not passed on, so nobody on the way waits."""
 LETTER = struct.Struct(">cI")
 CHANNEL_LETTER = b"c"
+TAKEN_LETTER = b"t"
+ENDED_LETTER = b"e"
 OUTCOME_LETTER = b"o"
 _FILE_HEADER = struct.Struct(">HI")
 
@@ -204,8 +208,20 @@ def pack_framed(body: bytes) -> bytes:
 
 
 def pack_lettered(letter: bytes, body: bytes) -> bytes:
-    """What a container says: a letter, the length and the rest."""
+    """What a container says or is told: a letter, the length and the rest."""
     return LETTER.pack(letter, len(body)) + body
+
+
+def take_lettered(received: bytearray) -> Iterator[tuple[bytes, bytes]]:
+    """Each whole letter with its body, taken from the front of what was received."""
+    while len(received) >= LETTER.size:
+        letter, length = LETTER.unpack_from(received)
+        end = LETTER.size + length
+        if len(received) < end:
+            return
+        body = bytes(received[LETTER.size : end])
+        del received[:end]
+        yield letter, body
 
 
 def _unpack_files(files: dict[str, str] | None) -> dict[str, bytes]:

@@ -190,5 +190,5 @@ def test_a_report_with_live_objects_costs_the_server_little(sandbox: SandboxServ
 
 
 def peak_kilobytes(sandbox: SandboxServer) -> int:
-    status = Path(f"/proc/{sandbox.process.pid}/status").read_text()
+    status = Path(f"/proc/{sandbox.pid}/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0])

@@ -138,6 +138,7 @@ def test_the_same_program_gives_the_same_answer_each_time(sandbox: SandboxServer
     assert len(outputs) == 1
 
 
+@pytest.mark.namespaces  # what a container has is up to its image
 def test_only_the_standard_library_is_there(sandbox: SandboxServer) -> None:
     result = sandbox.run("import json, sqlite3, asyncio, unittest, decimal\nimport pip")
     assert result.stderr.endswith("ModuleNotFoundError: No module named 'pip'\n")

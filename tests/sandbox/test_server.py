@@ -185,7 +185,10 @@ def test_a_request_that_is_too_large_is_answered_413(sandbox: SandboxServer) -> 
     lengths = (f"Content-Length: {33 << 20}", "Transfer-Encoding: chunked")
     for length in lengths:
         with socket.create_connection(("127.0.0.1", sandbox.port), timeout=30) as connection:
-            head = f"POST /v1/run HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{length}\r\n\r\n"
+            head = (
+                f"POST /v1/run HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {sandbox.key}\r\n"
+                f"Content-Type: application/json\r\n{length}\r\n\r\n"
+            )
             connection.sendall(head.encode())
             with contextlib.suppress(ConnectionError):  # it may hang up before we are done
                 for _ in range(40 if "chunked" in length else 0):
