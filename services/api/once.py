@@ -103,7 +103,7 @@ class Once:
 
 
 def describe(route: APIRoute, path_params: Mapping[str, str], actor: Actor) -> Act:
-    """What a call of this route does: `pause_expert` among `experts` is `experts.pause`; a name with a dot is itself."""
+    """What a call of this route does: `pause_expert` of the experts is `experts.pause`; a name with a dot is itself."""
     tag = str(route.tags[0])
     action = route.name if "." in route.name else f"{tag}.{route.name.partition('_')[0]}"
     return Act(actor, action, tag.removesuffix("s"), next(iter(path_params.values()), None))

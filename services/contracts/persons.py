@@ -94,7 +94,7 @@ class KeyCreate(Contract):
 
 
 class KeyRotate(Contract):
-    """A new secret for a key of the same name, scopes and end; the old one goes on for the grace, by default not at all."""
+    """A new secret for a key of the same name, scopes and end; the old one goes on for the grace, if any."""
 
     grace_seconds: Annotated[Int, Field(ge=0, le=MAX_GRACE_SECONDS)] = 0
 
@@ -163,9 +163,9 @@ class ShapedUpdate(Contract):
 class Erasure(Contract):
     """What erasing a person's text takes out, or took out; and what it cannot: the updates and versions it shaped.
 
-    texts: pieces of text by the noun they are or were kept in. chars: their length. answers: answers made of them, which
-    never train again. lessons: lessons withdrawn because nothing else was in them. updates: whose training used the
-    text, and goes on having used it. policy_versions: that carry those updates.
+    texts: pieces of text by the noun they are or were kept in. chars: their length. answers: made of them, which never
+    train again. lessons: withdrawn because nothing else was in them. updates: whose training used the text, and goes on
+    having used it. policy_versions: that carry those updates.
     """
 
     person_id: UUID

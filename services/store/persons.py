@@ -1,4 +1,4 @@
-"""Persons and services. Their keys are in `services.store.keys`, their passwords and sessions in `passwords`, `logins`."""
+"""Persons and services. Their keys are in `services.store.keys`, passwords and sessions in `passwords` and `logins`."""
 
 from uuid import UUID
 
