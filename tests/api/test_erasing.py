@@ -13,7 +13,6 @@ from services.contracts.experts import Ask, ConsultResult, ContextAnswer
 from services.contracts.ids import new_id
 from services.contracts.persons import Role
 from services.contracts.updates import TermKind, TermRecord
-from services.errors import PreceptorError
 from services.store import consultations, erasing, lessons, logins, passwords, updates
 from services.store.models import (
     AnswerRow,
@@ -257,4 +256,3 @@ def test_a_person_who_wrote_nothing_can_be_erased(api: Api, store: Store, someon
     ben = UUID(str(made(someone("ben", Role.ANNOTATOR).get("/v1/persons/me"))["id"]))
     done = made(api.post(f"/v1/persons/{ben}/erase"))
     assert (done["texts"], done["chars"], done["updates"]) == ({}, 0, [])
-    assert issubclass(erasing.persons.PersonErased, PreceptorError)

@@ -97,7 +97,7 @@ def test_every_control_has_a_name_and_every_page_its_landmarks(page: "Page", own
     for path in PATHS:
         page.goto(path)
         for role in ("banner", "navigation", "main", "contentinfo"):
-            assert page.get_by_role(role).count() >= 1, (path, role)  # type: ignore[arg-type]
+            assert page.get_by_role(role).count() >= 1, (path, role)
         assert page.get_by_role("heading", level=1).count() == 1
         nameless = page.evaluate(
             """() => [...document.querySelectorAll('button, a[href], input:not([type=hidden]), select')]
