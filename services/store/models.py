@@ -528,6 +528,23 @@ class UpdateLessonRow(Base):
     token_costs: Mapped[list[float] | None]
 
 
+class TeacherChoicesRow(Base):
+    """The tokens our own teacher found likeliest along one lesson of one update: see `services.store.distributions`."""
+
+    __tablename__ = "teacher_choices"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["update_id", "lesson_id"], ["update_lesson.update_id", "update_lesson.lesson_id"], ondelete="CASCADE"
+        ),
+    )
+
+    update_id: Mapped[UUID] = mapped_column(primary_key=True)
+    lesson_id: Mapped[UUID] = mapped_column(primary_key=True)
+    num_rows: Mapped[int]
+    width: Mapped[int]
+    packed: Mapped[bytes] = mapped_column(LargeBinary)
+
+
 class PolicyVersionRow(Base):
     """Published weights; a name is never used twice and at most one version of a lineage serves."""
 
