@@ -22,6 +22,7 @@ from sqlalchemy import (
     Float,
     ForeignKey,
     ForeignKeyConstraint,
+    Identity,
     Index,
     Integer,
     LargeBinary,
@@ -211,6 +212,7 @@ class GroupRow(Base):
         CheckConstraint("purpose <> 'train' OR split = 'train'", name="train_draws_train_tasks"),
         Index("ix_rollout_group_work", "status", "not_before"),
         Index("ix_rollout_group_evaluation", "evaluation_id"),
+        Index("ix_rollout_group_dead", "lineage_id", "id", postgresql_where=text("status = 'dead'")),
     )
 
     id: Mapped[UUID] = _id()
@@ -253,6 +255,9 @@ class RolloutRow(Base):
         CheckConstraint("status <> 'set_aside' OR reason IS NOT NULL", name="set_aside_has_a_reason"),
         Index("ix_rollout_task_id_id", "task_id", "id"),
         Index("ix_rollout_open", "id", postgresql_where=text("status = 'open'")),
+        Index("ix_rollout_purpose", "lineage_id", "purpose", "id"),
+        Index("ix_rollout_policy_version", "lineage_id", "policy_version", "id"),
+        Index("ix_rollout_set_aside", "lineage_id", "id", postgresql_where=text("status = 'set_aside'")),
     )
 
     id: Mapped[UUID] = _id()
@@ -325,6 +330,7 @@ class ConsultationRow(Base):
         CheckConstraint("status <> 'dead' OR reason IS NOT NULL", name="dead_has_a_reason"),
         Index("ix_consultation_work", "status", "not_before"),
         Index("ix_consultation_expert_id_id", "expert_id", "id"),
+        Index("ix_consultation_dead", "lineage_id", "id", postgresql_where=text("status = 'dead'")),
     )
 
     id: Mapped[UUID] = _id()
@@ -372,6 +378,7 @@ class AnswerRow(Base):
         _one_of("status", AnswerStatus),
         Index("uq_answer_current", "consultation_id", unique=True, postgresql_where=text("status = 'current'")),
         Index("ix_answer_rollout_id", "rollout_id"),
+        Index("ix_answer_expert_id", "expert_id", "id"),
     )
 
     id: Mapped[UUID] = _id()
@@ -467,6 +474,7 @@ class LessonAnswerRow(Base):
     """Which answers a lesson may use."""
 
     __tablename__ = "lesson_answer"
+    __table_args__ = (Index("ix_lesson_answer_answer_id", "answer_id"),)
 
     lesson_id: Mapped[UUID] = mapped_column(ForeignKey("lesson.id"), primary_key=True)
     answer_id: Mapped[UUID] = mapped_column(ForeignKey("answer.id"), primary_key=True)
@@ -582,6 +590,40 @@ class ProcessRow(Base):
     counters: Mapped[JsonObject]
     started_at: Mapped[datetime] = _now()
     beat_at: Mapped[datetime] = _now()
+
+
+class VocabularyRow(Base):
+    """The text of every token of a tokenizer, packed: see `services.store.vocabularies`."""
+
+    __tablename__ = "vocabulary"
+
+    tokenizer_hash: Mapped[str] = mapped_column(primary_key=True)
+    packed: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class TallyRow(Base):
+    """How many rows of a noun have a word: see `services.store.tallies`. The rows of `tally_change` come on top."""
+
+    __tablename__ = "tally"
+
+    lineage_id: Mapped[UUID] = mapped_column(primary_key=True)
+    noun: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    word: Mapped[str] = mapped_column(primary_key=True)
+    num: Mapped[int] = mapped_column(BigInteger)
+
+
+class TallyChangeRow(Base):
+    """What one statement added to a tally, or took away; triggers write it, the maintenance task folds it in."""
+
+    __tablename__ = "tally_change"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    lineage_id: Mapped[UUID]
+    noun: Mapped[str]
+    kind: Mapped[str]
+    word: Mapped[str]
+    num: Mapped[int] = mapped_column(BigInteger)
 
 
 class LoopRow(Base):
