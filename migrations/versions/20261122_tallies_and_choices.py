@@ -2,7 +2,7 @@
 """what pages read: tallies of statuses, the teacher's choices, indexes
 
 Revision: 20261122_tallies_and_choices
-Follows: 20261121_initial_schema
+Follows: 20261122_persons_and_audit
 
 Counting a table of a million rows takes a tenth of a second, and a page asks every second. So every change of a status
 writes down what it added and took away, in its own transaction, as rows of its own: two transactions never wait for
@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "20261122_tallies_and_choices"
-down_revision = "20261121_initial_schema"
+down_revision = "20261122_persons_and_audit"
 branch_labels = None
 depends_on = None
 
@@ -138,10 +138,13 @@ def upgrade() -> None:
         "ix_rollout_group_dead", "rollout_group", ["lineage_id", "id"], postgresql_where=sa.text("status = 'dead'")
     )
     op.create_index("ix_lesson_answer_answer_id", "lesson_answer", ["answer_id"])
+    op.create_index("ix_update_lesson_lesson_id", "update_lesson", ["lesson_id"])
 
 
 def downgrade() -> None:
     """Take the change back."""
+    op.drop_index("ix_update_lesson_lesson_id", table_name="update_lesson")
+    op.drop_index("ix_lesson_answer_answer_id", table_name="lesson_answer")
     op.drop_index("ix_lesson_answer_answer_id", table_name="lesson_answer")
     op.drop_index("ix_rollout_group_dead", table_name="rollout_group", postgresql_where=sa.text("status = 'dead'"))
     op.drop_index("ix_consultation_dead", table_name="consultation", postgresql_where=sa.text("status = 'dead'"))

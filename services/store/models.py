@@ -632,6 +632,7 @@ class UpdateLessonRow(Base):
     __tablename__ = "update_lesson"
     __table_args__ = (
         CheckConstraint("status IN ('started', 'applied', 'abandoned', 'undone')", name="status"),
+        Index("ix_update_lesson_lesson_id", "lesson_id"),
         Index(
             "uq_update_lesson_counts",
             "lesson_id",
