@@ -27,6 +27,7 @@ from services.store.models import (
 )
 
 NUM_SHOWN = 5  # tokens of an expert's distribution
+MAX_TOKENS = 1024  # a page; a longer rollout has several
 NUM_LEVELS = 10  # of heat: 0 is none
 HOTTEST = 4.0  # nats from which a token is as hot as can be; a token that an expert finds at 2 % costs that
 
@@ -51,7 +52,8 @@ class Voice:
 class HeatToken:
     """One token of the rollout. Nats; None where no update has charged it yet.
 
-    probability: the sampler's, of this token; None where unknown. heat: 0..9.
+    probability: the sampler's, of this token; None where unknown. heat: of its cost, 0..9; heat_to_go: of its
+    cost-to-go, 0..9, beside the largest of the rollout.
     """
 
     index: int
@@ -62,6 +64,7 @@ class HeatToken:
     cost: float | None
     cost_to_go: float | None
     heat: int
+    heat_to_go: int
     voices: tuple[Voice, ...]
 
 
@@ -69,18 +72,21 @@ class HeatToken:
 class HeatMap:
     """A rollout token by token. update_number: the update whose costs are shown; None before one used the rollout.
 
-    has_texts: whether the tokens' texts are known; without a trainer they are shown by their ids.
+    start, num_tokens: the first token shown, and how many the rollout has. has_texts: whether the tokens' texts are
+    known; without a trainer they are shown by their ids.
     """
 
     tokens: tuple[HeatToken, ...]
     update_number: int | None
     total_cost: float | None
+    start: int
+    num_tokens: int
     has_texts: bool
     voices: tuple[str, ...]
 
 
-def read(session: Session, rollout: RolloutRow) -> HeatMap:
-    """The rollout's heat map."""
+def read(session: Session, rollout: RolloutRow, start: int = 0, limit: int = MAX_TOKENS) -> HeatMap:
+    """The rollout's heat map, or a piece of it."""
     texts = vocabularies.texts(session, rollout.tokenizer_hash)
     used = _find_used(session, rollout.id)
     costs: Sequence[float] | None = None
@@ -93,7 +99,8 @@ def read(session: Session, rollout: RolloutRow) -> HeatMap:
     said |= _read_experts(session, rollout, texts)
     to_go = None if costs is None else sum_later(costs)
     tokens = []
-    for index, token_id in enumerate(rollout.token_ids):
+    for index in range(start, min(start + limit, len(rollout.token_ids))):
+        token_id = rollout.token_ids[index]
         is_action = rollout.action_mask[index]
         cost = costs[index] if costs is not None and is_action else None
         logprobs = rollout.sampler_logprobs
@@ -106,7 +113,8 @@ def read(session: Session, rollout: RolloutRow) -> HeatMap:
                 probability=math.exp(logprobs[index]) if logprobs is not None and is_action else None,
                 cost=cost,
                 cost_to_go=to_go[index] if to_go is not None and is_action else None,
-                heat=measure_heat(cost),
+                heat=measure_heat(cost, HOTTEST),
+                heat_to_go=measure_heat(to_go[index], max(to_go)) if to_go is not None and is_action else 0,
                 voices=tuple(Voice(name, own[index]) for name, own in said.items() if own.get(index)),
             )
         )
@@ -114,6 +122,8 @@ def read(session: Session, rollout: RolloutRow) -> HeatMap:
         tokens=tuple(tokens),
         update_number=number,
         total_cost=None if costs is None else math.fsum(costs),
+        start=start,
+        num_tokens=len(rollout.token_ids),
         has_texts=bool(texts),
         voices=tuple(said),
     )
@@ -128,11 +138,11 @@ def sum_later(costs: Sequence[float]) -> list[float]:
     return later[::-1]
 
 
-def measure_heat(cost: float | None) -> int:
+def measure_heat(cost: float | None, hottest: float) -> int:
     """How hot a token is, 0 to 9: by the square root of its cost, so that small disagreements are still seen."""
     if cost is None or cost <= 0:
         return 0
-    return min(NUM_LEVELS - 1, round((NUM_LEVELS - 1) * math.sqrt(min(cost, HOTTEST) / HOTTEST)))
+    return round((NUM_LEVELS - 1) * math.sqrt(min(cost, hottest) / hottest))
 
 
 def _find_used(session: Session, rollout_id: UUID) -> tuple[UpdateLessonRow, int] | None:

@@ -5,10 +5,12 @@ from fastapi import FastAPI
 from services.api import app as api
 from services.settings import Settings
 from services.web import assets, faults
-from services.web.pages import account, login
+from services.web.pages import account, login, overview, rollouts
 from services.web.security import Guarded
 
 PAGES = (
+    overview,
+    rollouts,
     login,
     account,
 )
