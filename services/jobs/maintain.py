@@ -15,6 +15,7 @@ from services.store import (
     idempotency,
     lessons,
     lineages,
+    logins,
     loop,
     tallies,
 )
@@ -55,9 +56,10 @@ def maintain() -> None:
 
 @app.task(name="forget")
 def forget() -> None:
-    """Drop what is kept for a while only: the answers behind old idempotency keys."""
+    """Drop what is kept for a while only: the answers behind old idempotency keys, sessions long over."""
     with runtime().store.transaction() as session:
         idempotency.forget_old(session)
+        logins.forget_old(session)
 
 
 def train_sampling(settings: Settings) -> Sampling:

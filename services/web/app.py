@@ -5,12 +5,17 @@ from fastapi import FastAPI
 from services.api import app as api
 from services.settings import Settings
 from services.web import assets, faults
-from services.web.pages import account, login, overview, rollouts
+from services.web.pages import account, dead, experts, login, overview, policies, rollouts, tasks, updates
 from services.web.security import Guarded
 
 PAGES = (
     overview,
+    tasks,
     rollouts,
+    experts,
+    policies,
+    updates,
+    dead,
     login,
     account,
 )
