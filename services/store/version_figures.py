@@ -10,7 +10,6 @@ from sqlalchemy.orm import Session
 from services.contracts.evaluations import EvaluationStatus, TaskResult
 from services.contracts.updates import Update, UpdateStatus
 from services.store import evaluations, tallies, updates
-from services.store.lineages import BASE_VERSION
 from services.store.models import EvaluationRow, PolicyVersionRow, UpdateRow
 from services.store.statistics import Interval, family_means, paired_difference, score, wilson_interval
 
@@ -161,8 +160,3 @@ def updates_of(session: Session, version: PolicyVersionRow, limit: int = 50) -> 
         .limit(limit)
     )
     return [updates.view(row) for row in rows]
-
-
-def is_base(version: PolicyVersionRow) -> bool:
-    """Whether it is the weights the lineage began with."""
-    return version.name == BASE_VERSION

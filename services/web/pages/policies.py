@@ -53,8 +53,7 @@ def show_policy(name: str, visitor: VisitorDep, store: StoreDep, settings: Setti
             "practice": version_figures.practice(session, lineage.id).get(row.name),
             "comparisons": version_figures.compare(session, row),
             "evaluations": [
-                evaluations.view(session, one)
-                for one in version_figures.evaluations_of(session, lineage.id, row.name)
+                evaluations.view(session, one) for one in version_figures.evaluations_of(session, lineage.id, row.name)
             ],
             "updates": version_figures.updates_of(session, row),
         }
@@ -82,6 +81,4 @@ def show_evaluation(evaluation_id: UUID, visitor: VisitorDep, store: StoreDep) -
     changes = version_figures.compare_results(
         results, shown or results, num_samples if isinstance(num_samples, int) else 1
     )
-    return page(
-        visitor, "evaluations/one.html", evaluation=found, results=results, shown=shown, changes=changes
-    )
+    return page(visitor, "evaluations/one.html", evaluation=found, results=results, shown=shown, changes=changes)
