@@ -149,7 +149,7 @@ class Filler:
         """Tasks of two splits, a family a function."""
         made: dict[Split, list[tuple[str, TaskRow]]] = {Split.TRAIN: [], Split.HELDOUT: []}
         for number, (name, (does, _)) in enumerate(FUNCTIONS.items()):
-            split = Split.HELDOUT if number % 3 == 2 else Split.TRAIN
+            split = Split.HELDOUT if number % 2 == 1 else Split.TRAIN
             for variant in range(2):
                 wanted = TaskCreate(
                     key=f"{name}-{variant}",
