@@ -1,11 +1,25 @@
 """The app of the api process: the api, and over it the pages."""
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 
 from services.api import app as api
 from services.settings import Settings
 from services.web import assets, faults
-from services.web.pages import account, dead, experts, login, overview, policies, rollouts, tasks, updates
+from services.web.pages import (
+    account,
+    audit,
+    dead,
+    experts,
+    keys,
+    login,
+    overview,
+    persons,
+    policies,
+    rollouts,
+    tasks,
+    updates,
+)
 from services.web.security import Guarded
 
 PAGES = (
@@ -18,6 +32,9 @@ PAGES = (
     dead,
     login,
     account,
+    keys,
+    persons,
+    audit,
 )
 
 
@@ -29,4 +46,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(assets.router)
     for module in PAGES:
         app.include_router(module.router)
+    app.state.pages = frozenset(
+        route.path for module in PAGES for route in module.router.routes if isinstance(route, APIRoute)
+    )
     return app
