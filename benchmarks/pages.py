@@ -2,9 +2,9 @@
 
     python -m benchmarks.pages --database URL [--rollouts 1000000]        an empty database; it is migrated and filled
 
-Needs a superuser of the database for the filling. Eight rollouts a group, two consultations and answers a rollout, a lesson each, of which nine in ten were used by an
-update of 64. Times are of whole requests in this process, from the route to the last byte, one at a time. The database
-is left as it is: run again with --filled to measure without filling.
+The filling needs a superuser. Eight rollouts a group, two consultations and answers a rollout, a lesson each, of
+which nine in ten were used by an update of 64. Times are of whole requests in this process, from the route to the
+last byte, one at a time. The database is left as it is: run again with --filled to measure without filling.
 
 Not covered: many readers at once, and a database that is written to meanwhile.
 """
