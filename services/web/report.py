@@ -58,6 +58,11 @@ def render_report(report: Report) -> str:
         gaps=version_figures.compare_results(report.gap.results, report.gap.teacher_results, 1),
         charts=charts.draw(curves.collect(measured)),
         sources={one.number: weigh_sources(one.lessons) for one in report.updates},
-        # our own files: nothing in them comes from outside
-        styles=Markup("\n").join(Markup(assets()[name].content.decode()) for name in STYLES),  # noqa: S704
+        styles=_inline_styles(),
     )
+
+
+def _inline_styles() -> Markup:
+    """Our own style sheets as one element: the report is a file, with no server to ask for them."""
+    css = "\n".join(assets()[name].content.decode() for name in STYLES)
+    return Markup(f"<style>{css}</style>")  # noqa: S704 -- nothing in them comes from outside
