@@ -38,7 +38,7 @@ def read(session: Session, lineage_id: UUID, *, max_points: int = MAX_POINTS) ->
         )
         .order_by(UpdateRow.number)
     )
-    return collect([(number, applied_at, metrics) for number, applied_at, metrics in rows])
+    return collect([(number, applied_at, metrics) for number, applied_at, metrics in rows if applied_at is not None])
 
 
 def collect(measured: Sequence[tuple[int, datetime, JsonObject]]) -> Curves:
