@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from services import main
-from services.cli import demo, report, starter
+from services.cli import demo, demo_page, report, starter
 from services.cli.client import ApiClient, ApiUnreachable
 from services.cli.options import AsJson, AsJsonLines, Home, Url, api_of, layout_of, show
 from services.cli.progress import Progress
@@ -78,7 +78,8 @@ def run_demo(
 ) -> None:
     """Run the main job once: import the starter tasks, measure, train, correct an answer, measure again, stop.
 
-    The result is also written to the data folder's `reports`. `preceptor up` goes on from there.
+    A report for the browser and the result as JSON are written to the data folder's `reports`.
+    `preceptor up` goes on from there.
     """
     console = Console(stderr=as_json)
     progress = Progress(console)
@@ -96,7 +97,9 @@ def run_demo(
         path = stack.layout.reports / f"demo-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"
         document = demo.as_document(plan, outcome)
         path.write_text(json.dumps(document, indent=2) + "\n")
-        progress.say(f"this report: {path}")
+        shown = path.with_suffix(".html")
+        shown.write_text(demo_page.write(api, outcome), encoding="utf-8")
+        progress.say(f"this report: {shown} (open it in a browser), as data {path}")
         if as_json:
             typer.echo(json.dumps(document, indent=2))
         progress.say("stopping everything")

@@ -6,10 +6,30 @@ from fastapi.routing import APIRoute
 from services.api import app as api
 from services.settings import Settings
 from services.web import assets, faults
-from services.web.pages import account, audit, keys, login, persons
+from services.web.pages import (
+    account,
+    audit,
+    dead,
+    experts,
+    keys,
+    login,
+    overview,
+    persons,
+    policies,
+    rollouts,
+    tasks,
+    updates,
+)
 from services.web.security import Guarded
 
 PAGES = (
+    overview,
+    tasks,
+    rollouts,
+    experts,
+    policies,
+    updates,
+    dead,
     login,
     account,
     keys,

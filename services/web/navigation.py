@@ -23,6 +23,7 @@ NAVIGATION: Final = (
     Link("/rollouts", "Rollouts", Right.READ),
     Link("/experts", "Experts", Right.READ),
     Link("/policies", "Policies", Right.READ),
+    Link("/evaluations", "Evaluations", Right.READ),
     Link("/updates", "Updates", Right.READ),
     Link("/dead", "Dead letters", Right.READ),
     Link("/persons", "People", Right.ADMINISTER),
