@@ -7,10 +7,22 @@ from services.jobs import dispatch
 from services.jobs.app import app
 from services.jobs.runtime import runtime
 from services.settings import Settings
-from services.store import consultations, corrections, evaluations, groups, idempotency, lessons, lineages, loop
+from services.store import (
+    consultations,
+    corrections,
+    drafts,
+    effects,
+    evaluations,
+    groups,
+    idempotency,
+    lessons,
+    lineages,
+    loop,
+)
 
 _LOCK = 0x7072656365707402  # two sweeps at once would only wait for each other
 _MAX_RESENT = 256
+_MAX_MEASURED = 4  # a second: each is a short answer that the policy server draws beside the rollouts
 
 
 @app.task(name="maintain")
@@ -26,6 +38,8 @@ def maintain() -> None:
         freed = lessons.free_expired(session)
         evaluations.finish_complete(session)
         lineage = lineages.get(session, settings.lineage)
+        effects.plan(session, lineage.id)
+        unmeasured = effects.take_due(session, resend_seconds=settings.resend_seconds, limit=_MAX_MEASURED)
         if loop.get(session, lineage.id).sampling:
             groups.plan(
                 session,
@@ -37,6 +51,7 @@ def maintain() -> None:
                 seed=settings.seed,
             )
     dispatch.consultations(due)
+    dispatch.effects(unmeasured)
     dispatch.draws(held.store, settings)
     if freed:
         dispatch.lessons()
@@ -44,9 +59,10 @@ def maintain() -> None:
 
 @app.task(name="forget")
 def forget() -> None:
-    """Drop what is kept for a while only: the answers behind old idempotency keys."""
+    """Drop what is kept for a while only: the answers behind old idempotency keys, drafts of decided items."""
     with runtime().store.transaction() as session:
         idempotency.forget_old(session)
+        drafts.forget_old(session)
 
 
 def train_sampling(settings: Settings) -> Sampling:

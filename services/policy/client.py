@@ -15,6 +15,7 @@ from services.errors import PreceptorError, ServiceUnavailable
 from services.policy.contract import (
     DetokenizeRequest,
     Health,
+    Pieces,
     PolicyInfo,
     ProveRequest,
     SampleRequest,
@@ -100,6 +101,10 @@ class PolicyClient:
     def detokenize(self, token_ids: list[int]) -> str:
         """Text of token ids."""
         return self._ask("POST", "/v1/detokenize", DetokenizeRequest(token_ids=token_ids), Text).text
+
+    def pieces(self, token_ids: list[int]) -> list[str]:
+        """The characters each token adds to the text before it."""
+        return self._ask("POST", "/v1/pieces", DetokenizeRequest(token_ids=token_ids), Pieces).pieces
 
     def load_version(self, name: str, sha256: str) -> Version:
         """Load an adapter from the artifacts folder under a name; loading the same one again changes nothing."""
