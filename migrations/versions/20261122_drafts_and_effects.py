@@ -1,15 +1,15 @@
 """the queue's order, drafts, taking back, and what became of corrections
 
-Revision: 20261122_correction_drafts_and_effects
-Follows: 20261121_initial_schema
+Revision: 20261122_drafts_and_effects
+Follows: 20261122_persons_and_audit
 """
 
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision = "20261122_correction_drafts_and_effects"
-down_revision = "20261121_initial_schema"
+revision = "20261122_drafts_and_effects"
+down_revision = "20261122_persons_and_audit"
 branch_labels = None
 depends_on = None
 
