@@ -128,7 +128,8 @@ class Correction(View):
 
     disagreement: how far apart the scores of independent experts are, 0..1. uncertainty: what the policy's own
     choices cost it, in nats a token; 0 where the sampler did not tell. The queue is ordered by priority (1: somebody
-    asked for it), disagreement, uncertainty and age, the newest first.
+    asked for it), disagreement, uncertainty and age, the newest first. held_until: until when the trainer leaves a
+    submitted one alone.
     """
 
     id: UUID
@@ -147,6 +148,7 @@ class Correction(View):
     skip_reason: str | None
     created_at: datetime
     decided_at: datetime | None
+    held_until: datetime | None
 
 
 class Opinion(View):

@@ -38,6 +38,7 @@ from services.store.models import (
 )
 
 LEASE = timedelta(minutes=30)  # to read a rollout and write its correction without hurry
+LEAVING = timedelta(minutes=2)  # a page that is loaded again, or come back to, is not left
 ASKED_FOR = 1.0  # the priority of an item that somebody asked for; the queue's own have 0
 
 
@@ -186,7 +187,7 @@ def claim(session: Session, lineage_id: UUID, person_id: UUID) -> CorrectionRow 
     `services.store.ranking`), then what others skipped. Items of an expired lease count as open.
     """
     _take_turn(session, person_id)
-    row = _find_held(session, lineage_id, person_id)
+    row = _next(session, _waiting(lineage_id).where(_is_held_by(person_id)))
     if row is None:
         _free_leases(session)
         row = (
@@ -195,6 +196,11 @@ def claim(session: Session, lineage_id: UUID, person_id: UUID) -> CorrectionRow 
             or _next(session, _waiting(lineage_id).where(_was_skipped(), CorrectionRow.person_id != person_id))
         )
     return None if row is None else _lease_to(session, row, person_id)
+
+
+def find_held(session: Session, lineage_id: UUID, person_id: UUID) -> CorrectionRow | None:
+    """The item this person holds, if they hold one; takes nothing and waits for nobody."""
+    return session.scalar(_waiting(lineage_id).where(_is_held_by(person_id)).limit(1))
 
 
 def claim_one(session: Session, correction_id: UUID, person_id: UUID) -> CorrectionRow:
@@ -243,6 +249,21 @@ def renew(session: Session, correction_id: UUID, person_id: UUID) -> CorrectionR
     session.flush()
     session.refresh(row)
     return row
+
+
+def leave(session: Session, correction_id: UUID, person_id: UUID) -> None:
+    """Let the lease end soon: its page was closed with nothing written. Who is back by then just renews it."""
+    session.execute(
+        update(CorrectionRow)
+        .where(
+            CorrectionRow.id == correction_id,
+            CorrectionRow.person_id == person_id,
+            CorrectionRow.status == CorrectionStatus.CLAIMED.value,
+            CorrectionRow.lease_until > func.now() + LEAVING,
+            CorrectionRow.id.not_in(select(DraftRow.correction_id).where(DraftRow.person_id == person_id)),
+        )
+        .values(lease_until=func.now() + LEAVING)
+    )
 
 
 def release(session: Session, correction_id: UUID, person_id: UUID) -> CorrectionRow:
@@ -306,9 +327,8 @@ def _next(session: Session, query: Select[CorrectionRow]) -> CorrectionRow | Non
     return session.scalar(query.limit(1).with_for_update(skip_locked=True, of=CorrectionRow))
 
 
-def _find_held(session: Session, lineage_id: UUID, person_id: UUID) -> CorrectionRow | None:
-    mine = (CorrectionRow.status == CorrectionStatus.CLAIMED.value) & (CorrectionRow.person_id == person_id)
-    return _next(session, _waiting(lineage_id).where(mine))
+def _is_held_by(person_id: UUID) -> ColumnElement[bool]:
+    return (CorrectionRow.status == CorrectionStatus.CLAIMED.value) & (CorrectionRow.person_id == person_id)
 
 
 def _lease_to(session: Session, row: CorrectionRow, person_id: UUID) -> CorrectionRow:

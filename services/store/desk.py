@@ -8,10 +8,11 @@ from sqlalchemy.orm import Session
 
 from services.contracts.base import Page
 from services.contracts.corrections import CorrectionItem, CorrectionOutcome, CorrectionStatus
+from services.contracts.lessons import Lesson
 from services.contracts.tasks import Message
-from services.store import drafts, effects, ranking, undo, updates
+from services.store import drafts, effects, lessons, ranking, undo, updates
 from services.store.corrections import view
-from services.store.models import AnswerRow, CorrectionRow, RolloutRow, TaskRow
+from services.store.models import AnswerRow, CorrectionRow, LessonAnswerRow, LessonRow, RolloutRow, TaskRow
 from services.store.pages import newest_first
 
 COUNTED = 1_000  # where counting ends: nobody needs to know how much more than a thousand it is
@@ -25,6 +26,16 @@ class Left:
     asked_for: int
     skipped_by_others: int
     decided_today: int
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What an item is about."""
+
+    domain: str
+    messages: list[Message]
+    rollout_text: str
+    policy_version: str | None
 
 
 def item(session: Session, row: CorrectionRow, person_id: UUID) -> CorrectionItem:
@@ -52,6 +63,31 @@ def outcome(session: Session, row: CorrectionRow) -> CorrectionOutcome:
         effects=effects.of_correction(session, row.id),
         undo_until=undo.until(session, row),
     )
+
+
+def prompt(session: Session, row: CorrectionRow) -> Prompt:
+    """What the item is about: the task's messages and the policy's answer."""
+    rollout = session.get_one(RolloutRow, row.rollout_id)
+    task = session.get_one(TaskRow, rollout.task_id)
+    messages = [Message.model_validate(message) for message in task.messages]
+    return Prompt(task.domain, messages, rollout.text, rollout.policy_version)
+
+
+def explain(row: CorrectionRow) -> str:
+    """Why the queue put the item where it did."""
+    return ranking.explain_choice(row)
+
+
+def lessons_of(session: Session, row: CorrectionRow) -> list[Lesson]:
+    """The lessons that may teach or taught what the person said, oldest first."""
+    rows = session.scalars(
+        select(LessonRow)
+        .join(LessonAnswerRow, LessonAnswerRow.lesson_id == LessonRow.id)
+        .join(AnswerRow, AnswerRow.id == LessonAnswerRow.answer_id)
+        .where(AnswerRow.consultation_id == row.consultation_id)
+        .order_by(LessonRow.id)
+    )
+    return [lessons.view(lesson) for lesson in rows]
 
 
 def history(

@@ -5,12 +5,13 @@ from fastapi import FastAPI
 from services.api import app as api
 from services.settings import Settings
 from services.web import assets, faults
-from services.web.pages import account, login
+from services.web.pages import account, corrections, login
 from services.web.security import Guarded
 
 PAGES = (
     login,
     account,
+    corrections,
 )
 
 
