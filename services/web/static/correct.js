@@ -470,5 +470,5 @@
   compare();
   const problem = find("problem");
   if (problem) problem.focus();
-  else if (desk.getBoundingClientRect().width > 700) text.focus({ preventScroll: true });
+  else answer.focus({ preventScroll: true }); // not the editor: single keys work at once, and reading comes first
 })();
