@@ -17,6 +17,7 @@ from services.store import (
     idempotency,
     lessons,
     lineages,
+    logins,
     loop,
 )
 
@@ -59,9 +60,11 @@ def maintain() -> None:
 
 @app.task(name="forget")
 def forget() -> None:
-    """Drop what is kept for a while only: the answers behind old idempotency keys, drafts of decided items."""
+    """Drop what is kept for a while only: answers behind old idempotency keys, sessions long over, drafts of decided
+    items."""
     with runtime().store.transaction() as session:
         idempotency.forget_old(session)
+        logins.forget_old(session)
         drafts.forget_old(session)
 
 

@@ -5,14 +5,17 @@ It carries ids, words and counts, never a text that somebody wrote: what is in i
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from uuid import UUID
 
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from services.contracts.audit import Via
-from services.contracts.base import Json
+from services.contracts.audit import AuditEntry, Via
+from services.contracts.base import Json, Page
 from services.contracts.ids import new_id
-from services.store.models import AuditRow
+from services.store.models import AuditRow, PersonRow
+from services.store.pages import newest_first
 
 
 @dataclass(frozen=True)
@@ -52,3 +55,49 @@ def record(
         )
     )
     session.flush()
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which entries are looked for; None looks for all. Each of them has an index that is in the order of the list."""
+
+    person_id: UUID | None = None
+    action: str | None = None
+    noun_id: str | None = None
+    before: datetime | None = None
+
+
+def read(session: Session, wanted: Filter, *, cursor: str | None, limit: int) -> Page[AuditEntry]:
+    """Entries, newest first. Errors: BadCursor."""
+    query = select(AuditRow)
+    if wanted.person_id is not None:
+        query = query.where(AuditRow.person_id == wanted.person_id)
+    if wanted.action is not None:
+        query = query.where(AuditRow.action == wanted.action)
+    if wanted.noun_id is not None:
+        query = query.where(AuditRow.noun_id == wanted.noun_id)
+    if wanted.before is not None:
+        query = query.where(AuditRow.id < first_id_of(wanted.before))
+    rows, following = newest_first(session, query, AuditRow.id, cursor, limit)
+    ids = {row.person_id for row in rows}
+    names = dict(session.execute(select(PersonRow.id, PersonRow.name).where(PersonRow.id.in_(ids))).tuples())
+    return Page[AuditEntry](items=[_view(row, names) for row in rows], next_cursor=following)
+
+
+def forget_addresses(session: Session, person_id: UUID) -> None:
+    """Take out from where a person did what they did: the one change the database allows."""
+    session.execute(
+        update(AuditRow).where(AuditRow.person_id == person_id, AuditRow.address.is_not(None)).values(address=None)
+    )
+
+
+def first_id_of(moment: datetime) -> UUID:
+    """The smallest id that could have been made at this moment: they begin with milliseconds (RFC 9562, UUIDv7)."""
+    milliseconds = max(0, int(moment.timestamp() * 1000))
+    return UUID(int=(milliseconds & (2**48 - 1)) << 80)
+
+
+def _view(row: AuditRow, names: Mapping[UUID, str]) -> AuditEntry:
+    columns = {name: getattr(row, name) for name in AuditEntry.model_fields if name != "person_name"}
+    name = None if row.person_id is None else names.get(row.person_id)
+    return AuditEntry.model_validate(columns | {"person_name": name})

@@ -162,9 +162,12 @@ def claim(session: Session, ids: Sequence[UUID]) -> list[Measurement]:
     ).all()
     claimed = []
     for row in rows:
+        item = session.get_one(CorrectionRow, row.correction_id)
+        if item.status != CorrectionStatus.SUBMITTED.value or (item.verdict == "corrected" and item.text is None):
+            row.status, row.reason = EffectStatus.GONE.value, "the correction was withdrawn, or its text erased"
+            continue
         row.attempts += 1
         row.not_before = func.now() + LEASE
-        item = session.get_one(CorrectionRow, row.correction_id)
         rollout = session.get_one(RolloutRow, item.rollout_id)
         claimed.append(
             Measurement(

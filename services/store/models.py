@@ -184,6 +184,7 @@ class LoginLinkRow(Base):
 
     id: Mapped[UUID] = _id()
     person_id: Mapped[UUID] = mapped_column(ForeignKey("person.id"), index=True)
+    key_id: Mapped[UUID | None] = mapped_column(ForeignKey("api_key.id"))
     purpose: Mapped[str]
     token_sha256: Mapped[str] = mapped_column(unique=True)
     created_at: Mapped[datetime] = _now()

@@ -96,4 +96,6 @@ def create_app(probabilities: Mapping[str, float] | None = None) -> FastAPI:
 
 def _not_loaded(version: str) -> Response:
     detail = f"version {version!r} is not loaded"
-    return render(Problem(type="urn:preceptor:problem:version-not-found", title="Not loaded", status=404, detail=detail))
+    return render(
+        Problem(type="urn:preceptor:problem:version-not-found", title="Not loaded", status=404, detail=detail)
+    )

@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from services.api.deps import StoreDep
 from services.contracts.base import Contract
-from services.store import logins, persons
+from services.store import keys, logins
 from services.web.forms import build_pages, form_of
 from services.web.visitors import SESSION_COOKIE, GuestDep, Visitor, VisitorDep, go_to, local_path, page, set_cookie
 
@@ -34,7 +34,7 @@ def show_login(guest: GuestDep, next: Annotated[str, Query(max_length=2000)] = "
 def log_in(guest: GuestDep, store: StoreDep, form: Annotated[LoginForm, form_of(LoginForm)]) -> Response:
     """Start a session with a token of its own, whatever cookies came along."""
     with store.transaction() as session:
-        found = persons.authenticate(session, form.key)
+        found = keys.authenticate(session, form.key)
         token = found and logins.start(session, found[0].id, found[1].id, guest.address, guest.agent)
     if token is None:
         problem = "This key is not known; it may have been mistyped, replaced or revoked."
