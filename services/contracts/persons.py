@@ -75,6 +75,15 @@ class Person(View):
     erased_at: datetime | None = None
 
 
+class PersonLine(Person):
+    """A person with what they hold: live keys, a password, and when they were last here with either."""
+
+    num_keys: int
+    has_password: bool
+    key_used_at: datetime | None
+    seen_at: datetime | None
+
+
 class PersonCreated(Person):
     """A person with the one showing of its key."""
 

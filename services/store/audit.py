@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import select, update
+from sqlalchemy import select, text, update
 from sqlalchemy.orm import Session
 
 from services.contracts.audit import AuditEntry, Via
@@ -80,8 +80,23 @@ def read(session: Session, wanted: Filter, *, cursor: str | None, limit: int) ->
         query = query.where(AuditRow.id < first_id_of(wanted.before))
     rows, following = newest_first(session, query, AuditRow.id, cursor, limit)
     ids = {row.person_id for row in rows}
-    names = dict(session.execute(select(PersonRow.id, PersonRow.name).where(PersonRow.id.in_(ids))).tuples())
+    names = dict(session.execute(select(PersonRow.id, PersonRow.name).where(PersonRow.id.in_(ids))).tuples().all())
     return Page[AuditEntry](items=[_view(row, names) for row in rows], next_cursor=following)
+
+
+def list_actions(session: Session) -> list[str]:
+    """Every action that was ever taken, in order: one look at the index for each, however long the trail is."""
+    rows = session.execute(
+        text(
+            "WITH RECURSIVE known AS ("
+            " (SELECT action FROM audit ORDER BY action LIMIT 1)"
+            " UNION ALL"
+            " SELECT (SELECT a.action FROM audit a WHERE a.action > known.action ORDER BY a.action LIMIT 1)"
+            " FROM known WHERE known.action IS NOT NULL"
+            ") SELECT action FROM known WHERE action IS NOT NULL"
+        )
+    )
+    return [row.action for row in rows]
 
 
 def forget_addresses(session: Session, person_id: UUID) -> None:

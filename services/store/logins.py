@@ -57,22 +57,23 @@ def hash_token(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-def start(session: Session, person_id: UUID, key_id: UUID | None, address: str | None, agent: str | None) -> str:
-    """A new session's token; it goes into the cookie and nowhere else."""
+def start(
+    session: Session, person_id: UUID, key_id: UUID | None, address: str | None, agent: str | None
+) -> tuple[UUID, str]:
+    """A new session's id and its token, which goes into the cookie and nowhere else."""
     token = secrets.token_urlsafe(32)
-    session.add(
-        LoginSessionRow(
-            id=new_id(),
-            person_id=person_id,
-            key_id=key_id,
-            token_sha256=hash_token(token),
-            address=address,
-            agent=agent and agent[:MAX_AGENT_CHARS],
-            expires_at=func.now() + ABSOLUTE,
-        )
+    row = LoginSessionRow(
+        id=new_id(),
+        person_id=person_id,
+        key_id=key_id,
+        token_sha256=hash_token(token),
+        address=address,
+        agent=agent and agent[:MAX_AGENT_CHARS],
+        expires_at=func.now() + ABSOLUTE,
     )
+    session.add(row)
     session.flush()
-    return token
+    return row.id, token
 
 
 def find(session: Session, token: str, *, is_use: bool) -> Login | None:

@@ -1,17 +1,22 @@
 """The app of the api process: the api, and over it the pages."""
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 
 from services.api import app as api
 from services.settings import Settings
 from services.web import assets, faults
-from services.web.pages import account, corrections, login
+from services.web.pages import account, audit, correction_calls, corrections, keys, login, persons
 from services.web.security import Guarded
 
 PAGES = (
     login,
     account,
     corrections,
+    correction_calls,
+    keys,
+    persons,
+    audit,
 )
 
 
@@ -23,4 +28,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(assets.router)
     for module in PAGES:
         app.include_router(module.router)
+    app.state.pages = frozenset(
+        route.path for module in PAGES for route in module.router.routes if isinstance(route, APIRoute)
+    )
     return app

@@ -1,10 +1,8 @@
 """The pages in the order people read them, each with the right it needs."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
-
-from fastapi import FastAPI
-from fastapi.routing import APIRoute
 
 from services.api.auth import Caller, Right
 
@@ -32,9 +30,8 @@ NAVIGATION: Final = (
 )
 
 
-def links_of(app: FastAPI, caller: Caller | None) -> tuple[Link, ...]:
+def links_of(served: Collection[str], caller: Caller | None) -> tuple[Link, ...]:
     """What this caller may open of the pages this process has."""
     if caller is None:
         return ()
-    served = {route.path for route in app.routes if isinstance(route, APIRoute)}
     return tuple(link for link in NAVIGATION if link.path in served and caller.may(link.right))

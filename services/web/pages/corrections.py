@@ -1,7 +1,7 @@
 """Correcting answers: the item in front of a person, what they decided before, and what became of it.
 
 Everything works as plain forms; static/correct.js adds the live difference, autosave, the lease's heartbeat and keys.
-Drafts, renewals and leaving are not deeds and leave no trace in the audit trail; every decision does.
+What that script sends is in `correction_calls`.
 """
 
 import json
@@ -9,27 +9,22 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Depends
 from pydantic import Field, TypeAdapter, ValidationError
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
 from services.api.auth import Right
 from services.api.deps import House, HouseDep, PagingDep, SettingsDep, StoreDep
-from services.api.limits import StrictRoute
 from services.contracts.answers import MAX_FEEDBACK_CHARS, MAX_SOLUTION_CHARS, FeedbackSpan
 from services.contracts.base import Contract, JsonObject
 from services.contracts.corrections import (
     MAX_COMMENT_CHARS,
-    Correction,
     CorrectionItem,
     CorrectionOutcome,
     CorrectionSkip,
     CorrectionStatus,
     CorrectionSubmit,
-    Draft,
     DraftSave,
-    DraftSaved,
     Opinion,
     SkipKind,
 )
@@ -42,16 +37,14 @@ from services.store.store import Store
 from services.web import differences, marks, progress
 from services.web.forms import build_pages, form_of
 from services.web.marks import Remark, Tokens
-from services.web.visitors import Visitor, VisitorDep, check_form, go_to, needs, page
+from services.web.visitors import Visitor, VisitorDep, go_to, needs, page
 
 HOLD_SECONDS = 20
 """How long the trainer leaves alone what was submitted here: enough to notice a slip, and no update waits for it."""
 
 _SPANS = TypeAdapter(list[FeedbackSpan])
 
-forms = build_pages()
-calls = APIRouter(include_in_schema=False, route_class=StrictRoute, dependencies=[Depends(check_form)])
-"""What the page's own script sends: JSON in and out, refusals as problem documents."""
+router = build_pages()
 
 
 class RemarksUnreadable(InvalidInput):
@@ -99,7 +92,7 @@ class Work:
     version: int
 
 
-@forms.get("/correct", dependencies=[needs(Right.CORRECT)])
+@router.get("/correct", dependencies=[needs(Right.CORRECT)])
 def show_start(visitor: VisitorDep, store: StoreDep, settings: SettingsDep) -> Response:
     """What there is to do; who holds an item is sent to it."""
     with store.transaction() as session:
@@ -118,13 +111,13 @@ def show_start(visitor: VisitorDep, store: StoreDep, settings: SettingsDep) -> R
         )
 
 
-@forms.post("/correct/next", dependencies=[needs(Right.CORRECT)])
+@router.post("/correct/next", dependencies=[needs(Right.CORRECT)])
 def claim_next(visitor: VisitorDep, store: StoreDep, settings: SettingsDep) -> Response:
     """Claim the next item and go to it."""
     return _go_on(visitor, store, settings, notice=None)
 
 
-@forms.get("/correct/history", dependencies=[needs(Right.CORRECT)])
+@router.get("/correct/history", dependencies=[needs(Right.CORRECT)])
 def show_history(visitor: VisitorDep, store: StoreDep, settings: SettingsDep, paging: PagingDep) -> Response:
     """What the visitor decided, the latest first, and what became of each. Errors: BadCursor (422)."""
     with store.transaction() as session:
@@ -133,7 +126,7 @@ def show_history(visitor: VisitorDep, store: StoreDep, settings: SettingsDep, pa
     return page(visitor, "corrections/history.html", found=found, say=progress.say, by_update=progress.by_update)
 
 
-@forms.get("/correct/{correction_id}", dependencies=[needs(Right.CORRECT)])
+@router.get("/correct/{correction_id}", dependencies=[needs(Right.CORRECT)])
 def show_item(correction_id: UUID, visitor: VisitorDep, house: HouseDep) -> Response:
     """The item at the visitor's desk, or what became of one that is not. Errors: CorrectionNotFound (404)."""
     with house.store.transaction() as session:
@@ -144,7 +137,7 @@ def show_item(correction_id: UUID, visitor: VisitorDep, house: HouseDep) -> Resp
     return _show_desk(visitor, house, bench)
 
 
-@forms.post("/correct/{correction_id}/claim", dependencies=[needs(Right.CORRECT)])
+@router.post("/correct/{correction_id}/claim", dependencies=[needs(Right.CORRECT)])
 def claim_item(correction_id: UUID, visitor: VisitorDep, store: StoreDep) -> Response:
     """Claim this very item. Errors: CorrectionNotFound (404), NotYours, NotWaiting, IllegalStatusChange (409)."""
     with store.transaction() as session:
@@ -153,7 +146,7 @@ def claim_item(correction_id: UUID, visitor: VisitorDep, store: StoreDep) -> Res
     return go_to(visitor, f"/correct/{correction_id}")
 
 
-@forms.post("/correct/{correction_id}/save", dependencies=[needs(Right.CORRECT)])
+@router.post("/correct/{correction_id}/save", dependencies=[needs(Right.CORRECT)])
 def save_item(
     correction_id: UUID, visitor: VisitorDep, house: HouseDep, form: Annotated[WorkForm, form_of(WorkForm)]
 ) -> Response:
@@ -167,7 +160,7 @@ def save_item(
     return go_to(visitor, f"/correct/{correction_id}", notice="Draft saved.")
 
 
-@forms.post("/correct/{correction_id}/submit", dependencies=[needs(Right.CORRECT)])
+@router.post("/correct/{correction_id}/submit", dependencies=[needs(Right.CORRECT)])
 def submit_item(
     correction_id: UUID, visitor: VisitorDep, house: HouseDep, form: Annotated[WorkForm, form_of(WorkForm)]
 ) -> Response:
@@ -197,7 +190,7 @@ def submit_item(
     return _go_on(visitor, house.store, house.settings, notice=None)
 
 
-@forms.post("/correct/{correction_id}/skip", dependencies=[needs(Right.CORRECT)])
+@router.post("/correct/{correction_id}/skip", dependencies=[needs(Right.CORRECT)])
 def skip_item(
     correction_id: UUID,
     visitor: VisitorDep,
@@ -217,7 +210,7 @@ def skip_item(
     return _go_on(visitor, store, settings, notice="Skipped; someone else may take it.")
 
 
-@forms.post("/correct/{correction_id}/release", dependencies=[needs(Right.CORRECT)])
+@router.post("/correct/{correction_id}/release", dependencies=[needs(Right.CORRECT)])
 def release_item(correction_id: UUID, visitor: VisitorDep, store: StoreDep) -> Response:
     """Stop for now: the item goes back to the queue, a draft is kept.
 
@@ -229,7 +222,7 @@ def release_item(correction_id: UUID, visitor: VisitorDep, store: StoreDep) -> R
     return go_to(visitor, "/correct", notice="The item is back in the queue; what you wrote is kept as a draft.")
 
 
-@forms.post("/correct/{correction_id}/undo", dependencies=[needs(Right.CORRECT)])
+@router.post("/correct/{correction_id}/undo", dependencies=[needs(Right.CORRECT)])
 def undo_item(correction_id: UUID, visitor: VisitorDep, store: StoreDep) -> Response:
     """Take back what was submitted or skipped. Errors: CorrectionNotFound (404), NotYours, TooLateToUndo (409)."""
     with store.transaction() as session:
@@ -238,40 +231,12 @@ def undo_item(correction_id: UUID, visitor: VisitorDep, store: StoreDep) -> Resp
     return go_to(visitor, f"/correct/{correction_id}", notice="Taken back: it is yours again, as you left it.")
 
 
-@forms.post("/correct/{correction_id}/discard", dependencies=[needs(Right.CORRECT)])
+@router.post("/correct/{correction_id}/discard", dependencies=[needs(Right.CORRECT)])
 def discard_item_draft(correction_id: UUID, visitor: VisitorDep, store: StoreDep) -> Response:
     """Throw the visitor's draft away. Errors: CorrectionNotFound (404)."""
     with store.transaction() as session:
         drafts.discard(session, corrections.get(session, correction_id).id, visitor.id)
     return go_to(visitor, f"/correct/{correction_id}", notice="The draft is gone.")
-
-
-@calls.get("/correct/{correction_id}/draft", dependencies=[needs(Right.CORRECT)])
-def get_item_draft(correction_id: UUID, visitor: VisitorDep, store: StoreDep) -> Draft:
-    """The draft as it is kept. Errors: CorrectionNotFound, DraftNotFound (404)."""
-    with store.transaction() as session:
-        return drafts.get(session, corrections.get(session, correction_id).id, visitor.id)
-
-
-@calls.post("/correct/{correction_id}/draft", dependencies=[needs(Right.CORRECT)])
-def save_item_draft(correction_id: UUID, body: DraftSave, visitor: VisitorDep, store: StoreDep) -> DraftSaved:
-    """Keep the draft. Errors: CorrectionNotFound (404), DraftChanged, DraftNotTaken (409)."""
-    with store.transaction() as session:
-        return drafts.save(session, corrections.lock(session, correction_id), visitor.id, body)
-
-
-@calls.post("/correct/{correction_id}/renew", dependencies=[needs(Right.CORRECT)])
-def renew_item(correction_id: UUID, visitor: VisitorDep, store: StoreDep) -> Correction:
-    """The page is still open. Errors: CorrectionNotFound (404), NotYours (409)."""
-    with store.transaction() as session:
-        return corrections.view(corrections.renew(session, correction_id, visitor.id))
-
-
-@calls.post("/correct/{correction_id}/leave", status_code=204, dependencies=[needs(Right.CORRECT)])
-def leave_item(correction_id: UUID, visitor: VisitorDep, store: StoreDep) -> None:
-    """The page was closed; with nothing written the item is soon for others."""
-    with store.transaction() as session:
-        corrections.leave(session, correction_id, visitor.id)
 
 
 def _is_held(row: CorrectionRow, visitor: Visitor) -> bool:
@@ -433,8 +398,3 @@ def _quote(tokens: Tokens | None, span: FeedbackSpan) -> str:
         return f"tokens {span.start} to {span.end - 1}"
     start, end = tokens.characters(span.start, span.end)
     return tokens.text[start:end]
-
-
-router = APIRouter()
-router.include_router(forms)
-router.include_router(calls)
