@@ -45,7 +45,7 @@ def upgrade() -> None:
         unique=False,
         postgresql_where=sa.text("status = 'skipped'"),
     )
-    op.create_index("ix_correction_person_id_id", "correction", ["person_id", "id"], unique=False)
+    op.create_index("ix_correction_decided", "correction", ["person_id", "decided_at", "id"], unique=False)
     op.create_index("ix_correction_rollout_id", "correction", ["rollout_id"], unique=False)
     op.create_index("ix_lesson_answer_answer_id", "lesson_answer", ["answer_id"], unique=False)
     op.add_column("update", sa.Column("effects_planned", sa.Boolean(), server_default="false", nullable=False))
@@ -144,7 +144,7 @@ def downgrade() -> None:
     op.drop_column("update", "effects_planned")
     op.drop_index("ix_lesson_answer_answer_id", table_name="lesson_answer")
     op.drop_index("ix_correction_rollout_id", table_name="correction")
-    op.drop_index("ix_correction_person_id_id", table_name="correction")
+    op.drop_index("ix_correction_decided", table_name="correction")
     op.drop_index("ix_correction_skipped", table_name="correction")
     op.drop_index("ix_correction_held", table_name="correction")
     op.drop_index("ix_correction_queue", table_name="correction")

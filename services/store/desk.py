@@ -1,9 +1,10 @@
 """What people see of the human queue: the item in front of them, what became of those they decided, what is left."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, func, select
+from sqlalchemy import ColumnElement, func, select, tuple_
 from sqlalchemy.orm import Session
 
 from services.contracts.base import Page
@@ -13,7 +14,7 @@ from services.contracts.tasks import Message
 from services.store import drafts, effects, lessons, ranking, undo, updates
 from services.store.corrections import view
 from services.store.models import AnswerRow, CorrectionRow, LessonAnswerRow, LessonRow, RolloutRow, TaskRow
-from services.store.pages import newest_first
+from services.store.pages import decode_moment, encode_moment
 
 COUNTED = 1_000  # where counting ends: nobody needs to know how much more than a thousand it is
 
@@ -93,15 +94,33 @@ def lessons_of(session: Session, row: CorrectionRow) -> list[Lesson]:
 def history(
     session: Session, lineage_id: UUID, person_id: UUID, *, cursor: str | None, limit: int
 ) -> Page[CorrectionOutcome]:
-    """What this person decided or skipped, newest item first, with what became of each. Errors: BadCursor."""
-    decided = (CorrectionStatus.SUBMITTED.value, CorrectionStatus.SKIPPED.value, CorrectionStatus.WITHDRAWN.value)
-    query = select(CorrectionRow).where(
-        CorrectionRow.lineage_id == lineage_id,
-        CorrectionRow.person_id == person_id,
-        CorrectionRow.status.in_(decided),
+    """What this person submitted or skipped, the latest first, with what became of each. Errors: BadCursor."""
+    query = (
+        select(CorrectionRow)
+        .where(
+            CorrectionRow.lineage_id == lineage_id,
+            CorrectionRow.person_id == person_id,
+            CorrectionRow.decided_at.is_not(None),
+        )
+        .order_by(CorrectionRow.decided_at.desc(), CorrectionRow.id.desc())
     )
-    rows, following = newest_first(session, query, CorrectionRow.id, cursor, limit)
-    return Page[CorrectionOutcome](items=[outcome(session, row) for row in rows], next_cursor=following)
+    if cursor is not None:
+        query = query.where(tuple_(CorrectionRow.decided_at, CorrectionRow.id) < tuple_(*decode_moment(cursor)))
+    rows = session.scalars(query.limit(limit + 1)).all()
+    shown = rows[:limit]
+    last = shown[-1] if len(rows) > limit else None
+    following = None if last is None or last.decided_at is None else encode_moment(last.decided_at, last.id)
+    return Page[CorrectionOutcome](items=[outcome(session, row) for row in shown], next_cursor=following)
+
+
+def subjects(session: Session, rollout_ids: Sequence[UUID]) -> dict[UUID, str]:
+    """What each rollout was asked, in its prompt's last words."""
+    rows = session.execute(
+        select(RolloutRow.id, TaskRow.messages)
+        .join(TaskRow, TaskRow.id == RolloutRow.task_id)
+        .where(RolloutRow.id.in_(rollout_ids))
+    )
+    return {rollout_id: Message.model_validate(messages[-1]).content for rollout_id, messages in rows}
 
 
 def last_decided(session: Session, lineage_id: UUID, person_id: UUID) -> CorrectionOutcome | None:

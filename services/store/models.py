@@ -541,7 +541,7 @@ class CorrectionRow(Base):
         ),
         Index("ix_correction_held", "person_id", postgresql_where=text("status = 'claimed'")),
         Index("ix_correction_skipped", "lineage_id", "id", postgresql_where=text("status = 'skipped'")),
-        Index("ix_correction_person_id_id", "person_id", "id"),
+        Index("ix_correction_decided", "person_id", "decided_at", "id"),
         Index("ix_correction_rollout_id", "rollout_id"),
     )
 

@@ -101,7 +101,7 @@ class Queue:
         """A person's id and the token of a session of theirs."""
         with self.store.transaction() as session:
             row, _ = persons.create(session, name, role)
-            return row.id, logins.start(session, row.id, None, None, None)
+            return row.id, logins.start(session, row.id, None, None, None)[1]
 
     def read(self, correction_id: UUID) -> CorrectionRow:
         """The item as it is now."""

@@ -100,13 +100,15 @@ def show_start(visitor: VisitorDep, store: StoreDep, settings: SettingsDep) -> R
         held = corrections.find_held(session, lineage.id, visitor.id)
         if held is not None:
             return go_to(visitor, f"/correct/{held.id}", notice=visitor.notice)
+        recent = desk.history(session, lineage.id, visitor.id, cursor=None, limit=5).items
         return page(
             visitor,
             "corrections/start.html",
             left=desk.count_left(session, lineage.id, visitor.id),
             unfinished=drafts.unfinished(session, lineage.id, visitor.id, limit=10),
             last=desk.last_decided(session, lineage.id, visitor.id),
-            recent=desk.history(session, lineage.id, visitor.id, cursor=None, limit=5).items,
+            recent=recent,
+            about=desk.subjects(session, [one.rollout_id for one in recent]),
             say=progress.say,
         )
 
@@ -123,7 +125,15 @@ def show_history(visitor: VisitorDep, store: StoreDep, settings: SettingsDep, pa
     with store.transaction() as session:
         lineage = lineages.get(session, settings.lineage)
         found = desk.history(session, lineage.id, visitor.id, cursor=paging.cursor, limit=min(paging.limit, 25))
-    return page(visitor, "corrections/history.html", found=found, say=progress.say, by_update=progress.by_update)
+        about = desk.subjects(session, [one.rollout_id for one in found.items])
+    return page(
+        visitor,
+        "corrections/history.html",
+        found=found,
+        about=about,
+        say=progress.say,
+        by_update=progress.by_update,
+    )
 
 
 @router.get("/correct/{correction_id}", dependencies=[needs(Right.CORRECT)])
