@@ -8,7 +8,7 @@ from uuid import UUID
 import typer
 
 from services.cli.client import ApiClient, ApiProblem
-from services.cli.lists import show_list
+from services.cli.lists import list_page
 from services.cli.options import AsJson, Home, Limit, Url, api_of, show
 from services.contracts.corrections import (
     Correction,
@@ -158,7 +158,7 @@ def _say(effect: CorrectionEffect) -> str:
 @corrections.command("list")
 def list_corrections(home: Home = None, url: Url = None, limit: Limit = 20, as_json: AsJson = False) -> None:
     """List the human queue, newest first."""
-    show_list(
+    list_page(
         "/v1/corrections",
         home,
         url,

@@ -10,7 +10,7 @@ from services.cli.options import api_of, show
 from services.contracts.base import JsonObject
 
 
-def show_list(
+def list_page(
     path: str,
     home: Path | None,
     url: str | None,
