@@ -171,8 +171,7 @@
 
   find("take-theirs").addEventListener("click", async () => {
     const response = await fetch(`${path}/draft`, { headers: { Accept: "application/json" } });
-    if (!response.ok) return;
-    take(await response.json());
+    take(response.ok ? await response.json() : { text: answered, comment: "", spans: [], version: 0 });
     saved = snapshot();
     forget(keptKey);
     find("conflict").hidden = true;
@@ -455,13 +454,12 @@
       changed();
       say("What was not sent yet is here again.");
     } else if (JSON.stringify([plain(kept.text), plain(kept.comment), kept.spans]) !== saved) {
-      text.value = text.value; // what the server has is shown; the other is one press away
-      const older = JSON.parse(saved);
+      const theirs = saved;
       take({ ...kept, version });
+      saved = theirs;
       stopped = true;
       find("conflict").hidden = false;
       show("failed", "Not saved: changed elsewhere");
-      saved = JSON.stringify(older);
     } else {
       forget(keptKey);
     }
