@@ -130,11 +130,12 @@ def test_everything_that_changes_state_is_in_the_audit_trail_once(api: Api) -> N
     assert (entry["noun"], entry["noun_id"], entry["address"]) == ("task", task["id"], "testclient")
     assert entry["credential_id"] == key_of(api)
     made(api.post("/v1/loop", {"sampling": True}))
-    assert [e["action"] for e in items(api.get("/v1/audit"))] == ["loop.switch", "tasks.add"]
+    assert [e["action"] for e in items(api.get("/v1/audit"))] == ["loop.switch", "tasks.add", "keys.add"]
+    assert items(api.get("/v1/audit"))[-1]["via"] == "system"
     assert [e["action"] for e in items(api.get("/v1/audit", noun_id=str(task["id"])))] == ["tasks.add"]
     assert items(api.get("/v1/audit", person_id="00000000-0000-0000-0000-000000000000")) == []
     assert items(api.get("/v1/audit", before="2020-01-01T00:00:00Z")) == []
-    assert len(items(api.get("/v1/audit", before=in_days(1)))) == 2
+    assert len(items(api.get("/v1/audit", before=in_days(1)))) == 3
 
 
 def test_the_audit_trail_is_for_operators_and_owners(api: Api, someone: Callable[[str, Role], Api]) -> None:
