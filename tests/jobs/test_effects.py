@@ -161,8 +161,10 @@ def test_a_correction_is_measured_under_the_versions_around_its_update(queue: Qu
     [use] = progress.by_update(found)
     assert use.before is not None
     assert use.after is not None
-    assert (use.before.token_probability, use.after.token_probability) == (pytest.approx(0.25), pytest.approx(0.5))
-    assert (use.before.span_bits, use.after.span_bits) == (pytest.approx(4), pytest.approx(2))
+    assert use.before.token_probability == pytest.approx(0.25)
+    assert use.after.token_probability == pytest.approx(0.5)
+    assert use.before.span_bits == pytest.approx(4)
+    assert use.after.span_bits == pytest.approx(2)
 
 
 @pytest.mark.integration
