@@ -46,10 +46,15 @@ class Tokens:
         return first, self.ends[min(end, last) - 1] if end else 0
 
     def cover(self, start: int, end: int) -> tuple[int, int] | None:
-        """The tokens that the characters [start, end) lie in; None where they lie in none."""
+        """The tokens that the characters [start, end) lie in, all of a character's; None where they lie in none."""
         begins = (0, *self.ends[:-1])
         inside = [i for i, (a, b) in enumerate(zip(begins, self.ends, strict=True)) if a < b and a < end and b > start]
-        return (inside[0], inside[-1] + 1) if inside else None
+        if not inside:
+            return None
+        first = inside[0]
+        while first > 0 and begins[first - 1] == self.ends[first - 1]:
+            first -= 1
+        return first, inside[-1] + 1
 
     def find(self, quote: str) -> tuple[int, int] | None:
         """The tokens that hold the first occurrence of these words; None where they do not occur."""

@@ -21,6 +21,12 @@ def test_characters_and_tokens_are_found_from_each_other() -> None:
     assert text.find("nothing") is None
 
 
+def test_a_character_of_several_tokens_is_covered_by_all_of_them() -> None:
+    text = tokens("a", "", "", "語", "b")
+    assert text.cover(1, 2) == (1, 4)
+    assert text.cover(0, 1) == (0, 1)
+
+
 def test_ends_are_counted_as_browsers_count() -> None:
     assert tokens("a", "😀", "b").ends_in_browsers() == "1,3,4"
 

@@ -276,7 +276,10 @@
     const from = offsetIn(range.startContainer, range.startOffset);
     const to = offsetIn(range.endContainer, range.endOffset);
     const inside = ends.map((_, i) => i).filter((i) => begin(i) < ends[i] && begin(i) < to && ends[i] > from);
-    return inside.length ? { start: inside[0], end: inside[inside.length - 1] + 1 } : null;
+    if (!inside.length) return null;
+    let first = inside[0];
+    while (first > 0 && begin(first - 1) === ends[first - 1]) first -= 1; // the other tokens of its first character
+    return { start: first, end: inside[inside.length - 1] + 1 };
   }
 
   function rangeOf(from, to) {
