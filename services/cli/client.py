@@ -103,6 +103,10 @@ class ApiClient:
         """POST, read as `reply`. Errors: ApiProblem, ApiUnreachable."""
         return reply.model_validate_json(self._send("POST", path, body, None))
 
+    def put(self, path: str, body: BaseModel, reply: type[M]) -> M:
+        """PUT, read as `reply`; the same again changes nothing. Errors: ApiProblem, ApiUnreachable."""
+        return reply.model_validate_json(self._send("PUT", path, body, None))
+
     def pages(self, path: str, limit: int, query: Query | None = None) -> Iterator[JsonObject]:
         """Up to `limit` items of a list, newest first, page by page."""
         cursor: str | None = None

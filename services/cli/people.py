@@ -6,8 +6,8 @@ from uuid import UUID
 
 import typer
 
+from services.cli.lists import list_page
 from services.cli.options import AsJson, Home, Limit, Url, api_of, show
-from services.cli.resources import list_page
 from services.contracts.persons import (
     Erasure,
     Key,

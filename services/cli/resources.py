@@ -3,7 +3,6 @@
 import asyncio
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 from uuid import UUID
@@ -12,12 +11,12 @@ import typer
 from rich.console import Console
 
 from services.cli import demo, report, starter
-from services.cli.client import Query
+from services.cli.corrections import corrections
+from services.cli.lists import format_rows, list_page
 from services.cli.options import AsJson, Home, Limit, Url, api_of, show
 from services.cli.progress import Progress
 from services.contracts.base import JsonObject
 from services.contracts.consultations import ConsultationDetail, ConsultationStatus
-from services.contracts.corrections import CorrectionItem, CorrectionOutcome, CorrectionSkip, CorrectionSubmit
 from services.contracts.evaluations import Evaluation, EvaluationCreate, EvaluationDetail
 from services.contracts.experts import ConformanceReport, Expert, ExpertCreate
 from services.contracts.policies import PolicyVersion
@@ -33,7 +32,6 @@ tasks = typer.Typer(no_args_is_help=True, help="Prompts to train and measure on.
 rollouts = typer.Typer(no_args_is_help=True, help="Sampled answers; also those sampled elsewhere.")
 questions = typer.Typer(no_args_is_help=True, help="Questions to experts: what was asked, and what failed.")
 experts = typer.Typer(no_args_is_help=True, help="Services that judge, correct or teach. docs/experts.md: write one.")
-corrections = typer.Typer(no_args_is_help=True, help="The human queue: claim an answer, correct it, see what it did.")
 policies = typer.Typer(no_args_is_help=True, help="Published policy versions.")
 updates = typer.Typer(no_args_is_help=True, help="The ledger: every optimizer step and what it used.")
 
@@ -51,33 +49,6 @@ def add_to(app: typer.Typer) -> None:
     ):
         app.add_typer(group, name=name)
     app.command("eval")(evaluate)
-
-
-def list_page(
-    path: str,
-    home: Path | None,
-    url: str | None,
-    limit: int,
-    as_json: bool,
-    columns: tuple[str, ...],
-    query: Query | None = None,
-) -> None:
-    """Print one list of the api, newest first, as these columns."""
-    with api_of(home, url) as api:
-        items = list(api.pages(path, limit, query))
-    show(list(items), as_json, lambda: typer.echo("\n".join(_rows(items, columns)) or "none"))
-
-
-def _rows(items: list[JsonObject], columns: tuple[str, ...]) -> Iterator[str]:
-    cells = [[_cell(item.get(column)) for column in columns] for item in items]
-    widths = [max([len(c), *(len(row[i]) for row in cells)]) for i, c in enumerate(columns)]
-    for row in [list(columns), *cells] if cells else []:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-
-
-def _cell(value: object) -> str:
-    text = "" if value is None else " ".join(str(value).split())
-    return text if len(text) <= 60 else text[:59] + "…"
 
 
 @tasks.command("import")
@@ -140,7 +111,7 @@ def show_rollout(rollout_id: UUID, home: Home = None, url: Url = None, as_json: 
             f"{rollout.status.value}, {rollout.num_tokens} tokens by {rollout.policy_version}, score {rollout.score}"
         )
         typer.echo(rollout.text)
-        typer.echo("\n".join(_rows(asked, ("expert_name", "stage", "status", "attempts", "reason"))))
+        typer.echo("\n".join(format_rows(asked, ("expert_name", "stage", "status", "attempts", "reason"))))
 
     result: JsonObject = {"rollout": rollout.model_dump(mode="json"), "consultations": list(asked)}
     show(result, as_json, words)
@@ -265,75 +236,6 @@ def requeue_consultation(consultation_id: UUID, home: Home = None, url: Url = No
     with api_of(home, url) as api:
         asked = api.post(f"/v1/consultations/{consultation_id}/requeue", None, ConsultationDetail)
     show(asked, as_json, lambda: typer.echo(f"{asked.expert_name} is asked again: {asked.status.value}"))
-
-
-@corrections.command("claim")
-def claim_correction(home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
-    """Claim the next answer to correct; nobody else gets it while the lease runs."""
-    with api_of(home, url) as api:
-        item = api.post("/v1/corrections/claim", None, CorrectionItem)
-
-    def words() -> None:
-        typer.echo(f"item {item.id}, yours until {item.lease_until}")
-        for message in item.messages:
-            typer.echo(f"--- {message.role}\n{message.content}")
-        typer.echo(f"--- the policy's answer\n{item.rollout_text}")
-        typer.echo(f"--- then: preceptor corrections submit {item.id} --file FIXED.txt, or --fine, or skip")
-
-    show(item, as_json, words)
-
-
-@corrections.command("submit")
-def submit_correction(
-    correction_id: UUID,
-    file: Annotated[Path | None, typer.Option(help="The corrected answer; `-` reads standard input.")] = None,
-    fine: Annotated[bool, typer.Option("--fine", help="The answer is fine as it is.")] = False,
-    comment: Annotated[str, typer.Option(help="A remark the teacher may be shown.")] = "",
-    home: Home = None,
-    url: Url = None,
-    as_json: AsJson = False,
-) -> None:
-    """Submit the corrected answer of a claimed item."""
-    if fine == (file is not None):
-        raise InvalidInput("give either --file with the corrected answer or --fine")
-    text = None if file is None else (sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8"))
-    body = CorrectionSubmit(verdict="fine" if fine else "corrected", text=text, comment=comment)
-    with api_of(home, url) as api:
-        made = api.post(f"/v1/corrections/{correction_id}/submit", body, CorrectionOutcome)
-    show(made, as_json, lambda: typer.echo(f"{made.status.value}; `preceptor corrections show {made.id}` follows it"))
-
-
-@corrections.command("skip")
-def skip_correction(
-    correction_id: UUID, reason: str, home: Home = None, url: Url = None, as_json: AsJson = False
-) -> None:
-    """Leave a claimed item to someone else, with a reason."""
-    body = CorrectionSkip(reason=reason)
-    with api_of(home, url) as api:
-        made = api.post(f"/v1/corrections/{correction_id}/skip", body, CorrectionOutcome)
-    show(made, as_json, lambda: typer.echo(made.status.value))
-
-
-@corrections.command("show")
-def show_correction(correction_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
-    """Show what became of a correction: the updates that used it."""
-    with api_of(home, url) as api:
-        found = api.get(f"/v1/corrections/{correction_id}", CorrectionOutcome)
-    used = ", ".join(map(str, found.update_numbers)) or "none yet"
-    show(found, as_json, lambda: typer.echo(f"{found.status.value}, used by updates: {used}"))
-
-
-@corrections.command("list")
-def list_corrections(home: Home = None, url: Url = None, limit: Limit = 20, as_json: AsJson = False) -> None:
-    """List the human queue, newest first."""
-    list_page(
-        "/v1/corrections",
-        home,
-        url,
-        limit,
-        as_json,
-        ("id", "rollout_id", "status", "verdict", "decided_at", "skip_reason"),
-    )
 
 
 @policies.command("list")

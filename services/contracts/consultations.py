@@ -40,6 +40,7 @@ CONSULTATION_CHANGES: StatusChanges[ConsultationStatus] = {
             ConsultationStatus.DEAD,
         }
     ),
+    ConsultationStatus.ANSWERED: frozenset({ConsultationStatus.WAITING}),  # a person took their correction back
     ConsultationStatus.DEAD: frozenset({ConsultationStatus.PENDING}),
 }
 

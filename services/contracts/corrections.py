@@ -7,8 +7,9 @@ from uuid import UUID
 
 from pydantic import Field, model_validator
 
-from services.contracts.answers import MAX_SOLUTION_CHARS, FeedbackSpan
-from services.contracts.base import Contract, StatusChanges, View
+from services.contracts.answers import MAX_SOLUTION_CHARS, Feedback, FeedbackSpan
+from services.contracts.base import Contract, Int, JsonObject, StatusChanges, View
+from services.contracts.effects import CorrectionEffect
 from services.contracts.tasks import Message
 
 
@@ -32,10 +33,27 @@ CORRECTION_CHANGES: StatusChanges[CorrectionStatus] = {
             CorrectionStatus.WITHDRAWN,
         }
     ),
-    CorrectionStatus.SUBMITTED: frozenset({CorrectionStatus.WITHDRAWN}),
+    CorrectionStatus.SUBMITTED: frozenset({CorrectionStatus.CLAIMED, CorrectionStatus.WITHDRAWN}),  # taken back
     CorrectionStatus.SKIPPED: frozenset({CorrectionStatus.OPEN, CorrectionStatus.WITHDRAWN}),
     CorrectionStatus.WITHDRAWN: frozenset({CorrectionStatus.OPEN}),  # its question is asked once more
 }
+
+
+MAX_COMMENT_CHARS = 5_000
+MAX_SPANS = 200
+MAX_HOLD_SECONDS = 600
+
+
+class SkipKind(StrEnum):
+    """Why people leave an item; `other` says it in words."""
+
+    UNCLEAR = "unclear"
+    NOT_MY_FIELD = "not_my_field"
+    CANNOT_CHECK = "cannot_check"
+    TOO_LONG = "too_long"
+    BROKEN = "broken"
+    HARMFUL = "harmful"
+    OTHER = "other"
 
 
 class CorrectionCreate(Contract):
@@ -45,12 +63,16 @@ class CorrectionCreate(Contract):
 
 
 class CorrectionSubmit(Contract):
-    """What the person decided: the answer as it should be, or that it is fine as it is; with remarks if any."""
+    """What the person decided: the answer as it should be, or that it is fine as it is; with remarks if any.
+
+    hold_seconds: how long the trainer leaves it alone, so that a slip noticed at once can be taken back for certain.
+    """
 
     verdict: Literal["corrected", "fine"]
     text: Annotated[str, Field(min_length=1, max_length=MAX_SOLUTION_CHARS)] | None = None
-    comment: Annotated[str, Field(max_length=5_000)] = ""
-    spans: list[FeedbackSpan] = []
+    comment: Annotated[str, Field(max_length=MAX_COMMENT_CHARS)] = ""
+    spans: Annotated[list[FeedbackSpan], Field(max_length=MAX_SPANS)] = []
+    hold_seconds: Annotated[Int, Field(ge=0, le=MAX_HOLD_SECONDS)] = 0
 
     @model_validator(mode="after")
     def _a_correction_has_text(self) -> Self:
@@ -62,36 +84,103 @@ class CorrectionSubmit(Contract):
 
 
 class CorrectionSkip(Contract):
-    """Leave the item to someone else, and why."""
+    """Leave the item to someone else, and why: a kind, words, or both."""
 
-    reason: Annotated[str, Field(min_length=1, max_length=1_000)]
+    kind: SkipKind = SkipKind.OTHER
+    reason: Annotated[str, Field(max_length=1_000)] = ""
+
+    @model_validator(mode="after")
+    def _says_why(self) -> Self:
+        if self.kind is SkipKind.OTHER and not self.reason.strip():
+            raise ValueError("say why in `reason`, or choose a `kind` that says it")
+        return self
+
+
+class DraftSave(Contract):
+    """A person's unfinished work on an item. version: of the draft it was edited from, 0 where there was none."""
+
+    version: Annotated[Int, Field(ge=0)]
+    text: Annotated[str, Field(max_length=MAX_SOLUTION_CHARS)]
+    comment: Annotated[str, Field(max_length=MAX_COMMENT_CHARS)] = ""
+    spans: Annotated[list[FeedbackSpan], Field(max_length=MAX_SPANS)] = []
+
+
+class Draft(View):
+    """A draft as it is kept; every save makes a new version."""
+
+    correction_id: UUID
+    version: int
+    text: str
+    comment: str
+    spans: list[FeedbackSpan]
+    saved_at: datetime
+
+
+class DraftSaved(Draft):
+    """A saved draft, and whether its writer still holds the item; one who does not keeps the draft all the same."""
+
+    held: bool
+    lease_until: datetime | None
 
 
 class Correction(View):
-    """An item of the human queue as a person sees it."""
+    """An item of the human queue as a person sees it.
+
+    disagreement: how far apart the scores of independent experts are, 0..1. uncertainty: what the policy's own
+    choices cost it, in nats a token; 0 where the sampler did not tell. The queue is ordered by priority (1: somebody
+    asked for it), disagreement, uncertainty and age, the newest first. held_until: until when the trainer leaves a
+    submitted one alone.
+    """
 
     id: UUID
     rollout_id: UUID
     consultation_id: UUID
     status: CorrectionStatus
+    priority: float
+    disagreement: float
+    uncertainty: float
     person_id: UUID | None
     lease_until: datetime | None
     verdict: str | None
     text: str | None
     comment: str | None
+    skip_kind: SkipKind | None
     skip_reason: str | None
     created_at: datetime
     decided_at: datetime | None
+    held_until: datetime | None
+
+
+class Opinion(View):
+    """What another expert said about the rollout. counted: its score is one of those that disagreement is about."""
+
+    expert: str
+    expert_version: str
+    counted: bool
+    score: float | None
+    feedback: Feedback | None
+    solution: str | None
+    distribution_kind: str | None
+    evidence: JsonObject | None
 
 
 class CorrectionItem(Correction):
-    """A claimed item with what is needed to correct it."""
+    """A claimed item with what is needed to correct it. chosen_because: why it came before the others."""
 
+    domain: str
     messages: list[Message]
     rollout_text: str
+    opinions: list[Opinion]
+    chosen_because: str
+    draft: Draft | None
 
 
 class CorrectionOutcome(Correction):
-    """What became of a correction: the updates that used it."""
+    """What became of a correction: the updates that used it, and what the policy said before and after each.
+
+    undo_until: until when its person may take it back, where they still may.
+    """
 
     update_numbers: list[int]
+    effects: list[CorrectionEffect]
+    undo_until: datetime | None

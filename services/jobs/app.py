@@ -10,10 +10,10 @@ LESSONS_QUEUE = "lessons"
 
 app = Celery("preceptor", broker=Settings().redis_url)
 app.conf.update(
-    include=["services.jobs.sample", "services.jobs.consult", "services.jobs.maintain"],
+    include=["services.jobs.sample", "services.jobs.consult", "services.jobs.maintain", "services.jobs.effects"],
     task_queues=[Queue("sample"), Queue("consult"), Queue("maintain")],
     task_default_queue="maintain",
-    task_routes={"sample": "sample", "consult": "consult", "maintain": "maintain"},
+    task_routes={"sample": "sample", "consult": "consult", "maintain": "maintain", "measure": "maintain"},
     task_acks_late=True,
     task_reject_on_worker_lost=True,
     task_ignore_result=True,

@@ -30,6 +30,12 @@ def consultations(ids: Sequence[UUID]) -> None:
         _send("consult", ids[start : start + CONSULTATIONS_PER_MESSAGE])
 
 
+def effects(ids: Sequence[UUID]) -> None:
+    """Ask for these effects of corrections to be measured."""
+    if ids:
+        _send("measure", ids)
+
+
 def draws(store: Store, settings: Settings) -> None:
     """Ask for the groups to be drawn that there is room for."""
     with store.transaction() as session:

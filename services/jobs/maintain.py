@@ -10,6 +10,8 @@ from services.settings import Settings
 from services.store import (
     consultations,
     corrections,
+    drafts,
+    effects,
     evaluations,
     groups,
     idempotency,
@@ -22,6 +24,7 @@ from services.store import (
 
 _LOCK = 0x7072656365707402  # two sweeps at once would only wait for each other
 _MAX_RESENT = 256
+_MAX_MEASURED = 4  # a second: each is a short answer that the policy server draws beside the rollouts
 
 
 @app.task(name="maintain")
@@ -38,6 +41,8 @@ def maintain() -> None:
         evaluations.finish_complete(session)
         tallies.fold(session)
         lineage = lineages.get(session, settings.lineage)
+        effects.plan(session, lineage.id)
+        unmeasured = effects.take_due(session, resend_seconds=settings.resend_seconds, limit=_MAX_MEASURED)
         if loop.get(session, lineage.id).sampling:
             groups.plan(
                 session,
@@ -49,6 +54,7 @@ def maintain() -> None:
                 seed=settings.seed,
             )
     dispatch.consultations(due)
+    dispatch.effects(unmeasured)
     dispatch.draws(held.store, settings)
     if freed:
         dispatch.lessons()
@@ -56,10 +62,12 @@ def maintain() -> None:
 
 @app.task(name="forget")
 def forget() -> None:
-    """Drop what is kept for a while only: the answers behind old idempotency keys, sessions long over."""
+    """Drop what is kept for a while only: answers behind old idempotency keys, sessions long over, drafts of decided
+    items."""
     with runtime().store.transaction() as session:
         idempotency.forget_old(session)
         logins.forget_old(session)
+        drafts.forget_old(session)
 
 
 def train_sampling(settings: Settings) -> Sampling:

@@ -27,6 +27,7 @@ from services.policy.contract import (
     MAX_BODY_BYTES,
     DetokenizeRequest,
     Health,
+    Pieces,
     PolicyInfo,
     ProveRequest,
     SampleRequest,
@@ -39,6 +40,7 @@ from services.policy.contract import (
     Version,
     VersionCreate,
 )
+from services.policy.pieces import split_into_pieces
 from services.problems import (
     MAX_DETAIL_CHARS,
     TYPE_PREFIX,
@@ -140,6 +142,11 @@ def create_app(engine: "EmbeddedEngine", key: str = "") -> FastAPI:
     async def detokenize(body: DetokenizeRequest) -> Text:
         """Text of token ids. Errors: PromptRefused (422) for ids outside the vocabulary."""
         return Text(text=await run_in_threadpool(engine.detokenize, body.token_ids))
+
+    @app.post("/v1/pieces", dependencies=guarded)
+    async def split(body: DetokenizeRequest) -> Pieces:
+        """The characters each token adds. Errors: PromptRefused (422) for ids outside the vocabulary."""
+        return Pieces(pieces=await run_in_threadpool(split_into_pieces, body.token_ids, engine.detokenize))
 
     @app.post("/v1/versions", dependencies=guarded)
     def load_version(body: VersionCreate) -> Version:

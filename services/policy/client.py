@@ -15,6 +15,7 @@ from services.errors import PreceptorError, ServiceUnavailable
 from services.policy.contract import (
     DetokenizeRequest,
     Health,
+    Pieces,
     PolicyInfo,
     ProveRequest,
     SampleRequest,
@@ -31,6 +32,7 @@ from services.problems import read_problem, read_retry_after
 
 CONNECT_SECONDS: Final = 5.0
 READ_SECONDS: Final = 600.0
+PIECES_SECONDS: Final = 3.0
 RETRY_SECONDS: Final = 5
 RETRY_LATER: Final = frozenset({408, 425, 429})
 
@@ -101,6 +103,11 @@ class PolicyClient:
         """Text of token ids."""
         return self._ask("POST", "/v1/detokenize", DetokenizeRequest(token_ids=token_ids), Text).text
 
+    def pieces(self, token_ids: list[int]) -> list[str]:
+        """The characters each token adds to the text before it; somebody waits for it, so not for long."""
+        body = DetokenizeRequest(token_ids=token_ids)
+        return self._ask("POST", "/v1/pieces", body, Pieces, read_seconds=PIECES_SECONDS).pieces
+
     def load_version(self, name: str, sha256: str) -> Version:
         """Load an adapter from the artifacts folder under a name; loading the same one again changes nothing."""
         return self._ask("POST", "/v1/versions", VersionCreate(name=name, sha256=sha256), Version)
@@ -117,18 +124,23 @@ class PolicyClient:
         """Forget a version that neither serves nor is being used."""
         self._send("DELETE", f"/v1/versions/{quote(name)}", None)
 
-    def _ask(self, method: str, path: str, body: BaseModel | None, reply: type[Reply]) -> Reply:
-        response = self._send(method, path, body)
+    def _ask(
+        self, method: str, path: str, body: BaseModel | None, reply: type[Reply], read_seconds: float | None = None
+    ) -> Reply:
+        response = self._send(method, path, body, read_seconds)
         try:
             return reply.model_validate_json(response.content)
         except ValidationError as error:
             raise PolicyUnavailable(f"{method} {path}: the answer is not a {reply.__name__}: {error}") from error
 
-    def _send(self, method: str, path: str, body: BaseModel | None) -> httpx2.Response:
+    def _send(
+        self, method: str, path: str, body: BaseModel | None, read_seconds: float | None = None
+    ) -> httpx2.Response:
         content = body.model_dump_json(exclude_none=True).encode() if body is not None else None
         headers = {"Content-Type": "application/json"} if content is not None else {}
         try:
-            response = self._http.request(method, path, content=content, headers=headers)
+            timeout = self._http.timeout if read_seconds is None else httpx2.Timeout(read_seconds, connect=1)
+            response = self._http.request(method, path, content=content, headers=headers, timeout=timeout)
         except httpx2.TransportError as error:
             raise PolicyUnavailable(f"{method} {path}: {type(error).__name__}: {error}") from error
         if response.is_success:

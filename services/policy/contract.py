@@ -6,6 +6,7 @@
     POST   /v1/score                    ScoreRequest    -> ScoreResponse
     POST   /v1/tokenize                 TokenizeRequest -> TokenIds
     POST   /v1/detokenize               DetokenizeRequest -> Text
+    POST   /v1/pieces                   DetokenizeRequest -> Pieces
     POST   /v1/versions                 VersionCreate   -> Version
     POST   /v1/versions/{name}/prove    ProveRequest    -> Version
     POST   /v1/versions/{name}/serve                    -> Version
@@ -215,6 +216,15 @@ class Text(Contract):
     """The text of token ids."""
 
     text: str
+
+
+class Pieces(Contract):
+    """The characters that each token adds to the text before it; joined they are the whole text.
+
+    A character made of several tokens belongs to the last of them, the others add nothing.
+    """
+
+    pieces: list[str]
 
 
 class VersionCreate(Contract):

@@ -32,7 +32,7 @@ from services.contracts.experts import (
 from services.contracts.rollouts import Purpose
 from services.contracts.tasks import Message, Split
 from services.errors import Conflict, NotFound
-from services.store import answers, rollouts
+from services.store import answers, ranking, rollouts
 from services.store.models import (
     AnswerRow,
     AttemptRow,
@@ -294,6 +294,8 @@ def _conclude(session: Session, row: ConsultationRow, rollout: RolloutRow, outco
         else:
             answer = answers.record(session, row, rollout, outcome)
             row.status = ConsultationStatus.ANSWERED.value
+            if answer.score is not None:
+                ranking.rank_again(session, rollout.id)
     elif isinstance(outcome, ConsultAbstain):
         row.status, row.reason = ConsultationStatus.ABSTAINED.value, outcome.reason or "the expert abstained"
     elif isinstance(outcome, ConsultLater):

@@ -8,7 +8,7 @@ correction, as everywhere.
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import func, select, update
+from sqlalchemy import ColumnElement, Select, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -18,31 +18,27 @@ from services.contracts.consultations import CONSULTATION_CHANGES, SETTLED, Cons
 from services.contracts.corrections import (
     CORRECTION_CHANGES,
     Correction,
-    CorrectionItem,
-    CorrectionOutcome,
+    CorrectionSkip,
     CorrectionStatus,
     CorrectionSubmit,
 )
 from services.contracts.experts import Ask, ConsultResult, Descriptor, ExpertStatus
 from services.contracts.ids import new_id
 from services.contracts.rollouts import Purpose, RolloutStatus
-from services.contracts.tasks import Message, Split
+from services.contracts.tasks import Split
 from services.errors import Conflict, InvalidInput, NotFound
-from services.store import consultations, rollouts, updates
+from services.store import consultations, ranking, rollouts
 from services.store.models import (
-    AnswerRow,
     AttemptRow,
     ConsultationRow,
     CorrectionRow,
+    DraftRow,
     ExpertRow,
     RolloutRow,
-    TaskRow,
 )
 
-HUMAN_EXPERT = "human"
-"""The name of the expert behind the queue."""
-
 LEASE = timedelta(minutes=30)  # to read a rollout and write its correction without hurry
+LEAVING = timedelta(minutes=2)  # a page that is loaded again, or come back to, is not left
 ASKED_FOR = 1.0  # the priority of an item that somebody asked for; the queue's own have 0
 
 
@@ -54,6 +50,12 @@ class NotYours(Conflict):
     """The item is not held by this person: never claimed, or its lease ran out and someone else has it."""
 
     hint = "Claim an item with POST /v1/corrections/claim and submit that one."
+
+
+class NothingChanged(InvalidInput):
+    """A correction that corrects nothing would teach that the answer is wrong and right at once."""
+
+    hint = "Submit it with the verdict `fine`, or skip it."
 
 
 class NoHumanExpert(Conflict):
@@ -79,31 +81,13 @@ def view(row: CorrectionRow) -> Correction:
     return Correction.model_validate(row)
 
 
-def item(session: Session, row: CorrectionRow) -> CorrectionItem:
-    """The item with what a person needs to correct it: the prompt and the rollout's text."""
-    rollout = session.get_one(RolloutRow, row.rollout_id)
-    task = session.get_one(TaskRow, rollout.task_id)
-    return CorrectionItem(
-        **view(row).model_dump(),
-        messages=[Message.model_validate(message) for message in task.messages],
-        rollout_text=rollout.text,
-    )
-
-
-def outcome(session: Session, row: CorrectionRow) -> CorrectionOutcome:
-    """The item with the numbers of the applied updates that used it, in order."""
-    said = session.scalars(select(AnswerRow.id).where(AnswerRow.consultation_id == row.consultation_id)).all()
-    numbers = {number for answer_id in said for number in updates.numbers_using(session, answer_id)}
-    return CorrectionOutcome(**view(row).model_dump(), update_numbers=sorted(numbers))
-
-
 def open_item(session: Session, consultation_id: UUID, *, priority: float = 0.0) -> CorrectionRow:
     """The item of a question to the human expert, put in the queue if it is not there yet.
 
     Errors: ConsultationNotFound (404), NotCorrectable (422).
     """
     question = consultations.get(session, consultation_id)
-    rollout = session.get_one(RolloutRow, question.rollout_id)
+    rollout = session.get_one(RolloutRow, question.rollout_id, with_for_update=True)  # so that no answer is missed
     _check_correctable(rollout)
     session.execute(
         insert(CorrectionRow)
@@ -115,6 +99,8 @@ def open_item(session: Session, consultation_id: UUID, *, priority: float = 0.0)
             split=rollout.split,
             status=CorrectionStatus.OPEN.value,
             priority=priority,
+            disagreement=ranking.read_disagreement(rollout.id),
+            uncertainty=ranking.measure_uncertainty(rollout),
         )
         .on_conflict_do_nothing(index_elements=["consultation_id"])
     )
@@ -148,12 +134,12 @@ def ask_for(session: Session, rollout_id: UUID) -> CorrectionRow:
     expert = session.scalar(
         select(ExpertRow).where(
             ExpertRow.lineage_id == rollout.lineage_id,
-            ExpertRow.name == HUMAN_EXPERT,
+            ExpertRow.name == ranking.HUMAN_EXPERT,
             ExpertRow.status.in_([ExpertStatus.ACTIVE.value, ExpertStatus.PROBATION.value]),
         )
     )
     if expert is None:
-        raise NoHumanExpert(f"no expert named {HUMAN_EXPERT!r} is active")
+        raise NoHumanExpert(f"no expert named {ranking.HUMAN_EXPERT!r} is active")
     question = session.scalar(
         select(ConsultationRow)
         .where(ConsultationRow.rollout_id == rollout.id, ConsultationRow.expert_id == expert.id)
@@ -195,54 +181,172 @@ def _leave_to_people(session: Session, question: ConsultationRow) -> None:
 
 
 def claim(session: Session, lineage_id: UUID, person_id: UUID) -> CorrectionRow | None:
-    """The next item for this person, leased to them; the one they hold already, if any; None when there is none.
+    """The next item for this person, leased to them; None when there is none.
 
-    Asked-for items come first, then the newest: a correction of what the policy does now teaches most. Items that
-    someone else skipped come last; items of an expired lease count as open.
+    What they hold already comes first, then what they left a draft of, then the queue in its order (see
+    `services.store.ranking`), then what others skipped. Items of an expired lease count as open.
     """
-    held = session.scalar(
+    _take_turn(session, person_id)
+    row = _next(session, _waiting(lineage_id).where(_is_held_by(person_id)))
+    if row is None:
+        _free_leases(session)
+        row = (
+            _next(session, _waiting(lineage_id).where(_is_open(), _has_draft_of(person_id)))
+            or _next(session, _waiting(lineage_id).where(_is_open()))
+            or _next(session, _waiting(lineage_id).where(_was_skipped(), CorrectionRow.person_id != person_id))
+        )
+    return None if row is None else _lease_to(session, row, person_id)
+
+
+def find_held(session: Session, lineage_id: UUID, person_id: UUID) -> CorrectionRow | None:
+    """The item this person holds, if they hold one; takes nothing and waits for nobody."""
+    return session.scalar(_waiting(lineage_id).where(_is_held_by(person_id)).limit(1))
+
+
+def claim_one(session: Session, correction_id: UUID, person_id: UUID) -> CorrectionRow:
+    """This very item, leased to this person; whatever else they hold goes back to the queue, drafts are kept.
+
+    Errors: CorrectionNotFound (404), NotYours (409) while someone else holds it, NotWaiting (409) when its question
+    ended, IllegalStatusChange (409) when it was decided.
+    """
+    _take_turn(session, person_id)
+    row = lock(session, correction_id)
+    if row.status == CorrectionStatus.CLAIMED.value and row.person_id != person_id:
+        still = session.scalar(select(CorrectionRow.lease_until > func.now()).where(CorrectionRow.id == row.id))
+        if still:
+            raise NotYours(f"correction {correction_id} is held by someone else")
+        _give_back(session, row)
+    if row.status != CorrectionStatus.CLAIMED.value:
+        wanted = CorrectionStatus.OPEN if row.status == CorrectionStatus.SKIPPED.value else CorrectionStatus.CLAIMED
+        check_change(CORRECTION_CHANGES, CorrectionStatus(row.status), wanted)
+    question = consultations.get(session, row.consultation_id)
+    if question.status != ConsultationStatus.WAITING.value:
+        raise consultations.NotWaiting(f"the question behind correction {correction_id} is {question.status}")
+    hold_only(session, row, person_id)
+    return _lease_to(session, row, person_id)
+
+
+def hold_only(session: Session, row: CorrectionRow, person_id: UUID) -> None:
+    """Put every other item this person holds back in the queue: people work on one at a time."""
+    session.execute(
+        update(CorrectionRow)
+        .where(
+            CorrectionRow.person_id == person_id,
+            CorrectionRow.status == CorrectionStatus.CLAIMED.value,
+            CorrectionRow.id != row.id,
+            CorrectionRow.lineage_id == row.lineage_id,
+        )
+        .values(status=CorrectionStatus.OPEN.value, person_id=None, lease_until=None)
+    )
+
+
+def renew(session: Session, correction_id: UUID, person_id: UUID) -> CorrectionRow:
+    """Hold the item for another `LEASE`. Errors: CorrectionNotFound (404), NotYours (409) when it is not theirs."""
+    row = lock(session, correction_id)
+    if row.status != CorrectionStatus.CLAIMED.value or row.person_id != person_id:
+        raise NotYours(_say_who_has_it(row, person_id))
+    row.lease_until = func.now() + LEASE
+    session.flush()
+    session.refresh(row)
+    return row
+
+
+def leave(session: Session, correction_id: UUID, person_id: UUID) -> None:
+    """Let the lease end soon: its page was closed with nothing written. Who is back by then just renews it."""
+    session.execute(
+        update(CorrectionRow)
+        .where(
+            CorrectionRow.id == correction_id,
+            CorrectionRow.person_id == person_id,
+            CorrectionRow.status == CorrectionStatus.CLAIMED.value,
+            CorrectionRow.lease_until > func.now() + LEAVING,
+            CorrectionRow.id.not_in(select(DraftRow.correction_id).where(DraftRow.person_id == person_id)),
+        )
+        .values(lease_until=func.now() + LEAVING)
+    )
+
+
+def release(session: Session, correction_id: UUID, person_id: UUID) -> CorrectionRow:
+    """Give the item back to the queue; a draft is kept. Errors: CorrectionNotFound (404), NotYours (409)."""
+    row = lock(session, correction_id)
+    if row.status != CorrectionStatus.CLAIMED.value or row.person_id != person_id:
+        raise NotYours(_say_who_has_it(row, person_id))
+    _give_back(session, row)
+    return row
+
+
+def _say_who_has_it(row: CorrectionRow, person_id: UUID) -> str:
+    if row.status == CorrectionStatus.CLAIMED.value:
+        return f"the lease on correction {row.id} ran out and someone else has it now"
+    if row.status == CorrectionStatus.OPEN.value:
+        return f"the lease on correction {row.id} ran out and it is in the queue again"
+    by = "you" if row.person_id == person_id else "someone else"
+    return (
+        f"correction {row.id} was {row.status} by {by}"
+        if row.verdict or row.skip_kind
+        else (f"correction {row.id} is {row.status}")
+    )
+
+
+def _take_turn(session: Session, person_id: UUID) -> None:
+    """One claim of a person at a time, so that two tabs are given the same item."""
+    turn = func.hashtextextended(f"correction\n{person_id}", 0)
+    session.execute(select(func.pg_advisory_xact_lock(turn)))
+
+
+def _waiting(lineage_id: UUID) -> Select[CorrectionRow]:
+    """Items whose question still waits, in the queue's order."""
+    return (
         select(CorrectionRow)
         .join(ConsultationRow, ConsultationRow.id == CorrectionRow.consultation_id)
-        .where(
-            CorrectionRow.lineage_id == lineage_id,
-            CorrectionRow.status == CorrectionStatus.CLAIMED.value,
-            CorrectionRow.person_id == person_id,
-            ConsultationRow.status == ConsultationStatus.WAITING.value,
+        .where(CorrectionRow.lineage_id == lineage_id, ConsultationRow.status == ConsultationStatus.WAITING.value)
+        .order_by(
+            CorrectionRow.priority.desc(),
+            CorrectionRow.disagreement.desc(),
+            CorrectionRow.uncertainty.desc(),
+            CorrectionRow.id.desc(),
         )
-        .order_by(CorrectionRow.id)
-        .limit(1)
-        .with_for_update(skip_locked=True, of=CorrectionRow)
     )
-    row = held or _next_free(session, lineage_id, person_id)
-    if row is None:
-        return None
+
+
+def _is_open() -> ColumnElement[bool]:
+    return CorrectionRow.status == CorrectionStatus.OPEN.value
+
+
+def _was_skipped() -> ColumnElement[bool]:
+    return CorrectionRow.status == CorrectionStatus.SKIPPED.value
+
+
+def _has_draft_of(person_id: UUID) -> ColumnElement[bool]:
+    mine = select(DraftRow.correction_id).where(DraftRow.person_id == person_id)
+    return CorrectionRow.id.in_(mine)
+
+
+def _next(session: Session, query: Select[CorrectionRow]) -> CorrectionRow | None:
+    """The first row that nobody else is taking at this moment."""
+    return session.scalar(query.limit(1).with_for_update(skip_locked=True, of=CorrectionRow))
+
+
+def _is_held_by(person_id: UUID) -> ColumnElement[bool]:
+    return (CorrectionRow.status == CorrectionStatus.CLAIMED.value) & (CorrectionRow.person_id == person_id)
+
+
+def _lease_to(session: Session, row: CorrectionRow, person_id: UUID) -> CorrectionRow:
     if row.status == CorrectionStatus.SKIPPED.value:
         row.status = CorrectionStatus.OPEN.value
         session.flush()
     row.status = CorrectionStatus.CLAIMED.value
     row.person_id = person_id
     row.lease_until = func.now() + LEASE
-    row.skip_reason = None
+    row.skip_kind = row.skip_reason = row.decided_at = None
     session.flush()
     session.refresh(row)
     return row
 
 
-def _next_free(session: Session, lineage_id: UUID, person_id: UUID) -> CorrectionRow | None:
-    expired = (CorrectionRow.status == CorrectionStatus.CLAIMED.value) & (CorrectionRow.lease_until < func.now())
-    skipped = (CorrectionRow.status == CorrectionStatus.SKIPPED.value) & (CorrectionRow.person_id != person_id)
-    return session.scalar(
-        select(CorrectionRow)
-        .join(ConsultationRow, ConsultationRow.id == CorrectionRow.consultation_id)
-        .where(
-            CorrectionRow.lineage_id == lineage_id,
-            (CorrectionRow.status == CorrectionStatus.OPEN.value) | expired | skipped,
-            ConsultationRow.status == ConsultationStatus.WAITING.value,
-        )
-        .order_by(skipped, CorrectionRow.priority.desc(), CorrectionRow.id.desc())
-        .limit(1)
-        .with_for_update(skip_locked=True, of=CorrectionRow)
-    )
+def _give_back(session: Session, row: CorrectionRow) -> None:
+    row.status, row.person_id, row.lease_until = CorrectionStatus.OPEN.value, None, None
+    session.flush()
 
 
 def submit(session: Session, correction_id: UUID, person_id: UUID, said: CorrectionSubmit) -> CorrectionRow:
@@ -250,7 +354,7 @@ def submit(session: Session, correction_id: UUID, person_id: UUID, said: Correct
 
     A corrected rollout scores 0 and the text is the solution; one that is fine scores 1. Errors: CorrectionNotFound
     (404), NotYours (409), NotWaiting (409) when the question ended meanwhile, InvalidInput (422) for spans that do not
-    fit the rollout.
+    fit the rollout, NothingChanged (422) for a correction that says what the policy said.
     """
     row = _hold(session, correction_id, person_id, CorrectionStatus.SUBMITTED)
     result = ConsultResult(
@@ -259,6 +363,8 @@ def submit(session: Session, correction_id: UUID, person_id: UUID, said: Correct
         feedback=Feedback(text=said.comment, spans=said.spans) if said.comment.strip() or said.spans else None,
     )
     rollout = session.get_one(RolloutRow, row.rollout_id)
+    if said.text is not None and _lines(said.text) == _lines(rollout.text):
+        raise NothingChanged("the corrected text is the answer as it was")
     try:
         check_against_rollout(
             result, num_tokens=rollout.num_tokens, tokenizer_hash=rollout.tokenizer_hash, vocab_size=None
@@ -270,35 +376,34 @@ def submit(session: Session, correction_id: UUID, person_id: UUID, said: Correct
     row.text = said.text
     row.comment = said.comment
     row.decided_at = func.now()
+    row.held_until = func.now() + timedelta(seconds=said.hold_seconds) if said.hold_seconds else None
+    session.execute(delete(DraftRow).where(DraftRow.correction_id == row.id, DraftRow.person_id == person_id))
     session.flush()
     consultations.settle_late(session, row.consultation_id, result)
     session.refresh(row)
     return row
 
 
-def skip(session: Session, correction_id: UUID, person_id: UUID, reason: str) -> CorrectionRow:
-    """Leave the item to someone else. Errors: CorrectionNotFound (404), NotYours (409)."""
+def _lines(text: str) -> list[str]:
+    return text.splitlines()
+
+
+def skip(session: Session, correction_id: UUID, person_id: UUID, why: CorrectionSkip) -> CorrectionRow:
+    """Leave the item to someone else; a draft is kept. Errors: CorrectionNotFound (404), NotYours (409)."""
     row = _hold(session, correction_id, person_id, CorrectionStatus.SKIPPED)
     row.status = CorrectionStatus.SKIPPED.value
-    row.skip_reason = reason
+    row.skip_kind = why.kind.value
+    row.skip_reason = why.reason.strip() or None
     row.lease_until = None
+    row.decided_at = func.now()
     session.flush()
+    session.refresh(row)
     return row
 
 
 def free_expired(session: Session) -> None:
     """Put items whose lease ran out back in the queue, and take out those whose question ended without a person."""
-    session.execute(
-        update(CorrectionRow)
-        .where(
-            CorrectionRow.id.in_(
-                select(CorrectionRow.id)
-                .where(CorrectionRow.status == CorrectionStatus.CLAIMED.value, CorrectionRow.lease_until < func.now())
-                .with_for_update(skip_locked=True)
-            )
-        )
-        .values(status=CorrectionStatus.OPEN.value, person_id=None, lease_until=None)
-    )
+    _free_leases(session)
     # An item can be opened in the moment its question ends: the human expert is asked over HTTP.
     ended = (
         select(CorrectionRow.consultation_id)
@@ -311,10 +416,30 @@ def free_expired(session: Session) -> None:
     consultations.withdraw_items(session, session.scalars(ended).all())
 
 
-def _hold(session: Session, correction_id: UUID, person_id: UUID, new: CorrectionStatus) -> CorrectionRow:
+def _free_leases(session: Session) -> None:
+    session.execute(
+        update(CorrectionRow)
+        .where(
+            CorrectionRow.id.in_(
+                select(CorrectionRow.id)
+                .where(CorrectionRow.status == CorrectionStatus.CLAIMED.value, CorrectionRow.lease_until < func.now())
+                .with_for_update(skip_locked=True)
+            )
+        )
+        .values(status=CorrectionStatus.OPEN.value, person_id=None, lease_until=None)
+    )
+
+
+def lock(session: Session, correction_id: UUID) -> CorrectionRow:
+    """The item as it is now, locked behind its rollout until the transaction ends. Errors: CorrectionNotFound."""
     row = get(session, correction_id)
     session.execute(select(RolloutRow.id).where(RolloutRow.id == row.rollout_id).with_for_update())
     session.refresh(row, with_for_update=True)
+    return row
+
+
+def _hold(session: Session, correction_id: UUID, person_id: UUID, new: CorrectionStatus) -> CorrectionRow:
+    row = lock(session, correction_id)
     if row.status == CorrectionStatus.CLAIMED.value and row.person_id != person_id:
         raise NotYours(f"correction {correction_id} is held by someone else")
     if row.status == CorrectionStatus.OPEN.value:

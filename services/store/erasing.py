@@ -25,13 +25,13 @@ from services.contracts.lessons import LessonStatus
 from services.contracts.persons import Erasure, Role, ShapedUpdate
 from services.contracts.updates import UpdateStatus
 from services.store import audit, keys, passwords, persons, updates
-from services.store.corrections import HUMAN_EXPERT
 from services.store.models import (
     AnswerRow,
     ApiKeyRow,
     ConsultationRow,
     CorrectionRow,
     DistributionRow,
+    DraftRow,
     ErasedTextRow,
     ErasureRow,
     IdempotencyRow,
@@ -46,11 +46,15 @@ from services.store.models import (
     UpdateLessonRow,
     UpdateRow,
 )
+from services.store.ranking import HUMAN_EXPERT
 
 WRITTEN: Final = (
     ("correction", CorrectionRow, (CorrectionRow.text, CorrectionRow.comment, CorrectionRow.skip_reason)),
 )
 """Tables with an `id` and a `person_id`, and their columns of text that the person wrote; nullable ones."""
+
+DRAFTED: Final = ("text", "comment", "spans")
+"""What a draft says in words; it goes as a whole."""
 
 MADE: Final = ("solution", "feedback", "evidence")
 """What an answer made of a correction says in words."""
@@ -169,6 +173,10 @@ def _find(session: Session, person_id: UUID, made: Sequence[AnswerRow]) -> _Piec
         for row in session.scalars(select(table).where(table.person_id == person_id).order_by(table.id)):
             for column in columns:
                 pieces.add(noun, row.id, column.key, getattr(row, column.key))
+    drafts = select(DraftRow).where(DraftRow.person_id == person_id).order_by(DraftRow.correction_id)
+    for draft in session.scalars(drafts):
+        for name in DRAFTED:
+            pieces.add("correction_draft", draft.correction_id, name, getattr(draft, name) or None)
     for answer in made:
         for name in MADE:
             pieces.add("answer", answer.id, name, getattr(answer, name))
@@ -260,6 +268,7 @@ def _blank(session: Session, person_id: UUID, made: Sequence[AnswerRow]) -> None
         session.execute(
             update(table).where(table.person_id == person_id).values({column.key: None for column in columns})
         )
+    session.execute(delete(DraftRow).where(DraftRow.person_id == person_id))
     session.execute(
         update(CorrectionRow)
         .where(CorrectionRow.person_id == person_id, CorrectionRow.status == CorrectionStatus.CLAIMED.value)

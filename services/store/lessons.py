@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Select, exists, func, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from services.contracts.answers import AnswerStatus, Distribution, Feedback
 from services.contracts.base import JsonObject
@@ -137,7 +137,10 @@ def count_ready_late(session: Session, lineage_id: UUID) -> int:
     """How many late lessons could be claimed now."""
     return session.scalars(
         select(func.count()).where(
-            LessonRow.lineage_id == lineage_id, LessonRow.late, LessonRow.status == LessonStatus.READY.value
+            LessonRow.lineage_id == lineage_id,
+            LessonRow.late,
+            LessonRow.status == LessonStatus.READY.value,
+            ~_is_held(LessonRow.rollout_id),
         )
     ).one()
 
@@ -164,7 +167,12 @@ def claim(
     ).all()
     late = session.scalars(
         select(LessonRow.id)
-        .where(LessonRow.lineage_id == lineage_id, LessonRow.late, LessonRow.status == LessonStatus.READY.value)
+        .where(
+            LessonRow.lineage_id == lineage_id,
+            LessonRow.late,
+            LessonRow.status == LessonStatus.READY.value,
+            ~_is_held(LessonRow.rollout_id),
+        )
         .order_by(LessonRow.id)
         .limit(max_late)
         .with_for_update(skip_locked=True)
@@ -261,6 +269,7 @@ def earlier_corrections(session: Session, task_ids: Sequence[UUID]) -> list[Earl
             AnswerRow.status == AnswerStatus.CURRENT.value,
             AnswerRow.solution.is_not(None),
             CorrectionRow.status == CorrectionStatus.SUBMITTED.value,
+            CorrectionRow.held_until.is_(None) | (CorrectionRow.held_until <= func.now()),
             ExpertRow.status == ExpertStatus.ACTIVE.value,
             ExpertRow.weight > 0,
         )
@@ -279,6 +288,11 @@ def view(row: LessonRow) -> Lesson:
 
 def _lease(seconds: float) -> ColumnElement[datetime]:
     return func.now() + timedelta(seconds=seconds)
+
+
+def _is_held(rollout_id: ColumnElement[UUID] | InstrumentedAttribute[UUID]) -> ColumnElement[bool]:
+    """A person who just corrected the rollout may still change their mind (`CorrectionSubmit.hold_seconds`)."""
+    return exists().where(CorrectionRow.rollout_id == rollout_id, CorrectionRow.held_until > func.now())
 
 
 def _claimable_groups(lineage_id: UUID) -> Select[UUID]:

@@ -41,6 +41,7 @@ from services.contracts.audit import Via
 from services.contracts.base import JsonObject, S, StatusChanges
 from services.contracts.consultations import CONSULTATION_CHANGES, ConsultationStatus
 from services.contracts.corrections import CORRECTION_CHANGES, CorrectionStatus
+from services.contracts.effects import EFFECT_CHANGES, EffectSide, EffectStatus
 from services.contracts.evaluations import EVALUATION_CHANGES, EvaluationStatus
 from services.contracts.experts import EXPERT_CHANGES, ExpertStatus
 from services.contracts.ids import new_id
@@ -536,7 +537,19 @@ class CorrectionRow(Base):
         CheckConstraint("split = 'train'", name="train_only"),
         CheckConstraint("status <> 'claimed' OR (person_id IS NOT NULL AND lease_until IS NOT NULL)", name="claim"),
         _one_of("status", CorrectionStatus),
-        Index("ix_correction_queue", "status", "priority", "id"),
+        Index(
+            "ix_correction_queue",
+            "lineage_id",
+            "priority",
+            "disagreement",
+            "uncertainty",
+            "id",
+            postgresql_where=text("status = 'open'"),
+        ),
+        Index("ix_correction_held", "person_id", postgresql_where=text("status = 'claimed'")),
+        Index("ix_correction_skipped", "lineage_id", "id", postgresql_where=text("status = 'skipped'")),
+        Index("ix_correction_decided", "person_id", "decided_at", "id"),
+        Index("ix_correction_rollout_id", "rollout_id"),
     )
 
     id: Mapped[UUID] = _id()
@@ -546,14 +559,66 @@ class CorrectionRow(Base):
     split: Mapped[str]
     status: Mapped[str] = mapped_column(default=CorrectionStatus.OPEN.value)
     priority: Mapped[float] = mapped_column(Float, server_default="0")
+    disagreement: Mapped[float] = mapped_column(Float, server_default="0")
+    uncertainty: Mapped[float] = mapped_column(Float, server_default="0")
     person_id: Mapped[UUID | None] = mapped_column(ForeignKey("person.id"))
     lease_until: Mapped[datetime | None]
     verdict: Mapped[str | None]
     text: Mapped[str | None]
     comment: Mapped[str | None]
+    skip_kind: Mapped[str | None]
     skip_reason: Mapped[str | None]
+    held_until: Mapped[datetime | None]
     created_at: Mapped[datetime] = _now()
     decided_at: Mapped[datetime | None]
+
+
+class DraftRow(Base):
+    """One person's unfinished work on an item; every save raises `version`."""
+
+    __tablename__ = "correction_draft"
+    __table_args__ = (Index("ix_correction_draft_person_id", "person_id", "saved_at"),)
+
+    correction_id: Mapped[UUID] = mapped_column(ForeignKey("correction.id"), primary_key=True)
+    person_id: Mapped[UUID] = mapped_column(ForeignKey("person.id"), primary_key=True)
+    version: Mapped[int]
+    text: Mapped[str]
+    comment: Mapped[str]
+    spans: Mapped[list[JsonObject]] = mapped_column(JSONB)
+    saved_at: Mapped[datetime] = _now()
+
+
+class EffectRow(Base):
+    """What one policy version, before or after an update, makes of a correction that the update used."""
+
+    __tablename__ = "correction_effect"
+    __table_args__ = (
+        UniqueConstraint("correction_id", "update_id", "side"),
+        _one_of("side", EffectSide),
+        _one_of("status", EffectStatus),
+        CheckConstraint("status <> 'gone' OR reason IS NOT NULL", name="gone_has_a_reason"),
+        CheckConstraint("status <> 'measured' OR text_logprob IS NOT NULL", name="measured_has_logprobs"),
+        Index("ix_correction_effect_work", "not_before", postgresql_where=text("status = 'pending'")),
+    )
+
+    id: Mapped[UUID] = _id()
+    correction_id: Mapped[UUID] = mapped_column(ForeignKey("correction.id"))
+    update_id: Mapped[UUID] = mapped_column(ForeignKey("update.id"))
+    side: Mapped[str]
+    version: Mapped[str]
+    status: Mapped[str] = mapped_column(default=EffectStatus.PENDING.value)
+    reason: Mapped[str | None]
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    failures: Mapped[int] = mapped_column(server_default="0")
+    not_before: Mapped[datetime] = mapped_column(server_default=func.now())
+    sent_at: Mapped[datetime | None]
+    num_tokens: Mapped[int | None]
+    span_start: Mapped[int | None]
+    span_end: Mapped[int | None]
+    text_logprob: Mapped[float | None] = mapped_column(Float)
+    span_logprob: Mapped[float | None] = mapped_column(Float)
+    answer: Mapped[str | None]
+    measured_at: Mapped[datetime | None]
 
 
 class LessonRow(Base):
@@ -609,6 +674,12 @@ class UpdateRow(Base):
             postgresql_where=text("status IN ('started', 'applied')"),
         ),
         CheckConstraint("status <> 'applied' OR checkpoint_sha256 IS NOT NULL", name="applied_has_a_checkpoint"),
+        Index(
+            "ix_update_effects_due",
+            "lineage_id",
+            "number",
+            postgresql_where=text("status = 'applied' AND NOT effects_planned"),
+        ),
     )
 
     id: Mapped[UUID] = _id()
@@ -625,6 +696,7 @@ class UpdateRow(Base):
     batch_sha256: Mapped[str]
     started_at: Mapped[datetime] = _now()
     applied_at: Mapped[datetime | None]
+    effects_planned: Mapped[bool] = mapped_column(server_default="false")
 
 
 class UpdateLessonRow(Base):
@@ -639,6 +711,12 @@ class UpdateLessonRow(Base):
             "lesson_id",
             unique=True,
             postgresql_where=text("status IN ('started', 'applied')"),
+        ),
+        Index(
+            "ix_update_lesson_terms",
+            "terms",
+            postgresql_using="gin",
+            postgresql_ops={"terms": "jsonb_path_ops"},
         ),
     )
 
@@ -774,6 +852,7 @@ STATUS_CHANGES: dict[str, dict[str, frozenset[str]]] = {
     "consultation": _words(CONSULTATION_CHANGES),
     "answer": _words(ANSWER_CHANGES),
     "correction": _words(CORRECTION_CHANGES),
+    "correction_effect": _words(EFFECT_CHANGES),
     "lesson": _words(LESSON_CHANGES),
     "update": _words(UPDATE_CHANGES),
     "policy_version": _words(POLICY_CHANGES),

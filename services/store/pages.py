@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 from uuid import UUID
 
@@ -33,6 +34,23 @@ def decode_cursor(cursor: str) -> UUID:
     if len(raw) != 16:
         raise BadCursor("the cursor cannot be read")
     return UUID(bytes=raw)
+
+
+def encode_moment(at: datetime, last: UUID) -> str:
+    """The cursor of the page that follows this row, in a list ordered by a time and then the id."""
+    micros = round(at.timestamp() * 1_000_000)
+    return base64.urlsafe_b64encode(micros.to_bytes(8) + last.bytes).decode().rstrip("=")
+
+
+def decode_moment(cursor: str) -> tuple[datetime, UUID]:
+    """The row after which the page begins. Errors: BadCursor."""
+    try:
+        raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+        micros = int.from_bytes(raw[:8])
+        at = datetime.fromtimestamp(micros // 1_000_000, UTC) + timedelta(microseconds=micros % 1_000_000)
+        return at, UUID(bytes=raw[8:])
+    except (binascii.Error, ValueError, OverflowError, OSError):
+        raise BadCursor("the cursor cannot be read") from None
 
 
 def newest_first(

@@ -9,6 +9,8 @@ from services.web import assets, faults
 from services.web.pages import (
     account,
     audit,
+    correction_calls,
+    corrections,
     dead,
     experts,
     keys,
@@ -32,6 +34,8 @@ PAGES = (
     dead,
     login,
     account,
+    corrections,
+    correction_calls,
     keys,
     persons,
     audit,

@@ -1,17 +1,43 @@
-"""A policy process that only tokenises, over the real protocol: one token a character, ids below 256."""
+"""A policy process over the real protocol that knows characters: one token a character, ids below 256.
 
-from fastapi import FastAPI
+It holds the versions it is told of: in each, every token has the one probability given for it, and the likeliest answer
+is the version's name.
+"""
 
-from services.policy.contract import Counters, DetokenizeRequest, PolicyInfo, Text, TokenIds, TokenizeRequest
+import math
+from collections.abc import Mapping
+
+from fastapi import FastAPI, Response
+
+from services.contracts.base import Problem
+from services.policy.contract import (
+    Counters,
+    DetokenizeRequest,
+    FinishReason,
+    Pieces,
+    PolicyInfo,
+    Sample,
+    SampledPrompt,
+    SampleRequest,
+    SampleResponse,
+    ScoredItem,
+    ScoreRequest,
+    ScoreResponse,
+    Text,
+    TokenIds,
+    TokenizeRequest,
+)
+from services.problems import render
 
 TOKENIZER = "a" * 64
 VOCAB = 256
 MAX_CONTEXT = 1000
 
 
-def create_app() -> FastAPI:
-    """The process's app."""
+def create_app(probabilities: Mapping[str, float] | None = None) -> FastAPI:
+    """The process's app. probabilities: of every token, by loaded version."""
     app = FastAPI()
+    loaded = {"base": 0.5} if probabilities is None else probabilities
 
     @app.get("/v1/policy")
     def info() -> PolicyInfo:
@@ -39,4 +65,37 @@ def create_app() -> FastAPI:
     def detokenize(body: DetokenizeRequest) -> Text:
         return Text(text="".join(map(chr, body.token_ids)))
 
+    @app.post("/v1/pieces")
+    def split(body: DetokenizeRequest) -> Pieces:
+        return Pieces(pieces=[chr(i) for i in body.token_ids])
+
+    @app.post("/v1/score", response_model=ScoreResponse)
+    def score(body: ScoreRequest) -> ScoreResponse | Response:
+        version = body.version or "base"
+        if version not in loaded:
+            return _not_loaded(version)
+        logprob = math.log(loaded[version])
+        items = [ScoredItem(logprobs=[logprob] * len(item.response_token_ids)) for item in body.items]
+        return ScoreResponse(version=version, tokenizer_hash=TOKENIZER, items=items)
+
+    @app.post("/v1/sample", response_model=SampleResponse)
+    def sample(body: SampleRequest) -> SampleResponse | Response:
+        version = body.version or "base"
+        if version not in loaded:
+            return _not_loaded(version)
+        ids = [ord(c) for c in version]
+        said = Sample(token_ids=ids, logprobs=[-0.1] * len(ids), text=version, finish_reason=FinishReason.STOP)
+        prompts = [
+            SampledPrompt(id=prompt.id, prompt_token_ids=prompt.token_ids or [1], samples=[said] * prompt.n)
+            for prompt in body.prompts
+        ]
+        return SampleResponse(version=version, tokenizer_hash=TOKENIZER, prompts=prompts)
+
     return app
+
+
+def _not_loaded(version: str) -> Response:
+    detail = f"version {version!r} is not loaded"
+    return render(
+        Problem(type="urn:preceptor:problem:version-not-found", title="Not loaded", status=404, detail=detail)
+    )

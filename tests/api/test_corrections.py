@@ -316,3 +316,47 @@ def test_people_answer_the_human_experts_questions_by_corrections_only(api: Api,
     answer: JsonObject = {"outcome": "result", "score": 1}
     problem = refused(api.post(f"/v1/consultations/{item['consultation_id']}/answer", answer), 409)
     assert "/v1/corrections/claim" in str(problem["hint"])
+
+
+def test_an_item_is_held_longer_kept_as_a_draft_given_back_and_claimed_by_name(
+    api: Api, someone: Callable[[str, Role], Api], drawn: list[RolloutRow]
+) -> None:
+    asked = ask(api, drawn[0])
+    ann = someone("ann", Role.ANNOTATOR)
+    claimed = made(ann.post("/v1/corrections/claim"))
+    path = f"/v1/corrections/{asked}"
+    assert str(made(ann.post(f"{path}/renew"))["lease_until"]) > str(claimed["lease_until"])
+    refused(api.post(f"{path}/renew"), 409)
+    refused(ann.get(f"{path}/draft"), 404)
+    body: JsonObject = {"version": 0, "text": "half", "comment": "so far"}
+    headers = {"Authorization": f"Bearer {ann.key}"}
+    saved = made(ann.http.put(f"{path}/draft", json=body, headers=headers))
+    assert (saved["version"], saved["held"]) == (1, True)
+    assert made(ann.get(f"{path}/draft"))["text"] == "half"
+    refused(ann.http.put(f"{path}/draft", json={**body, "text": "other"}, headers=headers), 409)
+    assert made(ann.post(f"{path}/release"))["status"] == "open"
+    again = made(ann.post(f"{path}/claim"))
+    assert again["draft"] is not None
+    assert ann.http.delete(f"{path}/draft", headers=headers).status_code == 204
+    refused(ann.get(f"{path}/draft"), 404)
+    refused(api.post(f"{path}/claim"), 409)
+
+
+def test_a_claimed_item_says_why_it_came_and_what_others_said(api: Api, drawn: list[RolloutRow]) -> None:
+    ask(api, drawn[0])
+    item = made(api.post("/v1/corrections/claim"))
+    assert item["chosen_because"] == "Somebody asked for a correction of this answer."
+    assert (item["disagreement"], item["uncertainty"], item["draft"]) == (0, 0.5, None)
+    [said] = [one for one in item["opinions"] if isinstance(one, dict)]  # type: ignore[union-attr]
+    assert (said["expert"], said["score"], said["counted"]) == ("judge", 0, True)
+
+
+def test_a_correction_is_taken_back_over_the_api(api: Api, drawn: list[RolloutRow]) -> None:
+    asked = ask(api, drawn[0])
+    made(api.post("/v1/corrections/claim"))
+    done = made(api.post(f"/v1/corrections/{asked}/submit", {"verdict": "corrected", "text": "1"}))
+    assert done["undo_until"] is not None
+    taken = made(api.post(f"/v1/corrections/{asked}/undo", once="k"))
+    assert taken["status"] == "claimed"
+    assert made(api.post(f"/v1/corrections/{asked}/undo", once="k")) == taken
+    made(api.post(f"/v1/corrections/{asked}/submit", {"verdict": "fine"}))

@@ -123,6 +123,25 @@ def test_a_correction_goes_through_the_command_line(cli: CommandLine, queued: li
     assert cli.refused("corrections", "claim")["detail"] == "there is nothing to correct at the moment"
 
 
+def test_a_draft_is_kept_and_a_correction_taken_back_on_the_command_line(
+    cli: CommandLine, queued: list[RolloutRow]
+) -> None:
+    half, fixed = cli.home / "half.txt", cli.home / "fixed.txt"
+    half.write_text("hal")
+    fixed.write_text("1")
+    item = cli.json("corrections", "claim")["id"]
+    assert "--file keeps one" in str(cli.refused("corrections", "draft", item)["detail"])
+    assert cli.json("corrections", "draft", item, "--file", half)["version"] == 1
+    assert cli.words("corrections", "draft", item).strip() == "hal"
+    cli.json("corrections", "submit", item, "--file", fixed)
+    taken = cli.json("corrections", "undo", item)
+    assert (taken["status"], taken["draft"]["text"]) == ("claimed", "1")  # type: ignore[index, call-overload]
+    assert cli.json("corrections", "release", item)["status"] == "open"
+    assert cli.json("corrections", "claim")["id"] == item, "what one has a draft of comes first"
+    assert cli.refused("corrections", "skip", item)["detail"]
+    assert cli.json("corrections", "skip", item, "--kind", "unclear")["skip_kind"] == "unclear"
+
+
 def test_persons_are_added_and_their_keys_rotated_and_revoked(
     cli: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

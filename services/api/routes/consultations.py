@@ -20,8 +20,8 @@ from services.experts import signatures
 from services.jobs import dispatch
 from services.store import browse, consultations, experts, lineages
 from services.store.audit import Actor
-from services.store.corrections import HUMAN_EXPERT
 from services.store.models import ExpertRow
+from services.store.ranking import HUMAN_EXPERT
 from services.store.store import Store
 
 router = build_router("consultations")

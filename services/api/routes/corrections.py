@@ -1,4 +1,5 @@
-"""Corrections: the human queue. Claim an item, submit what the answer should have been, see the update that used it."""
+"""Corrections: the human queue. Claim an item, keep a draft, submit what the answer should have
+been, take it back, see the update that used it and what that changed."""
 
 from typing import Annotated
 from uuid import UUID
@@ -19,10 +20,13 @@ from services.contracts.corrections import (
     CorrectionSkip,
     CorrectionStatus,
     CorrectionSubmit,
+    Draft,
+    DraftSave,
+    DraftSaved,
 )
 from services.errors import NotFound
 from services.jobs import dispatch
-from services.store import browse, consultations, corrections, lineages
+from services.store import browse, consultations, corrections, desk, drafts, lineages, undo
 
 router = build_router("corrections")
 
@@ -52,9 +56,10 @@ def ask_for_correction(body: CorrectionCreate, store: StoreDep, once: OnceDep) -
 
 @router.post("/corrections/claim", dependencies=[needs(Right.CORRECT)], responses=problems(404, 409))
 def claim_correction(caller: CallerDep, store: StoreDep, settings: SettingsDep, once: OnceDep) -> CorrectionItem:
-    """Lease the next item to this person for 30 minutes, with the prompt and the rollout's text.
+    """Lease the next item to this person for 30 minutes, with everything needed to correct it.
 
-    Two people never hold the same item; who holds one gets it again; an item whose lease ran out goes to the next.
+    What was asked for comes first, then by how far experts disagree, then by how unsure the policy was, then the
+    newest. Two people never hold the same item; who holds one gets it again; one whose lease ran out goes to the next.
 
     Errors: NothingToCorrect (404).
     """
@@ -67,7 +72,81 @@ def _claim(session: Session, lineage_id: UUID, person_id: UUID) -> CorrectionIte
     row = corrections.claim(session, lineage_id, person_id)
     if row is None:
         raise NothingToCorrect("there is nothing to correct at the moment")
-    return corrections.item(session, row)
+    return desk.item(session, row, person_id)
+
+
+@router.post(
+    "/corrections/{correction_id}/claim",
+    dependencies=[needs(Right.CORRECT)],
+    responses=problems(404, 409, 422),
+)
+def claim_one_correction(correction_id: UUID, caller: CallerDep, store: StoreDep, once: OnceDep) -> CorrectionItem:
+    """Lease this very item; whatever else this person holds goes back to the queue, its draft is kept.
+
+    Errors: CorrectionNotFound (404), NotYours while someone else holds it, NotWaiting, IllegalStatusChange (409).
+    """
+    with store.transaction() as session:
+        return once(
+            session,
+            lambda: desk.item(session, corrections.claim_one(session, correction_id, caller.id), caller.id),
+        )
+
+
+@router.post(
+    "/corrections/{correction_id}/renew",
+    dependencies=[needs(Right.CORRECT)],
+    responses=problems(404, 409, 422),
+)
+def renew_correction(correction_id: UUID, caller: CallerDep, store: StoreDep, once: OnceDep) -> Correction:
+    """Hold a claimed item for another 30 minutes from now. Errors: CorrectionNotFound (404), NotYours (409)."""
+    with store.transaction() as session:
+        return once(session, lambda: corrections.view(corrections.renew(session, correction_id, caller.id)))
+
+
+@router.post(
+    "/corrections/{correction_id}/release",
+    dependencies=[needs(Right.CORRECT)],
+    responses=problems(404, 409, 422),
+)
+def release_correction(correction_id: UUID, caller: CallerDep, store: StoreDep, once: OnceDep) -> Correction:
+    """Give a claimed item back to the queue; a draft is kept. Errors: CorrectionNotFound (404), NotYours (409)."""
+    with store.transaction() as session:
+        return once(session, lambda: corrections.view(corrections.release(session, correction_id, caller.id)))
+
+
+@router.get("/corrections/{correction_id}/draft", dependencies=[needs(Right.CORRECT)], responses=problems(404, 422))
+def get_draft(correction_id: UUID, caller: CallerDep, store: StoreDep) -> Draft:
+    """This person's draft of the item. Errors: CorrectionNotFound, DraftNotFound (404)."""
+    with store.transaction() as session:
+        return drafts.get(session, corrections.get(session, correction_id).id, caller.id)
+
+
+@router.put(
+    "/corrections/{correction_id}/draft",
+    dependencies=[needs(Right.CORRECT)],
+    responses=problems(404, 409, 413, 415, 422),
+)
+def save_draft(correction_id: UUID, body: DraftSave, caller: CallerDep, store: StoreDep) -> DraftSaved:
+    """Keep this person's unfinished work on an item that they hold, or held when they began it.
+
+    `version` is that of the draft it was edited from, 0 for the first; the same words again change nothing.
+
+    Errors: CorrectionNotFound (404), DraftChanged when another version was saved since, DraftNotTaken (409).
+    """
+    with store.transaction() as session:
+        return drafts.save(session, corrections.lock(session, correction_id), caller.id, body)
+
+
+@router.delete(
+    "/corrections/{correction_id}/draft",
+    status_code=204,
+    dependencies=[needs(Right.CORRECT)],
+    responses=problems(404, 422),
+)
+def discard_draft(correction_id: UUID, caller: CallerDep, store: StoreDep) -> None:
+    """Throw this person's draft away, if there is one. Errors: CorrectionNotFound (404)."""
+    with store.transaction() as session:
+        drafts.discard(session, corrections.get(session, correction_id).id, caller.id)
 
 
 @router.post(
@@ -80,9 +159,10 @@ def submit_correction(
 ) -> CorrectionOutcome:
     """Submit the answer as it should be (`corrected`, with the full text), or say that it is `fine`.
 
-    The correction, the human expert's answer and the lesson it opens are stored together.
+    The correction, the human expert's answer and the lesson it opens are stored together, and the draft goes. The
+    trainer may have the lesson at once, or after `hold_seconds`.
 
-    Errors: CorrectionNotFound (404), NotYours, NotWaiting, IllegalStatusChange (409).
+    Errors: CorrectionNotFound (404), NotYours, NotWaiting, IllegalStatusChange (409), NothingChanged (422).
     """
     with store.transaction() as session:
         done = once(session, lambda: _submit(session, correction_id, caller.id, body))
@@ -93,7 +173,7 @@ def submit_correction(
 
 
 def _submit(session: Session, correction_id: UUID, person_id: UUID, body: CorrectionSubmit) -> CorrectionOutcome:
-    return corrections.outcome(session, corrections.submit(session, correction_id, person_id, body))
+    return desk.outcome(session, corrections.submit(session, correction_id, person_id, body))
 
 
 @router.post(
@@ -106,11 +186,27 @@ def skip_correction(
 ) -> CorrectionOutcome:
     """Leave a claimed item to someone else. Errors: CorrectionNotFound (404), NotYours, IllegalStatusChange (409)."""
     with store.transaction() as session:
-        return once(session, lambda: _skip(session, correction_id, caller.id, body.reason))
+        return once(session, lambda: _skip(session, correction_id, caller.id, body))
 
 
-def _skip(session: Session, correction_id: UUID, person_id: UUID, reason: str) -> CorrectionOutcome:
-    return corrections.outcome(session, corrections.skip(session, correction_id, person_id, reason))
+def _skip(session: Session, correction_id: UUID, person_id: UUID, why: CorrectionSkip) -> CorrectionOutcome:
+    return desk.outcome(session, corrections.skip(session, correction_id, person_id, why))
+
+
+@router.post(
+    "/corrections/{correction_id}/undo",
+    dependencies=[needs(Right.CORRECT)],
+    responses=problems(404, 409, 422),
+)
+def undo_correction(correction_id: UUID, caller: CallerDep, store: StoreDep, once: OnceDep) -> CorrectionItem:
+    """Take back what this person submitted or skipped: the item is theirs again, with what they wrote as its draft.
+
+    A submitted one for ten minutes, and until a trainer has it: its answer and unused lesson are withdrawn.
+
+    Errors: CorrectionNotFound (404), NotYours, TooLateToUndo naming the update that has it, NotWaiting (409).
+    """
+    with store.transaction() as session:
+        return once(session, lambda: desk.item(session, undo.take_back(session, correction_id, caller.id), caller.id))
 
 
 @router.get("/corrections", dependencies=[needs(Right.READ)], responses=problems(422))
@@ -137,6 +233,6 @@ def list_corrections(
 
 @router.get("/corrections/{correction_id}", dependencies=[needs(Right.READ)], responses=problems(404))
 def get_correction(correction_id: UUID, store: StoreDep) -> CorrectionOutcome:
-    """One item, with the numbers of the updates that used it. Errors: CorrectionNotFound (404)."""
+    """One item, the numbers of the updates that used it and what each changed. Errors: CorrectionNotFound (404)."""
     with store.transaction() as session:
-        return corrections.outcome(session, corrections.get(session, correction_id))
+        return desk.outcome(session, corrections.get(session, correction_id))

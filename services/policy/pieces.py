@@ -1,0 +1,26 @@
+"""Which characters of a text each token wrote: the bridge between what people mark and what is trained; light."""
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+INCOMPLETE: Final = "\ufffd"
+"""What the bytes of a character decode to while the rest of it is still to come."""
+
+
+def split_into_pieces(token_ids: Sequence[int], decode: Callable[[list[int]], str]) -> list[str]:
+    """The characters that each token adds to the text before it; joined they are `decode(token_ids)`.
+
+    Each token is decoded after the one before it, as some write a space only then. A character whose bytes are spread
+    over several tokens belongs to the last of them.
+    """
+    pieces: list[str] = []
+    context, begun = 0, 0  # decoding starts at `context`; what comes before `begun` has been told
+    for end in range(1, len(token_ids) + 1):
+        told = decode(list(token_ids[context:begun]))
+        text = decode(list(token_ids[context:end]))
+        if end < len(token_ids) and text.endswith(INCOMPLETE):
+            pieces.append("")
+            continue
+        pieces.append(text[len(told) :])
+        context, begun = begun, end
+    return pieces

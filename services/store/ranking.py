@@ -1,0 +1,113 @@
+"""The order of the human queue: what makes one answer more worth a person's time than another.
+
+First what somebody asked for, then by how far experts disagree about the answer, then by how unsure the policy was,
+then the newest: a correction of what the policy does now teaches most. The numbers are kept in the item's row, so that
+the next item is the first entry of an index.
+"""
+
+from uuid import UUID
+
+from sqlalchemy import Numeric, ScalarSelect, cast, func, select, update
+from sqlalchemy.orm import Session
+
+from services.contracts.answers import AnswerStatus
+from services.contracts.corrections import CorrectionStatus, Opinion
+from services.contracts.experts import ExpertStatus
+from services.store.models import AnswerRow, ConsultationRow, CorrectionRow, ExpertRow, RolloutRow
+
+HUMAN_EXPERT = "human"
+"""The name of the expert behind the queue."""
+
+INDEPENDENT_STAGE = 1
+"""Experts of the second stage are shown what the first said; their agreement proves nothing."""
+
+
+def read_disagreement(rollout_id: UUID) -> ScalarSelect[float]:
+    """The highest less the lowest score that independent experts gave the rollout, 0..1; 0 with fewer than two.
+
+    Independent are experts that were asked without seeing other answers, are not on probation, and are not people: a
+    person is asked to settle what the others disagree about. Scores are exact decimals here, so that 0.9 and 0.9 are
+    0 apart in every order of arrival.
+    """
+    score = cast(AnswerRow.score, Numeric)
+    return (
+        select(cast(func.coalesce(func.max(score) - func.min(score), 0), CorrectionRow.disagreement.type))
+        .select_from(AnswerRow)
+        .join(ConsultationRow, ConsultationRow.id == AnswerRow.consultation_id)
+        .join(ExpertRow, ExpertRow.id == AnswerRow.expert_id)
+        .where(
+            AnswerRow.rollout_id == rollout_id,
+            AnswerRow.status == AnswerStatus.CURRENT.value,
+            AnswerRow.score.is_not(None),
+            ConsultationRow.stage == INDEPENDENT_STAGE,
+            ExpertRow.status != ExpertStatus.PROBATION.value,
+            ExpertRow.name != HUMAN_EXPERT,
+        )
+        .scalar_subquery()
+    )
+
+
+def measure_uncertainty(rollout: RolloutRow) -> float:
+    """What the tokens that the policy chose cost it, in nats a token; 0 where the sampler's logprobs are not known.
+
+    The mean of -log p(token) over the chosen tokens: one draw's estimate of the policy's mean entropy a token, at the
+    temperature it was sampled at.
+    """
+    if rollout.sampler_logprobs is None:
+        return 0.0
+    chosen = [logprob for logprob, mine in zip(rollout.sampler_logprobs, rollout.action_mask, strict=True) if mine]
+    return max(0.0, -sum(chosen) / len(chosen)) if chosen else 0.0
+
+
+def rank_again(session: Session, rollout_id: UUID) -> None:
+    """Bring the undecided items of a rollout in line with what experts have said about it by now."""
+    undecided = (CorrectionStatus.OPEN.value, CorrectionStatus.CLAIMED.value, CorrectionStatus.SKIPPED.value)
+    session.execute(
+        update(CorrectionRow)
+        .where(CorrectionRow.rollout_id == rollout_id, CorrectionRow.status.in_(undecided))
+        .values(disagreement=read_disagreement(rollout_id))
+        .execution_options(synchronize_session=False)
+    )
+
+
+def read_opinions(session: Session, rollout_id: UUID) -> list[Opinion]:
+    """What experts other than people said about the rollout, oldest first, with whether each score was counted."""
+    rows = session.execute(
+        select(AnswerRow, ExpertRow.name, ExpertRow.status, ConsultationRow.stage)
+        .join(ConsultationRow, ConsultationRow.id == AnswerRow.consultation_id)
+        .join(ExpertRow, ExpertRow.id == AnswerRow.expert_id)
+        .where(
+            AnswerRow.rollout_id == rollout_id,
+            AnswerRow.status == AnswerStatus.CURRENT.value,
+            ExpertRow.name != HUMAN_EXPERT,
+        )
+        .order_by(AnswerRow.id)
+    )
+    return [
+        Opinion.model_validate(
+            {
+                "expert": name,
+                "expert_version": answer.expert_version,
+                "counted": answer.score is not None
+                and stage == INDEPENDENT_STAGE
+                and status != ExpertStatus.PROBATION.value,
+                "score": answer.score,
+                "feedback": answer.feedback,
+                "solution": answer.solution,
+                "distribution_kind": answer.distribution_kind,
+                "evidence": answer.evidence,
+            }
+        )
+        for answer, name, status, stage in rows
+    ]
+
+
+def explain_choice(row: CorrectionRow) -> str:
+    """Why the queue put this item where it did, in a sentence for people."""
+    if row.priority > 0:
+        return "Somebody asked for a correction of this answer."
+    if row.disagreement > 0:
+        return f"Experts disagree about it: their scores are {row.disagreement:.2f} apart (0 to 1)."
+    if row.uncertainty > 0:
+        return f"The policy was unsure: its choices cost it {row.uncertainty:.2f} nats a token on average."
+    return "It is the newest answer that waits for a person."

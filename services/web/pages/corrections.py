@@ -1,0 +1,410 @@
+"""Correcting answers: the item in front of a person, what they decided before, and what became of it.
+
+Everything works as plain forms; static/correct.js adds the live difference, autosave, the lease's heartbeat and keys.
+What that script sends is in `correction_calls`.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Annotated, Literal
+from uuid import UUID
+
+from pydantic import Field, TypeAdapter, ValidationError
+from sqlalchemy.orm import Session
+from starlette.responses import Response
+
+from services.api.auth import Right
+from services.api.deps import House, HouseDep, PagingDep, SettingsDep, StoreDep
+from services.contracts.answers import MAX_FEEDBACK_CHARS, MAX_SOLUTION_CHARS, FeedbackSpan
+from services.contracts.base import Contract, JsonObject
+from services.contracts.corrections import (
+    MAX_COMMENT_CHARS,
+    CorrectionItem,
+    CorrectionOutcome,
+    CorrectionSkip,
+    CorrectionStatus,
+    CorrectionSubmit,
+    DraftSave,
+    Opinion,
+    SkipKind,
+)
+from services.errors import InvalidInput, PreceptorError
+from services.jobs import dispatch
+from services.settings import Settings
+from services.store import audit, consultations, corrections, desk, drafts, lineages, undo
+from services.store.models import CorrectionRow, RolloutRow
+from services.store.store import Store
+from services.web import differences, marks, progress
+from services.web.forms import build_pages, form_of
+from services.web.marks import Remark, Tokens
+from services.web.visitors import Visitor, VisitorDep, go_to, needs, page
+
+HOLD_SECONDS = 20
+"""How long the trainer leaves alone what was submitted here: enough to notice a slip, and no update waits for it."""
+
+_SPANS = TypeAdapter(list[FeedbackSpan])
+
+router = build_pages()
+
+
+class RemarksUnreadable(InvalidInput):
+    """The remarks on parts of the answer cannot be read."""
+
+
+class QuoteNotFound(InvalidInput):
+    """A remark quotes words that are not in the answer."""
+
+    hint = "Copy the words from the answer exactly as they stand there."
+
+
+class TokensUnknown(InvalidInput):
+    """Where the answer's tokens are is not known now, so a remark cannot be put on a part of it."""
+
+    hint = "Say it in the comment on the whole answer, or try again when the policy server is back."
+
+
+class WorkForm(Contract):
+    """What is on the page when it is sent. spans: JSON; quote and remark: one more remark, for want of a script."""
+
+    text: Annotated[str, Field(max_length=MAX_SOLUTION_CHARS)] = ""
+    comment: Annotated[str, Field(max_length=MAX_COMMENT_CHARS)] = ""
+    spans: Annotated[str, Field(max_length=2_000_000)] = "[]"
+    version: Annotated[int, Field(ge=0)] = 0
+    quote: Annotated[str, Field(max_length=MAX_FEEDBACK_CHARS)] = ""
+    remark: Annotated[str, Field(max_length=MAX_FEEDBACK_CHARS)] = ""
+    verdict: Literal["corrected", "fine"] = "corrected"
+
+
+class SkipForm(Contract):
+    """Why an item is left."""
+
+    kind: SkipKind = SkipKind.OTHER
+    reason: Annotated[str, Field(max_length=1_000)] = ""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a person has on their desk: the text, remarks, and the draft's version they began from."""
+
+    text: str
+    comment: str
+    spans: list[FeedbackSpan]
+    version: int
+
+
+@router.get("/correct", dependencies=[needs(Right.CORRECT)])
+def show_start(visitor: VisitorDep, store: StoreDep, settings: SettingsDep) -> Response:
+    """What there is to do; who holds an item is sent to it."""
+    with store.transaction() as session:
+        lineage = lineages.get(session, settings.lineage)
+        held = corrections.find_held(session, lineage.id, visitor.id)
+        if held is not None:
+            return go_to(visitor, f"/correct/{held.id}", notice=visitor.notice)
+        recent = desk.history(session, lineage.id, visitor.id, cursor=None, limit=5).items
+        return page(
+            visitor,
+            "corrections/start.html",
+            left=desk.count_left(session, lineage.id, visitor.id),
+            unfinished=drafts.unfinished(session, lineage.id, visitor.id, limit=10),
+            last=desk.last_decided(session, lineage.id, visitor.id),
+            recent=recent,
+            about=desk.subjects(session, [one.rollout_id for one in recent]),
+            say=progress.say,
+        )
+
+
+@router.post("/correct/next", dependencies=[needs(Right.CORRECT)])
+def claim_next(visitor: VisitorDep, store: StoreDep, settings: SettingsDep) -> Response:
+    """Claim the next item and go to it."""
+    return _go_on(visitor, store, settings, notice=None)
+
+
+@router.get("/correct/history", dependencies=[needs(Right.CORRECT)])
+def show_history(visitor: VisitorDep, store: StoreDep, settings: SettingsDep, paging: PagingDep) -> Response:
+    """What the visitor decided, the latest first, and what became of each. Errors: BadCursor (422)."""
+    with store.transaction() as session:
+        lineage = lineages.get(session, settings.lineage)
+        found = desk.history(session, lineage.id, visitor.id, cursor=paging.cursor, limit=min(paging.limit, 25))
+        about = desk.subjects(session, [one.rollout_id for one in found.items])
+    return page(
+        visitor,
+        "corrections/history.html",
+        found=found,
+        about=about,
+        say=progress.say,
+        by_update=progress.by_update,
+    )
+
+
+@router.get("/correct/{correction_id}", dependencies=[needs(Right.CORRECT)])
+def show_item(correction_id: UUID, visitor: VisitorDep, house: HouseDep) -> Response:
+    """The item at the visitor's desk, or what became of one that is not. Errors: CorrectionNotFound (404)."""
+    with house.store.transaction() as session:
+        row = corrections.get(session, correction_id)
+        if not _is_held(row, visitor):
+            return _show_outcome(visitor, session, row)
+        bench = _read_bench(session, row, visitor)
+    return _show_desk(visitor, house, bench)
+
+
+@router.post("/correct/{correction_id}/claim", dependencies=[needs(Right.CORRECT)])
+def claim_item(correction_id: UUID, visitor: VisitorDep, store: StoreDep) -> Response:
+    """Claim this very item. Errors: CorrectionNotFound (404), NotYours, NotWaiting, IllegalStatusChange (409)."""
+    with store.transaction() as session:
+        corrections.claim_one(session, correction_id, visitor.id)
+        audit.record(session, visitor.actor, "corrections.claim", "correction", correction_id)
+    return go_to(visitor, f"/correct/{correction_id}")
+
+
+@router.post("/correct/{correction_id}/save", dependencies=[needs(Right.CORRECT)])
+def save_item(
+    correction_id: UUID, visitor: VisitorDep, house: HouseDep, form: Annotated[WorkForm, form_of(WorkForm)]
+) -> Response:
+    """Keep the draft, for want of a script; with one more remark on a part of the answer if one was written."""
+    try:
+        work = _read_work(house, correction_id, form)
+        with house.store.transaction() as session:
+            drafts.save(session, corrections.lock(session, correction_id), visitor.id, _as_draft(work))
+    except PreceptorError as error:
+        return _show_again(visitor, house, correction_id, form, error)
+    return go_to(visitor, f"/correct/{correction_id}", notice="Draft saved.")
+
+
+@router.post("/correct/{correction_id}/submit", dependencies=[needs(Right.CORRECT)])
+def submit_item(
+    correction_id: UUID, visitor: VisitorDep, house: HouseDep, form: Annotated[WorkForm, form_of(WorkForm)]
+) -> Response:
+    """Submit the correction, or that the answer is fine, and go on to the next item.
+
+    Where it is refused, the page comes back with everything that was typed and says why.
+    """
+    try:
+        work = _read_work(house, correction_id, form)
+        if form.verdict == "corrected" and not work.text.strip():
+            raise corrections.NothingChanged("the corrected text is empty", hint="Skip the item if there is no answer.")
+        said = CorrectionSubmit(
+            verdict=form.verdict,
+            text=work.text if form.verdict == "corrected" else None,
+            comment=work.comment,
+            spans=work.spans,
+            hold_seconds=HOLD_SECONDS,
+        )
+        with house.store.transaction() as session:
+            row = corrections.submit(session, correction_id, visitor.id, said)
+            audit.record(session, visitor.actor, "corrections.submit", "correction", row.id, {"verdict": form.verdict})
+            opened = consultations.pending_of(session, [row.rollout_id])
+    except PreceptorError as error:
+        return _show_again(visitor, house, correction_id, form, error)
+    dispatch.consultations(opened)
+    dispatch.lessons()
+    return _go_on(visitor, house.store, house.settings, notice=None)
+
+
+@router.post("/correct/{correction_id}/skip", dependencies=[needs(Right.CORRECT)])
+def skip_item(
+    correction_id: UUID,
+    visitor: VisitorDep,
+    store: StoreDep,
+    settings: SettingsDep,
+    form: Annotated[SkipForm, form_of(SkipForm)],
+) -> Response:
+    """Leave the item to someone else and go on.
+
+    Errors: CorrectionNotFound (404), NotYours (409), InvalidInput (422).
+    """
+    if form.kind is SkipKind.OTHER and not form.reason.strip():
+        raise InvalidInput("say why you skip it, or choose a reason that says it")
+    with store.transaction() as session:
+        corrections.skip(session, correction_id, visitor.id, CorrectionSkip(kind=form.kind, reason=form.reason))
+        audit.record(session, visitor.actor, "corrections.skip", "correction", correction_id, {"kind": form.kind.value})
+    return _go_on(visitor, store, settings, notice="Skipped; someone else may take it.")
+
+
+@router.post("/correct/{correction_id}/release", dependencies=[needs(Right.CORRECT)])
+def release_item(correction_id: UUID, visitor: VisitorDep, store: StoreDep) -> Response:
+    """Stop for now: the item goes back to the queue, a draft is kept.
+
+    Errors: CorrectionNotFound (404), NotYours (409).
+    """
+    with store.transaction() as session:
+        corrections.release(session, correction_id, visitor.id)
+        audit.record(session, visitor.actor, "corrections.release", "correction", correction_id)
+    return go_to(visitor, "/correct", notice="The item is back in the queue; what you wrote is kept as a draft.")
+
+
+@router.post("/correct/{correction_id}/undo", dependencies=[needs(Right.CORRECT)])
+def undo_item(correction_id: UUID, visitor: VisitorDep, store: StoreDep) -> Response:
+    """Take back what was submitted or skipped. Errors: CorrectionNotFound (404), NotYours, TooLateToUndo (409)."""
+    with store.transaction() as session:
+        undo.take_back(session, correction_id, visitor.id)
+        audit.record(session, visitor.actor, "corrections.undo", "correction", correction_id)
+    return go_to(visitor, f"/correct/{correction_id}", notice="Taken back: it is yours again, as you left it.")
+
+
+@router.post("/correct/{correction_id}/discard", dependencies=[needs(Right.CORRECT)])
+def discard_item_draft(correction_id: UUID, visitor: VisitorDep, store: StoreDep) -> Response:
+    """Throw the visitor's draft away. Errors: CorrectionNotFound (404)."""
+    with store.transaction() as session:
+        drafts.discard(session, corrections.get(session, correction_id).id, visitor.id)
+    return go_to(visitor, f"/correct/{correction_id}", notice="The draft is gone.")
+
+
+def _is_held(row: CorrectionRow, visitor: Visitor) -> bool:
+    return row.status == CorrectionStatus.CLAIMED.value and row.person_id == visitor.id
+
+
+def _go_on(visitor: Visitor, store: Store, settings: Settings, *, notice: str | None) -> Response:
+    """To the next item, or to the start when there is none."""
+    with store.transaction() as session:
+        lineage = lineages.get(session, settings.lineage)
+        row = corrections.claim(session, lineage.id, visitor.id)
+        if row is not None:
+            audit.record(session, visitor.actor, "corrections.claim", "correction", row.id)
+    return go_to(visitor, "/correct" if row is None else f"/correct/{row.id}", notice=notice)
+
+
+def _as_draft(work: Work) -> DraftSave:
+    return DraftSave(version=work.version, text=work.text, comment=work.comment, spans=work.spans)
+
+
+def _read_work(house: House, correction_id: UUID, form: WorkForm) -> Work:
+    """What was sent, a remark by quote among it. Errors: RemarksUnreadable, QuoteNotFound, TokensUnknown (422)."""
+    try:
+        spans = _SPANS.validate_json(form.spans)
+    except ValidationError:
+        raise RemarksUnreadable("the remarks on parts of the answer cannot be read") from None
+    if form.quote and form.remark.strip():
+        with house.store.transaction() as session:
+            rollout = session.get_one(RolloutRow, corrections.get(session, correction_id).rollout_id)
+        tokens = marks.read_tokens(house.policy, rollout.token_ids, rollout.text)
+        if tokens is None:
+            raise TokensUnknown("the remark could not be put on a part of the answer")
+        place = tokens.find(form.quote)
+        if place is None:
+            raise QuoteNotFound(f"the answer does not contain {form.quote[:80]!r}")
+        spans = [*spans, FeedbackSpan(start=place[0], end=place[1], text=form.remark.strip())]
+    return Work(form.text, form.comment, spans, form.version)
+
+
+def _show_again(visitor: Visitor, house: House, correction_id: UUID, form: WorkForm, error: PreceptorError) -> Response:
+    """The page as it was sent, with what was wrong; nothing that was typed is lost. Raises what has no such page."""
+    try:
+        spans = _SPANS.validate_json(form.spans)
+    except ValidationError:
+        spans = []
+    work = Work(form.text, form.comment, spans, form.version)
+    with house.store.transaction() as session:
+        row = corrections.get(session, correction_id)
+        if not _is_held(row, visitor):
+            return _show_outcome(visitor, session, row, work=work, problem=error)
+        bench = _read_bench(session, row, visitor)
+    return _show_desk(visitor, house, bench, work=work, form=form, problem=error)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What the store knows of the item at somebody's desk."""
+
+    item: CorrectionItem
+    token_ids: list[int]
+    left: desk.Left
+    last: CorrectionOutcome | None
+
+
+def _read_bench(session: Session, row: CorrectionRow, visitor: Visitor) -> Bench:
+    return Bench(
+        desk.item(session, row, visitor.id),
+        session.get_one(RolloutRow, row.rollout_id).token_ids,
+        desk.count_left(session, row.lineage_id, visitor.id),
+        desk.last_decided(session, row.lineage_id, visitor.id),
+    )
+
+
+def _show_desk(
+    visitor: Visitor,
+    house: House,
+    bench: Bench,
+    *,
+    work: Work | None = None,
+    form: WorkForm | None = None,
+    problem: PreceptorError | None = None,
+) -> Response:
+    item, draft = bench.item, bench.item.draft
+    tokens = marks.read_tokens(house.policy, bench.token_ids, item.rollout_text)
+    if work is None:
+        work = (
+            Work(item.rollout_text, "", [], 0)
+            if draft is None
+            else Work(draft.text, draft.comment, draft.spans, draft.version)
+        )
+    remarks = _list_remarks(item.opinions, tokens)
+    return page(
+        visitor,
+        "corrections/desk.html",
+        status_code=200 if problem is None else problem.status_code,
+        item=item,
+        work=work,
+        form=form or WorkForm(),
+        own=[(span, _quote(tokens, span)) for span in work.spans],
+        spans_json=_SPANS.dump_json(work.spans).decode(),
+        segments=marks.split(item.rollout_text, tokens, remarks),
+        remarks=remarks,
+        exact=marks.exact,
+        as_json=_print_json,
+        token_ends=None if tokens is None else tokens.ends_in_browsers(),
+        changes=differences.compare(item.rollout_text, work.text),
+        is_code=item.domain.startswith(("code", "tool")),
+        left=bench.left,
+        last=bench.last,
+        skips=progress.SKIPS,
+        problem=problem,
+    )
+
+
+def _show_outcome(
+    visitor: Visitor,
+    session: Session,
+    row: CorrectionRow,
+    *,
+    work: Work | None = None,
+    problem: PreceptorError | None = None,
+) -> Response:
+    found = desk.outcome(session, row)
+    prompt = desk.prompt(session, row)
+    return page(
+        visitor,
+        "corrections/outcome.html",
+        status_code=200 if problem is None else problem.status_code,
+        found=found,
+        prompt=prompt,
+        mine=row.person_id == visitor.id,
+        state=progress.say(found),
+        updates=progress.by_update(found),
+        lessons=desk.lessons_of(session, row),
+        changes=None if found.text is None else differences.compare(prompt.rollout_text, found.text),
+        draft=drafts.find(session, row.id, visitor.id),
+        typed=work,
+        exact=marks.exact,
+        chosen_because=desk.explain(row),
+        problem=problem,
+    )
+
+
+def _print_json(value: JsonObject) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def _list_remarks(opinions: list[Opinion], tokens: Tokens | None) -> list[Remark]:
+    said = [(one.expert, span) for one in opinions if one.feedback is not None for span in one.feedback.spans]
+    return [
+        Remark(number, expert, span.text, span.start, span.end, _quote(tokens, span))
+        for number, (expert, span) in enumerate(said, start=1)
+    ]
+
+
+def _quote(tokens: Tokens | None, span: FeedbackSpan) -> str:
+    """The words a remark is about, or where they are while nobody can say which they are."""
+    if tokens is None:
+        return f"tokens {span.start} to {span.end - 1}"
+    start, end = tokens.characters(span.start, span.end)
+    return tokens.text[start:end]

@@ -1,0 +1,284 @@
+"""The correction page as plain forms: what people can do, and what is refused, without a script."""
+
+import re
+from collections.abc import Callable
+from uuid import UUID
+
+import httpx2
+import pytest
+from sqlalchemy import func, select, update
+
+from services.contracts.answers import FeedbackSpan
+from services.contracts.base import Json
+from services.store import corrections, drafts
+from services.store.models import AnswerRow, AuditRow, CorrectionRow
+from services.store.store import Store
+from services.web.visitors import SESSION_COOKIE
+from tests.store.conftest import World
+from tests.web.conftest import Browser
+from tests.web.correcting import Queue, Said
+
+pytestmark = pytest.mark.integration
+
+EVIL = '"><script>alert(1)</script></textarea><img src=x onerror=alert(2)>'
+
+
+@pytest.fixture
+def queue(store: Store, world: World) -> Queue:
+    """A queue with two experts beside the people."""
+    made = Queue(store, world)
+    made.experts("tests", "reviewer")
+    return made
+
+
+@pytest.fixture
+def visit(queue: Queue, browser: Callable[[], Browser]) -> Callable[[str], tuple[UUID, Browser]]:
+    """A function that gives an annotator's id and their browser, logged in."""
+
+    def make(name: str) -> tuple[UUID, Browser]:
+        person, token = queue.person(name)
+        opened = browser()
+        opened.http.cookies.set(SESSION_COOKIE, token)
+        return person, opened
+
+    return make
+
+
+def put(queue: Queue, key: str = "t", answer: str = "six", **said: Said) -> UUID:
+    return queue.ask(queue.draw(key, f"What is {key}?", answer, said))
+
+
+def call(page: Browser, path: str, body: Json) -> httpx2.Response:
+    """What the page's own script sends."""
+    headers = {"X-CSRF-Token": page.token("/correct/history"), "Accept": "application/json"}
+    return page.http.post(path, json=body, headers=headers)
+
+
+def test_an_answer_is_corrected_from_claim_to_submission(
+    queue: Queue, visit: Callable[[str], tuple[UUID, Browser]]
+) -> None:
+    item = put(queue, tests=Said(score=0.0, feedback="expected 7"), reviewer=Said(score=1.0))
+    ana, page = visit("ana")
+    start = page.get("/correct").text
+    assert "Correct the next answer" in start
+    assert page.send("/correct/next", seen_on="/correct").headers["location"] == f"/correct/{item}"
+    desk = page.get(f"/correct/{item}").text
+    assert "What is t?" in desk
+    assert "expected 7" in desk
+    assert "Somebody asked for a correction" in desk
+    sent = page.send(
+        f"/correct/{item}/submit", seen_on=f"/correct/{item}", text="seven\r\n", comment="count", verdict="corrected"
+    )
+    assert sent.headers["location"] == "/correct"
+    row = queue.read(item)
+    assert (row.status, row.person_id, row.text, row.comment) == ("submitted", ana, "seven\n", "count")
+    assert row.held_until is not None
+    with queue.store.transaction() as session:
+        acts = session.scalars(select(AuditRow.action).where(AuditRow.noun == "correction").order_by(AuditRow.id))
+        assert acts.all() == ["corrections.claim", "corrections.submit"]
+    assert "Take it back" in page.get("/correct").text
+    page.send(f"/correct/{item}/undo", seen_on="/correct")
+    assert "seven" in page.get(f"/correct/{item}").text
+    assert queue.read(item).status == "claimed"
+
+
+def test_after_a_decision_the_next_item_is_there(queue: Queue, visit: Callable[[str], tuple[UUID, Browser]]) -> None:
+    second, first = put(queue, "a"), put(queue, "b")
+    _, page = visit("ana")
+    page.send("/correct/next", seen_on="/correct")
+    assert page.get("/correct").headers["location"] == f"/correct/{first}"
+    sent = page.send(f"/correct/{first}/submit", seen_on=f"/correct/{first}", verdict="fine", text="six")
+    assert sent.headers["location"] == f"/correct/{second}"
+    assert (queue.read(first).verdict, queue.read(first).text) == ("fine", None)
+
+
+def test_what_a_model_or_an_expert_writes_is_only_ever_text(
+    queue: Queue, visit: Callable[[str], tuple[UUID, Browser]]
+) -> None:
+    remark = FeedbackSpan(start=0, end=4, text=EVIL)
+    said = Said(score=0.0, feedback=EVIL, spans=[remark], solution=EVIL)
+    item = queue.ask(queue.draw(EVIL, EVIL, EVIL, {"tests": said}))
+    _, page = visit("ana")
+    page.send("/correct/next", seen_on="/correct")
+    page.send(f"/correct/{item}/save", seen_on=f"/correct/{item}", text=EVIL + "!", comment=EVIL)
+    shown = [page.get(f"/correct/{item}").text]
+    page.send(f"/correct/{item}/submit", seen_on=f"/correct/{item}", text=EVIL + "!", comment=EVIL)
+    shown += [page.get(path).text for path in (f"/correct/{item}", "/correct", "/correct/history")]
+    for html in shown:
+        assert "<script>alert" not in html
+        assert "<img src=x" not in html
+    assert "&lt;script&gt;alert(1)" in shown[0]
+
+
+def test_a_refused_correction_comes_back_with_everything_that_was_typed(
+    queue: Queue, visit: Callable[[str], tuple[UUID, Browser]]
+) -> None:
+    item = put(queue)
+    _, page = visit("ana")
+    page.send("/correct/next", seen_on="/correct")
+    seen = f"/correct/{item}"
+    again = page.send(f"{seen}/submit", seen_on=seen, text="six", comment="a long remark", verdict="corrected")
+    assert again.status_code == 422
+    assert "a long remark" in again.text
+    assert "Nothing you typed is lost" in again.text
+    unreadable = page.send(f"{seen}/submit", seen_on=seen, text="seven", spans="[{]", verdict="corrected")
+    assert unreadable.status_code == 422
+    assert "seven" in unreadable.text
+    assert queue.read(item).status == "claimed"
+
+
+def test_a_remark_is_put_on_the_tokens_of_the_words_it_quotes(
+    queue: Queue, visit: Callable[[str], tuple[UUID, Browser]]
+) -> None:
+    item = put(queue, answer="two plus two")
+    ana, page = visit("ana")
+    page.send("/correct/next", seen_on="/correct")
+    seen = f"/correct/{item}"
+    page.send(f"{seen}/save", seen_on=seen, text="two plus two", quote="plus", remark="a word, please a sign")
+    with queue.store.transaction() as session:
+        assert drafts.get(session, item, ana).spans == [FeedbackSpan(start=4, end=8, text="a word, please a sign")]
+    missing = page.send(f"{seen}/save", seen_on=seen, text="two plus two", quote="minus", remark="where", version="1")
+    assert missing.status_code == 422
+    assert "does not contain" in missing.text
+    spans = '[{"start": 4, "end": 8, "text": "a sign"}]'
+    page.send(f"{seen}/submit", seen_on=seen, text="2 + 2", spans=spans, version="1", verdict="corrected")
+    with queue.store.transaction() as session:
+        answer = session.scalars(select(AnswerRow).where(AnswerRow.solution == "2 + 2")).one()
+    assert answer.feedback is not None
+    assert answer.feedback["spans"] == [{"start": 4, "end": 8, "text": "a sign"}]
+
+
+def test_two_tabs_without_a_script_are_told_of_each_other(
+    queue: Queue, visit: Callable[[str], tuple[UUID, Browser]]
+) -> None:
+    item = put(queue)
+    ana, page = visit("ana")
+    page.send("/correct/next", seen_on="/correct")
+    seen = f"/correct/{item}"
+    assert page.send(f"{seen}/save", seen_on=seen, text="one", version="0").status_code == 303
+    late = page.send(f"{seen}/save", seen_on=seen, text="two", version="0")
+    assert late.status_code == 409
+    assert "two" in late.text
+    with queue.store.transaction() as session:
+        assert drafts.get(session, item, ana).text == "one"
+
+
+def test_who_lost_the_item_is_told_and_finds_their_words(
+    queue: Queue, visit: Callable[[str], tuple[UUID, Browser]]
+) -> None:
+    item = put(queue)
+    ana, page = visit("ana")
+    page.send("/correct/next", seen_on="/correct")
+    seen = f"/correct/{item}"
+    token = page.token(seen)
+    page.send_as(token, f"{seen}/save", text="half of it")
+    with queue.store.transaction() as session:
+        session.execute(update(CorrectionRow).values(lease_until=func.now()))
+    ben, other = visit("ben")
+    other.send("/correct/next", seen_on="/correct")
+    assert queue.read(item).person_id == ben
+    lost = page.send_as(token, f"{seen}/submit", text="all of it", version="1", verdict="corrected")
+    assert lost.status_code == 409
+    assert "held by someone else" in lost.text
+    assert "all of it" in lost.text
+    kept = page.get(seen).text
+    assert "Your draft" in kept
+    assert "half of it" in kept
+    assert "half of it" not in other.get(seen).text
+    assert ana != ben
+
+
+def test_skipping_needs_a_reason_that_says_something(
+    queue: Queue, visit: Callable[[str], tuple[UUID, Browser]]
+) -> None:
+    item = put(queue)
+    _, page = visit("ana")
+    page.send("/correct/next", seen_on="/correct")
+    assert page.send(f"/correct/{item}/skip", seen_on=f"/correct/{item}", kind="other").status_code == 422
+    page.send(f"/correct/{item}/skip", seen_on=f"/correct/{item}", kind="not_my_field")
+    assert (queue.read(item).status, queue.read(item).skip_kind) == ("skipped", "not_my_field")
+    assert "It is not my field" in page.get("/correct/history").text
+
+
+def test_stopping_gives_the_item_back_and_keeps_the_draft(
+    queue: Queue, visit: Callable[[str], tuple[UUID, Browser]]
+) -> None:
+    item = put(queue)
+    _, page = visit("ana")
+    page.send("/correct/next", seen_on="/correct")
+    page.send(f"/correct/{item}/save", seen_on=f"/correct/{item}", text="begun")
+    page.send(f"/correct/{item}/release", seen_on=f"/correct/{item}")
+    assert queue.read(item).status == "open"
+    assert "begun" in page.get("/correct").text
+    assert page.send("/correct/next", seen_on="/correct").headers["location"] == f"/correct/{item}"
+
+
+def test_it_is_said_which_update_has_what_can_no_longer_be_taken_back(
+    queue: Queue, visit: Callable[[str], tuple[UUID, Browser]]
+) -> None:
+    item = put(queue)
+    _, page = visit("ana")
+    page.send("/correct/next", seen_on="/correct")
+    page.send(f"/correct/{item}/submit", seen_on=f"/correct/{item}", text="seven")
+    token = page.token("/correct/history")
+    with queue.store.transaction() as session:
+        session.execute(update(CorrectionRow).values(decided_at=text_minutes_ago(11)))
+    late = page.send_as(token, f"/correct/{item}/undo")
+    assert late.status_code == 409
+    assert "10 minutes" in late.text
+
+
+def text_minutes_ago(minutes: int) -> object:
+    return func.now() - func.make_interval(0, 0, 0, 0, 0, minutes)
+
+
+def test_the_pages_script_saves_renews_and_leaves(queue: Queue, visit: Callable[[str], tuple[UUID, Browser]]) -> None:
+    item = put(queue)
+    ana, page = visit("ana")
+    page.send("/correct/next", seen_on="/correct")
+    path = f"/correct/{item}"
+    assert call(page, f"{path}/leave", {}).status_code == 204
+    short = queue.read(item).lease_until
+    renewed = call(page, f"{path}/renew", {}).json()
+    assert short is not None
+    assert renewed["lease_until"] > short.isoformat()
+    body: dict[str, Json] = {"version": 0, "text": "begun", "comment": "", "spans": []}
+    saved = call(page, f"{path}/draft", body).json()
+    assert (saved["version"], saved["held"]) == (1, True)
+    changed = call(page, f"{path}/draft", {**body, "text": "other"})
+    assert (changed.status_code, changed.json()["type"].rpartition(":")[2]) == (409, "draft-changed")
+    assert call(page, f"{path}/draft", {**body, "text": "\x00"}).status_code == 422
+    with queue.store.transaction() as session:
+        corrections.release(session, item, ana)
+    lost = call(page, f"{path}/renew", {})
+    assert lost.status_code == 409
+    assert "in the queue again" in lost.json()["detail"]
+
+
+def test_forms_and_calls_without_the_token_are_refused(
+    queue: Queue, visit: Callable[[str], tuple[UUID, Browser]]
+) -> None:
+    item = put(queue)
+    _, page = visit("ana")
+    page.send("/correct/next", seen_on="/correct")
+    for name in ("submit", "save", "skip", "release", "undo", "claim", "discard"):
+        assert page.send_as("", f"/correct/{item}/{name}", text="x").status_code == 403
+    for name in ("draft", "renew", "leave"):
+        assert page.http.post(f"/correct/{item}/{name}", json={}).status_code == 403
+    assert queue.read(item).status == "claimed"
+
+
+def test_the_page_stands_when_the_policy_server_is_away(
+    queue: Queue, visit: Callable[[str], tuple[UUID, Browser]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remark = FeedbackSpan(start=0, end=3, text="this")
+    item = put(queue, answer="an answer of its own", tests=Said(score=0.0, spans=[remark]))
+    _, page = visit("ana")
+    page.send("/correct/next", seen_on="/correct")
+    app = page.http._transport.app  # type: ignore[attr-defined]
+    app.state.house.policy.close()
+    monkeypatch.setattr(app.state.house.policy, "_http", httpx2.Client(base_url="http://127.0.0.1:9"))
+    html = page.get(f"/correct/{item}").text
+    assert "policy server cannot be asked" in html
+    assert "tokens 0 to 2" in html
+    assert not re.search("data-ends=", html)

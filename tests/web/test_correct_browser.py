@@ -1,0 +1,271 @@
+"""The correction page in a real browser: the difference as it is typed, drafts that survive, keys, two people."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, TypeAlias
+from uuid import UUID
+
+import pytest
+from sqlalchemy import func, update
+
+from services.contracts.answers import FeedbackSpan
+from services.store import corrections, drafts
+from services.store.models import CorrectionRow
+from services.store.store import Store
+from services.web.visitors import SESSION_COOKIE
+from tests.store.conftest import World
+from tests.web.correcting import Queue, Said
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser as Chromium
+    from playwright.sync_api import Page
+
+pytestmark = pytest.mark.integration
+
+EVIL = '<img src=x onerror="document.title=1"><b>6</b>'
+Open: TypeAlias = "Callable[[str], Page]"
+
+
+@pytest.fixture
+def queue(store: Store, world: World) -> Queue:
+    """A queue with two experts beside the people."""
+    made = Queue(store, world)
+    made.experts("tests", "reviewer")
+    return made
+
+
+@pytest.fixture
+def open_as(queue: Queue, site: str, chromium: "Chromium") -> Iterator[Open]:
+    """A function that opens a new browser window of a person, without anything a browser remembers."""
+    tokens: dict[str, str] = {}
+    with ExitStack() as windows:
+
+        def make(name: str) -> "Page":
+            if name not in tokens:
+                tokens[name] = queue.person(name)[1]
+            window = chromium.new_context()
+            windows.callback(window.close)
+            window.add_cookies([{"name": SESSION_COOKIE, "value": tokens[name], "url": site}])
+            page = window.new_page()
+            page.set_default_timeout(15_000)
+            page.on("pageerror", _fail)
+            page.goto(f"{site}/correct")
+            return page
+
+        yield make
+
+
+def _fail(error: Exception) -> None:
+    raise AssertionError(f"the page's script failed: {error}")
+
+
+def put(queue: Queue, key: str = "t", answer: str = "one two three", **said: Said) -> UUID:
+    return queue.ask(queue.draw(key, f"What is {key}?", answer, said))
+
+
+def begin(page: "Page") -> None:
+    """Claim the next item."""
+    page.click("#next")
+    page.wait_for_selector("#desk")
+
+
+def wait_saved(page: "Page") -> None:
+    page.wait_for_selector(r"#state:text-matches('^Draft saved \\d')")
+
+
+def test_a_correction_shows_its_difference_is_submitted_and_can_be_taken_back(queue: Queue, open_as: Open) -> None:
+    item = put(queue)
+    page = open_as("ana")
+    begin(page)
+    page.fill("#text", "one 2 three")
+    page.wait_for_selector("#diff ins")
+    assert (page.text_content("#diff del"), page.text_content("#diff ins")) == ("two", "2")
+    assert page.text_content("#summary") == "1 word added, 1 left out"
+    page.click("#submit")
+    page.wait_for_url("**/correct")
+    assert (queue.read(item).status, queue.read(item).text) == ("submitted", "one 2 three")
+    page.click("#undo")
+    page.wait_for_selector("#desk")
+    assert queue.read(item).status == "claimed"
+    assert page.input_value("#text") == "one 2 three"
+
+
+def test_a_draft_survives_a_closed_browser_and_appears_on_another_device(queue: Queue, open_as: Open) -> None:
+    put(queue)
+    page = open_as("ana")
+    begin(page)
+    page.fill("#text", "half of what I wan")
+    wait_saved(page)
+    page.type("#text", "t to say")
+    page.context.close()  # the last words are sent as the page goes
+    again = open_as("ana")
+    again.wait_for_selector("#desk")
+    assert again.input_value("#text").startswith("half of what I wan")
+
+
+def test_words_written_while_the_server_is_away_are_kept_and_sent_when_it_is_back(queue: Queue, open_as: Open) -> None:
+    item = put(queue)
+    page = open_as("ana")
+    begin(page)
+    page.context.set_offline(True)
+    page.fill("#text", "written on a train")
+    page.wait_for_selector("#state[data-state=offline]")
+    page.context.set_offline(False)
+    wait_saved(page)
+    with queue.store.transaction() as session:
+        assert drafts.get(session, item, _holder(queue, item)).text == "written on a train"
+
+
+def _holder(queue: Queue, item: UUID) -> UUID:
+    holder = queue.read(item).person_id
+    assert holder is not None
+    return holder
+
+
+def test_two_tabs_are_told_of_each_other_and_the_person_chooses(queue: Queue, open_as: Open) -> None:
+    item = put(queue)
+    first = open_as("ana")
+    begin(first)
+    second = open_as("ana")
+    second.wait_for_selector("#desk")
+    first.fill("#text", "of the first tab")
+    wait_saved(first)
+    second.fill("#text", "of the second tab")
+    second.wait_for_selector("#conflict:not([hidden])")
+    assert second.input_value("#text") == "of the second tab"
+    second.click("#take-theirs")
+    second.wait_for_selector("#conflict", state="hidden")
+    assert second.input_value("#text") == "of the first tab"
+    second.fill("#text", "of both tabs")
+    wait_saved(second)
+    first.fill("#text", "of the first tab again")
+    first.click("#keep-mine")
+    wait_saved(first)
+    with queue.store.transaction() as session:
+        assert drafts.get(session, item, _holder(queue, item)).text == "of the first tab again"
+
+
+def test_two_people_never_have_the_same_answer_in_front_of_them(queue: Queue, open_as: Open) -> None:
+    items = {str(put(queue, f"t{n}")) for n in range(3)}
+    pages = [open_as(name) for name in ("ana", "ben", "cleo")]
+    for page in pages:
+        page.click("#next", no_wait_after=True)
+    for page in pages:
+        page.wait_for_selector("#desk")
+    assert {page.get_attribute("#desk", "data-id") for page in pages} == items
+
+
+def test_everything_can_be_done_with_the_keyboard_alone(queue: Queue, open_as: Open) -> None:
+    fine, skipped, corrected = put(queue, "c"), put(queue, "b"), put(queue, "a")
+    page = open_as("ana")
+    page.keyboard.press("n")
+    page.wait_for_selector(f"#desk[data-id='{corrected}']")
+    page.keyboard.press("a")
+    page.keyboard.press("ArrowRight")
+    for _ in range(2):
+        page.keyboard.press("Shift+ArrowRight")
+    page.keyboard.press("c")
+    page.keyboard.type("a numeral, please")
+    page.keyboard.press("Enter")
+    page.keyboard.press("e")
+    page.keyboard.press("Control+a")
+    page.keyboard.type("1 2 3 fscu?")  # keys with a meaning are only letters while one types
+    wait_saved(page)
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector(f"#desk[data-id='{skipped}']")
+    row = queue.read(corrected)
+    assert (row.status, row.text) == ("submitted", "1 2 3 fscu?")
+    page.keyboard.press("s")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(f"#desk[data-id='{fine}']")
+    assert (queue.read(skipped).status, queue.read(skipped).skip_kind) == ("skipped", "not_my_field")
+    page.keyboard.press("f")
+    page.wait_for_url("**/correct")
+    assert queue.read(fine).verdict == "fine"
+    page.keyboard.press("u")
+    page.wait_for_selector("#desk")
+    assert queue.read(fine).status == "claimed"
+    page.keyboard.press("?")
+    page.wait_for_selector("#help[open]")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#help:not([open])", state="attached")
+
+
+def test_a_remark_made_by_selecting_lies_on_the_selected_tokens(queue: Queue, open_as: Open) -> None:
+    item = put(queue, answer="one two three")
+    page = open_as("ana")
+    begin(page)
+    page.evaluate(
+        """() => { const range = document.createRange(); const node = document.getElementById("answer").firstChild;
+        range.setStart(node, 4); range.setEnd(node, 7); getSelection().removeAllRanges();
+        getSelection().addRange(range); }"""
+    )
+    page.click("#remark-button")
+    assert page.text_content("#remark-quote") == "two"
+    page.fill("#remark-text", "which two?")
+    page.click("#remark-add")
+    wait_saved(page)
+    with queue.store.transaction() as session:
+        kept = drafts.get(session, item, _holder(queue, item)).spans
+    assert kept == [FeedbackSpan(start=4, end=7, text="which two?")]
+
+
+def test_what_a_model_writes_never_runs(queue: Queue, open_as: Open) -> None:
+    remark = FeedbackSpan(start=0, end=4, text=EVIL)
+    put(queue, EVIL, EVIL, tests=Said(score=0.0, feedback=EVIL, spans=[remark]))
+    page = open_as("ana")
+    begin(page)
+    page.fill("#text", EVIL + EVIL)
+    page.fill("#comment", EVIL)
+    page.wait_for_selector("#diff ins")
+    wait_saved(page)
+    page.reload()
+    page.wait_for_selector("#diff ins")
+    assert page.locator("main img").count() == 0
+    assert page.locator("main b").count() == 0
+    assert page.title().startswith("Correct an answer")
+
+
+def test_an_edited_answer_is_not_called_fine_by_a_slip(queue: Queue, open_as: Open) -> None:
+    item = put(queue)
+    page = open_as("ana")
+    begin(page)
+    page.fill("#text", "edited")
+    page.click("#fine")
+    assert "You edited the answer" in (page.text_content("#decide-words") or "")
+    assert queue.read(item).status == "claimed"
+    page.click("#fine")
+    page.wait_for_url("**/correct")
+    assert queue.read(item).verdict == "fine"
+
+
+def test_a_person_whose_time_ran_out_is_told_while_they_write_and_keeps_the_words(queue: Queue, open_as: Open) -> None:
+    item = put(queue)
+    page = open_as("ana")
+    begin(page)
+    page.fill("#text", "slow")
+    wait_saved(page)
+    with queue.store.transaction() as session:
+        session.execute(update(CorrectionRow).values(lease_until=func.now()))
+    with queue.store.transaction() as session:
+        corrections.free_expired(session)  # as the sweep does
+    other = open_as("ben")
+    begin(other)
+    page.type("#text", " and steady")
+    page.wait_for_selector("#lease-lost:not([hidden])")
+    assert page.is_disabled("#submit")
+    assert other.input_value("#text") == "one two three"
+    page.goto(page.url)
+    page.wait_for_selector("h1")
+    assert "slow" in (page.text_content("main") or "")
+    assert queue.read(item).person_id is not None
+
+
+@pytest.mark.parametrize("width", [375, 768, 1440])
+def test_the_page_fits_the_screen(queue: Queue, open_as: Open, width: int) -> None:
+    put(queue, answer="x" * 400)
+    page = open_as("ana")
+    page.set_viewport_size({"width": width, "height": 800})
+    begin(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -1,0 +1,68 @@
+"""Remarks between tokens and characters, and differences between texts."""
+
+from services.web import marks
+from services.web.differences import MAX_WORDS, compare
+from services.web.marks import Remark, Tokens, align
+
+
+def tokens(*pieces: str) -> Tokens:
+    found = align(pieces, "".join(pieces))
+    assert found is not None
+    return found
+
+
+def test_characters_and_tokens_are_found_from_each_other() -> None:
+    text = tokens("def", " mean", "(x", "):")
+    assert text.characters(1, 3) == (3, 10)
+    assert text.cover(4, 6) == (1, 2)  # part of a token is the token
+    assert text.cover(2, 9) == (0, 3)
+    assert text.cover(12, 20) is None
+    assert text.find("mean(") == (1, 3)
+    assert text.find("nothing") is None
+
+
+def test_a_character_of_several_tokens_is_covered_by_all_of_them() -> None:
+    text = tokens("a", "", "", "語", "b")
+    assert text.cover(1, 2) == (1, 4)
+    assert text.cover(0, 1) == (0, 1)
+
+
+def test_ends_are_counted_as_browsers_count() -> None:
+    assert tokens("a", "😀", "b").ends_in_browsers() == "1,3,4"
+
+
+def test_a_token_after_the_text_ends_with_it_and_tokens_of_another_text_are_refused() -> None:
+    found = align(["ab", "c", "<end>"], "abc")
+    assert found is not None
+    assert found.ends == (2, 3, 3)
+    assert align(["ab", "d"], "abc") is None
+
+
+def test_an_answer_is_marked_where_remarks_lie_and_overlaps_carry_both() -> None:
+    text = tokens("one", " two", " three")
+    remarks = [Remark(1, "e", "r", 0, 2, ""), Remark(2, "e", "r", 1, 3, "")]
+    assert [(str(part.html), part.numbers) for part in marks.split(text.text, text, remarks)] == [
+        ("one", (1,)),
+        (" two", (1, 2)),
+        (" three", (2,)),
+    ]
+
+
+def test_text_is_escaped_and_keeps_its_line_ends() -> None:
+    assert marks.exact("<b>\r\n&") == "&lt;b&gt;&#13;\n&amp;"
+
+
+def test_a_difference_is_told_word_by_word() -> None:
+    changes = compare("a quick fox", "a slow fox jumps")
+    assert changes is not None
+    assert [(change.kind, change.text) for change in changes] == [
+        ("equal", "a "),
+        ("delete", "quick"),
+        ("insert", "slow"),
+        ("equal", " fox"),
+        ("insert", " jumps"),
+    ]
+
+
+def test_texts_too_long_to_compare_while_one_waits_are_not_compared() -> None:
+    assert compare("a " * MAX_WORDS, "b") is None
