@@ -59,7 +59,9 @@ def test_after_an_update_a_rollout_shows_costs_and_what_the_teacher_would_have_s
         )
         session.flush()
         top = TopK(
-            np.array([[1, 4], [0, 0], [4, 3]]), np.log([[0.75, 0.25], [1, 1], [0.5, 0.25]]), np.array([0, 1, 0.25])
+            np.array([[1, 4], [0, 0], [4, 3]]),
+            np.log(np.array([[0.75, 0.25], [1.0, 1.0], [0.5, 0.25]])),
+            np.array([0, 1, 0.25]),
         )
         session.add(
             TeacherChoicesRow(

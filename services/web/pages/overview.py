@@ -19,6 +19,7 @@ from services.settings import Settings
 from services.store import audit, curves, lineages, loop, overview, policies, stats, version_figures
 from services.store.statistics import Interval
 from services.web import charts
+from services.web.charts import Chart, Tick, Whisker
 from services.web.forms import build_pages, form_of
 from services.web.visitors import VisitorDep, go_to, needs, page
 
@@ -134,9 +135,9 @@ class Now:
 class Drawn:
     """What changes with updates and versions."""
 
-    charts: list[charts.Chart]
-    whiskers: list[charts.Whisker]
-    ticks: tuple[charts.Tick, ...]
+    charts: list[Chart]
+    whiskers: list[Whisker]
+    ticks: tuple[Tick, ...]
 
 
 def _read_now(session: Session, settings: Settings) -> Now:
