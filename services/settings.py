@@ -36,6 +36,11 @@ class Settings(BaseSettings):
     api_open: bool = False
     """No API key asked for; refused unless the api listens on loopback only."""
 
+    metrics_listen: str = Field(default="", pattern=r"^(\S+:\d{1,5})?$")
+    """HOST:PORT where a worker or trainer serves its /metrics; empty: nowhere. Other processes have a port anyway."""
+    metrics_key: str = ""
+    """Bearer key for /metrics from other machines; empty: from this machine only."""
+
     teacher_temperature: float = Field(default=0.5, gt=0)
     """Sharpness of every teacher made of the policy itself: the trainer's own and the expert `teacher`."""
 

@@ -8,9 +8,11 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
+from services import metrics
 from services.api import once, problems
 from services.api.deps import House
 from services.api.limits import RequestLimits
+from services.api.metrics import LoopCollector
 from services.api.routes import (
     consultations,
     corrections,
@@ -63,4 +65,7 @@ def create_app(settings: Settings) -> FastAPI:
     once.install(app)
     for module in ROUTERS:
         app.include_router(module.router)
+    registry = metrics.make_registry()
+    registry.register(LoopCollector(house.store, settings))
+    metrics.install(app, registry, settings.metrics_key)
     return app

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 import uvicorn
 from fastapi import FastAPI
 
-from services import logs
+from services import logs, metrics
 from services.experts.app import create_expert_app
 from services.experts.execution import ExecutionExpert
 from services.experts.human import HumanExpert
@@ -22,7 +22,7 @@ from services.store.store import Store
 
 def build_app(settings: Settings) -> FastAPI:
     """The service of all our own experts."""
-    return create_expert_app(
+    app = create_expert_app(
         [
             ExecutionExpert(SandboxClient(settings.sandbox_url, settings.internal_key)),
             ExactMatchExpert(),
@@ -34,6 +34,8 @@ def build_app(settings: Settings) -> FastAPI:
         ],
         settings.expert_secret or None,
     )
+    metrics.install(app, metrics.make_registry(), settings.metrics_key)
+    return app
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Asking experts."""
 
 import asyncio
+import time
 from uuid import UUID
 
 import structlog
@@ -53,12 +54,16 @@ async def _ask_all(held: Runtime, questions: list[Question]) -> list[Outcome | E
 
 async def _ask(held: Runtime, question: Question) -> Outcome | ExpertUnavailable:
     async with held.slots(question.endpoint, question.max_concurrency):
+        began = time.perf_counter()
+        reply: Outcome | ExpertUnavailable
         try:
-            return await held.experts.consult(
+            reply = await held.experts.consult(
                 question.endpoint,
                 question.request,
                 secret=question.signing_secret,
                 timeout=question.timeout_seconds,
             )
         except ExpertUnavailable as error:
-            return error
+            reply = error
+        held.meter.asked(question.expert_name, reply, time.perf_counter() - began)
+        return reply

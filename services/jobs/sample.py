@@ -1,5 +1,6 @@
 """Drawing a group of rollouts from the policy."""
 
+import time
 from uuid import UUID
 
 import structlog
@@ -35,22 +36,27 @@ def sample(group_ids: list[str]) -> None:
 
 def _draw(draw: Draw) -> None:
     held = runtime()
+    began = time.perf_counter()
     try:
         reply = held.policy.sample(_request(draw))
     except PolicyUnavailable as error:
+        held.meter.drew("failed", time.perf_counter() - began)
         _release(draw, str(error), retry_after=error.retry_after_seconds or 2, counts=False)
         return
     except PolicyRefused as error:
+        held.meter.drew("failed", time.perf_counter() - began)
         if error.status_code in NOT_READY and _comes_back(draw):
             _release(draw, str(error), retry_after=BACK_SECONDS, max_failures=BACK_TRIES)
         else:  # what was refused as it is will be refused again
             _release(draw, str(error), retry_after=1, max_failures=1 if error.status_code in (413, 422) else None)
         return
+    seconds = time.perf_counter() - began
     drawn: SampledPrompt = reply.prompts[0]
     with held.store.transaction() as session:
         group = groups.finish(session, draw, reply.version)
         if group is None:  # the lease was lost; another worker's samples count
             log.info("draw was late", group=str(draw.group_id))
+            held.meter.drew("late", seconds)
             return
         rows = rollouts.add_drawn(
             session,
@@ -70,6 +76,8 @@ def _draw(draw: Draw) -> None:
         )
         pending = consultations.pending_of(session, [row.id for row in rows])
         may_train = group.purpose == Purpose.TRAIN.value and not pending
+    held.meter.drew("drawn", seconds)
+    held.meter.stored(group.purpose, len(drawn.samples), sum(len(s.token_ids) for s in drawn.samples))
     dispatch.consultations(pending)
     if may_train:
         dispatch.lessons()
