@@ -70,3 +70,20 @@ class Settings(BaseSettings):
     resend_seconds: float = 30
     """A row whose message was sent this long ago and is still unclaimed is sent again."""
     quarantine_after_failures: int = Field(default=20, ge=1)
+
+    min_free_gb: float = Field(default=2.0, ge=0)
+    """Gigabytes (10^9 bytes) that stay free under the data folder and the database's files: with less, no rollout is
+    drawn or taken in until there is room again. 0: no such bound."""
+    max_home_gb: float = Field(default=0.0, ge=0)
+    """The same when the data folder is larger than this; 0: no such bound."""
+    max_database_gb: float = Field(default=0.0, ge=0)
+    """The same when the database is larger than this, for a database whose disk cannot be seen; 0: no such bound."""
+
+    keep_unused_rollouts_days: float = Field(default=30.0, ge=0)
+    """Groups of rollouts that no update and no evaluation refers to are deleted after this; 0: never."""
+    keep_attempts_days: float = Field(default=30.0, ge=0)
+    """The single tries behind settled consultations are deleted after this; 0: never."""
+    keep_adapters_days: float = Field(default=90.0, ge=0)
+    """Weights of superseded and rejected policy versions are deleted after this; their rows stay. 0: never."""
+    keep_idempotency_days: float = Field(default=7.0, ge=1)
+    """The answers behind idempotency keys are deleted after this."""

@@ -26,6 +26,7 @@ from services.api.routes import (
     tasks,
     updates,
 )
+from services.api.space import SpaceGuard
 from services.policy.client import PolicyClient
 from services.settings import Settings
 from services.store import migrate
@@ -45,11 +46,13 @@ ROUTERS = (health, tasks, rollouts, experts, consultations, corrections, policie
 
 def create_app(settings: Settings) -> FastAPI:
     """The api over the database, policy and networks of these settings."""
+    store = Store(settings.database_url)
     house = House(
         settings=settings,
-        store=Store(settings.database_url),
+        store=store,
         policy=PolicyClient(settings.policy_url, settings.internal_key),
         schema=migrate.find_head(),
+        space=SpaceGuard(store, settings),
     )
 
     @asynccontextmanager

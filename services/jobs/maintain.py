@@ -1,13 +1,18 @@
-"""The sweep, once a second: plan draws, send again what was lost, free what dead workers held, close what is done."""
+"""The sweep, once a second: plan draws, send again what was lost, free what dead workers held, close what is done.
+
+No draws are planned or sent while there is too little room on a disk; the reason is written where `status` reads it.
+"""
 
 from sqlalchemy import text
+from sqlalchemy.orm import Session
 
+from services import space
 from services.contracts.rollouts import Sampling
 from services.jobs import dispatch
 from services.jobs.app import app
 from services.jobs.runtime import runtime
 from services.settings import Settings
-from services.store import consultations, corrections, evaluations, groups, idempotency, lessons, lineages, loop
+from services.store import consultations, corrections, evaluations, groups, lessons, lineages, loop
 
 _LOCK = 0x7072656365707402  # two sweeps at once would only wait for each other
 _MAX_RESENT = 256
@@ -26,7 +31,9 @@ def maintain() -> None:
         freed = lessons.free_expired(session)
         evaluations.finish_complete(session)
         lineage = lineages.get(session, settings.lineage)
-        if loop.get(session, lineage.id).sampling:
+        shortage = space.find_shortage(settings, _database_bytes(session) if settings.max_database_gb else 0)
+        switches = loop.block(session, lineage.id, shortage)
+        if switches.sampling and shortage is None:
             groups.plan(
                 session,
                 lineage.id,
@@ -42,11 +49,8 @@ def maintain() -> None:
         dispatch.lessons()
 
 
-@app.task(name="forget")
-def forget() -> None:
-    """Drop what is kept for a while only: the answers behind old idempotency keys."""
-    with runtime().store.transaction() as session:
-        idempotency.forget_old(session)
+def _database_bytes(session: Session) -> int:
+    return int(session.scalar(text("SELECT pg_database_size(current_database())")) or 0)
 
 
 def train_sampling(settings: Settings) -> Sampling:

@@ -415,6 +415,7 @@ class CorrectionRow(Base):
         CheckConstraint("status <> 'claimed' OR (person_id IS NOT NULL AND lease_until IS NOT NULL)", name="claim"),
         _one_of("status", CorrectionStatus),
         Index("ix_correction_queue", "status", "priority", "id"),
+        Index("ix_correction_rollout_id", "rollout_id"),
     )
 
     id: Mapped[UUID] = _id()
@@ -467,6 +468,7 @@ class LessonAnswerRow(Base):
     """Which answers a lesson may use."""
 
     __tablename__ = "lesson_answer"
+    __table_args__ = (Index("ix_lesson_answer_answer_id", "answer_id"),)
 
     lesson_id: Mapped[UUID] = mapped_column(ForeignKey("lesson.id"), primary_key=True)
     answer_id: Mapped[UUID] = mapped_column(ForeignKey("answer.id"), primary_key=True)
@@ -516,6 +518,7 @@ class UpdateLessonRow(Base):
             unique=True,
             postgresql_where=text("status IN ('started', 'applied')"),
         ),
+        Index("ix_update_lesson_lesson_id", "lesson_id"),
     )
 
     update_id: Mapped[UUID] = mapped_column(ForeignKey("update.id"), primary_key=True)
@@ -552,6 +555,8 @@ class PolicyVersionRow(Base):
     gate: Mapped[JsonObject | None] = mapped_column(JSONB(none_as_null=True))
     created_at: Mapped[datetime] = _now()
     served_at: Mapped[datetime | None]
+    weights_deleted_at: Mapped[datetime | None]
+    """When retention deleted the weights of a version that no longer serves; the version cannot come back then."""
 
 
 class ProcessRow(Base):
@@ -576,6 +581,19 @@ class LoopRow(Base):
     sampling: Mapped[bool] = mapped_column(server_default="false")
     training: Mapped[bool] = mapped_column(server_default="true")
     max_updates: Mapped[int | None]
+    blocked_by: Mapped[str | None]
+    """What keeps the sampler from drawing though it is on, as the last sweep found it: too little room on a disk."""
+
+
+class RetentionRow(Base):
+    """How far a walk through old rows has come, so that each sweep reads on where the last one ended."""
+
+    __tablename__ = "retention"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    mark: Mapped[UUID]
+    num_deleted: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    walked_at: Mapped[datetime] = _now()
 
 
 class StatusChangeRow(Base):
