@@ -265,7 +265,8 @@ def test_weights_that_a_planned_draw_names_stay(store: Store, world: World) -> N
 def test_a_version_without_its_weights_neither_serves_nor_is_measured(store: Store, world: World) -> None:
     with store.transaction() as session:
         add_versions(session, world, ["a" * 64, "b" * 64])
-        retention.retire_old_weights(session, NOW, max_staleness=0)
+    with store.transaction() as session:
+        assert retention.retire_old_weights(session, NOW, max_staleness=0) == 1
     with store.transaction() as session, pytest.raises(WeightsDeleted):
         policies.serve(session, policies.by_name(session, world.lineage_id, "main-v1").id)
     with store.transaction() as session, pytest.raises(WeightsDeleted):
