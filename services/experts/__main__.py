@@ -7,9 +7,11 @@ import uvicorn
 from fastapi import FastAPI
 
 from services import logs, metrics
+from services.experts import reasoning
 from services.experts.app import create_expert_app
 from services.experts.execution import ExecutionExpert
 from services.experts.human import HumanExpert
+from services.experts.reasoning_gym import ReasoningGymExpert
 from services.experts.reference import ReferenceExpert
 from services.experts.sandbox_client import SandboxClient
 from services.experts.scorers import ExactMatchExpert, ToolCallExpert
@@ -31,6 +33,7 @@ def build_app(settings: Settings) -> FastAPI:
             SelfEvaluationExpert(PolicyClient(settings.policy_url, settings.internal_key)),
             TeacherExpert(PolicyClient(settings.policy_url, settings.internal_key)),
             HumanExpert(Store(settings.database_url)),
+            *([ReasoningGymExpert()] if reasoning.is_installed() else []),
         ],
         settings.expert_secret or None,
     )

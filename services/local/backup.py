@@ -288,7 +288,7 @@ def count_rows(connection: psycopg.Connection[TupleRow], table: str) -> int:
 
 
 def _one(connection: psycopg.Connection[TupleRow], query: "sql.Composed | str") -> tuple[object, ...]:
-    row = connection.execute(query if isinstance(query, sql.Composed) else sql.SQL(query)).fetchone()  # type: ignore[arg-type]
+    row = connection.execute(query if isinstance(query, sql.Composed) else sql.SQL(query)).fetchone()
     assert row is not None
     return row
 

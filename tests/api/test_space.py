@@ -6,6 +6,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from services.api.app import create_app
+from services.contracts.base import JsonObject
 from services.settings import Settings
 from services.store import loop, persons
 from services.store.store import Store
@@ -24,11 +25,12 @@ def test_tasks_and_rollouts_are_refused_with_507_while_a_disk_is_full(
         task = world.task(session)
     with TestClient(create_app(full)) as http:
         api = Api(http, str(key))
-        for path, body in (
-            ("/v1/tasks", task_body()),
-            ("/v1/tasks/import", {"tasks": [task_body()]}),
-            ("/v1/rollouts", {"task_id": str(task.id), "text": "4"}),
-        ):
+        requests: dict[str, JsonObject] = {
+            "/v1/tasks": task_body(),
+            "/v1/tasks/import": {"tasks": [task_body()]},
+            "/v1/rollouts": {"task_id": str(task.id), "text": "4"},
+        }
+        for path, body in requests.items():
             response = api.post(path, body)
             problem = refused(response, 507)
             assert "PRECEPTOR_MIN_FREE_GB" in str(problem["detail"])

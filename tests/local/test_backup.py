@@ -15,6 +15,7 @@ from services.local.installation import Installation, find
 from services.local.layout import Layout
 from services.local.pg_programs import plain_url
 from services.local.postgres import EmbeddedPostgres
+from services.local.process import LocalError
 from services.policy.artifacts import ArtifactStore
 from services.store import policies, updates
 from services.store.models import Base, ExpertRow
@@ -204,7 +205,7 @@ def test_a_checkpoint_that_is_nowhere_is_said_and_leaves_no_backup(
     installation: Installation, weights: dict[str, str], tmp_path: Path
 ) -> None:
     shutil.rmtree(installation.layout.checkpoints / "main" / weights["checkpoint"])
-    with pytest.raises(backup.LocalError, match="checkpoint of update 1"):
+    with pytest.raises(LocalError, match="checkpoint of update 1"):
         backup.make(installation, tmp_path / "backup", with_secrets=False, say=quiet)
     assert [path.name for path in tmp_path.iterdir() if "backup" in path.name] == []
 

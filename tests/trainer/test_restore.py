@@ -25,9 +25,9 @@ CONFIG = TrainerConfig(lora_r=4, patience_seconds=1)
 @pytest.fixture
 def empty_database(postgres_server: EmbeddedPostgres) -> Iterator[str]:
     """A database without a schema."""
-    execute(postgres_server, sql.SQL("CREATE DATABASE restored"))
+    execute(postgres_server, sql.SQL("CREATE DATABASE {}").format(sql.Identifier("restored")))
     yield postgres_server.url_of("restored")
-    execute(postgres_server, sql.SQL("DROP DATABASE restored WITH (FORCE)"))
+    execute(postgres_server, sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier("restored")))
 
 
 def train_until(number: int, world: World, home: Path, url: str, redis_url: str) -> str | None:
