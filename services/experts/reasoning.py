@@ -55,7 +55,7 @@ REFUSED: Final[Mapping[str, str]] = {
 
 
 class Recipe(Contract):
-    """Metadata `reasoning_gym`: what a question is made from. config: the family's own settings, numbers and switches."""
+    """Metadata `reasoning_gym`: what a question is made from. config: the family's own settings; numbers, switches."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,100}$")]
     seed: Annotated[Int, Field(ge=0, lt=2**32)]
