@@ -41,6 +41,11 @@ class Settings(BaseSettings):
     metrics_key: str = ""
     """Bearer key for /metrics from other machines; empty: from this machine only."""
 
+    otlp_endpoint: str = Field(
+        default="", validation_alias=AliasChoices("PRECEPTOR_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    )
+    """Base URL of an OpenTelemetry collector (OTLP over HTTP, usually port 4318) that gets traces; empty: none."""
+
     teacher_temperature: float = Field(default=0.5, gt=0)
     """Sharpness of every teacher made of the policy itself: the trainer's own and the expert `teacher`."""
 

@@ -27,6 +27,7 @@ from services.settings import Settings
 from services.store.locks import LineageLock
 from services.store.store import Store, StoreUnavailable
 from services.store.updates import LeaseLost
+from services.tracing import open_tracing
 from trainer.batch import build_batch
 from trainer.config import TrainerConfig
 from trainer.ledger import Claim, Ledger, LineageFacts, Outlook, StopRequested, meet_lineage
@@ -35,6 +36,7 @@ from trainer.publish import Publisher
 from trainer.pulse import Pulse
 from trainer.ranks import Ranks
 from trainer.rows import Batch
+from trainer.spans import trace_update
 from trainer.state import TrainerState, begin, prune, restore, save
 from trainer.step import StepResult, Stopped, make_update
 from trainer.wake import Wake
@@ -126,6 +128,7 @@ class Leader:
         self.config, self.settings, self.ranks, self.stop = config, settings, ranks, stop
         self.client = PolicyClient(settings.policy_url, settings.internal_key, read_seconds=POLICY_SECONDS)
         self.publisher = Publisher(ledger, self.client, ArtifactStore(settings.home / "artifacts"), settings, config)
+        self.tracing = open_tracing(settings.otlp_endpoint, "trainer")
         self.lock = LineageLock(settings.database_url, ledger.lineage.id)
         self.wake = Wake(settings.redis_url)
         self.settled_at = -math.inf
@@ -155,6 +158,7 @@ class Leader:
             self.lock.release()
             self.wake.close()
             self.client.close()
+            self.tracing.flush()
 
     def own_lineage(self) -> bool:
         """Hold the lineage's lock; whoever gets it anew first gives up what its last holder left started."""
@@ -202,7 +206,7 @@ class Leader:
 
     def update(self, claim: Claim) -> None:
         """One update, from its batch to its commit. Only the commit makes it count."""
-        began = time.monotonic()
+        began, began_at = time.monotonic(), time.time_ns()
         try:
             with self.pulse.spending("model", f"update {claim.number}"):
                 vocabulary, tokenizer = self.state.vocabulary, self.state.tokenizer
@@ -233,6 +237,7 @@ class Leader:
         self.pulse.count("num_updates")
         self.pulse.count("num_rows", len(claim.lessons))
         self.meter.applied(claim.number, measured)
+        self.tracing.record(*trace_update(claim, began_at, time.time_ns()))
         log.info("applied", update=claim.number, **{name: _short(measured[name]) for name in SAID})
         self.settled_at = -math.inf  # a version may be due
         prune(self.checkpoints, [self.first, address, *self.ledger.last_checkpoints(self.config.keep_checkpoints)])

@@ -20,6 +20,7 @@ from services.experts.teacher import TeacherExpert
 from services.policy.client import PolicyClient
 from services.settings import Settings
 from services.store.store import Store
+from services.tracing import TraceRequests, open_tracing
 
 
 def build_app(settings: Settings) -> FastAPI:
@@ -38,6 +39,9 @@ def build_app(settings: Settings) -> FastAPI:
         settings.expert_secret or None,
     )
     metrics.install(app, metrics.make_registry(), settings.metrics_key)
+    tracing = open_tracing(settings.otlp_endpoint, "experts")
+    if tracing.is_on:
+        app.add_middleware(TraceRequests, tracing=tracing)
     return app
 
 

@@ -14,6 +14,7 @@ from services.jobs.metrics import WorkerMeter
 from services.policy.client import PolicyClient
 from services.settings import Settings
 from services.store.store import Store
+from services.tracing import open_tracing
 
 T = TypeVar("T")
 
@@ -28,6 +29,7 @@ class Runtime:
         self.registry = metrics.make_registry()
         self.meter = WorkerMeter(self.registry)
         self._metrics = metrics.open_server(self.registry, settings.metrics_listen, settings.metrics_key)
+        self.tracing = open_tracing(settings.otlp_endpoint, "worker")
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="experts-http", daemon=True)
         self._thread.start()
@@ -53,6 +55,7 @@ class Runtime:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+        self.tracing.flush()
         self.policy.close()
         self.store.close()
 

@@ -15,6 +15,7 @@ from services.policy.contract import SampledPrompt, SamplePrompt, SampleRequest
 from services.store import consultations, groups, policies, rollouts
 from services.store.groups import Draw
 from services.store.rollouts import Sample
+from services.tracing import Span, place_of
 
 NOT_READY = frozenset({404, 409})  # the version is not loaded, or not proved yet
 BACK_SECONDS = 3.0
@@ -36,7 +37,7 @@ def sample(group_ids: list[str]) -> None:
 
 def _draw(draw: Draw) -> None:
     held = runtime()
-    began = time.perf_counter()
+    began, began_at = time.perf_counter(), time.time_ns()
     try:
         reply = held.policy.sample(_request(draw))
     except PolicyUnavailable as error:
@@ -50,7 +51,7 @@ def _draw(draw: Draw) -> None:
         else:  # what was refused as it is will be refused again
             _release(draw, str(error), retry_after=1, max_failures=1 if error.status_code in (413, 422) else None)
         return
-    seconds = time.perf_counter() - began
+    seconds, drawn_at = time.perf_counter() - began, time.time_ns()
     drawn: SampledPrompt = reply.prompts[0]
     with held.store.transaction() as session:
         group = groups.finish(session, draw, reply.version)
@@ -78,9 +79,22 @@ def _draw(draw: Draw) -> None:
         may_train = group.purpose == Purpose.TRAIN.value and not pending
     held.meter.drew("drawn", seconds)
     held.meter.stored(group.purpose, len(drawn.samples), sum(len(s.token_ids) for s in drawn.samples))
+    _trace(draw, reply.version, [(row.id, row.num_tokens) for row in rows], began_at, drawn_at)
     dispatch.consultations(pending)
     if may_train:
         dispatch.lessons()
+
+
+def _trace(draw: Draw, version: str, drawn: list[tuple[UUID, int]], began: int, ended: int) -> None:
+    """The group's span, which begins its trace, and one for each rollout."""
+    group = place_of(draw.group_id, draw.group_id)
+    told = {"preceptor.group": str(draw.group_id), "preceptor.task": str(draw.task_id), "preceptor.version": version}
+    spans = [Span("group", group, began, ended, attributes=told)]
+    for rollout_id, num_tokens in drawn:
+        attributes = {"preceptor.rollout": str(rollout_id), "preceptor.tokens": num_tokens}
+        place = place_of(draw.group_id, rollout_id)
+        spans.append(Span("rollout", place, began, ended, parent=group, attributes=attributes))
+    runtime().tracing.record(*spans)
 
 
 def _comes_back(draw: Draw) -> bool:
