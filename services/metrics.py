@@ -24,6 +24,7 @@ from prometheus_client.registry import Collector
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 PATH: Final = "/metrics"
@@ -95,10 +96,17 @@ class RequestMeter:
 
 
 def name_route(scope: Scope, outer_root: str = "") -> str:
-    """The template of the route that took the request, the mount for mounted files, `unmatched` for none."""
+    """The template of the route that took the request, the mount for mounted files, `unmatched` for none.
+
+    A route of a router that was included under a prefix knows its own part only; the prefix is what stands before it.
+    """
     mount = scope.get("root_path", "").removeprefix(outer_root)
-    template: str = getattr(scope.get("route"), "path", "")
-    return (mount + template) or UNMATCHED
+    route = scope.get("route")
+    if not isinstance(route, Route):
+        return mount or UNMATCHED
+    path: str = scope["path"]
+    starts = (place for place, letter in enumerate(path) if letter == "/" and route.path_regex.match(path[place:]))
+    return path[: next(starts, 0)] + route.path
 
 
 def install(app: FastAPI, registry: CollectorRegistry, key: str) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import httpx2
 import pytest
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
@@ -24,6 +24,15 @@ def make_app(registry: CollectorRegistry, key: str = "") -> FastAPI:
     @app.get("/broken")
     def fail() -> None:
         raise RuntimeError
+
+    router = APIRouter(prefix="/v1")
+
+    @router.get("/parts/{part:path}/edge")
+    def show_part(part: str) -> str:
+        return part
+
+    for prefix in ("/one", "/two"):
+        app.include_router(router, prefix=prefix)
 
     metrics.install(app, registry, key)
     return app
@@ -60,6 +69,13 @@ def test_requests_are_counted_by_the_template_of_their_route(url: str) -> None:
     assert value(found, total, method="GET", route="/things/{thing}", status="200") == 2
     assert value(found, total, method="GET", route="/things/{thing}", status="422") == 1
     assert value(found, "preceptor_http_request_seconds_count", method="GET", route="/things/{thing}") == 3
+
+
+def test_a_router_included_under_a_prefix_is_counted_under_it(url: str) -> None:
+    httpx2.get(f"{url}/one/v1/parts/a/b/edge")
+    httpx2.get(f"{url}/two/v1/parts/c/edge")
+    routes = {sample.labels["route"] for sample in scrape(url)["preceptor_http_requests"].samples}
+    assert routes == {"/one/v1/parts/{part:path}/edge", "/two/v1/parts/{part:path}/edge"}
 
 
 def test_addresses_and_methods_nobody_serves_make_one_series(url: str) -> None:
