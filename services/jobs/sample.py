@@ -15,7 +15,7 @@ from services.policy.contract import SampledPrompt, SamplePrompt, SampleRequest
 from services.store import consultations, groups, policies, rollouts
 from services.store.groups import Draw
 from services.store.rollouts import Sample
-from services.tracing import Span, place_of
+from services.tracing import Attribute, Span, place_of
 
 NOT_READY = frozenset({404, 409})  # the version is not loaded, or not proved yet
 BACK_SECONDS = 3.0
@@ -91,7 +91,7 @@ def _trace(draw: Draw, version: str, drawn: list[tuple[UUID, int]], began: int, 
     told = {"preceptor.group": str(draw.group_id), "preceptor.task": str(draw.task_id), "preceptor.version": version}
     spans = [Span("group", group, began, ended, attributes=told)]
     for rollout_id, num_tokens in drawn:
-        attributes = {"preceptor.rollout": str(rollout_id), "preceptor.tokens": num_tokens}
+        attributes: dict[str, Attribute] = {"preceptor.rollout": str(rollout_id), "preceptor.tokens": num_tokens}
         place = place_of(draw.group_id, rollout_id)
         spans.append(Span("rollout", place, began, ended, parent=group, attributes=attributes))
     runtime().tracing.record(*spans)
