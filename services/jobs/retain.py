@@ -1,6 +1,7 @@
 """Retention, once an hour: old rows and weights that nothing needs any more go, a bounded batch at a time."""
 
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -18,8 +19,8 @@ from services.store.store import Store
 _LOCK: Final = 0x7072656365707403  # two at once would only wait for each other
 GROUPS_A_BATCH: Final = 100
 ROWS_A_BATCH: Final = 5_000
-MAX_BATCHES: Final = 50
-"""Of each kind, an hour: what is left comes the next time."""
+MOST_SECONDS: Final = 300.0
+"""For each kind, an hour: what is left comes the next time."""
 
 log = structlog.get_logger(__name__)
 
@@ -64,9 +65,10 @@ def _as_batch(num_deleted: int, limit: int) -> tuple[int, bool]:
 
 
 def _repeat(store: Store, batch: Callable[[Session], tuple[int, bool]]) -> int:
-    """Do one batch a transaction until there is no more to do, or enough was done."""
+    """Do one batch a transaction until there is no more to do, or the time is up."""
     total = 0
-    for _ in range(MAX_BATCHES):
+    until = time.monotonic() + MOST_SECONDS
+    while time.monotonic() < until:
         with store.transaction() as session:
             if not session.scalar(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": _LOCK}):
                 return total
