@@ -1,5 +1,5 @@
-"""`python -m sandbox`: serve the sandbox over HTTP until told to stop. The key comes from SANDBOX_API_KEY, never from
-the command line."""
+"""`python -m sandbox`: serve the sandbox over HTTP until told to stop. The keys come from SANDBOX_API_KEY and
+SANDBOX_METRICS_KEY, never from the command line."""
 
 import argparse
 import ipaddress
@@ -74,8 +74,11 @@ def main(arguments: list[str]) -> int:
         kernel.die_with_parent(signal.SIGTERM)
     names = ("slots", "queue_limit", "minimum_level", "backend", "docker_image", "data_dir")
     chosen = {name: getattr(options, name) for name in names}
+    metrics_key = os.environ.get("SANDBOX_METRICS_KEY")
     settings = SandboxSettings(
-        api_key=SecretStr(key) if key else None, **{name: value for name, value in chosen.items() if value is not None}
+        api_key=SecretStr(key) if key else None,
+        metrics_key=SecretStr(metrics_key) if metrics_key else None,
+        **{name: value for name, value in chosen.items() if value is not None},
     )
     server = uvicorn.Server(
         uvicorn.Config(

@@ -1,10 +1,11 @@
-"""The sandbox over HTTP: POST /v1/run, /v1/run_batch, /v1/judge and /run_code, GET /healthz.
+"""The sandbox over HTTP: POST /v1/run, /v1/run_batch, /v1/judge and /run_code, GET /healthz and /metrics.
 
 Thin: contract in, runner, contract out.
 """
 
 import asyncio
 import hmac
+import ipaddress
 from base64 import b64encode
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ from typing import Annotated, TypeVar, cast
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import SecretStr, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -28,6 +30,8 @@ from sandbox.contract import (
 )
 from sandbox.errors import SandboxError, SandboxStopping
 from sandbox.fusion import RunCodeRequest, RunCodeResponse, translate_request, translate_result
+from sandbox.metrics import PATH as METRICS_PATH
+from sandbox.metrics import RequestMeter, SandboxMeter
 from sandbox.runner import Runner
 from sandbox.settings import SandboxSettings
 
@@ -57,41 +61,55 @@ def _runner(request: Request) -> Runner:
 RunnerDep = Annotated[Runner, Depends(_runner)]
 
 
+def _meter(request: Request) -> SandboxMeter:
+    return cast(SandboxMeter, request.app.state.meter)
+
+
+MeterDep = Annotated[SandboxMeter, Depends(_meter)]
+
+
 def _caller(request: Request) -> str:
     """For whom runs are queued: who the caller says it is, or its address."""
     return request.headers.get("sandbox-caller", "")[:100] or (request.client.host if request.client else "")
 
 
 @router.post("/v1/run")
-async def run(body: RunRequest, request: Request, runner: RunnerDep) -> RunResult:
+async def run(body: RunRequest, request: Request, runner: RunnerDep, meter: MeterDep) -> RunResult:
     """Run one program. A result is always 200, whatever the program did; a client that hangs up ends the run.
 
     Errors: no key where one is set (401), a body too slow (408) or too large (413), a request outside the contract
     (422), SandboxBusy (429, with Retry-After), SandboxStopping or too many connections (503).
     """
-    return await _unless_gone(request, runner.run(body, _caller(request)))
+    result = await _unless_gone(request, runner.run(body, _caller(request)))
+    meter.ran(result)
+    return result
 
 
 @router.post("/v1/run_batch")
-async def run_batch(body: BatchRequest, request: Request, runner: RunnerDep) -> BatchResult:
+async def run_batch(body: BatchRequest, request: Request, runner: RunnerDep, meter: MeterDep) -> BatchResult:
     """Run several independent programs; results in their order. All or none is admitted.
 
     Errors: as for `run`; BatchTooLarge (422).
     """
-    return BatchResult(results=await _unless_gone(request, runner.run_batch(body.runs, _caller(request))))
+    results = await _unless_gone(request, runner.run_batch(body.runs, _caller(request)))
+    for result in results:
+        meter.ran(result)
+    return BatchResult(results=results)
 
 
 @router.post("/v1/judge")
-async def judge(body: JudgeRequest, request: Request, runner: RunnerDep) -> JudgeResult:
+async def judge(body: JudgeRequest, request: Request, runner: RunnerDep, meter: MeterDep) -> JudgeResult:
     """Judge a solution by its tests, a verdict for each. A result is always 200, whatever the solution did.
 
     Errors: as for `run`.
     """
-    return await _unless_gone(request, runner.judge(body, _caller(request)))
+    result = await _unless_gone(request, runner.judge(body, _caller(request)))
+    meter.judged(result)
+    return result
 
 
 @router.post("/run_code")
-async def run_code(body: RunCodeRequest, request: Request, runner: RunnerDep) -> RunCodeResponse:
+async def run_code(body: RunCodeRequest, request: Request, runner: RunnerDep, meter: MeterDep) -> RunCodeResponse:
     """Run one program for a client of SandboxFusion.
 
     Errors: as for `run`; LanguageUnavailable (422).
@@ -100,7 +118,9 @@ async def run_code(body: RunCodeRequest, request: Request, runner: RunnerDep) ->
         translated = translate_request(body, frozenset(runner.toolchains.available))
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from error
-    return translate_result(body, await _unless_gone(request, runner.run(translated, _caller(request))))
+    result = await _unless_gone(request, runner.run(translated, _caller(request)))
+    meter.ran(result)
+    return translate_result(body, result)
 
 
 @router.get("/v1/ping")
@@ -125,6 +145,12 @@ async def get_health(request: Request, runner: RunnerDep) -> Health:
         zygotes_replaced=runner.num_replaced,
         runs_retried=runner.num_retried,
     )
+
+
+@router.get(METRICS_PATH, include_in_schema=False)
+async def get_metrics(meter: MeterDep) -> Response:
+    """Its figures for Prometheus: for callers on this machine, and for those with the key."""
+    return Response(generate_latest(meter.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 class _ClientGone(Exception):
@@ -183,18 +209,21 @@ async def _answer_gone(_: Request, __: Exception) -> Response:
 class _Gate:
     """Stands before everything else: refuses a caller without the key before anything of the body is received, and a
     body above MAX_BODY_BYTES, by its announced length or when it has grown past it, or one that takes longer than
-    BODY_SECONDS. Whom it refuses it hangs up on."""
+    BODY_SECONDS. Whom it refuses it hangs up on.
 
-    def __init__(self, app: ASGIApp, key: SecretStr | None) -> None:
+    /metrics alone is open to this machine without the key, and has a key of its own, which opens nothing else."""
+
+    def __init__(self, app: ASGIApp, key: SecretStr | None, metrics_key: SecretStr | None) -> None:
         self._app = app
         self._expected = None if key is None else _write_key(key.get_secret_value())
+        self._metrics = () if metrics_key is None else _write_key(metrics_key.get_secret_value())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        if not self._lets_in(scope["path"], headers.get(b"authorization", b"")):
+        if not self._lets_in(scope, headers.get(b"authorization", b"")):
             problem = Problem(title="A valid key is needed", status=401, detail=_NO_KEY)
             await _render(problem, {"WWW-Authenticate": "Bearer", **_HANG_UP})(scope, receive, send)
             return
@@ -204,13 +233,26 @@ class _Gate:
             return
         await self._app(scope, _bounded(receive), send)
 
-    def _lets_in(self, path: str, authorization: bytes) -> bool:
-        if self._expected is None or path in _OPEN_PATHS:
+    def _lets_in(self, scope: Scope, authorization: bytes) -> bool:
+        if self._expected is None or scope["path"] in _OPEN_PATHS:
             return True
-        return any(hmac.compare_digest(authorization, each) for each in self._expected)
+        accepted = self._expected
+        if scope["path"] == METRICS_PATH:
+            if _is_local(scope):
+                return True
+            accepted += self._metrics
+        return any(hmac.compare_digest(authorization, each) for each in accepted)
 
 
-def _write_key(key: str) -> tuple[bytes, bytes]:
+def _is_local(scope: Scope) -> bool:
+    host = scope["client"][0] if scope.get("client") else ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _write_key(key: str) -> tuple[bytes, ...]:
     """The header of a caller who has the key: as a bearer, or as the password of the user `sandbox`, which is what
     clients send that can be given only a URL (`http://sandbox:KEY@host:8130`)."""
     return f"Bearer {key}".encode(), b"Basic " + b64encode(f"sandbox:{key}".encode())
@@ -247,13 +289,16 @@ def create_app(settings: SandboxSettings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with await Runner.start(settings) as runner:
             app.state.runner = runner
+            app.state.meter.watch(runner, settings.slots, settings.queue_limit)
             yield
             app.state.runner = None
 
     app = FastAPI(title="Preceptor sandbox", lifespan=lifespan)
     app.state.settings = settings
+    app.state.meter = SandboxMeter()
     app.include_router(router)
-    app.add_middleware(_Gate, key=settings.api_key)
+    app.add_middleware(_Gate, key=settings.api_key, metrics_key=settings.metrics_key)
+    app.add_middleware(RequestMeter, meter=app.state.meter)
     app.add_exception_handler(SandboxError, _answer_sandbox_error)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.add_exception_handler(HTTPException, _answer_http_error)

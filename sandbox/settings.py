@@ -38,4 +38,7 @@ class SandboxSettings(BaseModel):
     data_dir: Path = Path(tempfile.gettempdir())
     """Where the level `weak` makes the folders of its runs; the other levels write nothing to disk."""
     api_key: SecretStr | None = None
-    """When set, every call but /healthz and /v1/ping must carry it as `Authorization: Bearer`."""
+    """When set, every call but /healthz and /v1/ping must carry it as `Authorization: Bearer`; /metrics only from
+    another machine."""
+    metrics_key: SecretStr | None = None
+    """Opens /metrics to another machine, and nothing else."""

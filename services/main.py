@@ -28,6 +28,8 @@ class OwnExpert:
     weight: float = 1.0
     group_fraction: float = 1.0
     rollouts_per_group: int | None = None
+    optional: bool = False
+    """Left out where the experts' process does not serve it: it needs a package that need not be installed."""
 
 
 OWN_EXPERTS = (
@@ -35,6 +37,7 @@ OWN_EXPERTS = (
     OwnExpert("tool-call", granted=("tools", "expected_result")),
     OwnExpert("exact-match", granted=("answer",)),
     OwnExpert("reference", granted=("reference",)),
+    OwnExpert("reasoning-gym", granted=("reasoning_gym",), optional=True),
     OwnExpert("self-evaluation", rollouts_per_group=2),
     OwnExpert("teacher", group_fraction=0.25),
     OwnExpert("human", group_fraction=0.25, rollouts_per_group=1),
@@ -83,6 +86,8 @@ def register_own_experts(settings: Settings, api_key: str) -> list[Expert]:
         base_url=settings.api_url, headers={"Authorization": f"Bearer {api_key}"}, timeout=REGISTRATION_SECONDS
     ) as client:
         for own in OWN_EXPERTS:
+            if own.optional and not _is_served(f"{settings.experts_url}/{own.path}"):
+                continue
             wanted = ExpertCreate.model_validate(
                 {
                     "endpoint": f"{settings.experts_url}/{own.path}",
@@ -97,6 +102,13 @@ def register_own_experts(settings: Settings, api_key: str) -> list[Expert]:
             )
             registered.append(_register(client, wanted))
     return registered
+
+
+@retry(
+    retry=retry_if_exception_type(httpx2.TransportError), stop=stop_after_delay(30), wait=wait_fixed(1), reraise=True
+)
+def _is_served(endpoint: str) -> bool:
+    return httpx2.get(f"{endpoint}/healthz", timeout=REGISTRATION_SECONDS).is_success
 
 
 @retry(

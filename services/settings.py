@@ -36,6 +36,16 @@ class Settings(BaseSettings):
     api_open: bool = False
     """No API key asked for; refused unless the api listens on loopback only."""
 
+    metrics_listen: str = Field(default="", pattern=r"^(\S+:\d{1,5})?$")
+    """HOST:PORT where a worker or trainer serves its /metrics; empty: nowhere. Other processes have a port anyway."""
+    metrics_key: str = ""
+    """Bearer key for /metrics from other machines; empty: from this machine only."""
+
+    otlp_endpoint: str = Field(
+        default="", validation_alias=AliasChoices("PRECEPTOR_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    )
+    """Base URL of an OpenTelemetry collector (OTLP over HTTP, usually port 4318) that gets traces; empty: none."""
+
     teacher_temperature: float = Field(default=0.5, gt=0)
     """Sharpness of every teacher made of the policy itself: the trainer's own and the expert `teacher`."""
 
@@ -65,3 +75,20 @@ class Settings(BaseSettings):
     resend_seconds: float = 30
     """A row whose message was sent this long ago and is still unclaimed is sent again."""
     quarantine_after_failures: int = Field(default=20, ge=1)
+
+    min_free_gb: float = Field(default=2.0, ge=0)
+    """Gigabytes (10^9 bytes) that stay free under the data folder and the database's files: with less, no rollout is
+    drawn or taken in until there is room again. 0: no such bound."""
+    max_home_gb: float = Field(default=0.0, ge=0)
+    """The same when the data folder is larger than this; 0: no such bound."""
+    max_database_gb: float = Field(default=0.0, ge=0)
+    """The same when the database is larger than this, for a database whose disk cannot be seen; 0: no such bound."""
+
+    keep_unused_rollouts_days: float = Field(default=30.0, ge=0)
+    """Groups of rollouts that no update and no evaluation refers to are deleted after this; 0: never."""
+    keep_attempts_days: float = Field(default=30.0, ge=0)
+    """The single tries behind settled consultations are deleted after this; 0: never."""
+    keep_adapters_days: float = Field(default=90.0, ge=0)
+    """Weights of superseded and rejected policy versions are deleted after this; their rows stay. 0: never."""
+    keep_idempotency_days: float = Field(default=7.0, ge=1)
+    """The answers behind idempotency keys are deleted after this."""

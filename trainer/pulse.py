@@ -68,6 +68,11 @@ class Pulse:
         with self._guard:
             self._counters[name] = self._counters.get(name, 0) + amount
 
+    def totals(self) -> dict[str, float]:
+        """The counters as they are."""
+        with self._guard:
+            return dict(self._counters)
+
     @contextmanager
     def spending(self, name: str, activity: str) -> Iterator[None]:
         """Count the block's seconds under `name`_seconds and say what it does."""

@@ -10,12 +10,14 @@ Not covered: what a loss is (`losses`), which answers train (`batch`), how weigh
 import math
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 import torch
 
+from services import metrics
 from services.contracts.ids import new_id
 from services.errors import PreceptorError
 from services.policy.artifacts import ArtifactStore
@@ -25,13 +27,16 @@ from services.settings import Settings
 from services.store.locks import LineageLock
 from services.store.store import Store, StoreUnavailable
 from services.store.updates import LeaseLost
+from services.tracing import open_tracing
 from trainer.batch import build_batch
 from trainer.config import TrainerConfig
 from trainer.ledger import Claim, Ledger, LineageFacts, Outlook, StopRequested, meet_lineage
+from trainer.metrics import UpdateMeter
 from trainer.publish import Publisher
 from trainer.pulse import Pulse
 from trainer.ranks import Ranks
 from trainer.rows import Batch
+from trainer.spans import trace_update
 from trainer.state import TrainerState, begin, prune, restore, save
 from trainer.step import StepResult, Stopped, make_update
 from trainer.wake import Wake
@@ -77,8 +82,14 @@ def run(config: TrainerConfig, settings: Settings, stop: threading.Event) -> Non
         first = save(state, checkpoints)  # what update 1 continues from, the same on every start
         ledger = Ledger(store, lineage, settings, config, owner, stop)
         ledger.keep_vocabulary(policy.tokenizer_hash, lambda: spell_tokens(policy.tokenizer))
-        with Pulse(store, owner, settings.lesson_lease_seconds) as pulse:
-            Leader(state, first, checkpoints, ledger, pulse, config, settings, ranks, stop).run()
+        registry = metrics.make_registry()
+        meter = UpdateMeter(registry)
+        with (
+            Pulse(store, owner, settings.lesson_lease_seconds) as pulse,
+            metrics.open_server(registry, settings.metrics_listen, settings.metrics_key) or nullcontext(),
+        ):
+            meter.watch(pulse.totals)
+            Leader(state, first, checkpoints, ledger, pulse, meter, config, settings, ranks, stop).run()
     except StopRequested:
         log.info("stopped")
     finally:
@@ -107,16 +118,18 @@ class Leader:
         checkpoints: ArtifactStore,
         ledger: Ledger,
         pulse: Pulse,
+        meter: UpdateMeter,
         config: TrainerConfig,
         settings: Settings,
         ranks: Ranks,
         stop: threading.Event,
     ) -> None:
         self.state, self.first, self.held = state, first, first
-        self.checkpoints, self.ledger, self.pulse = checkpoints, ledger, pulse
+        self.checkpoints, self.ledger, self.pulse, self.meter = checkpoints, ledger, pulse, meter
         self.config, self.settings, self.ranks, self.stop = config, settings, ranks, stop
         self.client = PolicyClient(settings.policy_url, settings.internal_key, read_seconds=POLICY_SECONDS)
         self.publisher = Publisher(ledger, self.client, ArtifactStore(settings.home / "artifacts"), settings, config)
+        self.tracing = open_tracing(settings.otlp_endpoint, "trainer")
         self.lock = LineageLock(settings.database_url, ledger.lineage.id)
         self.wake = Wake(settings.redis_url)
         self.settled_at = -math.inf
@@ -146,6 +159,7 @@ class Leader:
             self.lock.release()
             self.wake.close()
             self.client.close()
+            self.tracing.flush()
 
     def own_lineage(self) -> bool:
         """Hold the lineage's lock; whoever gets it anew first gives up what its last holder left started."""
@@ -193,7 +207,7 @@ class Leader:
 
     def update(self, claim: Claim) -> None:
         """One update, from its batch to its commit. Only the commit makes it count."""
-        began = time.monotonic()
+        began, began_at = time.monotonic(), time.time_ns()
         try:
             with self.pulse.spending("model", f"update {claim.number}"):
                 vocabulary, tokenizer = self.state.vocabulary, self.state.tokenizer
@@ -203,29 +217,36 @@ class Leader:
                 self.ranks.share(Order(batch, self.held))
                 result = make_update(self.state, batch, self.config, self.settings, self.ranks, self.stop.is_set)
         except Stopped:
-            self.ledger.abandon(claim, "the trainer was stopped")
+            self.give_up(claim, "the trainer was stopped")
             return
         if result.untrained is not None:
             self.set_aside(claim, result, result.untrained)
             return
         address = save(self.state, self.checkpoints)
-        metrics = dict(result.metrics) | {"seconds": round(time.monotonic() - began, 3)}
+        measured = dict(result.metrics) | {"seconds": round(time.monotonic() - began, 3)}
         try:
-            self.ledger.apply(claim, address, metrics, result.contributions)
+            self.ledger.apply(claim, address, measured, result.contributions)
         except LeaseLost as error:
             log.warning("update abandoned", number=claim.number, reason=error.detail)
-            self.ledger.abandon(claim, error.detail)
+            self.give_up(claim, error.detail)
             self.held = ""  # what is in memory was never applied: the next turn takes the last that was
             return
         except StopRequested:
-            self.ledger.abandon(claim, "the trainer was stopped")
+            self.give_up(claim, "the trainer was stopped")
             raise
         self.held = address
         self.pulse.count("num_updates")
         self.pulse.count("num_rows", len(claim.lessons))
-        log.info("applied", update=claim.number, **{name: _short(metrics[name]) for name in SAID})
+        self.meter.applied(claim.number, measured)
+        self.tracing.record(*trace_update(claim, began_at, time.time_ns()))
+        log.info("applied", update=claim.number, **{name: _short(measured[name]) for name in SAID})
         self.settled_at = -math.inf  # a version may be due
         prune(self.checkpoints, [self.first, address, *self.ledger.last_checkpoints(self.config.keep_checkpoints)])
+
+    def give_up(self, claim: Claim, reason: str) -> None:
+        """Release an update's lessons: nothing of it is kept."""
+        self.ledger.abandon(claim, reason)
+        self.meter.gave_up("abandoned")
 
     def set_aside(self, claim: Claim, result: StepResult, reason: str) -> None:
         """Give up an update that changed nothing, for good: its lessons would change nothing the next time either."""
@@ -233,8 +254,9 @@ class Leader:
             self.ledger.set_aside(claim, reason, result.metrics, result.contributions)
         except LeaseLost as error:
             log.warning("update abandoned", number=claim.number, reason=error.detail)
-            self.ledger.abandon(claim, error.detail)
+            self.give_up(claim, error.detail)
             return
+        self.meter.gave_up("set_aside")
         log.warning("update abandoned, its lessons set aside", number=claim.number, reason=reason)
 
 

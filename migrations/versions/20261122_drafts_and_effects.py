@@ -47,7 +47,6 @@ def upgrade() -> None:
     )
     op.create_index("ix_correction_decided", "correction", ["person_id", "decided_at", "id"], unique=False)
     op.create_index("ix_correction_rollout_id", "correction", ["rollout_id"], unique=False)
-    op.create_index("ix_lesson_answer_answer_id", "lesson_answer", ["answer_id"], unique=False)
     op.add_column("update", sa.Column("effects_planned", sa.Boolean(), server_default="false", nullable=False))
     op.create_index(
         "ix_update_effects_due",
@@ -142,7 +141,6 @@ def downgrade() -> None:
     op.drop_index("ix_update_lesson_terms", table_name="update_lesson", postgresql_using="gin")
     op.drop_index("ix_update_effects_due", table_name="update")
     op.drop_column("update", "effects_planned")
-    op.drop_index("ix_lesson_answer_answer_id", table_name="lesson_answer")
     op.drop_index("ix_correction_rollout_id", table_name="correction")
     op.drop_index("ix_correction_decided", table_name="correction")
     op.drop_index("ix_correction_skipped", table_name="correction")

@@ -8,9 +8,11 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
+from services import metrics
 from services.api import once, problems
 from services.api.deps import House
 from services.api.limits import RequestLimits
+from services.api.metrics import LoopCollector
 from services.api.routes import (
     audit,
     consultations,
@@ -26,6 +28,7 @@ from services.api.routes import (
     tasks,
     updates,
 )
+from services.api.space import SpaceGuard
 from services.policy.client import PolicyClient
 from services.settings import Settings
 from services.store import migrate
@@ -59,11 +62,13 @@ ROUTERS = (
 
 def create_app(settings: Settings) -> FastAPI:
     """The api over the database, policy and networks of these settings."""
+    store = Store(settings.database_url)
     house = House(
         settings=settings,
-        store=Store(settings.database_url),
+        store=store,
         policy=PolicyClient(settings.policy_url, settings.internal_key),
         schema=migrate.find_head(),
+        space=SpaceGuard(store, settings),
     )
 
     @asynccontextmanager
@@ -79,4 +84,7 @@ def create_app(settings: Settings) -> FastAPI:
     once.install(app)
     for module in ROUTERS:
         app.include_router(module.router)
+    registry = metrics.make_registry()
+    registry.register(LoopCollector(house.store, settings))
+    metrics.install(app, registry, settings.metrics_key)
     return app

@@ -1,13 +1,16 @@
 """What routes are handed: the store, the settings, the policy client and their place in a list."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, Query, Request
 
 from services.policy.client import PolicyClient
 from services.settings import Settings
 from services.store.store import Store
+
+if TYPE_CHECKING:
+    from services.api.space import SpaceGuard
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,7 @@ class House:
     policy: PolicyClient
     schema: str
     """The migration this code expects the database to be at."""
+    space: "SpaceGuard"
 
 
 def get_house(request: Request) -> House:

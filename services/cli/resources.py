@@ -10,7 +10,7 @@ from uuid import UUID
 import typer
 from rich.console import Console
 
-from services.cli import demo, report, starter
+from services.cli import demo, reasoning, report, starter
 from services.cli.corrections import corrections
 from services.cli.lists import format_rows, list_page
 from services.cli.options import AsJson, Home, Limit, Url, api_of, show
@@ -53,14 +53,29 @@ def add_to(app: typer.Typer) -> None:
 
 @tasks.command("import")
 def import_tasks(
-    file: Annotated[Path, typer.Argument(help="A JSONL file, one task a line.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE|reasoning-gym:NAME", help="A JSONL file, one task a line; or a family, see below."
+        ),
+    ],
     home: Home = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Import a file of tasks. A bad line stops the whole file; a file imported twice changes nothing."""
+    """Import tasks from a file, or made by reasoning-gym. What is imported twice changes nothing.
+
+    A bad line stops the whole file. `reasoning-gym:` lists the families;
+    `reasoning-gym:NAME?size=100&heldout=20&seed=0` makes tasks of one, and its own settings are further parts of the
+    query (`&max_terms=4`).
+    """
+    if source == reasoning.PREFIX:
+        names = reasoning.list_families()
+        show(list(names), as_json, lambda: typer.echo("\n".join(names)))
+        return
+    made = None if not source.startswith(reasoning.PREFIX) else reasoning.make_tasks(reasoning.parse(source))
     with api_of(home, url) as api:
-        done = starter.import_file(api, file)
+        done = starter.import_file(api, Path(source)) if made is None else starter.import_tasks(api, made)
     result: JsonObject = {"num_created": done.num_created, "num_existing": done.num_existing}
     show(result, as_json, lambda: typer.echo(f"{done.num_created} new tasks, {done.num_existing} known already"))
 

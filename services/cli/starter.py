@@ -58,9 +58,14 @@ class Imported:
 
 def import_file(api: ApiClient, path: Path) -> Imported:
     """Import a file through the api; once more changes nothing. Errors: those of `read_tasks`, ApiProblem."""
+    return import_tasks(api, read_tasks(path))
+
+
+def import_tasks(api: ApiClient, tasks: list[TaskCreate]) -> Imported:
+    """Import tasks through the api, batch by batch; once more changes nothing. Errors: ApiProblem."""
     replies = [
         api.post("/v1/tasks/import", TaskImport(tasks=[task.model_dump(mode="json") for task in batch]), TaskImported)
-        for batch in _batches(read_tasks(path))
+        for batch in _batches(tasks)
     ]
     return Imported(sum(r.num_created for r in replies), sum(r.num_existing for r in replies))
 

@@ -6,10 +6,12 @@ from urllib.parse import urlsplit
 import uvicorn
 from fastapi import FastAPI
 
-from services import logs
+from services import logs, metrics
+from services.experts import reasoning
 from services.experts.app import create_expert_app
 from services.experts.execution import ExecutionExpert
 from services.experts.human import HumanExpert
+from services.experts.reasoning_gym import ReasoningGymExpert
 from services.experts.reference import ReferenceExpert
 from services.experts.sandbox_client import SandboxClient
 from services.experts.scorers import ExactMatchExpert, ToolCallExpert
@@ -18,11 +20,12 @@ from services.experts.teacher import TeacherExpert
 from services.policy.client import PolicyClient
 from services.settings import Settings
 from services.store.store import Store
+from services.tracing import TraceRequests, open_tracing
 
 
 def build_app(settings: Settings) -> FastAPI:
     """The service of all our own experts."""
-    return create_expert_app(
+    app = create_expert_app(
         [
             ExecutionExpert(SandboxClient(settings.sandbox_url, settings.internal_key)),
             ExactMatchExpert(),
@@ -31,9 +34,15 @@ def build_app(settings: Settings) -> FastAPI:
             SelfEvaluationExpert(PolicyClient(settings.policy_url, settings.internal_key)),
             TeacherExpert(PolicyClient(settings.policy_url, settings.internal_key)),
             HumanExpert(Store(settings.database_url)),
+            *([ReasoningGymExpert()] if reasoning.is_installed() else []),
         ],
         settings.expert_secret or None,
     )
+    metrics.install(app, metrics.make_registry(), settings.metrics_key)
+    tracing = open_tracing(settings.otlp_endpoint, "experts")
+    if tracing.is_on:
+        app.add_middleware(TraceRequests, tracing=tracing)
+    return app
 
 
 def main() -> None:

@@ -176,11 +176,18 @@ class ExpertClient:
             raise EndpointRefused(f"{endpoint} answers {reply.status} to GET /healthz")
 
     async def consult(
-        self, endpoint: str, request: ConsultRequest, secret: str | None, timeout: float, vocab_size: int | None = None
+        self,
+        endpoint: str,
+        request: ConsultRequest,
+        secret: str | None,
+        timeout: float,
+        vocab_size: int | None = None,
+        traceparent: str | None = None,
     ) -> Outcome:
         """The expert's answer to a question, or that it broke the contract (InvalidAnswer, with the reason).
 
-        timeout: seconds for the whole exchange, cut at the question's deadline. Errors: ExpertUnavailable (503) for
+        timeout: seconds for the whole exchange, cut at the question's deadline. traceparent: W3C's header, for experts
+        that trace. Errors: ExpertUnavailable (503) for
         whatever says nothing about the rollout: no connection, no answer in time, 429, 5xx.
         """
         seconds = min(timeout, (request.deadline - datetime.now(UTC)).total_seconds())
@@ -189,6 +196,8 @@ class ExpertClient:
         body = request.model_dump_json(exclude_none=True).encode()
         message_id = str(request.consultation_id)
         headers = {"Content-Type": "application/json"}
+        if traceparent is not None:
+            headers["traceparent"] = traceparent
         if secret is not None:
             headers |= signatures.sign(secret, message_id, body)
         try:

@@ -10,7 +10,13 @@ LESSONS_QUEUE = "lessons"
 
 app = Celery("preceptor", broker=Settings().redis_url)
 app.conf.update(
-    include=["services.jobs.sample", "services.jobs.consult", "services.jobs.maintain", "services.jobs.effects"],
+    include=[
+        "services.jobs.sample",
+        "services.jobs.consult",
+        "services.jobs.maintain",
+        "services.jobs.effects",
+        "services.jobs.retain",
+    ],
     task_queues=[Queue("sample"), Queue("consult"), Queue("maintain")],
     task_default_queue="maintain",
     task_routes={"sample": "sample", "consult": "consult", "maintain": "maintain", "measure": "maintain"},
@@ -32,7 +38,7 @@ app.conf.update(
     task_publish_retry_policy={"max_retries": 2, "interval_start": 0.1, "interval_step": 0.2, "interval_max": 0.5},
     beat_schedule={
         "maintain": {"task": "maintain", "schedule": 1.0, "options": {"expires": 5}},
-        "forget": {"task": "forget", "schedule": 3600.0},
+        "retain": {"task": "retain", "schedule": 3600.0},
     },
     beat_max_loop_interval=1,
 )

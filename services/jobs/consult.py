@@ -1,6 +1,7 @@
 """Asking experts."""
 
 import asyncio
+import time
 from uuid import UUID
 
 import structlog
@@ -8,9 +9,11 @@ import structlog
 from services.experts.client import ExpertUnavailable
 from services.jobs import dispatch
 from services.jobs.app import app
+from services.jobs.metrics import name_outcome
 from services.jobs.runtime import Runtime, runtime
 from services.store import consultations
 from services.store.consultations import Outcome, Question
+from services.tracing import Kind, Span, place_of
 
 log = structlog.get_logger(__name__)
 
@@ -53,12 +56,37 @@ async def _ask_all(held: Runtime, questions: list[Question]) -> list[Outcome | E
 
 async def _ask(held: Runtime, question: Question) -> Outcome | ExpertUnavailable:
     async with held.slots(question.endpoint, question.max_concurrency):
+        began, began_at = time.perf_counter(), time.time_ns()
+        asker = place_of(question.group_id, question.rollout_id)
+        place = asker.make_child()
+        reply: Outcome | ExpertUnavailable
         try:
-            return await held.experts.consult(
+            reply = await held.experts.consult(
                 question.endpoint,
                 question.request,
                 secret=question.signing_secret,
                 timeout=question.timeout_seconds,
+                traceparent=place.traceparent if held.tracing.is_on else None,
             )
         except ExpertUnavailable as error:
-            return error
+            reply = error
+        held.meter.asked(question.expert_name, reply, time.perf_counter() - began)
+        held.tracing.record(
+            Span(
+                name="consultation",
+                place=place,
+                parent=asker,
+                began=began_at,
+                ended=time.time_ns(),
+                kind=Kind.CLIENT,
+                attributes={
+                    "preceptor.consultation": str(question.consultation_id),
+                    "preceptor.rollout": str(question.rollout_id),
+                    "preceptor.expert": question.expert_name,
+                    "preceptor.attempt": question.attempt,
+                    "preceptor.outcome": name_outcome(reply),
+                },
+                failed=str(reply) if isinstance(reply, ExpertUnavailable) else None,
+            )
+        )
+        return reply

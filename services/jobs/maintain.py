@@ -1,7 +1,12 @@
-"""The sweep, once a second: plan draws, send again what was lost, free what dead workers held, close what is done."""
+"""The sweep, once a second: plan draws, send again what was lost, free what dead workers held, close what is done.
+
+No draws are planned or sent while there is too little room on a disk; the reason is written where `status` reads it.
+"""
 
 from sqlalchemy import text
+from sqlalchemy.orm import Session
 
+from services import space
 from services.contracts.rollouts import Sampling
 from services.jobs import dispatch
 from services.jobs.app import app
@@ -10,14 +15,11 @@ from services.settings import Settings
 from services.store import (
     consultations,
     corrections,
-    drafts,
     effects,
     evaluations,
     groups,
-    idempotency,
     lessons,
     lineages,
-    logins,
     loop,
     tallies,
 )
@@ -43,7 +45,9 @@ def maintain() -> None:
         lineage = lineages.get(session, settings.lineage)
         effects.plan(session, lineage.id)
         unmeasured = effects.take_due(session, resend_seconds=settings.resend_seconds, limit=_MAX_MEASURED)
-        if loop.get(session, lineage.id).sampling:
+        shortage = space.find_shortage(settings, _database_bytes(session) if settings.max_database_gb else 0)
+        switches = loop.block(session, lineage.id, shortage)
+        if switches.sampling and shortage is None:
             groups.plan(
                 session,
                 lineage.id,
@@ -60,14 +64,8 @@ def maintain() -> None:
         dispatch.lessons()
 
 
-@app.task(name="forget")
-def forget() -> None:
-    """Drop what is kept for a while only: answers behind old idempotency keys, sessions long over, drafts of decided
-    items."""
-    with runtime().store.transaction() as session:
-        idempotency.forget_old(session)
-        logins.forget_old(session)
-        drafts.forget_old(session)
+def _database_bytes(session: Session) -> int:
+    return int(session.scalar(text("SELECT pg_database_size(current_database())")) or 0)
 
 
 def train_sampling(settings: Settings) -> Sampling:

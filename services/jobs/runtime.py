@@ -6,11 +6,15 @@ from collections.abc import Coroutine
 from functools import cache
 from typing import Any, TypeVar
 
-from services import logs
+from celery.signals import worker_ready
+
+from services import logs, metrics
 from services.experts.client import ExpertClient
+from services.jobs.metrics import WorkerMeter
 from services.policy.client import PolicyClient
 from services.settings import Settings
 from services.store.store import Store
+from services.tracing import open_tracing
 
 T = TypeVar("T")
 
@@ -22,6 +26,10 @@ class Runtime:
         self.settings = settings
         self.store = Store(settings.database_url, pool_size=12)
         self.policy = PolicyClient(settings.policy_url, settings.internal_key)
+        self.registry = metrics.make_registry()
+        self.meter = WorkerMeter(self.registry)
+        self._metrics = metrics.open_server(self.registry, settings.metrics_listen, settings.metrics_key)
+        self.tracing = open_tracing(settings.otlp_endpoint, "worker")
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="experts-http", daemon=True)
         self._thread.start()
@@ -41,10 +49,13 @@ class Runtime:
 
     def close(self) -> None:
         """Give every connection back."""
+        if self._metrics is not None:
+            self._metrics.close()
         self.run(self.experts.close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+        self.tracing.flush()
         self.policy.close()
         self.store.close()
 
@@ -54,3 +65,9 @@ def runtime() -> Runtime:
     """This process's runtime."""
     logs.configure()
     return Runtime(Settings())
+
+
+@worker_ready.connect
+def _begin(**_: object) -> None:
+    """Make the runtime before the first task: /metrics answers from the start."""
+    runtime()

@@ -1,5 +1,6 @@
 """Drawing a group of rollouts from the policy."""
 
+import time
 from uuid import UUID
 
 import structlog
@@ -14,6 +15,7 @@ from services.policy.contract import SampledPrompt, SamplePrompt, SampleRequest
 from services.store import consultations, groups, policies, rollouts
 from services.store.groups import Draw
 from services.store.rollouts import Sample
+from services.tracing import Attribute, Span, place_of
 
 NOT_READY = frozenset({404, 409})  # the version is not loaded, or not proved yet
 BACK_SECONDS = 3.0
@@ -35,22 +37,27 @@ def sample(group_ids: list[str]) -> None:
 
 def _draw(draw: Draw) -> None:
     held = runtime()
+    began, began_at = time.perf_counter(), time.time_ns()
     try:
         reply = held.policy.sample(_request(draw))
     except PolicyUnavailable as error:
+        held.meter.drew("failed", time.perf_counter() - began)
         _release(draw, str(error), retry_after=error.retry_after_seconds or 2, counts=False)
         return
     except PolicyRefused as error:
+        held.meter.drew("failed", time.perf_counter() - began)
         if error.status_code in NOT_READY and _comes_back(draw):
             _release(draw, str(error), retry_after=BACK_SECONDS, max_failures=BACK_TRIES)
         else:  # what was refused as it is will be refused again
             _release(draw, str(error), retry_after=1, max_failures=1 if error.status_code in (413, 422) else None)
         return
+    seconds, drawn_at = time.perf_counter() - began, time.time_ns()
     drawn: SampledPrompt = reply.prompts[0]
     with held.store.transaction() as session:
         group = groups.finish(session, draw, reply.version)
         if group is None:  # the lease was lost; another worker's samples count
             log.info("draw was late", group=str(draw.group_id))
+            held.meter.drew("late", seconds)
             return
         rows = rollouts.add_drawn(
             session,
@@ -70,9 +77,24 @@ def _draw(draw: Draw) -> None:
         )
         pending = consultations.pending_of(session, [row.id for row in rows])
         may_train = group.purpose == Purpose.TRAIN.value and not pending
+    held.meter.drew("drawn", seconds)
+    held.meter.stored(group.purpose, len(drawn.samples), sum(len(s.token_ids) for s in drawn.samples))
+    _trace(draw, reply.version, [(row.id, row.num_tokens) for row in rows], began_at, drawn_at)
     dispatch.consultations(pending)
     if may_train:
         dispatch.lessons()
+
+
+def _trace(draw: Draw, version: str, drawn: list[tuple[UUID, int]], began: int, ended: int) -> None:
+    """The group's span, which begins its trace, and one for each rollout."""
+    group = place_of(draw.group_id, draw.group_id)
+    told = {"preceptor.group": str(draw.group_id), "preceptor.task": str(draw.task_id), "preceptor.version": version}
+    spans = [Span("group", group, began, ended, attributes=told)]
+    for rollout_id, num_tokens in drawn:
+        attributes: dict[str, Attribute] = {"preceptor.rollout": str(rollout_id), "preceptor.tokens": num_tokens}
+        place = place_of(draw.group_id, rollout_id)
+        spans.append(Span("rollout", place, began, ended, parent=group, attributes=attributes))
+    runtime().tracing.record(*spans)
 
 
 def _comes_back(draw: Draw) -> bool:

@@ -29,6 +29,7 @@ from typing import NamedTuple
 import psutil
 
 from services.local.layout import LOOPBACK, keep_password, make_folder, write_private
+from services.local.lock import is_locked
 from services.local.process import GuardedProcess, LocalError, ProcessFailed
 from services.local.server import EmbeddedServer
 
@@ -161,6 +162,14 @@ class EmbeddedPostgres(EmbeddedServer):
                 return True
             time.sleep(0.02)
         return False
+
+
+def find_running_url(folder: Path) -> str | None:
+    """The SQLAlchemy URL of the product's database on the server that runs on this folder; None when none does."""
+    lines = read_pid_file(folder / "pgdata")
+    if len(lines) < 8 or lines[7].strip() != "ready" or not is_locked(folder / "lock"):
+        return None
+    return EmbeddedPostgres(folder, port=int(lines[3])).url
 
 
 def read_pid_file(data: Path) -> list[str]:

@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel
 
 from services import main
 from services.local.layout import LOOPBACK, Layout, free_port, given_database_url, given_redis_url, write_private
 from services.local.postgres import EmbeddedPostgres
-from services.local.supervisor import Component, ProcessSpec, Supervisor, answers_http
+from services.local.supervisor import Component, ProcessSpec, RunState, Supervisor, answers_http
 from services.local.valkey import EmbeddedValkey
 from services.settings import Settings
 
@@ -79,6 +80,7 @@ def running(layout: Layout, model: Path, *, report: Callable[[str], None], polic
         report("registering the experts")
         main.register_own_experts(settings, api_key)
         supervisor.start(*workers(layout), trainer(model, policy_threads))
+        write_scrape_targets(layout, supervisor.state())
         yield Stack(settings, layout, api_key, supervisor, new_owner_key)
 
 
@@ -128,21 +130,45 @@ def workers(layout: Layout) -> list[ProcessSpec]:
     celery = [sys.executable, "-m", "celery", "-A", "services.jobs.app"]
     pool = ["--pool", "threads", "--concurrency", str(WORKER_THREADS), "--without-gossip", "--without-mingle"]
     schedule = ["--schedule", str(layout.root / "beat.db")]
+    listen = f"{LOOPBACK}:{free_port()}"
     return [
-        ProcessSpec("worker", [*celery, "worker", *pool, "-l", "INFO"], cwd=ROOT, max_restarts=3, stop_seconds=25),
+        ProcessSpec(
+            "worker",
+            [*celery, "worker", *pool, "-l", "INFO"],
+            env={"PRECEPTOR_METRICS_LISTEN": listen},
+            cwd=ROOT,
+            max_restarts=3,
+            stop_seconds=25,
+            url=f"http://{listen}",
+        ),
         ProcessSpec("beat", [*celery, "beat", *schedule, "-l", "WARNING"], cwd=ROOT, max_restarts=3),
     ]
 
 
 def trainer(model: Path, threads: int) -> ProcessSpec:
     """The trainer, on as many threads as the policy's engine unless PRECEPTOR_TRAINER_THREADS says otherwise."""
+    listen = f"{LOOPBACK}:{free_port()}"
     return ProcessSpec(
         "trainer",
         [sys.executable, "-m", "trainer", "--model", str(model)],
-        env={"PRECEPTOR_TRAINER_THREADS": os.environ.get("PRECEPTOR_TRAINER_THREADS", str(threads))},
+        env={
+            "PRECEPTOR_TRAINER_THREADS": os.environ.get("PRECEPTOR_TRAINER_THREADS", str(threads)),
+            "PRECEPTOR_METRICS_LISTEN": listen,
+        },
         cwd=ROOT,
         stop_seconds=60,
+        url=f"http://{listen}",
     )
+
+
+def write_scrape_targets(layout: Layout, state: RunState) -> None:
+    """Tell Prometheus where this start's processes serve /metrics: `prometheus.json`, for `file_sd_configs`."""
+    targets = [
+        {"targets": [urlsplit(process.url).netloc], "labels": {"service": process.name}}
+        for process in state.processes
+        if process.url is not None
+    ]
+    write_private(layout.root / "prometheus.json", json.dumps(targets, indent=2) + "\n")
 
 
 def _start_servers(layout: Layout, supervisor: Supervisor) -> tuple[str, str]:

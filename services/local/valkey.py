@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from services.local.layout import LOOPBACK, keep_password, make_folder, write_private
+from services.local.lock import is_locked
 from services.local.process import GuardedProcess, LocalError
 from services.local.server import EmbeddedServer
 
@@ -80,6 +81,18 @@ class EmbeddedValkey(EmbeddedServer):
         path = self._folder / "valkey.conf"
         write_private(path, "".join(f"{name} {value}\n" for name, value in settings.items()))
         return path
+
+
+def find_running_url(folder: Path) -> str | None:
+    """The URL of database 0 of the server that runs on this folder; None when none does."""
+    if not is_locked(folder / "lock"):
+        return None
+    try:
+        lines = (folder / "valkey.conf").read_text().splitlines()
+    except FileNotFoundError:
+        return None
+    port = next(line.split()[1] for line in lines if line.startswith("port "))
+    return EmbeddedValkey(folder, port=int(port)).url
 
 
 def server_program() -> Path:

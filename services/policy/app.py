@@ -21,6 +21,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from services import metrics
 from services.contracts.base import Problem
 from services.errors import PreceptorError, ServiceUnavailable
 from services.policy.contract import (
@@ -40,6 +41,7 @@ from services.policy.contract import (
     Version,
     VersionCreate,
 )
+from services.policy.metrics import EngineCollector
 from services.policy.pieces import split_into_pieces
 from services.problems import (
     MAX_DETAIL_CHARS,
@@ -89,8 +91,9 @@ class NotAlive(ServiceUnavailable):
     title = "Engine not running"
 
 
-def create_app(engine: "EmbeddedEngine", key: str = "") -> FastAPI:
-    """The application over a running engine, which is closed with it. An empty key asks for none."""
+def create_app(engine: "EmbeddedEngine", key: str = "", metrics_key: str = "") -> FastAPI:
+    """The application over a running engine, which is closed with it. An empty key asks for none; an empty
+    metrics_key shows /metrics to this machine only."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -174,6 +177,9 @@ def create_app(engine: "EmbeddedEngine", key: str = "") -> FastAPI:
         """Forget a version that is not in use. Errors: VersionNotFound (404), VersionConflict (409)."""
         engine.delete_version(name)
 
+    registry = metrics.make_registry()
+    registry.register(EngineCollector(engine.info))
+    metrics.install(app, registry, metrics_key)
     return app
 
 
@@ -248,7 +254,8 @@ def _parse_arguments(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> int:
     """Serve until told to stop; 1 if the engine died, 2 if the address needs a key and there is none."""
     options = _parse_arguments(arguments)
-    key = Settings().internal_key
+    services = Settings()
+    key = services.internal_key
     if not key and options.host not in LOOPBACK:
         print(f"set PRECEPTOR_INTERNAL_KEY to listen on {options.host}", file=sys.stderr)
         return 2
@@ -269,7 +276,7 @@ def main(arguments: list[str]) -> int:
     settings = EngineSettings(max_rows=options.max_rows, max_context=options.max_context)
     engine = EmbeddedEngine(policy, ArtifactStore(options.artifacts), settings, name=options.model or folder.name)
     config = uvicorn.Config(
-        create_app(engine, key),
+        create_app(engine, key, services.metrics_key),
         host=options.host,
         port=options.port,
         log_level="warning",

@@ -65,6 +65,7 @@ class Question:
 
     consultation_id: UUID
     rollout_id: UUID
+    group_id: UUID
     attempt: int
     expert_id: UUID
     expert_name: str
@@ -208,6 +209,7 @@ def _question(session: Session, row: ConsultationRow, lease_seconds: float) -> Q
     return Question(
         consultation_id=row.id,
         rollout_id=rollout.id,
+        group_id=rollout.group_id,
         attempt=row.attempts,
         expert_id=expert.id,
         expert_name=expert.name,

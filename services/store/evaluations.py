@@ -35,7 +35,7 @@ def create(
 ) -> tuple[EvaluationRow, list[UUID]]:
     """Plan an evaluation; returns it and its groups' ids, to be sent after the commit.
 
-    Errors: NothingToEvaluate (422), PolicyVersionNotFound (404).
+    Errors: NothingToEvaluate (422), PolicyVersionNotFound (404), WeightsDeleted (409).
     """
     version = _version(session, lineage_id, wanted.policy_version)
     chosen = tasks.spread_over_families(session, lineage_id, wanted.split, wanted.num_tasks, wanted.seed)
@@ -108,6 +108,7 @@ def _version(session: Session, lineage_id: UUID, name: str | None) -> PolicyVers
     version = policies.serving(session, lineage_id) if name is None else policies.by_name(session, lineage_id, name)
     if version is None:
         raise policies.PolicyVersionNotFound("no policy version serves", hint="Name one with policy_version.")
+    policies.require_weights(version)
     return version
 
 

@@ -17,7 +17,7 @@ from services.contracts.lessons import LessonStatus
 from services.contracts.rollouts import GroupStatus, Purpose, RolloutStatus, Sampling
 from services.contracts.tasks import Message
 from services.store import tasks
-from services.store.models import GroupRow, LessonRow, RolloutRow, TaskRow
+from services.store.models import GroupRow, LessonRow, LoopRow, RolloutRow, TaskRow
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def wanted_versions(session: Session, lineage_id: UUID) -> set[str]:
 def take_due(session: Session, *, max_in_flight: int, resend_seconds: float) -> list[UUID]:
     """Free the groups of dead workers, then return those to be sent now, so that at most `max_in_flight` are under way.
 
-    Evaluations go first: somebody waits for their result.
+    None of a lineage whose loop is blocked. Evaluations go first: somebody waits for their result.
     """
     session.execute(
         update(GroupRow)
@@ -227,9 +227,15 @@ def take_due(session: Session, *, max_in_flight: int, resend_seconds: float) -> 
     room = max_in_flight - int(under_way or 0)
     if room <= 0:
         return []
+    free = select(LoopRow.lineage_id).where(LoopRow.blocked_by.is_(None)).scalar_subquery()
     due = (
         select(GroupRow.id)
-        .where(pending, GroupRow.not_before <= func.now(), GroupRow.sent_at.is_(None) | ~fresh)
+        .where(
+            pending,
+            GroupRow.not_before <= func.now(),
+            GroupRow.sent_at.is_(None) | ~fresh,
+            GroupRow.lineage_id.in_(free),
+        )
         .order_by(GroupRow.purpose == Purpose.TRAIN.value, GroupRow.id)
         .limit(room)
         .with_for_update(skip_locked=True)

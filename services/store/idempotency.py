@@ -7,13 +7,11 @@ take turns on an advisory lock, so that the second of two at once finds the answ
 from dataclasses import dataclass
 from datetime import timedelta
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, func, select, tuple_
 from sqlalchemy.orm import Session
 
 from services.errors import Conflict
 from services.store.models import IdempotencyRow
-
-KEPT = timedelta(days=7)  # far longer than any client goes on retrying
 
 
 class IdempotencyKeyReused(Conflict):
@@ -73,9 +71,12 @@ def keep(session: Session, request: Request, answer: Stored) -> None:
     session.flush()
 
 
-def forget_old(session: Session) -> int:
-    """Delete the answers older than `KEPT`; returns how many."""
+def forget_old(session: Session, days: float, limit: int) -> int:
+    """Delete up to `limit` answers older than so many days; returns how many."""
+    key = (IdempotencyRow.principal, IdempotencyRow.key)
+    old = select(*key).where(IdempotencyRow.created_at < func.now() - timedelta(days=days)).limit(limit)
     gone = session.execute(
-        delete(IdempotencyRow).where(IdempotencyRow.created_at < func.now() - KEPT).returning(IdempotencyRow.key)
+        delete(IdempotencyRow).where(tuple_(*key).in_(old)).returning(IdempotencyRow.key),
+        execution_options={"synchronize_session": False},
     )
     return len(gone.all())

@@ -32,3 +32,12 @@ def stop_after(session: Session, lineage_id: UUID, max_updates: int | None) -> L
     row.max_updates = max_updates
     session.flush()
     return row
+
+
+def block(session: Session, lineage_id: UUID, reason: str | None) -> LoopRow:
+    """Keep the sampler from drawing for this reason, or let it go on; written only when it changes."""
+    row = get(session, lineage_id)
+    if row.blocked_by != reason:
+        row.blocked_by = reason
+        session.flush()
+    return row

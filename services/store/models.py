@@ -771,6 +771,8 @@ class PolicyVersionRow(Base):
     gate: Mapped[JsonObject | None] = mapped_column(JSONB(none_as_null=True))
     created_at: Mapped[datetime] = _now()
     served_at: Mapped[datetime | None]
+    weights_deleted_at: Mapped[datetime | None]
+    """When retention deleted the weights of a version that no longer serves; the version cannot come back then."""
 
 
 class ProcessRow(Base):
@@ -829,6 +831,19 @@ class LoopRow(Base):
     sampling: Mapped[bool] = mapped_column(server_default="false")
     training: Mapped[bool] = mapped_column(server_default="true")
     max_updates: Mapped[int | None]
+    blocked_by: Mapped[str | None]
+    """What keeps the sampler from drawing though it is on, as the last sweep found it: too little room on a disk."""
+
+
+class RetentionRow(Base):
+    """How far a walk through old rows has come, so that each sweep reads on where the last one ended."""
+
+    __tablename__ = "retention"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    mark: Mapped[UUID]
+    num_deleted: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    walked_at: Mapped[datetime] = _now()
 
 
 class StatusChangeRow(Base):

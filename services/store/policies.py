@@ -8,8 +8,15 @@ from sqlalchemy.orm import Session
 
 from services.contracts.base import check_change
 from services.contracts.policies import POLICY_CHANGES, GateReport, PolicyStatus, PolicyVersion
-from services.errors import NotFound
+from services.errors import Conflict, NotFound
 from services.store.models import LineageRow, PolicyVersionRow
+
+
+class WeightsDeleted(Conflict):
+    """The version's weights are gone: they were old, and retention deleted them."""
+
+    title = "Weights deleted"
+    hint = "Name a newer version; PRECEPTOR_KEEP_ADAPTERS_DAYS says how long weights are kept. A backup may have them."
 
 
 class PolicyVersionNotFound(NotFound):
@@ -38,6 +45,12 @@ def serving(session: Session, lineage_id: UUID) -> PolicyVersionRow | None:
     )
 
 
+def require_weights(row: PolicyVersionRow) -> None:
+    """Pass when the version's weights are kept. Errors: WeightsDeleted (409)."""
+    if row.weights_deleted_at is not None:
+        raise WeightsDeleted(f"the weights of {row.name} were deleted on {row.weights_deleted_at:%Y-%m-%d}")
+
+
 def can_be_drawn_from(session: Session, lineage_id: UUID, name: str) -> bool:
     """Whether the version has passed its gate, so that a policy server which lost it can be given it again."""
     passed = (PolicyStatus.SERVING.value, PolicyStatus.SUPERSEDED.value)
@@ -47,6 +60,7 @@ def can_be_drawn_from(session: Session, lineage_id: UUID, name: str) -> bool:
                 PolicyVersionRow.lineage_id == lineage_id,
                 PolicyVersionRow.name == name,
                 PolicyVersionRow.status.in_(passed),
+                PolicyVersionRow.weights_deleted_at.is_(None),
             )
         )
         is not None
@@ -116,9 +130,10 @@ def reject(session: Session, version_id: UUID, gate: GateReport | None, reason: 
 def serve(session: Session, version_id: UUID, gate: GateReport | None = None) -> PolicyVersionRow:
     """Make a candidate that passed the gate, or a superseded version, the serving one; the old one is superseded.
 
-    Errors: IllegalStatusChange (409).
+    Errors: IllegalStatusChange, WeightsDeleted (409).
     """
     row = _lock(session, version_id)
+    require_weights(row)
     old = serving(session, row.lineage_id)
     if old is not None and old.id == row.id:
         return row

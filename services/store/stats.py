@@ -71,6 +71,8 @@ def _waits_of_switches(switches: LoopRow, num_updates: int) -> Iterator[str]:
         yield "sampling is off"
     if not switches.training:
         yield "training is off"
+    if switches.blocked_by is not None:
+        yield switches.blocked_by
     if switches.max_updates is not None and num_updates >= switches.max_updates:
         yield f"it was told to stop after update {switches.max_updates}"
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from sqlalchemy import create_engine
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import QueuePool
 
 from services.errors import ServiceUnavailable
 
@@ -38,6 +40,15 @@ def sqlalchemy_url(url: str) -> str:
     return f"postgresql+psycopg://{rest}" if scheme in ("postgres", "postgresql") else url
 
 
+@dataclass(frozen=True)
+class PoolUse:
+    """Connections in use and kept open without use, and how many there may be at once."""
+
+    in_use: int
+    idle: int
+    limit: int
+
+
 class Store:
     """Connections to one database. Safe to share between threads."""
 
@@ -45,7 +56,7 @@ class Store:
         self._engine = create_engine(
             sqlalchemy_url(url),
             pool_size=pool_size,
-            max_overflow=pool_size,
+            max_overflow=pool_size,  # `pool_use` counts on the sum
             pool_pre_ping=True,
             pool_timeout=10,
             hide_parameters=True,  # what was sent may be secret or huge, and errors are logged
@@ -73,6 +84,12 @@ class Store:
                 if error.connection_invalidated:
                     raise StoreUnavailable(f"the connection was lost: {_first_line(error)}") from error
                 raise
+
+    def pool_use(self) -> PoolUse:
+        """How the connections are used at this moment."""
+        pool = self._engine.pool
+        assert isinstance(pool, QueuePool)
+        return PoolUse(in_use=pool.checkedout(), idle=pool.checkedin(), limit=2 * pool.size())
 
     def close(self) -> None:
         """Give back every connection."""

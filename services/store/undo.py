@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from services.contracts.answers import AnswerStatus, Feedback
@@ -22,6 +22,7 @@ from services.store.models import (
     AnswerRow,
     ConsultationRow,
     CorrectionRow,
+    DistributionRow,
     LessonAnswerRow,
     LessonRow,
     RolloutRow,
@@ -157,6 +158,9 @@ def _put_back(session: Session, row: CorrectionRow, answer: AnswerRow) -> None:
         row.person_id,
         DraftSave(version=0, text=text, comment=row.comment or "", spans=[] if said is None else said.spans),
     )
+    # the words are the person's, who may want them erased after somebody else has decided the item
+    answer.solution = answer.feedback = answer.evidence = answer.distribution_kind = None
+    session.execute(delete(DistributionRow).where(DistributionRow.answer_id == answer.id))
     row.status = CorrectionStatus.CLAIMED.value
     row.lease_until = func.now() + corrections.LEASE
     row.verdict = row.text = row.comment = row.decided_at = row.held_until = None

@@ -108,5 +108,5 @@ def test_old_answers_are_forgotten(api: Api, store: Store) -> None:
     with store.transaction() as session:
         session.execute(text("UPDATE idempotency SET created_at = now() - interval '8 days' WHERE key = 'old'"))
     with store.transaction() as session:
-        assert idempotency.forget_old(session) == 1
+        assert idempotency.forget_old(session, days=7, limit=100) == 1
         assert session.scalars(select(IdempotencyRow.key)).all() == ["new"]

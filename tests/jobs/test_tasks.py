@@ -147,3 +147,19 @@ def test_a_broker_that_is_away_fails_nobody(worker: str) -> None:
     assert done.returncode == 0, done.stderr
     assert "message not sent" in done.stdout
     assert "trainer not woken" in done.stdout
+
+
+def test_questions_are_counted_by_expert_and_outcome(store: Store, world: World, worker: str, judge: Judge) -> None:
+    with store.transaction() as session:
+        expert = world.expert(session)
+        expert.endpoint = worker
+        world.drawn(session, world.task(session), size=1)
+        away = world.expert(session, "away")
+        away.endpoint = f"http://127.0.0.1:{free_port()}"
+        world.drawn(session, world.task(session, "u"), size=1)
+        ids = [str(i) for i in session.scalars(select(ConsultationRow.id))]
+    consult(ids)
+    registry = runtime().registry
+    total = "preceptor_consultations_total"
+    assert registry.get_sample_value(total, {"expert": "judge", "outcome": "answered"}) == 2
+    assert registry.get_sample_value(total, {"expert": "away", "outcome": "unavailable"}) == 1

@@ -29,6 +29,7 @@ from services.policy.engine_transformers import EmbeddedEngine, EngineSettings
 from services.policy.modeling import LoadedPolicy, load_policy
 from tests.policy.test_engine import make_probe
 from tests.serving import serve
+from tests.test_metrics import scrape, value
 
 pytestmark = pytest.mark.integration
 KEY = "secret"
@@ -155,3 +156,14 @@ def test_a_process_that_is_not_there_is_unavailable() -> None:
 def test_listening_beyond_loopback_needs_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("PRECEPTOR_INTERNAL_KEY", raising=False)
     assert main(["--host", "0.0.0.0", "--artifacts", str(tmp_path)]) == 2  # noqa: S104 - the point of the test
+
+
+def test_metrics_tell_the_tokens_sampled_and_the_rows_that_wait(url: str, client: PolicyClient) -> None:
+    prompt = SamplePrompt(id="m", messages=QUESTION, n=2, seed=1)
+    client.sample(SampleRequest(prompts=[prompt], max_new_tokens=4))
+    found = scrape(url)
+    sampled = value(found, "preceptor_policy_tokens_total", work="sampled")
+    assert sampled is not None
+    assert sampled > 0
+    assert value(found, "preceptor_policy_rows", state="waiting") == 0
+    assert value(found, "preceptor_http_requests_total", method="POST", route="/v1/sample", status="200") is not None

@@ -16,6 +16,7 @@ MEANINGS: Final[Mapping[int, str]] = {
     413: "The body is larger than 8 MiB.",
     415: "The body is not declared as application/json.",
     422: "The request's content cannot be accepted; `errors` says where. Nothing was stored.",
+    507: "A disk is nearly full; nothing was stored. Send it again once there is room.",
     503: "The database, or a service this route needs, is away. Send it again after Retry-After seconds.",
 }
 

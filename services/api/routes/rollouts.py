@@ -11,6 +11,7 @@ from services.api.auth import Right, needs
 from services.api.deps import HouseDep, PagingDep, SettingsDep, StoreDep
 from services.api.once import OnceDep
 from services.api.routes.common import build_router, problems
+from services.api.space import needs_space
 from services.contracts.answers import Answer
 from services.contracts.base import Page
 from services.contracts.consultations import Consultation
@@ -48,7 +49,10 @@ class Tokens:
 
 
 @router.post(
-    "/rollouts", status_code=201, dependencies=[needs(Right.SEND)], responses=problems(404, 409, 413, 415, 422)
+    "/rollouts",
+    status_code=201,
+    dependencies=[needs(Right.SEND), needs_space],
+    responses=problems(404, 409, 413, 415, 422, 507),
 )
 def add_rollout(body: RolloutCreate, house: HouseDep, once: OnceDep) -> RolloutDetail:
     """Add a rollout that was sampled elsewhere, and consult every matching expert about it.
@@ -59,7 +63,7 @@ def add_rollout(body: RolloutCreate, house: HouseDep, once: OnceDep) -> RolloutD
 
     Errors: TaskNotFound (404); TokenizerDiffers, OutsideVocabulary, NotTrainable for a task that is not for training,
     NoSuchVersion, RolloutTooLong, also when it is longer than the policy's context with its prompt (422);
-    PolicyUnavailable (503), since the policy tokenises the prompt.
+    PolicyUnavailable (503), since the policy tokenises the prompt; OutOfSpace (507).
     """
     with house.store.transaction() as session:
         once.check(session)

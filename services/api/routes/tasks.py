@@ -12,6 +12,7 @@ from services.api.deps import PagingDep, SettingsDep, StoreDep
 from services.api.once import OnceDep
 from services.api.problems import RowsRefused
 from services.api.routes.common import build_router, problems
+from services.api.space import needs_space
 from services.contracts.base import JsonObject, Page
 from services.contracts.tasks import ImportedTask, Split, Task, TaskCreate, TaskImport, TaskImported
 from services.problems import describe_errors
@@ -20,7 +21,12 @@ from services.store import browse, lineages, tasks
 router = build_router("tasks")
 
 
-@router.post("/tasks", status_code=201, dependencies=[needs(Right.SEND)], responses=problems(409, 413, 415, 422))
+@router.post(
+    "/tasks",
+    status_code=201,
+    dependencies=[needs(Right.SEND), needs_space],
+    responses=problems(409, 413, 415, 422, 507),
+)
 def add_task(body: TaskCreate, store: StoreDep, settings: SettingsDep, once: OnceDep) -> Task:
     """Add a task.
 
@@ -29,14 +35,19 @@ def add_task(body: TaskCreate, store: StoreDep, settings: SettingsDep, once: Onc
     same content is the task that is there. A family (of a domain) and a prompt stay on one side of train and the
     other splits.
 
-    Errors: TaskKeyTaken (409), SplitsOverlap (422).
+    Errors: TaskKeyTaken (409), SplitsOverlap (422), OutOfSpace (507).
     """
     with store.transaction() as session:
         lineage = lineages.get(session, settings.lineage)
         return once(session, lambda: tasks.view(tasks.add(session, lineage.id, body)[0]))
 
 
-@router.post("/tasks/import", status_code=201, dependencies=[needs(Right.SEND)], responses=problems(409, 413, 415, 422))
+@router.post(
+    "/tasks/import",
+    status_code=201,
+    dependencies=[needs(Right.SEND), needs_space],
+    responses=problems(409, 413, 415, 422, 507),
+)
 def import_tasks(body: TaskImport, store: StoreDep, settings: SettingsDep, once: OnceDep) -> TaskImported:
     """Add up to 1,000 tasks: all of them or none.
 
@@ -44,7 +55,7 @@ def import_tasks(body: TaskImport, store: StoreDep, settings: SettingsDep, once:
     `errors` lists each bad row with the reason. An import may be repeated: tasks that are there already are reported
     and left alone.
 
-    Errors: RowsRefused (422).
+    Errors: RowsRefused (422), OutOfSpace (507).
     """
     wanted = _read_rows(body.tasks)
     with store.transaction() as session:

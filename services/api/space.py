@@ -1,0 +1,67 @@
+"""Taking nothing in while a disk is nearly full: tasks and rollouts are refused with 507 until there is room again.
+
+The sweep measures where the workers run and writes what it found; the api looks at its own disks too. Both are asked at
+most once a second, so that a caller who sends a thousand rollouts pays nothing.
+"""
+
+import threading
+import time
+from typing import Final
+
+from fastapi import Depends
+from fastapi.params import Depends as Dependency
+
+from services import space
+from services.api.deps import HouseDep
+from services.errors import PreceptorError
+from services.settings import Settings
+from services.store import lineages, loop
+from services.store.lineages import LineageNotFound
+from services.store.store import Store
+
+KEPT_SECONDS: Final = 1.0
+
+
+class OutOfSpace(PreceptorError):
+    """A disk is nearly full, so nothing more is taken in; what is there goes on being trained on."""
+
+    status_code = 507
+    title = "Too little disk space"
+    hint = "Nothing was stored. Make room as the detail says; then the same request is accepted."
+    retry_after_seconds = 30
+
+
+class SpaceGuard:
+    """What is known about the room on the disks, at most `KEPT_SECONDS` old. Safe to share between threads."""
+
+    def __init__(self, store: Store, settings: Settings) -> None:
+        self._store = store
+        self._settings = settings
+        self._turn = threading.Lock()
+        self._looked_at = -KEPT_SECONDS
+        self._shortage: str | None = None
+
+    def check(self) -> None:
+        """Pass while there is room. Errors: OutOfSpace (507), StoreUnavailable (503)."""
+        with self._turn:
+            if time.monotonic() - self._looked_at >= KEPT_SECONDS:
+                self._shortage = space.find_shortage(self._settings) or self._read_row()
+                self._looked_at = time.monotonic()
+            shortage = self._shortage
+        if shortage is not None:
+            raise OutOfSpace(shortage)
+
+    def _read_row(self) -> str | None:
+        try:
+            with self._store.transaction() as session:
+                return loop.get(session, lineages.get(session, self._settings.lineage).id).blocked_by
+        except LineageNotFound:
+            return None
+
+
+def _check(house: HouseDep) -> None:
+    house.space.check()
+
+
+needs_space: Final[Dependency] = Depends(_check)
+"""A dependency that passes while there is room. Errors: OutOfSpace (507)."""

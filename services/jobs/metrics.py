@@ -1,0 +1,71 @@
+"""The worker's figures: questions by expert and outcome, draws, rollouts."""
+
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from services.contracts.consultations import InvalidAnswer
+from services.contracts.experts import ConsultAbstain, ConsultLater, ConsultResult
+from services.experts.client import ExpertUnavailable, Outcome
+
+ANSWER_SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+DRAW_SECONDS: Final = (0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300)
+
+
+class WorkerMeter:
+    """Counts what a worker does. Expert names are those of registered experts, so their number is bounded."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._consultations = Counter(
+            "preceptor_consultations",
+            "Questions asked, by how they ended: answered, abstained, waiting, invalid, busy, unavailable.",
+            ("expert", "outcome"),
+            registry=registry,
+        )
+        self._answer_seconds = Histogram(
+            "preceptor_consultation_seconds",
+            "From a question sent to its answer read.",
+            ("expert",),
+            buckets=ANSWER_SECONDS,
+            registry=registry,
+        )
+        self._draws = Counter(
+            "preceptor_draws", "Groups asked of the policy: drawn, late, failed.", ("outcome",), registry=registry
+        )
+        self._draw_seconds = Histogram(
+            "preceptor_draw_seconds", "The policy's time for a group.", buckets=DRAW_SECONDS, registry=registry
+        )
+        self._rollouts = Counter("preceptor_rollouts_drawn", "Rollouts stored.", ("purpose",), registry=registry)
+        self._tokens = Counter(
+            "preceptor_rollout_tokens", "Tokens of rollouts stored.", ("purpose",), registry=registry
+        )
+
+    def asked(self, expert: str, reply: Outcome | ExpertUnavailable, seconds: float) -> None:
+        """One question ended."""
+        self._consultations.labels(expert, name_outcome(reply)).inc()
+        self._answer_seconds.labels(expert).observe(seconds)
+
+    def drew(self, outcome: str, seconds: float) -> None:
+        """One group was asked of the policy: `drawn`, `late` (another worker was first) or `failed`."""
+        self._draws.labels(outcome).inc()
+        self._draw_seconds.observe(seconds)
+
+    def stored(self, purpose: str, num_rollouts: int, num_tokens: int) -> None:
+        """A group's rollouts are in the database."""
+        self._rollouts.labels(purpose).inc(num_rollouts)
+        self._tokens.labels(purpose).inc(num_tokens)
+
+
+def name_outcome(reply: Outcome | ExpertUnavailable) -> str:
+    """The outcome's word."""
+    match reply:
+        case ConsultResult():
+            return "answered"
+        case ConsultAbstain():
+            return "abstained"
+        case ConsultLater():
+            return "waiting"
+        case InvalidAnswer():
+            return "invalid"
+        case ExpertUnavailable():
+            return "unavailable" if reply.retry_after is None else "busy"

@@ -1,0 +1,182 @@
+"""Restoring a backup into an empty data folder and an empty database. Nothing that exists is overwritten.
+
+The manifest is checked first, every byte of it: a damaged backup changes nothing. What is restored is complete and
+counted before the schema is brought to this version's; a restore that fails says so in the data folder, which then is
+not empty and must be deleted. Training continues from the last applied update of the backup.
+"""
+
+import shutil
+import tarfile
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import psycopg
+from alembic.script import ScriptDirectory
+from psycopg import sql
+from psycopg.rows import TupleRow
+from pydantic import ValidationError
+
+from services.errors import InvalidInput
+from services.local import pg_programs
+from services.local.backup import (
+    DUMP,
+    EXPERTS,
+    MANIFEST,
+    SECRET_FILES,
+    SETTINGS,
+    Manifest,
+    Say,
+    count_rows,
+    expert_columns,
+    list_files,
+)
+from services.local.layout import Layout, write_private
+from services.local.postgres import EmbeddedPostgres
+from services.policy.artifacts import ArtifactDamaged, ArtifactStore
+from services.store import migrate
+
+SETTINGS_KEPT: Final = "settings-of-backup.json"
+
+
+class RestoreRefused(InvalidInput):
+    """The backup is not whole, or the place to restore to is not empty; nothing was changed."""
+
+    title = "Nothing was restored"
+
+
+class RestoreIncomplete(InvalidInput):
+    """What came out is not what the manifest says; what was restored must not be used."""
+
+    title = "The restore did not come out right"
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What was restored. migrated_from: the backup's schema where this version's is newer."""
+
+    manifest: Manifest
+    migrated_from: str | None
+
+
+def restore(source: Path, layout: Layout, database_url: str | None, say: Say) -> Restored:
+    """Restore a backup to a data folder that is empty or does not exist yet.
+
+    database_url: an empty database to fill, instead of an embedded one.
+    Errors: RestoreRefused, RestoreIncomplete (422), ProgramFailed, LocalError.
+    """
+    if layout.root.exists() and any(layout.root.iterdir()):
+        raise RestoreRefused(
+            f"{layout.root} is not empty", hint="Name a new data folder with --home; this one stays as it is."
+        )
+    with ExitStack() as stack:
+        folder = _open(source, stack)
+        say("checking every file against the manifest")
+        manifest = check(folder)
+        if database_url is not None:
+            _require_empty(database_url)
+        layout = Layout.open(layout.root)
+        try:
+            _fill_home(folder, manifest, layout)
+            if database_url is None:
+                say("starting an empty Postgres")
+                database_url = stack.enter_context(EmbeddedPostgres(layout.postgres, log=layout.log("postgres"))).url
+            say("restoring the database")
+            _fill_database(folder, manifest, database_url)
+            head = migrate.find_head()
+            if manifest.migration != head:
+                say(f"migrating from {manifest.migration} to {head}")
+                migrate.upgrade(database_url)
+        except BaseException:
+            write_private(layout.root / "INCOMPLETE", "A restore into this folder failed; delete the folder.\n")
+            raise
+    return Restored(manifest, None if manifest.migration == head else manifest.migration)
+
+
+def check(folder: Path) -> Manifest:
+    """The manifest of a backup whose every file is what it says. Errors: RestoreRefused naming what is not."""
+    try:
+        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        raise RestoreRefused(f"there is no {MANIFEST}: this is no backup, or one that was cut off") from None
+    except ValidationError as error:
+        raise RestoreRefused(f"{MANIFEST} cannot be read: {error.errors(include_url=False)[0]['msg']}") from None
+    found = list_files(folder)
+    wrong = sorted(
+        {name for name in manifest.files if manifest.files[name] != found.get(name)} | (found.keys() - manifest.files)
+    )
+    if wrong:
+        shown = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+        raise RestoreRefused(f"the backup is damaged: {shown}", hint="Use another backup.")
+    known = {script.revision for script in ScriptDirectory.from_config(migrate.config()).walk_revisions()}
+    if manifest.migration not in known:
+        raise RestoreRefused(
+            f"the backup's schema {manifest.migration} is newer than this version of Preceptor",
+            hint=f"Restore it with Preceptor {manifest.preceptor} or newer.",
+        )
+    return manifest
+
+
+def _open(source: Path, stack: ExitStack) -> Path:
+    if source.is_dir():
+        return source
+    if not source.is_file():
+        raise RestoreRefused(f"{source} does not exist")
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="preceptor-restore-")))
+    try:
+        with tarfile.open(source) as archive:
+            archive.extractall(folder, filter="data")
+    except tarfile.TarError as error:
+        raise RestoreRefused(f"{source} is neither a folder nor a readable .tar file: {error}") from None
+    return folder
+
+
+def _require_empty(url: str) -> None:
+    with psycopg.connect(pg_programs.plain_url(url)) as connection:
+        tables = connection.execute(
+            "SELECT table_name FROM information_schema.tables WHERE table_schema = current_schema() LIMIT 1"
+        ).fetchone()
+    if tables is not None:
+        raise RestoreRefused("the database that DATABASE_URL names is not empty", hint="Make a new one, and name that.")
+
+
+def _fill_home(folder: Path, manifest: Manifest, layout: Layout) -> None:
+    places = [(folder / "artifacts", layout.artifacts)]
+    places += [(folder / "checkpoints" / line.name, layout.checkpoints / line.name) for line in manifest.lineages]
+    for source, target in places:
+        for path in sorted(source.iterdir()) if source.is_dir() else ():
+            if ArtifactStore(target).store(path) != path.name:
+                raise ArtifactDamaged(f"{path} is not what its name says")
+    for name in SECRET_FILES:
+        if (folder / name).exists():
+            write_private(layout.root / name, (folder / name).read_text())
+    shutil.copyfile(folder / SETTINGS, layout.root / SETTINGS_KEPT)
+
+
+def _fill_database(folder: Path, manifest: Manifest, url: str) -> None:
+    with psycopg.connect(pg_programs.plain_url(url), autocommit=True) as connection:
+        major = connection.info.server_version // 10_000
+
+        def fill(section: str) -> None:
+            name = connection.info.dbname
+            arguments = ["--exit-on-error", "--no-owner", "--no-privileges", f"--section={section}", f"--dbname={name}"]
+            pg_programs.run("pg_restore", major, url, [*arguments, folder / DUMP])
+
+        fill("pre-data")
+        fill("data")
+        _copy_experts(connection, folder / EXPERTS)
+        fill("post-data")  # indexes and constraints, over all the rows
+        for table, number in manifest.rows.items():
+            if (found := count_rows(connection, table)) != number:
+                raise RestoreIncomplete(f"the table {table} has {found} rows, the backup had {number}")
+        connection.execute("ANALYZE")
+
+
+def _copy_experts(connection: psycopg.Connection[TupleRow], path: Path) -> None:
+    columns = sql.SQL(", ").join(map(sql.Identifier, expert_columns(connection)))
+    query = sql.SQL("COPY expert ({}) FROM STDIN").format(columns)
+    with connection.cursor() as cursor, cursor.copy(query) as copy, path.open("rb") as file:
+        while block := file.read(1 << 20):
+            copy.write(block)

@@ -1,0 +1,227 @@
+"""A backup is restored and goes on: rows, weights, secrets, and what is refused."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+from sqlalchemy import func, select
+
+from services.local import backup, restore
+from services.local.installation import Installation, find
+from services.local.layout import Layout
+from services.local.pg_programs import plain_url
+from services.local.postgres import EmbeddedPostgres
+from services.local.process import LocalError
+from services.policy.artifacts import ArtifactStore
+from services.store import policies, updates
+from services.store.models import Base, ExpertRow
+from services.store.store import Store
+from tests.conftest import execute
+from tests.store.conftest import World, store, world
+
+pytestmark = pytest.mark.integration
+__all__ = ["store", "world"]
+
+
+def quiet(line: str) -> None:
+    """Nothing is said."""
+
+
+@pytest.fixture
+def empty_database(postgres_server: EmbeddedPostgres, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A database without a schema."""
+    name = f"empty_{abs(hash(request.node.name))}"
+    execute(postgres_server, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    yield postgres_server.url_of(name)
+    execute(postgres_server, sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Layout:
+    """The data folder of what is backed up."""
+    return Layout.open(tmp_path / "home")
+
+
+@pytest.fixture
+def installation(home: Layout, database_url: str) -> Installation:
+    """An installation whose database is somebody else's."""
+    return find(home, {"DATABASE_URL": database_url})
+
+
+def store_weights(folder: Path, scratch: Path, content: str) -> str:
+    scratch.mkdir(parents=True)
+    (scratch / "weights").write_text(content)
+    return ArtifactStore(folder).store(scratch)
+
+
+@pytest.fixture
+def weights(store: Store, world: World, home: Layout, tmp_path: Path) -> dict[str, str]:
+    """One applied update with its checkpoint, and two versions: one whose weights were deleted, one that serves."""
+    made = {
+        "checkpoint": store_weights(home.checkpoints / "main", tmp_path / "a", "checkpoint"),
+        "serving": store_weights(home.artifacts, tmp_path / "b", "serving"),
+        "gone": "d" * 64,
+    }
+    owner = world.lineage_id
+    with store.transaction() as session:
+        expert = world.expert(session, "signs")
+        expert.signing_secret = "whsec_c2VjcmV0"  # noqa: S105
+        world.drawn(session, world.task(session))
+        row = updates.start(
+            session,
+            world.lineage_id,
+            owner,
+            objective="distil",
+            settings={},
+            parent_sha256=None,
+            batch_sha256="e" * 64,
+            lesson_ids=[],
+        )
+        updates.apply(session, row.id, owner, checkpoint_sha256=made["checkpoint"], metrics={}, contributions=[])
+        for name in ("gone", "serving"):
+            version = policies.add_candidate(session, world.lineage_id, artifact_sha256=made[name], update_number=1)
+            policies.serve(session, version.id)
+    return made
+
+
+def count_all(url: str) -> dict[str, int]:
+    opened = Store(url, pool_size=1)
+    with opened.transaction() as session:
+        counts = {
+            name: session.scalar(select(func.count()).select_from(table)) or 0
+            for name, table in Base.metadata.tables.items()
+        }
+    opened.close()
+    return counts
+
+
+def test_what_is_restored_has_the_same_rows_and_weights(
+    installation: Installation, weights: dict[str, str], database_url: str, empty_database: str, tmp_path: Path
+) -> None:
+    manifest = backup.make(installation, tmp_path / "backup", with_secrets=False, say=quiet)
+    target = Layout(tmp_path / "restored")
+    done = restore.restore(tmp_path / "backup", target, empty_database, quiet)
+    assert count_all(empty_database) == count_all(database_url)
+    assert ArtifactStore(target.checkpoints / "main").path(weights["checkpoint"]).is_dir()
+    assert ArtifactStore(target.artifacts).path(weights["serving"]).is_dir()
+    assert manifest.absent == [weights["gone"]]
+    assert done.migrated_from is None
+    [line] = manifest.lineages
+    assert (line.num_updates, line.checkpoint_sha256) == (1, weights["checkpoint"])
+
+
+def test_the_restored_database_refuses_what_the_first_one_refused(
+    installation: Installation, weights: dict[str, str], empty_database: str, tmp_path: Path
+) -> None:
+    backup.make(installation, tmp_path / "backup", with_secrets=False, say=quiet)
+    restore.restore(tmp_path / "backup", Layout(tmp_path / "restored"), empty_database, quiet)
+    with psycopg.connect(plain_url(empty_database)) as connection, pytest.raises(psycopg.Error, match="status"):
+        connection.execute("UPDATE rollout SET status = 'ready'; UPDATE rollout SET status = 'open'")
+
+
+@pytest.mark.parametrize("with_secrets", [False, True])
+def test_secrets_are_in_a_backup_only_on_request(
+    installation: Installation, weights: dict[str, str], empty_database: str, tmp_path: Path, with_secrets: bool
+) -> None:
+    installation.layout.secrets()
+    backup.make(installation, tmp_path / "backup", with_secrets=with_secrets, say=quiet)
+    everything = b"".join(path.read_bytes() for path in (tmp_path / "backup").rglob("*") if path.is_file())
+    assert (b"whsec_" in everything) is with_secrets
+    assert (tmp_path / "backup" / "secrets.json").exists() is with_secrets
+    restore.restore(tmp_path / "backup", Layout(tmp_path / "restored"), empty_database, quiet)
+    opened = Store(empty_database, pool_size=1)
+    with opened.transaction() as session:
+        secret = session.scalars(select(ExpertRow.signing_secret)).one()
+    opened.close()
+    assert (secret is not None) is with_secrets
+
+
+def test_a_backup_in_one_file_restores_as_a_folder_does(
+    installation: Installation, weights: dict[str, str], database_url: str, empty_database: str, tmp_path: Path
+) -> None:
+    backup.make(installation, tmp_path / "backup.tar", with_secrets=False, say=quiet)
+    assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
+    restore.restore(tmp_path / "backup.tar", Layout(tmp_path / "restored"), empty_database, quiet)
+    assert count_all(empty_database) == count_all(database_url)
+
+
+def corrupt(folder: Path) -> None:
+    path = folder / backup.DUMP
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+
+
+def remove(folder: Path) -> None:
+    shutil.rmtree(folder / "checkpoints")
+
+
+def add(folder: Path) -> None:
+    (folder / "artifacts" / "stranger").write_text("x")
+
+
+def cut_off(folder: Path) -> None:
+    (folder / backup.MANIFEST).unlink()
+
+
+def come_from_the_future(folder: Path) -> None:
+    manifest = json.loads((folder / backup.MANIFEST).read_text())
+    (folder / backup.MANIFEST).write_text(json.dumps(manifest | {"migration": "29990101_later"}))
+
+
+@pytest.mark.parametrize("damage", [corrupt, remove, add, cut_off, come_from_the_future])
+def test_a_backup_that_is_not_whole_changes_nothing(
+    installation: Installation,
+    weights: dict[str, str],
+    empty_database: str,
+    tmp_path: Path,
+    damage: Callable[[Path], None],
+) -> None:
+    backup.make(installation, tmp_path / "backup", with_secrets=False, say=quiet)
+    damage(tmp_path / "backup")
+    with pytest.raises(restore.RestoreRefused):
+        restore.restore(tmp_path / "backup", Layout(tmp_path / "restored"), empty_database, quiet)
+    assert not (tmp_path / "restored").exists()
+    with psycopg.connect(plain_url(empty_database)) as connection:
+        tables = connection.execute("SELECT 1 FROM pg_tables WHERE schemaname = 'public'").fetchall()
+    assert tables == []
+
+
+def test_nothing_that_exists_is_overwritten(
+    installation: Installation, weights: dict[str, str], database_url: str, empty_database: str, tmp_path: Path
+) -> None:
+    backup.make(installation, tmp_path / "backup", with_secrets=False, say=quiet)
+    with pytest.raises(backup.BackupRefused):
+        backup.make(installation, tmp_path / "backup", with_secrets=False, say=quiet)
+    with pytest.raises(restore.RestoreRefused, match="not empty"):
+        restore.restore(tmp_path / "backup", installation.layout, empty_database, quiet)
+    with pytest.raises(restore.RestoreRefused, match="not empty"):
+        restore.restore(tmp_path / "backup", Layout(tmp_path / "restored"), database_url, quiet)
+
+
+def test_a_checkpoint_that_is_nowhere_is_said_and_leaves_no_backup(
+    installation: Installation, weights: dict[str, str], tmp_path: Path
+) -> None:
+    shutil.rmtree(installation.layout.checkpoints / "main" / weights["checkpoint"])
+    with pytest.raises(LocalError, match="checkpoint of update 1"):
+        backup.make(installation, tmp_path / "backup", with_secrets=False, say=quiet)
+    assert [path.name for path in tmp_path.iterdir() if "backup" in path.name] == []
+
+
+def test_a_stack_that_is_down_is_backed_up_and_restored_with_servers_of_its_own(server_folder: Path) -> None:
+    from services.store import lineages, migrate
+
+    home = Layout.open(server_folder / "down")
+    with EmbeddedPostgres(home.postgres, durable=False) as server:
+        migrate.upgrade(server.url)
+        opened = Store(server.url, pool_size=1)
+        with opened.transaction() as session:
+            lineages.ensure(session, "main", "tiny", "b" * 64, "a" * 64, 9)
+        opened.close()
+    backup.make(find(home, {}), server_folder / "backup", with_secrets=False, say=quiet)
+    target = Layout(server_folder / "restored")
+    restore.restore(server_folder / "backup", target, None, quiet)
+    with EmbeddedPostgres(target.postgres, durable=False) as server:
+        assert count_all(server.url)["lineage"] == 1
