@@ -33,7 +33,12 @@ def render_error(error: PreceptorError, instance: str = "") -> Response:
     headers = {} if error.retry_after_seconds is None else {"Retry-After": str(error.retry_after_seconds)}
     if error.status_code == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
-    problem = Problem(
+    return render(describe(error, instance), headers)
+
+
+def describe(error: PreceptorError, instance: str = "") -> Problem:
+    """One of our own errors as a problem document."""
+    return Problem(
         type=TYPE_PREFIX + error.slug,
         title=error.title,
         status=error.status_code,
@@ -42,7 +47,6 @@ def render_error(error: PreceptorError, instance: str = "") -> Response:
         instance=shorten(instance, MAX_TEXT_CHARS),
         errors=list(error.errors[:MAX_ERRORS]),
     )
-    return render(problem, headers)
 
 
 def on_preceptor_error(request: Request, error: Exception) -> Response:

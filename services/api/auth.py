@@ -13,10 +13,12 @@ from uuid import UUID
 from fastapi import Depends
 from fastapi.params import Depends as Dependency
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from sqlalchemy.orm import Session
 
 from services.api.deps import SettingsDep, StoreDep
 from services.contracts.persons import Role
 from services.errors import PreceptorError
+from services.settings import Settings
 from services.store import persons
 
 
@@ -89,13 +91,18 @@ BearerDep = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 
 def identify(bearer: BearerDep, store: StoreDep, settings: SettingsDep) -> Caller:
     """The caller. Errors: KeyMissing, KeyUnknown (401)."""
-    if bearer is None and not settings.api_open:
-        raise KeyMissing("this call needs an API key")
     with store.transaction() as session:
-        row = persons.find_owner(session) if bearer is None else persons.authenticate(session, bearer.credentials)
-        if row is None:
-            raise KeyUnknown("this API key is not known")
-        return Caller(id=row.id, name=row.name, role=Role(row.role))
+        return authenticate(session, None if bearer is None else bearer.credentials, settings)
+
+
+def authenticate(session: Session, key: str | None, settings: Settings) -> Caller:
+    """Who holds the key. Errors: KeyMissing, KeyUnknown (401)."""
+    if key is None and not settings.api_open:
+        raise KeyMissing("this call needs an API key")
+    row = persons.find_owner(session) if key is None else persons.authenticate(session, key)
+    if row is None:
+        raise KeyUnknown("this API key is not known")
+    return Caller(id=row.id, name=row.name, role=Role(row.role))
 
 
 CallerDep = Annotated[Caller, Depends(identify)]

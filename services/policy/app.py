@@ -25,6 +25,7 @@ from services.contracts.base import Problem
 from services.errors import PreceptorError, ServiceUnavailable
 from services.policy.contract import (
     MAX_BODY_BYTES,
+    DetokenizeBatch,
     DetokenizeRequest,
     Health,
     PolicyInfo,
@@ -34,7 +35,10 @@ from services.policy.contract import (
     ScoreRequest,
     ScoreResponse,
     Text,
+    TextBatch,
     TokenIds,
+    TokenIdsBatch,
+    TokenizeBatch,
     TokenizeRequest,
     Version,
     VersionCreate,
@@ -140,6 +144,17 @@ def create_app(engine: "EmbeddedEngine", key: str = "") -> FastAPI:
     async def detokenize(body: DetokenizeRequest) -> Text:
         """Text of token ids. Errors: PromptRefused (422) for ids outside the vocabulary."""
         return Text(text=await run_in_threadpool(engine.detokenize, body.token_ids))
+
+    @app.post("/v1/tokenize/batch", dependencies=guarded)
+    def tokenize_batch(body: TokenizeBatch) -> TokenIdsBatch:
+        """Token ids of several messages or texts. Errors: as /v1/tokenize, for all if for one."""
+        token_ids = [engine.tokenize(item.messages, item.text) for item in body.items]
+        return TokenIdsBatch(token_ids=token_ids, tokenizer_hash=engine.info().tokenizer_hash)
+
+    @app.post("/v1/detokenize/batch", dependencies=guarded)
+    def detokenize_batch(body: DetokenizeBatch) -> TextBatch:
+        """Texts of several lists of token ids. Errors: as /v1/detokenize, for all if for one."""
+        return TextBatch(texts=[engine.detokenize(item) for item in body.items])
 
     @app.post("/v1/versions", dependencies=guarded)
     def load_version(body: VersionCreate) -> Version:

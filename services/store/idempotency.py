@@ -4,10 +4,12 @@ The same key with the same request gets that answer again; with another request 
 take turns on an advisory lock, so that the second of two at once finds the answer of the first.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, func, select, tuple_
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from services.errors import Conflict
@@ -46,10 +48,50 @@ def find(session: Session, request: Request) -> Stored | None:
     row = session.get(IdempotencyRow, (request.principal, request.key))
     if row is None:
         return None
+    found = _read(row, request)
+    if isinstance(found, IdempotencyKeyReused):
+        raise found
+    return found
+
+
+def _read(row: IdempotencyRow, request: Request) -> Stored | IdempotencyKeyReused:
     if (row.route, row.request_sha256) != (request.route, request.sha256):
         other = f"{row.route} with another body" if row.route == request.route else row.route
-        raise IdempotencyKeyReused(f"the idempotency key {request.key!r} was used for {other}")
+        return IdempotencyKeyReused(f"the idempotency key {request.key!r} was used for {other}")
     return Stored(status_code=row.status_code, body=row.body)
+
+
+def find_all(session: Session, requests: Sequence[Request]) -> dict[Request, Stored | IdempotencyKeyReused]:
+    """The answers that those of these requests were given that were sent before."""
+    wanted = {(request.principal, request.key): request for request in requests}
+    if not wanted:
+        return {}
+    named = tuple_(IdempotencyRow.principal, IdempotencyRow.key)
+    rows = session.scalars(select(IdempotencyRow).where(named.in_(wanted)))
+    return {request: _read(row, request) for row in rows if (request := wanted[row.principal, row.key])}
+
+
+def keep_all(session: Session, answers: Mapping[Request, Stored]) -> set[Request]:
+    """Keep these answers, and say which: the others' keys were taken meanwhile.
+
+    Waits for whoever is at work on one of the keys, and in an order that lets any number of callers do so at once.
+    """
+    rows = [
+        {
+            "principal": request.principal,
+            "key": request.key,
+            "route": request.route,
+            "request_sha256": request.sha256,
+            "status_code": answer.status_code,
+            "body": answer.body,
+        }
+        for request, answer in sorted(answers.items(), key=lambda item: (item[0].principal, item[0].key))
+    ]
+    if not rows:
+        return set()
+    taken = insert(IdempotencyRow).on_conflict_do_nothing().returning(IdempotencyRow.principal, IdempotencyRow.key)
+    kept = {(principal, key) for principal, key in session.execute(taken, rows)}
+    return {request for request in answers if (request.principal, request.key) in kept}
 
 
 def take_turn(session: Session, request: Request) -> None:
@@ -59,18 +101,9 @@ def take_turn(session: Session, request: Request) -> None:
 
 
 def keep(session: Session, request: Request, answer: Stored) -> None:
-    """Keep the answer for the next time."""
-    session.add(
-        IdempotencyRow(
-            principal=request.principal,
-            key=request.key,
-            route=request.route,
-            request_sha256=request.sha256,
-            status_code=answer.status_code,
-            body=answer.body,
-        )
-    )
-    session.flush()
+    """Keep the answer for the next time. Errors: IdempotencyKeyReused (409), by an ingest at the same moment."""
+    if not keep_all(session, {request: answer}):
+        raise IdempotencyKeyReused(f"the idempotency key {request.key!r} was used for another request")
 
 
 def forget_old(session: Session) -> int:

@@ -2,7 +2,18 @@
 
 from fastapi import FastAPI
 
-from services.policy.contract import Counters, DetokenizeRequest, PolicyInfo, Text, TokenIds, TokenizeRequest
+from services.policy.contract import (
+    Counters,
+    DetokenizeBatch,
+    DetokenizeRequest,
+    PolicyInfo,
+    Text,
+    TextBatch,
+    TokenIds,
+    TokenIdsBatch,
+    TokenizeBatch,
+    TokenizeRequest,
+)
 
 TOKENIZER = "a" * 64
 VOCAB = 256
@@ -38,5 +49,13 @@ def create_app() -> FastAPI:
     @app.post("/v1/detokenize")
     def detokenize(body: DetokenizeRequest) -> Text:
         return Text(text="".join(map(chr, body.token_ids)))
+
+    @app.post("/v1/tokenize/batch")
+    def tokenize_batch(body: TokenizeBatch) -> TokenIdsBatch:
+        return TokenIdsBatch(token_ids=[tokenize(item).token_ids for item in body.items], tokenizer_hash=TOKENIZER)
+
+    @app.post("/v1/detokenize/batch")
+    def detokenize_batch(body: DetokenizeBatch) -> TextBatch:
+        return TextBatch(texts=["".join(map(chr, item)) for item in body.items])
 
     return app
