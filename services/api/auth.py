@@ -4,10 +4,9 @@ Every call carries `Authorization: Bearer pk_…`, but for /healthz and late ans
 settings open the api (loopback only; the entrypoint sees to that), a call without a key is the first owner's.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Annotated, Final
+from typing import Annotated
 from uuid import UUID
 
 from fastapi import Depends
@@ -16,31 +15,13 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.orm import Session
 
 from services.api.deps import SettingsDep, StoreDep
+from services.contracts.persons import RIGHTS as RIGHTS
+from services.contracts.persons import Right as Right
 from services.contracts.persons import Role
 from services.errors import PreceptorError
 from services.settings import Settings
 from services.store import persons
-
-
-class Right(StrEnum):
-    """What a route may ask of its caller."""
-
-    READ = "read"
-    SEND = "send"
-    CORRECT = "correct"
-    OPERATE = "operate"
-    ADMINISTER = "administer"
-
-
-RIGHTS: Final[Mapping[Role, frozenset[Right]]] = {
-    Role.OWNER: frozenset(Right),
-    Role.OPERATOR: frozenset({Right.READ, Right.SEND, Right.CORRECT, Right.OPERATE}),
-    Role.ANNOTATOR: frozenset({Right.READ, Right.CORRECT}),
-    Role.SERVICE: frozenset({Right.READ, Right.SEND}),
-}
-"""read: every list and detail, but of tasks' metadata only the keys. send: tasks, rollouts. correct: the human queue.
-operate: tasks' metadata, experts and late answers for those that do not sign, evaluations, the loop, requeueing.
-administer: persons and their keys."""
+from services.store.models import ApiKeyRow, PersonRow
 
 
 class KeyMissing(PreceptorError):
@@ -69,15 +50,17 @@ class NotAllowed(PreceptorError):
 
 @dataclass(frozen=True)
 class Caller:
-    """A person or service whose key was checked."""
+    """A person or service whose key or session was checked."""
 
     id: UUID
     name: str
     role: Role
+    scopes: frozenset[Right] | None = None
+    """What their key narrows the role to; None leaves it whole."""
 
     def may(self, right: Right) -> bool:
-        """Whether the caller's role includes the right."""
-        return right in RIGHTS[self.role]
+        """Whether the caller's role includes the right, and their key too."""
+        return right in RIGHTS[self.role] and (self.scopes is None or right in self.scopes)
 
     def must(self, right: Right) -> None:
         """Pass when the caller may. Errors: NotAllowed (403)."""
@@ -92,17 +75,30 @@ BearerDep = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 def identify(bearer: BearerDep, store: StoreDep, settings: SettingsDep) -> Caller:
     """The caller. Errors: KeyMissing, KeyUnknown (401)."""
     with store.transaction() as session:
-        return authenticate(session, None if bearer is None else bearer.credentials, settings)
+return authenticate(session, None if bearer is None else bearer.credentials, settings)
+
+
+def require_key(key: str | None, settings: Settings) -> None:
+    """Pass when a key was given, or none is asked for. Errors: KeyMissing (401)."""
+    if key is None and not settings.api_open:
+        raise KeyMissing("this call needs an API key")
 
 
 def authenticate(session: Session, key: str | None, settings: Settings) -> Caller:
     """Who holds the key. Errors: KeyMissing, KeyUnknown (401)."""
-    if key is None and not settings.api_open:
-        raise KeyMissing("this call needs an API key")
-    row = persons.find_owner(session) if key is None else persons.authenticate(session, key)
-    if row is None:
+    require_key(key, settings)
+    if key is None:
+        return to_caller(persons.find_owner(session), None)
+    found = persons.authenticate(session, key)
+    if found is None:
         raise KeyUnknown("this API key is not known")
-    return Caller(id=row.id, name=row.name, role=Role(row.role))
+    return to_caller(*found)
+
+
+def to_caller(person: PersonRow, key: ApiKeyRow | None) -> Caller:
+    """The person as a caller, narrowed to the key's scopes."""
+    scopes = None if key is None or key.scopes is None else frozenset(map(Right, key.scopes))
+    return Caller(id=person.id, name=person.name, role=Role(person.role), scopes=scopes)
 
 
 CallerDep = Annotated[Caller, Depends(identify)]

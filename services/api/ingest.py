@@ -26,7 +26,7 @@ from fastapi import Request as HTTPRequest
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from services.api.auth import Caller, Right, authenticate
+from services.api.auth import Caller, Right, authenticate, require_key
 from services.api.tokens import Reader, Tokens
 from services.contracts.rollouts import BatchedRollout, RolloutCreate
 from services.errors import PreceptorError, ServiceUnavailable
@@ -156,6 +156,7 @@ class Ingest:
         Errors: KeyMissing, KeyUnknown (401), NotAllowed (403), IngestBusy, StoreUnavailable, PolicyUnavailable (503):
         nothing of the request was stored. The problem of a row is its outcome.
         """
+        require_key(bearer, self._settings)
         request = _Request(bearer, rows, num_bytes, asyncio.get_running_loop().create_future())
         with self._lock:
             if self._waiting_rows and (

@@ -4,7 +4,7 @@ import hashlib
 import secrets
 from uuid import UUID
 
-from sqlalchemy import func, select, update
+from sqlalchemy import func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -67,13 +67,18 @@ def find_owner(session: Session) -> PersonRow:
     return session.scalar(owners) or _insert(session, OWNER_NAME, Role.OWNER) or session.scalars(owners).one()
 
 
-def authenticate(session: Session, key: str) -> PersonRow | None:
-    """The person who holds this key, unless it was revoked."""
-    return session.scalar(
-        select(PersonRow)
+def authenticate(session: Session, key: str) -> tuple[PersonRow, ApiKeyRow] | None:
+    """The person who holds this key, and the key, unless it was revoked or is too old."""
+    found = session.execute(
+        select(PersonRow, ApiKeyRow)
         .join(ApiKeyRow, ApiKeyRow.person_id == PersonRow.id)
-        .where(ApiKeyRow.key_sha256 == hash_key(key), ApiKeyRow.revoked_at.is_(None))
-    )
+        .where(
+            ApiKeyRow.key_sha256 == hash_key(key),
+            ApiKeyRow.revoked_at.is_(None),
+            or_(ApiKeyRow.expires_at.is_(None), ApiKeyRow.expires_at > func.now()),
+        )
+    ).one_or_none()
+    return None if found is None else (found[0], found[1])
 
 
 def rotate_key(session: Session, person_id: UUID) -> tuple[PersonRow, str]:

@@ -7,13 +7,13 @@ from fastapi import FastAPI
 from sqlalchemy import text
 from starlette.testclient import TestClient
 
-from services.api.__main__ import is_loopback, main
 from services.api.app import create_app
 from services.api.auth import RIGHTS, Right
 from services.contracts.persons import Role
 from services.settings import Settings
 from services.store import persons
 from services.store.store import Store
+from services.web.__main__ import is_loopback, main
 from tests.api.conftest import Api, made, refused, task_body
 from tests.store.conftest import World
 
