@@ -74,8 +74,10 @@ BearerDep = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 
 def identify(bearer: BearerDep, store: StoreDep, settings: SettingsDep) -> Caller:
     """The caller. Errors: KeyMissing, KeyUnknown (401)."""
+    key = None if bearer is None else bearer.credentials
+    require_key(key, settings)
     with store.transaction() as session:
-return authenticate(session, None if bearer is None else bearer.credentials, settings)
+        return authenticate(session, key, settings)
 
 
 def require_key(key: str | None, settings: Settings) -> None:
