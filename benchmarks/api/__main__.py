@@ -77,11 +77,21 @@ def _measure_ingest(console: Console, stage: Stage, num_experts: int, num_rollou
     costs: list[Cost] = []
     for load in LOADS:
         stage.put_experts(num_experts)
-        slow = load.path.startswith("/orm") or load.at_once == 1 and not load.batch
+        slow = load.path.startswith("/orm") or (load.at_once == 1 and not load.batch)
         costs.append(measure(stage, load, num_experts, num_rollouts // 8 if slow else num_rollouts))
         console.print(f"  {load.name}: {costs[-1].api_us:.0f} + {costs[-1].postgres_us:.0f} µs", highlight=False)
     table = Table(title=f"Rollouts of 256 tokens, {num_experts} matching experts: processor time of one", min_width=100)
-    for heading in ("", "api µs", "Postgres µs", "policy µs", "per s and core", "with Postgres", "× orm", "p50 ms", "p95 ms"):
+    for heading in (
+        "",
+        "api µs",
+        "Postgres µs",
+        "policy µs",
+        "per s and core",
+        "with Postgres",
+        "× orm",
+        "p50 ms",
+        "p95 ms",
+    ):
         table.add_column(heading, justify="left" if not heading else "right")
     plain = {cost.load.at_once: cost for cost in costs if cost.load.path.startswith("/orm")}
     for cost in costs:

@@ -33,7 +33,7 @@ def add_rollout(body: RolloutCreate, house: HouseDep, once: OnceDep) -> RolloutD
     """Add a rollout that was sampled elsewhere, in a transaction of its own."""
     with house.store.transaction() as session:
         once.check(session)
-        lineage, task = _check(session, house.settings.lineage, body)
+        _, task = _check(session, house.settings.lineage, body)
     prompt, token_ids, text = _read(house.policy, task, body)
     with house.store.transaction() as session:
         rollout = once(session, lambda: _add(session, house.settings.lineage, body, prompt, token_ids, text))

@@ -40,7 +40,7 @@ from services.store.store import Store
 from services.store.tasks import TaskNotFound
 
 MAX_LANES: Final = 4
-NEW_LANE_ROWS: Final = 32
+NEW_LANE_ROWS: Final = 128
 """So many rows must wait for another lane to open: fewer share the next transaction."""
 MAX_LANE_ROWS: Final = 512
 """A lane takes requests until it has so many rows."""
@@ -144,6 +144,8 @@ class Ingest:
         self._num_lanes = 0
         self._waiting_rows = 0
         self._waiting_bytes = 0
+        self._lineage: LineageRow | None = None
+        self._versions: frozenset[str] = frozenset()  # those known; a name is never given back
         self._threads = ThreadPoolExecutor(MAX_LANES, "ingest")
 
     def close(self) -> None:
@@ -233,12 +235,13 @@ class Ingest:
 
     def _prepare(self, session: Session, requests: Sequence[_Request]) -> _Prepared:
         """Who sent them, what was answered before, which tasks they are of, and what is wrong with them."""
-        lineage = lineages.get(session, self._settings.lineage)
+        lineage = self._lineage = self._lineage or lineages.get(session, self._settings.lineage)
         places = list(self._identify(session, requests))
         stored = ingest.find_stored(session, [place.once for place in places if place.once is not None])
         tasks = self._reader.find_tasks(session, lineage.id, {place.rollout.task_id for place in places})
         named = {version for place in places if (version := place.rollout.policy_version) is not None}
-        versions = ingest.find_versions(session, lineage.id, named) if named else set()
+        if not named <= self._versions:
+            self._versions = self._versions | ingest.find_versions(session, lineage.id, named - self._versions)
         joined: dict[tuple[int, str], UUID] = {}
         todo = []
         for place in places:
@@ -252,7 +255,7 @@ class Ingest:
                 place.settle(TaskNotFound(f"no task {place.rollout.task_id}"))
             else:
                 try:
-                    ingest.check(lineage, task, place.rollout, versions)
+                    ingest.check(lineage, task, place.rollout, self._versions)
                 except PreceptorError as problem:
                     place.settle(problem)
                 else:

@@ -7,15 +7,30 @@ take turns on an advisory lock, so that the second of two at once finds the answ
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Final
 
-from sqlalchemy import delete, func, select, tuple_
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import delete, func, select, text
 from sqlalchemy.orm import Session
 
 from services.errors import Conflict
 from services.store.models import IdempotencyRow
 
 KEPT = timedelta(days=7)  # far longer than any client goes on retrying
+
+
+# Arrays, not lists of parameters: a statement whose text is always the same is read and planned once a connection.
+_FIND: Final = select(IdempotencyRow).from_statement(
+    text(
+        "SELECT i.* FROM unnest(CAST(:principals AS text[]), CAST(:keys AS text[])) AS w (principal, key) "
+        "JOIN idempotency i USING (principal, key)"
+    )
+)
+_KEEP: Final = text(
+    "INSERT INTO idempotency (principal, key, route, request_sha256, status_code, body) "
+    "SELECT * FROM unnest(CAST(:principals AS text[]), CAST(:keys AS text[]), CAST(:routes AS text[]), "
+    "CAST(:digests AS text[]), CAST(:codes AS int[]), CAST(:bodies AS text[])) "
+    "ON CONFLICT DO NOTHING RETURNING principal, key"
+)
 
 
 class IdempotencyKeyReused(Conflict):
@@ -63,11 +78,10 @@ def _read(row: IdempotencyRow, request: Request) -> Stored | IdempotencyKeyReuse
 
 def find_all(session: Session, requests: Sequence[Request]) -> dict[Request, Stored | IdempotencyKeyReused]:
     """The answers that those of these requests were given that were sent before."""
-    wanted = {(request.principal, request.key): request for request in requests}
-    if not wanted:
+    if not requests:
         return {}
-    named = tuple_(IdempotencyRow.principal, IdempotencyRow.key)
-    rows = session.scalars(select(IdempotencyRow).where(named.in_(wanted)))
+    wanted = {(request.principal, request.key): request for request in requests}
+    rows = session.execute(_FIND, {"principals": [p for p, _ in wanted], "keys": [k for _, k in wanted]}).scalars()
     return {request: _read(row, request) for row in rows if (request := wanted[row.principal, row.key])}
 
 
@@ -76,21 +90,18 @@ def keep_all(session: Session, answers: Mapping[Request, Stored]) -> set[Request
 
     Waits for whoever is at work on one of the keys, and in an order that lets any number of callers do so at once.
     """
-    rows = [
-        {
-            "principal": request.principal,
-            "key": request.key,
-            "route": request.route,
-            "request_sha256": request.sha256,
-            "status_code": answer.status_code,
-            "body": answer.body,
-        }
-        for request, answer in sorted(answers.items(), key=lambda item: (item[0].principal, item[0].key))
-    ]
-    if not rows:
+    if not answers:
         return set()
-    taken = insert(IdempotencyRow).on_conflict_do_nothing().returning(IdempotencyRow.principal, IdempotencyRow.key)
-    kept = {(principal, key) for principal, key in session.execute(taken, rows)}
+    items = sorted(answers.items(), key=lambda item: (item[0].principal, item[0].key))
+    columns = {
+        "principals": [request.principal for request, _ in items],
+        "keys": [request.key for request, _ in items],
+        "routes": [request.route for request, _ in items],
+        "digests": [request.sha256 for request, _ in items],
+        "codes": [answer.status_code for _, answer in items],
+        "bodies": [answer.body for _, answer in items],
+    }
+    kept = {(principal, key) for principal, key in session.execute(_KEEP, columns)}
     return {request for request in answers if (request.principal, request.key) in kept}
 
 

@@ -16,7 +16,6 @@ from uuid import UUID
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session, defer
 
-from services.contracts.base import JsonObject
 from services.contracts.consultations import ConsultationStatus
 from services.contracts.experts import Ask, Descriptor
 from services.contracts.ids import new_id
@@ -121,7 +120,7 @@ class Arrived:
 
 def find_tasks(session: Session, lineage_id: UUID, ids: Collection[UUID]) -> dict[UUID, KnownTask]:
     """Those of these tasks that there are."""
-    query = select(TaskRow).where(TaskRow.lineage_id == lineage_id, TaskRow.id.in_(ids))
+    query = select(TaskRow).where(TaskRow.lineage_id == lineage_id, TaskRow.id == func.any(list(ids)))
     return {
         row.id: KnownTask(
             id=row.id,
@@ -137,7 +136,7 @@ def find_tasks(session: Session, lineage_id: UUID, ids: Collection[UUID]) -> dic
 def find_versions(session: Session, lineage_id: UUID, names: Collection[str]) -> set[str]:
     """Those of these names that policy versions of the lineage have."""
     query = select(PolicyVersionRow.name).where(
-        PolicyVersionRow.lineage_id == lineage_id, PolicyVersionRow.name.in_(names)
+        PolicyVersionRow.lineage_id == lineage_id, PolicyVersionRow.name == func.any(list(names))
     )
     return set(session.scalars(query))
 
@@ -232,7 +231,7 @@ class _Asker:
                 copying.uuid(self.row.id),
                 copying.text(self.row.version),
                 copying.integer(1),
-                copying.jsonb(ask.model_dump(mode="json")),
+                copying.jsonb(ask.model_dump_json().encode()),
                 copying.text(ConsultationStatus.PENDING.value),
                 copying.timestamp(now + DEADLINE),
                 copying.timestamp(now),
@@ -371,6 +370,7 @@ class _Batch:
 
     def _encode_group(self, group_id: UUID) -> bytes:
         draft = self._new_groups[group_id]
+        sampling = draft.rollout.sampling
         return b"".join(
             [
                 copying.uuid(group_id),
@@ -380,7 +380,7 @@ class _Batch:
                 copying.text(draft.rollout.purpose.value),
                 copying.text(draft.rollout.policy_version),
                 copying.integer(self._sizes[group_id]),
-                copying.jsonb(_sampling(draft.rollout) or {}),
+                copying.jsonb(b"{}" if sampling is None else sampling.model_dump_json().encode()),
                 copying.boolean(True),
                 copying.text(GroupStatus.SAMPLED.value),
                 copying.timestamp(self._now),
@@ -408,7 +408,6 @@ class _Batch:
             created_at=self._now,
             settled_at=None if is_asked else self._now,
         )
-        sampling = _sampling(rollout)
         fields = [
             copying.uuid(view.id),
             copying.uuid(view.lineage_id),
@@ -426,14 +425,10 @@ class _Batch:
             copying.booleans(rollout.action_mask or [True] * view.num_tokens),
             copying.text(self._lineage.tokenizer_hash),
             copying.boolean(view.tokenized_at_ingest),
-            copying.NULL if sampling is None else copying.jsonb(sampling),
+            copying.NULL if rollout.sampling is None else copying.jsonb(rollout.sampling.model_dump_json().encode()),
             copying.text(view.text),
             copying.text(view.finish_reason),
             copying.timestamp(view.created_at),
             copying.timestamp(view.settled_at),
         ]
         return b"".join(fields), view
-
-
-def _sampling(rollout: RolloutCreate) -> JsonObject | None:
-    return None if rollout.sampling is None else rollout.sampling.model_dump(mode="json")
