@@ -29,12 +29,12 @@ from rich.console import Console
 from services.cli import demo, report, starter
 from services.cli.client import ApiClient
 from services.cli.progress import Progress
-from services.cli.statistics import paired_difference
 from services.contracts.evaluations import Evaluation, EvaluationCreate, EvaluationDetail, TaskResult
 from services.contracts.tasks import Split
 from services.local.layout import Layout
 from services.local.stack import Stack, running
 from services.policy.convert import resolve_model
+from services.store.statistics import paired_difference
 
 RESULTS = TypeAdapter(list[TaskResult])
 MARKER = "trained.json"  # in a kept data folder, once its training is finished

@@ -4,16 +4,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
+import torch
 from torch import Tensor
 
 from services.contracts.base import JsonObject
 from services.contracts.updates import TermKind, TermRecord
+from services.store.distributions import TopK
 from services.store.updates import Contribution
 from trainer.config import ObjectiveName
-from trainer.losses.distil import NEGLIGIBLE, DistilLoss
+from trainer.losses.distil import NEGLIGIBLE, DistilLoss, TermPart
 from trainer.losses.imitation import SftLoss
 from trainer.losses.reward import RewardLoss
-from trainer.losses.student import Student
+from trainer.losses.student import Choices, Student
 from trainer.plan import FROM_ALL_EXPERTS, FROM_SCORES, Plan
 from trainer.rows import Batch, Row, Source
 from trainer.teacher import Teacher
@@ -24,12 +26,14 @@ from trainer.tensors import TermSource
 class Account:
     """What became of the rows of a micro-batch; sums that add up over micro-batches and ranks.
 
-    sums: parts of the loss and diagnostics by name; returns: cost-to-go of usable rows, [T] each.
+    sums: parts of the loss and diagnostics by name; returns: cost-to-go of usable rows, [T] each. choices: the tokens
+    our teacher finds likeliest, [T, K], 0 where it says nothing.
     """
 
     sums: dict[str, float] = field(default_factory=dict)
     terms: dict[UUID, list[TermRecord]] = field(default_factory=dict)
     token_costs: dict[UUID, tuple[float, ...]] = field(default_factory=dict)
+    choices: dict[UUID, Choices] = field(default_factory=dict)
     future: set[UUID] = field(default_factory=set)
     returns: list[Tensor] = field(default_factory=list)
 
@@ -44,6 +48,7 @@ class Account:
         for lesson_id, terms in other.terms.items():
             self.terms.setdefault(lesson_id, []).extend(terms)
         self.token_costs.update(other.token_costs)
+        self.choices.update(other.choices)
         self.future |= other.future
         self.returns.extend(other.returns)
 
@@ -126,6 +131,7 @@ def account_for_experts(
                 source.context_sha256[index],
                 teacher.sha256 if source.kind is TermKind.CONDITIONED else None,
             )
+            _keep_choices(account, row, part, index)
     felt = (loss.excess.abs() > NEGLIGIBLE).any(1)
     for index, row in enumerate(micro):
         length = len(row.token_ids)
@@ -134,6 +140,19 @@ def account_for_experts(
             account.future.add(row.lesson_id)
         if credits_later_costs and bool(loss.covered[index]):
             account.returns.append(loss.cost_to_go[index].cpu())
+
+
+def _keep_choices(account: Account, row: Row, part: TermPart, index: int) -> None:
+    """What the first context about a token makes the teacher choose there; contexts on whole rollouts come first."""
+    if part.choices is None:
+        return
+    length = len(row.token_ids)
+    new = Choices(part.choices.ids[index, :length].cpu(), part.choices.probs[index, :length].cpu())
+    known = account.choices.get(row.lesson_id)
+    if known is not None:
+        silent = known.probs[:, :1] == 0
+        new = Choices(torch.where(silent, new.ids, known.ids), torch.where(silent, new.probs, known.probs))
+    account.choices[row.lesson_id] = new
 
 
 def account_for_scores(
@@ -190,9 +209,18 @@ def contribute(batch: Batch, account: Account) -> Iterator[Contribution]:
             future_nonzero=row.lesson_id in account.future,
             staleness=row.staleness,
             token_costs=account.token_costs.get(row.lesson_id),
+            choices=_as_top_k(account.choices.get(row.lesson_id)),
         )
     for lesson_id, reason in batch.invalid.items():
         yield Contribution(lesson_id=lesson_id, invalid=reason)
+
+
+def _as_top_k(choices: Choices | None) -> TopK | None:
+    if choices is None:
+        return None
+    probs = choices.probs.double()
+    tail_mass = (1 - probs.sum(-1)).clamp(0, 1)
+    return TopK(choices.ids.numpy(), probs.log().numpy(), tail_mass.numpy())
 
 
 def measure(batch: Batch, plan: Plan, account: Account, grad_norm: float, learning_rate: float) -> JsonObject:

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from services.contracts.base import JsonObject
 from services.contracts.updates import UpdateStatus
 from services.settings import Settings
-from services.store import lessons, lineages, loop, policies, updates
+from services.store import lessons, lineages, loop, policies, updates, vocabularies
 from services.store.lessons import EarlierCorrection, LessonFacts
 from services.store.models import LessonRow, UpdateLessonRow, UpdateRow
 from services.store.store import Store, StoreUnavailable
@@ -229,6 +229,12 @@ class Ledger:
         return self.transact(
             lambda session: updates.abandon_started(session, self.lineage.id, "its trainer died before it was applied")
         )
+
+    def keep_vocabulary(self, tokenizer_hash: str, spell: Callable[[], list[str]]) -> None:
+        """Write down the text of every token, if it is not there: pages show it to people."""
+        if not self.transact(lambda session: vocabularies.is_known(session, tokenizer_hash)):
+            texts = spell()
+            self.transact(lambda session: vocabularies.add(session, tokenizer_hash, texts))
 
     def used_last(self) -> list[LessonFacts]:
         """The lessons of the last applied update that used any, late ones last."""

@@ -20,7 +20,7 @@ from services.contracts.ids import new_id
 from services.errors import PreceptorError
 from services.policy.artifacts import ArtifactStore
 from services.policy.client import PolicyClient
-from services.policy.modeling import LoadedPolicy, load_policy
+from services.policy.modeling import LoadedPolicy, load_policy, spell_tokens
 from services.settings import Settings
 from services.store.locks import LineageLock
 from services.store.store import Store, StoreUnavailable
@@ -76,6 +76,7 @@ def run(config: TrainerConfig, settings: Settings, stop: threading.Event) -> Non
             return
         first = save(state, checkpoints)  # what update 1 continues from, the same on every start
         ledger = Ledger(store, lineage, settings, config, owner, stop)
+        ledger.keep_vocabulary(policy.tokenizer_hash, lambda: spell_tokens(policy.tokenizer))
         with Pulse(store, owner, settings.lesson_lease_seconds) as pulse:
             Leader(state, first, checkpoints, ledger, pulse, config, settings, ranks, stop).run()
     except StopRequested:

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.shootout.results import Run, Tuning
 from benchmarks.shootout.runs import Arm, Budget, Gap, Setting
-from services.cli.statistics import Interval, t_interval
+from services.store.statistics import Interval, t_interval
 
 COLOURS = (
     "#1b6ca8",

@@ -22,7 +22,6 @@ from pydantic import BaseModel, ConfigDict
 from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.shootout.questions import Question, World
-from services.cli.statistics import pass_at_k
 from services.contracts.ids import new_id
 from services.contracts.rollouts import Sampling
 from services.contracts.tasks import Split
@@ -42,6 +41,7 @@ from services.policy.sampler import PromptCache, Sampler, StopFinder, Tally
 from services.policy.work import SampleJob, SampleUnit
 from services.settings import Settings
 from services.store.lessons import LessonAnswer, LessonFacts
+from services.store.statistics import pass_at_k
 from trainer.batch import build_batch
 from trainer.config import ObjectiveName, TrainerConfig
 from trainer.padding import read_responses

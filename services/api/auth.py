@@ -5,22 +5,25 @@ settings open the api (loopback only; the entrypoint sees to that), a call witho
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import Depends
+from fastapi import Depends, Request
 from fastapi.params import Depends as Dependency
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.orm import Session
 
 from services.api.deps import SettingsDep, StoreDep
+from services.contracts.audit import Via
 from services.contracts.persons import RIGHTS as RIGHTS
 from services.contracts.persons import Right as Right
 from services.contracts.persons import Role
 from services.errors import PreceptorError
 from services.settings import Settings
-from services.store import persons
+from services.store import keys, persons
+from services.store.audit import Actor
 from services.store.models import ApiKeyRow, PersonRow
 
 
@@ -37,7 +40,7 @@ class KeyUnknown(PreceptorError):
 
     status_code = 401
     title = "API key not accepted"
-    hint = "It was mistyped, rotated or revoked; an owner can issue a new one with POST /v1/persons/{id}/rotate-key."
+    hint = "It was mistyped, rotated, revoked or has ended; an owner can make a new one with POST /v1/keys."
 
 
 class NotAllowed(PreceptorError):
@@ -57,14 +60,23 @@ class Caller:
     role: Role
     scopes: frozenset[Right] | None = None
     """What their key narrows the role to; None leaves it whole."""
+    key_id: UUID | None = None
+    key_expires_at: datetime | None = None
+
+    @property
+    def rights(self) -> frozenset[Right]:
+        """What they may do: the role's rights, less what their key leaves out."""
+        return RIGHTS[self.role] if self.scopes is None else RIGHTS[self.role] & self.scopes
 
     def may(self, right: Right) -> bool:
         """Whether the caller's role includes the right, and their key too."""
-        return right in RIGHTS[self.role] and (self.scopes is None or right in self.scopes)
+        return right in self.rights
 
     def must(self, right: Right) -> None:
         """Pass when the caller may. Errors: NotAllowed (403)."""
         if not self.may(right):
+            if right in RIGHTS[self.role]:
+                raise NotAllowed(f"this key of {self.name!r} does not include the right to {right.value}")
             raise NotAllowed(f"{self.name!r} is {self.role.value}, which may not {right.value} here")
 
 
@@ -91,7 +103,7 @@ def authenticate(session: Session, key: str | None, settings: Settings) -> Calle
     require_key(key, settings)
     if key is None:
         return to_caller(persons.find_owner(session), None)
-    found = persons.authenticate(session, key)
+    found = keys.authenticate(session, key)
     if found is None:
         raise KeyUnknown("this API key is not known")
     return to_caller(*found)
@@ -99,8 +111,11 @@ def authenticate(session: Session, key: str | None, settings: Settings) -> Calle
 
 def to_caller(person: PersonRow, key: ApiKeyRow | None) -> Caller:
     """The person as a caller, narrowed to the key's scopes."""
-    scopes = None if key is None or key.scopes is None else frozenset(map(Right, key.scopes))
-    return Caller(id=person.id, name=person.name, role=Role(person.role), scopes=scopes)
+    whole = Caller(id=person.id, name=person.name, role=Role(person.role))
+    if key is None:
+        return whole
+    scopes = None if key.scopes is None else frozenset(map(Right, key.scopes))
+    return replace(whole, scopes=scopes, key_id=key.id, key_expires_at=key.expires_at)
 
 
 CallerDep = Annotated[Caller, Depends(identify)]
@@ -115,3 +130,13 @@ def needs(right: Right) -> Dependency:
     checked: Callable[[Caller], None] = check
     dependency: Dependency = Depends(checked)
     return dependency
+
+
+def to_actor(caller: Caller, request: Request) -> Actor:
+    """The caller of this request, for the audit trail."""
+    return act_from(caller, request.client.host if request.client else None)
+
+
+def act_from(caller: Caller, address: str | None) -> Actor:
+    """The caller at this address, for the audit trail."""
+    return Actor(Via.OPEN if caller.key_id is None else Via.KEY, caller.id, caller.key_id, address)

@@ -13,7 +13,7 @@ import asyncio
 import hashlib
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Annotated, Final
@@ -26,14 +26,15 @@ from fastapi import Request as HTTPRequest
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from services.api.auth import Caller, Right, authenticate, require_key
+from services.api.auth import Caller, Right, act_from, authenticate, require_key
 from services.api.tokens import Reader, Tokens
-from services.contracts.rollouts import BatchedRollout, RolloutCreate
+from services.contracts.base import JsonObject
+from services.contracts.rollouts import BatchedRollout, Rollout, RolloutCreate
 from services.errors import PreceptorError, ServiceUnavailable
 from services.jobs import dispatch
 from services.policy.client import PolicyUnavailable
 from services.settings import Settings
-from services.store import idempotency, ingest, lineages
+from services.store import audit, idempotency, ingest, lineages
 from services.store.ingest import Draft, KnownTask, Outcome, Replayed
 from services.store.models import LineageRow
 from services.store.store import Store
@@ -69,16 +70,25 @@ class Row:
     key: str | None
 
 
+@dataclass(frozen=True)
+class Sender:
+    """Who brings rollouts: the key they show, and from where."""
+
+    key: str | None
+    address: str | None
+
+
 @dataclass
 class _Request:
     """What one call brought, what became of its rows, and where the answer goes."""
 
-    bearer: str | None
+    sender: Sender
     rows: Sequence[Row]
     num_bytes: int
     answer: "asyncio.Future[list[Outcome]]"
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     failure: Exception | None = None
+    caller: Caller | None = None
 
     def fail(self, reason: Exception) -> None:
         """Nothing of the request is stored, for this reason."""
@@ -152,14 +162,14 @@ class Ingest:
         """Store what waits, and end."""
         self._threads.shutdown(wait=True)
 
-    async def add(self, bearer: str | None, rows: Sequence[Row], num_bytes: int) -> list[Outcome]:
+    async def add(self, sender: Sender, rows: Sequence[Row], num_bytes: int) -> list[Outcome]:
         """What became of each row, after the commit.
 
         Errors: KeyMissing, KeyUnknown (401), NotAllowed (403), IngestBusy, StoreUnavailable, PolicyUnavailable (503):
         nothing of the request was stored. The problem of a row is its outcome.
         """
-        require_key(bearer, self._settings)
-        request = _Request(bearer, rows, num_bytes, asyncio.get_running_loop().create_future())
+        require_key(sender.key, self._settings)
+        request = _Request(sender, rows, num_bytes, asyncio.get_running_loop().create_future())
         with self._lock:
             if self._waiting_rows and (
                 self._waiting_rows + len(rows) > MAX_WAITING_ROWS or self._waiting_bytes + num_bytes > MAX_WAITING_BYTES
@@ -229,6 +239,8 @@ class Ingest:
             return []
         with self._store.transaction() as session:
             arrived = ingest.store(session, prepared.lineage, [draft for _, draft in drafts])
+            made = zip((place for place, _ in drafts), arrived.outcomes, strict=True)
+            audit.record_all(session, _describe_acts((place, one) for place, one in made if isinstance(one, Rollout)))
         for (place, _), outcome in zip(drafts, arrived.outcomes, strict=True):
             place.settle(outcome)
         return arrived.opened
@@ -265,16 +277,18 @@ class Ingest:
     def _identify(self, session: Session, requests: Sequence[_Request]) -> Iterator[_Place]:
         callers: dict[str | None, Caller | PreceptorError] = {}
         for request in requests:
-            if request.bearer not in callers:
+            key = request.sender.key
+            if key not in callers:
                 try:
-                    callers[request.bearer] = authenticate(session, request.bearer, self._settings)
-                    callers[request.bearer].must(Right.SEND)
+                    callers[key] = authenticate(session, key, self._settings)
+                    callers[key].must(Right.SEND)
                 except PreceptorError as refusal:
-                    callers[request.bearer] = refusal
-            caller = callers[request.bearer]
+                    callers[key] = refusal
+            caller = callers[key]
             if isinstance(caller, PreceptorError):
                 request.fail(caller)
                 continue
+            request.caller = caller
             seen: set[str] = set()
             for number, row in enumerate(request.rows):
                 place = _Place(request, number, _claim(caller, row))
@@ -319,7 +333,7 @@ def _part_by_key(requests: Sequence[_Request]) -> list[list[_Request]]:
     groups: list[list[_Request]] = [[]]
     seen: set[tuple[str | None, str]] = set()
     for request in requests:
-        keys = {(request.bearer, row.key) for row in request.rows if row.key is not None}
+        keys = {(request.sender.key, row.key) for row in request.rows if row.key is not None}
         if keys & seen:
             groups.append([])
             seen = set()
@@ -334,6 +348,30 @@ def _claim(caller: Caller, row: Row) -> idempotency.Request | None:
         return None
     content = row.rollout.model_dump_json(exclude={"key"}, exclude_none=True)
     return idempotency.Request(str(caller.id), row.key, ingest.ROUTE, hashlib.sha256(content.encode()).hexdigest())
+
+
+def _describe_acts(made: Iterable[tuple[_Place, Rollout]]) -> list[audit.Entry]:
+    """One entry of the audit trail a request: a rollout by its id, a batch by the first and the last of those stored."""
+    stored: dict[int, list[UUID]] = {}
+    requests: dict[int, _Request] = {}
+    for place, rollout in made:
+        stored.setdefault(id(place.request), []).append(rollout.id)
+        requests[id(place.request)] = place.request
+    entries = []
+    for number, ids in stored.items():
+        request = requests[number]
+        assert request.caller is not None, "a request whose rows were stored has a caller"
+        several: JsonObject = {"num_rollouts": len(ids), "first_id": str(ids[0]), "last_id": str(ids[-1])}
+        entries.append(
+            audit.Entry(
+                actor=act_from(request.caller, request.sender.address),
+                action="rollouts.add",
+                noun="rollout",
+                noun_id=ids[0] if len(ids) == 1 else None,
+                detail=several if len(ids) > 1 else {},
+            )
+        )
+    return entries
 
 
 def _draft(place: _Place, task: KnownTask, tokens: Tokens, joined: dict[tuple[int, str], UUID]) -> Draft:

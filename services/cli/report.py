@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
-from services.cli.statistics import Interval, family_means, paired_difference, score
 from services.contracts.consultations import ConsultationStatus
 from services.contracts.corrections import CorrectionOutcome
 from services.contracts.evaluations import EvaluationDetail, TaskResult
@@ -15,6 +14,7 @@ from services.contracts.lessons import LessonStatus
 from services.contracts.rollouts import RolloutStatus
 from services.contracts.status import Status, UpdateSummary
 from services.contracts.updates import TermKind, UpdateDetail
+from services.store.statistics import Interval, family_means, paired_difference, score
 
 IDLE_ACTIVITIES = frozenset({"paused", "stopped"})
 """What the trainer says once it has published what it has and takes nothing on."""

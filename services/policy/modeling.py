@@ -147,6 +147,20 @@ def decode_ids(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> 
     return cast(str, tokenizer.decode(list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
+def spell_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The text of every token alone, by id. Bytes of a split character are shown as the replacement character."""
+    words = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    return [_spell(tokenizer, index, word) for index, word in enumerate(words)]
+
+
+def _spell(tokenizer: PreTrainedTokenizerBase, index: int, word: str | None) -> str:
+    if word is None:
+        return ""
+    text = decode_ids(tokenizer, [index])
+    # A tokenizer that marks the space before a word drops it where the word stands alone.
+    return " " + text if word.startswith("\N{LOWER ONE EIGHTH BLOCK}") and not text.startswith(" ") else text
+
+
 # --- scoring with a shared prompt ---
 
 

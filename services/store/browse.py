@@ -35,7 +35,7 @@ from services.store.models import (
 from services.store.pages import newest_first
 
 R = TypeVar("R")
-C = TypeVar("C", str, UUID, UUID | None)
+C = TypeVar("C", str, str | None, UUID, UUID | None)
 
 
 def list_tasks(
@@ -65,6 +65,7 @@ def list_rollouts(
     group_id: UUID | None,
     status: RolloutStatus | None,
     purpose: Purpose | None,
+    policy_version: str | None = None,
     cursor: str | None,
     limit: int,
 ) -> Page[Rollout]:
@@ -78,6 +79,7 @@ def list_rollouts(
     query = _only(query, RolloutRow.group_id, group_id)
     query = _only(query, RolloutRow.status, status)
     query = _only(query, RolloutRow.purpose, purpose)
+    query = _only(query, RolloutRow.policy_version, policy_version)
     rows, following = newest_first(session, query, RolloutRow.id, cursor, limit)
     return Page[Rollout](items=[Rollout.model_validate(row) for row in rows], next_cursor=following)
 

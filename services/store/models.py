@@ -22,6 +22,7 @@ from sqlalchemy import (
     Float,
     ForeignKey,
     ForeignKeyConstraint,
+    Identity,
     Index,
     Integer,
     LargeBinary,
@@ -183,6 +184,7 @@ class LoginLinkRow(Base):
 
     id: Mapped[UUID] = _id()
     person_id: Mapped[UUID] = mapped_column(ForeignKey("person.id"), index=True)
+    key_id: Mapped[UUID | None] = mapped_column(ForeignKey("api_key.id"))
     purpose: Mapped[str]
     token_sha256: Mapped[str] = mapped_column(unique=True)
     created_at: Mapped[datetime] = _now()
@@ -325,6 +327,7 @@ class GroupRow(Base):
         CheckConstraint("purpose <> 'train' OR split = 'train'", name="train_draws_train_tasks"),
         Index("ix_rollout_group_work", "status", "not_before"),
         Index("ix_rollout_group_evaluation", "evaluation_id"),
+        Index("ix_rollout_group_dead", "lineage_id", "id", postgresql_where=text("status = 'dead'")),
     )
 
     id: Mapped[UUID] = _id()
@@ -367,6 +370,9 @@ class RolloutRow(Base):
         CheckConstraint("status <> 'set_aside' OR reason IS NOT NULL", name="set_aside_has_a_reason"),
         Index("ix_rollout_task_id_id", "task_id", "id"),
         Index("ix_rollout_open", "id", postgresql_where=text("status = 'open'")),
+        Index("ix_rollout_purpose", "lineage_id", "purpose", "id"),
+        Index("ix_rollout_policy_version", "lineage_id", "policy_version", "id"),
+        Index("ix_rollout_set_aside", "lineage_id", "id", postgresql_where=text("status = 'set_aside'")),
     )
 
     id: Mapped[UUID] = _id()
@@ -439,6 +445,7 @@ class ConsultationRow(Base):
         CheckConstraint("status <> 'dead' OR reason IS NOT NULL", name="dead_has_a_reason"),
         Index("ix_consultation_work", "status", "not_before"),
         Index("ix_consultation_expert_id_id", "expert_id", "id"),
+        Index("ix_consultation_dead", "lineage_id", "id", postgresql_where=text("status = 'dead'")),
     )
 
     id: Mapped[UUID] = _id()
@@ -486,6 +493,7 @@ class AnswerRow(Base):
         _one_of("status", AnswerStatus),
         Index("uq_answer_current", "consultation_id", unique=True, postgresql_where=text("status = 'current'")),
         Index("ix_answer_rollout_id", "rollout_id"),
+        Index("ix_answer_expert_id", "expert_id", "id"),
     )
 
     id: Mapped[UUID] = _id()
@@ -581,6 +589,7 @@ class LessonAnswerRow(Base):
     """Which answers a lesson may use."""
 
     __tablename__ = "lesson_answer"
+    __table_args__ = (Index("ix_lesson_answer_answer_id", "answer_id"),)
 
     lesson_id: Mapped[UUID] = mapped_column(ForeignKey("lesson.id"), primary_key=True)
     answer_id: Mapped[UUID] = mapped_column(ForeignKey("answer.id"), primary_key=True)
@@ -624,6 +633,7 @@ class UpdateLessonRow(Base):
     __tablename__ = "update_lesson"
     __table_args__ = (
         CheckConstraint("status IN ('started', 'applied', 'abandoned', 'undone')", name="status"),
+        Index("ix_update_lesson_lesson_id", "lesson_id"),
         Index(
             "uq_update_lesson_counts",
             "lesson_id",
@@ -640,6 +650,23 @@ class UpdateLessonRow(Base):
     future_nonzero: Mapped[bool] = mapped_column(server_default="false")
     staleness: Mapped[int | None]
     token_costs: Mapped[list[float] | None]
+
+
+class TeacherChoicesRow(Base):
+    """The tokens our own teacher found likeliest along one lesson of one update: see `services.store.distributions`."""
+
+    __tablename__ = "teacher_choices"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["update_id", "lesson_id"], ["update_lesson.update_id", "update_lesson.lesson_id"], ondelete="CASCADE"
+        ),
+    )
+
+    update_id: Mapped[UUID] = mapped_column(primary_key=True)
+    lesson_id: Mapped[UUID] = mapped_column(primary_key=True)
+    num_rows: Mapped[int]
+    width: Mapped[int]
+    packed: Mapped[bytes] = mapped_column(LargeBinary)
 
 
 class PolicyVersionRow(Base):
@@ -679,6 +706,40 @@ class ProcessRow(Base):
     counters: Mapped[JsonObject]
     started_at: Mapped[datetime] = _now()
     beat_at: Mapped[datetime] = _now()
+
+
+class VocabularyRow(Base):
+    """The text of every token of a tokenizer, packed: see `services.store.vocabularies`."""
+
+    __tablename__ = "vocabulary"
+
+    tokenizer_hash: Mapped[str] = mapped_column(primary_key=True)
+    packed: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class TallyRow(Base):
+    """How many rows of a noun have a word: see `services.store.tallies`. The rows of `tally_change` come on top."""
+
+    __tablename__ = "tally"
+
+    lineage_id: Mapped[UUID] = mapped_column(primary_key=True)
+    noun: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    word: Mapped[str] = mapped_column(primary_key=True)
+    num: Mapped[int] = mapped_column(BigInteger)
+
+
+class TallyChangeRow(Base):
+    """What one statement added to a tally, or took away; triggers write it, the maintenance task folds it in."""
+
+    __tablename__ = "tally_change"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    lineage_id: Mapped[UUID]
+    noun: Mapped[str]
+    kind: Mapped[str]
+    word: Mapped[str]
+    num: Mapped[int] = mapped_column(BigInteger)
 
 
 class LoopRow(Base):

@@ -1,31 +1,22 @@
-"""The loop's state in a few cheap queries."""
+"""The loop's state in a few cheap queries: nothing here takes longer the more rows there are."""
 
 from collections.abc import Iterator
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, exists, func, select
-from sqlalchemy.orm import InstrumentedAttribute, Session
+from sqlalchemy import exists, func, select
+from sqlalchemy.orm import Session
 
 from services.contracts.rollouts import GroupStatus, Purpose
 from services.contracts.status import LoopState, PassRate, ProcessState, Status, TaskCount, UpdateSummary
 from services.contracts.tasks import Split
 from services.contracts.updates import UpdateStatus
-from services.store import groups, loop, policies, processes, tasks, updates
+from services.store import groups, loop, policies, processes, tallies, updates
 from services.store.evaluations import PASS_SCORE
-from services.store.models import (
-    ConsultationRow,
-    CorrectionRow,
-    GroupRow,
-    LessonRow,
-    LineageRow,
-    LoopRow,
-    RolloutRow,
-    TaskRow,
-    UpdateRow,
-)
+from services.store.models import GroupRow, LineageRow, LoopRow, RolloutRow, TaskRow, UpdateRow
 
 RECENT_ROLLOUTS = 128  # a pass rate of the last few groups, not of the whole history
 RECENT_UPDATES = 5
+NOUNS = ("task", "rollout_group", "rollout", "consultation", "lesson", "correction")
 BACKLOG_FULL = "the backlog is full: no draws until the trainer has used some of it"
 
 
@@ -35,33 +26,29 @@ def status(
     """The state of the lineage's loop; the three limits are those the sampler plans with."""
     switches = loop.get(session, lineage.id)
     serving = policies.serving(session, lineage.id)
-    train_groups = (GroupRow.lineage_id == lineage.id, GroupRow.purpose == Purpose.TRAIN.value)
-    train_rollouts = (RolloutRow.lineage_id == lineage.id, RolloutRow.purpose == Purpose.TRAIN.value)
     backlog = groups.backlog(session, lineage.id)
-    train_groups_by_status = _by_status(session, GroupRow.status, *train_groups)
+    told = tallies.read(session, lineage.id, NOUNS)
+    train_groups = tallies.by_word(told["rollout_group"], Purpose.TRAIN.value)
     num_updates = updates.last_number(session, lineage.id)
     waits_for = [
         *_waits_of_switches(switches, num_updates),
         *_waits_of_tasks(session, lineage.id, max_groups_per_task),
         *([BACKLOG_FULL] if max_backlog - backlog < group_size else []),
-        *_dead_draws(session, train_groups_by_status, *train_groups),
+        *_dead_draws(session, lineage.id, train_groups),
     ]
     return Status(
         lineage=lineage.name,
         model=lineage.model,
         serving=None if serving is None else serving.name,
         loop=LoopState(sampling=switches.sampling, training=switches.training, max_updates=switches.max_updates),
-        tasks=[
-            TaskCount(domain=domain, split=split, num_tasks=count)
-            for domain, split, count in tasks.count_by_split(session, lineage.id)
-        ],
+        tasks=[TaskCount(domain=tally.kind, split=tally.word, num_tasks=tally.num) for tally in told["task"]],
         backlog=backlog,
         waits_for=waits_for,
-        groups=train_groups_by_status,
-        rollouts=_by_status(session, RolloutRow.status, *train_rollouts),
-        consultations=_by_status(session, ConsultationRow.status, ConsultationRow.lineage_id == lineage.id),
-        lessons=_by_status(session, LessonRow.status, LessonRow.lineage_id == lineage.id),
-        corrections=_by_status(session, CorrectionRow.status, CorrectionRow.lineage_id == lineage.id),
+        groups=train_groups,
+        rollouts=tallies.by_word(told["rollout"], Purpose.TRAIN.value),
+        consultations=tallies.by_word(told["consultation"]),
+        lessons=tallies.by_word(told["lesson"]),
+        corrections=tallies.by_word(told["correction"]),
         num_updates=num_updates,
         last_updates=_last_updates(session, lineage),
         pass_rates=_pass_rates(session, lineage),
@@ -102,22 +89,21 @@ def _waits_of_tasks(session: Session, lineage_id: UUID, max_groups_per_task: int
         yield "there are no train tasks; import some"
 
 
-def _dead_draws(session: Session, by_status: dict[str, int], *train_groups: ColumnElement[bool]) -> Iterator[str]:
+def _dead_draws(session: Session, lineage_id: UUID, by_status: dict[str, int]) -> Iterator[str]:
     num_dead = by_status.get(GroupStatus.DEAD.value, 0)
     if not num_dead:
         return
     reason = session.scalar(
         select(GroupRow.reason)
-        .where(*train_groups, GroupRow.status == GroupStatus.DEAD.value)
+        .where(
+            GroupRow.lineage_id == lineage_id,
+            GroupRow.purpose == Purpose.TRAIN.value,
+            GroupRow.status == GroupStatus.DEAD.value,
+        )
         .order_by(GroupRow.id.desc())
         .limit(1)
     )
     yield f"{num_dead} {'draw is' if num_dead == 1 else 'draws are'} dead: last reason: {reason or 'not known'}"
-
-
-def _by_status(session: Session, status_of: InstrumentedAttribute[str], *where: ColumnElement[bool]) -> dict[str, int]:
-    rows = session.execute(select(status_of, func.count()).where(*where).group_by(status_of))
-    return {str(word): int(count) for word, count in rows}
 
 
 def _last_updates(session: Session, lineage: LineageRow) -> list[UpdateSummary]:

@@ -100,17 +100,6 @@ def view(row: TaskRow) -> Task:
     )
 
 
-def count_by_split(session: Session, lineage_id: UUID) -> list[tuple[str, str, int]]:
-    """(domain, split, number of tasks), of one lineage."""
-    rows = session.execute(
-        select(TaskRow.domain, TaskRow.split, func.count())
-        .where(TaskRow.lineage_id == lineage_id)
-        .group_by(TaskRow.domain, TaskRow.split)
-        .order_by(TaskRow.domain, TaskRow.split)
-    )
-    return [(domain, split, count) for domain, split, count in rows]
-
-
 def least_drawn(session: Session, lineage_id: UUID, max_groups_per_task: int, limit: int, seed: int) -> list[TaskRow]:
     """Train tasks to draw next: domains in turn, least drawn first, in an order that depends on the seed only."""
     order = func.md5(TaskRow.key + str(seed))

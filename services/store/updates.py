@@ -16,7 +16,9 @@ from services.contracts.base import JsonObject
 from services.contracts.lessons import LessonStatus
 from services.contracts.updates import TermRecord, Update, UpdateDetail, UpdateLesson, UpdateStatus
 from services.errors import Conflict, NotFound
-from services.store.models import LessonRow, UpdateLessonRow, UpdateRow
+from services.store import distributions
+from services.store.distributions import TopK
+from services.store.models import LessonRow, TeacherChoicesRow, UpdateLessonRow, UpdateRow
 
 
 class UpdateNotFound(NotFound):
@@ -31,7 +33,7 @@ class LeaseLost(Conflict):
 class Contribution:
     """What one lesson gave to an update. invalid: why it could not be used, and then it gave nothing.
 
-    token_costs: nats a token, [T], 0 where no expert spoke.
+    token_costs: nats a token, [T], 0 where no expert spoke. choices: what our own teacher would have said there.
     """
 
     lesson_id: UUID
@@ -40,6 +42,7 @@ class Contribution:
     future_nonzero: bool = False
     staleness: int | None = None
     token_costs: tuple[float, ...] | None = None
+    choices: TopK | None = None
     invalid: str | None = None
 
 
@@ -178,6 +181,17 @@ def _record(session: Session, update_id: UUID, one: Contribution) -> None:
     row.future_nonzero = one.future_nonzero
     row.staleness = one.staleness
     row.token_costs = None if one.token_costs is None else list(one.token_costs)
+    if one.choices is not None:
+        num_rows, width = one.choices.token_ids.shape
+        session.add(
+            TeacherChoicesRow(
+                update_id=update_id,
+                lesson_id=one.lesson_id,
+                num_rows=num_rows,
+                width=width,
+                packed=distributions.pack_top_k(one.choices),
+            )
+        )
 
 
 def abandon(session: Session, update_id: UUID, reason: str) -> bool:

@@ -1,16 +1,40 @@
 """The app of the api process: the api, and over it the pages."""
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 
 from services.api import app as api
 from services.settings import Settings
 from services.web import assets, faults
-from services.web.pages import account, login
+from services.web.pages import (
+    account,
+    audit,
+    dead,
+    experts,
+    keys,
+    login,
+    overview,
+    persons,
+    policies,
+    rollouts,
+    tasks,
+    updates,
+)
 from services.web.security import Guarded
 
 PAGES = (
+    overview,
+    tasks,
+    rollouts,
+    experts,
+    policies,
+    updates,
+    dead,
     login,
     account,
+    keys,
+    persons,
+    audit,
 )
 
 
@@ -22,4 +46,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(assets.router)
     for module in PAGES:
         app.include_router(module.router)
+    app.state.pages = frozenset(
+        route.path for module in PAGES for route in module.router.routes if isinstance(route, APIRoute)
+    )
     return app

@@ -12,6 +12,7 @@ from services.contracts.base import Problem
 from services.errors import PreceptorError
 from services.web import rendering
 from services.web.security import add_headers
+from services.web.visitors import LoginNeeded
 
 API_PATHS: Final = ("/v1/", "/healthz", "/metrics", "/openapi.json")
 Handler = Callable[[Request, Exception], Response]
@@ -36,7 +37,7 @@ def _page_or(handle: AnyHandler) -> Handler:
         is_fragment = request.headers.get("hx-request") == "true"
         if not (wants_page(request) or is_fragment):
             return response
-        if response.status_code == 401:
+        if isinstance(error, LoginNeeded):
             return _send_to_login(request, is_fragment=is_fragment)
         problem = Problem.model_validate_json(bytes(response.body))
         html = rendering.render("fault-piece.html" if is_fragment else "fault.html", problem=problem)

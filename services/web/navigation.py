@@ -1,10 +1,8 @@
 """The pages in the order people read them, each with the right it needs."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
-
-from fastapi import FastAPI
-from fastapi.routing import APIRoute
 
 from services.api.auth import Caller, Right
 
@@ -25,6 +23,7 @@ NAVIGATION: Final = (
     Link("/rollouts", "Rollouts", Right.READ),
     Link("/experts", "Experts", Right.READ),
     Link("/policies", "Policies", Right.READ),
+    Link("/evaluations", "Evaluations", Right.READ),
     Link("/updates", "Updates", Right.READ),
     Link("/dead", "Dead letters", Right.READ),
     Link("/persons", "People", Right.ADMINISTER),
@@ -32,9 +31,8 @@ NAVIGATION: Final = (
 )
 
 
-def links_of(app: FastAPI, caller: Caller | None) -> tuple[Link, ...]:
+def links_of(served: Collection[str], caller: Caller | None) -> tuple[Link, ...]:
     """What this caller may open of the pages this process has."""
     if caller is None:
         return ()
-    served = {route.path for route in app.routes if isinstance(route, APIRoute)}
     return tuple(link for link in NAVIGATION if link.path in served and caller.may(link.right))

@@ -24,7 +24,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.globals["asset"] = asset_url
-    made.filters.update(ago=ago, when=when, short=short, number=number, percent=percent, words=words)
+    made.filters.update(ago=ago, when=when, short=short, number=number, percent=percent, words=words, browser=browser)
     return made
 
 
@@ -74,6 +74,16 @@ def percent(value: float | None, digits: int = 0) -> str:
 def words(value: object) -> str:
     """A status word as people read it."""
     return str(value).replace("_", " ")
+
+
+def browser(agent: str | None) -> str:
+    """The browser and system a User-Agent names, as people say them."""
+    said = agent or ""
+    names = (("Edg/", "Edge"), ("OPR/", "Opera"), ("Firefox/", "Firefox"), ("Chrome/", "Chrome"), ("Safari/", "Safari"))
+    systems = ("Android", "iPhone", "iPad", "Windows", "Mac OS X", "CrOS", "Linux")
+    name = next((name for mark, name in names if mark in said), said.partition("/")[0][:30] or "unknown")
+    system = next((system for system in systems if system in said), None)
+    return name if system is None else f"{name} on {system.replace('Mac OS X', 'macOS').replace('CrOS', 'ChromeOS')}"
 
 
 def _time(at: datetime, said: str) -> Markup:

@@ -73,7 +73,8 @@ class Guest:
     theme: Theme
     is_fragment: bool
     """Whether htmx asks for a piece of a page."""
-    is_secure: bool
+    origin: str
+    """Scheme, host and port as the browser knows them, for links that are shown whole."""
     address: str | None
     agent: str | None
     notice: str | None
@@ -81,6 +82,11 @@ class Guest:
     caller: Caller | None
     session_id: UUID | None
     links: tuple[navigation.Link, ...]
+
+    @property
+    def is_secure(self) -> bool:
+        """Whether the page came over https."""
+        return self.origin.startswith("https:")
 
     def may(self, right: Right) -> bool:
         """Whether somebody is logged in who may."""
@@ -126,14 +132,14 @@ def identify_guest(request: Request, house: HouseDep) -> Guest:
         csrf_token=derive_csrf(token if session_id is not None else visit or new_visit or ""),
         theme=_read_theme(request),
         is_fragment=is_fragment,
-        is_secure=request.url.scheme == "https",
+        origin=str(request.base_url).rstrip("/"),
         address=request.client.host if request.client else None,
         agent=request.headers.get("user-agent"),
         notice=_read_notice(request),
         new_visit=new_visit,
         caller=caller,
         session_id=session_id,
-        links=navigation.links_of(request.app, caller),
+        links=navigation.links_of(request.app.state.pages, caller),
     )
     return made if caller is None else Visitor(**{**vars(made), "caller": caller})
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from trainer.losses.divergences import Divergence
-from trainer.losses.student import Student
+from trainer.losses.student import Choices, Student
 from trainer.losses.terms import FullVocabulary, HiddenStates, Samples, Term, TopK, WholeTerm, require_shape
 
 MASS_TOLERANCE = 0.01  # stored top-K logprobs are f16: each probability may be off by 0.4 %
@@ -28,12 +28,14 @@ class StepCost:
 
     cost carries the gradient; a cross-entropy unless an objective has another. entropy is the expert's own, detached:
     0 for samples, whose entropy is unknown, and where the cost is no cross-entropy. action_logprobs: the expert's of
-    the sampled token, detached; None where it has no say on every token.
+    the sampled token, detached; None where it has no say on every token. choices: those of an expert over the whole
+    vocabulary; None for the others, whose word is stored as it came, and where the cost is no cross-entropy.
     """
 
     cost: Tensor
     entropy: Tensor
     action_logprobs: Tensor | None
+    choices: Choices | None = None
 
 
 def cross_entropy_cost(student: Student, term: Term, present: Tensor) -> StepCost:
@@ -113,7 +115,7 @@ def _full_cost(student: Student, name: str, expert: FullVocabulary | HiddenState
     _refuse_mass(student, name, expected.mass, present)
     # times the mass, which is 1 but for rounding: without it the cost would depend on the level of the logits
     cost = expected.mass * student.log_total - expected.score
-    return StepCost(cost, expected.entropy, expected.action_logprobs)
+    return StepCost(cost, expected.entropy, expected.action_logprobs, expected.choices)
 
 
 def _top_k_cost(student: Student, name: str, expert: TopK, present: Tensor) -> StepCost:

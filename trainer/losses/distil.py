@@ -28,7 +28,7 @@ from trainer.losses.credit import (
     scaled_return,
 )
 from trainer.losses.divergences import cross_entropy, jensen_shannon
-from trainer.losses.student import Rollouts, Student
+from trainer.losses.student import Choices, Places, Rollouts, Student
 from trainer.losses.terms import DrawnTerm, PartialTerm, Term, WholeTerm, require_shape
 
 RATIO_CAP = 2.0  # the token ratio of off-policy rollouts is cut here: bounded variance for a little bias
@@ -53,7 +53,8 @@ class TermPart:
     gap: how much likelier the expert finds the sampled tokens than the student does, in nats, over num_compared tokens:
     those where an expert with a full distribution speaks.
     Shapes: row_local, row_weight, row_future [B], what each rollout has of `local`, of the weights that was averaged
-    with, so that their quotient is the term's cost on that rollout in nats per token, and of `future`.
+    with, so that their quotient is the term's cost on that rollout in nats per token, and of `future`. choices:
+    [B, T, K] of an expert over the whole vocabulary, 0 where it says nothing; None for another.
     """
 
     name: str
@@ -66,6 +67,7 @@ class TermPart:
     row_local: Tensor
     row_weight: Tensor
     row_future: Tensor
+    choices: Choices | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -421,6 +423,7 @@ def _assemble(
                 row_local=places.spread(by_token.detach()).sum(1),
                 row_weight=places.spread(weight).sum(1),
                 row_future=places.spread(own_future).sum(1),
+                choices=_spread_choices(places, part.cost.choices),
             )
         )
     felt = charged.excess.abs() > NEGLIGIBLE
@@ -442,3 +445,7 @@ def _assemble(
         ratio=charged.ratio,
         action_logprobs=places.spread(student.action_logprobs.detach()),
     )
+
+
+def _spread_choices(places: Places, choices: Choices | None) -> Choices | None:
+    return None if choices is None else Choices(places.spread(choices.ids), places.spread(choices.probs))

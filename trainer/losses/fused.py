@@ -24,7 +24,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from trainer.losses.student import Expectation, Rollouts, Student, find_places, require_student
+from trainer.losses.student import (
+    NUM_CHOICES,
+    Choices,
+    Expectation,
+    Rollouts,
+    Student,
+    find_places,
+    require_student,
+)
 from trainer.losses.terms import FullVocabulary, HiddenStates, require_shape
 
 TILE_ROWS = 1024  # of W at a time: with TOKENS of them 1 MB of scores, which stays in the cache of a core
@@ -71,7 +79,8 @@ class FusedStudent(Student):
         at = present.nonzero()[:, 0]
         theirs, states = self._read(expert, at), self._states[at]
         with torch.no_grad():
-            log_total, mean = _scan(theirs, self._weight, None)
+            best = _Best(theirs, min(NUM_CHOICES, self.vocabulary))
+            log_total, mean = _scan(theirs, self._weight, None, best)
             chosen = _gather(theirs, self._weight, self.ids[at, None])[:, 0] - log_total
             entropy = (log_total - (theirs * mean).sum(-1)).clamp(min=0)
             mass = torch.where(log_total.isfinite(), 1, torch.nan).to(log_total)
@@ -80,7 +89,12 @@ class FusedStudent(Student):
             states, self._weight, theirs, None, expected, log_total, mean
         )
         nothing = torch.zeros_like(self.log_total).detach()
-        return Expectation(*(nothing.index_put((at,), value) for value in (score, mass, entropy, chosen)))
+        shape = (len(nothing), best.ids.shape[1])
+        choices = Choices(
+            best.ids.new_zeros(shape).index_put((at,), best.ids),
+            nothing.new_zeros(shape).index_put((at,), (best.scores - log_total[:, None]).exp()),
+        )
+        return Expectation(*(nothing.index_put((at,), value) for value in (score, mass, entropy, chosen)), choices)
 
     def reverse_kl(self, expert: FullVocabulary | HiddenStates, at: Tensor) -> tuple[Tensor, Tensor]:
         theirs, log_total = self._read(expert, at), self.log_total.detach()[at]
@@ -163,7 +177,28 @@ def _hide(scores: Tensor, start: int, hidden: Tensor | None) -> None:
         scores.scatter_reduce_(1, place.clamp(0, scores.shape[1] - 1), bound, "amin")
 
 
-def _scan(states: Tensor, weight: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
+class _Best:
+    """The highest scores that a pass meets, and whose they are, highest first. Shapes: scores, ids [N, count]."""
+
+    def __init__(self, states: Tensor, count: int) -> None:
+        self.scores = states.new_full((len(states), count), -torch.inf)
+        self.ids = torch.zeros_like(self.scores, dtype=torch.long)
+
+    def look(self, chunk: slice, scores: Tensor, highest: Tensor, start: int) -> None:
+        """Take the scores [C, R] of a tile into account, `highest` [C, 1] of each row.
+
+        Most rows of most tiles have nothing new: there their highest score spares the sorting.
+        """
+        known, names = self.scores[chunk], self.ids[chunk]
+        rows = (highest[:, 0] > known[:, -1]).nonzero()[:, 0]
+        if len(rows) == 0:
+            return
+        high, at = scores[rows].topk(min(known.shape[1], scores.shape[1]))
+        known[rows], order = torch.cat([known[rows], high], 1).topk(known.shape[1])
+        names[rows] = torch.cat([names[rows], at + start], 1).gather(1, order)
+
+
+def _scan(states: Tensor, weight: Tensor, hidden: Tensor | None, best: _Best | None = None) -> tuple[Tensor, Tensor]:
     """logsumexp of the scores [N] and the softmax's mean row of W [N, H]; hidden [N, K]: tokens that are left out."""
     log_total, mean = states.new_empty(len(states)), torch.empty_like(states)
     for chunk in _chunks(states):
@@ -174,7 +209,10 @@ def _scan(states: Tensor, weight: Tensor, hidden: Tensor | None) -> tuple[Tensor
         for start, tile in _tiles(weight, own.dtype):
             scores = own @ tile.T
             _hide(scores, start, left_out)
-            higher = torch.maximum(peak, scores.amax(-1, keepdim=True))
+            highest = scores.amax(-1, keepdim=True)
+            if best is not None:
+                best.look(chunk, scores, highest, start)
+            higher = torch.maximum(peak, highest)
             level = torch.where(higher.isneginf(), 0, higher)  # everything so far was left out
             shrink = (peak - level).exp_()
             scores.sub_(level).exp_()

@@ -49,8 +49,8 @@ class Places:
         return values[self.rows] if values.dim() == 1 else values[self.rows, self.steps]
 
     def spread(self, values: Tensor) -> Tensor:
-        """[N] values put back in their places of a [B, T] tensor of zeros."""
-        return values.new_zeros(self.shape).index_put((self.rows, self.steps), values)
+        """[N, ...] values put back in their places of a [B, T, ...] tensor of zeros."""
+        return values.new_zeros((*self.shape, *values.shape[1:])).index_put((self.rows, self.steps), values)
 
     def refuse(self, bad: Tensor, problem: str) -> None:
         """Raises ValueError naming the row and step of the first action token where `bad` [N] is True."""
@@ -59,18 +59,34 @@ class Places:
             raise ValueError(f"row {int(self.rows[first])}, step {int(self.steps[first])}: {problem}")
 
 
+NUM_CHOICES = 5  # of an expert's tokens are kept for people to see
+
+
+@dataclass(frozen=True, eq=False)
+class Choices:
+    """The tokens an expert finds likeliest, highest first. Shapes: ids, probs [..., K], detached; 0 where it is absent.
+
+    K is NUM_CHOICES, or the size of a smaller vocabulary.
+    """
+
+    ids: Tensor
+    probs: Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class Expectation:
     """A full-vocabulary expert as the student meets it. Shapes: [N], 0 where the expert is absent.
 
     score: the expert's expectation of the student's score, sum_a expert(a) score(a); it alone carries a gradient.
     mass: the expert's probabilities' sum, 1 but for rounding. entropy: its own. action_logprobs: of the sampled token.
+    choices: [N, K].
     """
 
     score: Tensor
     mass: Tensor
     entropy: Tensor
     action_logprobs: Tensor
+    choices: Choices
 
 
 class Student(ABC):
@@ -186,6 +202,7 @@ class ScoredStudent(Student):
         # -<p, log_softmax> without making it: of the [N, V] tensors only the expert's probabilities outlive this
         logprobs = self._read(expert)
         action_logprobs = torch.where(present, logprobs.gather(1, self.ids[:, None])[:, 0], 0)
+        best, ids = logprobs.topk(min(NUM_CHOICES, self.vocabulary))
         probs = logprobs.exp_()
         probs.masked_fill_(~present[:, None], 0)
         return Expectation(
@@ -194,6 +211,7 @@ class ScoredStudent(Student):
             mass=probs.sum(-1),
             entropy=torch.special.entr(probs).sum(-1),
             action_logprobs=action_logprobs,
+            choices=Choices(ids * present[:, None], torch.where(present[:, None], best.exp(), 0)),
         )
 
     def reverse_kl(self, expert: FullVocabulary | HiddenStates, at: Tensor) -> tuple[Tensor, Tensor]:

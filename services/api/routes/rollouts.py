@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from services.api.auth import BearerDep, Right, needs
 from services.api.deps import PagingDep, SettingsDep, StoreDep
-from services.api.ingest import IngestDep, Row
+from services.api.ingest import IngestDep, Row, Sender
 from services.api.limits import ContractRoute
 from services.api.once import REPLAY_HEADER, KeyHeader
 from services.api.routes.common import build_router, problems
@@ -51,7 +51,7 @@ async def add_rollout(
     NoSuchVersion, RolloutTooLong, also when it is longer than the policy's context with its prompt, NotItsGroup (422);
     PolicyUnavailable, since the policy tokenises the prompt, IngestBusy (503).
     """
-    [outcome] = await ingest.add(_credentials(bearer), [Row(body, key)], len(await request.body()))
+    [outcome] = await ingest.add(_find_sender(request, bearer), [Row(body, key)], len(await request.body()))
     if isinstance(outcome, PreceptorError):
         raise outcome
     if isinstance(outcome, Replayed):
@@ -79,7 +79,7 @@ async def add_rollouts(
         Row(rollout, rollout.key or (None if key is None else f"{key}/{number}"))
         for number, rollout in enumerate(body.rollouts, start=1)
     ]
-    outcomes = await ingest.add(_credentials(bearer), rows, len(await request.body()))
+    outcomes = await ingest.add(_find_sender(request, bearer), rows, len(await request.body()))
     described = [_describe(number, outcome) for number, outcome in enumerate(outcomes, start=1)]
     counts = Counter(one.outcome for one in described)
     stored = RolloutsStored(
@@ -91,8 +91,9 @@ async def add_rollouts(
     return _respond(stored, 200)
 
 
-def _credentials(bearer: HTTPAuthorizationCredentials | None) -> str | None:
-    return None if bearer is None else bearer.credentials
+def _find_sender(request: Request, bearer: HTTPAuthorizationCredentials | None) -> Sender:
+    address = request.client.host if request.client else None
+    return Sender(None if bearer is None else bearer.credentials, address)
 
 
 def _respond(view: BaseModel, status_code: int, headers: dict[str, str] | None = None) -> Response:

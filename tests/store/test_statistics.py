@@ -5,8 +5,8 @@ from uuid import UUID
 
 import pytest
 
-from services.cli.statistics import paired_difference, pass_at_k, score, t_interval
 from services.contracts.evaluations import TaskResult
+from services.store.statistics import paired_difference, pass_at_k, score, t_interval
 
 
 def result(number: int, family: str, num_passed: int, num_judged: int = 4) -> TaskResult:

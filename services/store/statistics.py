@@ -19,7 +19,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with the ends of its two-sided 95 % interval; the ends are NaN with fewer than two families."""
+    """A mean with the ends of its two-sided 95 % interval; the ends are NaN where too little is known for one."""
 
     mean: float
     low: float
@@ -48,6 +48,22 @@ def t_interval(values: Sequence[float]) -> Interval:
         return Interval(mean, mean, mean)
     low, high = stats.t.interval(CONFIDENCE, len(values) - 1, loc=mean, scale=error)
     return Interval(mean, float(low), float(high))
+
+
+def wilson_interval(num_passed: int, num: int) -> Interval | None:
+    """A share of independent trials with its Wilson interval (JASA 22, 1927, p. 209); None without trials.
+
+    Rollouts of one task are alike, so for a policy's ability this interval is too narrow; it says how well a share of
+    rollouts is known. Raises ValueError for more passes than trials.
+    """
+    if not 0 <= num_passed <= num:
+        raise ValueError(f"{num_passed} passes in {num} trials")
+    if num == 0:
+        return None
+    share, z = num_passed / num, float(stats.norm.ppf((1 + CONFIDENCE) / 2))
+    middle = (share + z**2 / (2 * num)) / (1 + z**2 / num)
+    half = z / (1 + z**2 / num) * math.sqrt(share * (1 - share) / num + z**2 / (4 * num**2))
+    return Interval(share, max(0.0, middle - half), min(1.0, middle + half))
 
 
 def family_means(results: Sequence[TaskResult], k: int) -> dict[str, float]:

@@ -1,0 +1,81 @@
+"""Dead letters: what failed as often as it may, and buttons to try again."""
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import Query
+from starlette.responses import Response
+
+from services.api.auth import Right
+from services.api.deps import PagingDep, SettingsDep, StoreDep
+from services.jobs import dispatch
+from services.store import audit, consultations, dead_letters, lineages, overview
+from services.store.dead_letters import MAX_AT_ONCE
+from services.web.forms import build_pages
+from services.web.visitors import VisitorDep, go_to, needs, page
+
+router = build_pages()
+
+
+@router.get("/dead", dependencies=[needs(Right.READ)])
+def show_dead(
+    visitor: VisitorDep,
+    store: StoreDep,
+    settings: SettingsDep,
+    paging: PagingDep,
+    draws: Annotated[str | None, Query(max_length=64)] = None,
+) -> Response:
+    """Dead questions from `cursor` on and dead draws from `draws` on, newest first. Errors: BadCursor (422)."""
+    with store.transaction() as session:
+        lineage = lineages.get(session, settings.lineage)
+        questions = dead_letters.list_questions(session, lineage.id, cursor=paging.cursor, limit=paging.limit)
+        found = dead_letters.list_draws(session, lineage.id, cursor=draws, limit=paging.limit)
+        queues = overview.queues(session, lineage.id)
+    return page(visitor, "dead/list.html", questions=questions, draws=found, queues=queues)
+
+
+@router.post("/dead/questions/{consultation_id}/requeue", dependencies=[needs(Right.OPERATE)])
+def requeue_question(consultation_id: UUID, visitor: VisitorDep, store: StoreDep) -> Response:
+    """Ask a dead question once more. Errors: ConsultationNotFound (404), IllegalStatusChange (409)."""
+    with store.transaction() as session:
+        consultations.requeue(session, consultation_id)
+        audit.record(session, visitor.actor, "consultations.requeue", "consultation", consultation_id)
+    dispatch.consultations([consultation_id])
+    return go_to(visitor, "/dead", notice="The question is asked again.")
+
+
+@router.post("/dead/questions/requeue", dependencies=[needs(Right.OPERATE)])
+def requeue_questions(visitor: VisitorDep, store: StoreDep, settings: SettingsDep) -> Response:
+    """Ask every dead question once more, the oldest first."""
+    with store.transaction() as session:
+        lineage = lineages.get(session, settings.lineage)
+        asked = dead_letters.requeue_questions(session, lineage.id)
+        audit.record(
+            session, visitor.actor, "consultations.requeue_all", "lineage", lineage.id, {"questions": len(asked)}
+        )
+    dispatch.consultations(asked)
+    return go_to(visitor, "/dead", notice=_tell("question", "asked again", len(asked)))
+
+
+@router.post("/dead/draws/{draw_id}/requeue", dependencies=[needs(Right.OPERATE)])
+def requeue_draw(draw_id: UUID, visitor: VisitorDep, store: StoreDep) -> Response:
+    """Try a dead draw once more. Errors: DrawNotFound (404), IllegalStatusChange (409)."""
+    with store.transaction() as session:
+        dead_letters.requeue_draw(session, draw_id)
+        audit.record(session, visitor.actor, "draws.requeue", "rollout_group", draw_id)
+    return go_to(visitor, "/dead", notice="The prompt is drawn again.")
+
+
+@router.post("/dead/draws/requeue", dependencies=[needs(Right.OPERATE)])
+def requeue_draws(visitor: VisitorDep, store: StoreDep, settings: SettingsDep) -> Response:
+    """Try every dead draw once more, the oldest first."""
+    with store.transaction() as session:
+        lineage = lineages.get(session, settings.lineage)
+        num = dead_letters.requeue_draws(session, lineage.id)
+        audit.record(session, visitor.actor, "draws.requeue_all", "lineage", lineage.id, {"draws": num})
+    return go_to(visitor, "/dead", notice=_tell("prompt", "drawn again", num))
+
+
+def _tell(noun: str, done: str, num: int) -> str:
+    more = "; press again for the rest" if num == MAX_AT_ONCE else ""
+    return f"{num} {noun}{' is' if num == 1 else 's are'} {done}{more}."

@@ -1,0 +1,124 @@
+"""Experts: who they are, how they do, and whether they are asked and trained on."""
+
+from typing import Annotated
+from uuid import UUID
+
+from pydantic import Field
+from starlette.responses import Response
+
+from services.api.auth import Right
+from services.api.deps import PagingDep, SettingsDep, StoreDep
+from services.contracts.base import Contract
+from services.contracts.experts import EXPERT_CHANGES, ExpertStatus
+from services.jobs import dispatch
+from services.store import audit, browse, expert_figures, experts, lineages
+from services.store.expert_figures import NEWEST_ANSWERS, NEWEST_QUESTIONS, NEWEST_UPDATES, Given
+from services.web.forms import build_pages, form_of
+from services.web.lists import Chosen, list_path
+from services.web.visitors import VisitorDep, go_to, needs, page
+
+NOTHING_GIVEN = Given(0, 0, 0.0, None)
+
+router = build_pages()
+
+
+class WhyForm(Contract):
+    """Why an expert is paused or retired; shown with it."""
+
+    reason: Annotated[str, Field(max_length=500)] = "by hand"
+
+
+@router.get("/experts", dependencies=[needs(Right.READ)])
+def show_experts(
+    visitor: VisitorDep,
+    store: StoreDep,
+    settings: SettingsDep,
+    paging: PagingDep,
+    status: Chosen[ExpertStatus] = None,
+) -> Response:
+    """Experts with what they gave, newest first. Errors: LineageNotFound (404), BadCursor (422)."""
+    with store.transaction() as session:
+        lineage = lineages.get(session, settings.lineage)
+        found = browse.list_experts(session, lineage.id, status=status, cursor=paging.cursor, limit=paging.limit)
+        outcomes = expert_figures.outcomes(session, lineage.id)
+        given = expert_figures.given(session, lineage.id)
+        latency = {expert.id: expert_figures.latency(session, expert.id) for expert in found.items}
+    return page(
+        visitor,
+        "experts/list.html",
+        experts=found,
+        outcomes=outcomes,
+        given=given,
+        latency=latency,
+        num_updates=NEWEST_UPDATES,
+        path=list_path("/experts", status=status),
+        statuses=[*ExpertStatus],
+        chosen=status,
+    )
+
+
+@router.get("/experts/{expert_id}", dependencies=[needs(Right.READ)])
+def show_expert(expert_id: UUID, visitor: VisitorDep, store: StoreDep) -> Response:
+    """One expert with its figures and its conformance report. Errors: ExpertNotFound (404)."""
+    with store.transaction() as session:
+        row = experts.get(session, expert_id)
+        figures = expert_figures.read(session, row)
+        recent = browse.list_consultations(
+            session, row.lineage_id, rollout_id=None, expert_id=row.id, status=None, cursor=None, limit=12
+        )
+        expert = experts.view(row)
+    may_become = EXPERT_CHANGES.get(expert.status, frozenset())
+    return page(
+        visitor,
+        "experts/one.html",
+        expert=expert,
+        figures=figures,
+        recent=recent.items,
+        may_become={status.value for status in may_become},
+        limits={"questions": NEWEST_QUESTIONS, "answers": NEWEST_ANSWERS, "updates": NEWEST_UPDATES},
+    )
+
+
+@router.post("/experts/{expert_id}/activate", dependencies=[needs(Right.OPERATE)])
+def activate_expert(expert_id: UUID, visitor: VisitorDep, store: StoreDep) -> Response:
+    """Let its answers train. Errors: ExpertNotFound (404), NotConformant, IllegalStatusChange (409)."""
+    with store.transaction() as session:
+        experts.activate(session, expert_id)
+        audit.record(session, visitor.actor, "experts.activate", "expert", expert_id)
+    return go_to(visitor, f"/experts/{expert_id}", notice="The expert is active: its answers train.")
+
+
+@router.post("/experts/{expert_id}/pause", dependencies=[needs(Right.OPERATE)])
+def pause_expert(
+    expert_id: UUID, visitor: VisitorDep, store: StoreDep, form: Annotated[WhyForm, form_of(WhyForm)]
+) -> Response:
+    """Ask it nothing for a while. Errors: ExpertNotFound (404), IllegalStatusChange (409)."""
+    with store.transaction() as session:
+        experts.pause(session, expert_id, form.reason)
+        audit.record(session, visitor.actor, "experts.pause", "expert", expert_id)
+    return go_to(visitor, f"/experts/{expert_id}", notice="The expert is paused: it is asked nothing.")
+
+
+@router.post("/experts/{expert_id}/retire", dependencies=[needs(Right.OPERATE)])
+def retire_expert(
+    expert_id: UUID, visitor: VisitorDep, store: StoreDep, form: Annotated[WhyForm, form_of(WhyForm)]
+) -> Response:
+    """Let it go for good. Errors: ExpertNotFound (404), IllegalStatusChange (409)."""
+    with store.transaction() as session:
+        experts.retire(session, expert_id, form.reason)
+        audit.record(session, visitor.actor, "experts.retire", "expert", expert_id)
+    dispatch.lessons()
+    return go_to(visitor, f"/experts/{expert_id}", notice="The expert is retired; its open questions have ended.")
+
+
+@router.post("/experts/{expert_id}/requeue", dependencies=[needs(Right.OPERATE)])
+def requeue_expert(expert_id: UUID, visitor: VisitorDep, store: StoreDep) -> Response:
+    """Ask its dead questions again, and take it out of quarantine.
+
+    Errors: ExpertNotFound (404), IllegalStatusChange (409) when it retired.
+    """
+    with store.transaction() as session:
+        _, asked = experts.requeue(session, expert_id)
+        audit.record(session, visitor.actor, "experts.requeue", "expert", expert_id, {"questions": len(asked)})
+    dispatch.consultations(asked)
+    return go_to(visitor, f"/experts/{expert_id}", notice=f"{len(asked)} dead questions are asked again.")

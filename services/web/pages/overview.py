@@ -1,0 +1,149 @@
+"""The running loop at a glance: what it does, how fast, what waits, and how its figures go."""
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import Query
+from pydantic import Field
+from sqlalchemy.orm import Session
+from starlette.responses import JSONResponse, Response
+
+from services.api.auth import Right
+from services.api.deps import SettingsDep, StoreDep
+from services.contracts.base import Contract, Json
+from services.errors import InvalidInput
+from services.settings import Settings
+from services.store import audit, curves, lineages, loop, overview, policies, stats, version_figures
+from services.store.statistics import Interval
+from services.web import charts
+from services.web.forms import build_pages, form_of
+from services.web.visitors import VisitorDep, go_to, needs, page
+
+NUM_VERSIONS = 24  # on the chart; the list has them all
+
+router = build_pages()
+
+
+class SwitchForm(Contract):
+    """One of the loop's switches, as a button sets it."""
+
+    switch: Annotated[str, Field(pattern="^(sampling|training)$")]
+    turn: Annotated[str, Field(pattern="^(on|off)$")]
+
+
+class EndForm(Contract):
+    """After which update the loop stops; nothing: it goes on."""
+
+    max_updates: Annotated[str, Field(pattern="^[0-9]{1,9}$")] | None = None
+
+
+@router.get("/", dependencies=[needs(Right.READ)])
+def show_overview(visitor: VisitorDep, store: StoreDep, settings: SettingsDep) -> Response:
+    """The whole page. Errors: LineageNotFound (404)."""
+    with store.transaction() as session:
+        context = _read_now(session, settings) | _read_curves(session, settings)
+    return page(visitor, "overview/page.html", **context)
+
+
+@router.get("/overview/now", dependencies=[needs(Right.READ)])
+def show_now(visitor: VisitorDep, store: StoreDep, settings: SettingsDep) -> Response:
+    """The piece that changes every second or two. Errors: LineageNotFound (404)."""
+    with store.transaction() as session:
+        context = _read_now(session, settings)
+    return page(visitor, "overview/_now.html", **context)
+
+
+@router.get("/overview/versions", dependencies=[needs(Right.READ)])
+def show_versions(visitor: VisitorDep, store: StoreDep, settings: SettingsDep) -> Response:
+    """The piece with the pass rate of every version. Errors: LineageNotFound (404)."""
+    with store.transaction() as session:
+        lineage = lineages.get(session, settings.lineage)
+        whiskers = charts.draw_versions(read_version_rates(session, lineage.id))
+    return page(visitor, "overview/_versions.html", whiskers=whiskers, ticks=charts.SHARE_TICKS)
+
+
+@router.get("/overview/curves", dependencies=[needs(Right.READ)])
+def get_curves(store: StoreDep, settings: SettingsDep, after: Annotated[int, Query(ge=0)] = 0) -> Response:
+    """The curves as JSON, for the page's script; 204 when nothing came after the update it knows.
+
+    Errors: LineageNotFound (404).
+    """
+    with store.transaction() as session:
+        found = curves.read(session, lineages.get(session, settings.lineage).id)
+    if not found.numbers or found.numbers[-1] <= after:
+        return Response(status_code=204)
+    drawn: list[Json] = [
+        {
+            "name": chart.sight.name,
+            "newest": chart.newest,
+            "is_share": chart.sight.is_share,
+            "lines": [{"label": line.label, "place": line.place, "values": [*line.values]} for line in chart.lines],
+        }
+        for chart in charts.draw(found)
+    ]
+    return JSONResponse({"numbers": [*found.numbers], "charts": drawn}, headers={"Cache-Control": "no-store"})
+
+
+@router.post("/loop", dependencies=[needs(Right.OPERATE)])
+def switch_loop(
+    visitor: VisitorDep, store: StoreDep, settings: SettingsDep, form: Annotated[SwitchForm, form_of(SwitchForm)]
+) -> Response:
+    """Turn sampling or training on or off."""
+    is_on = form.turn == "on"
+    with store.transaction() as session:
+        lineage = lineages.get(session, settings.lineage)
+        if form.switch == "sampling":
+            loop.switch(session, lineage.id, sampling=is_on)
+        else:
+            loop.switch(session, lineage.id, training=is_on)
+        audit.record(session, visitor.actor, f"loop.{form.switch}", "lineage", lineage.id, {"on": is_on})
+    return go_to(visitor, "/", notice=f"{form.switch.capitalize()} is {form.turn}.")
+
+
+@router.post("/loop/end", dependencies=[needs(Right.OPERATE)])
+def end_loop(
+    visitor: VisitorDep, store: StoreDep, settings: SettingsDep, form: Annotated[EndForm, form_of(EndForm)]
+) -> Response:
+    """Stop the loop after an update, or let it go on for as long as there are tasks."""
+    last = None if form.max_updates is None else int(form.max_updates)
+    with store.transaction() as session:
+        lineage = lineages.get(session, settings.lineage)
+        if last is not None and last > 2**31 - 1:
+            raise InvalidInput("no loop makes that many updates")
+        loop.stop_after(session, lineage.id, last)
+        audit.record(session, visitor.actor, "loop.end", "lineage", lineage.id, {"max_updates": last})
+    return go_to(visitor, "/", notice="The loop goes on." if last is None else f"The loop stops after update {last}.")
+
+
+def _read_now(session: Session, settings: Settings) -> dict[str, object]:
+    lineage = lineages.get(session, settings.lineage)
+    status = stats.status(
+        session,
+        lineage,
+        max_backlog=settings.max_backlog_lessons,
+        max_groups_per_task=settings.max_groups_per_task,
+        group_size=settings.group_size,
+    )
+    return {
+        "status": status,
+        "rates": overview.rates(session, lineage.id),
+        "queues": overview.queues(session, lineage.id),
+        "max_backlog": settings.max_backlog_lessons,
+    }
+
+
+def _read_curves(session: Session, settings: Settings) -> dict[str, object]:
+    lineage = lineages.get(session, settings.lineage)
+    return {
+        "charts": charts.draw(curves.read(session, lineage.id)),
+        "whiskers": charts.draw_versions(read_version_rates(session, lineage.id)),
+        "ticks": charts.SHARE_TICKS,
+    }
+
+
+def read_version_rates(session: Session, lineage_id: UUID) -> list[tuple[str, Interval]]:
+    """The pass rate on train tasks of the newest versions that were judged, oldest first."""
+    practice = version_figures.practice(session, lineage_id)
+    newest = policies.newest(session, lineage_id, before=None, limit=NUM_VERSIONS)
+    rates = [(row.name, found.interval) for row in newest if (found := practice.get(row.name)) is not None]
+    return [(name, interval) for name, interval in reversed(rates) if interval is not None]

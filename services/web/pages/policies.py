@@ -1,0 +1,84 @@
+"""Policy versions and evaluations: what was published, what it had passed, and whether it is better."""
+
+from uuid import UUID
+
+from starlette.responses import Response
+
+from services.api.auth import Right
+from services.api.deps import PagingDep, SettingsDep, StoreDep
+from services.contracts.policies import PolicyStatus
+from services.store import browse, evaluations, lineages, policies, version_figures
+from services.store.models import PolicyVersionRow
+from services.web.forms import build_pages
+from services.web.lists import Chosen, list_path
+from services.web.visitors import VisitorDep, needs, page
+
+router = build_pages()
+
+
+@router.get("/policies", dependencies=[needs(Right.READ)])
+def show_policies(
+    visitor: VisitorDep,
+    store: StoreDep,
+    settings: SettingsDep,
+    paging: PagingDep,
+    status: Chosen[PolicyStatus] = None,
+) -> Response:
+    """Policy versions, newest first. Errors: LineageNotFound (404), BadCursor (422)."""
+    with store.transaction() as session:
+        lineage = lineages.get(session, settings.lineage)
+        found = browse.list_policies(session, lineage.id, status=status, cursor=paging.cursor, limit=paging.limit)
+        practice = version_figures.practice(session, lineage.id)
+    return page(
+        visitor,
+        "policies/list.html",
+        versions=found,
+        practice=practice,
+        path=list_path("/policies", status=status),
+        statuses=[*PolicyStatus],
+        chosen=status,
+    )
+
+
+@router.get("/policies/{name}", dependencies=[needs(Right.READ)])
+def show_policy(name: str, visitor: VisitorDep, store: StoreDep, settings: SettingsDep) -> Response:
+    """One version: before and after, its gate, its updates. Errors: PolicyVersionNotFound (404)."""
+    with store.transaction() as session:
+        lineage = lineages.get(session, settings.lineage)
+        row = policies.by_name(session, lineage.id, name)
+        parent = None if row.parent_id is None else session.get_one(PolicyVersionRow, row.parent_id).name
+        context = {
+            "version": policies.view(row),
+            "parent": parent,
+            "practice": version_figures.practice(session, lineage.id).get(row.name),
+            "comparisons": version_figures.compare(session, row),
+            "evaluations": [
+                evaluations.view(session, one) for one in version_figures.evaluations_of(session, lineage.id, row.name)
+            ],
+            "updates": version_figures.updates_of(session, row),
+        }
+    return page(visitor, "policies/one.html", **context)
+
+
+@router.get("/evaluations", dependencies=[needs(Right.READ)])
+def show_evaluations(visitor: VisitorDep, store: StoreDep, settings: SettingsDep, paging: PagingDep) -> Response:
+    """Evaluations, newest first. Errors: LineageNotFound (404), BadCursor (422)."""
+    with store.transaction() as session:
+        lineage = lineages.get(session, settings.lineage)
+        found = browse.list_evaluations(session, lineage.id, cursor=paging.cursor, limit=paging.limit)
+    return page(visitor, "evaluations/list.html", evaluations=found)
+
+
+@router.get("/evaluations/{evaluation_id}", dependencies=[needs(Right.READ)])
+def show_evaluation(evaluation_id: UUID, visitor: VisitorDep, store: StoreDep) -> Response:
+    """One evaluation with its results by task. Errors: EvaluationNotFound (404)."""
+    with store.transaction() as session:
+        row = evaluations.get(session, evaluation_id)
+        found = evaluations.view(session, row)
+        results = evaluations.results(session, row.id)
+        shown = evaluations.results(session, row.id, solution_shown=True)
+    num_samples = found.settings.get("num_samples")
+    changes = version_figures.compare_results(
+        results, shown or results, num_samples if isinstance(num_samples, int) else 1
+    )
+    return page(visitor, "evaluations/one.html", evaluation=found, results=results, shown=shown, changes=changes)

@@ -1,0 +1,73 @@
+"""Rollouts: the list, and one with all that experts said about it and what an update made of that."""
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import Query
+from starlette.responses import Response
+
+from services.api.auth import Right
+from services.api.deps import PagingDep, SettingsDep, StoreDep
+from services.contracts.rollouts import Purpose, RolloutStatus
+from services.store import browse, heat_map, lineages, policies, rollout_story, rollouts
+from services.store.heat_map import MAX_TOKENS
+from services.web.forms import build_pages
+from services.web.lists import Chosen, list_path
+from services.web.visitors import VisitorDep, needs, page
+
+NUM_VERSIONS = 50  # in the filter, the newest
+
+router = build_pages()
+
+
+@router.get("/rollouts", dependencies=[needs(Right.READ)])
+def show_rollouts(
+    visitor: VisitorDep,
+    store: StoreDep,
+    settings: SettingsDep,
+    paging: PagingDep,
+    status: Chosen[RolloutStatus] = None,
+    purpose: Chosen[Purpose] = None,
+    version: Chosen[str] = None,
+    task_id: Chosen[UUID] = None,
+    group_id: Chosen[UUID] = None,
+) -> Response:
+    """Rollouts, newest first. Errors: LineageNotFound (404), BadCursor (422)."""
+    with store.transaction() as session:
+        lineage = lineages.get(session, settings.lineage)
+        found = browse.list_rollouts(
+            session,
+            lineage.id,
+            task_id=task_id,
+            group_id=group_id,
+            status=status,
+            purpose=purpose,
+            policy_version=version,
+            cursor=paging.cursor,
+            limit=paging.limit,
+        )
+        versions = [row.name for row in policies.newest(session, lineage.id, before=None, limit=NUM_VERSIONS)]
+    return page(
+        visitor,
+        "rollouts/list.html",
+        rollouts=found,
+        path=list_path(
+            "/rollouts", status=status, purpose=purpose, version=version, task_id=task_id, group_id=group_id
+        ),
+        statuses=[*RolloutStatus],
+        purposes=[*Purpose],
+        versions=versions,
+        chosen={"status": status, "purpose": purpose, "version": version, "task_id": task_id, "group_id": group_id},
+    )
+
+
+@router.get("/rollouts/{rollout_id}", dependencies=[needs(Right.READ)])
+def show_rollout(
+    rollout_id: UUID, visitor: VisitorDep, store: StoreDep, start: Annotated[int, Query(ge=0, le=2**20)] = 0
+) -> Response:
+    """One rollout; of a long one the tokens from `start` on. Errors: RolloutNotFound (404)."""
+    with store.transaction() as session:
+        row = rollouts.get(session, rollout_id)
+        story = rollout_story.read(session, row)
+        heat = heat_map.read(session, row, start // MAX_TOKENS * MAX_TOKENS)
+    return page(visitor, "rollouts/one.html", story=story, heat=heat, page_size=MAX_TOKENS)
