@@ -51,8 +51,8 @@ async def show_policy() -> PolicyInfo:
 
 
 def _tokenize(request: TokenizeRequest) -> list[int]:
-    text = request.text if request.messages is None else "\n".join(message.content for message in request.messages)
-    return [len(text) % VOCAB] * max(1, len(text or "") // CHARS_PER_TOKEN)
+    text = request.text or "\n".join(message.content for message in request.messages or [])
+    return [len(text) % VOCAB] * max(1, len(text) // CHARS_PER_TOKEN)
 
 
 def _detokenize(token_ids: list[int]) -> str:

@@ -110,6 +110,7 @@ def set_up() -> Iterator[Stage]:
             "DATABASE_URL": postgres.url,
             "REDIS_URL": valkey.url,
             "PRECEPTOR_POLICY_URL": f"http://127.0.0.1:{policy_port}",
+            "PRECEPTOR_API_OPEN": "true",  # pages without a login: the first owner looks at them
         }
         policy = stack.enter_context(_run("benchmarks.api.policy", policy_port, environment, "/v1/policy"))
         api = stack.enter_context(_run("benchmarks.api.server", api_port, environment, "/healthz"))

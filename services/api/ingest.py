@@ -280,8 +280,9 @@ class Ingest:
             key = request.sender.key
             if key not in callers:
                 try:
-                    callers[key] = authenticate(session, key, self._settings)
-                    callers[key].must(Right.SEND)
+                    found = authenticate(session, key, self._settings)
+                    found.must(Right.SEND)
+                    callers[key] = found
                 except PreceptorError as refusal:
                     callers[key] = refusal
             caller = callers[key]
@@ -351,7 +352,7 @@ def _claim(caller: Caller, row: Row) -> idempotency.Request | None:
 
 
 def _describe_acts(made: Iterable[tuple[_Place, Rollout]]) -> list[audit.Entry]:
-    """One entry of the audit trail a request: a rollout by its id, a batch by the first and the last of those stored."""
+    """One entry of the audit trail a request: a rollout by its id, several by the first and the last."""
     stored: dict[int, list[UUID]] = {}
     requests: dict[int, _Request] = {}
     for place, rollout in made:

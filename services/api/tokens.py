@@ -182,7 +182,7 @@ def _weigh_ids(ids: list[int]) -> int:
     return CHARS_PER_TOKEN * len(ids)
 
 
-def _ask(items: list[T], call: Callable[[list[T]], list[R]], weigh: Callable[[T], int]) -> list[R | PolicyRefused]:
+def _ask(items: list[T], call: Callable[[list[T]], Sequence[R]], weigh: Callable[[T], int]) -> list[R | PolicyRefused]:
     """The policy's answer to each item; where it refuses a call, each item of it by itself.
 
     Errors: PolicyUnavailable (503), also when the policy does not accept this api's key.
