@@ -28,4 +28,4 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def build_router(tag: str, route_class: type[StrictRoute] = StrictRoute) -> APIRouter:
     """A router whose every route can answer the problems that any route can."""
-    return APIRouter(prefix="/v1", tags=[tag], route_class=route_class, responses=problems(401, 403, 503))
+    return APIRouter(prefix="/v1", tags=[tag], route_class=route_class, responses=problems(401, 403, 422, 503))
