@@ -5,7 +5,7 @@ Nothing of a request is echoed but names and short excerpts: inputs may be huge,
 
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -20,6 +20,12 @@ MAX_ERRORS: Final = 50
 MAX_DETAIL_CHARS: Final = 2000
 MAX_TEXT_CHARS: Final = 500
 TYPE_PREFIX: Final = "urn:preceptor:problem:"
+
+
+def document(meanings: Mapping[int, str]) -> dict[int | str, dict[str, Any]]:
+    """What a schema says of these statuses: a problem document each, for FastAPI's `responses=`."""
+    content = {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}
+    return {status: {"description": meaning, "content": content} for status, meaning in meanings.items()}
 
 
 def render(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:

@@ -47,6 +47,7 @@ from services.problems import (
     MAX_DETAIL_CHARS,
     TYPE_PREFIX,
     describe_errors,
+    document,
     on_preceptor_error,
     render,
     render_error,
@@ -59,6 +60,15 @@ if TYPE_CHECKING:
 
 LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 GONE_POLL_SECONDS: Final = 2.0
+
+MEANINGS: Final = {
+    401: "The key is missing or wrong.",
+    404: "No version or artifact of this name.",
+    409: "The version's state does not allow this.",
+    413: "The body is too large, or does not state its length.",
+    422: "The content cannot be accepted; `errors` says where.",
+    503: "The engine is busy or has ended. Send it again after Retry-After seconds.",
+}
 
 R = TypeVar("R")
 
@@ -103,7 +113,9 @@ def create_app(engine: "EmbeddedEngine", key: str = "") -> FastAPI:
         if key and not hmac.compare_digest(authorization.encode(), f"Bearer {key}".encode()):
             raise KeyRefused("the key is missing or wrong")
 
-    app = FastAPI(title="Preceptor policy", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="Preceptor policy", lifespan=lifespan, docs_url=None, redoc_url=None, responses=document(MEANINGS)
+    )
     app.add_exception_handler(PreceptorError, on_preceptor_error)
     app.add_exception_handler(RequestValidationError, _render_invalid)
     app.add_middleware(LimitBody)

@@ -6,7 +6,7 @@ from typing import Any, Final
 from fastapi import APIRouter
 
 from services.api.limits import StrictRoute
-from services.contracts.base import Problem
+from services.problems import document
 
 MEANINGS: Final[Mapping[int, str]] = {
     401: "The API key is missing or not known.",
@@ -22,8 +22,7 @@ MEANINGS: Final[Mapping[int, str]] = {
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The documentation of a route's problems, for `responses=`."""
-    content = {"application/problem+json": {"schema": Problem.model_json_schema()}}
-    return {status: {"description": MEANINGS[status], "content": content} for status in statuses}
+    return document({status: MEANINGS[status] for status in statuses})
 
 
 def build_router(tag: str, route_class: type[StrictRoute] = StrictRoute) -> APIRouter:
