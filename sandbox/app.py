@@ -44,6 +44,7 @@ _OPEN_PATHS = ("/healthz", "/v1/ping")
 _CLIENT_GONE = 499
 
 _MEANINGS = {
+    400: "The body cannot be read at all.",
     401: "No key, or a wrong one.",
     408: "The body arrives too slowly.",
     413: "The body is too large.",

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -59,6 +60,20 @@ def on_preceptor_error(request: Request, error: Exception) -> Response:
     """The exception handler for PreceptorError that every service of ours installs."""
     assert isinstance(error, PreceptorError)
     return render_error(error, request.url.path)
+
+
+def on_http_error(request: Request, error: Exception) -> Response:
+    """The exception handler for what the framework itself refuses: unknown paths and methods, unreadable bodies."""
+    assert isinstance(error, HTTPException)
+    title = HTTPStatus(error.status_code).phrase
+    problem = Problem(
+        type="about:blank",
+        title=title,
+        status=error.status_code,
+        detail=shorten(str(error.detail), MAX_TEXT_CHARS),
+        instance=shorten(request.url.path, MAX_TEXT_CHARS),
+    )
+    return render(problem, error.headers)
 
 
 def describe_errors(errors: Sequence[ErrorDetails]) -> list[JsonObject]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 from fastapi import Depends, FastAPI, Header, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.contracts.base import Problem
@@ -48,6 +49,7 @@ from services.problems import (
     TYPE_PREFIX,
     describe_errors,
     document,
+    on_http_error,
     on_preceptor_error,
     render,
     render_error,
@@ -62,6 +64,7 @@ LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 GONE_POLL_SECONDS: Final = 2.0
 
 MEANINGS: Final = {
+    400: "The body cannot be read at all.",
     401: "The key is missing or wrong.",
     404: "No version or artifact of this name.",
     409: "The version's state does not allow this.",
@@ -118,6 +121,7 @@ def create_app(engine: "EmbeddedEngine", key: str = "") -> FastAPI:
     )
     app.add_exception_handler(PreceptorError, on_preceptor_error)
     app.add_exception_handler(RequestValidationError, _render_invalid)
+    app.add_exception_handler(HTTPException, on_http_error)
     app.add_middleware(LimitBody)
     guarded = [Depends(require_key)]
 
