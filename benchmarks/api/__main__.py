@@ -48,11 +48,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--experts", type=int, nargs="*", default=list(NUM_EXPERTS), help="numbers of matching experts")
     parser.add_argument("--rollouts", type=int, default=1_000_000, help="rollouts to fill the database with")
     parser.add_argument("--requests", type=int, default=20, help="requests a page")
+    parser.add_argument("--folder", type=Path, help="keep the filled database here, and use it again the next time")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args(arguments)
     console = Console()
     figures: dict[str, object] = {"machine": platform.platform(), "cores": os.cpu_count()}
-    with set_up() as stage:
+    with set_up(options.folder) as stage:
         console.print(_describe_database(stage))
         if options.only != "pages":
             costs = [cost for count in options.experts for cost in _measure_ingest(console, stage, count, options.sent)]

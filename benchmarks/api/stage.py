@@ -23,7 +23,7 @@ from services.contracts.tasks import Message, Split, TaskCreate
 from services.local.layout import free_port
 from services.local.postgres import EmbeddedPostgres
 from services.local.valkey import EmbeddedValkey
-from services.store import lineages, migrate, persons, tasks
+from services.store import keys, lineages, migrate, persons, tasks
 from services.store.models import ExpertRow
 from services.store.store import Store
 
@@ -88,12 +88,14 @@ class Stage:
 
 
 @contextmanager
-def set_up() -> Iterator[Stage]:
-    """Start everything in a folder of its own; stop it and delete the folder in the end."""
+def set_up(kept: Path | None = None) -> Iterator[Stage]:
+    """Start everything in a folder of its own, deleted in the end, or in one that is kept for the next time."""
     with ExitStack() as stack:
-        folder = Path(tempfile.mkdtemp(prefix="preceptor-bench-"))
+        folder = kept or Path(tempfile.mkdtemp(prefix="preceptor-bench-"))
+        folder.mkdir(exist_ok=True)
         folder.chmod(0o711)
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        if kept is None:
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
         postgres = stack.enter_context(EmbeddedPostgres(folder / "postgres"))
         valkey = stack.enter_context(EmbeddedValkey(folder / "valkey"))
         migrate.upgrade(postgres.url)
@@ -101,10 +103,10 @@ def set_up() -> Iterator[Stage]:
         stack.callback(store.close)
         with store.transaction() as session:
             lineage = lineages.ensure(session, "main", "stand-in", BASE, TOKENIZER, VOCAB)
-            key = persons.ensure_owner(session)
+            owner = persons.find_owner(session)
+            _, key = keys.issue(session, owner.id, f"benchmark-{time.time_ns()}")
             task_ids = [tasks.add(session, lineage.id, _task(number))[0].id for number in range(NUM_TASKS)]
             [postmaster] = session.execute(text("SELECT pg_read_file('postmaster.pid')")).scalars()
-        assert key is not None
         policy_port, api_port = free_port(), free_port()
         environment = os.environ | {
             "DATABASE_URL": postgres.url,

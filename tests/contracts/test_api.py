@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import httpx2
 import pytest
@@ -53,5 +54,5 @@ def served(fresh_database: Callable[[], str], policy_url: str, broker: str) -> I
 
 @schema.parametrize()
 @bounded
-def test_the_api_answers_as_its_schema_says(case: Case, served: Served) -> None:
+def test_the_api_answers_as_its_schema_says(case: "Case[Any]", served: Served) -> None:
     call(case, served.url, {"Authorization": f"Bearer {served.key}"})

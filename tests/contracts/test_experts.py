@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
@@ -43,5 +44,5 @@ def url(fresh_database: Callable[[], str], policy_app: FastAPI) -> Iterator[str]
 
 @schema.parametrize()
 @bounded
-def test_our_experts_answer_as_their_schema_says(case: Case, url: str) -> None:
+def test_our_experts_answer_as_their_schema_says(case: "Case[Any]", url: str) -> None:
     call(case, url)

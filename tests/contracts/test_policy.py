@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from schemathesis import Case
@@ -34,5 +34,5 @@ def url(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @schema.parametrize()
 @bounded
-def test_the_policy_answers_as_its_schema_says(case: Case, url: str) -> None:
+def test_the_policy_answers_as_its_schema_says(case: "Case[Any]", url: str) -> None:
     call(case, url, {"Authorization": f"Bearer {KEY}"})

@@ -1,6 +1,7 @@
 """The sandbox answers what its schema says, whatever it is sent to run."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from schemathesis import Case
@@ -25,5 +26,5 @@ def url() -> Iterator[str]:
 
 @schema.parametrize()
 @bounded
-def test_the_sandbox_answers_as_its_schema_says(case: Case, url: str) -> None:
+def test_the_sandbox_answers_as_its_schema_says(case: "Case[Any]", url: str) -> None:
     call(case, url, {"Authorization": f"Bearer {KEY}"})
