@@ -20,7 +20,7 @@ def read(session: Session, *, cursor: str | None, limit: int) -> Page[PersonLine
         num_keys[person_id], used[person_id] = num, used_at
     with_password = set(session.scalars(select(PasswordRow.person_id).where(PasswordRow.person_id.in_(ids))))
     seen_last = select(LoginSessionRow.person_id, func.max(LoginSessionRow.seen_at)).group_by(LoginSessionRow.person_id)
-    seen = dict(session.execute(seen_last.where(LoginSessionRow.person_id.in_(ids))).tuples().all())
+    seen = dict(session.execute(seen_last.where(LoginSessionRow.person_id.in_(ids))).all())
     lines = [
         PersonLine(
             id=row.id,
