@@ -11,7 +11,7 @@ TORCH_INDEX_URL ?= https://download.pytorch.org/whl/cpu
 STAMP := $(VENV)/.installed
 TIER ?= tiny
 
-.PHONY: help install demo up down status test unit check fmt lint types imports migrations chaos bench-loss bench-update bench-learn bench-sandbox clean
+.PHONY: help install demo up down status test unit check fmt lint types imports migrations chaos bench-loss bench-update bench-learn bench-sandbox bench-api clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
@@ -71,6 +71,9 @@ chaos: install  ## 300 tasks while workers, trainer, Valkey and Postgres are kil
 
 bench-loss: $(VENV)/.bench  ## time and memory of the losses beside TRL and Liger (long; ARGS="--tokens 256" is short)
 	@$(BIN)/python -m benchmarks.loss $(ARGS)
+
+bench-api: install  ## rollouts taken in a second and core, and list and page times at a million rollouts (15 minutes)
+	@$(BIN)/python -m benchmarks.api $(ARGS)
 
 bench-learn: install  ## which objective learns best: TIER=tiny takes about an hour, TIER=tiny QUICK=1 minutes, TIER=small hours
 	@$(BIN)/python -m benchmarks.learn --tier $(TIER) $(if $(QUICK),--quick) $(ARGS)

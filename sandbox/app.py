@@ -9,7 +9,7 @@ import ipaddress
 from base64 import b64encode
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
-from typing import Annotated, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -46,6 +46,20 @@ _HANG_UP = {"Connection": "close"}
 _OPEN_PATHS = ("/healthz", "/v1/ping")
 """What is answered without the key."""
 _CLIENT_GONE = 499
+
+_MEANINGS = {
+    400: "The body cannot be read at all.",
+    401: "No key, or a wrong one.",
+    408: "The body arrives too slowly.",
+    413: "The body is too large.",
+    422: "The request does not fit the contract.",
+    429: "Too much waits; come back after Retry-After seconds.",
+    503: "The sandbox stops, or has too many connections.",
+}
+_PROBLEM_CONTENT = {"application/problem+json": {"schema": Problem.model_json_schema()}}
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"description": meaning, "content": _PROBLEM_CONTENT} for status, meaning in _MEANINGS.items()
+}
 
 T = TypeVar("T")
 router = APIRouter()
@@ -293,7 +307,7 @@ def create_app(settings: SandboxSettings) -> FastAPI:
             yield
             app.state.runner = None
 
-    app = FastAPI(title="Preceptor sandbox", lifespan=lifespan)
+    app = FastAPI(title="Preceptor sandbox", lifespan=lifespan, responses=_PROBLEMS)
     app.state.settings = settings
     app.state.meter = SandboxMeter()
     app.include_router(router)

@@ -5,10 +5,11 @@ Nothing of a request is echoed but names and short excerpts: inputs may be huge,
 
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -22,6 +23,12 @@ MAX_TEXT_CHARS: Final = 500
 TYPE_PREFIX: Final = "urn:preceptor:problem:"
 
 
+def document(meanings: Mapping[int, str]) -> dict[int | str, dict[str, Any]]:
+    """What a schema says of these statuses: a problem document each, for FastAPI's `responses=`."""
+    content = {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}
+    return {status: {"description": meaning, "content": content} for status, meaning in meanings.items()}
+
+
 def render(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
     """The problem as a response."""
     body = problem.model_dump_json(exclude_defaults=True)
@@ -33,7 +40,12 @@ def render_error(error: PreceptorError, instance: str = "") -> Response:
     headers = {} if error.retry_after_seconds is None else {"Retry-After": str(error.retry_after_seconds)}
     if error.status_code == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
-    problem = Problem(
+    return render(describe(error, instance), headers)
+
+
+def describe(error: PreceptorError, instance: str = "") -> Problem:
+    """One of our own errors as a problem document."""
+    return Problem(
         type=TYPE_PREFIX + error.slug,
         title=error.title,
         status=error.status_code,
@@ -42,13 +54,26 @@ def render_error(error: PreceptorError, instance: str = "") -> Response:
         instance=shorten(instance, MAX_TEXT_CHARS),
         errors=list(error.errors[:MAX_ERRORS]),
     )
-    return render(problem, headers)
 
 
 def on_preceptor_error(request: Request, error: Exception) -> Response:
     """The exception handler for PreceptorError that every service of ours installs."""
     assert isinstance(error, PreceptorError)
     return render_error(error, request.url.path)
+
+
+def on_http_error(request: Request, error: Exception) -> Response:
+    """The exception handler for what the framework itself refuses: unknown paths and methods, unreadable bodies."""
+    assert isinstance(error, HTTPException)
+    title = HTTPStatus(error.status_code).phrase
+    problem = Problem(
+        type="about:blank",
+        title=title,
+        status=error.status_code,
+        detail=shorten(str(error.detail), MAX_TEXT_CHARS),
+        instance=shorten(request.url.path, MAX_TEXT_CHARS),
+    )
+    return render(problem, error.headers)
 
 
 def describe_errors(errors: Sequence[ErrorDetails]) -> list[JsonObject]:

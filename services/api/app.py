@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi.concurrency import run_in_threadpool
 
 from services import metrics
 from services.api import once, problems
 from services.api.deps import House
+from services.api.ingest import Ingest
 from services.api.limits import RequestLimits
 from services.api.metrics import LoopCollector
 from services.api.routes import (
@@ -29,6 +31,7 @@ from services.api.routes import (
     updates,
 )
 from services.api.space import SpaceGuard
+from services.api.tokens import Reader
 from services.policy.client import PolicyClient
 from services.settings import Settings
 from services.store import migrate
@@ -74,11 +77,13 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def live(_: FastAPI) -> AsyncIterator[None]:
         yield
+        await run_in_threadpool(app.state.ingest.close)
         house.policy.close()
         house.store.close()
 
     app = FastAPI(title="Preceptor", description=DESCRIPTION, version="1", lifespan=live, docs_url=None, redoc_url=None)
     app.state.house = house
+    app.state.ingest = Ingest(house.store, settings, Reader(house.policy), house.space)
     app.add_middleware(RequestLimits)
     problems.install(app)
     once.install(app)

@@ -13,6 +13,7 @@ from uuid import UUID
 from fastapi import Depends, Request
 from fastapi.params import Depends as Dependency
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from sqlalchemy.orm import Session
 
 from services.api.deps import SettingsDep, StoreDep
 from services.contracts.audit import Via
@@ -20,6 +21,7 @@ from services.contracts.persons import RIGHTS as RIGHTS
 from services.contracts.persons import Right as Right
 from services.contracts.persons import Role
 from services.errors import PreceptorError
+from services.settings import Settings
 from services.store import keys, persons
 from services.store.audit import Actor
 from services.store.models import ApiKeyRow, PersonRow
@@ -84,15 +86,27 @@ BearerDep = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 
 def identify(bearer: BearerDep, store: StoreDep, settings: SettingsDep) -> Caller:
     """The caller. Errors: KeyMissing, KeyUnknown (401)."""
-    if bearer is None and not settings.api_open:
-        raise KeyMissing("this call needs an API key")
+    key = None if bearer is None else bearer.credentials
+    require_key(key, settings)
     with store.transaction() as session:
-        if bearer is None:
-            return to_caller(persons.find_owner(session), None)
-        found = keys.authenticate(session, bearer.credentials)
-        if found is None:
-            raise KeyUnknown("this API key is not known")
-        return to_caller(*found)
+        return authenticate(session, key, settings)
+
+
+def require_key(key: str | None, settings: Settings) -> None:
+    """Pass when a key was given, or none is asked for. Errors: KeyMissing (401)."""
+    if key is None and not settings.api_open:
+        raise KeyMissing("this call needs an API key")
+
+
+def authenticate(session: Session, key: str | None, settings: Settings) -> Caller:
+    """Who holds the key. Errors: KeyMissing, KeyUnknown (401)."""
+    require_key(key, settings)
+    if key is None:
+        return to_caller(persons.find_owner(session), None)
+    found = keys.authenticate(session, key)
+    if found is None:
+        raise KeyUnknown("this API key is not known")
+    return to_caller(*found)
 
 
 def to_caller(person: PersonRow, key: ApiKeyRow | None) -> Caller:
@@ -120,5 +134,9 @@ def needs(right: Right) -> Dependency:
 
 def to_actor(caller: Caller, request: Request) -> Actor:
     """The caller of this request, for the audit trail."""
-    address = request.client.host if request.client else None
+    return act_from(caller, request.client.host if request.client else None)
+
+
+def act_from(caller: Caller, address: str | None) -> Actor:
+    """The caller at this address, for the audit trail."""
     return Actor(Via.OPEN if caller.key_id is None else Via.KEY, caller.id, caller.key_id, address)

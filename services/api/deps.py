@@ -1,4 +1,7 @@
-"""What routes are handed: the store, the settings, the policy client and their place in a list."""
+"""What routes are handed: the store, the settings, the policy client and their place in a list.
+
+Dependencies that wait for nothing are coroutines: FastAPI would send others to a thread and back.
+"""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
@@ -25,7 +28,7 @@ class House:
     space: "SpaceGuard"
 
 
-def get_house(request: Request) -> House:
+async def get_house(request: Request) -> House:
     """The process's own things."""
     house: House = request.app.state.house
     return house
@@ -34,11 +37,11 @@ def get_house(request: Request) -> House:
 HouseDep = Annotated[House, Depends(get_house)]
 
 
-def _get_store(house: HouseDep) -> Store:
+async def _get_store(house: HouseDep) -> Store:
     return house.store
 
 
-def _get_settings(house: HouseDep) -> Settings:
+async def _get_settings(house: HouseDep) -> Settings:
     return house.settings
 
 
@@ -54,7 +57,7 @@ class Paging:
     limit: int
 
 
-def _get_paging(
+async def _get_paging(
     cursor: Annotated[
         str | None, Query(max_length=64, description="`next_cursor` of the page before; the newest without it.")
     ] = None,

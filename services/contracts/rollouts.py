@@ -7,11 +7,24 @@ from uuid import UUID
 
 from pydantic import Field, model_validator
 
-from services.contracts.base import Bool, Contract, Float, Int, JsonObject, Seed, Sha256, StatusChanges, TokenId, View
+from services.contracts.base import (
+    Bool,
+    Contract,
+    Float,
+    Int,
+    JsonObject,
+    Problem,
+    Seed,
+    Sha256,
+    StatusChanges,
+    TokenId,
+    View,
+)
 from services.contracts.tasks import Split
 
 MAX_ROLLOUT_TOKENS = 32_768
 MAX_ROLLOUT_CHARS = 1_000_000
+MAX_BATCH_ROLLOUTS = 1_000
 
 
 class Purpose(StrEnum):
@@ -101,6 +114,59 @@ class RolloutCreate(Contract):
         if self.action_mask is not None and not any(self.action_mask):
             raise ValueError("action_mask marks no token as an action")
         return self
+
+
+class BatchedRollout(RolloutCreate):
+    """A rollout of a batch.
+
+    `key` does for the row what the header Idempotency-Key does for a request. Rows with the same `group` are siblings:
+    they form one group, for which the api makes the id.
+    """
+
+    key: Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$")] | None = None
+    group: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+
+    @model_validator(mode="after")
+    def _one_group(self) -> Self:
+        if self.group is not None and self.group_id is not None:
+            raise ValueError("send either group, for a new group, or group_id, for one that is there")
+        return self
+
+
+class RolloutBatch(Contract):
+    """Rollouts sampled elsewhere."""
+
+    rollouts: Annotated[list[BatchedRollout], Field(min_length=1, max_length=MAX_BATCH_ROLLOUTS)]
+
+
+class RowOutcome(StrEnum):
+    """What became of a row: stored now, stored by an earlier request with its key, or refused."""
+
+    CREATED = "created"
+    EXISTING = "existing"
+    REFUSED = "refused"
+
+
+class BatchedOutcome(Contract):
+    """What became of one row, counted from 1: the rollout's ids, or the problem that it met."""
+
+    row: int
+    outcome: RowOutcome
+    id: UUID | None = None
+    group_id: UUID | None = None
+    index_in_group: int | None = None
+    status: RolloutStatus | None = None
+    reason: str | None = None
+    problem: Problem | None = None
+
+
+class RolloutsStored(Contract):
+    """What became of a batch, row by row."""
+
+    num_created: int
+    num_existing: int
+    num_refused: int
+    rollouts: list[BatchedOutcome]
 
 
 class Rollout(View):

@@ -5,9 +5,13 @@ No NaN or infinity, no key twice in an object, no NUL, no half of a surrogate pa
 
 import json
 import math
-from typing import NoReturn
+from typing import NoReturn, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from services.contracts.base import Json
+
+M = TypeVar("M", bound=BaseModel)
 
 
 class NotStrictJson(ValueError):
@@ -30,6 +34,34 @@ def parse_json(data: bytes | str) -> Json:
     if "\\u" in text or "\0" in text:
         _check_strings(value)
     return value
+
+
+def read_contract(contract: type[M], data: bytes) -> M | None:
+    """What `contract.model_validate(parse_json(data))` would make, three times as fast; None where only that can tell.
+
+    For contracts without a field of free JSON. pydantic's own reader takes a key that comes twice and strings with NUL
+    for granted. That no key came twice is certain when as many keys were written as there are fields that were set.
+    """
+    if b"\\u0000" in data or any(gap in data for gap in (b" :", b"\t:", b"\n:", b"\r:")):
+        return None
+    try:
+        value = contract.model_validate_json(data)
+    except ValidationError:
+        return None
+    return value if data.count(b'":') == _count_fields(value) else None
+
+
+def _count_fields(value: BaseModel) -> int:
+    """How many fields were set, those of contracts within included."""
+    count = 0
+    for name in value.model_fields_set:
+        field = getattr(value, name)
+        count += 1
+        if isinstance(field, BaseModel):
+            count += _count_fields(field)
+        elif isinstance(field, list) and field and isinstance(field[0], BaseModel):
+            count += sum(map(_count_fields, field))
+    return count
 
 
 def _refuse_constant(name: str) -> NoReturn:

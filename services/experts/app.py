@@ -28,18 +28,31 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from services.contracts.answers import AnswerKind, check_against_rollout
-from services.contracts.base import Contract, JsonObject, Problem
+from services.contracts.base import Contract, JsonObject, Problem, inline_schema
 from services.contracts.experts import ConsultAbstain, ConsultLater, ConsultRequest, ConsultResult, Descriptor
 from services.contracts.strict_json import NotStrictJson, parse_json
 from services.errors import Conflict, InvalidInput, PreceptorError, ServiceUnavailable
 from services.experts import signatures
-from services.problems import TYPE_PREFIX, describe_errors, on_preceptor_error, render
+from services.problems import TYPE_PREFIX, describe_errors, document, on_preceptor_error, render
 
 log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES: Final = 8 * 1024 * 1024
 MAX_REMEMBERED_ANSWERS: Final = 4096
 MAX_REMEMBERED_BYTES: Final = 64 * 1024 * 1024
+
+MEANINGS: Final = {
+    401: "The signature is missing or does not hold.",
+    409: "The consultation id was used for another question.",
+    413: "The question is too large.",
+    415: "The question is not declared as application/json.",
+    422: "The question is not as protocol 1 says.",
+    429: "As many questions as the expert answers at once are being answered.",
+    500: "The expert's own fault.",
+    503: "Something the expert needs is away. Ask again after Retry-After seconds.",
+    504: "The deadline passed.",
+}
+_QUESTION: Final = inline_schema(ConsultRequest)
 
 ExpertAnswer: TypeAlias = ConsultResult | ConsultAbstain | ConsultLater
 
@@ -319,7 +332,9 @@ def create_expert_app(
         for desk in desks.values():
             await desk.close()
 
-    app = FastAPI(title="Experts", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="Experts", version="1", lifespan=lifespan, docs_url=None, redoc_url=None, responses=document(MEANINGS)
+    )
     for prefix, desk in desks.items():
         app.include_router(_build_router(desk, signing_secret, max_body_bytes), prefix=prefix)
     if several:
@@ -333,7 +348,7 @@ def create_expert_app(
 def _build_router(desk: Desk, secret: str | None, max_body_bytes: int) -> APIRouter:
     router = APIRouter()
 
-    @router.get("/v1/expert")
+    @router.get("/v1/expert", response_model=Descriptor)
     async def describe(request: Request) -> Response:
         """What the expert says of itself, as a Descriptor."""
         asked = request.headers.get(signatures.ID_HEADER, "")
@@ -341,7 +356,12 @@ def _build_router(desk: Desk, secret: str | None, max_body_bytes: int) -> APIRou
         message_id = asked if re.fullmatch(r"[A-Za-z0-9_-]{1,100}", asked) else f"msg_{uuid4().hex}"
         return _reply(200, desk.descriptor.model_dump_json().encode(), secret, message_id)
 
-    @router.post("/v1/consult")
+    @router.post(
+        "/v1/consult",
+        response_model=ConsultResult | ConsultAbstain,
+        responses={202: {"model": ConsultLater, "description": "The answer comes later."}},
+        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": _QUESTION}}}},
+    )
     async def consult(request: Request) -> Response:
         """Answer a ConsultRequest: 200 with a ConsultResult or ConsultAbstain, 202 with a ConsultLater.
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 from fastapi import Depends, FastAPI, Header, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services import metrics
@@ -26,6 +27,7 @@ from services.contracts.base import Problem
 from services.errors import PreceptorError, ServiceUnavailable
 from services.policy.contract import (
     MAX_BODY_BYTES,
+    DetokenizeBatch,
     DetokenizeRequest,
     Health,
     Pieces,
@@ -36,7 +38,10 @@ from services.policy.contract import (
     ScoreRequest,
     ScoreResponse,
     Text,
+    TextBatch,
     TokenIds,
+    TokenIdsBatch,
+    TokenizeBatch,
     TokenizeRequest,
     Version,
     VersionCreate,
@@ -47,6 +52,8 @@ from services.problems import (
     MAX_DETAIL_CHARS,
     TYPE_PREFIX,
     describe_errors,
+    document,
+    on_http_error,
     on_preceptor_error,
     render,
     render_error,
@@ -59,6 +66,16 @@ if TYPE_CHECKING:
 
 LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 GONE_POLL_SECONDS: Final = 2.0
+
+MEANINGS: Final = {
+    400: "The body cannot be read at all.",
+    401: "The key is missing or wrong.",
+    404: "No version or artifact of this name.",
+    409: "The version's state does not allow this.",
+    413: "The body is too large, or does not state its length.",
+    422: "The content cannot be accepted; `errors` says where.",
+    503: "The engine is busy or has ended. Send it again after Retry-After seconds.",
+}
 
 R = TypeVar("R")
 
@@ -104,9 +121,12 @@ def create_app(engine: "EmbeddedEngine", key: str = "", metrics_key: str = "") -
         if key and not hmac.compare_digest(authorization.encode(), f"Bearer {key}".encode()):
             raise KeyRefused("the key is missing or wrong")
 
-    app = FastAPI(title="Preceptor policy", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="Preceptor policy", lifespan=lifespan, docs_url=None, redoc_url=None, responses=document(MEANINGS)
+    )
     app.add_exception_handler(PreceptorError, on_preceptor_error)
     app.add_exception_handler(RequestValidationError, _render_invalid)
+    app.add_exception_handler(HTTPException, on_http_error)
     app.add_middleware(LimitBody)
     guarded = [Depends(require_key)]
 
@@ -150,6 +170,17 @@ def create_app(engine: "EmbeddedEngine", key: str = "", metrics_key: str = "") -
     async def split(body: DetokenizeRequest) -> Pieces:
         """The characters each token adds. Errors: PromptRefused (422) for ids outside the vocabulary."""
         return Pieces(pieces=await run_in_threadpool(split_into_pieces, body.token_ids, engine.detokenize))
+
+    @app.post("/v1/tokenize/batch", dependencies=guarded)
+    def tokenize_batch(body: TokenizeBatch) -> TokenIdsBatch:
+        """Token ids of several messages or texts. Errors: as /v1/tokenize, for all if for one."""
+        token_ids = [engine.tokenize(item.messages, item.text) for item in body.items]
+        return TokenIdsBatch(token_ids=token_ids, tokenizer_hash=engine.info().tokenizer_hash)
+
+    @app.post("/v1/detokenize/batch", dependencies=guarded)
+    def detokenize_batch(body: DetokenizeBatch) -> TextBatch:
+        """Texts of several lists of token ids. Errors: as /v1/detokenize, for all if for one."""
+        return TextBatch(texts=[engine.detokenize(item) for item in body.items])
 
     @app.post("/v1/versions", dependencies=guarded)
     def load_version(body: VersionCreate) -> Version:

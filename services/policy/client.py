@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from services.errors import PreceptorError, ServiceUnavailable
 from services.policy.contract import (
+    DetokenizeBatch,
     DetokenizeRequest,
     Health,
     Pieces,
@@ -23,7 +24,10 @@ from services.policy.contract import (
     ScoreRequest,
     ScoreResponse,
     Text,
+    TextBatch,
     TokenIds,
+    TokenIdsBatch,
+    TokenizeBatch,
     TokenizeRequest,
     Version,
     VersionCreate,
@@ -107,6 +111,14 @@ class PolicyClient:
         """The characters each token adds to the text before it; somebody waits for it, so not for long."""
         body = DetokenizeRequest(token_ids=token_ids)
         return self._ask("POST", "/v1/pieces", body, Pieces, read_seconds=PIECES_SECONDS).pieces
+
+    def tokenize_batch(self, items: list[TokenizeRequest]) -> list[list[int]]:
+        """Token ids of at most `MAX_TEXTS` messages or texts; if one is refused, all are."""
+        return self._ask("POST", "/v1/tokenize/batch", TokenizeBatch(items=items), TokenIdsBatch).token_ids
+
+    def detokenize_batch(self, items: list[list[int]]) -> list[str]:
+        """Texts of at most `MAX_TEXTS` lists of token ids; if one is refused, all are."""
+        return self._ask("POST", "/v1/detokenize/batch", DetokenizeBatch(items=items), TextBatch).texts
 
     def load_version(self, name: str, sha256: str) -> Version:
         """Load an adapter from the artifacts folder under a name; loading the same one again changes nothing."""

@@ -7,6 +7,8 @@
     POST   /v1/tokenize                 TokenizeRequest -> TokenIds
     POST   /v1/detokenize               DetokenizeRequest -> Text
     POST   /v1/pieces                   DetokenizeRequest -> Pieces
+    POST   /v1/tokenize/batch           TokenizeBatch   -> TokenIdsBatch
+    POST   /v1/detokenize/batch         DetokenizeBatch -> TextBatch
     POST   /v1/versions                 VersionCreate   -> Version
     POST   /v1/versions/{name}/prove    ProveRequest    -> Version
     POST   /v1/versions/{name}/serve                    -> Version
@@ -32,6 +34,7 @@ MAX_PROMPTS: Final = 256
 MAX_SAMPLES_PER_PROMPT: Final = 256
 MAX_SCORE_ITEMS: Final = 1024
 MAX_PROBE_ROWS: Final = 64
+MAX_TEXTS: Final = 256
 MAX_BODY_BYTES: Final = 32 * 1024 * 1024
 
 BASE_VERSION: Final = "base"
@@ -225,6 +228,33 @@ class Pieces(Contract):
     """
 
     pieces: list[str]
+
+
+class TokenizeBatch(Contract):
+    """Several things to be tokenised; if one is refused, all are."""
+
+    items: Annotated[list[TokenizeRequest], Field(min_length=1, max_length=MAX_TEXTS)]
+
+
+class TokenIdsBatch(Contract):
+    """Their token ids, in order, under the tokenizer with this hash."""
+
+    token_ids: list[list[TokenId]]
+    tokenizer_hash: Sha256
+
+
+class DetokenizeBatch(Contract):
+    """Several lists of token ids to be turned into text; if one is refused, all are."""
+
+    items: Annotated[
+        list[Annotated[list[TokenId], Field(max_length=MAX_ROLLOUT_TOKENS)]], Field(min_length=1, max_length=MAX_TEXTS)
+    ]
+
+
+class TextBatch(Contract):
+    """Their texts, in order."""
+
+    texts: list[str]
 
 
 class VersionCreate(Contract):

@@ -3,9 +3,11 @@
 It carries ids, words and counts, never a text that somebody wrote: what is in it stays for good.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 from uuid import UUID
 
 from sqlalchemy import select, text, update
@@ -31,6 +33,14 @@ class Actor:
 
 SYSTEM = Actor(Via.SYSTEM)
 
+# Arrays, not lists of parameters: a statement whose text is always the same is read and planned once a connection.
+_RECORD: Final = text(
+    "INSERT INTO audit (id, person_id, via, credential_id, address, action, noun, noun_id, detail) "
+    "SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:persons AS uuid[]), CAST(:vias AS text[]), "
+    "CAST(:credentials AS uuid[]), CAST(:addresses AS text[]), CAST(:actions AS text[]), CAST(:nouns AS text[]), "
+    "CAST(:noun_ids AS text[]), CAST(:details AS jsonb[]))"
+)
+
 
 def record(
     session: Session,
@@ -41,20 +51,36 @@ def record(
     detail: Mapping[str, Json] | None = None,
 ) -> None:
     """Write down that the actor did this, e.g. `experts.pause` to the expert of this id."""
-    session.add(
-        AuditRow(
-            id=new_id(),
-            person_id=actor.person_id,
-            via=actor.via.value,
-            credential_id=actor.credential_id,
-            address=actor.address,
-            action=action,
-            noun=noun,
-            noun_id=None if noun_id is None else str(noun_id),
-            detail=dict(detail or {}),
-        )
-    )
-    session.flush()
+    record_all(session, [Entry(actor, action, noun, noun_id, detail or {})])
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is written down of one act."""
+
+    actor: Actor
+    action: str
+    noun: str
+    noun_id: UUID | str | None
+    detail: Mapping[str, Json]
+
+
+def record_all(session: Session, entries: Sequence[Entry]) -> None:
+    """Write down several acts at once."""
+    if not entries:
+        return
+    columns = {
+        "ids": [new_id() for _ in entries],
+        "persons": [entry.actor.person_id for entry in entries],
+        "vias": [entry.actor.via.value for entry in entries],
+        "credentials": [entry.actor.credential_id for entry in entries],
+        "addresses": [entry.actor.address for entry in entries],
+        "actions": [entry.action for entry in entries],
+        "nouns": [entry.noun for entry in entries],
+        "noun_ids": [None if entry.noun_id is None else str(entry.noun_id) for entry in entries],
+        "details": [json.dumps(entry.detail) for entry in entries],
+    }
+    session.execute(_RECORD, columns)
 
 
 @dataclass(frozen=True)
@@ -80,7 +106,8 @@ def read(session: Session, wanted: Filter, *, cursor: str | None, limit: int) ->
         query = query.where(AuditRow.id < first_id_of(wanted.before))
     rows, following = newest_first(session, query, AuditRow.id, cursor, limit)
     ids = {row.person_id for row in rows}
-    names = dict(session.execute(select(PersonRow.id, PersonRow.name).where(PersonRow.id.in_(ids))).all())
+    found = session.execute(select(PersonRow.id, PersonRow.name).where(PersonRow.id.in_(ids)))
+    names = dict(found.all())
     return Page[AuditEntry](items=[_view(row, names) for row in rows], next_cursor=following)
 
 

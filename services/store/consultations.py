@@ -101,16 +101,33 @@ def _share(*parts: UUID) -> float:
     return int.from_bytes(hashlib.sha256(b"".join(p.bytes for p in parts)).digest()[:8]) / 2**64
 
 
-def _is_asked(rollout: RolloutRow, task: TaskRow, expert: ExpertRow, descriptor: Descriptor) -> bool:
-    if not descriptor.matches(task.domain):
-        return False
-    if not set(descriptor.metadata_keys) <= set(expert.granted) & set(task.metadata_):
-        return False
-    if rollout.purpose != Purpose.TRAIN.value:
-        return descriptor.verifier and rollout.purpose in (Purpose.EVALUATION.value, Purpose.PROBE.value)
-    if _share(rollout.group_id, expert.id) >= expert.group_fraction:
-        return False
-    return expert.rollouts_per_group is None or rollout.index_in_group < expert.rollouts_per_group
+@dataclass(frozen=True)
+class Subject:
+    """What decides who is asked about a rollout."""
+
+    purpose: str
+    split: str
+    group_id: UUID
+    index_in_group: int
+    domain: str
+    metadata_keys: frozenset[str]
+
+
+def choose_kinds(subject: Subject, expert: ExpertRow, descriptor: Descriptor) -> list[AnswerKind]:
+    """The kinds of answer this expert is asked for about this rollout; none when it is not asked at all."""
+    if not descriptor.matches(subject.domain):
+        return []
+    if not set(descriptor.metadata_keys) <= subject.metadata_keys.intersection(expert.granted):
+        return []
+    if subject.purpose != Purpose.TRAIN.value:
+        is_asked = descriptor.verifier and subject.purpose in (Purpose.EVALUATION.value, Purpose.PROBE.value)
+    elif expert.group_fraction < 1 and _share(subject.group_id, expert.id) >= expert.group_fraction:
+        is_asked = False
+    else:
+        is_asked = expert.rollouts_per_group is None or subject.index_in_group < expert.rollouts_per_group
+    if not is_asked:
+        return []
+    return [k for k in descriptor.kinds if k is not AnswerKind.SOLUTION or subject.split == Split.TRAIN.value]
 
 
 def open_stage(
@@ -133,12 +150,19 @@ def open_stage(
         ]
         if not context:
             return []
+    subject = Subject(
+        purpose=rollout.purpose,
+        split=rollout.split,
+        group_id=rollout.group_id,
+        index_in_group=rollout.index_in_group,
+        domain=task.domain,
+        metadata_keys=frozenset(task.metadata_),
+    )
     for expert in experts:
         descriptor = Descriptor.model_validate(expert.descriptor)
-        if descriptor.needs_answers != (stage == 2) or not _is_asked(rollout, task, expert, descriptor):
+        if descriptor.needs_answers != (stage == 2):
             continue
-        kinds = [k for k in descriptor.kinds if k is not AnswerKind.SOLUTION or rollout.split == Split.TRAIN.value]
-        if kinds:
+        if kinds := choose_kinds(subject, expert, descriptor):
             ask = Ask(kinds=kinds, top_k=expert.top_k, temperature=expert.temperature, context=context)
             opened.append(open_one(session, rollout, expert, stage, ask))
     return opened

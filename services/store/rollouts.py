@@ -11,9 +11,8 @@ from services.contracts.base import JsonObject
 from services.contracts.consultations import ConsultationStatus
 from services.contracts.ids import new_id
 from services.contracts.lessons import LessonStatus
-from services.contracts.rollouts import GroupStatus, Purpose, RolloutCreate, RolloutStatus
-from services.contracts.tasks import Split
-from services.errors import InvalidInput, NotFound
+from services.contracts.rollouts import Purpose, RolloutStatus
+from services.errors import NotFound
 from services.store import answers, consultations
 from services.store.models import (
     AnswerRow,
@@ -22,8 +21,6 @@ from services.store.models import (
     GroupRow,
     LessonAnswerRow,
     LessonRow,
-    LineageRow,
-    PolicyVersionRow,
     RolloutRow,
     TaskRow,
 )
@@ -31,26 +28,6 @@ from services.store.models import (
 
 class RolloutNotFound(NotFound):
     """No rollout with this id."""
-
-
-class NotTrainable(InvalidInput):
-    """Only rollouts of train tasks may be drawn for training."""
-
-
-class OutsideVocabulary(InvalidInput):
-    """A token id is not in the lineage's vocabulary."""
-
-
-class NoSuchVersion(InvalidInput):
-    """The rollout names a policy version that this lineage never had."""
-
-    hint = "Name one of GET /v1/policies, or leave policy_version out for a rollout of another policy."
-
-
-class TokenizerDiffers(InvalidInput):
-    """The token ids were made by another tokenizer; re-tokenising them would change what was sampled."""
-
-    hint = "Send the text instead: it is tokenised once at ingest and trains the local term only."
 
 
 @dataclass(frozen=True)
@@ -112,98 +89,6 @@ def add_drawn(
     return rows
 
 
-def check_external(session: Session, lineage: LineageRow, task: TaskRow, rollout: RolloutCreate) -> None:
-    """Pass when a rollout sampled elsewhere can be used here.
-
-    Errors: NotTrainable, NoSuchVersion, TokenizerDiffers, OutsideVocabulary (422 each).
-    """
-    if rollout.purpose is Purpose.TRAIN and task.split != Split.TRAIN.value:
-        raise NotTrainable(
-            f"task {task.id} is of the split {task.split!r}; only `train` tasks train",
-            hint="Send it with purpose `evaluation`, or use a train task.",
-        )
-    if rollout.policy_version is not None:
-        known = select(PolicyVersionRow.id).where(
-            PolicyVersionRow.lineage_id == lineage.id, PolicyVersionRow.name == rollout.policy_version
-        )
-        if session.scalar(known) is None:
-            raise NoSuchVersion(f"no policy version is named {rollout.policy_version!r}")
-    if rollout.token_ids is None:
-        return
-    if rollout.tokenizer_hash != lineage.tokenizer_hash:
-        raise TokenizerDiffers(
-            f"the rollout's tokenizer is {str(rollout.tokenizer_hash)[:12]}…, the policy's is "
-            f"{lineage.tokenizer_hash[:12]}…"
-        )
-    if (largest := max(rollout.token_ids)) >= lineage.vocab_size:
-        raise OutsideVocabulary(f"token id {largest} is outside the vocabulary of {lineage.vocab_size}")
-
-
-def add_external(
-    session: Session,
-    lineage: LineageRow,
-    task: TaskRow,
-    rollout: RolloutCreate,
-    prompt_token_ids: list[int],
-    token_ids: list[int],
-    text: str,
-    tokenized_at_ingest: bool,
-) -> RolloutRow:
-    """Store a rollout sampled elsewhere, as a group of its own or one more of a group, and open its first questions.
-
-    Errors: those of `check_external`; InvalidInput when the named group is not one for such rollouts of this task.
-    """
-    check_external(session, lineage, task, rollout)
-    if rollout.group_id is None:
-        group = GroupRow(
-            lineage_id=lineage.id,
-            task_id=task.id,
-            split=task.split,
-            purpose=rollout.purpose.value,
-            policy_version=rollout.policy_version,
-            size=1,
-            sampling={} if rollout.sampling is None else rollout.sampling.model_dump(mode="json"),
-            external=True,
-            status=GroupStatus.SAMPLED.value,
-        )
-        session.add(group)
-        session.flush()
-        index = 0
-    else:
-        found = session.scalar(select(GroupRow).where(GroupRow.id == rollout.group_id).with_for_update())
-        if found is None or not found.external or found.task_id != task.id or found.purpose != rollout.purpose.value:
-            raise InvalidInput(
-                f"group {rollout.group_id} is not a group of external rollouts of this task and purpose",
-                hint="Leave group_id out for the first rollout and use the group_id it gets for its siblings.",
-            )
-        group = found
-        index = group.size
-        group.size += 1
-    row = RolloutRow(
-        lineage_id=lineage.id,
-        task_id=task.id,
-        split=task.split,
-        purpose=rollout.purpose.value,
-        group_id=group.id,
-        index_in_group=index,
-        policy_version=rollout.policy_version,
-        prompt_token_ids=prompt_token_ids,
-        token_ids=token_ids,
-        sampler_logprobs=rollout.sampler_logprobs,
-        action_mask=rollout.action_mask or [True] * len(token_ids),
-        tokenizer_hash=lineage.tokenizer_hash,
-        tokenized_at_ingest=tokenized_at_ingest,
-        sampling=None if rollout.sampling is None else rollout.sampling.model_dump(mode="json"),
-        text=text,
-        finish_reason="external",
-    )
-    session.add(row)
-    session.flush()
-    consultations.open_stage(session, row, task, consultations.askable_experts(session, lineage.id), stage=1)
-    advance(session, row.id)
-    return row
-
-
 def advance(session: Session, rollout_id: UUID) -> None:
     """Move an open rollout on when its questions allow it: to the second stage, or to ready with its lesson.
 
@@ -235,14 +120,18 @@ def _settle(session: Session, rollout: RolloutRow) -> None:
     )
     if not said and not waits:
         asked = session.scalar(select(func.count()).where(ConsultationRow.rollout_id == rollout.id))
-        nobody = rollout.purpose != Purpose.TRAIN.value and not asked
         rollout.status = RolloutStatus.SET_ASIDE.value
-        rollout.reason = "nobody is asked about rollouts of this purpose" if nobody else "no expert answered"
+        rollout.reason = "no expert answered" if asked else say_unasked(rollout.purpose)
         return
     rollout.status = RolloutStatus.READY.value
     session.flush()
     if rollout.purpose == Purpose.TRAIN.value and said:
         open_lesson(session, rollout, said, late=False)
+
+
+def say_unasked(purpose: str) -> str:
+    """Why a rollout about which nobody was asked is set aside."""
+    return "no expert answered" if purpose == Purpose.TRAIN.value else "nobody is asked about rollouts of this purpose"
 
 
 def _verdict(session: Session, said: Sequence[AnswerRow]) -> float | None:

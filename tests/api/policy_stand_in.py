@@ -12,6 +12,7 @@ from fastapi import FastAPI, Response
 from services.contracts.base import Problem
 from services.policy.contract import (
     Counters,
+    DetokenizeBatch,
     DetokenizeRequest,
     FinishReason,
     Pieces,
@@ -24,7 +25,10 @@ from services.policy.contract import (
     ScoreRequest,
     ScoreResponse,
     Text,
+    TextBatch,
     TokenIds,
+    TokenIdsBatch,
+    TokenizeBatch,
     TokenizeRequest,
 )
 from services.problems import render
@@ -90,6 +94,14 @@ def create_app(probabilities: Mapping[str, float] | None = None) -> FastAPI:
             for prompt in body.prompts
         ]
         return SampleResponse(version=version, tokenizer_hash=TOKENIZER, prompts=prompts)
+
+    @app.post("/v1/tokenize/batch")
+    def tokenize_batch(body: TokenizeBatch) -> TokenIdsBatch:
+        return TokenIdsBatch(token_ids=[tokenize(item).token_ids for item in body.items], tokenizer_hash=TOKENIZER)
+
+    @app.post("/v1/detokenize/batch")
+    def detokenize_batch(body: DetokenizeBatch) -> TextBatch:
+        return TextBatch(texts=["".join(map(chr, item)) for item in body.items])
 
     return app
 

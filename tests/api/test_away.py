@@ -62,7 +62,7 @@ def test_a_broker_that_is_away_changes_no_answer(api: Api, broker: str, monkeypa
     celery.pool.force_close_all()  # type: ignore[attr-defined]  # missing in the stubs
     try:
         rollout = made(api.post("/v1/rollouts", {"task_id": api.task()["id"], "text": "a"}))
-        assert made(api.get(f"/v1/rollouts/{rollout['id']}")) == rollout
+        assert made(api.get(f"/v1/rollouts/{rollout['id']}")).items() >= rollout.items()
         made(api.post("/v1/loop", {"sampling": True}))
     finally:
         celery.pool.force_close_all()  # type: ignore[attr-defined]  # missing in the stubs

@@ -9,9 +9,9 @@ from sqlalchemy.orm import Session
 
 from services.contracts.answers import AnswerKind
 from services.contracts.experts import Descriptor
-from services.contracts.rollouts import Purpose, RolloutCreate, Sampling
+from services.contracts.rollouts import Purpose, Rollout, RolloutCreate, Sampling
 from services.contracts.tasks import Message, Split, TaskCreate
-from services.store import groups, lineages, rollouts, tasks
+from services.store import groups, ingest, lineages, rollouts, tasks
 from services.store.models import ExpertRow, LineageRow, RolloutRow, TaskRow
 from services.store.rollouts import Sample
 from services.store.store import Store
@@ -106,7 +106,17 @@ class World:
     def external(self, session: Session, task: TaskRow, purpose: Purpose = Purpose.TRAIN) -> RolloutRow:
         """A rollout sampled elsewhere."""
         body = RolloutCreate(task_id=task.id, text="elsewhere", purpose=purpose)
-        return rollouts.add_external(session, self.lineage(session), task, body, [7], [1, 2], "elsewhere", True)
+        stored = self.arrive(session, body)
+        assert isinstance(stored, Rollout)
+        return session.get_one(RolloutRow, stored.id)
+
+    def arrive(self, session: Session, body: RolloutCreate) -> ingest.Outcome:
+        """What becomes of a rollout sampled elsewhere."""
+        task = ingest.find_tasks(session, self.lineage_id, [body.task_id])[body.task_id]
+        ingest.check(self.lineage(session), task, body, ["base"])
+        draft = ingest.Draft(body, task, [7], [1, 2], body.text or "", group_id=body.group_id)
+        [outcome] = ingest.store(session, self.lineage(session), [draft]).outcomes
+        return outcome
 
 
 @pytest.fixture

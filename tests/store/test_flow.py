@@ -9,11 +9,12 @@ from sqlalchemy import func, select, update
 from services.contracts.answers import AnswerKind, Feedback, TopKDistribution
 from services.contracts.consultations import InvalidAnswer
 from services.contracts.experts import ConsultAbstain, ConsultLater, ConsultResult
-from services.contracts.rollouts import Purpose, RolloutCreate, Sampling
+from services.contracts.rollouts import Purpose, Rollout, RolloutCreate, Sampling
 from services.contracts.tasks import Split
 from services.errors import IllegalStatusChange, InvalidInput
 from services.store import answers, consultations, groups, rollouts, tasks
 from services.store.consultations import NotWaiting
+from services.store.ingest import NotItsGroup
 from services.store.lineages import LineageModelDiffers, ensure
 from services.store.models import (
     AnswerRow,
@@ -391,11 +392,12 @@ def test_external_rollouts_of_one_group_are_siblings_and_of_other_tasks_are_refu
         task, other = world.task(session, "a"), world.task(session, "b")
         first = world.external(session, task)
         sibling = RolloutCreate(task_id=task.id, text="x", group_id=first.group_id)
-        second = rollouts.add_external(session, world.lineage(session), task, sibling, [7], [1], "x", True)
+        second = world.arrive(session, sibling)
+        assert isinstance(second, Rollout)
         assert (second.group_id, second.index_in_group) == (first.group_id, 1)
     wrong = RolloutCreate(task_id=other.id, text="x", group_id=first.group_id)
-    with pytest.raises(InvalidInput, match="not a group"), store.transaction() as session:
-        rollouts.add_external(session, world.lineage(session), other, wrong, [7], [1], "x", True)
+    with store.transaction() as session:
+        assert isinstance(world.arrive(session, wrong), NotItsGroup)
 
 
 def test_a_heldout_rollout_cannot_be_drawn_for_training(store: Store, world: World) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Final
 from fastapi import APIRouter
 
 from services.api.limits import StrictRoute
-from services.contracts.base import Problem
+from services.problems import document
 
 MEANINGS: Final[Mapping[int, str]] = {
     401: "The API key is missing or not known.",
@@ -23,10 +23,9 @@ MEANINGS: Final[Mapping[int, str]] = {
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The documentation of a route's problems, for `responses=`."""
-    content = {"application/problem+json": {"schema": Problem.model_json_schema()}}
-    return {status: {"description": MEANINGS[status], "content": content} for status in statuses}
+    return document({status: MEANINGS[status] for status in statuses})
 
 
-def build_router(tag: str) -> APIRouter:
+def build_router(tag: str, route_class: type[StrictRoute] = StrictRoute) -> APIRouter:
     """A router whose every route can answer the problems that any route can."""
-    return APIRouter(prefix="/v1", tags=[tag], route_class=StrictRoute, responses=problems(401, 403, 503))
+    return APIRouter(prefix="/v1", tags=[tag], route_class=route_class, responses=problems(401, 403, 422, 503))

@@ -1,127 +1,118 @@
 """Rollouts: answers to a task, ours and those sampled elsewhere."""
 
-from dataclasses import dataclass
+from collections import Counter
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import Query
-from sqlalchemy.orm import Session
+from fastapi import Query, Request, Response
+from fastapi.security import HTTPAuthorizationCredentials
+from pydantic import BaseModel
 
-from services.api.auth import Right, needs
-from services.api.deps import HouseDep, PagingDep, SettingsDep, StoreDep
-from services.api.once import OnceDep
+from services.api.auth import BearerDep, Right, needs
+from services.api.deps import PagingDep, SettingsDep, StoreDep
+from services.api.ingest import IngestDep, Row, Sender
+from services.api.limits import ContractRoute
+from services.api.once import REPLAY_HEADER, KeyHeader
 from services.api.routes.common import build_router, problems
-from services.api.space import needs_space
 from services.contracts.answers import Answer
 from services.contracts.base import Page
 from services.contracts.consultations import Consultation
 from services.contracts.rollouts import (
-    MAX_ROLLOUT_TOKENS,
+    BatchedOutcome,
     Purpose,
     Rollout,
+    RolloutBatch,
     RolloutCreate,
     RolloutDetail,
+    RolloutsStored,
     RolloutStatus,
+    RowOutcome,
 )
-from services.contracts.tasks import Message, Task
-from services.errors import InvalidInput
-from services.jobs import dispatch
-from services.policy.client import PolicyClient, PolicyRefused, PolicyUnavailable
-from services.policy.contract import TokenizeRequest
-from services.store import browse, consultations, lineages, rollouts, tasks
+from services.errors import PreceptorError
+from services.problems import describe
+from services.store import browse, lineages, rollouts
+from services.store.ingest import Outcome, Replayed
 
-router = build_router("rollouts")
+router = build_router("rollouts", ContractRoute)
 
 
-class RolloutTooLong(InvalidInput):
-    """The rollout is more tokens than one may have, or with its prompt more than the policy can read."""
-
-    hint = "Send a shorter rollout, or one for a task with a shorter prompt."
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """A rollout as the policy's tokenizer reads it."""
-
-    prompt_token_ids: list[int]
-    token_ids: list[int]
-    text: str
-
-
-@router.post(
-    "/rollouts",
-    status_code=201,
-    dependencies=[needs(Right.SEND), needs_space],
-    responses=problems(404, 409, 413, 415, 422, 507),
-)
-def add_rollout(body: RolloutCreate, house: HouseDep, once: OnceDep) -> RolloutDetail:
+@router.post("/rollouts", status_code=201, response_model=Rollout, responses=problems(404, 409, 413, 415, 422, 507))
+async def add_rollout(
+    body: RolloutCreate, request: Request, ingest: IngestDep, bearer: BearerDep, key: KeyHeader = None
+) -> Response:
     """Add a rollout that was sampled elsewhere, and consult every matching expert about it.
 
     Send either `token_ids` with `tokenizer_hash` (kept exactly as they are; `sampler_logprobs` and `action_mask` may
     come with them) or `text`, which is tokenised here, once, and trains the local term only. Siblings of one prompt
-    share a group: give each further one the `group_id` of the first.
+    share a group: give each further one the `group_id` of the first. The answer comes after the commit, which the
+    rollout shares with others that arrive at the same time.
 
     Errors: TaskNotFound (404); TokenizerDiffers, OutsideVocabulary, NotTrainable for a task that is not for training,
-    NoSuchVersion, RolloutTooLong, also when it is longer than the policy's context with its prompt (422);
-    PolicyUnavailable (503), since the policy tokenises the prompt; OutOfSpace (507).
+    NoSuchVersion, RolloutTooLong, also when it is longer than the policy's context with its prompt, NotItsGroup (422);
+    PolicyUnavailable, since the policy tokenises the prompt, IngestBusy (503); OutOfSpace (507).
     """
-    with house.store.transaction() as session:
-        once.check(session)
-        lineage = lineages.get(session, house.settings.lineage)
-        task_row = tasks.get(session, body.task_id)
-        rollouts.check_external(session, lineage, task_row, body)
-        task = tasks.view(task_row)
-    try:
-        tokens = _tokenize(house.policy, task, body)
-    except PolicyRefused as error:
-        if error.status_code in (401, 403):  # our key, not the caller's
-            raise PolicyUnavailable("the policy process does not accept this api's key") from None
-        raise
-    with house.store.transaction() as session:
-        rollout = once(session, lambda: _add(session, house.settings.lineage, body, tokens))
-        asked = consultations.pending_of(session, [rollout.id])
-    dispatch.consultations(asked)
-    return rollout
+    [outcome] = await ingest.add(_find_sender(request, bearer), [Row(body, key)], len(await request.body()))
+    if isinstance(outcome, PreceptorError):
+        raise outcome
+    if isinstance(outcome, Replayed):
+        return _respond(outcome.rollout, 201, {REPLAY_HEADER: "true"})
+    return _respond(outcome, 201)
 
 
-def _tokenize(policy: PolicyClient, task: Task, body: RolloutCreate) -> Tokens:
-    messages = [Message.model_validate(message) for message in task.messages]
-    prompt = policy.tokenize(TokenizeRequest(messages=messages)).token_ids
-    max_context = policy.info().max_context
-    if body.token_ids is not None:
-        _check_fits(len(prompt), len(body.token_ids), max_context)
-        return Tokens(prompt, body.token_ids, policy.detokenize(body.token_ids))
-    assert body.text is not None, "the contract asks for text or token_ids"
-    ids = policy.tokenize(TokenizeRequest(text=body.text)).token_ids
-    if len(ids) > MAX_ROLLOUT_TOKENS:
-        raise RolloutTooLong(f"the text is {len(ids):,} tokens; a rollout has at most {MAX_ROLLOUT_TOKENS:,}")
-    _check_fits(len(prompt), len(ids), max_context)
-    return Tokens(prompt, ids, body.text)
+@router.post("/rollouts/batch", response_model=RolloutsStored, responses=problems(409, 413, 415, 422, 507))
+async def add_rollouts(
+    body: RolloutBatch, request: Request, ingest: IngestDep, bearer: BearerDep, key: KeyHeader = None
+) -> Response:
+    """Add up to 1,000 rollouts that were sampled elsewhere: each its own outcome, all good ones in one transaction.
 
+    Each row is what `POST /v1/rollouts` takes, with two fields more. `key` is the row's own idempotency key: one that
+    was stored before, by either route, is `existing` and changes nothing, so that a batch may be sent again whole.
+    Without keys of their own the rows get those of the header: `K` stands for `K/1`, `K/2`, … Rows with the same
+    `group` are siblings.
 
-def _check_fits(num_prompt_tokens: int, num_tokens: int, max_context: int) -> None:
-    """Pass when the policy can read the prompt and the rollout at once. Errors: RolloutTooLong (422)."""
-    if num_prompt_tokens + num_tokens > max_context:
-        raise RolloutTooLong(
-            f"the prompt's {num_prompt_tokens:,} tokens and the rollout's {num_tokens:,} are more than the policy's "
-            f"context of {max_context:,}"
-        )
+    A row that cannot be accepted is `refused` with its problem and keeps the others out of nothing. A batch that
+    breaks the contract is refused whole (422), and one that meets a 503 has stored nothing.
 
-
-def _add(session: Session, lineage_name: str, body: RolloutCreate, tokens: Tokens) -> RolloutDetail:
-    row = rollouts.add_external(
-        session,
-        lineages.get(session, lineage_name),
-        tasks.get(session, body.task_id),
-        body,
-        tokens.prompt_token_ids,
-        tokens.token_ids,
-        tokens.text,
-        tokenized_at_ingest=body.token_ids is None,
+    Errors: PolicyUnavailable, IngestBusy (503); OutOfSpace (507).
+    """
+    rows = [
+        Row(rollout, rollout.key or (None if key is None else f"{key}/{number}"))
+        for number, rollout in enumerate(body.rollouts, start=1)
+    ]
+    outcomes = await ingest.add(_find_sender(request, bearer), rows, len(await request.body()))
+    described = [_describe(number, outcome) for number, outcome in enumerate(outcomes, start=1)]
+    counts = Counter(one.outcome for one in described)
+    stored = RolloutsStored(
+        num_created=counts[RowOutcome.CREATED],
+        num_existing=counts[RowOutcome.EXISTING],
+        num_refused=counts[RowOutcome.REFUSED],
+        rollouts=described,
     )
-    session.flush()
-    session.refresh(row)
-    return RolloutDetail.model_validate(row)
+    return _respond(stored, 200)
+
+
+def _find_sender(request: Request, bearer: HTTPAuthorizationCredentials | None) -> Sender:
+    address = request.client.host if request.client else None
+    return Sender(None if bearer is None else bearer.credentials, address)
+
+
+def _respond(view: BaseModel, status_code: int, headers: dict[str, str] | None = None) -> Response:
+    return Response(view.model_dump_json(), status_code, headers, media_type="application/json")
+
+
+def _describe(number: int, outcome: Outcome) -> BatchedOutcome:
+    if isinstance(outcome, PreceptorError):
+        return BatchedOutcome(row=number, outcome=RowOutcome.REFUSED, problem=describe(outcome))
+    rollout = outcome.rollout if isinstance(outcome, Replayed) else outcome
+    return BatchedOutcome(
+        row=number,
+        outcome=RowOutcome.EXISTING if isinstance(outcome, Replayed) else RowOutcome.CREATED,
+        id=rollout.id,
+        group_id=rollout.group_id,
+        index_in_group=rollout.index_in_group,
+        status=rollout.status,
+        reason=rollout.reason,
+    )
 
 
 @router.get("/rollouts", dependencies=[needs(Right.READ)], responses=problems(422))
