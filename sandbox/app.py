@@ -28,6 +28,7 @@ from sandbox.contract import (
 )
 from sandbox.errors import SandboxError, SandboxStopping
 from sandbox.fusion import RunCodeRequest, RunCodeResponse, translate_request, translate_result
+from sandbox.logs import LogRequests
 from sandbox.runner import Runner
 from sandbox.settings import SandboxSettings
 
@@ -254,6 +255,7 @@ def create_app(settings: SandboxSettings) -> FastAPI:
     app.state.settings = settings
     app.include_router(router)
     app.add_middleware(_Gate, key=settings.api_key)
+    app.add_middleware(LogRequests)
     app.add_exception_handler(SandboxError, _answer_sandbox_error)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.add_exception_handler(HTTPException, _answer_http_error)

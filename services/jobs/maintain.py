@@ -1,5 +1,6 @@
 """The sweep, once a second: plan draws, send again what was lost, free what dead workers held, close what is done."""
 
+import structlog
 from sqlalchemy import text
 
 from services.contracts.rollouts import Sampling
@@ -11,6 +12,8 @@ from services.store import consultations, corrections, evaluations, groups, idem
 
 _LOCK = 0x7072656365707402  # two sweeps at once would only wait for each other
 _MAX_RESENT = 256
+
+log = structlog.get_logger(__name__)
 
 
 @app.task(name="maintain")
@@ -26,8 +29,9 @@ def maintain() -> None:
         freed = lessons.free_expired(session)
         evaluations.finish_complete(session)
         lineage = lineages.get(session, settings.lineage)
+        planned = []
         if loop.get(session, lineage.id).sampling:
-            groups.plan(
+            planned = groups.plan(
                 session,
                 lineage.id,
                 max_backlog=settings.max_backlog_lessons,
@@ -36,6 +40,9 @@ def maintain() -> None:
                 sampling=train_sampling(settings),
                 seed=settings.seed,
             )
+        drawn = [(str(group.id), str(group.task_id)) for group in planned]
+    for group_id, task_id in drawn:
+        log.info("draw planned", group_id=group_id, task_id=task_id)
     dispatch.consultations(due)
     dispatch.draws(held.store, settings)
     if freed:

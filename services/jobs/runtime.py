@@ -6,7 +6,6 @@ from collections.abc import Coroutine
 from functools import cache
 from typing import Any, TypeVar
 
-from services import logs
 from services.experts.client import ExpertClient
 from services.policy.client import PolicyClient
 from services.settings import Settings
@@ -52,5 +51,4 @@ class Runtime:
 @cache
 def runtime() -> Runtime:
     """This process's runtime."""
-    logs.configure()
     return Runtime(Settings())

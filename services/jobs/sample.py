@@ -50,7 +50,7 @@ def _draw(draw: Draw) -> None:
     with held.store.transaction() as session:
         group = groups.finish(session, draw, reply.version)
         if group is None:  # the lease was lost; another worker's samples count
-            log.info("draw was late", group=str(draw.group_id))
+            log.info("draw was late", group_id=str(draw.group_id))
             return
         rows = rollouts.add_drawn(
             session,
@@ -70,6 +70,10 @@ def _draw(draw: Draw) -> None:
         )
         pending = consultations.pending_of(session, [row.id for row in rows])
         may_train = group.purpose == Purpose.TRAIN.value and not pending
+        purpose = group.purpose
+    ids = {"group_id": str(draw.group_id), "task_id": str(draw.task_id)}
+    for row in rows:
+        log.info("rollout drawn", rollout_id=str(row.id), **ids, version=reply.version, purpose=purpose)
     dispatch.consultations(pending)
     if may_train:
         dispatch.lessons()
@@ -103,7 +107,7 @@ def _release(
 ) -> None:
     """Give the draw back; it is dead after so many failures that count (None: as many as the settings allow)."""
     held = runtime()
-    log.warning("draw failed", group=str(draw.group_id), reason=reason)
+    log.warning("draw failed", group_id=str(draw.group_id), task_id=str(draw.task_id), reason=reason)
     with held.store.transaction() as session:
         groups.release(
             session,
