@@ -31,12 +31,12 @@ ENTRYPOINT ["/venv/bin/python", "-m", "sandbox", "--host", "0.0.0.0"]
 # --- servers: the official images, started as their ordinary users ---
 
 FROM postgres:16-alpine AS postgres
-COPY docker/postgres.sh /usr/local/bin/preceptor-postgres
+COPY containers/postgres.sh /usr/local/bin/preceptor-postgres
 USER postgres
 ENTRYPOINT ["preceptor-postgres"]
 
 FROM redis:7-alpine AS redis
-COPY docker/redis.sh /usr/local/bin/preceptor-redis
+COPY containers/redis.sh /usr/local/bin/preceptor-redis
 RUN mkdir -p /data && chown redis:redis /data
 USER redis
 ENTRYPOINT ["preceptor-redis"]
@@ -44,7 +44,7 @@ ENTRYPOINT ["preceptor-redis"]
 # --- what makes the secrets ---
 
 FROM python AS secrets
-COPY docker/make_secrets.py /make_secrets.py
+COPY containers/make_secrets.py /make_secrets.py
 RUN for folder in database broker policy sandbox experts; do install -d -o 10001 -g 10001 /run/secrets/$folder; done
 USER 10001:10001
 ENTRYPOINT ["python3", "-I", "/make_secrets.py", "/run/secrets"]
@@ -52,7 +52,7 @@ ENTRYPOINT ["python3", "-I", "/make_secrets.py", "/run/secrets"]
 # --- our services, without torch ---
 
 FROM python AS services-packages
-COPY pyproject.toml constraints.txt docker/requirements.py ./
+COPY pyproject.toml constraints.txt containers/requirements.py ./
 RUN --mount=type=cache,target=/root/.cache/pip \
     python3 -m venv --without-pip /venv \
     && python3 requirements.py \
@@ -104,10 +104,10 @@ USER 10001:10001
 
 FROM services-packages AS model-packages
 ARG TORCH=2.13.0
-# the build for CPUs, where the index or docker/wheels has one under a name of its own; empty: it is not tried
+# the build for CPUs, where the index or containers/wheels has one under a name of its own; empty: it is not tried
 ARG TORCH_CPU=+cpu
 ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
-RUN --mount=type=cache,target=/root/.cache/pip --mount=type=bind,source=docker/wheels,target=/wheels \
+RUN --mount=type=cache,target=/root/.cache/pip --mount=type=bind,source=containers/wheels,target=/wheels \
     python3 -m venv --without-pip /model \
     && (cd /model/lib/python3* && ls -d /venv/lib/python3*/site-packages > site-packages/services.pth) \
     && install="python3 -m pip --python /model/bin/python install -q --no-compile --find-links /wheels" \

@@ -93,13 +93,7 @@ def _split_access(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     given = event.pop("positional_args", ())
     if event.get("logger") == ACCESS and len(given) == ACCESS_PARTS:
         client, method, path, _version, status = given
-        event |= {
-            "event": "request",
-            "method": method,
-            "path": str(path).partition("?")[0],
-            "status": status,
-            "client": client,
-        }
+        event.update(event="request", method=method, path=str(path).partition("?")[0], status=status, client=client)
     return event
 
 

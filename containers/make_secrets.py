@@ -62,7 +62,7 @@ def find(secret: Secret, root: Path) -> str:
 
 
 def write(path: Path, content: str) -> None:
-    """Write a file whole or not at all. Everyone may read it who sees it: the folder is mounted only where it is due."""
+    """Write a file whole or not at all. Who sees it may read it: the folder is mounted only where it is due."""
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o444), "w") as file:
         file.write(content)
