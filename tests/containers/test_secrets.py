@@ -54,7 +54,8 @@ def test_what_is_made_is_printed_by_its_place_and_never_by_its_value(root: Path)
 
 def test_a_secret_that_is_given_replaces_the_one_that_is_kept_and_stays(root: Path) -> None:
     make(root)
-    assert make(root, PRECEPTOR_POSTGRES_PASSWORD="a-password-of-my-own").returncode == 0
+    given = {"PRECEPTOR_POSTGRES_PASSWORD": "a-password-of-my-own"}
+    assert make(root, **given).returncode == 0
     assert "a-password-of-my-own" in read(root)["database/preceptor_database_url"]
     make(root)
     assert read(root)["database/password"] == "a-password-of-my-own"
