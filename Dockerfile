@@ -32,6 +32,7 @@ ENTRYPOINT ["/venv/bin/python", "-m", "sandbox", "--host", "0.0.0.0"]
 
 FROM postgres:16-alpine AS postgres
 COPY containers/postgres.sh /usr/local/bin/preceptor-postgres
+ENV PGHOST=/tmp
 USER postgres
 ENTRYPOINT ["preceptor-postgres"]
 
@@ -115,9 +116,11 @@ RUN --mount=type=cache,target=/root/.cache/pip --mount=type=bind,source=containe
         || $install ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} "torch==$TORCH"; } \
     && python3 requirements.py trainer | $install -c constraints.txt -r /dev/stdin \
     # what torch brings for those who build on it, and everybody's tests
-    && rm -rf /model/lib/python3*/site-packages/torch/bin /model/lib/python3*/site-packages/torch/include \
+    && rm -r /model/lib/python3*/site-packages/torch/include \
+    && find /model/lib/python3*/site-packages/torch/bin -type f ! -name torch_shm_manager -delete \
     && find /model/lib -type d -name tests -prune -exec rm -r {} + \
-    && /model/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash /model/lib
+    # but for torch's own tests, some of which are for newer Pythons
+    && /model/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash -x torch/testing/_internal /model/lib
 
 FROM base AS model
 COPY --from=model-packages /model /model

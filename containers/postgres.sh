@@ -21,4 +21,4 @@ elif [ "$(cat "$PGDATA/password.sha256")" != "$hashed" ]; then
     echo "ALTER ROLE preceptor PASSWORD '$password'" | postgres --single -D "$cluster" postgres >/dev/null
     printf %s "$hashed" > "$PGDATA/password.sha256"
 fi
-exec postgres -D "$cluster" -c listen_addresses='*' -c unix_socket_directories=/var/run/postgresql "$@"
+exec postgres -D "$cluster" -c listen_addresses='*' -c unix_socket_directories=/tmp "$@"
