@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from structlog.types import EventDict, Processor, WrappedLogger
 
 QUIET: Final = {
+    "alembic": logging.WARNING,  # two lines for every look at the schema, one a healthcheck
     "celery.app.trace": logging.ERROR,  # a line for every task that went well; ours carry the ids
     "celery.beat": logging.WARNING,
     "celery.worker.strategy": logging.WARNING,
