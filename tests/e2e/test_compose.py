@@ -23,6 +23,7 @@ from services.contracts.status import LoopState, LoopSwitch, Status
 from services.contracts.tasks import TaskImport, TaskImported
 from services.contracts.updates import UpdateDetail
 from services.local.layout import free_port
+from services.policy.modeling import make_tiny_policy
 from tests.e2e.environment import SETTINGS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(3600)]
@@ -30,7 +31,13 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(3600)]
 REPOSITORY: Final = Path(__file__).parents[2]
 UPDATE_SECONDS: Final = 900.0
 RUNNING: Final = {"postgres", "redis", "sandbox", "policy", "experts", "api", "worker", "beat", "trainer"}
-SMALL: Final = SETTINGS | {"PRECEPTOR_MAX_BACKLOG_LESSONS": "8", "PRECEPTOR_TRAINER_GROUPS_PER_UPDATE": "1"}
+OVERRIDE: Final = """
+services:
+  model: {{environment: [PRECEPTOR_MODEL=/own], volumes: ["{model}:/own:ro"]}}
+  policy: {{volumes: ["{model}:/own:ro"]}}
+  trainer: {{volumes: ["{model}:/own:ro"]}}
+"""
+"""A model of one's own, as docs/compose.md says: here a tiny random one, which learns nothing in seconds."""
 
 _objects = TypeAdapter(list[JsonObject])
 
@@ -50,7 +57,8 @@ class Installation:
             "PRECEPTOR_ENV_FILE": str(self.folder / "settings.env"),
             "PRECEPTOR_THREADS": "1",
         }
-        command = ["docker", "compose", "--project-name", self.project, "--progress", "plain", *arguments]
+        files = ["--file", "compose.yaml", "--file", str(self.folder / "override.yaml")]
+        command = ["docker", "compose", *files, "--project-name", self.project, "--progress", "plain", *arguments]
         done = subprocess.run(command, cwd=REPOSITORY, env=environment, text=True, capture_output=True, check=False)
         if done.returncode:
             raise RuntimeError(f"{' '.join(arguments)}: {done.stdout[-2000:]}{done.stderr[-6000:]}")
@@ -96,7 +104,11 @@ def installation(tmp_path: Path) -> Iterator[Installation]:
     if problem := look_for_engine():
         pytest.skip(f"needs a Docker engine: {problem}")
     lent = lend_wheels()
-    (tmp_path / "settings.env").write_text("".join(f"{name}={value}\n" for name, value in SMALL.items()))
+    model = make_tiny_policy(tmp_path / "model")
+    for path in (model, *model.iterdir()):  # the containers' user is another one
+        path.chmod(0o755)
+    (tmp_path / "override.yaml").write_text(OVERRIDE.format(model=model))
+    (tmp_path / "settings.env").write_text("".join(f"{name}={value}\n" for name, value in SETTINGS.items()))
     made = Installation(f"preceptor-e2e-{os.getpid()}", free_port(), tmp_path)
     try:
         yield made
