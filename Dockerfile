@@ -52,15 +52,19 @@ ENTRYPOINT ["python3", "-I", "/make_secrets.py", "/run/secrets"]
 
 # --- our services, without torch ---
 
+FROM python AS requirements
+COPY pyproject.toml containers/requirements.py ./
+# by themselves, so that what only developers need changes no layer after this one
+RUN python3 requirements.py > services.txt && python3 requirements.py trainer > trainer.txt
+
 FROM python AS services-packages
-COPY pyproject.toml constraints.txt containers/requirements.py ./
+COPY constraints.txt .
+COPY --from=requirements services.txt .
 RUN --mount=type=cache,target=/root/.cache/pip \
     python3 -m venv --without-pip /venv \
-    && python3 requirements.py \
-        | python3 -m pip --python /venv/bin/python install -q --no-compile -c constraints.txt -r /dev/stdin \
+    && python3 -m pip --python /venv/bin/python install -q --no-compile -c constraints.txt -r services.txt \
     && find /venv/lib -type d \( -name tests -o -path '*/numpy/_core/include' -o -path '*/numpy/_core/lib' \) -prune \
         -exec rm -r {} + \
-    && find /venv/lib -name '*.so*' -size +1M -path '*scipy*' -name '*test*' -delete \
     && /venv/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash /venv/lib
 
 FROM python AS base
@@ -108,13 +112,14 @@ ARG TORCH=2.13.0
 # the build for CPUs, where the index or containers/wheels has one under a name of its own; empty: it is not tried
 ARG TORCH_CPU=+cpu
 ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
+COPY --from=requirements trainer.txt .
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=bind,source=containers/wheels,target=/wheels \
     python3 -m venv --without-pip /model \
     && (cd /model/lib/python3* && ls -d /venv/lib/python3*/site-packages > site-packages/services.pth) \
     && install="python3 -m pip --python /model/bin/python install -q --no-compile --find-links /wheels" \
     && { [ -n "$TORCH_CPU" ] && $install "torch==$TORCH$TORCH_CPU" 2>/dev/null \
         || $install ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} "torch==$TORCH"; } \
-    && python3 requirements.py trainer | $install -c constraints.txt -r /dev/stdin \
+    && $install -c constraints.txt -r trainer.txt \
     # what torch brings for those who build on it, and everybody's tests
     && rm -r /model/lib/python3*/site-packages/torch/include \
     && find /model/lib/python3*/site-packages/torch/bin -type f ! -name torch_shm_manager -delete \

@@ -1,4 +1,4 @@
-"""Prints what pyproject.toml asks for, one requirement a line: `requirements.py [EXTRA]` for pip's `-r /dev/stdin`.
+"""Prints what pyproject.toml asks for, one requirement a line: `requirements.py [EXTRA]`, for pip's `-r`.
 
 Without an argument the base, less the servers that only one machine without containers needs; with one that extra,
 less torch, whose build is chosen by the Dockerfile.
