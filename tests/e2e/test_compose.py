@@ -113,7 +113,7 @@ def installation(tmp_path: Path) -> Iterator[Installation]:
     try:
         yield made
     finally:
-        made.compose("--profile", "tools", "down", "--volumes", "--rmi", "local", "--remove-orphans")
+        made.compose("--profile", "*", "down", "--volumes", "--rmi", "local", "--remove-orphans")
         for path in lent:
             path.unlink()
 
