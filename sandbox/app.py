@@ -30,6 +30,7 @@ from sandbox.contract import (
 )
 from sandbox.errors import SandboxError, SandboxStopping
 from sandbox.fusion import RunCodeRequest, RunCodeResponse, translate_request, translate_result
+from sandbox.logs import LogRequests
 from sandbox.metrics import PATH as METRICS_PATH
 from sandbox.metrics import RequestMeter, SandboxMeter
 from sandbox.runner import Runner
@@ -312,6 +313,7 @@ def create_app(settings: SandboxSettings) -> FastAPI:
     app.state.meter = SandboxMeter()
     app.include_router(router)
     app.add_middleware(_Gate, key=settings.api_key, metrics_key=settings.metrics_key)
+    app.add_middleware(LogRequests)
     app.add_middleware(RequestMeter, meter=app.state.meter)
     app.add_exception_handler(SandboxError, _answer_sandbox_error)
     app.add_exception_handler(RequestValidationError, _answer_invalid)

@@ -4,6 +4,7 @@ Called by `preceptor up` on a laptop and by `preceptor init` where the servers a
 changes nothing.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import httpx2
@@ -51,13 +52,19 @@ class RegistrationFailed(PreceptorError):
     title = "An own expert could not be registered"
 
 
-def prepare_database(settings: Settings) -> str | None:
-    """Migrate, and make the owner with a key when there is none. Returns the new key: it is shown this once."""
+def prepare_database(settings: Settings, keep: Callable[[str], None] = lambda key: None) -> str | None:
+    """Migrate, and make the owner with a key when there is none. Returns the new key: it is shown this once.
+
+    keep: handed the new key before it is committed, so that a key that could not be kept is none.
+    """
     migrate.upgrade(settings.database_url)
     store = Store(settings.database_url, pool_size=1)
     try:
         with store.transaction() as session:
-            return persons.ensure_owner(session)
+            key = persons.ensure_owner(session)
+            if key is not None:
+                keep(key)
+            return key
     finally:
         store.close()
 

@@ -1,12 +1,32 @@
 """Settings of the services, read once at a process's entrypoint and passed down. Environment: PRECEPTOR_*.
 
-`DATABASE_URL` and `REDIS_URL` are read without the prefix too, as every platform sets them.
+`DATABASE_URL` and `REDIS_URL` are read without the prefix too, as every platform sets them. What the environment does
+not name is looked for in files: `PRECEPTOR_SECRETS_DIR` is a folder whose files, or whose folders' files, are called
+like the variables in lower case (`preceptor_internal_key`).
 """
 
+import os
 from pathlib import Path
 
 from pydantic import AliasChoices, Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SecretsSettingsSource, SettingsConfigDict
+
+
+def secret_folders() -> list[Path]:
+    """Where secrets lie in files: the folder that PRECEPTOR_SECRETS_DIR names, and those in it; empty without it."""
+    named = os.environ.get("PRECEPTOR_SECRETS_DIR")
+    if not named:
+        return []
+    root = Path(named)
+    return [root, *sorted(path for path in root.iterdir() if path.is_dir())]
+
+
+def find_secret(variable: str) -> str:
+    """The value of a variable of the environment, else of the file called like it; empty where there is neither."""
+    if given := os.environ.get(variable):
+        return given
+    files = (folder / variable.lower() for folder in secret_folders())
+    return next((file.read_text().strip() for file in files if file.is_file()), "")
 
 
 class Settings(BaseSettings):
@@ -30,7 +50,9 @@ class Settings(BaseSettings):
     experts_url: str = "http://127.0.0.1:8730"
 
     internal_key: str = ""
-    """Bearer key between our own services (policy, sandbox); empty means none is asked for."""
+    """Bearer key of the policy server; empty means none is asked for."""
+    sandbox_key: str = ""
+    """Bearer key of the sandbox: what its own SANDBOX_API_KEY is."""
     expert_secret: str = ""
     """Signs consultations to our own experts and their answers (Standard Webhooks), `whsec_` form."""
     api_open: bool = False
@@ -50,7 +72,8 @@ class Settings(BaseSettings):
     """Sharpness of every teacher made of the policy itself: the trainer's own and the expert `teacher`."""
 
     allowed_expert_networks: list[str] = ["127.0.0.0/8", "::1/128"]
-    """Networks an expert's endpoint may resolve into, besides public addresses."""
+    """Where an expert's endpoint may be, besides public addresses: networks, or names of hosts, which allow whatever
+    address the name has when the expert is asked."""
 
     group_size: int = Field(default=8, ge=1, le=256)
     max_new_tokens: int = Field(default=64, ge=1)
@@ -92,3 +115,16 @@ class Settings(BaseSettings):
     """Weights of superseded and rejected policy versions are deleted after this; their rows stay. 0: never."""
     keep_idempotency_days: float = Field(default=7.0, ge=1)
     """The answers behind idempotency keys are deleted after this."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments first, then the environment, then files."""
+        folders: list[str | Path] = list(secret_folders())
+        return init_settings, env_settings, SecretsSettingsSource(settings_cls, secrets_dir=folders)

@@ -222,7 +222,7 @@ class Ledger:
             with self._store.transaction() as session:
                 updates.abandon(session, claim.update_id, reason)
         except StoreUnavailable as error:
-            log.warning("update not released", number=claim.number, reason=error.detail)
+            log.warning("update not released", update=claim.number, update_id=str(claim.update_id), reason=error.detail)
 
     def abandon_dead(self) -> int:
         """Give up what dead trainers had started. Only the holder of the lineage's lock may say so."""

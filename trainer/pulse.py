@@ -15,6 +15,7 @@ from uuid import UUID
 
 import structlog
 
+from services import alive
 from services.store import lessons, processes
 from services.store.store import Store, StoreUnavailable
 
@@ -96,5 +97,6 @@ class Pulse:
             with self._store.transaction() as session:
                 lessons.renew(session, self._owner, self._lease_seconds)
                 processes.beat(session, NAME, os.getpid(), activity, dict(counters))
+            alive.touch()
         except StoreUnavailable as error:
             log.warning("heartbeat missed", reason=error.detail)

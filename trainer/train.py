@@ -208,6 +208,7 @@ class Leader:
     def update(self, claim: Claim) -> None:
         """One update, from its batch to its commit. Only the commit makes it count."""
         began, began_at = time.monotonic(), time.time_ns()
+        log.info("update started", **_ids(claim), num_lessons=len(claim.lessons))
         try:
             with self.pulse.spending("model", f"update {claim.number}"):
                 vocabulary, tokenizer = self.state.vocabulary, self.state.tokenizer
@@ -217,6 +218,7 @@ class Leader:
                 self.ranks.share(Order(batch, self.held))
                 result = make_update(self.state, batch, self.config, self.settings, self.ranks, self.stop.is_set)
         except Stopped:
+            log.info("update given up", **_ids(claim), reason="the trainer was stopped")
             self.give_up(claim, "the trainer was stopped")
             return
         if result.untrained is not None:
@@ -227,7 +229,7 @@ class Leader:
         try:
             self.ledger.apply(claim, address, measured, result.contributions)
         except LeaseLost as error:
-            log.warning("update abandoned", number=claim.number, reason=error.detail)
+            log.warning("update abandoned", **_ids(claim), reason=error.detail)
             self.give_up(claim, error.detail)
             self.held = ""  # what is in memory was never applied: the next turn takes the last that was
             return
@@ -239,7 +241,15 @@ class Leader:
         self.pulse.count("num_rows", len(claim.lessons))
         self.meter.applied(claim.number, measured)
         self.tracing.record(*trace_update(claim, began_at, time.time_ns()))
-        log.info("applied", update=claim.number, **{name: _short(measured[name]) for name in SAID})
+        for lesson in claim.lessons:
+            log.info(
+                "lesson used",
+                rollout_id=str(lesson.rollout_id),
+                lesson_id=str(lesson.lesson_id),
+                group_id=str(lesson.group_id),
+                **_ids(claim),
+            )
+        log.info("applied", **_ids(claim), **{name: _short(measured[name]) for name in SAID})
         self.settled_at = -math.inf  # a version may be due
         prune(self.checkpoints, [self.first, address, *self.ledger.last_checkpoints(self.config.keep_checkpoints)])
 
@@ -253,14 +263,19 @@ class Leader:
         try:
             self.ledger.set_aside(claim, reason, result.metrics, result.contributions)
         except LeaseLost as error:
-            log.warning("update abandoned", number=claim.number, reason=error.detail)
+            log.warning("update abandoned", **_ids(claim), reason=error.detail)
             self.give_up(claim, error.detail)
             return
         self.meter.gave_up("set_aside")
-        log.warning("update abandoned, its lessons set aside", number=claim.number, reason=reason)
+        log.warning("update abandoned, its lessons set aside", **_ids(claim), reason=reason)
 
 
 SAID = ("loss", "local", "future", "imitation", "kl", "gap", "grad_norm", "pass_rate", "num_rows", "seconds")
+
+
+def _ids(claim: Claim) -> dict[str, object]:
+    """An update as it is logged."""
+    return {"update": claim.number, "update_id": str(claim.update_id)}
 
 
 def _short(value: object) -> object:

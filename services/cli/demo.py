@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from uuid import UUID
 
 from pydantic import JsonValue, TypeAdapter
@@ -80,10 +79,10 @@ class DemoOutcome:
     notes: list[str]
 
 
-def run(
-    api: ApiClient, plan: DemoPlan, progress: Progress, check: Callable[[], None], data_folder: Path
-) -> DemoOutcome:
+def run(api: ApiClient, plan: DemoPlan, progress: Progress, check: Callable[[], None], kept: str) -> DemoOutcome:
     """Measure, train, correct, measure again. `check` raises when a process of the stack has crashed.
+
+    kept: what the report says of where everything is.
 
     An api that is away for a moment is waited for by `api` itself (`ApiClient.wait_with`).
     """
@@ -111,7 +110,7 @@ def run(
         for number in range(trained.first_update, trained.first_update + trained.num_updates)
     ]
     outcome = DemoOutcome(before, gap, after, trained, updates, notes + trained.notes)
-    for line in report.summary(outcome, updates, api.get("/v1/status", Status), data_folder):
+    for line in report.summary(outcome, updates, api.get("/v1/status", Status), kept):
         progress.say(line)
     return outcome
 

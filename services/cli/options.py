@@ -14,6 +14,7 @@ from services.contracts.base import Json
 from services.errors import PreceptorError
 from services.local.layout import Layout, default_home
 from services.local.stack import read_credentials
+from services.settings import find_secret
 
 Home = Annotated[
     Path | None,
@@ -41,7 +42,7 @@ def layout_of(home: Path | None) -> Layout:
     return Layout((home or default_home(os.environ)).expanduser().resolve())
 
 
-def api_of(home: Path | None, url: str | None) -> ApiClient:
+def api_of(home: Path | None, url: str | None, given_key: str | None = None) -> ApiClient:
     """A client for the api that was named, or for the one that the data folder's last start left.
 
     Errors: ApiKeyMissing when the kept key is not for the named api and no other is given.
@@ -49,7 +50,7 @@ def api_of(home: Path | None, url: str | None) -> ApiClient:
     kept = read_credentials(layout_of(home))
     named = url or os.environ.get("PRECEPTOR_API_URL")
     address = named or (kept.api_url if kept else "http://127.0.0.1:8700")
-    key = os.environ.get("PRECEPTOR_API_KEY", "")
+    key = given_key or find_secret("PRECEPTOR_API_KEY")
     if not key and kept is not None and address.rstrip("/") == kept.api_url.rstrip("/"):
         key = kept.api_key
     if not key and named:

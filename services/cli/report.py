@@ -4,7 +4,6 @@ import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Protocol
 
 from services.contracts.consultations import ConsultationStatus
@@ -202,9 +201,9 @@ def summary(
     outcome: Outcome,
     updates: Sequence[UpdateDetail],
     status: Status,
-    data_folder: Path,
+    kept: str,
 ) -> Iterator[str]:
-    """The demo's closing report."""
+    """The demo's closing report. kept: where everything is, and how to go on from there."""
     num_samples = int(str(outcome.before.settings.get("num_samples", 1)))
     yield from table(outcome.before.results, outcome.after.results, num_samples)
     lessons = [lesson for update in updates for lesson in update.lessons]
@@ -230,7 +229,7 @@ def summary(
             yield f"time in {process.name}: {seconds}"
     yield from outcome.notes
     yield "A short run on few tasks: the intervals are wide and say no more than they say."
-    yield f"everything is kept in {data_folder}; `make up` goes on from here"
+    yield kept
 
 
 def _has(update: UpdateDetail, kind: TermKind) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -22,12 +23,13 @@ from services.cli.progress import Progress
 from services.contracts.base import JsonObject
 from services.contracts.persons import LoginLink
 from services.contracts.status import LoopState, LoopSwitch, Status
-from services.local.layout import Layout
+from services.errors import InvalidInput
+from services.local.layout import Layout, make_folder, write_private
 from services.local.lock import is_locked
 from services.local.stack import Stack, running
 from services.local.supervisor import Stage, read_running, stop_running
 from services.policy.convert import resolve_model
-from services.settings import Settings
+from services.settings import Settings, find_secret
 
 Model = Annotated[
     str | None,
@@ -47,6 +49,8 @@ def add_to(app: typer.Typer) -> None:
     app.command("down")(down)
     app.command("status")(status)
     app.command("init")(init)
+    app.command("key")(key)
+    app.command("loop")(switch_loop)
 
 
 @contextmanager
@@ -67,6 +71,14 @@ def _stack(home: Path | None, model: str | None, threads: int, progress: Progres
 def run_demo(
     home: Home = None,
     model: Model = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="Run it on the installation whose api is here, instead of starting one.", show_default=False),
+    ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(help="An operator's API key for it. [PRECEPTOR_API_KEY]", show_default=False),
+    ] = None,
     minutes: Annotated[float, typer.Option(min=1, help="Bound on the time after start-up.")] = 15.0,
     updates: Annotated[int, typer.Option(min=1, help="Updates to make if the time allows.")] = 16,
     tasks: Annotated[int, typer.Option(min=1, help="Held-out tasks a kind to measure on.")] = 15,
@@ -79,7 +91,8 @@ def run_demo(
     """Run the main job once: import the starter tasks, measure, train, correct an answer, measure again, stop.
 
     A report for the browser and the result as JSON are written to the data folder's `reports`.
-    `preceptor up` goes on from there.
+    `preceptor up` goes on from there. With --against the running installation does the work, with its own model,
+    settings and seed, and goes on running as before.
     """
     console = Console(stderr=as_json)
     progress = Progress(console)
@@ -91,18 +104,57 @@ def run_demo(
         num_samples=samples,
         seed=seed,
     )
+    if against is not None:
+        if model is not None:
+            raise InvalidInput("--model goes with a stack of this machine; the installation has a model already")
+        _demo_against(layout_of(home), against, key, plan, progress, as_json)
+        return
     with _stack(home, model, threads, progress) as (stack, api):
+        kept = f"everything is kept in {stack.layout.root}; `make up` goes on from here"
         starter.import_into(api, progress)
-        outcome = demo.run(api, plan, progress, stack.supervisor.check, stack.layout.root)
-        path = stack.layout.reports / f"demo-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"
-        document = demo.as_document(plan, outcome)
-        path.write_text(json.dumps(document, indent=2) + "\n")
-        shown = path.with_suffix(".html")
-        shown.write_text(demo_page.write(api, outcome), encoding="utf-8")
-        progress.say(f"this report: {shown} (open it in a browser), as data {path}")
-        if as_json:
-            typer.echo(json.dumps(document, indent=2))
+        outcome = demo.run(api, plan, progress, stack.supervisor.check, kept)
+        _keep_report(stack.layout, api, plan, outcome, progress, as_json)
         progress.say("stopping everything")
+
+
+def _demo_against(
+    layout: Layout, url: str, key: str | None, plan: demo.DemoPlan, progress: Progress, as_json: bool
+) -> None:
+    """The demo on a running installation. Errors: ApiKeyMissing, ApiUnreachable, ApiProblem."""
+    make_folder(layout.reports, 0o700)  # before the work, of which nothing should be lost
+    with api_of(layout.root, url, key) as api:
+        status = api.get("/v1/status", Status)
+        progress.say(f"{url} trains lineage {status.lineage}, model {status.model}, serving {status.serving}")
+        if status.backlog:
+            progress.say(f"its loop has {status.backlog} rollouts to train on already; they count among the demo's")
+        api.wait_with(time.sleep, progress.say)
+        starter.import_into(api, progress)
+        kept = f"everything is kept by the installation at {url}, whose loop is as it was before"
+        try:
+            outcome = demo.run(api, plan, progress, lambda: None, kept)
+        finally:
+            before = status.loop
+            switch = LoopSwitch(
+                sampling=before.sampling,
+                training=before.training,
+                max_updates=before.max_updates,
+                no_end=before.max_updates is None,
+            )
+            api.post("/v1/loop", switch, LoopState)
+        _keep_report(layout, api, plan, outcome, progress, as_json)
+
+
+def _keep_report(
+    layout: Layout, api: ApiClient, plan: demo.DemoPlan, outcome: demo.DemoOutcome, progress: Progress, as_json: bool
+) -> None:
+    path = layout.reports / f"demo-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"
+    document = demo.as_document(plan, outcome)
+    path.write_text(json.dumps(document, indent=2) + "\n")
+    shown = path.with_suffix(".html")
+    shown.write_text(demo_page.write(api, outcome), encoding="utf-8")
+    progress.say(f"this report: {shown} (open it in a browser), as data {path}")
+    if as_json:
+        typer.echo(json.dumps(document, indent=2))
 
 
 def up(
@@ -150,6 +202,30 @@ def _pages_url(stack: Stack, api: ApiClient) -> str:
     if stack.settings.api_open:
         return api.url
     return api.url + api.post("/v1/persons/me/login-link", None, LoginLink).path
+
+
+class Switch(StrEnum):
+    """What the loop is to do."""
+
+    ON = "on"
+    OFF = "off"
+
+
+def switch_loop(
+    to: Annotated[Switch, typer.Argument(help="on: draw rollouts and train; off: finish the step at hand and rest.")],
+    until: Annotated[
+        int | None, typer.Option(min=1, help="Stop after the update of this number.", show_default=False)
+    ] = None,
+    home: Home = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Turn the loop of a running stack on or off; whatever is drawn and asked is kept."""
+    on = to is Switch.ON
+    wanted = LoopSwitch(sampling=on, training=on, max_updates=until, no_end=on and until is None)
+    with api_of(home, url) as api:
+        state = api.post("/v1/loop", wanted, LoopState)
+    show(state, as_json, lambda: typer.echo(f"the loop is {to.value}"))
 
 
 def down(home: Home = None, as_json: AsJson = False) -> None:
@@ -223,16 +299,54 @@ def find_presence(layout: Layout) -> Presence:
     return Presence.RUNNING
 
 
-def init(as_json: AsJson = False) -> None:
-    """Prepare a database and policy that somebody else runs: schema, owner, lineage.
+def init(
+    database: Annotated[bool, typer.Option("--database", help="Only the schema and the owner.")] = False,
+    experts: Annotated[bool, typer.Option("--experts", help="Register our own experts too, through the api.")] = False,
+    keep_key: Annotated[
+        Path | None,
+        typer.Option(help="Write the owner's key to this file instead of printing it.", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prepare a database and policy that somebody else runs: schema, owner, lineage. Repeating it changes nothing.
 
     They are named by DATABASE_URL and PRECEPTOR_POLICY_URL.
 
     Prints the owner's API key when it makes one; it is shown this once.
     """
     settings = Settings()
-    key = main.prepare_database(settings)
-    words = "the database is ready" if key is None else f"the owner's API key, shown this once: {key}"
+    new_key = main.prepare_database(settings, _keep_nowhere if keep_key is None else partial(write_private, keep_key))
+    shown = new_key if keep_key is None else None
+    words = "the database is ready" if shown is None else f"the owner's API key, shown this once: {shown}"
+    if new_key is not None and keep_key is not None:
+        words = f"the database is ready; the owner's API key is in {keep_key}"
     # before the policy is asked, which may be away: the key is in nobody's hands yet
-    show({"new_owner_key": key}, as_json, lambda: typer.echo(words))
+    show({"new_owner_key": shown}, as_json, lambda: typer.echo(words))
+    if database:
+        return
     main.prepare_lineage(settings)
+    if experts:
+        names = [expert.name for expert in main.register_own_experts(settings, new_key or _find_key())]
+        if not as_json:
+            typer.echo(f"experts registered: {', '.join(names)}")
+
+
+def _keep_nowhere(key: str) -> None:
+    """Whoever reads what is printed keeps the key."""
+
+
+def _find_key() -> str:
+    """The key of this installation's owner. Errors: RegistrationFailed."""
+    key = find_secret("PRECEPTOR_API_KEY")
+    if not key:
+        raise main.RegistrationFailed(
+            "the database has an owner already, and no key of theirs is known here",
+            hint="Set PRECEPTOR_API_KEY to an owner's key.",
+        )
+    return key
+
+
+def key(home: Home = None, url: Url = None) -> None:
+    """Print the API key that commands send from here: on the machine that made the installation, the owner's."""
+    with api_of(home, url) as api:
+        typer.echo(api.key)

@@ -27,9 +27,9 @@ def build_app(settings: Settings) -> FastAPI:
     """The service of all our own experts."""
     app = create_expert_app(
         [
-            ExecutionExpert(SandboxClient(settings.sandbox_url, settings.internal_key)),
+            ExecutionExpert(SandboxClient(settings.sandbox_url, settings.sandbox_key)),
             ExactMatchExpert(),
-            ToolCallExpert(SandboxClient(settings.sandbox_url, settings.internal_key)),
+            ToolCallExpert(SandboxClient(settings.sandbox_url, settings.sandbox_key)),
             ReferenceExpert(),
             SelfEvaluationExpert(PolicyClient(settings.policy_url, settings.internal_key)),
             TeacherExpert(PolicyClient(settings.policy_url, settings.internal_key)),
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--host", default=address.hostname or "127.0.0.1")
     parser.add_argument("--port", type=int, default=address.port or 80)
     arguments = parser.parse_args()
-    uvicorn.run(build_app(settings), host=arguments.host, port=arguments.port, log_level="info")
+    uvicorn.run(build_app(settings), host=arguments.host, port=arguments.port, log_config=None)
 
 
 if __name__ == "__main__":

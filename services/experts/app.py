@@ -9,11 +9,12 @@ memory somewhere shared.
 """
 
 import asyncio
+import contextvars
 import hashlib
 import inspect
-import logging
 import math
 import re
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from datetime import UTC, datetime
 from typing import Final, Protocol, TypeAlias, runtime_checkable
 from uuid import UUID, uuid4
 
+import structlog
 from fastapi import APIRouter, FastAPI, Request, Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
@@ -35,7 +37,7 @@ from services.errors import Conflict, InvalidInput, PreceptorError, ServiceUnava
 from services.experts import signatures
 from services.problems import TYPE_PREFIX, describe_errors, document, on_preceptor_error, render
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 MAX_BODY_BYTES: Final = 8 * 1024 * 1024
 MAX_REMEMBERED_ANSWERS: Final = 4096
@@ -242,10 +244,15 @@ class Desk:
     def _finish(self, key: UUID, task: "asyncio.Task[Sent]") -> None:
         del self._running[key]
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.warning("%s could not answer %s: %r", self.descriptor.name, key, error)
+            log.warning("not answered", consultation_id=str(key), expert=self.descriptor.name, reason=repr(error))
 
     async def _answer(self, request: ConsultRequest, question: bytes) -> Sent:
-        answer = self._decline(request) or self._fit(request, await self._consult(request))
+        began = time.monotonic()
+        ids = {"consultation_id": str(request.consultation_id), "rollout_id": str(request.rollout.id)}
+        with structlog.contextvars.bound_contextvars(**ids):
+            answer = self._decline(request) or self._fit(request, await self._consult(request))
+            seconds = round(time.monotonic() - began, 3)
+            log.info("answered", expert=self.descriptor.name, outcome=answer.outcome, seconds=seconds)
         status = 202 if isinstance(answer, ConsultLater) else 200
         sent = Sent(question, status, answer.model_dump_json(exclude_none=True).encode())
         self._memory.put(request.consultation_id, sent)
@@ -256,7 +263,8 @@ class Desk:
             answer = self._expert.consult(request)
         else:
             loop = asyncio.get_running_loop()
-            answer = await loop.run_in_executor(self._threads, self._expert.consult, request)
+            here = contextvars.copy_context()  # the ids that are logged go along
+            answer = await loop.run_in_executor(self._threads, here.run, self._expert.consult, request)
         if isinstance(answer, Awaitable):
             try:
                 answer = await asyncio.wait_for(answer, _seconds_left(request))

@@ -20,6 +20,7 @@ from uuid import uuid4
 from weakref import WeakSet
 
 import aiohttp
+from aiohttp.abc import ResolveResult
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from yarl import URL
 
@@ -110,11 +111,44 @@ def _unwrap(address: Address) -> Address:
     return address.ipv4_mapped or address.sixtofour or address
 
 
+class NotingResolver(aiohttp.ThreadedResolver):
+    """Looks names up, and keeps the addresses that the names it was told to note have now."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        super().__init__()
+        self._addresses: dict[str, frozenset[str]] = {name.lower(): frozenset() for name in names}
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """The addresses of a host."""
+        found = await super().resolve(host, port, family)
+        if host.lower() in self._addresses:
+            self._addresses[host.lower()] = frozenset(one["host"] for one in found)
+        return found
+
+    def has_noted(self, address: str) -> bool:
+        """Whether a noted name had this address when it was last looked up."""
+        return any(address in addresses for addresses in self._addresses.values())
+
+
+def is_network(allowed: str) -> bool:
+    """Whether an allowed place is written as a network or an address, and not as a host's name."""
+    return "/" in allowed or ":" in allowed or allowed.replace(".", "").isdigit()
+
+
 class ExpertClient:
-    """Connections to experts; lives on one event loop. Use as an async context manager or close it."""
+    """Connections to experts; lives on one event loop. Use as an async context manager or close it.
+
+    allowed_networks: where experts may be besides public addresses: networks, or hosts' names. Errors: ValueError for
+    what looks like a network and is none.
+    """
 
     def __init__(self, allowed_networks: Iterable[str], *, max_reply_bytes: int = MAX_REPLY_BYTES) -> None:
-        self._allowed = [ipaddress.ip_network(network) for network in allowed_networks]
+        places = list(allowed_networks)
+        self._allowed = [ipaddress.ip_network(place) for place in places if is_network(place)]
+        self._allowed_names = [place for place in places if not is_network(place)]
+        self._resolver: NotingResolver | None = None
         self._max_reply_bytes = max_reply_bytes
         self._session: aiohttp.ClientSession | None = None
         self._sockets: WeakSet[socket.socket] = WeakSet()
@@ -262,7 +296,9 @@ class ExpertClient:
         if self._closed:
             raise ExpertUnavailable("the client was closed")
         if self._session is None:
+            self._resolver = NotingResolver(self._allowed_names)
             connector = aiohttp.TCPConnector(
+                resolver=self._resolver,
                 limit=0,  # how many are asked at a time is the caller's business
                 keepalive_timeout=KEEPALIVE_SECONDS,
                 socket_factory=self._make_socket,
@@ -281,7 +317,8 @@ class ExpertClient:
     def _make_socket(self, info: aiohttp.AddrInfoType) -> socket.socket:
         """A socket for the very address that is about to be connected to, if it is allowed."""
         family, kind, protocol, _, where = info
-        check_address(str(where[0]), self._allowed)
+        if self._resolver is None or not self._resolver.has_noted(str(where[0])):
+            check_address(str(where[0]), self._allowed)
         made = socket.socket(family, kind, protocol)
         self._sockets.add(made)
         return made

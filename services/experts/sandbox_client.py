@@ -6,6 +6,7 @@ import aiohttp
 from pydantic import ValidationError
 
 from sandbox.contract import RunRequest, RunResult, Status
+from services import logs
 from services.errors import PreceptorError, ServiceUnavailable
 
 RUN_SECONDS: Final = 120.0
@@ -50,7 +51,8 @@ class SandboxClient:
             )
         body = request.model_dump_json().encode()
         try:
-            async with self._session.post(self._url, data=body, headers=self._headers) as response:
+            headers = self._headers | logs.request_headers()
+            async with self._session.post(self._url, data=body, headers=headers) as response:
                 received = await response.read()
                 status = response.status
         except TimeoutError:

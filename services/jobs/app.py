@@ -1,8 +1,9 @@
 """The bare Celery object: queues, acknowledgement, redelivery. Messages carry ids and are hints; rows are the truth."""
 
-from celery import Celery
+from celery import Celery, signals
 from kombu.entity import Queue
 
+from services import alive, logs
 from services.settings import Settings
 
 LESSONS_QUEUE = "lessons"
@@ -42,3 +43,26 @@ app.conf.update(
     },
     beat_max_loop_interval=1,
 )
+
+
+@signals.setup_logging.connect
+def set_up_logging(**_: object) -> None:
+    """Worker and beat log as every process of ours: with a receiver of this signal Celery does not do it its way."""
+    logs.configure()
+
+
+@signals.task_success.connect
+def note_done(**_: object) -> None:
+    """A worker lives while tasks succeed: the sweep comes every second, through the broker and to the database."""
+    alive.touch()
+
+
+@signals.beat_init.connect
+def watch_beat(**_: object) -> None:
+    """Beat lives while the broker takes what it sends."""
+    signals.after_task_publish.connect(note_sent, weak=False)
+
+
+def note_sent(**_: object) -> None:
+    """One message is with the broker."""
+    alive.touch()

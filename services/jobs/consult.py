@@ -6,6 +6,7 @@ from uuid import UUID
 
 import structlog
 
+from services.contracts.consultations import InvalidAnswer
 from services.experts.client import ExpertUnavailable
 from services.jobs import dispatch
 from services.jobs.app import app
@@ -35,7 +36,7 @@ def consult(consultation_ids: list[str]) -> None:
     for question, reply in zip(questions, replies, strict=True):
         with held.store.transaction() as session:
             if isinstance(reply, ExpertUnavailable):
-                log.warning("expert unavailable", consultation=str(question.consultation_id), reason=str(reply))
+                log.warning("expert unavailable", **_name(question), attempt=question.attempt, reason=str(reply))
                 consultations.release(
                     session,
                     question,
@@ -46,8 +47,22 @@ def consult(consultation_ids: list[str]) -> None:
                 )
             else:
                 opened += consultations.settle(session, question, reply)
+                log.info("consultation settled", **_name(question), outcome=_say(reply))
     dispatch.consultations(sorted(set(opened)))
     dispatch.lessons()
+
+
+def _name(question: Question) -> dict[str, str]:
+    """What is asked, of whom, as it is logged."""
+    return {
+        "consultation_id": str(question.consultation_id),
+        "rollout_id": str(question.rollout_id),
+        "expert": question.expert_name,
+    }
+
+
+def _say(outcome: Outcome) -> str:
+    return f"invalid: {outcome.reason}" if isinstance(outcome, InvalidAnswer) else outcome.outcome
 
 
 async def _ask_all(held: Runtime, questions: list[Question]) -> list[Outcome | ExpertUnavailable]:

@@ -3,6 +3,7 @@
 No draws are planned or sent while there is too little room on a disk; the reason is written where `status` reads it.
 """
 
+import structlog
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
@@ -28,6 +29,8 @@ _LOCK = 0x7072656365707402  # two sweeps at once would only wait for each other
 _MAX_RESENT = 256
 _MAX_MEASURED = 4  # a second: each is a short answer that the policy server draws beside the rollouts
 
+log = structlog.get_logger(__name__)
+
 
 @app.task(name="maintain")
 def maintain() -> None:
@@ -46,9 +49,10 @@ def maintain() -> None:
         effects.plan(session, lineage.id)
         unmeasured = effects.take_due(session, resend_seconds=settings.resend_seconds, limit=_MAX_MEASURED)
         shortage = space.find_shortage(settings, _database_bytes(session) if settings.max_database_gb else 0)
+        planned = []
         switches = loop.block(session, lineage.id, shortage)
         if switches.sampling and shortage is None:
-            groups.plan(
+            planned = groups.plan(
                 session,
                 lineage.id,
                 max_backlog=settings.max_backlog_lessons,
@@ -57,6 +61,9 @@ def maintain() -> None:
                 sampling=train_sampling(settings),
                 seed=settings.seed,
             )
+        drawn = [(str(group.id), str(group.task_id)) for group in planned]
+    for group_id, task_id in drawn:
+        log.info("draw planned", group_id=group_id, task_id=task_id)
     dispatch.consultations(due)
     dispatch.effects(unmeasured)
     dispatch.draws(held.store, settings)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from celery.signals import worker_ready
 
-from services import logs, metrics
+from services import metrics
 from services.experts.client import ExpertClient
 from services.jobs.metrics import WorkerMeter
 from services.policy.client import PolicyClient
@@ -63,7 +63,6 @@ class Runtime:
 @cache
 def runtime() -> Runtime:
     """This process's runtime."""
-    logs.configure()
     return Runtime(Settings())
 
 

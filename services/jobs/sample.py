@@ -56,7 +56,7 @@ def _draw(draw: Draw) -> None:
     with held.store.transaction() as session:
         group = groups.finish(session, draw, reply.version)
         if group is None:  # the lease was lost; another worker's samples count
-            log.info("draw was late", group=str(draw.group_id))
+            log.info("draw was late", group_id=str(draw.group_id))
             held.meter.drew("late", seconds)
             return
         rows = rollouts.add_drawn(
@@ -80,6 +80,9 @@ def _draw(draw: Draw) -> None:
     held.meter.drew("drawn", seconds)
     held.meter.stored(group.purpose, len(drawn.samples), sum(len(s.token_ids) for s in drawn.samples))
     _trace(draw, reply.version, [(row.id, row.num_tokens) for row in rows], began_at, drawn_at)
+    ids = {"group_id": str(draw.group_id), "task_id": str(draw.task_id)}
+    for row in rows:
+        log.info("rollout drawn", rollout_id=str(row.id), **ids, version=reply.version, purpose=group.purpose)
     dispatch.consultations(pending)
     if may_train:
         dispatch.lessons()
@@ -125,7 +128,7 @@ def _release(
 ) -> None:
     """Give the draw back; it is dead after so many failures that count (None: as many as the settings allow)."""
     held = runtime()
-    log.warning("draw failed", group=str(draw.group_id), reason=reason)
+    log.warning("draw failed", group_id=str(draw.group_id), task_id=str(draw.task_id), reason=reason)
     with held.store.transaction() as session:
         groups.release(
             session,

@@ -100,6 +100,7 @@ def environment(layout: Layout, database_url: str, redis_url: str) -> dict[str, 
         "PRECEPTOR_DATABASE_URL": database_url,
         "PRECEPTOR_REDIS_URL": redis_url,
         "PRECEPTOR_INTERNAL_KEY": internal_key,
+        "PRECEPTOR_SANDBOX_KEY": internal_key,
         "PRECEPTOR_EXPERT_SECRET": secrets.expert_signing_secret.get_secret_value(),
         "SANDBOX_API_KEY": internal_key,
         "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads of two torch processes would starve each other

@@ -10,19 +10,21 @@ import hmac
 import os
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
+import structlog
 from fastapi import Depends, FastAPI, Header, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from services import metrics
+from services import logs, metrics
 from services.contracts.base import Problem
 from services.errors import PreceptorError, ServiceUnavailable
 from services.policy.contract import (
@@ -79,6 +81,8 @@ MEANINGS: Final = {
 
 R = TypeVar("R")
 
+log = structlog.get_logger("services.policy")
+
 
 class KeyRefused(PreceptorError):
     """The request carries no key, or a wrong one."""
@@ -128,6 +132,7 @@ def create_app(engine: "EmbeddedEngine", key: str = "", metrics_key: str = "") -
     app.add_exception_handler(RequestValidationError, _render_invalid)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_middleware(LimitBody)
+    app.add_middleware(logs.BindRequestId)
     guarded = [Depends(require_key)]
 
     @app.get("/healthz")
@@ -148,12 +153,21 @@ def create_app(engine: "EmbeddedEngine", key: str = "", metrics_key: str = "") -
 
         Errors: VersionNotFound (404), VersionNotProved (409), PromptRefused (422), PolicyBusy (503).
         """
-        return await _wait(await run_in_threadpool(engine.sample, body), request)
+        began = time.monotonic()
+        reply = await _wait(await run_in_threadpool(engine.sample, body), request)
+        seconds = round(time.monotonic() - began, 3)
+        for prompt in body.prompts:  # the worker names each prompt by its group
+            log.info("sampled", prompt_id=prompt.id, version=reply.version, num_samples=prompt.n, seconds=seconds)
+        return reply
 
     @app.post("/v1/score", dependencies=guarded)
     async def score(body: ScoreRequest, request: Request) -> ScoreResponse:
         """Logprobs of given responses. Errors: as /v1/sample."""
-        return await _wait(await run_in_threadpool(engine.score, body), request)
+        began = time.monotonic()
+        reply = await _wait(await run_in_threadpool(engine.score, body), request)
+        seconds = round(time.monotonic() - began, 3)
+        log.info("scored", version=reply.version, num_items=len(body.items), seconds=seconds)
+        return reply
 
     @app.post("/v1/tokenize", dependencies=guarded)
     async def tokenize(body: TokenizeRequest) -> TokenIds:
@@ -188,7 +202,9 @@ def create_app(engine: "EmbeddedEngine", key: str = "", metrics_key: str = "") -
 
         Errors: ArtifactNotFound (404), ArtifactDamaged or VersionConflict (409), AdapterRefused (422).
         """
-        return engine.load_version(body)
+        loaded = engine.load_version(body)
+        log.info("version loaded", version=loaded.name)
+        return loaded
 
     @app.post("/v1/versions/{name:path}/prove", dependencies=guarded)
     def prove_version(name: str, body: ProveRequest) -> Version:
@@ -196,12 +212,16 @@ def create_app(engine: "EmbeddedEngine", key: str = "", metrics_key: str = "") -
 
         Errors: VersionNotFound (404), PromptRefused (422), EngineStopped (503).
         """
-        return engine.prove_version(name, body)
+        proved = engine.prove_version(name, body)
+        log.info("version proved", version=name, status=proved.status.value)
+        return proved
 
     @app.post("/v1/versions/{name:path}/serve", dependencies=guarded)
     def serve_version(name: str) -> Version:
         """Make a proved version the serving one. Errors: VersionNotFound (404), VersionNotProved (409)."""
-        return engine.serve_version(name)
+        serving = engine.serve_version(name)
+        log.info("version serves", version=name)
+        return serving
 
     @app.delete("/v1/versions/{name:path}", dependencies=guarded, status_code=204)
     def delete_version(name: str) -> None:
@@ -285,6 +305,7 @@ def _parse_arguments(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> int:
     """Serve until told to stop; 1 if the engine died, 2 if the address needs a key and there is none."""
     options = _parse_arguments(arguments)
+    logs.configure()
     services = Settings()
     key = services.internal_key
     if not key and options.host not in LOOPBACK:
@@ -310,7 +331,7 @@ def main(arguments: list[str]) -> int:
         create_app(engine, key, services.metrics_key),
         host=options.host,
         port=options.port,
-        log_level="warning",
+        log_config=None,
         timeout_graceful_shutdown=1,  # a sample may take minutes; its caller asks again
     )
     server = uvicorn.Server(config)

@@ -11,6 +11,7 @@ from urllib.parse import quote
 import httpx2
 from pydantic import BaseModel, ValidationError
 
+from services import logs
 from services.errors import PreceptorError, ServiceUnavailable
 from services.policy.contract import (
     DetokenizeBatch,
@@ -149,7 +150,9 @@ class PolicyClient:
         self, method: str, path: str, body: BaseModel | None, read_seconds: float | None = None
     ) -> httpx2.Response:
         content = body.model_dump_json(exclude_none=True).encode() if body is not None else None
-        headers = {"Content-Type": "application/json"} if content is not None else {}
+        headers = logs.request_headers()
+        if content is not None:
+            headers["Content-Type"] = "application/json"
         try:
             timeout = self._http.timeout if read_seconds is None else httpx2.Timeout(read_seconds, connect=1)
             response = self._http.request(method, path, content=content, headers=headers, timeout=timeout)

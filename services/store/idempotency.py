@@ -15,7 +15,6 @@ from sqlalchemy.orm import Session
 from services.errors import Conflict
 from services.store.models import IdempotencyRow
 
-
 # Arrays, not lists of parameters: a statement whose text is always the same is read and planned once a connection.
 _FIND: Final = select(IdempotencyRow).from_statement(
     text(

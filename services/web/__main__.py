@@ -38,9 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 2
     log.info("api starts", host=given.host, port=given.port, open=settings.api_open)
-    uvicorn.run(
-        create_app(settings), host=given.host, port=given.port, log_level="warning", timeout_graceful_shutdown=10
-    )
+    uvicorn.run(create_app(settings), host=given.host, port=given.port, log_config=None, timeout_graceful_shutdown=10)
     return 0
 
 

@@ -425,6 +425,20 @@ def test_no_spelling_of_a_forbidden_address_is_connected_to(host: str) -> None:
     assert expert.num_calls == 0
 
 
+def test_a_host_that_is_allowed_by_its_name_is_reached_by_its_name_and_not_by_its_address() -> None:
+    with serve(create_expert_app(SampleExpert())) as url:
+        port = url.rpartition(":")[2]
+        assert describe(f"http://LocalHost:{port}", networks=("localhost",)).name
+        with pytest.raises(EndpointRefused, match=r"127\.0\.0\.1"):
+            describe(url, networks=("localhost",))
+
+
+def test_what_looks_like_a_network_and_is_none_is_no_name() -> None:
+    for place in ("10.0.0.0/33", "10.0.0.256", "fd00::/200"):
+        with pytest.raises(ValueError, match="does not appear to be"):
+            ExpertClient([place])
+
+
 def test_a_name_that_changes_its_address_after_the_check_is_refused_where_it_connects(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

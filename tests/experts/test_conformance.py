@@ -244,6 +244,7 @@ def test_every_one_of_our_own_experts_passes(sandbox_url: str, database_url: str
             sandbox_url=sandbox_url,
             policy_url=policy_url,
             internal_key="key",
+            sandbox_key="key",
             expert_secret=SECRET,
             database_url=database_url,
         )

@@ -129,7 +129,7 @@ class ComposeServer(SandboxServer):
 
     def __enter__(self) -> ComposeServer:
         try:
-            self._compose("up", "--build", "--wait")
+            self._compose("up", "--build", "--wait", "sandbox")
         except subprocess.CalledProcessError as error:
             said = f"{error.stdout}{self._compose('logs', '--no-color')}"
             self._remove()
@@ -218,7 +218,8 @@ def list_left_of(server: ComposeServer) -> list[str]:
     """Containers, networks, volumes and images of a project."""
     engine, filters = docker.from_env(), {"label": server.label}
     found = [*engine.containers.list(all=True, filters=filters), *engine.networks.list(filters=filters)]
-    found += [*engine.volumes.list(filters=filters), *engine.images.list(name=f"{server.project}-sandbox")]
+    images = [engine.images.list(name=f"{server.project}-{service}") for service in ("sandbox", "secrets")]
+    found += [*engine.volumes.list(filters=filters), *images[0], *images[1]]
     return [str(each) for each in found]
 
 

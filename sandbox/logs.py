@@ -1,0 +1,84 @@
+"""How the server logs: one line an event on standard output, as key=value or as one JSON object a line.
+
+A request is logged when it is answered, with the id its caller gave it in `X-Request-Id`. What runs print is never
+logged.
+"""
+
+import json
+import logging
+import sys
+import time
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Final
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+MAX_REQUEST_ID: Final = 100
+
+log = logging.getLogger("sandbox")
+
+
+class LogFormat(StrEnum):
+    """For people, or for collectors."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class _Formatter(logging.Formatter):
+    def __init__(self, log_format: LogFormat) -> None:
+        super().__init__()
+        self._is_json = log_format is LogFormat.JSON
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, object] = {
+            "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat().replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            "logger": record.name,
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        if self._is_json:
+            return json.dumps(fields, ensure_ascii=False)
+        said = [str(fields.pop("timestamp")), f"[{fields.pop('level')}]", str(fields.pop("event"))]
+        return " ".join([*said, *(f"{name}={value}" for name, value in fields.items())])
+
+
+def configure(log_format: LogFormat) -> None:
+    """Set logging up, uvicorn's too; start it with `log_config=None`."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(_Formatter(log_format))
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(logging.INFO)
+
+
+class LogRequests:
+    """ASGI middleware: a line for each request but those for health, when its answer is out."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] == "/healthz":
+            await self._app(scope, receive, send)
+            return
+        began, status = time.monotonic(), 0
+
+        async def send_noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_noting)
+        finally:
+            fields = {"method": scope["method"], "path": scope["path"][:200], "status": status}
+            if request_id := Headers(scope=scope).get("x-request-id"):
+                fields["request_id"] = request_id[:MAX_REQUEST_ID]
+            log.info("request", extra={"fields": fields | {"seconds": round(time.monotonic() - began, 3)}})
