@@ -23,19 +23,17 @@ from services.policy.contract import (
     VersionCreate,
     VersionStatus,
 )
-from services.policy.engine_transformers import (
-    EmbeddedEngine,
-    EngineSettings,
+from services.policy.ends import has_stopped
+from services.policy.engine import (
     EngineStopped,
     PolicyBusy,
     PromptRefused,
     VersionConflict,
     VersionNotFound,
     VersionNotProved,
-    pad_right,
 )
+from services.policy.engine_transformers import EmbeddedEngine, EngineSettings, pad_right
 from services.policy.modeling import load_policy, prefill_prompt, score_responses
-from services.policy.sampler import has_stopped
 from tests.policy.conftest import make_adapter
 
 QUESTION = [Message(role="user", content="Add 1 and 2.")]
