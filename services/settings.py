@@ -31,6 +31,10 @@ class Settings(BaseSettings):
 
     internal_key: str = ""
     """Bearer key between our own services (policy, sandbox); empty means none is asked for."""
+    vllm_url: str = ""
+    """A vLLM server that draws and scores for the policy process; empty: it computes itself."""
+    vllm_key: str = ""
+    """The key that the vLLM server was started with (`--api-key`); empty means it asks for none."""
     expert_secret: str = ""
     """Signs consultations to our own experts and their answers (Standard Webhooks), `whsec_` form."""
     api_open: bool = False
