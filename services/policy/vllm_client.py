@@ -25,6 +25,9 @@ READ_SECONDS: Final = 600.0
 KEEP_ALIVE_SECONDS: Final = 3.0
 """Below the five after which the server closes an idle connection: no request goes out on one that is being closed."""
 
+MAX_STOPS: Final = 4
+"""vLLM refuses more; an answer then runs on past the others, and is cut where it should have ended."""
+
 MAX_WORDS: Final = 500
 
 Reply = TypeVar("Reply", bound=BaseModel)
@@ -101,7 +104,10 @@ class _Completion(_Reply):
 
 @dataclass(frozen=True)
 class DrawSettings:
-    """How tokens are drawn, as in the policy's contract. stop_token_ids end an answer and are kept, as is `stop`."""
+    """How tokens are drawn, as in the policy's contract. stop_token_ids end an answer and are kept, as is `stop`.
+
+    Of more than MAX_STOPS stop strings the server hears of the first only.
+    """
 
     max_tokens: int
     temperature: float
@@ -225,7 +231,7 @@ class VllmClient:
             "presence_penalty": 0.0,
             "frequency_penalty": 0.0,
             "seed": settings.seed,
-            "stop": list(settings.stop),
+            "stop": list(settings.stop[:MAX_STOPS]),
             "include_stop_str_in_output": True,
             "stop_token_ids": list(settings.stop_token_ids),
             "ignore_eos": True,
