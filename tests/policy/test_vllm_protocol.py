@@ -5,7 +5,6 @@ paths are replaced by MODEL and ADAPTER. Compared are statuses, the words of ref
 what does not depend on a draw.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import httpx2
 import pytest
 from pydantic import BaseModel, TypeAdapter
 
-from services.contracts.base import JsonObject, JsonValue
+from services.contracts.base import Json, JsonObject
 from tests.policy.conftest import make_adapter
 from tests.policy.vllm_server import VllmStandIn, make_app
 from tests.serving import serve
@@ -29,7 +28,7 @@ class Exchange(BaseModel):
     path: str
     body: JsonObject | None
     status: int
-    answer: JsonValue
+    answer: Json
 
 
 RECORDED = TypeAdapter(list[Exchange]).validate_json((Path(__file__).parent / "vllm_recorded.json").read_bytes())
@@ -56,7 +55,7 @@ def _place(body: JsonObject | None, adapter: Path) -> JsonObject | None:
     return {key: str(adapter) if value == "ADAPTER" else value for key, value in body.items()}
 
 
-def _list_keys(value: JsonValue, path: str = "") -> set[str]:
+def _list_keys(value: Json, path: str = "") -> set[str]:
     """Every key in a document, ids and positions in lists left out."""
     if isinstance(value, dict):
         names = {key: "*" if key.isdecimal() or key.startswith("token_id:") else key for key in value}
@@ -66,8 +65,10 @@ def _list_keys(value: JsonValue, path: str = "") -> set[str]:
     return set().union(*(_list_keys(one, path) for one in value)) if isinstance(value, list) else set()
 
 
-def _drop_permissions(value: JsonValue) -> JsonValue:
-    return json.loads(json.dumps(value), object_hook=lambda one: {k: v for k, v in one.items() if k != "permission"})
+def _drop_permissions(value: Json) -> Json:
+    if isinstance(value, dict):
+        return {key: _drop_permissions(one) for key, one in value.items() if key != "permission"}
+    return [_drop_permissions(one) for one in value] if isinstance(value, list) else value
 
 
 @pytest.mark.parametrize("exchange", RECORDED, ids=lambda one: one.name)
@@ -94,18 +95,21 @@ def test_what_is_not_drawn_has_the_recorded_numbers(exchange: Exchange, answers:
     for ours, theirs in zip(here[0]["prompt_logprobs"] or [], _rows(there[0]["prompt_logprobs"]), strict=True):
         assert (ours is None) == (theirs is None)
         for token_id, entry in (theirs or {}).items():
-            assert ours[token_id]["rank"] == entry["rank"]
-            assert ours[token_id]["logprob"] == pytest.approx(entry["logprob"], abs=1e-4)
+            assert ours[token_id]["rank"] == entry.rank
+            assert ours[token_id]["logprob"] == pytest.approx(entry.logprob, abs=1e-4)
 
 
-def _floats(logprobs: JsonValue) -> list[float]:
+def _floats(logprobs: Json) -> list[float]:
     assert isinstance(logprobs, dict)
     return TypeAdapter(list[float]).validate_python(logprobs["token_logprobs"])
 
 
-def _rows(rows: JsonValue) -> list[dict[str, dict[str, float]] | None]:
-    kept = TypeAdapter(list[dict[str, dict[str, float | str]] | None]).validate_python(rows or [])
-    return [
-        row and {key: {name: float(entry[name]) for name in ("logprob", "rank")} for key, entry in row.items()}
-        for row in kept
-    ]
+class Entry(BaseModel):
+    """One token of `prompt_logprobs`."""
+
+    logprob: float
+    rank: int
+
+
+def _rows(rows: Json) -> list[dict[str, Entry] | None]:
+    return TypeAdapter(list[dict[str, Entry] | None]).validate_python(rows or [])

@@ -10,7 +10,6 @@ answers were dropped because their client had hung up, and a restart that forget
 import asyncio
 import math
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -21,7 +20,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from services.contracts.base import JsonObject, JsonValue
+from services.contracts.base import Json, JsonObject
 from services.policy.modeling import PolicyModel, decode_ids, load_adapter, load_policy
 
 MAX_MODEL_LEN = 2048
@@ -38,7 +37,8 @@ class VllmStandIn:
     asked: list[tuple[str, JsonObject]] = field(default_factory=list)
     num_dropped: int = 0
     adapters: dict[str, str] = field(default_factory=dict)
-    before_token: Callable[[], None] = lambda: None
+    script: list[int] = field(default_factory=list)
+    """Tokens to draw next, before any random one."""
 
     def __post_init__(self) -> None:
         policy = load_policy(self.folder)
@@ -85,10 +85,10 @@ class VllmStandIn:
         }
 
     @torch.inference_mode()
-    def score(self, model: PolicyModel, ids: list[int], width: int) -> list[JsonValue]:
+    def score(self, model: PolicyModel, ids: list[int], width: int) -> list[Json]:
         """`prompt_logprobs`: none for the first token, then the token's own and the likeliest, at temperature 1."""
         logprobs = cast(Tensor, model(input_ids=torch.tensor([ids])).logits)[0].float().log_softmax(-1)
-        found: list[JsonValue] = [None]
+        found: list[Json] = [None]
         for row, own in zip(logprobs[:-1], ids[1:], strict=True):
             best = row.topk(self._vocab_size if width < 0 else width).indices.tolist()
             entries: JsonObject = {}
@@ -106,13 +106,12 @@ class VllmStandIn:
         limit = min(cast(int, body["max_tokens"]), MAX_MODEL_LEN - len(prompt))
         generator = torch.Generator().manual_seed(cast(int, body["seed"]))
         cache, ids, own, tops = DynamicCache(), list[int](), list[float](), list[JsonObject]()
-        reason, stop_reason = "length", cast(JsonValue, None)
+        reason, stop_reason = "length", cast(Json, None)
         for _ in range(limit):
             await asyncio.sleep(0)
             if await request.is_disconnected():
                 self.num_dropped += 1
                 return None
-            self.before_token()
             logits = self._step(model, cache, [ids[-1]] if ids else prompt)
             token_id, reported = self._choose(logits, body, generator)
             ids.append(token_id)
@@ -128,16 +127,16 @@ class VllmStandIn:
             "index": 0,
             "text": decode_ids(self._tokenizer, ids),
             "logprobs": {
-                "text_offset": cast(JsonValue, [0] * len(ids)),
-                "token_logprobs": cast(JsonValue, own),
-                "tokens": cast(JsonValue, [f"token_id:{one}" for one in ids]),
-                "top_logprobs": cast(JsonValue, tops),
+                "text_offset": cast(Json, [0] * len(ids)),
+                "token_logprobs": cast(Json, own),
+                "tokens": cast(Json, [f"token_id:{one}" for one in ids]),
+                "top_logprobs": cast(Json, tops),
             },
             "finish_reason": reason,
             "stop_reason": stop_reason,
-            "token_ids": cast(JsonValue, ids),
+            "token_ids": cast(Json, ids),
             "prompt_logprobs": None,
-            "prompt_token_ids": cast(JsonValue, prompt),
+            "prompt_token_ids": cast(Json, prompt),
             "routed_experts": None,
         }
 
@@ -150,6 +149,8 @@ class VllmStandIn:
         """A token, and the logprobs that are reported with it."""
         temperature, top_k = cast(float, body["temperature"]), cast(int, body["top_k"])
         raw = logits.log_softmax(-1)
+        if self.script:
+            return self.script.pop(0), raw
         if temperature == 0:
             return int(raw.argmax()), raw
         scaled = logits / temperature
