@@ -1,7 +1,8 @@
 """The engine that asks a vLLM server: it draws and scores there, and keeps the contract's promises here.
 
 An adapter's name at the server is its sha256, so that no name there ever means two weights, whatever the versions are
-called, and vLLM's prefix cache, which is keyed by the name, never mixes two.
+called, and vLLM's prefix cache, which is keyed by the name, never mixes two. The base is asked for as an adapter too,
+one that changes nothing (base_adapter.py).
 
 The server is not trusted to hold what it should. Before anything is served the base's logprobs are compared with those
 that this process computed once from the model's folder (base_probe.py). Whenever the server was away or an adapter is
@@ -26,8 +27,10 @@ import structlog
 from services.contracts.tasks import Message
 from services.errors import PreceptorError
 from services.policy.artifacts import ArtifactDamaged, ArtifactNotFound, ArtifactStore
+from services.policy.base_adapter import store_base_adapter
 from services.policy.base_probe import BaseProbe
 from services.policy.contract import (
+    BASE_VERSION,
     Counters,
     PolicyInfo,
     ProbeResult,
@@ -75,9 +78,9 @@ class VllmSettings:
 
 @dataclass
 class _Adapter:
-    """A version's weights at the server, None for the base; what last proved them, to prove them again by."""
+    """A version's weights at the server, for the base an adapter of zeros; what last proved them, to do it again."""
 
-    sha256: str | None
+    sha256: str
     proof: ProveRequest | None = None
 
 
@@ -120,7 +123,7 @@ class VllmEngine:
         self._settings = settings or VllmSettings()
         self._server_artifacts = self._settings.server_artifacts or artifacts.root.resolve()
         self._name = name or type(policy.model).__name__
-        self._versions: VersionTable[_Adapter] = VersionTable(_Adapter(None))
+        self._versions: VersionTable[_Adapter] = VersionTable(_Adapter(store_base_adapter(policy, artifacts)))
         self._lock = threading.Lock()
         self._jobs: set[_Job] = set()
         self._started_at = time.monotonic()
@@ -135,12 +138,12 @@ class VllmEngine:
         self._score_slots = asyncio.Semaphore(SCORES_AT_ONCE)
         self._doubt = asyncio.Event()
         try:
-            self._base, self._server_version = self._wait_for(self._connect())
-            room = (self._base.max_model_len or policy.max_positions) - 1  # a score draws one token nobody asked for
+            base, self._server_version = self._wait_for(self._connect())
+            room = (base.max_model_len or policy.max_positions) - 1  # a score draws one token nobody asked for
             self._max_context = min(self._settings.max_context, policy.max_positions, room)
             self._reader = PromptReader(policy, self._max_context)
             self._work = VllmWork(client, policy, StopFinder(policy.eos_token_ids, self._reader.detokenize))
-            self._wait_for(self._work.check_base(self._base.id, probe))
+            self._wait_for(self._restore_base())
         except BaseException:
             self.close()
             raise
@@ -278,7 +281,7 @@ class VllmEngine:
         """Forget a version, at the server too. Raises VersionNotFound (404), VersionConflict (409) if it is in use."""
         with self._lock:
             gone = self._versions.remove(name, {job.version for job in self._jobs}).weights.sha256
-            if gone is None or gone in self._list_adapters():
+            if gone in self._list_adapters():
                 return
         try:
             self._wait_for(self._vllm.unload_adapter(gone))
@@ -298,7 +301,7 @@ class VllmEngine:
         return self._versions.find_usable(name)
 
     def _list_adapters(self) -> set[str]:
-        return {held.weights.sha256 for held in self._versions.held() if held.weights.sha256 is not None}
+        return {held.weights.sha256 for held in self._versions.held()}
 
     def _accept(self, held: HeldVersion[_Adapter], num_rows: int, *, draws: bool) -> _Job:
         waiting = sum(job.num_waiting for job in self._jobs)
@@ -347,7 +350,7 @@ class VllmEngine:
                 job.num_active += 1
                 try:
                     seed = request.prompts[index].seed
-                    return await self._work.draw_row(self._find_model(held), request, prompts[index], seed, row)
+                    return await self._work.draw_row(held.weights.sha256, request, prompts[index], seed, row)
                 finally:
                     job.num_active -= 1
                     job.num_done += 1
@@ -368,7 +371,7 @@ class VllmEngine:
                 job.num_active += 1
                 try:
                     return await self._work.score_tokens(
-                        self._find_model(held), prompt, response, request.temperature, request.top_k
+                        held.weights.sha256, prompt, response, request.temperature, request.top_k
                     )
                 finally:
                     job.num_active -= 1
@@ -381,7 +384,7 @@ class VllmEngine:
     async def _prove(
         self, request: ProveRequest, draw_prompts: list[list[int]], held: HeldVersion[_Adapter]
     ) -> ProbeResult:
-        model, draw = self._find_model(held), request.draw
+        model, draw = held.weights.sha256, request.draw
         result = await self._work.compare(model, request)
         if draw is None or not result.passed:
             return result
@@ -394,14 +397,17 @@ class VllmEngine:
 
     # --- the server ---
 
-    def _find_model(self, held: HeldVersion[_Adapter]) -> str:
-        return held.weights.sha256 or self._base.id
-
     async def _connect(self) -> tuple[ServedModel, str]:
         bases = [model for model in await self._vllm.list_models() if model.parent is None]
         if not bases:
             raise VllmUnavailable("the vLLM server serves no base model")
         return bases[0], await self._vllm.read_version()
+
+    async def _restore_base(self) -> None:
+        """Pass when the server computes this policy's base. Raises VllmUnavailable, VllmRefused."""
+        sha256 = await asyncio.to_thread(store_base_adapter, self._policy, self._artifacts)
+        await self._load(sha256)
+        await self._work.check_base(sha256, self._probe)
 
     async def _load(self, sha256: str) -> None:
         folder = await asyncio.to_thread(self._artifacts.adapter, sha256)
@@ -430,11 +436,11 @@ class VllmEngine:
                 self._trouble = error.detail
 
     async def _restore(self, served: set[str]) -> None:
-        self._base, self._server_version = await self._connect()
-        await self._work.check_base(self._base.id, self._probe)
+        _, self._server_version = await self._connect()
+        await self._restore_base()
         for held in self._versions.held():
             adapter, name = held.weights, held.view.name
-            if adapter.sha256 is None:
+            if name == BASE_VERSION:
                 continue
             try:
                 if adapter.sha256 not in served:
@@ -447,7 +453,7 @@ class VllmEngine:
                     self._versions.remove(name, frozenset())
                 continue
             if adapter.proof is not None:
-                result = await self._work.compare(self._find_model(held), adapter.proof)
+                result = await self._work.compare(held.weights.sha256, adapter.proof)
                 if not result.passed:
                     raise VllmRefused(f"{name} now computes other logprobs: {result.max_difference:.3g} nats apart")
 

@@ -1,4 +1,7 @@
-"""Makes an environment of its own for vLLM: `python services/policy/install_vllm.py .venv-vllm`.
+"""Makes an environment of its own for vLLM, with a command that starts it as the policy needs it.
+
+    python services/policy/install_vllm.py .venv-vllm
+    .venv-vllm/bin/serve-policy MODEL --port 8790
 
 vLLM pins other versions of torch's neighbours than the rest of the project, so it never shares an environment with
 it; the two talk HTTP (engine_vllm.py). On a machine with an NVIDIA GPU the package is `vllm`; elsewhere it is
@@ -22,6 +25,27 @@ GPU_VERSION: Final = "0.33.0"
 TORCH_VERSION: Final = "2.13.0"
 TORCH_FAMILY: Final = frozenset({"torch", "torchaudio", "torchvision", "torchcodec"})
 """torch is installed first, in the build for CPUs; the others are for pictures and sound, which no policy here has."""
+
+LAUNCHER: Final = """#!/bin/sh
+# serve-policy MODEL [vLLM's own options, which win over these]: a vLLM server as Preceptor's policy process needs it.
+model=${1:?the folder or name of a model}
+shift
+export VLLM_ALLOW_RUNTIME_LORA_UPDATING=1  # versions are loaded while it serves
+export VLLM_NO_USAGE_STATS=${VLLM_NO_USAGE_STATS:-1}
+@ENVIRONMENT@
+exec "$(dirname "$0")/vllm" serve "$model" \\
+    --host 127.0.0.1 \\
+    --enable-lora --max-lora-rank 16 --max-loras 4 --max-cpu-loras 8 \\
+    --lora-target-modules q_proj k_proj v_proj o_proj gate_proj up_proj down_proj \\
+    --logprobs-mode processed_logprobs --max-logprobs 256 \\
+    --generation-config vllm --enable-prompt-tokens-details \\
+    @OPTIONS@ "$@"
+"""
+"""docs/vllm.md says why each is there."""
+
+CPU_ENVIRONMENT: Final = "export VLLM_CPU_KVCACHE_SPACE=${VLLM_CPU_KVCACHE_SPACE:-2}  # GiB"
+CPU_OPTIONS: Final = "--dtype float32 --enforce-eager"
+GPU_OPTIONS: Final = "--dtype bfloat16"
 
 DEFAULT_TORCH_INDEX: Final = "https://download.pytorch.org/whl/cpu"
 
@@ -54,6 +78,15 @@ def write_alias(packages: Path, version: str) -> Path:
     names = ("METADATA", "INSTALLER", "RECORD")
     (folder / "RECORD").write_text("".join(f"{folder.name}/{name},,\n" for name in names))
     return folder
+
+
+def write_launcher(folder: Path, kind: str) -> Path:
+    """The command `serve-policy` in an environment. kind: cpu or gpu."""
+    environment, options = (CPU_ENVIRONMENT, CPU_OPTIONS) if kind == "cpu" else ("", GPU_OPTIONS)
+    path = folder / "bin" / "serve-policy"
+    path.write_text(LAUNCHER.replace("@ENVIRONMENT@", environment).replace("@OPTIONS@", options))
+    path.chmod(0o755)
+    return path
 
 
 def install(folder: Path, kind: str, torch_index: str) -> None:
@@ -100,7 +133,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--kind", choices=["cpu", "gpu"], default=find_kind())
     options = parser.parse_args(arguments)
     install(options.folder, options.kind, os.environ.get("TORCH_INDEX_URL", DEFAULT_TORCH_INDEX))
-    print(f"vLLM for {options.kind} is in {options.folder}; docs/vllm.md says how to start it")
+    launcher = write_launcher(options.folder, options.kind)
+    print(f"vLLM for {options.kind} is installed; start it with {launcher} MODEL (docs/vllm.md)")
     return 0
 
 
