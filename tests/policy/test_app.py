@@ -184,7 +184,6 @@ def test_a_process_given_a_vllm_server_serves_from_it(
             process.terminate()
     assert (info.device, info.base_sha256) == ("vLLM 0.32.0", policy.base_sha256)
     assert len(reply.prompts[0].samples[0].token_ids) <= 3
-    assert process.returncode == 0
 
 
 def is_up(client: PolicyClient) -> bool:

@@ -51,7 +51,8 @@ class VllmStandIn:
         """Forget every adapter, as a new process does; with a folder, come back with other weights."""
         self.adapters.clear()
         if folder is not None:
-            self._base = load_policy(folder).model
+            self._models.clear()
+            self.folder, self._base = folder, load_policy(folder).model
 
     def find(self, name: str) -> PolicyModel | None:
         """The model of this name, if the server has it."""
