@@ -135,3 +135,18 @@ COPY services services
 COPY trainer trainer
 RUN python -m compileall -q --invalidation-mode unchecked-hash .
 USER 10001:10001
+
+# --- vLLM, in an environment of its own: KIND=cpu, or KIND=gpu where the container is given one ---
+
+FROM python AS vllm
+# what is compiled while it runs, kernels' launchers among it
+RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
+ARG KIND=cpu
+ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
+COPY services/policy/install_vllm.py /install_vllm.py
+RUN --mount=type=cache,target=/root/.cache/pip python3 /install_vllm.py /venv --kind "$KIND"
+ENV HOME=/tmp HF_HUB_OFFLINE=1
+USER 10001:10001
+EXPOSE 8000
+ENTRYPOINT ["/venv/bin/serve-policy"]
+CMD ["/models/policy", "--host", "0.0.0.0", "--port", "8000"]

@@ -11,7 +11,7 @@ TORCH_INDEX_URL ?= https://download.pytorch.org/whl/cpu
 STAMP := $(VENV)/.installed
 TIER ?= tiny
 
-.PHONY: help install demo up down status test unit check fmt lint types imports migrations chaos bench-loss bench-update bench-learn bench-sandbox bench-api clean
+.PHONY: help install vllm demo up down status test unit check fmt lint types imports migrations chaos bench-loss bench-update bench-learn bench-sandbox bench-api clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
@@ -29,6 +29,9 @@ $(STAMP): pyproject.toml constraints.txt
 		|| { echo "no torch $(TORCH) found; set TORCH_INDEX_URL to an index that has it (see README)"; exit 1; }
 	@$(BIN)/pip install -q -c constraints.txt -e '.[trainer,dev]'
 	@touch $@
+
+vllm:  ## make .venv-vllm, where a vLLM server can serve the policy (CPU or GPU, 3.4 GB and more; docs/vllm.md)
+	@TORCH_INDEX_URL="$(TORCH_INDEX_URL)" $(PYTHON) services/policy/install_vllm.py .venv-vllm $(ARGS)
 
 demo: install  ## the main job: train the starter policy for about 15 minutes and show what it learned
 	@$(BIN)/preceptor demo $(ARGS)

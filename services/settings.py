@@ -53,6 +53,10 @@ class Settings(BaseSettings):
     """Bearer key of the policy server; empty means none is asked for."""
     sandbox_key: str = ""
     """Bearer key of the sandbox: what its own SANDBOX_API_KEY is."""
+    vllm_url: str = ""
+    """A vLLM server that draws and scores for the policy process; empty: it computes itself."""
+    vllm_key: str = ""
+    """The key that the vLLM server was started with (`--api-key`); empty means it asks for none."""
     expert_secret: str = ""
     """Signs consultations to our own experts and their answers (Standard Webhooks), `whsec_` form."""
     api_open: bool = False

@@ -28,6 +28,7 @@ from services.contracts.tasks import Split
 from services.contracts.templates import Template, build_teacher_messages
 from services.policy.contract import FinishReason, Sample, SamplePrompt, SampleRequest
 from services.policy.decode import ATTENTION, check_decoding
+from services.policy.ends import StopFinder
 from services.policy.modeling import (
     LoadedPolicy,
     PolicyModel,
@@ -37,7 +38,7 @@ from services.policy.modeling import (
     project,
     render_prompt,
 )
-from services.policy.sampler import PromptCache, Sampler, StopFinder, Tally
+from services.policy.sampler import PromptCache, Sampler, Tally
 from services.policy.work import SampleJob, SampleUnit
 from services.settings import Settings
 from services.store.lessons import LessonAnswer, LessonFacts

@@ -1,7 +1,9 @@
-"""The policy process: `python -m services.policy.app` serves contract.py's interface over the embedded engine.
+"""The policy process: `python -m services.policy.app` serves contract.py's interface over an engine.
 
-Refuses to listen beyond loopback without a key (PRECEPTOR_INTERNAL_KEY). When the engine's worker dies the process
-ends with status 1, for a supervisor to start it again; versions are then loaded again by whoever wants them.
+The embedded engine computes here; with --vllm-url (or PRECEPTOR_VLLM_URL) a vLLM server computes, and this process
+keeps its versions, checks its logprobs and speaks the contract. Refuses to listen beyond loopback without a key
+(PRECEPTOR_INTERNAL_KEY). When the embedded engine's worker dies the process ends with status 1, for a supervisor to
+start it again; versions are then loaded again by whoever wants them. A vLLM server that goes away is waited for.
 """
 
 import argparse
@@ -48,6 +50,7 @@ from services.policy.contract import (
     Version,
     VersionCreate,
 )
+from services.policy.engine import Engine
 from services.policy.metrics import EngineCollector
 from services.policy.pieces import split_into_pieces
 from services.problems import (
@@ -64,7 +67,7 @@ from services.problems import (
 from services.settings import Settings
 
 if TYPE_CHECKING:
-    from services.policy.engine_transformers import EmbeddedEngine
+    from services.policy.modeling import LoadedPolicy
 
 LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 GONE_POLL_SECONDS: Final = 2.0
@@ -78,6 +81,9 @@ MEANINGS: Final = {
     422: "The content cannot be accepted; `errors` says where.",
     503: "The engine is busy or has ended. Send it again after Retry-After seconds.",
 }
+
+VLLM_START_SECONDS: Final = 900.0
+"""How long a vLLM server may take to come up, its compiling and the loading of large weights included."""
 
 R = TypeVar("R")
 
@@ -107,12 +113,12 @@ class ClientGone(PreceptorError):
 
 
 class NotAlive(ServiceUnavailable):
-    """The engine's worker has ended."""
+    """The engine's worker has ended, or the server it asks is away."""
 
     title = "Engine not running"
 
 
-def create_app(engine: "EmbeddedEngine", key: str = "", metrics_key: str = "") -> FastAPI:
+def create_app(engine: Engine, key: str = "", metrics_key: str = "") -> FastAPI:
     """The application over a running engine, which is closed with it. An empty key asks for none; an empty
     metrics_key shows /metrics to this machine only."""
 
@@ -137,9 +143,9 @@ def create_app(engine: "EmbeddedEngine", key: str = "", metrics_key: str = "") -
 
     @app.get("/healthz")
     async def health() -> Health:
-        """Whether the weights are loaded and the worker runs. Errors: NotAlive (503)."""
+        """Whether the engine would answer now. Errors: NotAlive (503)."""
         if not engine.is_alive:
-            raise NotAlive("the engine's worker has ended")
+            raise NotAlive("the engine's worker has ended, or its vLLM server is away")
         return Health()
 
     @app.get("/v1/policy", dependencies=guarded)
@@ -151,7 +157,8 @@ def create_app(engine: "EmbeddedEngine", key: str = "", metrics_key: str = "") -
     async def sample(body: SampleRequest, request: Request) -> SampleResponse:
         """Draw answers; work whose client hangs up is dropped.
 
-        Errors: VersionNotFound (404), VersionNotProved (409), PromptRefused (422), PolicyBusy (503).
+        Errors: VersionNotFound (404), VersionNotProved (409), PromptRefused (422), PolicyBusy (503). With a vLLM
+        server also VllmRefused (422), VllmUnavailable (503).
         """
         began = time.monotonic()
         reply = await _wait(await run_in_threadpool(engine.sample, body), request)
@@ -299,6 +306,9 @@ def _parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads the model may use")
     parser.add_argument("--max-rows", type=int, default=64, help="samples drawn at the same time")
     parser.add_argument("--max-context", type=int, default=4096, help="most tokens of a prompt and its answer")
+    vllm = parser.add_argument_group("a vLLM server", "computes instead of this process (docs/vllm.md)")
+    vllm.add_argument("--vllm-url", default=Settings().vllm_url, help="where it listens [PRECEPTOR_VLLM_URL]")
+    vllm.add_argument("--vllm-artifacts", type=Path, help="the artifacts folder as the server sees it, if elsewhere")
     return parser.parse_args(arguments)
 
 
@@ -317,16 +327,18 @@ def main(arguments: list[str]) -> int:
     import torch
     import uvicorn
 
-    from services.policy.artifacts import ArtifactStore
     from services.policy.convert import resolve_model
-    from services.policy.engine_transformers import EmbeddedEngine, EngineSettings
     from services.policy.modeling import load_policy
 
     torch.set_num_threads(options.threads)
     folder = resolve_model(options.model)
     policy = load_policy(folder, device=options.device, dtype=getattr(torch, options.dtype))
-    settings = EngineSettings(max_rows=options.max_rows, max_context=options.max_context)
-    engine = EmbeddedEngine(policy, ArtifactStore(options.artifacts), settings, name=options.model or folder.name)
+    name = options.model or folder.name
+    try:
+        engine = _connect_engine(policy, name, options) if options.vllm_url else _embed_engine(policy, name, options)
+    except PreceptorError as error:
+        print(f"{error.detail}\n{error.hint}", file=sys.stderr)
+        return 1
     config = uvicorn.Config(
         create_app(engine, key, services.metrics_key),
         host=options.host,
@@ -343,6 +355,38 @@ def main(arguments: list[str]) -> int:
     threading.Thread(target=stop_with_engine, daemon=True).start()
     server.run()
     return 1 if engine.failure is not None else 0
+
+
+def _embed_engine(policy: "LoadedPolicy", name: str, options: argparse.Namespace) -> Engine:
+    from services.policy.artifacts import ArtifactStore
+    from services.policy.engine_transformers import EmbeddedEngine, EngineSettings
+
+    settings = EngineSettings(max_rows=options.max_rows, max_context=options.max_context)
+    return EmbeddedEngine(policy, ArtifactStore(options.artifacts), settings, name=name)
+
+
+def _connect_engine(policy: "LoadedPolicy", name: str, options: argparse.Namespace) -> Engine:
+    """The engine over a vLLM server, which may take its time to start. Raises VllmUnavailable, VllmRefused."""
+    from services.policy.artifacts import ArtifactStore
+    from services.policy.base_probe import forget_weights, measure_base
+    from services.policy.engine_vllm import VllmEngine, VllmSettings
+    from services.policy.vllm_client import VllmClient, VllmUnavailable
+
+    probe = measure_base(policy)
+    forget_weights(policy)
+    settings = VllmSettings(
+        max_rows=options.max_rows, max_context=options.max_context, server_artifacts=options.vllm_artifacts
+    )
+    artifacts, key = ArtifactStore(options.artifacts), Settings().vllm_key
+    deadline = time.monotonic() + VLLM_START_SECONDS
+    print(f"waiting for the vLLM server at {options.vllm_url}", flush=True)
+    while True:
+        try:
+            return VllmEngine(policy, probe, artifacts, VllmClient(options.vllm_url, key), settings, name=name)
+        except VllmUnavailable:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(GONE_POLL_SECONDS)
 
 
 if __name__ == "__main__":

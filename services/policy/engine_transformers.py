@@ -23,81 +23,42 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from services.contracts.base import check_change
 from services.contracts.tasks import Message
-from services.errors import Conflict, InvalidInput, NotFound, ServiceUnavailable
 from services.policy.artifacts import ArtifactStore
 from services.policy.contract import (
     BASE_VERSION,
-    VERSION_CHANGES,
     Counters,
     PolicyInfo,
     ProveRequest,
     SampleRequest,
     SampleResponse,
     ScoredItem,
-    ScoreItem,
     ScoreRequest,
     ScoreResponse,
     Version,
     VersionCreate,
-    VersionStatus,
 )
 from services.policy.decode import ATTENTION, check_decoding
-from services.policy.modeling import (
-    LoadedPolicy,
-    LoraDelta,
-    TokenScores,
-    decode_ids,
-    encode_text,
-    read_deltas,
-    render_prompt,
-    score_responses,
-)
+from services.policy.ends import StopFinder
+from services.policy.engine import EngineStopped, PolicyBusy
+from services.policy.modeling import LoadedPolicy, LoraDelta, TokenScores, read_deltas, score_responses
 from services.policy.packed import PackedModel
-from services.policy.sampler import PromptCache, Sampler, StopFinder, Tally
-from services.policy.work import ProveJob, SampleJob, SampleUnit, ScoreJob, ScoreUnit, split_by_tokens
+from services.policy.prompts import PromptReader
+from services.policy.sampler import PromptCache, Sampler, Tally
+from services.policy.versions import HeldVersion, VersionTable
+from services.policy.work import (
+    ProveJob,
+    SampleJob,
+    SampleUnit,
+    ScoreJob,
+    ScoreUnit,
+    ask_for_scores,
+    compare_probe,
+    split_by_tokens,
+)
 
 STEPS_PER_SCORE: Final = 4
 """Decoding steps between two micro-batches of scoring while both wait."""
-
-
-class VersionNotFound(NotFound):
-    """No version of this name is loaded."""
-
-    title = "Version not found"
-    hint = "GET /v1/policy lists the versions; load the adapter again with POST /v1/versions."
-
-
-class VersionConflict(Conflict):
-    """The name belongs to other weights, or the version is in use."""
-
-    title = "Version conflict"
-
-
-class VersionNotProved(Conflict):
-    """No probe has shown yet that this version computes the trainer's logprobs."""
-
-    title = "Version not proved"
-    hint = "POST /v1/versions/{name}/prove first."
-
-
-class PromptRefused(InvalidInput):
-    """The prompt or response cannot be processed: too long, or ids outside the vocabulary."""
-
-    title = "Prompt refused"
-
-
-class PolicyBusy(ServiceUnavailable):
-    """Too much work is waiting already."""
-
-    title = "Policy busy"
-
-
-class EngineStopped(ServiceUnavailable):
-    """The engine is shutting down or has failed; nothing is accepted any more."""
-
-    title = "Engine stopped"
 
 
 @dataclass(frozen=True)
@@ -111,12 +72,6 @@ class EngineSettings:
     """Response tokens, padding included, that are scored in one micro-batch."""
     prefix_tokens: int = 6144
     """Prompt tokens whose keys and values are remembered for prompts that start alike."""
-
-
-@dataclass
-class _HeldVersion:
-    view: Version
-    deltas: dict[str, LoraDelta]
 
 
 class EmbeddedEngine:
@@ -134,21 +89,18 @@ class EmbeddedEngine:
         self._model.set_attn_implementation(ATTENTION)
         self._packed = PackedModel(self._model)
         check_decoding(self._model)
-        base = Version(name=BASE_VERSION, sha256=None, status=VersionStatus.SERVING)
-        self._versions = {BASE_VERSION: _HeldVersion(base, {})}
-        self._names_used: dict[str, str] = {}
-        self._serving = BASE_VERSION
+        self._reader = PromptReader(policy, self._max_context)
+        self._versions: VersionTable[dict[str, LoraDelta]] = VersionTable({})
         self._active = BASE_VERSION
         self._sample_units: deque[SampleUnit] = deque()
         self._score_units: deque[ScoreUnit] = deque()
         self._probes: deque[ProveJob] = deque()
         self._orders = itertools.count()
         self._tally = Tally()
-        self._ends = StopFinder(policy.eos_token_ids, self.detokenize)
+        self._ends = StopFinder(policy.eos_token_ids, self._reader.detokenize)
         self._sampler = self._make_sampler(self._settings.max_rows)
         self._prompts = self._make_prompt_cache()
         self._steps_since_score = 0
-        self._tokenizer_lock = threading.Lock()
         self._changed = threading.Condition()
         self._stopping = False
         self._failure: str | None = None
@@ -203,30 +155,25 @@ class EmbeddedEngine:
                 max_context=self._max_context,
                 device=str(self._model.device),
                 dtype=str(self._model.dtype).removeprefix("torch."),
-                serving=self._serving,
-                versions=[held.view for held in self._versions.values()],
+                serving=self._versions.serving,
+                versions=[held.view for held in self._versions.held()],
                 counters=counters,
             )
 
     def tokenize(self, messages: Sequence[Message] | None, text: str | None) -> list[int]:
         """Token ids of messages, up to where the policy would answer, or else of text."""
-        with self._tokenizer_lock:
-            if messages is not None:
-                return render_prompt(self._policy.tokenizer, messages)
-            return encode_text(self._policy.tokenizer, text or "")
+        return self._reader.tokenize(messages, text)
 
     def detokenize(self, token_ids: list[int]) -> str:
         """Text of token ids. Raises PromptRefused (422) for ids outside the vocabulary."""
-        self._require_known_ids(token_ids, "token_ids")
-        with self._tokenizer_lock:
-            return decode_ids(self._policy.tokenizer, token_ids)
+        return self._reader.detokenize(token_ids)
 
     def sample(self, request: SampleRequest) -> "Future[SampleResponse]":
         """Accept prompts; the future holds the answers, and cancelling it drops the work.
 
         Raises VersionNotFound (404), VersionNotProved (409), PromptRefused (422), PolicyBusy or EngineStopped (503).
         """
-        prompts = self._prepare_prompts(request)
+        prompts = self._reader.read_prompts(request)
         with self._changed:
             held = self._find_usable(request.version)
             self._require_room(sum(prompt.n for prompt in request.prompts))
@@ -237,7 +184,7 @@ class EmbeddedEngine:
 
     def score(self, request: ScoreRequest) -> "Future[ScoreResponse]":
         """Accept responses to score; as `sample`."""
-        by_prompt = self._prepare_items(request)
+        by_prompt = self._group_items(request)
         with self._changed:
             held = self._find_usable(request.version)
             self._require_room(len(request.items))
@@ -252,19 +199,12 @@ class EmbeddedEngine:
         Raises ArtifactNotFound (404), ArtifactDamaged or VersionConflict (409), AdapterRefused (422).
         """
         with self._changed:
-            if request.name == BASE_VERSION or self._names_used.get(request.name, request.sha256) != request.sha256:
-                raise VersionConflict(f"the name {request.name!r} belongs to other weights")
-            if request.name in self._versions:
-                return self._versions[request.name].view
+            if (loaded := self._versions.find_loaded(request)) is not None:
+                return loaded
         folder = self._artifacts.adapter(request.sha256)
         deltas = read_deltas(folder, self._model, self._policy.base_sha256)
         with self._changed:
-            view = Version(name=request.name, sha256=request.sha256, status=VersionStatus.LOADED)
-            held = self._versions.setdefault(request.name, _HeldVersion(view, deltas))
-            if held.view.sha256 != request.sha256:
-                raise VersionConflict(f"the name {request.name!r} belongs to other weights")
-            self._names_used[request.name] = request.sha256
-            return held.view
+            return self._versions.add(request, deltas)
 
     def prove_version(self, name: str, request: ProveRequest) -> Version:
         """Compare the version's logprobs with the expected ones; once they agree, draw from it what was asked.
@@ -272,16 +212,12 @@ class EmbeddedEngine:
         It does not wait for answers in flight: they wait for it. Raises VersionNotFound (404), PromptRefused (422),
         EngineStopped (503).
         """
-        items = [
-            ScoreItem(prompt_token_ids=item.prompt_token_ids, response_token_ids=item.response_token_ids)
-            for item in request.items
-        ]
-        scoring = ScoreRequest(version=name, temperature=request.temperature, items=items)
-        by_prompt = self._prepare_items(scoring)
-        prompts = [] if request.draw is None else self._prepare_prompts(request.draw)
+        scoring = ask_for_scores(name, request)
+        by_prompt = self._group_items(scoring)
+        prompts = [] if request.draw is None else self._reader.read_prompts(request.draw)
         with self._changed:
             self._require_running()
-            self._find(name)
+            self._versions.find(name)
             scores, score_units = self._make_score_job(scoring, name, by_prompt)
             drawn: tuple[SampleJob | None, list[SampleUnit]] = (None, [])
             if request.draw is not None:
@@ -291,15 +227,7 @@ class EmbeddedEngine:
             self._changed.notify_all()
         result = job.future.result()
         with self._changed:
-            held = self._find(name)
-            status = VersionStatus.PROVED if result.passed else VersionStatus.REFUSED
-            if held.view.status is VersionStatus.SERVING:
-                # A serving version is only measured again: taking it away here would leave nothing to serve.
-                status = VersionStatus.SERVING
-            else:
-                check_change(VERSION_CHANGES, held.view.status, status)
-            held.view = held.view.model_copy(update={"status": status, "probe": result})
-            return held.view
+            return self._versions.record_probe(name, result)
 
     def serve_version(self, name: str) -> Version:
         """Make a proved version the one that requests without a version get.
@@ -307,45 +235,24 @@ class EmbeddedEngine:
         Raises VersionNotFound (404), VersionNotProved (409).
         """
         with self._changed:
-            held = self._find(name)
-            if name == self._serving:
-                return held.view
-            if held.view.status is not VersionStatus.PROVED:
-                raise VersionNotProved(f"version {name!r} is {held.view.status.value}")
-            before = self._versions[self._serving]
-            before.view = before.view.model_copy(update={"status": VersionStatus.PROVED})
-            held.view = held.view.model_copy(update={"status": VersionStatus.SERVING})
-            self._serving = name
-            return held.view
+            return self._versions.serve(name)
 
     def delete_version(self, name: str) -> None:
         """Forget a version. Raises VersionNotFound (404), VersionConflict (409) if it is in use or the base."""
         with self._changed:
-            self._find(name)
-            in_use = {BASE_VERSION, self._serving} | {unit.version for unit in self._sampler.units}
+            in_use = {unit.version for unit in self._sampler.units} | {probe.version for probe in self._probes}
             in_use |= {unit.version for unit in self._sample_units} | {unit.version for unit in self._score_units}
-            in_use |= {probe.version for probe in self._probes}
-            if name in in_use:
-                raise VersionConflict(f"version {name!r} is in use")
-            del self._versions[name]
+            self._versions.remove(name, in_use)
 
     # --- accepting work ---
-
-    def _find(self, name: str) -> _HeldVersion:
-        if name not in self._versions:
-            raise VersionNotFound(f"no version {name!r} is loaded; the serving one is {self._serving!r}")
-        return self._versions[name]
 
     def _require_running(self) -> None:
         if self._stopping or self._failure is not None:
             raise EngineStopped(self._failure or "the engine is shutting down")
 
-    def _find_usable(self, name: str | None) -> _HeldVersion:
+    def _find_usable(self, name: str | None) -> HeldVersion[dict[str, LoraDelta]]:
         self._require_running()
-        held = self._find(name or self._serving)
-        if held.view.status not in (VersionStatus.PROVED, VersionStatus.SERVING):
-            raise VersionNotProved(f"version {held.view.name!r} is {held.view.status.value}")
-        return held
+        return self._versions.find_usable(name)
 
     def _count_waiting_rows(self) -> int:
         return sum(unit.num_waiting for unit in self._sample_units)
@@ -355,38 +262,10 @@ class EmbeddedEngine:
         if waiting and waiting + num_rows > self._settings.max_waiting_rows:
             raise PolicyBusy(f"{waiting} rows wait already; at most {self._settings.max_waiting_rows} may")
 
-    def _prepare_prompt(
-        self, messages: Sequence[Message] | None, token_ids: list[int] | None, num_more_tokens: int
-    ) -> list[int]:
-        if messages is not None:
-            ids = self.tokenize(messages, None)
-        else:
-            ids = list(token_ids or [])
-            self._require_known_ids(ids, "the prompt")
-        if len(ids) + num_more_tokens > self._max_context:
-            raise PromptRefused(
-                f"a prompt of {len(ids)} tokens and {num_more_tokens} more exceed the context of {self._max_context}"
-            )
-        return ids
-
-    def _require_known_ids(self, token_ids: Sequence[int], what: str) -> None:
-        largest = max(token_ids, default=0)
-        if largest >= self._policy.vocab_size:
-            raise PromptRefused(
-                f"{what} holds the token id {largest}, outside the vocabulary of {self._policy.vocab_size}"
-            )
-
-    def _prepare_prompts(self, request: SampleRequest) -> list[list[int]]:
-        return [self._prepare_prompt(p.messages, p.token_ids, request.max_new_tokens) for p in request.prompts]
-
-    def _prepare_items(self, request: ScoreRequest) -> dict[tuple[int, ...], list[int]]:
+    def _group_items(self, request: ScoreRequest) -> dict[tuple[int, ...], list[int]]:
         """Which items share a prompt, by its ids."""
-        if request.top_k >= self._policy.vocab_size:
-            raise PromptRefused(f"top_k must be below the vocabulary of {self._policy.vocab_size}")
         by_prompt: dict[tuple[int, ...], list[int]] = {}
-        for index, item in enumerate(request.items):
-            self._require_known_ids(item.response_token_ids, f"response {index}")
-            ids = self._prepare_prompt(item.messages, item.prompt_token_ids, len(item.response_token_ids))
+        for index, ids in enumerate(self._reader.read_items(request)):
             by_prompt.setdefault(tuple(ids), []).append(index)
         return by_prompt
 
@@ -483,7 +362,7 @@ class EmbeddedEngine:
         if version == self._active:
             return
         with self._changed:
-            deltas = self._versions[version].deltas
+            deltas = self._versions.find(version).weights
         self._packed.merge(deltas)
         self._active = version
         self._prompts = self._make_prompt_cache()
@@ -529,7 +408,7 @@ class EmbeddedEngine:
         self._activate(job.version)
         for score_unit in job.score_units:
             self._score(score_unit)
-        result = job.compare()
+        result = compare_probe(job.request, job.scores.future.result().items)
         if job.samples is not None and result.passed:
             sampler = self._make_sampler(sum(unit.num_waiting for unit in job.sample_units))
             for unit in job.sample_units:

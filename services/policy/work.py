@@ -117,22 +117,31 @@ class ProveJob:
     sample_units: list[SampleUnit]
     future: "Future[ProbeResult]" = field(default_factory=Future)
 
-    def compare(self) -> ProbeResult:
-        """The scores, once all are there, beside those expected."""
-        scored = self.scores.future.result().items
-        differences = [
-            abs(ours - expected)
-            for item, own in zip(self.request.items, scored, strict=True)
-            for ours, expected in zip(own.logprobs, item.logprobs, strict=True)
-        ]
-        worst = max(differences)
-        return ProbeResult(
-            passed=worst <= self.request.tolerance,
-            max_difference=worst,
-            mean_difference=math.fsum(differences) / len(differences),
-            num_tokens=len(differences),
-            tolerance=self.request.tolerance,
-        )
+
+def compare_probe(request: ProveRequest, scored: Sequence[ScoredItem]) -> ProbeResult:
+    """The scores of a probe's items beside those expected of them."""
+    differences = [
+        abs(ours - expected)
+        for item, own in zip(request.items, scored, strict=True)
+        for ours, expected in zip(own.logprobs, item.logprobs, strict=True)
+    ]
+    worst = max(differences)
+    return ProbeResult(
+        passed=worst <= request.tolerance,
+        max_difference=worst,
+        mean_difference=math.fsum(differences) / len(differences),
+        num_tokens=len(differences),
+        tolerance=request.tolerance,
+    )
+
+
+def ask_for_scores(name: str, request: ProveRequest) -> ScoreRequest:
+    """What a version is asked to score to be proved."""
+    items = [
+        ScoreItem(prompt_token_ids=item.prompt_token_ids, response_token_ids=item.response_token_ids)
+        for item in request.items
+    ]
+    return ScoreRequest(version=name, temperature=request.temperature, items=items)
 
 
 def split_by_tokens(indices: Sequence[int], items: Sequence[ScoreItem], limit: int) -> list[list[int]]:

@@ -3,6 +3,8 @@
 import contextlib
 import http.client
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,11 +30,13 @@ from services.policy.contract import (
 from services.policy.engine_transformers import EmbeddedEngine, EngineSettings
 from services.policy.modeling import LoadedPolicy, load_policy
 from tests.policy.test_engine import make_probe
+from tests.policy.vllm_server import VllmStandIn, make_app
 from tests.serving import serve
 from tests.test_metrics import scrape, value
 
 pytestmark = pytest.mark.integration
 KEY = "secret"
+ROOT = Path(__file__).parents[2]
 QUESTION = [Message(role="user", content="Add 1 and 2.")]
 
 
@@ -167,3 +171,45 @@ def test_metrics_tell_the_tokens_sampled_and_the_rows_that_wait(url: str, client
     assert sampled > 0
     assert value(found, "preceptor_policy_rows", state="waiting") == 0
     assert value(found, "preceptor_http_requests_total", method="POST", route="/v1/sample", status="200") is not None
+
+
+def test_a_process_given_a_vllm_server_serves_from_it(
+    stand_in_url: str, model_folder: Path, store: ArtifactStore, policy: LoadedPolicy
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+    command = [sys.executable, "-m", "services.policy.app", "--model", str(model_folder), "--port", port]
+    arguments = ["--artifacts", str(store.root), "--threads", "1", "--vllm-url", stand_in_url]
+    with subprocess.Popen([*command, *arguments], cwd=ROOT) as process:
+        try:
+            with PolicyClient(f"http://127.0.0.1:{port}") as client:
+                deadline = time.monotonic() + 120
+                while not is_up(client):
+                    assert process.poll() is None
+                    assert time.monotonic() < deadline
+                    time.sleep(0.2)
+                info = client.info()
+                reply = client.sample(
+                    SampleRequest(prompts=[SamplePrompt(id="a", messages=QUESTION, seed=1)], max_new_tokens=3)
+                )
+        finally:
+            process.terminate()
+    assert (info.device, info.base_sha256) == ("vLLM 0.32.0", policy.base_sha256)
+    assert len(reply.prompts[0].samples[0].token_ids) <= 3
+
+
+def is_up(client: PolicyClient) -> bool:
+    try:
+        return client.health().status == "ok"
+    except PolicyUnavailable:
+        return False
+
+
+def test_a_process_given_an_unfit_vllm_server_ends_and_says_why(
+    model_folder: Path, store: ArtifactStore, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with serve(make_app(VllmStandIn(model_folder, processed=False))) as unfit:
+        arguments = ["--model", str(model_folder), "--artifacts", str(store.root), "--vllm-url", unfit]
+        assert main([*arguments, "--threads", "1"]) == 1
+    assert "--logprobs-mode processed_logprobs" in capsys.readouterr().err

@@ -1,4 +1,8 @@
-"""The embedded engine: what it samples is what it scores; rows do not notice each other; versions are proved first."""
+"""What every engine promises: what it samples is what it scores; rows do not notice each other; versions are proved.
+
+Run for the embedded engine, for the vLLM engine over a server that speaks vLLM's recorded protocol (vllm_server.py),
+and, where PRECEPTOR_TEST_VLLM_URL names one, over a real vLLM server of the tiny policy (docs/vllm.md).
+"""
 
 import time
 from concurrent.futures import CancelledError
@@ -23,20 +27,19 @@ from services.policy.contract import (
     VersionCreate,
     VersionStatus,
 )
-from services.policy.engine_transformers import (
-    EmbeddedEngine,
-    EngineSettings,
+from services.policy.ends import has_stopped
+from services.policy.engine import (
+    Engine,
     EngineStopped,
     PolicyBusy,
     PromptRefused,
     VersionConflict,
     VersionNotFound,
     VersionNotProved,
-    pad_right,
 )
-from services.policy.modeling import load_policy, prefill_prompt, score_responses
-from services.policy.sampler import has_stopped
-from tests.policy.conftest import make_adapter
+from services.policy.engine_transformers import pad_right
+from services.policy.modeling import LoadedPolicy, prefill_prompt, score_responses
+from tests.policy.conftest import Limits, StartEngine, make_adapter
 
 QUESTION = [Message(role="user", content="Add 1 and 2.")]
 
@@ -47,7 +50,7 @@ def ask(
     return SampleRequest(version=version, prompts=list(prompts), max_new_tokens=max_new_tokens, temperature=temperature)
 
 
-def draw(engine: EmbeddedEngine, request: SampleRequest) -> list[list[Sample]]:
+def draw(engine: Engine, request: SampleRequest) -> list[list[Sample]]:
     return [prompt.samples for prompt in engine.sample(request).result(timeout=60).prompts]
 
 
@@ -60,7 +63,7 @@ def make_probe(model_folder: Path, seed: int, tmp_path: Path) -> list[ProbeItem]
     return [ProbeItem(prompt_token_ids=prompt, response_token_ids=response, logprobs=scores.logprobs[0].tolist())]
 
 
-def test_sampled_logprobs_are_the_scored_ones(engine: EmbeddedEngine) -> None:
+def test_sampled_logprobs_are_the_scored_ones(engine: Engine) -> None:
     reply = engine.sample(ask(SamplePrompt(id="a", messages=QUESTION, n=9, seed=1), temperature=0.8)).result(timeout=60)
     prompt = reply.prompts[0]
     items = [
@@ -73,7 +76,7 @@ def test_sampled_logprobs_are_the_scored_ones(engine: EmbeddedEngine) -> None:
         assert sample.logprobs == pytest.approx(item.logprobs, abs=1e-4)
 
 
-def test_a_row_does_not_depend_on_what_is_sampled_beside_it(engine: EmbeddedEngine) -> None:
+def test_a_row_does_not_depend_on_what_is_sampled_beside_it(engine: Engine) -> None:
     mine = SamplePrompt(id="mine", messages=QUESTION, n=4, seed=7)
     others = [SamplePrompt(id=str(i), token_ids=[1, *range(10, 20 + 9 * i)], n=3 + i, seed=i) for i in range(4)]
     alone = draw(engine, ask(mine))[0]
@@ -83,14 +86,14 @@ def test_a_row_does_not_depend_on_what_is_sampled_beside_it(engine: EmbeddedEngi
         assert left.logprobs == pytest.approx(right.logprobs, abs=1e-4)
 
 
-def test_rows_of_one_prompt_differ_and_a_smaller_group_is_the_start_of_a_larger_one(engine: EmbeddedEngine) -> None:
+def test_rows_of_one_prompt_differ_and_a_smaller_group_is_the_start_of_a_larger_one(engine: Engine) -> None:
     four = draw(engine, ask(SamplePrompt(id="a", messages=QUESTION, n=4, seed=7)))[0]
     two = draw(engine, ask(SamplePrompt(id="a", messages=QUESTION, n=2, seed=7)))[0]
     assert len({tuple(s.token_ids) for s in four}) > 1
     assert [s.token_ids for s in four[:2]] == [s.token_ids for s in two]
 
 
-def test_an_answer_ends_with_the_end_token_or_at_the_limit(engine: EmbeddedEngine) -> None:
+def test_an_answer_ends_with_the_end_token_or_at_the_limit(engine: Engine) -> None:
     samples = draw(engine, ask(SamplePrompt(id="a", messages=QUESTION, n=40, seed=3), max_new_tokens=60))[0]
     assert {s.finish_reason for s in samples} == {FinishReason.STOP, FinishReason.LENGTH}
     for sample in samples:
@@ -101,7 +104,7 @@ def test_an_answer_ends_with_the_end_token_or_at_the_limit(engine: EmbeddedEngin
         assert "<|im_end|>" not in sample.text
 
 
-def test_sampling_stops_with_the_token_that_completes_a_stop_string(engine: EmbeddedEngine) -> None:
+def test_sampling_stops_with_the_token_that_completes_a_stop_string(engine: Engine) -> None:
     prompt = SamplePrompt(id="a", messages=QUESTION, n=30, seed=5)
     free = draw(engine, SampleRequest(prompts=[prompt], max_new_tokens=40))[0]
     stop = next(character for s in free for character in s.text[3:] if character.isascii() and character.isalnum())
@@ -132,13 +135,13 @@ def test_a_closing_fence_counts_only_after_an_opening_one(text: str, stopped: bo
     assert has_stopped(text, CLOSING_FENCE) is stopped
 
 
-def test_greedy_sampling_ignores_the_seed(engine: EmbeddedEngine) -> None:
+def test_greedy_sampling_ignores_the_seed(engine: Engine) -> None:
     prompts = [SamplePrompt(id=str(seed), messages=QUESTION, seed=seed) for seed in (1, 2)]
     first, second = draw(engine, ask(*prompts, temperature=0))
     assert first[0].token_ids == second[0].token_ids
 
 
-def test_scores_come_back_in_the_order_asked_whatever_their_prompts_and_lengths(engine: EmbeddedEngine) -> None:
+def test_scores_come_back_in_the_order_asked_whatever_their_prompts_and_lengths(engine: Engine) -> None:
     items = [
         ScoreItem(prompt_token_ids=[1, 5 + i % 3], response_token_ids=list(range(10 + i, 11 + i + (i * 7) % 19)))
         for i in range(25)
@@ -151,7 +154,7 @@ def test_scores_come_back_in_the_order_asked_whatever_their_prompts_and_lengths(
         assert len(scored.tail_logmass) == len(item.response_token_ids)
 
 
-def test_ids_outside_the_vocabulary_and_prompts_too_long_are_refused(engine: EmbeddedEngine) -> None:
+def test_ids_outside_the_vocabulary_and_prompts_too_long_are_refused(engine: Engine) -> None:
     with pytest.raises(PromptRefused, match="outside the vocabulary of 259"):
         engine.sample(ask(SamplePrompt(id="a", token_ids=[1, 259], seed=0)))
     with pytest.raises(PromptRefused, match="exceed the context"):
@@ -161,7 +164,7 @@ def test_ids_outside_the_vocabulary_and_prompts_too_long_are_refused(engine: Emb
 
 
 def test_a_version_serves_only_after_a_probe_proved_it(
-    engine: EmbeddedEngine, adapter: str, model_folder: Path, tmp_path: Path
+    engine: Engine, adapter: str, model_folder: Path, tmp_path: Path
 ) -> None:
     loaded = engine.load_version(VersionCreate(name="v1", sha256=adapter))
     assert loaded.status is VersionStatus.LOADED
@@ -179,7 +182,7 @@ def test_a_version_serves_only_after_a_probe_proved_it(
 
 
 def test_a_version_whose_logprobs_differ_is_refused(
-    engine: EmbeddedEngine, adapter: str, model_folder: Path, tmp_path: Path
+    engine: Engine, adapter: str, model_folder: Path, tmp_path: Path
 ) -> None:
     engine.load_version(VersionCreate(name="v1", sha256=adapter))
     of_another = make_probe(model_folder, 2, tmp_path)
@@ -192,17 +195,16 @@ def test_a_version_whose_logprobs_differ_is_refused(
 
 
 def test_a_probe_neither_waits_for_answers_in_flight_nor_changes_them(
-    engine: EmbeddedEngine, adapter: str, model_folder: Path, tmp_path: Path
+    engine: Engine, adapter: str, model_folder: Path, tmp_path: Path
 ) -> None:
-    long = ask(SamplePrompt(id="a", messages=QUESTION, n=60, seed=1), max_new_tokens=100)
+    long = ask(SamplePrompt(id="a", messages=QUESTION, n=24, seed=1), max_new_tokens=60)
     undisturbed = draw(engine, long)[0]
     engine.load_version(VersionCreate(name="v1", sha256=adapter))
     probe = ProveRequest(
         items=make_probe(model_folder, 1, tmp_path), draw=ask(SamplePrompt(id="b", messages=QUESTION, n=3, seed=2))
     )
-    before = engine.info().counters.tokens_sampled
     sampling = engine.sample(long)
-    while engine.info().counters.tokens_sampled == before:
+    while engine.info().counters.active_rows == 0:
         time.sleep(0.001)
     proved = engine.prove_version("v1", probe)
     assert not sampling.done()
@@ -217,7 +219,7 @@ def test_a_probe_neither_waits_for_answers_in_flight_nor_changes_them(
 
 
 def test_a_probe_does_not_return_to_a_version_that_was_deleted_meanwhile(
-    engine: EmbeddedEngine, adapter: str, other_adapter: str, model_folder: Path, tmp_path: Path
+    engine: Engine, adapter: str, other_adapter: str, model_folder: Path, tmp_path: Path
 ) -> None:
     for name, sha256, seed in (("v1", adapter, 1), ("v2", other_adapter, 2)):
         engine.load_version(VersionCreate(name=name, sha256=sha256))
@@ -235,7 +237,7 @@ def test_a_probe_does_not_return_to_a_version_that_was_deleted_meanwhile(
 
 
 def test_nothing_is_drawn_from_a_version_that_was_not_proved(
-    engine: EmbeddedEngine, adapter: str, model_folder: Path, tmp_path: Path
+    engine: Engine, adapter: str, model_folder: Path, tmp_path: Path
 ) -> None:
     engine.load_version(VersionCreate(name="v1", sha256=adapter))
     before = engine.info().counters.tokens_sampled
@@ -256,7 +258,7 @@ def test_a_probe_draws_little_and_from_its_own_version_only(model_folder: Path, 
 
 
 def test_a_request_keeps_the_version_it_was_accepted_with(
-    engine: EmbeddedEngine, adapter: str, other_adapter: str, model_folder: Path, tmp_path: Path
+    engine: Engine, adapter: str, other_adapter: str, model_folder: Path, tmp_path: Path
 ) -> None:
     for name, sha256, seed in (("v1", adapter, 1), ("v2", other_adapter, 2)):
         engine.load_version(VersionCreate(name=name, sha256=sha256))
@@ -274,17 +276,7 @@ def test_a_request_keeps_the_version_it_was_accepted_with(
     assert texts[0] != texts[1] != texts[2]
 
 
-def test_the_base_computes_the_same_bits_after_adapters_came_and_went(engine: EmbeddedEngine, adapter: str) -> None:
-    items = [ScoreItem(prompt_token_ids=[1, 30, 40], response_token_ids=[50, 60, 70])]
-    before = engine.score(ScoreRequest(version="base", items=items)).result(timeout=60)
-    engine.load_version(VersionCreate(name="v1", sha256=adapter))
-    probe = ProbeItem(prompt_token_ids=[1], response_token_ids=[5], logprobs=[-1.0])
-    engine.prove_version("v1", ProveRequest(items=[probe]))
-    after = engine.score(ScoreRequest(version="base", items=items)).result(timeout=60)
-    assert after.items == before.items
-
-
-def test_a_name_is_never_used_for_other_weights(engine: EmbeddedEngine, adapter: str, other_adapter: str) -> None:
+def test_a_name_is_never_used_for_other_weights(engine: Engine, adapter: str, other_adapter: str) -> None:
     first = engine.load_version(VersionCreate(name="v1", sha256=adapter))
     assert engine.load_version(VersionCreate(name="v1", sha256=adapter)) == first
     for name in ("v1", "base"):
@@ -300,7 +292,7 @@ def test_a_name_is_never_used_for_other_weights(engine: EmbeddedEngine, adapter:
 
 
 def test_weights_that_are_missing_or_changed_are_not_loaded(
-    engine: EmbeddedEngine, store: ArtifactStore, model_folder: Path, tmp_path: Path
+    engine: Engine, store: ArtifactStore, model_folder: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ArtifactNotFound):
         engine.load_version(VersionCreate(name="v9", sha256="0" * 64))
@@ -313,7 +305,7 @@ def test_weights_that_are_missing_or_changed_are_not_loaded(
     assert [version.name for version in engine.info().versions] == ["base"]
 
 
-def test_scoring_is_not_starved_by_sampling(engine: EmbeddedEngine) -> None:
+def test_scoring_is_not_starved_by_sampling(engine: Engine) -> None:
     prompt = SamplePrompt(id="a", messages=QUESTION, n=200, seed=1)
     sampling = engine.sample(ask(prompt, max_new_tokens=100))
     items = [ScoreItem(prompt_token_ids=[1, 9], response_token_ids=[5, 6, 7])]
@@ -322,7 +314,7 @@ def test_scoring_is_not_starved_by_sampling(engine: EmbeddedEngine) -> None:
     sampling.cancel()
 
 
-def test_cancelled_work_leaves_the_engine(engine: EmbeddedEngine) -> None:
+def test_cancelled_work_leaves_the_engine(engine: Engine) -> None:
     future = engine.sample(ask(SamplePrompt(id="a", messages=QUESTION, n=200, seed=1), max_new_tokens=200))
     while engine.info().counters.active_rows == 0:
         time.sleep(0.01)
@@ -334,20 +326,16 @@ def test_cancelled_work_leaves_the_engine(engine: EmbeddedEngine) -> None:
         future.result()
 
 
-def test_too_much_waiting_work_is_turned_away_until_later(model_folder: Path, store: ArtifactStore) -> None:
-    settings = EngineSettings(max_rows=2, max_context=256, max_waiting_rows=20)
-    engine = EmbeddedEngine(load_policy(model_folder), store, settings)
-    try:
-        engine.sample(ask(SamplePrompt(id="a", messages=QUESTION, n=20, seed=1), max_new_tokens=200))
-        with pytest.raises(PolicyBusy) as refusal:
-            engine.sample(ask(SamplePrompt(id="b", messages=QUESTION, n=20, seed=1)))
-        assert refusal.value.retry_after_seconds
-    finally:
-        engine.close()
+def test_too_much_waiting_work_is_turned_away_until_later(start_engine: StartEngine) -> None:
+    engine = start_engine(Limits(max_rows=2, max_waiting_rows=20))
+    engine.sample(ask(SamplePrompt(id="a", messages=QUESTION, n=20, seed=1), max_new_tokens=200))
+    with pytest.raises(PolicyBusy) as refusal:
+        engine.sample(ask(SamplePrompt(id="b", messages=QUESTION, n=20, seed=1)))
+    assert refusal.value.retry_after_seconds
 
 
-def test_what_waits_when_the_engine_stops_fails_as_unavailable(model_folder: Path, store: ArtifactStore) -> None:
-    engine = EmbeddedEngine(load_policy(model_folder), store, EngineSettings(max_rows=2, max_context=256))
+def test_what_waits_when_the_engine_stops_fails_as_unavailable(start_engine: StartEngine) -> None:
+    engine = start_engine(Limits(max_rows=2))
     future = engine.sample(ask(SamplePrompt(id="a", messages=QUESTION, n=200, seed=1), max_new_tokens=200))
     engine.close()
     with pytest.raises(EngineStopped):
@@ -357,10 +345,49 @@ def test_what_waits_when_the_engine_stops_fails_as_unavailable(model_folder: Pat
     assert not engine.is_alive
 
 
-def test_a_prompt_is_read_once_for_its_group_and_remembered(engine: EmbeddedEngine) -> None:
-    ids = [1, *range(20, 50)]
-    draw(engine, ask(SamplePrompt(id="a", token_ids=ids, n=20, seed=1)))
-    counters = engine.info().counters
-    assert counters.tokens_prefilled == len(ids)
-    draw(engine, ask(SamplePrompt(id="b", token_ids=[*ids[:-1], 99], n=1, seed=1)))
-    assert engine.info().counters.tokens_prefilled == len(ids) + 1
+@pytest.mark.parametrize("narrowing", [{"top_k": 5}, {"top_p": 0.3}, {"top_k": 40, "top_p": 0.5}])
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_what_narrows_the_draw_leaves_the_logprobs_of_the_full_softmax(
+    engine: Engine, narrowing: dict[str, float], temperature: float
+) -> None:
+    prompt = SamplePrompt(id="a", messages=QUESTION, n=6, seed=1)
+    request = SampleRequest.model_validate(
+        {"prompts": [prompt], "max_new_tokens": 8, "temperature": temperature, **narrowing}
+    )
+    reply = engine.sample(request).result(timeout=60).prompts[0]
+    items = [
+        ScoreItem(prompt_token_ids=reply.prompt_token_ids, response_token_ids=sample.token_ids)
+        for sample in reply.samples
+    ]
+    scored = engine.score(ScoreRequest(temperature=temperature, top_k=5, items=items)).result(timeout=60).items
+    for sample, item in zip(reply.samples, scored, strict=True):
+        assert sample.logprobs == pytest.approx(item.logprobs, abs=1e-4)
+        if "top_k" in narrowing and narrowing["top_k"] == 5:
+            assert all(own in top for own, top in zip(sample.token_ids, item.top_token_ids, strict=True))
+
+
+@pytest.mark.parametrize("temperature", [0.2, 0.5, 1.0, 1.7])
+def test_scores_are_those_of_the_models_own_full_softmax(
+    engine: Engine, policy: LoadedPolicy, temperature: float
+) -> None:
+    prompt, response = [1, 50, 60, 70], [80, 81, 82, 2]
+    item = ScoreItem(prompt_token_ids=prompt, response_token_ids=response)
+    scored = engine.score(ScoreRequest(temperature=temperature, top_k=5, items=[item])).result(timeout=60).items[0]
+    ids, mask = pad_right([response], torch.device("cpu"))
+    own = score_responses(
+        policy.model, prefill_prompt(policy.model, torch.tensor(prompt)), ids, mask, temperature, top_k=5
+    )
+    assert scored.logprobs == pytest.approx(own.logprobs[0].tolist(), abs=1e-4)
+    assert scored.top_token_ids == own.top_ids[0].tolist()
+    for ours, expected in zip(scored.top_logprobs, own.top_logprobs[0].tolist(), strict=True):
+        assert ours == pytest.approx(expected, abs=1e-4)
+    assert scored.tail_logmass == pytest.approx(own.tail_logmass[0].tolist(), abs=1e-3)
+
+
+def test_a_fence_that_opens_ends_no_answer(engine: Engine) -> None:
+    """Token ids are bytes here: the prompt has the policy continue with anything, and every answer is looked at."""
+    prompt = SamplePrompt(id="a", messages=QUESTION, n=12, seed=9)
+    free = SampleRequest(prompts=[prompt], max_new_tokens=60)
+    fenced = SampleRequest(prompts=[prompt], max_new_tokens=60, stop=[CLOSING_FENCE])
+    for before, after in zip(draw(engine, free)[0], draw(engine, fenced)[0], strict=True):
+        assert after.token_ids == before.token_ids  # no random answer has a whole fenced block
