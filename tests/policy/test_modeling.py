@@ -139,11 +139,11 @@ def test_an_adapter_of_another_base_is_refused(model_folder: Path, tmp_path: Pat
 
 
 def test_an_adapter_of_other_shapes_or_with_nan_is_refused(tmp_path: Path, policy: LoadedPolicy) -> None:
-    wide = load_policy(make_tiny_policy(tmp_path / "wide", hidden_size=128))
+    wide = load_policy(make_tiny_policy(tmp_path / "wide", hidden_size=256))
     save_adapter(add_lora(wide.model, r=4), tmp_path / "wide-adapter", policy.base_sha256)
     with pytest.raises(AdapterRefused, match="shape"):
         read_deltas(tmp_path / "wide-adapter", policy.model, policy.base_sha256)
-    broken = add_lora(load_policy(make_tiny_policy(tmp_path / "same")).model, r=4)
+    broken = add_lora(load_policy(make_tiny_policy(tmp_path / "same", hidden_size=128)).model, r=4)
     with torch.no_grad():
         next(p for name, p in broken.named_parameters() if "lora_A" in name).fill_(float("nan"))
     save_adapter(broken, tmp_path / "nan", policy.base_sha256)
