@@ -145,14 +145,14 @@ class Frozen(BaseModel):
 class Limits(Frozen):
     """What one run may use. All of its processes together, unless said otherwise."""
 
-    wall_seconds: float = Field(5.0, ge=0.1, le=120, allow_inf_nan=False)
-    cpu_seconds: float = Field(5.0, ge=0.1, le=120, allow_inf_nan=False)
-    compile_seconds: float = Field(30.0, ge=0.1, le=120, allow_inf_nan=False)
+    wall_seconds: float = Field(5.0, ge=0.1, le=120, allow_inf_nan=False, strict=True)
+    cpu_seconds: float = Field(5.0, ge=0.1, le=120, allow_inf_nan=False, strict=True)
+    compile_seconds: float = Field(30.0, ge=0.1, le=120, allow_inf_nan=False, strict=True)
     """Wall time of the compiler, for a language that has one."""
-    memory_bytes: int = Field(256 << 20, ge=32 << 20, le=4 << 30)
-    output_bytes: int = Field(64 << 10, ge=0, le=1 << 20)
+    memory_bytes: int = Field(256 << 20, ge=32 << 20, le=4 << 30, strict=True)
+    output_bytes: int = Field(64 << 10, ge=0, le=1 << 20, strict=True)
     """Kept of standard output, and as much again of standard error; what comes after is dropped and marked."""
-    processes: int = Field(16, ge=1, le=128)
+    processes: int = Field(16, ge=1, le=128, strict=True)
     """Processes and threads alive at one time, the first included."""
 
 
@@ -264,7 +264,7 @@ class ProgramTests(Frozen):
     code: str = Field(max_length=MAX_CODE_CHARS)
     entry_point: str = Field("", max_length=200)
     """The function that is given to `check`, and that its own name, even one of Python's, and `candidate` stand for."""
-    live_objects: bool = False
+    live_objects: bool = Field(False, strict=True)
     """Run solution and tests in one process. A solution could then read its tests and fake the verdict."""
 
 
@@ -306,7 +306,7 @@ class JudgeRequest(Frozen):
     tests: Annotated[ProgramTests | CallTests | StdioTests, Field(discriminator="kind")]
     limits: Limits = Limits()
     """For all tests together, except of the kind `stdio`."""
-    test_seconds: float = Field(5.0, ge=0.1, le=120, allow_inf_nan=False)
+    test_seconds: float = Field(5.0, ge=0.1, le=120, allow_inf_nan=False, strict=True)
     """That the solution has to answer one call of a test: to take the question, and to send its answer to the end."""
 
     @model_validator(mode="after")

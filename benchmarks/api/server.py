@@ -23,6 +23,7 @@ from services.policy.contract import TokenizeRequest
 from services.settings import Settings
 from services.store import consultations, ingest, lineages, rollouts, tasks
 from services.store.models import GroupRow, LineageRow, RolloutRow, TaskRow
+from services.web.__main__ import freeze_heap
 from services.web.app import create_app
 
 router = APIRouter(prefix="/orm")
@@ -113,4 +114,6 @@ def build(settings: Settings) -> FastAPI:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
-    uvicorn.run(build(Settings()), host="127.0.0.1", port=parser.parse_args().port, log_level="warning")
+    built = build(Settings())
+    freeze_heap()
+    uvicorn.run(built, host="127.0.0.1", port=parser.parse_args().port, log_level="warning")

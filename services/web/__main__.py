@@ -1,6 +1,7 @@
 """`python -m services.web`: serves the api and the pages. Settings come from the environment (services/settings.py)."""
 
 import argparse
+import gc
 import ipaddress
 import sys
 
@@ -22,6 +23,12 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def freeze_heap() -> None:
+    """Spare the garbage collector what is loaded now: it never is garbage, and walking it takes a tenth of the time."""
+    gc.collect()
+    gc.freeze()
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Serve until told to stop. Returns 2 when the settings would open the api to others without keys."""
     parser = argparse.ArgumentParser(prog="python -m services.web", description="Serve Preceptor's api and pages.")
@@ -38,7 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 2
     log.info("api starts", host=given.host, port=given.port, open=settings.api_open)
-    uvicorn.run(create_app(settings), host=given.host, port=given.port, log_config=None, timeout_graceful_shutdown=10)
+    app = create_app(settings)
+    freeze_heap()
+    uvicorn.run(app, host=given.host, port=given.port, log_config=None, timeout_graceful_shutdown=10)
     return 0
 
 

@@ -13,6 +13,7 @@ from sqlalchemy import func, select, text
 
 from services.api import ingest as line
 from services.api.ingest import Ingest, IngestBusy, Row, Sender
+from services.api.space import SpaceGuard
 from services.api.tokens import Reader
 from services.contracts.base import Json, JsonObject
 from services.contracts.persons import Role
@@ -318,7 +319,7 @@ def test_more_than_the_line_holds_is_turned_away_with_a_time_to_come_back(
         return list(await asyncio.gather(*calls, return_exceptions=True))
 
     with PolicyClient(policy_url) as policy:
-        ingest = Ingest(store, settings, Reader(policy))
+        ingest = Ingest(store, settings, Reader(policy), SpaceGuard(store, settings))
         release = threading.Event()
         monkeypatch.setattr(policy, "tokenize_batch", _hold(policy.tokenize_batch, release))
         threading.Timer(1.0, release.set).start()
