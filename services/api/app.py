@@ -12,11 +12,13 @@ from services.api import once, problems
 from services.api.deps import House
 from services.api.limits import RequestLimits
 from services.api.routes import (
+    audit,
     consultations,
     corrections,
     evaluations,
     experts,
     health,
+    keys,
     loop,
     persons,
     policies,
@@ -38,7 +40,21 @@ Trains a language model continuously from every kind of feedback its owner has.
 * Every list is newest first; `next_cursor` is given back as `cursor`.
 """
 
-ROUTERS = (health, tasks, rollouts, experts, consultations, corrections, policies, updates, evaluations, loop, persons)
+ROUTERS = (
+    health,
+    tasks,
+    rollouts,
+    experts,
+    consultations,
+    corrections,
+    policies,
+    updates,
+    evaluations,
+    loop,
+    persons,
+    keys,
+    audit,
+)
 
 
 def create_app(settings: Settings) -> FastAPI:

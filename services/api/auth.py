@@ -4,41 +4,25 @@ Every call carries `Authorization: Bearer pk_…`, but for /healthz and late ans
 settings open the api (loopback only; the entrypoint sees to that), a call without a key is the first owner's.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Annotated, Final
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Annotated
 from uuid import UUID
 
-from fastapi import Depends
+from fastapi import Depends, Request
 from fastapi.params import Depends as Dependency
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from services.api.deps import SettingsDep, StoreDep
+from services.contracts.audit import Via
+from services.contracts.persons import RIGHTS as RIGHTS
+from services.contracts.persons import Right as Right
 from services.contracts.persons import Role
 from services.errors import PreceptorError
-from services.store import persons
-
-
-class Right(StrEnum):
-    """What a route may ask of its caller."""
-
-    READ = "read"
-    SEND = "send"
-    CORRECT = "correct"
-    OPERATE = "operate"
-    ADMINISTER = "administer"
-
-
-RIGHTS: Final[Mapping[Role, frozenset[Right]]] = {
-    Role.OWNER: frozenset(Right),
-    Role.OPERATOR: frozenset({Right.READ, Right.SEND, Right.CORRECT, Right.OPERATE}),
-    Role.ANNOTATOR: frozenset({Right.READ, Right.CORRECT}),
-    Role.SERVICE: frozenset({Right.READ, Right.SEND}),
-}
-"""read: every list and detail, but of tasks' metadata only the keys. send: tasks, rollouts. correct: the human queue.
-operate: tasks' metadata, experts and late answers for those that do not sign, evaluations, the loop, requeueing.
-administer: persons and their keys."""
+from services.store import keys, persons
+from services.store.audit import Actor
+from services.store.models import ApiKeyRow, PersonRow
 
 
 class KeyMissing(PreceptorError):
@@ -54,7 +38,7 @@ class KeyUnknown(PreceptorError):
 
     status_code = 401
     title = "API key not accepted"
-    hint = "It was mistyped, rotated or revoked; an owner can issue a new one with POST /v1/persons/{id}/rotate-key."
+    hint = "It was mistyped, rotated, revoked or has ended; an owner can make a new one with POST /v1/keys."
 
 
 class NotAllowed(PreceptorError):
@@ -67,19 +51,30 @@ class NotAllowed(PreceptorError):
 
 @dataclass(frozen=True)
 class Caller:
-    """A person or service whose key was checked."""
+    """A person or service whose key or session was checked."""
 
     id: UUID
     name: str
     role: Role
+    scopes: frozenset[Right] | None = None
+    """What their key narrows the role to; None leaves it whole."""
+    key_id: UUID | None = None
+    key_expires_at: datetime | None = None
+
+    @property
+    def rights(self) -> frozenset[Right]:
+        """What they may do: the role's rights, less what their key leaves out."""
+        return RIGHTS[self.role] if self.scopes is None else RIGHTS[self.role] & self.scopes
 
     def may(self, right: Right) -> bool:
-        """Whether the caller's role includes the right."""
-        return right in RIGHTS[self.role]
+        """Whether the caller's role includes the right, and their key too."""
+        return right in self.rights
 
     def must(self, right: Right) -> None:
         """Pass when the caller may. Errors: NotAllowed (403)."""
         if not self.may(right):
+            if right in RIGHTS[self.role]:
+                raise NotAllowed(f"this key of {self.name!r} does not include the right to {right.value}")
             raise NotAllowed(f"{self.name!r} is {self.role.value}, which may not {right.value} here")
 
 
@@ -92,10 +87,21 @@ def identify(bearer: BearerDep, store: StoreDep, settings: SettingsDep) -> Calle
     if bearer is None and not settings.api_open:
         raise KeyMissing("this call needs an API key")
     with store.transaction() as session:
-        row = persons.find_owner(session) if bearer is None else persons.authenticate(session, bearer.credentials)
-        if row is None:
+        if bearer is None:
+            return to_caller(persons.find_owner(session), None)
+        found = keys.authenticate(session, bearer.credentials)
+        if found is None:
             raise KeyUnknown("this API key is not known")
-        return Caller(id=row.id, name=row.name, role=Role(row.role))
+        return to_caller(*found)
+
+
+def to_caller(person: PersonRow, key: ApiKeyRow | None) -> Caller:
+    """The person as a caller, narrowed to the key's scopes."""
+    whole = Caller(id=person.id, name=person.name, role=Role(person.role))
+    if key is None:
+        return whole
+    scopes = None if key.scopes is None else frozenset(map(Right, key.scopes))
+    return replace(whole, scopes=scopes, key_id=key.id, key_expires_at=key.expires_at)
 
 
 CallerDep = Annotated[Caller, Depends(identify)]
@@ -110,3 +116,9 @@ def needs(right: Right) -> Dependency:
     checked: Callable[[Caller], None] = check
     dependency: Dependency = Depends(checked)
     return dependency
+
+
+def to_actor(caller: Caller, request: Request) -> Actor:
+    """The caller of this request, for the audit trail."""
+    address = request.client.host if request.client else None
+    return Actor(Via.OPEN if caller.key_id is None else Via.KEY, caller.id, caller.key_id, address)

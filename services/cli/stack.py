@@ -21,6 +21,7 @@ from services.cli.client import ApiClient, ApiUnreachable
 from services.cli.options import AsJson, AsJsonLines, Home, Url, api_of, layout_of, show
 from services.cli.progress import Progress
 from services.contracts.base import JsonObject
+from services.contracts.persons import LoginLink
 from services.contracts.status import LoopState, LoopSwitch, Status
 from services.errors import InvalidInput
 from services.local.layout import Layout, make_folder, write_private
@@ -172,6 +173,12 @@ def up(
         try:
             api.post("/v1/loop", LoopSwitch(sampling=not paused, training=True, no_end=True), LoopState)
             tell("running", {"api_url": api.url}, "the loop runs; `preceptor status` shows it, Ctrl-C stops it")
+            pages = _pages_url(stack, api)
+            tell(
+                "pages",
+                {"url": pages},
+                f"pages: {pages}  (works once, for 15 minutes; `preceptor login` makes another)",
+            )
             seen = api.get("/v1/status", Status).num_updates
             waits = report.Waits()
             while True:
@@ -209,6 +216,13 @@ def switch_loop(
     with api_of(home, url) as api:
         state = api.post("/v1/loop", wanted, LoopState)
     show(state, as_json, lambda: typer.echo(f"the loop is {to.value}"))
+
+
+def _pages_url(stack: Stack, api: ApiClient) -> str:
+    """Where to look in a browser: a link that logs the owner in, or the front page where nobody is asked to."""
+    if stack.settings.api_open:
+        return api.url
+    return api.url + api.post("/v1/persons/me/login-link", None, LoginLink).path
 
 
 def down(home: Home = None, as_json: AsJson = False) -> None:

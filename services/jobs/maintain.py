@@ -8,7 +8,7 @@ from services.jobs import dispatch
 from services.jobs.app import app
 from services.jobs.runtime import runtime
 from services.settings import Settings
-from services.store import consultations, corrections, evaluations, groups, idempotency, lessons, lineages, loop
+from services.store import consultations, corrections, evaluations, groups, idempotency, lessons, lineages, logins, loop
 
 _LOCK = 0x7072656365707402  # two sweeps at once would only wait for each other
 _MAX_RESENT = 256
@@ -51,9 +51,10 @@ def maintain() -> None:
 
 @app.task(name="forget")
 def forget() -> None:
-    """Drop what is kept for a while only: the answers behind old idempotency keys."""
+    """Drop what is kept for a while only: the answers behind old idempotency keys, sessions long over."""
     with runtime().store.transaction() as session:
         idempotency.forget_old(session)
+        logins.forget_old(session)
 
 
 def train_sampling(settings: Settings) -> Sampling:

@@ -120,7 +120,7 @@ def faces(settings: Settings) -> list[ProcessSpec]:
     """What answers from the store and the engines: experts and api."""
     return [
         _service("experts", ["-m", "services.experts"], settings.experts_url),
-        _service("api", ["-m", "services.api"], settings.api_url),
+        _service("api", ["-m", "services.web"], settings.api_url),
     ]
 
 

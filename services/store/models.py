@@ -36,6 +36,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from services.contracts.answers import ANSWER_CHANGES, AnswerStatus
+from services.contracts.audit import Via
 from services.contracts.base import JsonObject, S, StatusChanges
 from services.contracts.consultations import CONSULTATION_CHANGES, ConsultationStatus
 from services.contracts.corrections import CORRECTION_CHANGES, CorrectionStatus
@@ -43,7 +44,7 @@ from services.contracts.evaluations import EVALUATION_CHANGES, EvaluationStatus
 from services.contracts.experts import EXPERT_CHANGES, ExpertStatus
 from services.contracts.ids import new_id
 from services.contracts.lessons import LESSON_CHANGES, LessonStatus
-from services.contracts.persons import Role
+from services.contracts.persons import LinkPurpose, Role
 from services.contracts.policies import POLICY_CHANGES, PolicyStatus
 from services.contracts.rollouts import GROUP_CHANGES, ROLLOUT_CHANGES, GroupStatus, Purpose, RolloutStatus
 from services.contracts.tasks import Split
@@ -125,18 +126,132 @@ class PersonRow(Base):
     name: Mapped[str] = mapped_column(unique=True)
     role: Mapped[str]
     created_at: Mapped[datetime] = _now()
+    erased_at: Mapped[datetime | None]
 
 
 class ApiKeyRow(Base):
-    """An API key, as the SHA-256 of its 256 random bits."""
+    """An API key, as the SHA-256 of its 256 random bits. `scopes` narrow what its person's role allows."""
 
     __tablename__ = "api_key"
+    __table_args__ = (Index("ix_api_key_person_id", "person_id"),)
 
     id: Mapped[UUID] = _id()
     person_id: Mapped[UUID] = mapped_column(ForeignKey("person.id"))
+    name: Mapped[str] = mapped_column(server_default="first key")
+    prefix: Mapped[str | None]
     key_sha256: Mapped[str] = mapped_column(unique=True)
+    scopes: Mapped[list[str] | None]
     created_at: Mapped[datetime] = _now()
+    expires_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
+
+
+class PasswordRow(Base):
+    """A person's password, as argon2id keeps it; apart from the person, so that no view of one can carry it."""
+
+    __tablename__ = "password"
+
+    person_id: Mapped[UUID] = mapped_column(ForeignKey("person.id"), primary_key=True)
+    hash: Mapped[str]
+    changed_at: Mapped[datetime] = _now()
+
+
+class LoginSessionRow(Base):
+    """A browser that logged in, as the SHA-256 of its cookie; no wider than the key it logged in with."""
+
+    __tablename__ = "login_session"
+    __table_args__ = (Index("ix_login_session_person_id_id", "person_id", "id"),)
+
+    id: Mapped[UUID] = _id()
+    person_id: Mapped[UUID] = mapped_column(ForeignKey("person.id"))
+    key_id: Mapped[UUID | None] = mapped_column(ForeignKey("api_key.id"))
+    token_sha256: Mapped[str] = mapped_column(unique=True)
+    address: Mapped[str | None]
+    agent: Mapped[str | None]
+    created_at: Mapped[datetime] = _now()
+    seen_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    expires_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+
+
+class LoginLinkRow(Base):
+    """A link that works once: it logs its person in, or lets them set a password."""
+
+    __tablename__ = "login_link"
+    __table_args__ = (_one_of("purpose", LinkPurpose),)
+
+    id: Mapped[UUID] = _id()
+    person_id: Mapped[UUID] = mapped_column(ForeignKey("person.id"), index=True)
+    key_id: Mapped[UUID | None] = mapped_column(ForeignKey("api_key.id"))
+    purpose: Mapped[str]
+    token_sha256: Mapped[str] = mapped_column(unique=True)
+    created_at: Mapped[datetime] = _now()
+    expires_at: Mapped[datetime]
+    used_at: Mapped[datetime | None]
+
+
+class LoginAttemptRow(Base):
+    """A try at a password that has not succeeded; the name only as its hash, for people type passwords there."""
+
+    __tablename__ = "login_attempt"
+    __table_args__ = (
+        Index("ix_login_attempt_name_sha256_created_at", "name_sha256", "created_at"),
+        Index("ix_login_attempt_address_created_at", "address", "created_at"),
+        Index("ix_login_attempt_created_at", "created_at"),
+    )
+
+    id: Mapped[UUID] = _id()
+    name_sha256: Mapped[str]
+    address: Mapped[str]
+    created_at: Mapped[datetime] = _now()
+
+
+class AuditRow(Base):
+    """Who did what, when, from where, to which noun. The database refuses to change or delete it."""
+
+    __tablename__ = "audit"
+    __table_args__ = (
+        _one_of("via", Via),
+        Index("ix_audit_person_id_id", "person_id", "id"),
+        Index("ix_audit_action_id", "action", "id"),
+        Index("ix_audit_noun_id", "noun_id", "id"),
+    )
+
+    id: Mapped[UUID] = _id()
+    person_id: Mapped[UUID | None] = mapped_column(ForeignKey("person.id"))
+    via: Mapped[str]
+    credential_id: Mapped[UUID | None]
+    address: Mapped[str | None]
+    action: Mapped[str]
+    noun: Mapped[str]
+    noun_id: Mapped[str | None]
+    detail: Mapped[JsonObject] = mapped_column(server_default="{}")
+    created_at: Mapped[datetime] = _now()
+
+
+class ErasureRow(Base):
+    """A person's text taken out, with what is left of it in numbers."""
+
+    __tablename__ = "erasure"
+
+    id: Mapped[UUID] = _id()
+    person_id: Mapped[UUID] = mapped_column(ForeignKey("person.id"), index=True)
+    report: Mapped[JsonObject]
+    created_at: Mapped[datetime] = _now()
+
+
+class ErasedTextRow(Base):
+    """The hash and length of one text that was taken out."""
+
+    __tablename__ = "erased_text"
+
+    erasure_id: Mapped[UUID] = mapped_column(ForeignKey("erasure.id"), primary_key=True)
+    noun: Mapped[str] = mapped_column(primary_key=True)
+    noun_id: Mapped[UUID] = mapped_column(primary_key=True)
+    field: Mapped[str] = mapped_column(primary_key=True)
+    sha256: Mapped[str]
+    num_chars: Mapped[int]
 
 
 class IdempotencyRow(Base):

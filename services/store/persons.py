@@ -1,20 +1,19 @@
-"""Persons and their API keys. A key is 256 random bits, shown once and kept as its SHA-256."""
+"""Persons and services. Their keys are in `services.store.keys`, passwords and sessions in `passwords` and `logins`."""
 
-import hashlib
-import secrets
 from uuid import UUID
 
-from sqlalchemy import func, select, update
+from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from services.contracts.ids import new_id
-from services.contracts.persons import Role
+from services.contracts.persons import Right, Role
 from services.errors import Conflict, NotFound
-from services.store.models import ApiKeyRow, PersonRow
+from services.store import audit, keys
+from services.store.models import PersonRow
 
-KEY_PREFIX = "pk_"
 OWNER_NAME = "owner"
+FIRST_KEY = "first key"
 
 
 class PersonNotFound(NotFound):
@@ -27,15 +26,8 @@ class NameTaken(Conflict):
     hint = "Choose another name, or rotate the key of the one that exists."
 
 
-class LastOwner(Conflict):
-    """Without this key nobody could administer the installation any more."""
-
-    hint = "Make another owner first, or rotate the key instead of revoking it."
-
-
-def hash_key(key: str) -> str:
-    """What is stored of a key. A plain digest is enough: the key is 256 random bits, so nothing can be guessed."""
-    return hashlib.sha256(key.encode()).hexdigest()
+class PersonErased(Conflict):
+    """The person's text was erased; they hold no keys and get none."""
 
 
 def get(session: Session, person_id: UUID) -> PersonRow:
@@ -46,53 +38,62 @@ def get(session: Session, person_id: UUID) -> PersonRow:
     return row
 
 
+def get_present(session: Session, person_id: UUID) -> PersonRow:
+    """The person, who may be given keys and passwords. Errors: PersonNotFound (404), PersonErased (409)."""
+    row = get(session, person_id)
+    if row.erased_at is not None:
+        raise PersonErased(f"{row.name} was erased")
+    return row
+
+
+def find(session: Session, name: str) -> PersonRow | None:
+    """The person of this name."""
+    return session.scalar(select(PersonRow).where(PersonRow.name == name))
+
+
 def create(session: Session, name: str, role: Role) -> tuple[PersonRow, str]:
     """A new person and their key. Errors: NameTaken."""
     row = _insert(session, name, role)
     if row is None:
         raise NameTaken(f"a person named {name!r} exists")
-    return row, _issue_key(session, row)
+    return row, keys.issue(session, row.id, FIRST_KEY)[1]
 
 
 def ensure_owner(session: Session) -> str | None:
     """The key of a first owner, to be shown this once; None when an owner already holds one."""
     row = find_owner(session)
     session.refresh(row, with_for_update=True)  # two first starts at once take turns
-    return None if _num_keys(session, Role.OWNER) else _issue_key(session, row)
+    if keys.has_owner_key(session):
+        return None
+    made, secret = keys.issue(session, row.id, FIRST_KEY)
+    audit.record(session, audit.SYSTEM, "keys.add", "key", made.id, {"person_id": str(row.id)})
+    return secret
 
 
 def find_owner(session: Session) -> PersonRow:
     """The first owner, made without a key when there is none: who acts where no key is asked for."""
-    owners = select(PersonRow).where(PersonRow.role == Role.OWNER.value).order_by(PersonRow.id).limit(1)
+    owners = (
+        select(PersonRow)
+        .where(PersonRow.role == Role.OWNER.value, PersonRow.erased_at.is_(None))
+        .order_by(PersonRow.id)
+        .limit(1)
+    )
     return session.scalar(owners) or _insert(session, OWNER_NAME, Role.OWNER) or session.scalars(owners).one()
 
 
-def authenticate(session: Session, key: str) -> PersonRow | None:
-    """The person who holds this key, unless it was revoked."""
-    return session.scalar(
-        select(PersonRow)
-        .join(ApiKeyRow, ApiKeyRow.person_id == PersonRow.id)
-        .where(ApiKeyRow.key_sha256 == hash_key(key), ApiKeyRow.revoked_at.is_(None))
-    )
-
-
-def rotate_key(session: Session, person_id: UUID) -> tuple[PersonRow, str]:
-    """The person with a new key; the old ones stop working. Errors: PersonNotFound."""
-    row = get(session, person_id)
-    _revoke(session, row)
-    return row, _issue_key(session, row)
+def rotate_key(session: Session, person_id: UUID, scopes: frozenset[Right] | None = None) -> tuple[PersonRow, str]:
+    """The person with one new key; all the old ones stop working. Errors: PersonNotFound (404), PersonErased (409)."""
+    row = get_present(session, person_id)
+    keys.revoke_all(session, person_id)
+    return row, keys.issue(session, row.id, FIRST_KEY, scopes=scopes)[1]
 
 
 def revoke_keys(session: Session, person_id: UUID) -> PersonRow:
-    """The person, left without a working key. Errors: PersonNotFound, LastOwner."""
+    """The person, left without a working key. Errors: PersonNotFound (404), LastOwner (409)."""
     row = get(session, person_id)
-    # Owners are locked so that two revocations at once cannot each leave the other's owner as the last.
-    session.execute(
-        select(PersonRow.id).where(PersonRow.role == Role.OWNER.value).order_by(PersonRow.id).with_for_update()
-    )
-    _revoke(session, row)
-    if row.role == Role.OWNER.value and not _num_keys(session, Role.OWNER):
-        raise LastOwner(f"{row.name!r} holds the last owner's key")
+    keys.lock_owners(session)
+    keys.revoke_all(session, person_id)
+    keys.check_owned(session, row)
     return row
 
 
@@ -103,23 +104,3 @@ def _insert(session: Session, name: str, role: Role) -> PersonRow | None:
         .on_conflict_do_nothing(index_elements=["name"])
         .returning(PersonRow)
     )
-
-
-def _issue_key(session: Session, person: PersonRow) -> str:
-    key = KEY_PREFIX + secrets.token_urlsafe(32)
-    session.add(ApiKeyRow(person_id=person.id, key_sha256=hash_key(key)))
-    session.flush()
-    return key
-
-
-def _revoke(session: Session, person: PersonRow) -> None:
-    session.execute(
-        update(ApiKeyRow)
-        .where(ApiKeyRow.person_id == person.id, ApiKeyRow.revoked_at.is_(None))
-        .values(revoked_at=func.now())
-    )
-
-
-def _num_keys(session: Session, role: Role) -> int:
-    keys = select(func.count()).select_from(ApiKeyRow).join(PersonRow, PersonRow.id == ApiKeyRow.person_id)
-    return session.scalar(keys.where(PersonRow.role == role.value, ApiKeyRow.revoked_at.is_(None))) or 0

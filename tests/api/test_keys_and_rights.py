@@ -7,13 +7,13 @@ from fastapi import FastAPI
 from sqlalchemy import text
 from starlette.testclient import TestClient
 
-from services.api.__main__ import is_loopback, main
 from services.api.app import create_app
 from services.api.auth import RIGHTS, Right
 from services.contracts.persons import Role
 from services.settings import Settings
-from services.store import persons
+from services.store import keys, persons
 from services.store.store import Store
+from services.web.__main__ import is_loopback, main
 from tests.api.conftest import Api, made, refused, task_body
 from tests.store.conftest import World
 
@@ -80,7 +80,7 @@ def test_an_unknown_key_is_refused_without_being_echoed(api: Api, key: str) -> N
 def test_the_key_is_stored_only_as_its_hash(api: Api, store: Store) -> None:
     with store.transaction() as session:
         rows = session.execute(text("SELECT key_sha256 FROM api_key")).scalars().all()
-    assert rows == [persons.hash_key(api.key)]
+    assert rows == [keys.hash_key(api.key)]
     assert api.key not in rows
 
 

@@ -7,10 +7,11 @@ from fastapi import Depends, Request
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.orm import Session
 
-from services.api.auth import BearerDep, Right, identify, needs
+from services.api.auth import BearerDep, Right, identify, needs, to_actor
 from services.api.deps import HouseDep, PagingDep, SettingsDep, StoreDep
 from services.api.once import KeyHeader, Once, OnceDep, build_once
 from services.api.routes.common import build_router, problems
+from services.contracts.audit import Via
 from services.contracts.base import Page
 from services.contracts.consultations import Consultation, ConsultationDetail, ConsultationStatus
 from services.contracts.experts import ConsultResponse
@@ -18,6 +19,7 @@ from services.errors import Conflict, PreceptorError
 from services.experts import signatures
 from services.jobs import dispatch
 from services.store import browse, consultations, experts, lineages
+from services.store.audit import Actor
 from services.store.corrections import HUMAN_EXPERT
 from services.store.models import ExpertRow
 from services.store.store import Store
@@ -81,13 +83,15 @@ async def _get_once_of_expert(
     """
     if signatures.ID_HEADER in request.headers:
         body = await request.body()
-        principal = await run_in_threadpool(_verify, house.store, consultation_id, dict(request.headers), body)
+        expert_id = await run_in_threadpool(_verify, house.store, consultation_id, dict(request.headers), body)
+        address = request.client.host if request.client else None
+        principal, actor = f"expert:{expert_id}", Actor(Via.SIGNATURE, None, expert_id, address)
     else:
         caller = await run_in_threadpool(identify, bearer, house.store, house.settings)
         caller.must(Right.OPERATE)
         await run_in_threadpool(_check_unsigned, house.store, consultation_id)
-        principal = str(caller.id)
-    return await build_once(request, principal, key)
+        principal, actor = str(caller.id), to_actor(caller, request)
+    return await build_once(request, principal, key, actor)
 
 
 def _check_unsigned(store: Store, consultation_id: UUID) -> None:
@@ -103,10 +107,10 @@ def _check_answers_itself(expert: ExpertRow) -> None:
         raise AnsweredByPeople("people answer this question, by way of its correction")
 
 
-def _verify(store: Store, consultation_id: UUID, headers: dict[str, str], body: bytes) -> str:
+def _verify(store: Store, consultation_id: UUID, headers: dict[str, str], body: bytes) -> UUID:
     with store.transaction() as session:
         expert = experts.get(session, consultations.get(session, consultation_id).expert_id)
-        secret, principal = expert.signing_secret, f"expert:{expert.id}"
+        secret = expert.signing_secret
     if secret is None:
         raise SignatureRefused(
             "the expert was registered without a signing secret", hint="Send an owner's or operator's API key instead."
@@ -118,7 +122,7 @@ def _verify(store: Store, consultation_id: UUID, headers: dict[str, str], body: 
     if signed_id != str(consultation_id):
         raise SignatureRefused(f"the webhook-id is {signed_id[:100]!r}, not this consultation's id")
     _check_answers_itself(expert)
-    return principal
+    return expert.id
 
 
 @router.post("/consultations/{consultation_id}/answer", responses=problems(404, 409, 413, 415, 422))

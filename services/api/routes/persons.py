@@ -4,16 +4,19 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
+from services.api import grants, people
 from services.api.auth import CallerDep, Right, needs
 from services.api.deps import PagingDep, StoreDep
 from services.api.once import OnceDep
 from services.api.routes.common import build_router, problems
 from services.contracts.base import Page
-from services.contracts.persons import Person, PersonCreate, PersonCreated
-from services.store import browse, persons
+from services.contracts.persons import Erasure, LoginLink, PasswordLinkCreate, Person, PersonCreate, PersonCreated
+from services.store import browse, erasing, persons
 from services.store.models import PersonRow
 
 router = build_router("persons")
+
+KEEP_PASSWORD = PasswordLinkCreate()
 
 
 @router.post(
@@ -46,21 +49,81 @@ def get_me(caller: CallerDep, store: StoreDep) -> Person:
 
 @router.post("/persons/{person_id}/rotate-key", responses=problems(404, 409))
 def rotate_key(person_id: UUID, caller: CallerDep, store: StoreDep, once: OnceDep) -> PersonCreated:
-    """Give a person a new API key, shown this once; their old keys stop working. Anyone may rotate their own.
+    """Give a person one new API key, shown this once; all their old keys stop working. Anyone may rotate their own.
 
-    Errors: PersonNotFound (404).
+    One key of several, with a grace for the old one, is rotated by POST /v1/keys/{id}/rotate.
+
+    Errors: NotAllowed (403), PersonNotFound (404), PersonErased (409).
     """
-    if person_id != caller.id:
-        caller.must(Right.ADMINISTER)
+    grants.check_person(caller, person_id)
+    if not caller.may(Right.ADMINISTER):
+        grants.check_covers(caller, None, None)
     with store.transaction() as session:
         return once(session, lambda: _show(*persons.rotate_key(session, person_id)), stored_as=_hide)
 
 
 @router.post("/persons/{person_id}/revoke-key", dependencies=[needs(Right.ADMINISTER)], responses=problems(404, 409))
 def revoke_key(person_id: UUID, store: StoreDep, once: OnceDep) -> Person:
-    """Leave a person without a working key. Errors: PersonNotFound (404), LastOwner (409)."""
+    """Leave a person without any working key. Errors: PersonNotFound (404), LastOwner (409)."""
     with store.transaction() as session:
         return once(session, lambda: _revoke(session, person_id))
+
+
+@router.post(
+    "/persons/{person_id}/password-link",
+    name="persons.password-link",
+    status_code=201,
+    dependencies=[needs(Right.ADMINISTER)],
+    responses=problems(404, 409, 413, 415, 422),
+)
+def link_password(
+    person_id: UUID, store: StoreDep, once: OnceDep, body: PasswordLinkCreate = KEEP_PASSWORD
+) -> LoginLink:
+    """Make a link that lets a person set their password, once, within three days. The answer shows it, this once.
+
+    `reset` makes their password of now useless and ends their sessions, without waiting for the link to be used.
+
+    Errors: PersonNotFound (404), PersonErased (409), NoPasswordForServices (422).
+    """
+    with store.transaction() as session:
+        return once(session, lambda: people.link_password(session, person_id, body), stored_as=_hide_link)
+
+
+@router.post("/persons/me/login-link", name="persons.login-link", status_code=201, responses=problems(404, 409))
+def link_login(caller: CallerDep, store: StoreDep, once: OnceDep) -> LoginLink:
+    """Make a link that logs the holder of this key in, in a browser, once, within 15 minutes.
+
+    The session it opens may no more than this key, and ends with it. Errors: PersonErased (409).
+    """
+    with store.transaction() as session:
+        return once(session, lambda: people.link_login(session, caller), stored_as=_hide_link)
+
+
+@router.get("/persons/{person_id}/erasure", dependencies=[needs(Right.ADMINISTER)], responses=problems(404, 422))
+def preview_erasure(person_id: UUID, store: StoreDep) -> Erasure:
+    """What erasing a person's text would take out, or took out, and which updates it shaped.
+
+    Errors: PersonNotFound (404).
+    """
+    with store.transaction() as session:
+        return erasing.preview(session, person_id)
+
+
+@router.post(
+    "/persons/{person_id}/erase",
+    name="persons.erase",
+    dependencies=[needs(Right.ADMINISTER)],
+    responses=problems(404, 409, 422),
+)
+def erase_person(person_id: UUID, store: StoreDep, once: OnceDep) -> Erasure:
+    """Take out what a person wrote, their name, keys, sessions and password; for good.
+
+    Hashes, lengths and numbers stay. Lessons not yet used never train on it; what was trained is said, not undone.
+
+    Errors: PersonNotFound (404), LastOwner (409).
+    """
+    with store.transaction() as session:
+        return once(session, lambda: erasing.erase(session, person_id))
 
 
 def _revoke(session: Session, person_id: UUID) -> Person:
@@ -69,6 +132,10 @@ def _revoke(session: Session, person_id: UUID) -> Person:
 
 def _show(row: PersonRow, key: str) -> PersonCreated:
     return PersonCreated(**Person.model_validate(row).model_dump(), api_key=key)
+
+
+def _hide_link(shown: LoginLink) -> LoginLink:
+    return shown.model_copy(update={"path": ""})
 
 
 def _hide(shown: PersonCreated) -> PersonCreated:

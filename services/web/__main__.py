@@ -1,4 +1,4 @@
-"""`python -m services.api`: serves the api. Settings come from the environment; see services/settings.py."""
+"""`python -m services.web`: serves the api and the pages. Settings come from the environment (services/settings.py)."""
 
 import argparse
 import ipaddress
@@ -8,10 +8,10 @@ import structlog
 import uvicorn
 
 from services import logs
-from services.api.app import create_app
 from services.settings import Settings
+from services.web.app import create_app
 
-log = structlog.get_logger("services.api")
+log = structlog.get_logger("services.web")
 
 
 def is_loopback(host: str) -> bool:
@@ -24,7 +24,7 @@ def is_loopback(host: str) -> bool:
 
 def main(arguments: list[str] | None = None) -> int:
     """Serve until told to stop. Returns 2 when the settings would open the api to others without keys."""
-    parser = argparse.ArgumentParser(prog="python -m services.api", description="Serve Preceptor's api.")
+    parser = argparse.ArgumentParser(prog="python -m services.web", description="Serve Preceptor's api and pages.")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=8700)
     given = parser.parse_args(arguments)

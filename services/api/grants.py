@@ -1,0 +1,66 @@
+"""Who may give which key: an owner any to anybody; others only to themselves, no wider and no longer than what they
+hold, so that a key that leaked cannot make itself a better one."""
+
+from datetime import datetime
+from uuid import UUID
+
+from services.api.auth import Caller, NotAllowed
+from services.contracts.persons import RIGHTS, KeyCreate, Right, Role
+from services.errors import InvalidInput
+from services.store.models import ApiKeyRow, PersonRow
+
+
+class ScopeNotInRole(InvalidInput):
+    """The key would carry a right its person does not have."""
+
+    hint = "Leave `scopes` out for all rights of the role, or name some of them."
+
+
+class EndInThePast(InvalidInput):
+    """The key would be over before it is made."""
+
+
+def check_person(caller: Caller, person_id: UUID) -> None:
+    """Pass who acts for themselves, and who administers. Errors: NotAllowed (403)."""
+    if person_id != caller.id:
+        caller.must(Right.ADMINISTER)
+
+
+def narrow(caller: Caller, person: PersonRow, wanted: KeyCreate, now: datetime) -> KeyCreate:
+    """The wanted key as this caller may give it: left open, its rights and its end are the caller's own.
+
+    Errors: NotAllowed (403), ScopeNotInRole, EndInThePast (422).
+    """
+    check_person(caller, person.id)
+    of_role = RIGHTS[Role(person.role)]
+    if wanted.scopes is not None and not of_role.issuperset(wanted.scopes):
+        missing = ", ".join(sorted(set(wanted.scopes) - of_role))
+        raise ScopeNotInRole(f"{person.name!r} is {person.role}, which does not include: {missing}")
+    if wanted.expires_at is not None and wanted.expires_at <= now:
+        raise EndInThePast("the key's end is in the past")
+    if caller.may(Right.ADMINISTER):
+        return wanted
+    scopes = wanted.scopes if wanted.scopes is not None or caller.scopes is None else sorted(caller.rights)
+    expires_at = wanted.expires_at or caller.key_expires_at
+    check_covers(caller, None if scopes is None else frozenset(scopes), expires_at)
+    return wanted.model_copy(update={"scopes": scopes, "expires_at": expires_at})
+
+
+def check_change(caller: Caller, key: ApiKeyRow) -> None:
+    """Pass who may rotate or revoke this key. Errors: NotAllowed (403)."""
+    check_person(caller, key.person_id)
+    if not caller.may(Right.ADMINISTER):
+        check_covers(caller, None if key.scopes is None else frozenset(map(Right, key.scopes)), key.expires_at)
+
+
+def check_covers(caller: Caller, scopes: frozenset[Right] | None, expires_at: datetime | None) -> None:
+    """Pass when a key of these scopes and end is no wider and no longer than what the caller holds.
+
+    Errors: NotAllowed (403).
+    """
+    if not (RIGHTS[caller.role] if scopes is None else scopes) <= caller.rights:
+        raise NotAllowed("this key may more than the one you are using", hint="Use a key with all rights, or log in.")
+    if caller.key_expires_at is not None and (expires_at is None or expires_at > caller.key_expires_at):
+        raise NotAllowed(
+            "this key lasts longer than the one you are using", hint="Use a key without an end, or log in."
+        )

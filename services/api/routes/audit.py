@@ -1,0 +1,39 @@
+"""The audit trail: who did what, when, from where, to which noun."""
+
+from datetime import datetime
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import Query
+from pydantic import AwareDatetime
+
+from services.api.auth import Right, needs
+from services.api.deps import PagingDep, StoreDep
+from services.api.routes.common import build_router, problems
+from services.contracts.audit import AuditEntry
+from services.contracts.base import Page
+from services.store import audit
+
+router = build_router("audit")
+
+Word = Annotated[str | None, Query(max_length=100)]
+Moment = Annotated[AwareDatetime | None, Query(description="Only what was done before this time.")]
+
+
+@router.get("/audit", dependencies=[needs(Right.OPERATE)], responses=problems(422))
+def list_audit(
+    store: StoreDep,
+    paging: PagingDep,
+    person_id: UUID | None = None,
+    action: Word = None,
+    noun_id: Word = None,
+    before: Moment = None,
+) -> Page[AuditEntry]:
+    """Everything that changed state, newest first: by whom, with which action (`experts.pause`), to which noun.
+
+    Errors: BadCursor (422).
+    """
+    moment: datetime | None = before
+    wanted = audit.Filter(person_id=person_id, action=action, noun_id=noun_id, before=moment)
+    with store.transaction() as session:
+        return audit.read(session, wanted, cursor=paging.cursor, limit=paging.limit)

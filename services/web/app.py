@@ -1,0 +1,32 @@
+"""The app of the api process: the api, and over it the pages."""
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+
+from services.api import app as api
+from services.settings import Settings
+from services.web import assets, faults
+from services.web.pages import account, audit, keys, login, persons
+from services.web.security import Guarded
+
+PAGES = (
+    login,
+    account,
+    keys,
+    persons,
+    audit,
+)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The api and the pages over the database, policy and networks of these settings."""
+    app = api.create_app(settings)
+    app.add_middleware(Guarded, is_open=settings.api_open)
+    faults.install(app)
+    app.include_router(assets.router)
+    for module in PAGES:
+        app.include_router(module.router)
+    app.state.pages = frozenset(
+        route.path for module in PAGES for route in module.router.routes if isinstance(route, APIRoute)
+    )
+    return app

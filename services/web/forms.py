@@ -1,0 +1,52 @@
+"""Forms: read whole and strictly into a contract, so that a route is handed a typed object or never runs."""
+
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.params import Depends as Dependency
+from pydantic import BaseModel, ValidationError
+
+from services.errors import InvalidInput
+from services.web.visitors import CSRF_FIELD, check_form
+
+F = TypeVar("F", bound=BaseModel)
+
+
+class FormNotText(InvalidInput):
+    """A field holds a character that text cannot be kept with."""
+
+    hint = "Leave NUL characters out."
+
+
+def build_pages() -> APIRouter:
+    """A router for pages: every form sent to it must carry its CSRF token, and none is in the api's contract."""
+    return APIRouter(include_in_schema=False, dependencies=[Depends(check_form)])
+
+
+def form_of(contract: type[F]) -> Dependency:
+    """A dependency that reads the form: `body: Annotated[Contract, form_of(Contract)]`.
+
+    Fields left empty are left out; line ends are one character; a name that comes several times is a list.
+
+    Errors: RequestValidationError, FormNotText (422).
+    """
+
+    async def read(request: Request) -> F:
+        form = await request.form()
+        given: dict[str, str | list[str]] = {}
+        for name in form:
+            values = [v.replace("\r\n", "\n") for v in form.getlist(name) if isinstance(v, str) and v != ""]
+            if any("\0" in value for value in values):
+                raise FormNotText(f"the field {name[:100]!r} holds a NUL character")
+            if name != CSRF_FIELD and values:
+                given[name] = values[0] if len(values) == 1 else values
+        try:
+            return contract.model_validate(given)
+        except ValidationError as error:
+            raise RequestValidationError(error.errors()) from None
+
+    dependency: Callable[[Request], Coroutine[Any, Any, F]] = read
+    form: Dependency = Depends(dependency)
+    return form

@@ -1,0 +1,70 @@
+"""What every response says to the browser, and which hosts an open installation answers to.
+
+Nothing is loaded from elsewhere, nothing inline runs, nobody frames us. An installation that asks for no keys answers
+only to the names of this machine: otherwise any web page could reach it under a name of its own (DNS rebinding).
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from services.errors import PreceptorError
+from services.problems import render_error
+
+HEADERS: Final[Mapping[str, str]] = {
+    "Content-Security-Policy": (
+        "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; object-src 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
+}
+OWN_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+
+class ForeignHost(PreceptorError):
+    """An open installation was called by a name that is not this machine's."""
+
+    status_code = 421
+    title = "Not this host"
+    hint = "Use http://127.0.0.1 or http://localhost, or unset PRECEPTOR_API_OPEN and log in."
+
+
+class Guarded:
+    """ASGI middleware: adds the headers; refuses foreign hosts where the settings open the api."""
+
+    def __init__(self, app: ASGIApp, *, is_open: bool) -> None:
+        self._app = app
+        self._is_open = is_open
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                add_headers(MutableHeaders(scope=message))
+            await send(message)
+
+        host = Headers(scope=scope).get("host", "")
+        if self._is_open and _name_of(host) not in OWN_NAMES:
+            await render_error(ForeignHost(f"this installation is open, and {host[:100]!r} is not this machine"))(
+                scope, receive, send_guarded
+            )
+            return
+        await self._app(scope, receive, send_guarded)
+
+
+def add_headers(headers: MutableHeaders) -> None:
+    """The headers, where the response does not have them already."""
+    for name, value in HEADERS.items():
+        headers.setdefault(name, value)
+
+
+def _name_of(host: str) -> str:
+    return host[: host.index("]") + 1] if host.startswith("[") and "]" in host else host.partition(":")[0]
