@@ -141,7 +141,7 @@ def _server() -> Iterator[tuple[psutil.Process, str]]:
     port = free_port()
     command = [sys.executable, "-m", "sandbox", "--port", str(port), "--die-with-parent"]
     url = f"http://127.0.0.1:{port}"
-    with subprocess.Popen(command) as process:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:  # a line for each of ten thousand runs
         try:
             deadline = time.monotonic() + 120
             while not _get_level(url):

@@ -236,7 +236,7 @@ def create_app(engine: Engine, key: str = "", metrics_key: str = "") -> FastAPI:
         engine.delete_version(name)
 
     registry = metrics.make_registry()
-    registry.register(EngineCollector(engine.info))
+    registry.register(EngineCollector(lambda: engine.info()))
     metrics.install(app, registry, metrics_key)
     return app
 

@@ -40,8 +40,9 @@ def test_the_container_has_an_ordinary_user_no_capability_and_nothing_to_write(s
     container = sandbox.container
     config, host = container.attrs["Config"], container.attrs["HostConfig"]
     assert (config["User"], host["CapDrop"], host["CapAdd"], host["Privileged"]) == ("1000:1000", ["ALL"], None, False)
-    assert host["ReadonlyRootfs"]
-    assert host["Binds"] == [f"{sandbox.project}_secret-sandbox:/run/secrets/sandbox:ro"]  # its own key, nothing else
+    assert (host["ReadonlyRootfs"], host["Binds"]) == (True, None)
+    (key,) = host["Mounts"]  # its own, and it cannot change it
+    assert (key["Source"], key["ReadOnly"]) == (f"{sandbox.project}_secret-sandbox", True)
     assert list(host["Tmpfs"]) == ["/tmp"]  # noqa: S108
     assert (host["Memory"], host["PidsLimit"]) == (4 << 30, 2048)
     assert {"no-new-privileges:true"} < set(host["SecurityOpt"])
