@@ -92,7 +92,9 @@ def item(session: Session, row: CorrectionRow) -> CorrectionItem:
 
 def outcome(session: Session, row: CorrectionRow) -> CorrectionOutcome:
     """The item with the numbers of the applied updates that used it, in order."""
-    said = session.scalars(select(AnswerRow.id).where(AnswerRow.consultation_id == row.consultation_id)).all()
+    # By the rollout, for which there is an index over all answers; for the consultation only over current ones.
+    of_it = (AnswerRow.rollout_id == row.rollout_id, AnswerRow.consultation_id == row.consultation_id)
+    said = session.scalars(select(AnswerRow.id).where(*of_it)).all()
     numbers = {number for answer_id in said for number in updates.numbers_using(session, answer_id)}
     return CorrectionOutcome(**view(row).model_dump(), update_numbers=sorted(numbers))
 
