@@ -65,6 +65,13 @@ class UnknownParameter(InvalidInput):
     hint = "GET /openapi.json has the parameters of every route."
 
 
+class ParameterTwice(InvalidInput):
+    """The query has a parameter more than once: which one was meant nobody can tell."""
+
+    title = "Parameter given twice"
+    hint = "Give every parameter once; ask once for each value."
+
+
 class RequestLimits:
     """ASGI middleware: passes a request on with its body read whole, or answers what is wrong with it."""
 
@@ -160,6 +167,8 @@ class StrictRoute(APIRoute):
             checked.contract = contract
             if unknown := set(checked.query_params) - known:
                 raise UnknownParameter(f"the query has no parameter {shorten(min(unknown), MAX_SHOWN_CHARS)!r}")
+            if len(checked.query_params.multi_items()) != len(checked.query_params):  # no parameter of ours is a list
+                raise ParameterTwice("the query has a parameter more than once")
             if reads_body and await checked.body():
                 media_type = checked.headers.get("content-type", "").partition(";")[0].strip().lower()
                 if media_type != "application/json":

@@ -319,3 +319,7 @@ def test_a_parameter_that_a_route_does_not_know_is_refused(refusing: Api) -> Non
     [task] = items(refusing.get("/v1/tasks"))
     body: JsonObject = {"task_id": task["id"], "text": "a"}
     refused(refusing.post("/v1/rollouts?dry_run=true", body), 422)
+
+
+def test_a_parameter_given_twice_is_refused(refusing: Api) -> None:
+    refused(refusing.get("/v1/rollouts?status=open&status=ready"), 422)
