@@ -145,7 +145,6 @@ def downgrade() -> None:
     """Take the change back."""
     op.drop_index("ix_update_lesson_lesson_id", table_name="update_lesson")
     op.drop_index("ix_lesson_answer_answer_id", table_name="lesson_answer")
-    op.drop_index("ix_lesson_answer_answer_id", table_name="lesson_answer")
     op.drop_index("ix_rollout_group_dead", table_name="rollout_group", postgresql_where=sa.text("status = 'dead'"))
     op.drop_index("ix_consultation_dead", table_name="consultation", postgresql_where=sa.text("status = 'dead'"))
     op.drop_index("ix_answer_expert_id", table_name="answer")

@@ -76,6 +76,7 @@ class DemoOutcome:
     gap: EvaluationDetail
     after: EvaluationDetail
     trained: Trained
+    updates: list[UpdateDetail]
     notes: list[str]
 
 
@@ -105,11 +106,11 @@ def run(
 
     trained = train(api, plan, progress, check, deadline - eval_seconds * FINAL_MARGIN)
     after = _evaluate(api, wanted, progress, check, "held-out tasks, after")
-    outcome = DemoOutcome(before, gap, after, trained, notes + trained.notes)
     updates = [
         api.get(f"/v1/updates/{number}", UpdateDetail)
         for number in range(trained.first_update, trained.first_update + trained.num_updates)
     ]
+    outcome = DemoOutcome(before, gap, after, trained, updates, notes + trained.notes)
     for line in report.summary(outcome, updates, api.get("/v1/status", Status), data_folder):
         progress.say(line)
     return outcome

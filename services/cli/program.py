@@ -13,7 +13,7 @@ from pydantic_settings import SettingsError
 from rich.console import Console
 from typer.exceptions import TyperException
 
-from services.cli import resources, stack
+from services.cli import people, resources, stack
 from services.errors import InvalidInput, PreceptorError
 from services.settings import Settings
 
@@ -30,6 +30,7 @@ app = typer.Typer(
 
 stack.add_to(app)
 resources.add_to(app)
+people.add_to(app)
 
 
 class SettingsInvalid(InvalidInput):

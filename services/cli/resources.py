@@ -20,7 +20,6 @@ from services.contracts.consultations import ConsultationDetail, ConsultationSta
 from services.contracts.corrections import CorrectionItem, CorrectionOutcome, CorrectionSkip, CorrectionSubmit
 from services.contracts.evaluations import Evaluation, EvaluationCreate, EvaluationDetail
 from services.contracts.experts import ConformanceReport, Expert, ExpertCreate
-from services.contracts.persons import Person, PersonCreate, PersonCreated, Role
 from services.contracts.policies import PolicyVersion
 from services.contracts.rollouts import Rollout, RolloutCreate, RolloutDetail, RolloutStatus
 from services.contracts.tasks import Split, Task
@@ -37,7 +36,6 @@ experts = typer.Typer(no_args_is_help=True, help="Services that judge, correct o
 corrections = typer.Typer(no_args_is_help=True, help="The human queue: claim an answer, correct it, see what it did.")
 policies = typer.Typer(no_args_is_help=True, help="Published policy versions.")
 updates = typer.Typer(no_args_is_help=True, help="The ledger: every optimizer step and what it used.")
-persons = typer.Typer(no_args_is_help=True, help="People and services with a key.")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -50,13 +48,12 @@ def add_to(app: typer.Typer) -> None:
         ("corrections", corrections),
         ("policies", policies),
         ("updates", updates),
-        ("persons", persons),
     ):
         app.add_typer(group, name=name)
     app.command("eval")(evaluate)
 
 
-def _list(
+def list_page(
     path: str,
     home: Path | None,
     url: str | None,
@@ -65,6 +62,7 @@ def _list(
     columns: tuple[str, ...],
     query: Query | None = None,
 ) -> None:
+    """Print one list of the api, newest first, as these columns."""
     with api_of(home, url) as api:
         items = list(api.pages(path, limit, query))
     show(list(items), as_json, lambda: typer.echo("\n".join(_rows(items, columns)) or "none"))
@@ -99,7 +97,7 @@ def import_tasks(
 @tasks.command("list")
 def list_tasks(home: Home = None, url: Url = None, limit: Limit = 20, as_json: AsJson = False) -> None:
     """List tasks, newest first."""
-    _list("/v1/tasks", home, url, limit, as_json, ("id", "key", "domain", "family", "split"))
+    list_page("/v1/tasks", home, url, limit, as_json, ("id", "key", "domain", "family", "split"))
 
 
 @tasks.command("show")
@@ -127,7 +125,7 @@ def list_rollouts(
 ) -> None:
     """List rollouts, newest first."""
     columns = ("id", "purpose", "status", "score", "policy_version", "num_tokens", "reason", "text")
-    _list("/v1/rollouts", home, url, limit, as_json, columns, {"status": status.value if status else None})
+    list_page("/v1/rollouts", home, url, limit, as_json, columns, {"status": status.value if status else None})
 
 
 @rollouts.command("show")
@@ -198,7 +196,8 @@ def add_expert(
 @experts.command("list")
 def list_experts(home: Home = None, url: Url = None, limit: Limit = 50, as_json: AsJson = False) -> None:
     """List experts."""
-    _list("/v1/experts", home, url, limit, as_json, ("id", "name", "version", "status", "weight", "endpoint", "reason"))
+    columns = ("id", "name", "version", "status", "weight", "endpoint", "reason")
+    list_page("/v1/experts", home, url, limit, as_json, columns)
 
 
 @experts.command("check")
@@ -257,7 +256,7 @@ def list_consultations(
 ) -> None:
     """List questions to experts, newest first."""
     columns = ("id", "rollout_id", "expert_name", "stage", "status", "attempts", "reason")
-    _list("/v1/consultations", home, url, limit, as_json, columns, {"status": status.value if status else None})
+    list_page("/v1/consultations", home, url, limit, as_json, columns, {"status": status.value if status else None})
 
 
 @questions.command("requeue")
@@ -327,7 +326,7 @@ def show_correction(correction_id: UUID, home: Home = None, url: Url = None, as_
 @corrections.command("list")
 def list_corrections(home: Home = None, url: Url = None, limit: Limit = 20, as_json: AsJson = False) -> None:
     """List the human queue, newest first."""
-    _list(
+    list_page(
         "/v1/corrections",
         home,
         url,
@@ -340,7 +339,7 @@ def list_corrections(home: Home = None, url: Url = None, limit: Limit = 20, as_j
 @policies.command("list")
 def list_policies(home: Home = None, url: Url = None, limit: Limit = 20, as_json: AsJson = False) -> None:
     """List policy versions, newest first."""
-    _list("/v1/policies", home, url, limit, as_json, ("name", "status", "update_number", "served_at", "reason"))
+    list_page("/v1/policies", home, url, limit, as_json, ("name", "status", "update_number", "served_at", "reason"))
 
 
 @policies.command("show")
@@ -361,7 +360,7 @@ def show_policy(name: str, home: Home = None, url: Url = None, as_json: AsJson =
 @updates.command("list")
 def list_updates(home: Home = None, url: Url = None, limit: Limit = 20, as_json: AsJson = False) -> None:
     """List the ledger, newest first."""
-    _list("/v1/updates", home, url, limit, as_json, ("number", "status", "objective", "applied_at", "reason"))
+    list_page("/v1/updates", home, url, limit, as_json, ("number", "status", "objective", "applied_at", "reason"))
 
 
 @updates.command("show")
@@ -382,48 +381,6 @@ def show_update(number: int, home: Home = None, url: Url = None, as_json: AsJson
                 )
 
     show(update, as_json, words)
-
-
-def _show_key(person: PersonCreated) -> str:
-    """A person with their key; a repeated request, after a lost answer, gets none."""
-    lost = f"the answer with the key was lost; `preceptor persons rotate-key {person.id}` makes another"
-    return f"{person.name} ({person.role.value}): {person.api_key or lost}"
-
-
-@persons.command("add")
-def add_person(
-    name: str,
-    role: Annotated[Role, typer.Option(help="What the key may do.")] = Role.ANNOTATOR,
-    home: Home = None,
-    url: Url = None,
-    as_json: AsJson = False,
-) -> None:
-    """Add a person or service; its key is shown this once."""
-    with api_of(home, url) as api:
-        made = api.post("/v1/persons", PersonCreate(name=name, role=role), PersonCreated)
-    show(made, as_json, lambda: typer.echo(_show_key(made)))
-
-
-@persons.command("list")
-def list_persons(home: Home = None, url: Url = None, limit: Limit = 50, as_json: AsJson = False) -> None:
-    """List persons and services."""
-    _list("/v1/persons", home, url, limit, as_json, ("id", "name", "role", "created_at"))
-
-
-@persons.command("rotate-key")
-def rotate_key(person_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
-    """Give a person a new key, shown this once; their old keys stop working."""
-    with api_of(home, url) as api:
-        made = api.post(f"/v1/persons/{person_id}/rotate-key", None, PersonCreated)
-    show(made, as_json, lambda: typer.echo(_show_key(made)))
-
-
-@persons.command("revoke-key")
-def revoke_key(person_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
-    """Leave a person without a working key."""
-    with api_of(home, url) as api:
-        left = api.post(f"/v1/persons/{person_id}/revoke-key", None, Person)
-    show(left, as_json, lambda: typer.echo(f"{left.name} ({left.role.value}) has no key"))
 
 
 def evaluate(

@@ -15,11 +15,12 @@ import typer
 from rich.console import Console
 
 from services import main
-from services.cli import demo, report, starter
+from services.cli import demo, demo_page, report, starter
 from services.cli.client import ApiClient, ApiUnreachable
 from services.cli.options import AsJson, AsJsonLines, Home, Url, api_of, layout_of, show
 from services.cli.progress import Progress
 from services.contracts.base import JsonObject
+from services.contracts.persons import LoginLink
 from services.contracts.status import LoopState, LoopSwitch, Status
 from services.local.layout import Layout
 from services.local.lock import is_locked
@@ -77,7 +78,8 @@ def run_demo(
 ) -> None:
     """Run the main job once: import the starter tasks, measure, train, correct an answer, measure again, stop.
 
-    The result is also written to the data folder's `reports`. `preceptor up` goes on from there.
+    A report for the browser and the result as JSON are written to the data folder's `reports`.
+    `preceptor up` goes on from there.
     """
     console = Console(stderr=as_json)
     progress = Progress(console)
@@ -95,7 +97,9 @@ def run_demo(
         path = stack.layout.reports / f"demo-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"
         document = demo.as_document(plan, outcome)
         path.write_text(json.dumps(document, indent=2) + "\n")
-        progress.say(f"this report: {path}")
+        shown = path.with_suffix(".html")
+        shown.write_text(demo_page.write(api, outcome), encoding="utf-8")
+        progress.say(f"this report: {shown} (open it in a browser), as data {path}")
         if as_json:
             typer.echo(json.dumps(document, indent=2))
         progress.say("stopping everything")
@@ -120,6 +124,12 @@ def up(
         try:
             api.post("/v1/loop", LoopSwitch(sampling=not paused, training=True, no_end=True), LoopState)
             tell("running", {"api_url": api.url}, "the loop runs; `preceptor status` shows it, Ctrl-C stops it")
+            pages = _pages_url(stack, api)
+            tell(
+                "pages",
+                {"url": pages},
+                f"pages: {pages}  (works once, for 15 minutes; `preceptor login` makes another)",
+            )
             seen = api.get("/v1/status", Status).num_updates
             waits = report.Waits()
             while True:
@@ -133,6 +143,13 @@ def up(
                     tell("waits", {"for": line}, f"waits: {line}")
         except KeyboardInterrupt:
             tell("stopping", {}, "stopping; nothing is lost")
+
+
+def _pages_url(stack: Stack, api: ApiClient) -> str:
+    """Where to look in a browser: a link that logs the owner in, or the front page where nobody is asked to."""
+    if stack.settings.api_open:
+        return api.url
+    return api.url + api.post("/v1/persons/me/login-link", None, LoginLink).path
 
 
 def down(home: Home = None, as_json: AsJson = False) -> None:

@@ -8,6 +8,7 @@ from uuid import UUID
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from services.contracts.base import JsonObject
 from services.contracts.updates import UpdateStatus
 from services.store import updates
 from services.store.models import UpdateRow
@@ -36,12 +37,17 @@ def read(session: Session, lineage_id: UUID, *, max_points: int = MAX_POINTS) ->
             UpdateRow.number.in_(choose_numbers(last, max_points)),
         )
         .order_by(UpdateRow.number)
-    ).all()
-    names = sorted({name for row in rows for name, value in row.metrics.items() if _is_number(value)})
+    )
+    return collect([(number, applied_at, metrics) for number, applied_at, metrics in rows if applied_at is not None])
+
+
+def collect(measured: Sequence[tuple[int, datetime, JsonObject]]) -> Curves:
+    """The curves of updates with their numbers, times and metrics, oldest first."""
+    names = sorted({name for _, _, metrics in measured for name, value in metrics.items() if _is_number(value)})
     return Curves(
-        numbers=tuple(row.number for row in rows),
-        applied_at=tuple(row.applied_at for row in rows),
-        series={name: tuple(_as_number(row.metrics.get(name)) for row in rows) for name in names},
+        numbers=tuple(number for number, _, _ in measured),
+        applied_at=tuple(applied_at for _, applied_at, _ in measured),
+        series={name: tuple(_as_number(metrics.get(name)) for _, _, metrics in measured) for name in names},
     )
 
 

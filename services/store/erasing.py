@@ -43,6 +43,7 @@ from services.store.models import (
     PersonRow,
     PolicyVersionRow,
     RolloutRow,
+    TeacherChoicesRow,
     UpdateLessonRow,
     UpdateRow,
 )
@@ -267,6 +268,14 @@ def _blank(session: Session, person_id: UUID, made: Sequence[AnswerRow]) -> None
     )
     ids = [answer.id for answer in made]
     session.execute(delete(DistributionRow).where(DistributionRow.answer_id.in_(ids)))
+    # What a teacher that was shown the text would have said is the text again, token by token.
+    tasks = select(RolloutRow.task_id).where(RolloutRow.id.in_({answer.rollout_id for answer in made}))
+    lessons = select(LessonRow.id).join(RolloutRow, RolloutRow.id == LessonRow.rollout_id)
+    session.execute(
+        delete(TeacherChoicesRow)
+        .where(TeacherChoicesRow.lesson_id.in_(lessons.where(RolloutRow.task_id.in_(tasks))))
+        .execution_options(synchronize_session=False)
+    )
     session.execute(
         update(AnswerRow)
         .where(AnswerRow.id.in_(ids))

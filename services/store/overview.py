@@ -88,13 +88,13 @@ def rates(session: Session, lineage_id: UUID, now: datetime | None = None) -> Ra
     )
 
 
-def _per_minute(session: Session, newest: Select[tuple[UUID, datetime]], until: datetime) -> float:
+def _per_minute(session: Session, newest: Select[UUID, datetime], until: datetime) -> float:
     counted = newest.limit(MAX_COUNTED).subquery()
     num, oldest = session.execute(select(func.count(), func.min(counted.c.created_at))).one()
     seconds = RATE_WINDOW.total_seconds()
     if num == MAX_COUNTED:
         seconds = max(1.0, min(seconds, (until - oldest).total_seconds()))
-    return 60 * num / seconds
+    return 60 * float(num) / seconds
 
 
 def queues(session: Session, lineage_id: UUID) -> Queues:

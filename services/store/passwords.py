@@ -33,6 +33,7 @@ KNOWN_FOR: Final = timedelta(days=30)
 
 _hasher = PasswordHasher()  # argon2id with RFC 9106's parameters for constrained memory: 64 MiB, 3 passes
 _turns = threading.BoundedSemaphore(2)  # each takes 64 MiB and a core: more at once would be a way to bring us down
+_NOBODYS_ID: Final = UUID(int=0)
 _nobody = _hasher.hash("the password of a name that does not exist")
 
 
@@ -105,7 +106,7 @@ def begin_try(session: Session, name: str, address: str) -> tuple[PersonRow, str
     ).one_or_none()
     of_name, of_address = LoginAttemptRow.name_sha256 == digest, LoginAttemptRow.address == address
     _check_count(session, of_name & of_address, MAX_OF_PAIR)
-    if found is None or not _is_known(session, found[0].id, address):
+    if not _is_known(session, _NOBODYS_ID if found is None else found[0].id, address):
         _check_count(session, of_name, MAX_OF_NAME)
         _check_count(session, of_address, MAX_OF_ADDRESS)
     session.add(LoginAttemptRow(id=new_id(), name_sha256=digest, address=address))

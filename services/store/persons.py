@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from services.contracts.ids import new_id
 from services.contracts.persons import Right, Role
 from services.errors import Conflict, NotFound
-from services.store import keys
+from services.store import audit, keys
 from services.store.models import PersonRow
 
 OWNER_NAME = "owner"
@@ -63,7 +63,11 @@ def ensure_owner(session: Session) -> str | None:
     """The key of a first owner, to be shown this once; None when an owner already holds one."""
     row = find_owner(session)
     session.refresh(row, with_for_update=True)  # two first starts at once take turns
-    return None if keys.has_owner_key(session) else keys.issue(session, row.id, FIRST_KEY)[1]
+    if keys.has_owner_key(session):
+        return None
+    made, secret = keys.issue(session, row.id, FIRST_KEY)
+    audit.record(session, audit.SYSTEM, "keys.add", "key", made.id, {"person_id": str(row.id)})
+    return secret
 
 
 def find_owner(session: Session) -> PersonRow:

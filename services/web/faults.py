@@ -40,6 +40,8 @@ def _page_or(handle: AnyHandler) -> Handler:
         if isinstance(error, LoginNeeded):
             return _send_to_login(request, is_fragment=is_fragment)
         problem = Problem.model_validate_json(bytes(response.body))
+        if isinstance(error, HTTPException):
+            problem = problem.model_copy(update={"hint": ""})  # it is about the api's routes
         html = rendering.render("fault-piece.html" if is_fragment else "fault.html", problem=problem)
         kept = {name: value for name, value in response.headers.items() if name in ("retry-after", "allow")}
         made = Response(html, problem.status, {**kept, "Cache-Control": "no-store"}, media_type="text/html")

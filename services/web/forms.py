@@ -8,9 +8,16 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.params import Depends as Dependency
 from pydantic import BaseModel, ValidationError
 
+from services.errors import InvalidInput
 from services.web.visitors import CSRF_FIELD, check_form
 
 F = TypeVar("F", bound=BaseModel)
+
+
+class FormNotText(InvalidInput):
+    """A field holds a character that text cannot be kept with."""
+
+    hint = "Leave NUL characters out."
 
 
 def build_pages() -> APIRouter:
@@ -23,7 +30,7 @@ def form_of(contract: type[F]) -> Dependency:
 
     Fields left empty are left out; line ends are one character; a name that comes several times is a list.
 
-    Errors: RequestValidationError (422).
+    Errors: RequestValidationError, FormNotText (422).
     """
 
     async def read(request: Request) -> F:
@@ -31,6 +38,8 @@ def form_of(contract: type[F]) -> Dependency:
         given: dict[str, str | list[str]] = {}
         for name in form:
             values = [v.replace("\r\n", "\n") for v in form.getlist(name) if isinstance(v, str) and v != ""]
+            if any("\0" in value for value in values):
+                raise FormNotText(f"the field {name[:100]!r} holds a NUL character")
             if name != CSRF_FIELD and values:
                 given[name] = values[0] if len(values) == 1 else values
         try:

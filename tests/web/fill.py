@@ -234,7 +234,7 @@ class Filler:
             expert_id=expert.id,
             expert_version=expert.version,
             stage=1,
-            ask={"kinds": list(expert.descriptor["kinds"])},  # type: ignore[call-overload]
+            ask={"kinds": expert.descriptor["kinds"]},
             status=status,
             reason="ExpertUnavailable: connection refused" if failed else None,
             attempts=1,
@@ -375,7 +375,7 @@ def fill(store: Store, *, num_updates: int = NUM_UPDATES, seed: int = 0) -> UUID
         began = datetime.now(UTC) - timedelta(minutes=2 * num_updates + 10)
         filler = Filler(session, lineage.id, random.Random(seed), began, vocabulary)
         _run(filler, lineage.id, num_updates)
-        beat = {"sampling_seconds": 812.0, "waiting_seconds": 40.0, "num_rollouts": 192}
+        beat: JsonObject = {"sampling_seconds": 812.0, "waiting_seconds": 40.0, "num_rollouts": 192}
         processes.beat(session, "worker", 4242, "drawing add_up-0", beat)
         processes.beat(session, "trainer", 4243, f"update {num_updates + 1}", {"model_seconds": 640.0})
         tallies.fold(session)

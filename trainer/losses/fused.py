@@ -94,7 +94,8 @@ class FusedStudent(Student):
             best.ids.new_zeros(shape).index_put((at,), best.ids),
             nothing.new_zeros(shape).index_put((at,), (best.scores - log_total[:, None]).exp()),
         )
-        return Expectation(*(nothing.index_put((at,), value) for value in (score, mass, entropy, chosen)), choices)
+        placed = [nothing.index_put((at,), value) for value in (score, mass, entropy, chosen)]
+        return Expectation(placed[0], placed[1], placed[2], placed[3], choices)
 
     def reverse_kl(self, expert: FullVocabulary | HiddenStates, at: Tensor) -> tuple[Tensor, Tensor]:
         theirs, log_total = self._read(expert, at), self.log_total.detach()[at]

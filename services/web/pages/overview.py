@@ -1,5 +1,7 @@
 """The running loop at a glance: what it does, how fast, what waits, and how its figures go."""
 
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Annotated
 from uuid import UUID
 
@@ -11,14 +13,17 @@ from starlette.responses import JSONResponse, Response
 from services.api.auth import Right
 from services.api.deps import SettingsDep, StoreDep
 from services.contracts.base import Contract, Json
+from services.contracts.status import Status
 from services.errors import InvalidInput
 from services.settings import Settings
 from services.store import audit, curves, lineages, loop, overview, policies, stats, version_figures
 from services.store.statistics import Interval
 from services.web import charts
+from services.web.charts import Chart, Tick, Whisker
 from services.web.forms import build_pages, form_of
 from services.web.visitors import VisitorDep, go_to, needs, page
 
+SILENCE = timedelta(seconds=60)  # a process that lives says so every few seconds
 NUM_VERSIONS = 24  # on the chart; the list has them all
 
 router = build_pages()
@@ -41,16 +46,16 @@ class EndForm(Contract):
 def show_overview(visitor: VisitorDep, store: StoreDep, settings: SettingsDep) -> Response:
     """The whole page. Errors: LineageNotFound (404)."""
     with store.transaction() as session:
-        context = _read_now(session, settings) | _read_curves(session, settings)
-    return page(visitor, "overview/page.html", **context)
+        now, drawn = _read_now(session, settings), _read_curves(session, settings)
+    return page(visitor, "overview/page.html", **vars(now), **vars(drawn))
 
 
 @router.get("/overview/now", dependencies=[needs(Right.READ)])
 def show_now(visitor: VisitorDep, store: StoreDep, settings: SettingsDep) -> Response:
     """The piece that changes every second or two. Errors: LineageNotFound (404)."""
     with store.transaction() as session:
-        context = _read_now(session, settings)
-    return page(visitor, "overview/_now.html", **context)
+        now = _read_now(session, settings)
+    return page(visitor, "overview/_now.html", **vars(now))
 
 
 @router.get("/overview/versions", dependencies=[needs(Right.READ)])
@@ -115,7 +120,27 @@ def end_loop(
     return go_to(visitor, "/", notice="The loop goes on." if last is None else f"The loop stops after update {last}.")
 
 
-def _read_now(session: Session, settings: Settings) -> dict[str, object]:
+@dataclass(frozen=True)
+class Now:
+    """What changes every second or two. silent: processes that have not spoken for a while."""
+
+    status: Status
+    silent: frozenset[str]
+    rates: overview.Rates
+    queues: overview.Queues
+    max_backlog: int
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What changes with updates and versions."""
+
+    charts: list[Chart]
+    whiskers: list[Whisker]
+    ticks: tuple[Tick, ...]
+
+
+def _read_now(session: Session, settings: Settings) -> Now:
     lineage = lineages.get(session, settings.lineage)
     status = stats.status(
         session,
@@ -124,21 +149,25 @@ def _read_now(session: Session, settings: Settings) -> dict[str, object]:
         max_groups_per_task=settings.max_groups_per_task,
         group_size=settings.group_size,
     )
-    return {
-        "status": status,
-        "rates": overview.rates(session, lineage.id),
-        "queues": overview.queues(session, lineage.id),
-        "max_backlog": settings.max_backlog_lessons,
-    }
+    spoke_since = datetime.now(UTC) - SILENCE
+    return Now(
+        status=status,
+        silent=frozenset(
+            one.name for one in status.processes if one.beat_at < spoke_since and one.activity != "stopped"
+        ),
+        rates=overview.rates(session, lineage.id),
+        queues=overview.queues(session, lineage.id),
+        max_backlog=settings.max_backlog_lessons,
+    )
 
 
-def _read_curves(session: Session, settings: Settings) -> dict[str, object]:
+def _read_curves(session: Session, settings: Settings) -> Drawn:
     lineage = lineages.get(session, settings.lineage)
-    return {
-        "charts": charts.draw(curves.read(session, lineage.id)),
-        "whiskers": charts.draw_versions(read_version_rates(session, lineage.id)),
-        "ticks": charts.SHARE_TICKS,
-    }
+    return Drawn(
+        charts=charts.draw(curves.read(session, lineage.id)),
+        whiskers=charts.draw_versions(read_version_rates(session, lineage.id)),
+        ticks=charts.SHARE_TICKS,
+    )
 
 
 def read_version_rates(session: Session, lineage_id: UUID) -> list[tuple[str, Interval]]:

@@ -47,17 +47,22 @@ def show_policy(name: str, visitor: VisitorDep, store: StoreDep, settings: Setti
         lineage = lineages.get(session, settings.lineage)
         row = policies.by_name(session, lineage.id, name)
         parent = None if row.parent_id is None else session.get_one(PolicyVersionRow, row.parent_id).name
-        context = {
-            "version": policies.view(row),
-            "parent": parent,
-            "practice": version_figures.practice(session, lineage.id).get(row.name),
-            "comparisons": version_figures.compare(session, row),
-            "evaluations": [
-                evaluations.view(session, one) for one in version_figures.evaluations_of(session, lineage.id, row.name)
-            ],
-            "updates": version_figures.updates_of(session, row),
-        }
-    return page(visitor, "policies/one.html", **context)
+        practice = version_figures.practice(session, lineage.id).get(row.name)
+        comparisons = version_figures.compare(session, row)
+        measured = version_figures.evaluations_of(session, lineage.id, row.name)
+        views = [evaluations.view(session, one) for one in measured]
+        made_by = version_figures.updates_of(session, row)
+        version = policies.view(row)
+    return page(
+        visitor,
+        "policies/one.html",
+        version=version,
+        parent=parent,
+        practice=practice,
+        comparisons=comparisons,
+        evaluations=views,
+        updates=made_by,
+    )
 
 
 @router.get("/evaluations", dependencies=[needs(Right.READ)])

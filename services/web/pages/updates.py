@@ -4,9 +4,10 @@ from starlette.responses import Response
 
 from services.api.auth import Right
 from services.api.deps import PagingDep, SettingsDep, StoreDep
-from services.contracts.updates import UpdateLesson, UpdateStatus
+from services.contracts.updates import UpdateStatus
 from services.store import browse, lineages, updates
 from services.web.forms import build_pages
+from services.web.ledger import weigh_sources
 from services.web.lists import Chosen, list_path
 from services.web.visitors import VisitorDep, needs, page
 
@@ -42,16 +43,4 @@ def show_update(number: int, visitor: VisitorDep, store: StoreDep, settings: Set
         lineage = lineages.get(session, settings.lineage)
         update = updates.detail(session, updates.get(session, lineage.id, number))
         last = updates.last_number(session, lineage.id)
-    return page(visitor, "updates/one.html", update=update, last=last, sources=_weigh_sources(update.lessons))
-
-
-def _weigh_sources(lessons: list[UpdateLesson]) -> list[tuple[str, str, int, float]]:
-    """What each source gave to the update: its name, the kind of its terms, how many lessons, its part of the loss."""
-    found: dict[tuple[str, str], tuple[int, float]] = {}
-    for lesson in lessons:
-        for term in lesson.terms:
-            name = ", ".join(term.sources) or "unnamed"
-            num, share = found.get((name, term.kind.value), (0, 0.0))
-            found[name, term.kind.value] = (num + 1, share + term.share)
-    ordered = sorted(found.items(), key=lambda item: -item[1][1])
-    return [(name, kind, num, share) for (name, kind), (num, share) in ordered]
+    return page(visitor, "updates/one.html", update=update, last=last, sources=weigh_sources(update.lessons))

@@ -1,0 +1,74 @@
+"""Curves as drawn: round ticks, gaps where nothing was measured, and a sentence for those who cannot see them."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from services.store.curves import Curves
+from services.store.statistics import Interval
+from services.web import charts
+from services.web.charts import SIGHTS, choose_ticks, draw, draw_one, draw_versions
+
+LOSS, PASS_RATE = SIGHTS[0], SIGHTS[1]
+
+
+def curves(**series: tuple[float | None, ...]) -> Curves:
+    num = len(next(iter(series.values())))
+    return Curves(tuple(range(1, num + 1)), (datetime.now(UTC),) * num, series)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.0, 1.0, [0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+        (0.13, 0.42, [0.1, 0.2, 0.3, 0.4, 0.5]),
+        (-0.06, 0.55, [-0.2, 0.0, 0.2, 0.4, 0.6]),
+        (3.0, 3.0, [2.4, 2.6, 2.8, 3.0, 3.2, 3.4, 3.6]),
+    ],
+)
+def test_ticks_are_round_and_hold_every_value(low: float, high: float, expected: list[float]) -> None:
+    assert choose_ticks(low, high) == pytest.approx(expected)
+
+
+def test_updates_are_marked_by_whole_numbers() -> None:
+    assert choose_ticks(1, 3, whole=True) == [1, 2, 3]
+    assert choose_ticks(7, 7, whole=True) == [7, 8]
+
+
+def test_a_line_is_drawn_in_its_frame_from_the_first_update_to_the_last() -> None:
+    chart = draw_one(curves(pass_rate=(0.0, 1.0)), PASS_RATE)
+    assert chart is not None
+    left, bottom, right, top = charts.LEFT, charts.HEIGHT - charts.BOTTOM, charts.WIDTH - charts.RIGHT, charts.TOP
+    assert chart.lines[0].points == (f"{left:.1f},{bottom:.1f} {right:.1f},{top:.1f}",)
+    assert chart.newest == "100\u202f%"
+
+
+def test_a_line_breaks_where_nothing_was_measured() -> None:
+    chart = draw_one(curves(loss=(0.5, None, 0.25, 0.25)), LOSS)
+    assert chart is not None
+    assert [len(part.split()) for part in chart.lines[0].points] == [2, 2]  # a lone point is a short stroke
+
+
+def test_terms_that_are_zero_all_along_are_left_out() -> None:
+    chart = draw_one(curves(loss=(0.5, 0.4), local=(0.4, 0.3), partial=(0.0, 0.0)), LOSS)
+    assert chart is not None
+    assert [line.label for line in chart.lines] == ["loss", "local"]
+
+
+def test_charts_without_values_are_not_drawn() -> None:
+    assert draw(Curves((), (), {})) == []
+    assert [chart.sight.name for chart in draw(curves(entropy=(0.4, 0.3)))] == ["entropy"]
+
+
+def test_a_chart_says_in_words_how_it_goes() -> None:
+    chart = draw_one(curves(loss=(0.5, 0.25), local=(None, 0.2)), LOSS)
+    assert chart is not None
+    assert chart.described == ("Loss terms, nats a token, updates 1 to 2: loss from 0.5 to 0.25; local from 0.2 to 0.2")
+
+
+def test_versions_stand_side_by_side_with_their_intervals() -> None:
+    first, second = draw_versions([("base", Interval(0.5, 0.25, 0.75)), ("v1", Interval(1.0, 0.5, 1.0))])
+    assert first.at < second.at
+    assert first.high < first.mean < first.low  # upwards is less in SVG
+    assert second.mean == charts.TOP
+    assert first.said == "base: 50 % [25, 75]"

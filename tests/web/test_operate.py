@@ -1,0 +1,253 @@
+"""The operator's pages over HTTP, on a store as a loop leaves it and on an empty one."""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from uuid import UUID
+
+import httpx2
+import pytest
+from starlette.testclient import TestClient
+
+from services.contracts.persons import Role
+from services.settings import Settings
+from services.store.models import (
+    AuditRow,
+    ConsultationRow,
+    EvaluationRow,
+    ExpertRow,
+    GroupRow,
+    LessonRow,
+    LoopRow,
+    RolloutRow,
+    TaskRow,
+)
+from services.store.store import Store
+from services.web.app import create_app
+from tests.web.conftest import Browser
+from tests.web.fill import fill
+
+pytestmark = pytest.mark.integration
+
+LISTS = ("/", "/tasks", "/rollouts", "/experts", "/policies", "/evaluations", "/updates", "/dead")
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A filled store, its settings and who asks for pages."""
+
+    store: Store
+    settings: Settings
+    http: httpx2.Client
+
+    def page(self, path: str) -> str:
+        response = self.http.get(path, headers={"Accept": "text/html"})
+        assert response.status_code == 200, (path, response.status_code, response.text[:1000])
+        return response.text
+
+    def send(self, path: str, seen_on: str, **fields: str) -> httpx2.Response:
+        token = re.search(r'name="csrf_token" value="([^"]+)"', self.page(seen_on))
+        assert token is not None
+        return self.http.post(path, data={"csrf_token": token[1], **fields}, headers={"Accept": "text/html"})
+
+
+@pytest.fixture(scope="module")
+def filled(fresh_database: Callable[[], str], broker: str) -> Iterator[Filled]:
+    """A store that a loop has run on, and an open installation's pages over it."""
+    url = fresh_database()
+    store = Store(url, pool_size=4)
+    fill(store, num_updates=9)
+    settings = Settings.model_validate({"database_url": url, "api_open": True, "redis_url": broker})
+    app = create_app(settings)
+    with TestClient(app, base_url="http://localhost", raise_server_exceptions=False, follow_redirects=False) as http:
+        yield Filled(store, settings, http)
+    store.close()
+
+
+def one(filled: Filled, table: type, **where: object) -> UUID:
+    with filled.store.transaction() as session:
+        found = session.query(table).filter_by(**where).first()
+        assert found is not None
+        identity: UUID = found.id
+        return identity
+
+
+@pytest.mark.parametrize("path", LISTS)
+def test_lists_say_what_to_do_where_there_is_nothing(owner: Browser, path: str) -> None:
+    response = owner.get(path)
+    assert response.status_code == 200
+    if path != "/policies":  # the base is always there
+        assert 'class="empty"' in response.text
+
+
+@pytest.mark.parametrize("path", [*LISTS, "/overview/now", "/overview/versions"])
+def test_pages_show_a_loop_that_has_run(filled: Filled, path: str) -> None:
+    filled.page(path)
+
+
+def test_the_overview_tells_what_serves_what_waits_and_how_curves_go(filled: Filled) -> None:
+    page = filled.page("/")
+    for told in ("main-v2", "Backlog", "Lessons ready to train", "draw is dead", "Loss terms", "updates 1 to 9"):
+        assert told in page, told
+    assert page.count("<polyline") >= 6  # readable without script
+    assert 'hx-get="/overview/now"' in page
+
+
+def test_curves_come_as_data_and_only_when_there_is_something_new(filled: Filled) -> None:
+    found = filled.http.get("/overview/curves").json()
+    assert found["numbers"] == [*range(1, 10)]
+    assert {chart["name"] for chart in found["charts"]} >= {"loss", "kl", "entropy", "length", "pass-rate"}
+    assert all(len(line["values"]) == 9 for chart in found["charts"] for line in chart["lines"])
+    assert filled.http.get("/overview/curves?after=9").status_code == 204
+
+
+def test_a_list_goes_on_where_its_page_ended_and_keeps_its_filters(filled: Filled) -> None:
+    page = filled.page("/rollouts?purpose=train&limit=50")
+    more = re.search(r'rel="next" href="([^"]+)"', page)
+    assert more is not None
+    following = filled.page(more[1].replace("&amp;", "&"))
+    seen = [set(re.findall(r'href="/rollouts/([0-9a-f-]{36})"', text)) for text in (page, following)]
+    assert len(seen[0]) == 50
+    assert seen[1]
+    assert not seen[0] & seen[1]
+    assert "evaluation</td>" not in page + following
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/rollouts?status=set_aside", "No rollout fits"),
+        ("/rollouts?status=&purpose=&version=", "add_up"),
+        ("/tasks?split=heldout&family=", "clamp"),
+        ("/experts?status=quarantined", "old-linter"),
+        ("/updates?status=abandoned", "No update has this status"),
+        ("/policies?status=serving", "main-v2"),
+    ],
+)
+def test_filters_are_in_the_address(filled: Filled, path: str, expected: str) -> None:
+    assert expected in filled.page(path)
+
+
+@pytest.mark.parametrize("path", ["/rollouts?status=nonsense", "/rollouts?cursor=nonsense", "/dead?draws=nonsense"])
+def test_addresses_that_mean_nothing_are_refused(filled: Filled, path: str) -> None:
+    assert filled.http.get(path, headers={"Accept": "text/html"}).status_code == 422
+
+
+def test_a_rollout_that_was_trained_on_shows_its_costs_and_who_would_have_said_what(filled: Filled) -> None:
+    with filled.store.transaction() as session:
+        row = session.query(RolloutRow).join(LessonRow).filter(LessonRow.status == "used").first()
+        assert row is not None
+        identity, num_tokens = row.id, row.num_tokens
+    page = filled.page(f"/rollouts/{identity}")
+    assert page.count('class="token heat-') == num_tokens
+    assert page.count("data-row=") == num_tokens
+    for told in (
+        "our teacher, in update",
+        "larger-model",
+        "Cost-to-go",
+        "nats</td>",
+        "Ran 3 tests",
+        "Part of the update",
+    ):
+        assert told in page, told
+
+
+def test_a_rollout_that_no_update_used_says_so_and_shows_what_is_there(filled: Filled) -> None:
+    with filled.store.transaction() as session:
+        row = (
+            session.query(RolloutRow)
+            .join(LessonRow)
+            .filter(LessonRow.status == "ready", RolloutRow.index_in_group == 0)
+            .first()
+        )
+        assert row is not None
+        identity = row.id
+    page = filled.page(f"/rollouts/{identity}")
+    assert "No update has used this rollout yet" in page
+    assert "larger-model would have said" in page
+    assert "nats</td>" not in page
+
+
+def test_an_expert_shows_its_figures_and_its_conformance(filled: Filled) -> None:
+    page = filled.page(f"/experts/{one(filled, ExpertRow, name='style-judge')}")
+    for told in ("Agrees with verifiers", "Median latency", "refuses unknown fields", "On probation", "Activate"):
+        assert told in page, told
+    assert "8 failures in a row" in filled.page(f"/experts/{one(filled, ExpertRow, name='old-linter')}")
+
+
+def test_versions_updates_evaluations_and_tasks_have_pages_of_their_own(filled: Filled) -> None:
+    version = filled.page("/policies/main-v1")
+    for told in ("Before and after", "paired by family", "kl from the parent", "/updates/4"):
+        assert told in version, told
+    update = filled.page("/updates/9")
+    for told in ("What shaped it", "reference", "conditioned", "learning rate"):
+        assert told in update, told
+    assert "pass@4" in filled.page(f"/evaluations/{one(filled, EvaluationRow)}")
+    assert "Write a function" in filled.page(f"/tasks/{one(filled, TaskRow)}")
+
+
+@pytest.mark.parametrize("path", ["/rollouts/{}", "/experts/{}", "/tasks/{}", "/evaluations/{}"])
+def test_what_does_not_exist_is_not_found(filled: Filled, path: str) -> None:
+    assert filled.http.get(path.format(UUID(int=7)), headers={"Accept": "text/html"}).status_code == 404
+
+
+def test_an_expert_is_activated_paused_and_retired(filled: Filled) -> None:
+    expert = one(filled, ExpertRow, name="style-judge")
+    here = f"/experts/{expert}"
+    for action, fields, expected in (
+        ("activate", {}, "active"),
+        ("pause", {"reason": "too strict"}, "paused"),
+        ("retire", {}, "retired"),
+    ):
+        response = filled.send(f"{here}/{action}", here, **fields)
+        assert (response.status_code, response.headers["location"]) == (303, here)
+        with filled.store.transaction() as session:
+            assert session.get_one(ExpertRow, expert).status == expected
+    assert "too strict" not in filled.page("/audit")  # what people write stays out of the trail
+    with filled.store.transaction() as session:
+        done = {row.action for row in session.query(AuditRow).filter_by(noun_id=str(expert))}
+    assert done >= {"experts.activate", "experts.pause", "experts.retire"}
+
+
+def test_an_expert_that_failed_its_checks_is_not_activated(filled: Filled) -> None:
+    expert = one(filled, ExpertRow, name="old-linter")
+    assert "/activate" not in filled.page(f"/experts/{expert}")
+    response = filled.send(f"/experts/{expert}/activate", "/experts")
+    assert response.status_code in (403, 409)
+
+
+def test_dead_letters_are_tried_again_one_by_one_and_all_at_once(filled: Filled) -> None:
+    dead = one(filled, ConsultationRow, status="dead")
+    assert filled.send(f"/dead/questions/{dead}/requeue", "/dead").status_code == 303
+    with filled.store.transaction() as session:
+        assert session.get_one(ConsultationRow, dead).status == "pending"
+    assert filled.send(f"/dead/questions/{dead}/requeue", "/dead").status_code == 409
+    assert filled.send("/dead/questions/requeue", "/dead").status_code == 303
+    assert filled.send("/dead/draws/requeue", "/dead").status_code == 303
+    with filled.store.transaction() as session:
+        assert session.query(ConsultationRow).filter_by(status="dead").count() == 0
+        assert session.query(GroupRow).filter_by(status="dead").count() == 0
+    assert "No question is dead" in filled.page("/dead")
+
+
+def test_the_loop_is_switched_from_the_overview(filled: Filled) -> None:
+    filled.send("/loop", "/", switch="sampling", turn="off")
+    filled.send("/loop/end", "/", max_updates="40")
+    with filled.store.transaction() as session:
+        row = session.query(LoopRow).one()
+        assert (row.sampling, row.training, row.max_updates) == (False, True, 40)
+    assert "sampling is off" in filled.page("/overview/now")
+    filled.send("/loop/end", "/")
+    with filled.store.transaction() as session:
+        assert session.query(LoopRow).one().max_updates is None
+    assert filled.send("/loop", "/", switch="everything", turn="off").status_code == 422
+
+
+def test_who_may_only_correct_cannot_switch_the_loop(
+    browser: Callable[[], Browser], person: Callable[[str, Role], str]
+) -> None:
+    annotator = browser()
+    annotator.log_in(person("ann", Role.ANNOTATOR))
+    assert annotator.send("/loop", seen_on="/account", switch="sampling", turn="on").status_code == 403
+    assert annotator.send("/dead/questions/requeue", seen_on="/account").status_code == 403
+    assert "Start sampling" not in annotator.get("/").text
