@@ -26,7 +26,7 @@ from services.store.models import GroupRow, LineageRow, RolloutRow, TaskRow
 from services.web.__main__ import freeze_heap
 from services.web.app import create_app
 
-router = APIRouter(prefix="/orm")
+router = APIRouter(prefix="/orm", tags=["rollouts"])
 
 
 @router.post("/rollouts", status_code=201, dependencies=[needs(Right.SEND)])

@@ -10,6 +10,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from fastapi import Request, Response
+from fastapi.dependencies.utils import get_flat_params
+from fastapi.params import Query
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.datastructures import Headers
@@ -18,11 +20,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from services.contracts.base import Json
 from services.contracts.strict_json import NotStrictJson, parse_json, read_contract
 from services.errors import InvalidInput, PreceptorError
-from services.problems import render_error
+from services.problems import render_error, shorten
 
 MAX_BODY_BYTES: Final = 8 * 1024 * 1024
 LINGER_BYTES: Final = 64 * 1024 * 1024
 LINGER_SECONDS: Final = 2.0
+MAX_SHOWN_CHARS: Final = 100
 
 
 class BodyTooLarge(PreceptorError):
@@ -53,6 +56,20 @@ class AddressNotText(InvalidInput):
 
     title = "Address not acceptable"
     hint = "Leave NUL characters (%00) out of the path and the query."
+
+
+class UnknownParameter(InvalidInput):
+    """The query has a parameter that the route does not know: a filter misspelt would filter nothing."""
+
+    title = "Unknown parameter"
+    hint = "GET /openapi.json has the parameters of every route."
+
+
+class ParameterTwice(InvalidInput):
+    """The query has a parameter more than once: which one was meant nobody can tell."""
+
+    title = "Parameter given twice"
+    hint = "Give every parameter once; ask once for each value."
 
 
 class RequestLimits:
@@ -143,10 +160,15 @@ class StrictRoute(APIRoute):
         handle = super().get_route_handler()
         reads_body = self.body_field is not None
         contract = self.find_contract()
+        known = {field.alias for field in get_flat_params(self.dependant) if isinstance(field.field_info, Query)}
 
         async def strict(request: Request) -> Response:
             checked = StrictRequest(request.scope, request.receive)
             checked.contract = contract
+            if unknown := set(checked.query_params) - known:
+                raise UnknownParameter(f"the query has no parameter {shorten(min(unknown), MAX_SHOWN_CHARS)!r}")
+            if len(checked.query_params.multi_items()) != len(checked.query_params):  # no parameter of ours is a list
+                raise ParameterTwice("the query has a parameter more than once")
             if reads_body and await checked.body():
                 media_type = checked.headers.get("content-type", "").partition(";")[0].strip().lower()
                 if media_type != "application/json":

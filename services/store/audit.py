@@ -106,8 +106,7 @@ def read(session: Session, wanted: Filter, *, cursor: str | None, limit: int) ->
         query = query.where(AuditRow.id < first_id_of(wanted.before))
     rows, following = newest_first(session, query, AuditRow.id, cursor, limit)
     ids = {row.person_id for row in rows}
-    found = session.execute(select(PersonRow.id, PersonRow.name).where(PersonRow.id.in_(ids)))
-    names = dict(found.all())
+    names = dict(session.execute(select(PersonRow.id, PersonRow.name).where(PersonRow.id.in_(ids))).all())
     return Page[AuditEntry](items=[_view(row, names) for row in rows], next_cursor=following)
 
 

@@ -446,6 +446,7 @@ class ConsultationRow(Base):
         CheckConstraint("status <> 'dead' OR reason IS NOT NULL", name="dead_has_a_reason"),
         Index("ix_consultation_work", "status", "not_before"),
         Index("ix_consultation_expert_id_id", "expert_id", "id"),
+        Index("ix_consultation_expert_status", "expert_id", "status", "id"),
         Index("ix_consultation_dead", "lineage_id", "id", postgresql_where=text("status = 'dead'")),
     )
 

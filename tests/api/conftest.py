@@ -6,6 +6,7 @@ from uuid import UUID, uuid4
 
 import httpx2
 import pytest
+import structlog
 from fastapi import FastAPI
 from sqlalchemy import func, select
 from starlette.testclient import TestClient
@@ -23,6 +24,13 @@ from tests.api import policy_stand_in
 from tests.api.policy_stand_in import TOKENIZER, VOCAB
 from tests.serving import serve
 from tests.store.conftest import World
+
+
+@pytest.fixture(autouse=True)
+def _plain_logs() -> Iterator[None]:
+    """No logger keeps the standard output of a test in which a process's `main` set logging up."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

@@ -312,3 +312,14 @@ def test_a_fault_of_ours_is_a_problem_with_an_id_and_no_secrets(
     assert str(problem["instance"]) in logged
     assert "UndefinedTable" in logged
     assert api.key not in logged
+
+
+def test_a_parameter_that_a_route_does_not_know_is_refused(refusing: Api) -> None:
+    assert "'statsu'" in str(refused(refusing.get("/v1/rollouts?statsu=open"), 422)["detail"])
+    [task] = items(refusing.get("/v1/tasks"))
+    body: JsonObject = {"task_id": task["id"], "text": "a"}
+    refused(refusing.post("/v1/rollouts?dry_run=true", body), 422)
+
+
+def test_a_parameter_given_twice_is_refused(refusing: Api) -> None:
+    refused(refusing.get("/v1/rollouts?status=open&status=ready"), 422)

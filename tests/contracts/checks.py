@@ -30,13 +30,18 @@ def no_fault(ctx: CheckContext, response: Response, case: "Case[Any]") -> bool |
     return None
 
 
+def wrong_is_refused(ctx: CheckContext, response: Response, case: "Case[Any]") -> bool | None:
+    """What breaks the schema is refused; a body too large to be looked at is refused as that."""
+    return None if response.status_code == 413 else negative_data_rejection(ctx, response, case)
+
+
 CHECKS: Final = [
     no_fault,
     status_code_conformance,
     content_type_conformance,
     response_headers_conformance,
     response_schema_conformance,
-    negative_data_rejection,
+    wrong_is_refused,
 ]
 
 bounded = settings(

@@ -5,7 +5,7 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import Query
-from pydantic import AwareDatetime
+from pydantic import AwareDatetime, BeforeValidator
 
 from services.api.auth import Right, needs
 from services.api.deps import PagingDep, StoreDep
@@ -17,7 +17,17 @@ from services.store import audit
 router = build_router("audit")
 
 Word = Annotated[str | None, Query(max_length=100)]
-Moment = Annotated[AwareDatetime | None, Query(description="Only what was done before this time.")]
+
+
+def _refuse_number(value: object) -> object:
+    if isinstance(value, str) and value and ":" not in value:
+        raise ValueError("give date and time as RFC 3339 has them, with a zone")
+    return value
+
+
+Moment = Annotated[
+    AwareDatetime | None, BeforeValidator(_refuse_number), Query(description="Only what was done before this time.")
+]
 
 
 @router.get("/audit", dependencies=[needs(Right.OPERATE)], responses=problems(422))
