@@ -56,7 +56,9 @@ def item(session: Session, row: CorrectionRow, person_id: UUID) -> CorrectionIte
 
 def outcome(session: Session, row: CorrectionRow) -> CorrectionOutcome:
     """The item with the numbers of the applied updates that used it, in order, and what each changed."""
-    said = session.scalars(select(AnswerRow.id).where(AnswerRow.consultation_id == row.consultation_id)).all()
+    # by the rollout, for which there is an index over all answers; for the consultation only over current ones
+    of_it = (AnswerRow.rollout_id == row.rollout_id, AnswerRow.consultation_id == row.consultation_id)
+    said = session.scalars(select(AnswerRow.id).where(*of_it)).all()
     numbers = {number for answer_id in said for number in updates.numbers_using(session, answer_id)}
     return CorrectionOutcome(
         **view(row).model_dump(),
@@ -85,7 +87,7 @@ def lessons_of(session: Session, row: CorrectionRow) -> list[Lesson]:
         select(LessonRow)
         .join(LessonAnswerRow, LessonAnswerRow.lesson_id == LessonRow.id)
         .join(AnswerRow, AnswerRow.id == LessonAnswerRow.answer_id)
-        .where(AnswerRow.consultation_id == row.consultation_id)
+        .where(AnswerRow.rollout_id == row.rollout_id, AnswerRow.consultation_id == row.consultation_id)
         .order_by(LessonRow.id)
     )
     return [lessons.view(lesson) for lesson in rows]

@@ -154,8 +154,10 @@ def _answers_made(session: Session, person_id: UUID) -> Sequence[AnswerRow]:
     """The answers made of the person's corrections, and those of experts that were shown them."""
     mine = select(CorrectionRow.consultation_id).where(CorrectionRow.person_id == person_id)
     shown = select(ConsultationRow.id).where(_was_shown(person_id))
+    rollouts = select(CorrectionRow.rollout_id).where(CorrectionRow.person_id == person_id)
     return session.scalars(
         select(AnswerRow)
+        .where(AnswerRow.rollout_id.in_(rollouts))  # for which there is an index
         .where(or_(AnswerRow.consultation_id.in_(mine), AnswerRow.consultation_id.in_(shown)))
         .order_by(AnswerRow.id)
     ).all()

@@ -8,7 +8,7 @@ expert's id), lesson (kind: `late` or nothing), correction, and verdict: train r
 the policy version, word: passed or failed).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -40,11 +40,15 @@ class Tally:
     num: int
 
 
-def read(session: Session, lineage_id: UUID, nouns: Sequence[str]) -> dict[str, list[Tally]]:
-    """The tallies of some nouns, without those at zero."""
+def read(
+    session: Session, lineage_id: UUID, nouns: Sequence[str], kinds: Collection[str] | None = None
+) -> dict[str, list[Tally]]:
+    """The tallies of some nouns, of all kinds or only of these, without those at zero."""
     parts = [
         select(table.noun, table.kind, table.word, table.num).where(
-            table.lineage_id == lineage_id, table.noun.in_(nouns)
+            table.lineage_id == lineage_id,
+            table.noun.in_(nouns),
+            *(() if kinds is None else (table.kind.in_(kinds),)),
         )
         for table in (TallyRow, TallyChangeRow)
     ]
@@ -73,7 +77,11 @@ def by_word(tallies: Sequence[Tally], kind: str | None = None) -> dict[str, int]
 
 def by_kind(tallies: Sequence[Tally]) -> Mapping[str, dict[str, int]]:
     """Totals by kind, each by word."""
-    return {kind: by_word(tallies, kind) for kind in sorted({tally.kind for tally in tallies})}
+    found: dict[str, dict[str, int]] = {}
+    for tally in sorted(tallies, key=lambda one: one.kind):
+        words = found.setdefault(tally.kind, {})
+        words[tally.word] = words.get(tally.word, 0) + tally.num
+    return found
 
 
 def fold(session: Session) -> None:

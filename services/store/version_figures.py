@@ -1,6 +1,6 @@
 """How policy versions did: on the train tasks they were sampled on, and before against after."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -47,9 +47,9 @@ class Comparison:
     changes: tuple[Change, ...]
 
 
-def practice(session: Session, lineage_id: UUID) -> dict[str, Practice]:
-    """By version, exactly; rollouts of no version of ours are under the empty name."""
-    told = tallies.read(session, lineage_id, ("verdict",))["verdict"]
+def practice(session: Session, lineage_id: UUID, versions: Collection[str]) -> dict[str, Practice]:
+    """By the names of these versions, exactly; rollouts of no version of ours are under the empty name."""
+    told = tallies.read(session, lineage_id, ("verdict",), versions)["verdict"]
     found = {}
     for version, words in tallies.by_kind(told).items():
         passed, failed = words.get("passed", 0), words.get("failed", 0)

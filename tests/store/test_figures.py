@@ -283,7 +283,7 @@ def test_practice_is_the_verdicts_on_train_rollouts_by_version(store: Store, wor
             row.score = score
         world.drawn(session, world.task(session, "h", split=Split.HELDOUT), purpose=Purpose.EVALUATION)[0].score = 1.0
         session.flush()
-        found = version_figures.practice(session, world.lineage_id)
+        found = version_figures.practice(session, world.lineage_id, {"base", "main-v9"})
     assert set(found) == {"base"}
     assert (found["base"].num_judged, found["base"].num_passed) == (4, 3)
     assert found["base"].interval == wilson_interval(3, 4)

@@ -172,7 +172,7 @@ def _read_curves(session: Session, settings: Settings) -> Drawn:
 
 def read_version_rates(session: Session, lineage_id: UUID) -> list[tuple[str, Interval]]:
     """The pass rate on train tasks of the newest versions that were judged, oldest first."""
-    practice = version_figures.practice(session, lineage_id)
     newest = policies.newest(session, lineage_id, before=None, limit=NUM_VERSIONS)
+    practice = version_figures.practice(session, lineage_id, {row.name for row in newest})
     rates = [(row.name, found.interval) for row in newest if (found := practice.get(row.name)) is not None]
     return [(name, interval) for name, interval in reversed(rates) if interval is not None]

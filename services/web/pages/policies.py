@@ -28,7 +28,7 @@ def show_policies(
     with store.transaction() as session:
         lineage = lineages.get(session, settings.lineage)
         found = browse.list_policies(session, lineage.id, status=status, cursor=paging.cursor, limit=paging.limit)
-        practice = version_figures.practice(session, lineage.id)
+        practice = version_figures.practice(session, lineage.id, {version.name for version in found.items})
     return page(
         visitor,
         "policies/list.html",
@@ -47,7 +47,7 @@ def show_policy(name: str, visitor: VisitorDep, store: StoreDep, settings: Setti
         lineage = lineages.get(session, settings.lineage)
         row = policies.by_name(session, lineage.id, name)
         parent = None if row.parent_id is None else session.get_one(PolicyVersionRow, row.parent_id).name
-        practice = version_figures.practice(session, lineage.id).get(row.name)
+        practice = version_figures.practice(session, lineage.id, {row.name}).get(row.name)
         comparisons = version_figures.compare(session, row)
         measured = version_figures.evaluations_of(session, lineage.id, row.name)
         views = [evaluations.view(session, one) for one in measured]
