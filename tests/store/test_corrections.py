@@ -335,10 +335,11 @@ def test_what_was_taken_back_is_claimed_again_with_its_words_and_trains_nothing(
         draft = drafts.get(session, item, ana)
         question = consultations.get(session, row.consultation_id)
         late = session.scalars(select(LessonRow).where(LessonRow.late)).one()
-        answer = session.scalars(select(AnswerRow).where(AnswerRow.solution == "better")).one()
+        answer = session.scalars(select(AnswerRow).where(AnswerRow.consultation_id == row.consultation_id)).one()
         assert lessons.count_ready_late(session, queue.world.lineage_id) == 0
     assert (draft.text, draft.comment, draft.spans) == ("better", "why", [remark])
     assert (question.status, late.status, answer.status) == ("waiting", "withdrawn", "withdrawn")
+    assert (answer.solution, answer.feedback) == (None, None), "its words are the person's draft now, and nowhere else"
     submit(queue, item, ana, CorrectionSubmit(verdict="fine"))
     with queue.store.transaction() as session:
         assert lessons.count_ready_late(session, queue.world.lineage_id) == 1
