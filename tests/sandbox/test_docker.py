@@ -33,7 +33,7 @@ def refuse_to_start(*arguments: str, **environment: str) -> str:
     environment = {"PATH": os.environ["PATH"], **environment}
     ended = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 3
-    return ended.stderr
+    return ended.stdout  # the log
 
 
 def test_without_an_engine_the_server_refuses_to_start() -> None:

@@ -41,7 +41,7 @@ def run(server: SandboxServer, code: str, limits: Limits | None = None) -> RunRe
 def test_without_being_asked_for_by_name_the_server_refuses_to_start(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RuntimeError, match="did not start: 3"), SandboxServer(without_namespaces=True):
         pass
-    assert "Operation not permitted" in capfd.readouterr().err
+    assert "Operation not permitted" in capfd.readouterr().out
 
 
 def test_every_result_says_weak(weak: SandboxServer) -> None:
