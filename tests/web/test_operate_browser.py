@@ -1,5 +1,6 @@
 """The operator's pages in a real browser: live without reload, by keyboard, on a phone, in the dark."""
 
+import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -86,10 +87,7 @@ def test_the_overview_changes_without_being_loaded_again(place: tuple[str, Store
                     sampling={},
                 )
             )
-    page.wait_for_function(
-        "[...document.querySelectorAll('#now dt')].some(e => e.textContent === 'Prompts to be drawn'"
-        " && e.nextElementSibling.textContent.trim() === '4')"
-    )
+    queue.filter(has_text=re.compile(r"^\s*4\s*$")).wait_for()
     assert page.evaluate("window.stayed") is True
     assert page.locator(".chart .uplot").count() >= 6
 

@@ -76,6 +76,7 @@
   let spans = JSON.parse(spansField.value);
   let version = Number(versionField.value);
   let saved = snapshot();
+  let savedWords = version ? "Draft saved" : "Nothing changed yet";
   let timer = 0;
   let sending = null;
   let stopped = false; // a conflict or a lost item: the person decides before anything more is sent
@@ -94,7 +95,7 @@
   function changed() {
     lastTouch = Date.now();
     spansField.value = JSON.stringify(spans);
-    if (!isDirty()) { if (!sending && !stopped) show("saved", version ? "Draft saved" : "Nothing changed yet"); return; }
+    if (!isDirty()) { if (!sending && !stopped) show("saved", savedWords); return; }
     keep(keptKey, JSON.stringify({ version, text: text.value, comment: comment.value, spans }));
     if (stopped) return;
     show("unsaved", "Not saved yet");
@@ -139,7 +140,8 @@
       versionField.value = String(version);
       saved = sent;
       if (!isDirty()) forget(keptKey);
-      show("saved", `Draft saved ${new Date(draft.saved_at).toLocaleTimeString()}`);
+      savedWords = `Draft saved ${new Date(draft.saved_at).toLocaleTimeString()}`;
+      show("saved", savedWords);
       if (!draft.held) lose("You can go on writing, but not submit it.");
       return;
     }
