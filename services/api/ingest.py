@@ -193,8 +193,11 @@ class Ingest:
             except Exception as fault:  # noqa: BLE001  # whoever waits must hear of it; the api renders it as a 500
                 for request in requests:
                     request.fail(fault)
-            _give_all(requests)
-            dispatch.consultations(opened)
+            try:
+                _give_all(requests)
+                dispatch.consultations(opened)
+            except Exception:  # a lane that ended here would leave the line to nobody
+                log.exception("rollouts were stored, but what follows failed", requests=len(requests))
 
     def _take(self) -> list[_Request]:
         """The requests that wait, at most a lane's worth; with none left the lane is closed."""

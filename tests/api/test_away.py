@@ -59,10 +59,10 @@ def test_a_database_that_goes_away_is_a_503_and_the_api_recovers_with_it(
 
 def test_a_broker_that_is_away_changes_no_answer(api: Api, broker: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(celery.conf, "broker_url", "redis://127.0.0.1:9/0")
-    celery.pool.force_close_all()  # type: ignore[attr-defined]  # missing in the stubs
+    celery.pool.force_close_all(close_pool=False)  # type: ignore[attr-defined]  # missing in the stubs
     try:
         rollout = made(api.post("/v1/rollouts", {"task_id": api.task()["id"], "text": "a"}))
         assert made(api.get(f"/v1/rollouts/{rollout['id']}")).items() >= rollout.items()
         made(api.post("/v1/loop", {"sampling": True}))
     finally:
-        celery.pool.force_close_all()  # type: ignore[attr-defined]  # missing in the stubs
+        celery.pool.force_close_all(close_pool=False)  # type: ignore[attr-defined]  # missing in the stubs
