@@ -326,7 +326,7 @@ def test_more_than_the_line_holds_is_turned_away_with_a_time_to_come_back(
         found = asyncio.run(overfill(ingest))
         ingest.close()
     busy = [one for one in found if isinstance(one, IngestBusy)]
-    assert len(busy) >= 4
+    assert len(busy) >= 2  # of eight, at most three are taken at once and three more wait
     assert busy[0].retry_after_seconds == 1
     assert len(items(api.get("/v1/rollouts"))) == 8 - len(busy)
 
