@@ -13,7 +13,7 @@ COPY constraints.txt .
 RUN --mount=type=cache,target=/root/.cache/pip \
     python3 -m venv --without-pip /venv \
     && python3 -m pip --python /venv/bin/python install -q --no-compile -c constraints.txt \
-        fastapi httptools numpy pydantic uvicorn uvloop \
+        fastapi httptools numpy prometheus-client pydantic uvicorn uvloop \
     # what numpy brings for those who build on it, and its tests
     && find /venv/lib/*/site-packages/numpy -type d \( -name tests -o -name include -o -path '*/_core/lib' \) -prune \
         -exec rm -r {} + \
