@@ -29,6 +29,7 @@ from services.contracts.templates import Template, build_teacher_messages
 from services.policy.contract import FinishReason, Sample, SamplePrompt, SampleRequest
 from services.policy.decode import ATTENTION, check_decoding
 from services.policy.ends import StopFinder
+from services.policy.engine import Tally
 from services.policy.modeling import (
     LoadedPolicy,
     PolicyModel,
@@ -38,7 +39,7 @@ from services.policy.modeling import (
     project,
     render_prompt,
 )
-from services.policy.sampler import PromptCache, Sampler, Tally
+from services.policy.sampler import PromptCache, Sampler
 from services.policy.work import SampleJob, SampleUnit
 from services.settings import Settings
 from services.store.lessons import LessonAnswer, LessonFacts

@@ -6,6 +6,7 @@ one suite: tests/policy/test_engine.py.
 
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Protocol
 
 from services.contracts.tasks import Message
@@ -58,6 +59,16 @@ class EngineStopped(ServiceUnavailable):
     """The engine is shutting down or has failed; nothing is accepted any more."""
 
     title = "Engine stopped"
+
+
+@dataclass
+class Tally:
+    """Tokens the engine has dealt with since it started."""
+
+    sampled: int = 0
+    scored: int = 0
+    prefilled: int = 0
+    reused: int = 0
 
 
 class Engine(Protocol):

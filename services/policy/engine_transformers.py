@@ -40,11 +40,11 @@ from services.policy.contract import (
 )
 from services.policy.decode import ATTENTION, check_decoding
 from services.policy.ends import StopFinder
-from services.policy.engine import EngineStopped, PolicyBusy
+from services.policy.engine import EngineStopped, PolicyBusy, Tally
 from services.policy.modeling import LoadedPolicy, LoraDelta, TokenScores, read_deltas, score_responses
 from services.policy.packed import PackedModel
 from services.policy.prompts import PromptReader
-from services.policy.sampler import PromptCache, Sampler, Tally
+from services.policy.sampler import PromptCache, Sampler
 from services.policy.versions import HeldVersion, VersionTable
 from services.policy.work import (
     ProveJob,

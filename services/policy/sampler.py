@@ -13,18 +13,9 @@ from transformers import PreTrainedModel
 
 from services.policy.decode import DecodeRows, draw_tokens
 from services.policy.ends import StopFinder
+from services.policy.engine import Tally
 from services.policy.modeling import Prefill, count_common, prefill_prompt, project
 from services.policy.work import SampleUnit
-
-
-@dataclass
-class Tally:
-    """Tokens the engine has dealt with since it started."""
-
-    sampled: int = 0
-    scored: int = 0
-    prefilled: int = 0
-    reused: int = 0
 
 
 class PromptCache:

@@ -12,12 +12,12 @@ Not covered: how much is asked at once, and what the server holds (engine_vllm.p
 import asyncio
 import hashlib
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from services.policy.base_probe import BaseProbe
 from services.policy.contract import ProbeResult, ProveRequest, Sample, SampleRequest, ScoredItem
 from services.policy.ends import StopFinder
+from services.policy.engine import Tally
 from services.policy.modeling import LoadedPolicy
 from services.policy.tempering import bound_normaliser
 from services.policy.vllm_client import DrawSettings, VllmClient, VllmRefused, VllmUnavailable
@@ -36,16 +36,6 @@ MAX_TEMPERATURE: Final = 2.0
 """Above, vLLM refuses. Given tokens are still scored where the likeliest tokens tell enough."""
 
 R = TypeVar("R")
-
-
-@dataclass
-class Tally:
-    """Tokens the server has dealt with for this process."""
-
-    sampled: int = 0
-    scored: int = 0
-    prefilled: int = 0
-    reused: int = 0
 
 
 class VllmWork:
