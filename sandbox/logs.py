@@ -13,7 +13,9 @@ from enum import StrEnum
 from typing import Final
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from sandbox.watching import StatusWatch
 
 MAX_REQUEST_ID: Final = 100
 
@@ -67,18 +69,11 @@ class LogRequests:
         if scope["type"] != "http" or scope["path"] == "/healthz":
             await self._app(scope, receive, send)
             return
-        began, status = time.monotonic(), 0
-
-        async def send_noting(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
+        began, watch = time.monotonic(), StatusWatch(send)
         try:
-            await self._app(scope, receive, send_noting)
+            await self._app(scope, receive, watch)
         finally:
-            fields = {"method": scope["method"], "path": scope["path"][:200], "status": status}
+            fields = {"method": scope["method"], "path": scope["path"][:200], "status": watch.status or 0}
             if request_id := Headers(scope=scope).get("x-request-id"):
                 fields["request_id"] = request_id[:MAX_REQUEST_ID]
             log.info("request", extra={"fields": fields | {"seconds": round(time.monotonic() - began, 3)}})

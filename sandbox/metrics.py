@@ -9,9 +9,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sandbox.contract import JudgeResult, RunResult
+from sandbox.watching import StatusWatch
 
 PATH: Final = "/metrics"
 RUN_SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -105,18 +106,12 @@ class RequestMeter:
         if scope["type"] != "http" or scope["path"] == PATH:
             await self._app(scope, receive, send)
             return
-        status = 500
-
-        async def listen(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
+        watch = StatusWatch(send)
         began = time.perf_counter()
         try:
-            await self._app(scope, receive, listen)
+            await self._app(scope, receive, watch)
         finally:
+            status = watch.status or 500  # it raised before it answered
             method = scope["method"] if scope["method"] in ("GET", "POST") else "other"
             route: str = getattr(scope.get("route"), "path", "unmatched")
             self._meter.requests.labels(method, route, str(status)).inc()

@@ -6,7 +6,6 @@ from closed sets (routes as templates, registered experts, statuses), so that a 
 """
 
 import hmac
-import importlib.metadata
 import ipaddress
 import socket
 import threading
@@ -25,7 +24,10 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from services.asgi import StatusWatch
+from services.version import VERSION
 
 PATH: Final = "/metrics"
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -40,9 +42,7 @@ class BuildInfo(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """One constant."""
-        yield InfoMetricFamily(
-            "preceptor_build", "The version that runs.", {"version": importlib.metadata.version("preceptor")}
-        )
+        yield InfoMetricFamily("preceptor_build", "The version that runs.", {"version": VERSION})
 
 
 def make_registry() -> CollectorRegistry:
@@ -76,19 +76,13 @@ class RequestMeter:
         if scope["type"] != "http" or scope["path"] == PATH:
             await self._app(scope, receive, send)
             return
-        status = 500
         outer_root = scope.get("root_path", "")
-
-        async def listen(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
+        watch = StatusWatch(send)
         began = time.perf_counter()
         try:
-            await self._app(scope, receive, listen)
+            await self._app(scope, receive, watch)
         finally:
+            status = watch.status or 500  # it raised before it answered
             method = scope["method"] if scope["method"] in METHODS else "other"
             route = name_route(scope, outer_root)
             self._requests.labels(method, route, str(status)).inc()

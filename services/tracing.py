@@ -12,7 +12,6 @@ Spans are recorded when they are over. The SDK is imported only where traces are
 """
 
 import atexit
-import importlib.metadata
 import re
 import secrets
 import time
@@ -24,7 +23,10 @@ from typing import Final, Protocol
 from uuid import UUID
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from services.asgi import StatusWatch
+from services.version import VERSION
 
 _TRACEPARENT: Final = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
 Attribute = str | int | float | bool
@@ -122,7 +124,7 @@ def open_tracing(endpoint: str, service: str) -> Tracing:
         return NoTracing()
     from services.tracing_sdk import CollectorTracing
 
-    tracing = CollectorTracing(endpoint, f"preceptor-{service}", importlib.metadata.version("preceptor"))
+    tracing = CollectorTracing(endpoint, f"preceptor-{service}", VERSION)
     atexit.register(tracing.flush)
     return tracing
 
@@ -139,18 +141,12 @@ class TraceRequests:
         if parent is None:
             await self._app(scope, receive, send)
             return
-        status = 500
-
-        async def listen(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
+        watch = StatusWatch(send)
         began = time.time_ns()
         try:
-            await self._app(scope, receive, listen)
+            await self._app(scope, receive, watch)
         finally:
+            status = watch.status or 500  # it raised before it answered
             self._tracing.record(
                 Span(
                     name=f"{scope['method']} {scope['path'][:200]}",

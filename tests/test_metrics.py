@@ -1,11 +1,12 @@
 """What /metrics shows, and to whom."""
 
+import importlib.metadata
 from collections.abc import Iterator
 
 import httpx2
 import pytest
 from fastapi import APIRouter, FastAPI
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
@@ -43,6 +44,15 @@ def url() -> Iterator[str]:
     """An app with routes, served on loopback."""
     with serve(make_app(metrics.make_registry())) as where:
         yield where
+
+
+def test_the_version_is_told_where_the_package_runs_from_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find_nothing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    installed = importlib.metadata.version("preceptor")
+    monkeypatch.setattr(importlib.metadata, "version", find_nothing)
+    assert f'preceptor_build_info{{version="{installed}"}} 1.0' in generate_latest(metrics.make_registry()).decode()
 
 
 def scrape(url: str, key: str = "") -> dict[str, Metric]:

@@ -15,7 +15,6 @@ and the backup gets its name only then: one that was cut off is none.
 Not in it: the base model (the manifest says which), the broker's messages (hints), logs and reports.
 """
 
-import importlib.metadata
 import json
 import os
 import shutil
@@ -38,6 +37,7 @@ from services.local.installation import Installation
 from services.local.postgres import EmbeddedPostgres
 from services.local.process import LocalError
 from services.policy.artifacts import ArtifactNotFound, ArtifactStore, hash_file
+from services.version import VERSION
 
 FORMAT: Final = 1
 MANIFEST: Final = "manifest.json"
@@ -176,7 +176,7 @@ def _take(installation: Installation, url: str, folder: Path, with_secrets: bool
                 shutil.copyfile(installation.layout.root / name, folder / name)
     manifest = Manifest(
         made_at=datetime.now(UTC),
-        preceptor=importlib.metadata.version("preceptor"),
+        preceptor=VERSION,
         postgres=str(postgres),
         migration=str(migration),
         with_secrets=with_secrets,

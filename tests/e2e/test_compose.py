@@ -30,6 +30,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(3600)]
 
 REPOSITORY: Final = Path(__file__).parents[2]
 UPDATE_SECONDS: Final = 900.0
+PORTS: Final = {"api": 8700, "policy": 8710, "sandbox": 8130, "experts": 8730}
 RUNNING: Final = {"postgres", "redis", "sandbox", "policy", "experts", "api", "worker", "beat", "trainer"}
 OVERRIDE: Final = """
 services:
@@ -167,6 +168,10 @@ def test_a_clean_checkout_trains_survives_kills_and_is_found_again_after_down_an
     containers = installation.containers()
     assert {str(each["Service"]) for each in containers} == RUNNING
     assert {str(each["Health"]) for each in containers} == {"healthy"}
+
+    for service, port in PORTS.items():
+        ask = f'import urllib.request as r; print(r.urlopen("http://127.0.0.1:{port}/metrics").status)'
+        assert installation.compose("exec", "-T", service, "python3", "-c", ask).strip() == "200", service
 
     with installation.api() as api:
         import_tasks(api)
