@@ -63,16 +63,17 @@ class ExpertFigures:
     given: Given
 
 
-def outcomes(session: Session, lineage_id: UUID) -> dict[UUID, dict[str, int]]:
-    """Consultations by status, of every expert that was ever asked."""
-    told = tallies.read(session, lineage_id, ("consultation",))["consultation"]
+def outcomes(session: Session, lineage_id: UUID, expert_id: UUID | None = None) -> dict[UUID, dict[str, int]]:
+    """Consultations by status, of every expert that was ever asked or of one."""
+    kinds = None if expert_id is None else (str(expert_id),)
+    told = tallies.read(session, lineage_id, ("consultation",), kinds)["consultation"]
     return {UUID(expert): words for expert, words in tallies.by_kind(told).items()}
 
 
 def read(session: Session, expert: ExpertRow) -> ExpertFigures:
     """The figures of one expert."""
     return ExpertFigures(
-        outcomes=outcomes(session, expert.lineage_id).get(expert.id, {}),
+        outcomes=outcomes(session, expert.lineage_id, expert.id).get(expert.id, {}),
         latency=latency(session, expert.id),
         with_verifiers=agreement_with_verifiers(session, expert.id),
         with_people=agreement_with_people(session, expert.id),

@@ -16,7 +16,7 @@ from services.contracts.base import Contract, Json
 from services.contracts.status import Status
 from services.errors import InvalidInput
 from services.settings import Settings
-from services.store import audit, curves, lineages, loop, overview, policies, stats, version_figures
+from services.store import audit, curves, lineages, loop, overview, policies, stats, updates, version_figures
 from services.store.statistics import Interval
 from services.web import charts
 from services.web.charts import Chart, Tick, Whisker
@@ -74,9 +74,10 @@ def get_curves(store: StoreDep, settings: SettingsDep, after: Annotated[int, Que
     Errors: LineageNotFound (404).
     """
     with store.transaction() as session:
-        found = curves.read(session, lineages.get(session, settings.lineage).id)
-    if not found.numbers or found.numbers[-1] <= after:
-        return Response(status_code=204)
+        lineage = lineages.get(session, settings.lineage)
+        if updates.last_number(session, lineage.id) <= after:
+            return Response(status_code=204)
+        found = curves.read(session, lineage.id)
     drawn: list[Json] = [
         {
             "name": chart.sight.name,
