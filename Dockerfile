@@ -42,11 +42,16 @@ RUN mkdir -p /data && chown redis:redis /data
 USER redis
 ENTRYPOINT ["preceptor-redis"]
 
+FROM prom/prometheus:v3.5.0 AS prometheus
+COPY containers/prometheus.yaml containers/alerts.yaml /etc/prometheus/
+USER nobody
+CMD ["--config.file=/etc/prometheus/prometheus.yaml", "--storage.tsdb.path=/prometheus"]
+
 # --- what makes the secrets ---
 
 FROM python AS secrets
 COPY containers/make_secrets.py /make_secrets.py
-RUN for folder in database broker policy sandbox experts; do install -d -o 10001 -g 10001 /run/secrets/$folder; done
+RUN for folder in database broker policy sandbox experts metrics; do install -d -o 10001 -g 10001 /run/secrets/$folder; done
 USER 10001:10001
 ENTRYPOINT ["python3", "-I", "/make_secrets.py", "/run/secrets"]
 
@@ -54,12 +59,17 @@ ENTRYPOINT ["python3", "-I", "/make_secrets.py", "/run/secrets"]
 
 FROM python AS requirements
 COPY pyproject.toml containers/requirements.py ./
+# extras of pyproject.toml that the services have as well
+ARG EXTRAS=otel
 # by themselves, so that what only developers need changes no layer after this one
-RUN python3 requirements.py > services.txt && python3 requirements.py trainer > trainer.txt
+RUN python3 requirements.py base $EXTRAS > services.txt && python3 requirements.py trainer > trainer.txt
 
 FROM python AS services-packages
 COPY constraints.txt .
 COPY --from=requirements services.txt .
+# the puzzles of reasoning-gym bring a package that is compiled
+RUN ! grep -q '^reasoning-gym' services.txt \
+    || { apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; }
 RUN --mount=type=cache,target=/root/.cache/pip \
     python3 -m venv --without-pip /venv \
     && python3 -m pip --python /venv/bin/python install -q --no-compile -c constraints.txt -r services.txt \

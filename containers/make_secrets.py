@@ -35,6 +35,7 @@ SECRETS = (
     Secret("policy", "preceptor_internal_key", "PRECEPTOR_INTERNAL_KEY"),
     Secret("sandbox", "preceptor_sandbox_key", "SANDBOX_API_KEY"),
     Secret("experts", "preceptor_expert_secret", "PRECEPTOR_EXPERT_SECRET", is_signing=True),
+    Secret("metrics", "preceptor_metrics_key", "PRECEPTOR_METRICS_KEY"),
 )
 PLAIN = re.compile(r"[A-Za-z0-9._~-]{16,}")
 """What stands in a URL, in SQL and in a configuration as it is."""

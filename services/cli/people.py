@@ -21,6 +21,7 @@ from services.contracts.persons import (
     PersonCreated,
     Right,
     Role,
+    RoleChange,
 )
 
 persons = typer.Typer(no_args_is_help=True, help="People and services, what they may, and erasing what they wrote.")
@@ -61,6 +62,14 @@ def add_person(
 def list_persons(home: Home = None, url: Url = None, limit: Limit = 50, as_json: AsJson = False) -> None:
     """List persons and services."""
     list_page("/v1/persons", home, url, limit, as_json, ("id", "name", "role", "created_at"))
+
+
+@persons.command("role")
+def change_role(person_id: UUID, role: Role, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+    """Give a person another role, from their next call on."""
+    with api_of(home, url) as api:
+        changed = api.post(f"/v1/persons/{person_id}/role", RoleChange(role=role), Person)
+    show(changed, as_json, lambda: typer.echo(f"{changed.name} is {changed.role.value} now"))
 
 
 @persons.command("rotate-key")

@@ -65,6 +65,12 @@ class PersonCreate(Contract):
     role: Role = Role.ANNOTATOR
 
 
+class RoleChange(Contract):
+    """What a person may from now on."""
+
+    role: Role
+
+
 class Person(View):
     """A stored person or service. Of one whose text was erased the name is a pseudonym."""
 

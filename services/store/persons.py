@@ -30,6 +30,12 @@ class PersonErased(Conflict):
     """The person's text was erased; they hold no keys and get none."""
 
 
+class ServiceStays(Conflict):
+    """A program does not become a person, nor a person a program: only one of them has a password and logs in."""
+
+    hint = "Add another one with the role you want, and revoke the keys of this one."
+
+
 def get(session: Session, person_id: UUID) -> PersonRow:
     """The person. Errors: PersonNotFound."""
     row = session.get(PersonRow, person_id)
@@ -94,6 +100,23 @@ def revoke_keys(session: Session, person_id: UUID) -> PersonRow:
     keys.lock_owners(session)
     keys.revoke_all(session, person_id)
     keys.check_owned(session, row)
+    return row
+
+
+def change_role(session: Session, person_id: UUID, role: Role) -> PersonRow:
+    """The person in another role, from their next call on; keys, password and sessions go on, within its rights.
+
+    Errors: PersonNotFound (404), PersonErased, ServiceStays, LastOwner (409).
+    """
+    row = get_present(session, person_id)
+    keys.lock_owners(session)
+    session.refresh(row, with_for_update=True)
+    if (row.role == Role.SERVICE.value) is not (role is Role.SERVICE):
+        raise ServiceStays(f"{row.name!r} is a {row.role}, which does not become a {role.value}")
+    was_owner, row.role = row.role == Role.OWNER.value, role.value
+    session.flush()
+    if was_owner and not keys.has_owner_key(session):
+        raise keys.LastOwner(f"{row.name!r} holds the last owner's key")
     return row
 
 

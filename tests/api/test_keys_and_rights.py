@@ -135,6 +135,35 @@ def test_a_revoked_key_stops_working_but_the_last_owner_keeps_theirs(
 
 
 @pytest.mark.integration
+def test_a_role_that_is_changed_holds_from_the_next_call_on(api: Api, someone: Callable[[str, Role], Api]) -> None:
+    ann = someone("ann", Role.ANNOTATOR)
+    role = f"/v1/persons/{made(ann.get('/v1/persons/me'))['id']}/role"
+    refused(ann.post("/v1/loop", {"sampling": False}), 403)
+    refused(ann.post(role, {"role": "owner"}), 403)
+    assert made(api.post(role, {"role": "operator"}))["role"] == "operator"
+    assert ann.post("/v1/loop", {"sampling": False}).status_code == 200
+    made(api.post(role, {"role": "annotator"}))
+    refused(ann.post("/v1/loop", {"sampling": False}), 403)
+    refused(api.post(role, {"role": "king"}), 422)
+
+
+@pytest.mark.integration
+def test_the_last_owner_stays_one_and_a_service_stays_a_service(
+    api: Api, someone: Callable[[str, Role], Api], store: Store
+) -> None:
+    me = made(api.get("/v1/persons/me"))
+    assert "last owner" in str(refused(api.post(f"/v1/persons/{me['id']}/role", {"role": "operator"}), 409)["detail"])
+    assert made(api.get("/v1/persons/me"))["role"] == "owner"
+    for name, role, other in (("pipe", Role.SERVICE, "operator"), ("ann", Role.ANNOTATOR, "service")):
+        person = made(someone(name, role).get("/v1/persons/me"))
+        refused(api.post(f"/v1/persons/{person['id']}/role", {"role": other}), 409)
+
+    bob = someone("bob", Role.OWNER)
+    made(bob.post(f"/v1/persons/{me['id']}/role", {"role": "annotator"}))
+    refused(api.get("/v1/persons"), 403)
+
+
+@pytest.mark.integration
 def test_a_name_is_given_once(api: Api) -> None:
     made(api.post("/v1/persons", {"name": "ann"}))
     assert "exists" in str(refused(api.post("/v1/persons", {"name": "ann"}), 409)["detail"])

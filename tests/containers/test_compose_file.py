@@ -98,23 +98,25 @@ def test_what_goes_on_running_tells_its_health_and_is_started_again(name: str) -
     assert service["restart"] == ("unless-stopped" if runs_on else "no")
 
 
-def test_only_the_api_has_a_port_and_only_on_loopback() -> None:
+def test_only_the_api_has_a_port_and_prometheus_when_asked_for_and_only_on_loopback() -> None:
     published = {name: list_of(service, "ports") for name, service in SERVICES.items() if "ports" in service}
-    assert published == {"api": ["127.0.0.1:8700:8700"]}
+    assert published == {"api": ["127.0.0.1:8700:8700"], "prometheus": ["127.0.0.1:9090:9090"]}
+    assert SERVICES["prometheus"]["profiles"] == ["metrics"]
 
 
 def test_only_the_network_of_those_who_ask_elsewhere_leads_out() -> None:
     networks = yaml.safe_load((REPOSITORY / "compose.yaml").read_text())["networks"]
     assert [name for name, options in networks.items() if not (options or {}).get("internal")] == ["outside"]
     outside = {name for name, service in SERVICES.items() if "outside" in list_of(service, "networks")}
-    assert outside == {"api", "worker", "model", "init", "cli"}
+    assert outside == {"api", "worker", "model", "init", "cli", "prometheus"}
 
 
-def test_the_sandbox_meets_nobody_but_the_experts_who_call_it() -> None:
+def test_the_sandbox_meets_nobody_but_the_experts_who_call_it_and_who_reads_its_figures() -> None:
     assert list_of(SERVICES["sandbox"], "networks") == ["sandbox"]
     assert {name for name, service in SERVICES.items() if "sandbox" in list_of(service, "networks")} == {
         "sandbox",
         "experts",
+        "prometheus",
     }
 
 
@@ -125,15 +127,16 @@ def test_a_container_sees_the_secrets_it_needs_and_no_other() -> None:
         "init": {"secret-database", "secret-policy", "secret-experts", "secret-owner"},
         "postgres": {"secret-database"},
         "redis": {"secret-broker"},
-        "sandbox": {"secret-sandbox"},
-        "policy": {"secret-policy"},
-        "policy-gpu": {"secret-policy"},
-        "experts": {"secret-database", "secret-policy", "secret-sandbox", "secret-experts"},
-        "api": {"secret-database", "secret-broker", "secret-policy"},
-        "worker": {"secret-database", "secret-broker", "secret-policy"},
+        "sandbox": {"secret-sandbox", "secret-metrics"},
+        "policy": {"secret-policy", "secret-metrics"},
+        "policy-gpu": {"secret-policy", "secret-metrics"},
+        "experts": {"secret-database", "secret-policy", "secret-sandbox", "secret-experts", "secret-metrics"},
+        "api": {"secret-database", "secret-broker", "secret-policy", "secret-metrics"},
+        "worker": {"secret-database", "secret-broker", "secret-policy", "secret-metrics"},
         "beat": {"secret-broker"},
-        "trainer": {"secret-database", "secret-broker", "secret-policy"},
-        "trainer-gpu": {"secret-database", "secret-broker", "secret-policy"},
+        "trainer": {"secret-database", "secret-broker", "secret-policy", "secret-metrics"},
+        "trainer-gpu": {"secret-database", "secret-broker", "secret-policy", "secret-metrics"},
+        "prometheus": {"secret-metrics"},
         "cli": {"secret-owner"},
     }
 
@@ -148,12 +151,17 @@ def test_secrets_are_written_only_by_who_makes_them() -> None:
     assert writers == {"secrets", "migrate"}
 
 
-def test_every_image_is_built_here_from_three_that_are_official() -> None:
+def test_every_image_is_built_here_from_four_that_are_official() -> None:
     named = {name: service["image"] for name, service in SERVICES.items() if "image" in service}
     assert named == {"cli": "preceptor-api"}
     assert target_of(SERVICES["api"]) == "services"
     bases = re.findall(r"^FROM (\S+) AS", (REPOSITORY / "Dockerfile").read_text(), re.MULTILINE)
-    assert {base for base in bases if ":" in base} == {"python:3.11-slim", "postgres:16-alpine", "redis:7-alpine"}
+    assert {base for base in bases if ":" in base} == {
+        "python:3.11-slim",
+        "postgres:16-alpine",
+        "redis:7-alpine",
+        "prom/prometheus:v3.5.0",
+    }
 
 
 @pytest.mark.parametrize("profile", ["cpu", "gpu"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 PROGRAM = Path(__file__).parents[2] / "containers" / "make_secrets.py"
-FOLDERS = ("database", "broker", "policy", "sandbox", "experts")
+FOLDERS = ("database", "broker", "policy", "sandbox", "experts", "metrics")
 
 
 @pytest.fixture
@@ -34,6 +34,7 @@ def test_the_first_start_makes_every_secret_and_the_next_one_none(root: Path) ->
         "database/password",
         "database/preceptor_database_url",
         "experts/preceptor_expert_secret",
+        "metrics/preceptor_metrics_key",
         "policy/preceptor_internal_key",
         "sandbox/preceptor_sandbox_key",
     }
@@ -48,7 +49,7 @@ def test_the_first_start_makes_every_secret_and_the_next_one_none(root: Path) ->
 
 def test_what_is_made_is_printed_by_its_place_and_never_by_its_value(root: Path) -> None:
     said = make(root).stdout
-    assert said.count(" is new\n") == 7
+    assert said.count(" is new\n") == 8
     assert not [value for value in read(root).values() if value in said]
 
 

@@ -181,6 +181,15 @@ def test_other_addresses_than_loopback_need_a_key() -> None:
     assert "SANDBOX_API_KEY" in ended.stderr
 
 
+@pytest.mark.parametrize("variable", ["SANDBOX_API_KEY_FILE", "SANDBOX_METRICS_KEY_FILE"])
+def test_a_key_whose_file_cannot_be_read_stops_the_start(variable: str, tmp_path: Path) -> None:
+    environment = {"PATH": os.environ["PATH"], variable: str(tmp_path / "none")}
+    command = [sys.executable, "-m", "sandbox", "--port", str(free_port())]
+    ended = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2
+    assert f"{variable} cannot be read" in ended.stderr
+
+
 def test_a_request_that_is_too_large_is_answered_413(sandbox: SandboxServer) -> None:
     lengths = (f"Content-Length: {33 << 20}", "Transfer-Encoding: chunked")
     for length in lengths:

@@ -209,6 +209,24 @@ def test_one_of_my_sessions_can_be_ended_and_nobody_elses(
 
 
 @pytest.mark.integration
+def test_an_owner_gives_another_role_which_holds_for_whoever_is_logged_in(
+    owner: Browser, browser: Callable[[], Browser], ann: str, store: Store
+) -> None:
+    there = browser()
+    there.log_in(ann)
+    assert there.get("/audit").status_code == 403
+    with store.transaction() as session:
+        row = persons.find(session, "ann")
+        assert row is not None
+    page = f"/persons/{row.id}"
+    assert owner.send(f"{page}/role", seen_on=page, role="operator").headers["location"] == page
+    assert 'value="operator" checked' in owner.get(page).text
+    assert there.get("/audit").status_code == 200
+    assert owner.send(f"{page}/role", seen_on=page, role="service").status_code == 409
+    assert owner.send(f"{page}/role", seen_on=page).status_code == 422
+
+
+@pytest.mark.integration
 def test_a_password_link_sets_a_password_once(
     owner: Browser, browser: Callable[[], Browser], ann: str, store: Store
 ) -> None:

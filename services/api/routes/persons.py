@@ -10,7 +10,15 @@ from services.api.deps import PagingDep, StoreDep
 from services.api.once import OnceDep
 from services.api.routes.common import build_router, problems
 from services.contracts.base import Page
-from services.contracts.persons import Erasure, LoginLink, PasswordLinkCreate, Person, PersonCreate, PersonCreated
+from services.contracts.persons import (
+    Erasure,
+    LoginLink,
+    PasswordLinkCreate,
+    Person,
+    PersonCreate,
+    PersonCreated,
+    RoleChange,
+)
 from services.store import browse, erasing, persons
 from services.store.models import PersonRow
 
@@ -67,6 +75,21 @@ def revoke_key(person_id: UUID, store: StoreDep, once: OnceDep) -> Person:
     """Leave a person without any working key. Errors: PersonNotFound (404), LastOwner (409)."""
     with store.transaction() as session:
         return once(session, lambda: _revoke(session, person_id))
+
+
+@router.post(
+    "/persons/{person_id}/role",
+    name="persons.role",
+    dependencies=[needs(Right.ADMINISTER)],
+    responses=problems(404, 409, 413, 415, 422),
+)
+def change_role(person_id: UUID, body: RoleChange, store: StoreDep, once: OnceDep) -> Person:
+    """Give a person another role, from their next call on; keys and sessions go on, within its rights.
+
+    Errors: PersonNotFound (404), PersonErased, ServiceStays, LastOwner (409).
+    """
+    with store.transaction() as session:
+        return once(session, lambda: Person.model_validate(persons.change_role(session, person_id, body.role)))
 
 
 @router.post(

@@ -1,6 +1,6 @@
 """Persons and services, for owners: who there is, what they hold, and taking out what somebody wrote."""
 
-from typing import Annotated
+from typing import Annotated, Final
 from uuid import UUID
 
 from pydantic import Field
@@ -10,7 +10,7 @@ from services.api import people
 from services.api.auth import Right
 from services.api.deps import PagingDep, StoreDep
 from services.contracts.base import Contract, Name
-from services.contracts.persons import RIGHTS, PasswordLinkCreate, Person, Role
+from services.contracts.persons import RIGHTS, PasswordLinkCreate, Person, Role, RoleChange
 from services.errors import InvalidInput
 from services.store import audit, erasing, keys, logins, passwords, persons, roster
 from services.web.forms import build_pages, form_of
@@ -18,6 +18,13 @@ from services.web.pages.account import MAX_KEYS
 from services.web.visitors import VisitorDep, go_to, needs, page
 
 router = build_pages()
+
+ROLES: Final = {
+    Role.ANNOTATOR: "reads, and corrects answers",
+    Role.OPERATOR: "also runs experts, loop and evaluations",
+    Role.OWNER: "may do everything",
+    Role.SERVICE: "a program: reads, and sends tasks and rollouts",
+}
 
 
 class PersonForm(Contract):
@@ -51,7 +58,7 @@ def show_persons(visitor: VisitorDep, store: StoreDep, paging: PagingDep) -> Res
     """Everybody, newest first. Errors: BadCursor (422)."""
     with store.transaction() as session:
         found = roster.read(session, cursor=paging.cursor, limit=paging.limit)
-    return page(visitor, "persons/list.html", found=found, roles=list(Role))
+    return page(visitor, "persons/list.html", found=found, roles=ROLES)
 
 
 @router.post("/persons", dependencies=[needs(Right.ADMINISTER)])
@@ -85,9 +92,21 @@ def show_person(person_id: UUID, visitor: VisitorDep, store: StoreDep) -> Respon
         sessions=sessions,
         keys=held.items,
         scopes=sorted(RIGHTS[person.role]),
+        roles={role: said for role, said in ROLES.items() if role is not Role.SERVICE},
         person_id=person.id,
         erasure=erasure,
     )
+
+
+@router.post("/persons/{person_id}/role", dependencies=[needs(Right.ADMINISTER)])
+def change_role(
+    person_id: UUID, visitor: VisitorDep, store: StoreDep, form: Annotated[RoleChange, form_of(RoleChange)]
+) -> Response:
+    """Give a person another role. Errors: PersonNotFound (404), PersonErased, ServiceStays, LastOwner (409)."""
+    with store.transaction() as session:
+        name = persons.change_role(session, person_id, form.role).name
+        audit.record(session, visitor.actor, "persons.role", "person", person_id, {"role": form.role.value})
+    return go_to(visitor, f"/persons/{person_id}", notice=f"{name} is {form.role.value} now.")
 
 
 @router.post("/persons/{person_id}/password-link", dependencies=[needs(Right.ADMINISTER)])
