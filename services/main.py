@@ -52,16 +52,19 @@ class RegistrationFailed(PreceptorError):
     title = "An own expert could not be registered"
 
 
-def prepare_database(settings: Settings, keep: Callable[[str], None] = lambda key: None) -> str | None:
+def prepare_database(
+    settings: Settings, keep: Callable[[str], None] = lambda key: None, *, is_lost: bool = False
+) -> str | None:
     """Migrate, and make the owner with a key when there is none. Returns the new key: it is shown this once.
 
-    keep: handed the new key before it is committed, so that a key that could not be kept is none.
+    keep: handed the new key before it is committed, so that a key that could not be kept is none. is_lost: the owner's
+    key is in nobody's hands; they get one more.
     """
     migrate.upgrade(settings.database_url)
     store = Store(settings.database_url, pool_size=1)
     try:
         with store.transaction() as session:
-            key = persons.ensure_owner(session)
+            key = persons.ensure_owner(session, is_lost=is_lost)
             if key is not None:
                 keep(key)
             return key

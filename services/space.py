@@ -43,8 +43,10 @@ def find_shortage(settings: Settings, database_bytes: int = 0) -> str | None:
 
 
 def places(home: Path) -> dict[str, Path]:
-    """The folders whose disks must not fill up, by what they are: the data folder, and an embedded database's files."""
+    """The folders whose disks must not fill up, by what they are: the data folder, those of weights where they are
+    disks of their own, and an embedded database's files."""
     found = {"the data folder": home}
+    found |= {name: home / name for name in ("artifacts", "checkpoints") if (home / name).is_mount()}
     database = home / "postgres" / "pgdata"
     if database.is_symlink():  # otherwise it is on the data folder's disk
         found["the database"] = database.resolve()

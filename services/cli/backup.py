@@ -49,13 +49,15 @@ def restore(
 ) -> None:
     """Restore a backup into an empty data folder, and an empty database if DATABASE_URL names one."""
     progress = Progress(Console(stderr=as_json))
-    layout = layout_of(home)
-    done = restoring.restore(source.absolute(), layout, given_database_url(os.environ), progress.say)
+    layout, database_url = layout_of(home), given_database_url(os.environ)
+    done = restoring.restore(source.absolute(), layout, database_url, progress.say)
 
     def words() -> None:
         for line in done.manifest.lineages:
             typer.echo(f"lineage {line.name}: continues after update {line.num_updates}, with the model {line.model}")
-        if not done.manifest.with_secrets:
+        if database_url is not None:
+            typer.echo("Start its processes on that database; experts that sign may have to be registered once more.")
+        elif not done.manifest.with_secrets:
             typer.echo("The backup has no secrets. Start with an owner's key of the old installation:")
             typer.echo(f"  PRECEPTOR_API_KEY=pk_… preceptor up --home {layout.root}")
             typer.echo("and register experts that sign once more, with their secret.")

@@ -304,7 +304,10 @@ def init(
     experts: Annotated[bool, typer.Option("--experts", help="Register our own experts too, through the api.")] = False,
     keep_key: Annotated[
         Path | None,
-        typer.Option(help="Write the owner's key to this file instead of printing it.", show_default=False),
+        typer.Option(
+            help="Write the owner's key to this file instead of printing it; without the file they get one more.",
+            show_default=False,
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -315,7 +318,9 @@ def init(
     Prints the owner's API key when it makes one; it is shown this once.
     """
     settings = Settings()
-    new_key = main.prepare_database(settings, _keep_nowhere if keep_key is None else partial(write_private, keep_key))
+    keep = _keep_nowhere if keep_key is None else partial(write_private, keep_key)
+    is_lost = keep_key is not None and not keep_key.exists()
+    new_key = main.prepare_database(settings, keep, is_lost=is_lost)
     shown = new_key if keep_key is None else None
     words = "the database is ready" if shown is None else f"the owner's API key, shown this once: {shown}"
     if new_key is not None and keep_key is not None:

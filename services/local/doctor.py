@@ -152,8 +152,12 @@ def check_python() -> Finding:
 
 def check_libraries(lock: Path) -> Findings:
     """That what Preceptor requires is installed, and in the versions it is tested with."""
+    try:
+        required = importlib.metadata.requires("preceptor") or []
+    except importlib.metadata.PackageNotFoundError:  # it runs from a folder: the image was built with what it needs
+        required = []
     missing = []
-    for line in importlib.metadata.requires("preceptor") or ():
+    for line in required:
         requirement = Requirement(line)
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
@@ -232,6 +236,8 @@ def check_processes(installation: Installation) -> Finding:
             )
         if layout.run_file.exists():
             return ok("processes", "nothing runs on this data folder; the last start was killed, and left nothing")
+        if not installation.is_ours:
+            return ok("processes", "not looked at: it is not `preceptor up` that runs them here")
         return ok("processes", "nothing runs on this data folder (`preceptor up` starts it)")
     away = [
         process.name

@@ -17,6 +17,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, SecretStr
 
 from services.local.process import LocalError
+from services.settings import find_secret
 
 LOOPBACK = "127.0.0.1"
 
@@ -105,13 +106,15 @@ def default_home(environ: Mapping[str, str]) -> Path:
 
 
 def given_database_url(environ: Mapping[str, str]) -> str | None:
-    """The database the environment names, which wins over the embedded Postgres; None when it names none."""
-    return environ.get("PRECEPTOR_DATABASE_URL") or environ.get("DATABASE_URL") or None
+    """The database the environment or a secret names, which wins over the embedded Postgres; None without either."""
+    named = environ.get("PRECEPTOR_DATABASE_URL") or environ.get("DATABASE_URL")
+    return named or find_secret("PRECEPTOR_DATABASE_URL", environ) or None
 
 
 def given_redis_url(environ: Mapping[str, str]) -> str | None:
-    """The broker the environment names, which wins over the embedded Valkey; None when it names none."""
-    return environ.get("PRECEPTOR_REDIS_URL") or environ.get("REDIS_URL") or None
+    """The broker the environment or a secret names, which wins over the embedded Valkey; None without either."""
+    named = environ.get("PRECEPTOR_REDIS_URL") or environ.get("REDIS_URL")
+    return named or find_secret("PRECEPTOR_REDIS_URL", environ) or None
 
 
 def free_port() -> int:

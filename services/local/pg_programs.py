@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -45,6 +46,10 @@ def plain_url(url: str) -> str:
     return sqlalchemy_url(url).replace("postgresql+psycopg://", "postgresql://", 1)
 
 
+NO_HARM: Final = 'unrecognized configuration parameter "transaction_timeout"'
+"""What pg_restore 17 and newer is told by older servers, whose sessions have no such limit to be lifted."""
+
+
 def run(program: str, server_major: int, url: str, arguments: Sequence[str | Path]) -> None:
     """Run one of the programs against the database of a URL, to its end. Errors: ProgramFailed, LocalError."""
     named = {
@@ -60,14 +65,18 @@ def run(program: str, server_major: int, url: str, arguments: Sequence[str | Pat
         errors="replace",
         check=False,
     )
-    if ended.returncode:
+    errors = [line for line in ended.stdout.splitlines() if ": error:" in line]
+    if ended.returncode and not (errors and all(NO_HARM in line for line in errors)):
         raise ProgramFailed(f"{program} ended with {ended.returncode}:\n{ended.stdout[-2000:].strip()}")
 
 
 def find(program: str, server_major: int) -> Path:
     """The program in a version no older than the server: the wheel's, else the one on PATH. Errors: LocalError."""
-    here = shutil.which(program)
-    candidates = [wheel_folder() / "pginstall" / "bin" / program, *([] if here is None else [Path(here)])]
+    candidates = []
+    with suppress(LocalError):  # the wheel is left out where every server is somebody else's
+        candidates.append(wheel_folder() / "pginstall" / "bin" / program)
+    if (here := shutil.which(program)) is not None:
+        candidates.append(Path(here))
     for candidate in candidates:
         if candidate.exists() and _major(candidate) >= server_major:
             return candidate

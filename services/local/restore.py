@@ -67,7 +67,7 @@ def restore(source: Path, layout: Layout, database_url: str | None, say: Say) ->
     database_url: an empty database to fill, instead of an embedded one.
     Errors: RestoreRefused, RestoreIncomplete (422), ProgramFailed, LocalError.
     """
-    if layout.root.exists() and any(layout.root.iterdir()):
+    if any(not path.is_dir() or any(path.iterdir()) for path in _list(layout.root)):
         raise RestoreRefused(
             f"{layout.root} is not empty", hint="Name a new data folder with --home; this one stays as it is."
         )
@@ -93,6 +93,10 @@ def restore(source: Path, layout: Layout, database_url: str | None, say: Say) ->
             write_private(layout.root / "INCOMPLETE", "A restore into this folder failed; delete the folder.\n")
             raise
     return Restored(manifest, None if manifest.migration == head else manifest.migration)
+
+
+def _list(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.exists() else []
 
 
 def check(folder: Path) -> Manifest:
@@ -161,7 +165,7 @@ def _fill_database(folder: Path, manifest: Manifest, url: str) -> None:
 
         def fill(section: str) -> None:
             name = connection.info.dbname
-            arguments = ["--exit-on-error", "--no-owner", "--no-privileges", f"--section={section}", f"--dbname={name}"]
+            arguments = ["--no-owner", "--no-privileges", f"--section={section}", f"--dbname={name}"]
             pg_programs.run("pg_restore", major, url, [*arguments, folder / DUMP])
 
         fill("pre-data")

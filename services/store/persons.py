@@ -14,6 +14,7 @@ from services.store.models import PersonRow
 
 OWNER_NAME = "owner"
 FIRST_KEY = "first key"
+KEY_AGAIN = "key of this installation"
 
 
 class PersonNotFound(NotFound):
@@ -65,13 +66,17 @@ def create(session: Session, name: str, role: Role) -> tuple[PersonRow, str]:
     return row, keys.issue(session, row.id, FIRST_KEY)[1]
 
 
-def ensure_owner(session: Session) -> str | None:
-    """The key of a first owner, to be shown this once; None when an owner already holds one."""
+def ensure_owner(session: Session, *, is_lost: bool = False) -> str | None:
+    """The key of a first owner, to be shown this once; None when an owner already holds one.
+
+    is_lost: nobody has the one they hold, as after a restore without secrets: they get one more.
+    """
     row = find_owner(session)
     session.refresh(row, with_for_update=True)  # two first starts at once take turns
-    if keys.has_owner_key(session):
+    holds_one = keys.has_owner_key(session)
+    if holds_one and not is_lost:
         return None
-    made, secret = keys.issue(session, row.id, FIRST_KEY)
+    made, secret = keys.issue(session, row.id, KEY_AGAIN if holds_one else FIRST_KEY)
     audit.record(session, audit.SYSTEM, "keys.add", "key", made.id, {"person_id": str(row.id)})
     return secret
 

@@ -88,6 +88,8 @@ def test_the_key_is_stored_only_as_its_hash(api: Api, store: Store) -> None:
 def test_the_first_owner_is_made_once(api: Api, store: Store) -> None:
     with store.transaction() as session:
         assert persons.ensure_owner(session) is None
+        again = persons.ensure_owner(session, is_lost=True)
+    assert made(Api(api.http, str(again)).get("/v1/persons/me"))["role"] == "owner"
     assert made(api.get("/v1/persons/me"))["role"] == "owner"
 
 

@@ -14,7 +14,7 @@ from pydantic import JsonValue, TypeAdapter
 REPOSITORY: Final = Path(__file__).parents[2]
 ONCE: Final = ("secrets", "migrate", "model", "init")
 """They run before others and end."""
-TOOLS: Final = ("cli",)
+TOOLS: Final = ("cli", "operator")
 VARIABLE: Final = re.compile(r"\$\{\w+:?-([^}]*)\}")
 
 Service = Mapping[str, JsonValue]
@@ -108,7 +108,7 @@ def test_only_the_network_of_those_who_ask_elsewhere_leads_out() -> None:
     networks = yaml.safe_load((REPOSITORY / "compose.yaml").read_text())["networks"]
     assert [name for name, options in networks.items() if not (options or {}).get("internal")] == ["outside"]
     outside = {name for name, service in SERVICES.items() if "outside" in list_of(service, "networks")}
-    assert outside == {"api", "worker", "model", "init", "cli", "prometheus"}
+    assert outside == {"api", "worker", "model", "init", "cli", "operator", "prometheus"}
 
 
 def test_the_sandbox_meets_nobody_but_the_experts_who_call_it_and_who_reads_its_figures() -> None:
@@ -117,6 +117,7 @@ def test_the_sandbox_meets_nobody_but_the_experts_who_call_it_and_who_reads_its_
         "sandbox",
         "experts",
         "prometheus",
+        "operator",
     }
 
 
@@ -138,6 +139,7 @@ def test_a_container_sees_the_secrets_it_needs_and_no_other() -> None:
         "trainer-gpu": {"secret-database", "secret-broker", "secret-policy", "secret-metrics"},
         "prometheus": {"secret-metrics"},
         "cli": {"secret-owner"},
+        "operator": {f"secret-{name}" for name in ("database", "broker", "policy", "sandbox", "experts", "owner")},
     }
 
 

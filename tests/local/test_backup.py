@@ -3,14 +3,16 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Final
 
 import psycopg
 import pytest
 from psycopg import sql
 from sqlalchemy import func, select
 
-from services.local import backup, restore
+from services.local import backup, pg_programs, restore
 from services.local.installation import Installation, find
 from services.local.layout import Layout
 from services.local.pg_programs import plain_url
@@ -112,6 +114,42 @@ def test_what_is_restored_has_the_same_rows_and_weights(
     assert done.migrated_from is None
     [line] = manifest.lineages
     assert (line.num_updates, line.checkpoint_sha256) == (1, weights["checkpoint"])
+
+
+def test_folders_that_are_there_and_empty_are_filled_as_volumes_are(
+    installation: Installation, weights: dict[str, str], empty_database: str, tmp_path: Path
+) -> None:
+    backup.make(installation, tmp_path / "backup", with_secrets=False, say=quiet)
+    target = Layout.open(tmp_path / "restored")
+    restore.restore(tmp_path / "backup", target, empty_database, quiet)
+    assert ArtifactStore(target.artifacts).path(weights["serving"]).is_dir()
+
+
+REFUSED: Final = (
+    'pg_restore: error: could not execute query: ERROR:  unrecognized configuration parameter "transaction_timeout"'
+)
+
+
+@pytest.mark.parametrize(
+    ("said", "is_well"),
+    [
+        (
+            f"{REFUSED}\nCommand was: SET transaction_timeout = 0;\npg_restore: warning: errors ignored on restore: 1",
+            True,
+        ),
+        (f"{REFUSED}\npg_restore: error: could not execute query: ERROR:  no room", False),
+        ("pg_restore: warning: errors ignored on restore: 1", False),
+    ],
+)
+def test_only_what_an_older_server_does_not_know_is_no_failure(
+    said: str, is_well: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "pg_restore"
+    program.write_text(f"#!/bin/sh\ncat <<'END'\n{said}\nEND\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(pg_programs, "find", lambda name, major: program)
+    with nullcontext() if is_well else pytest.raises(pg_programs.ProgramFailed):
+        pg_programs.run("pg_restore", 15, "postgresql://nobody@127.0.0.1/none", [])
 
 
 def test_the_restored_database_refuses_what_the_first_one_refused(

@@ -1,5 +1,6 @@
 """What `preceptor doctor` finds, with the stack down and with pieces of it up."""
 
+import importlib.metadata
 import json
 import os
 from collections.abc import Iterator
@@ -71,6 +72,17 @@ def test_libraries_of_other_versions_than_the_lock_are_pointed_out(tmp_path: Pat
     assert found.verdict is Verdict.WARN
     assert "pydantic" in found.found
     assert "never-installed" not in found.found
+
+
+def test_libraries_are_compared_where_the_package_runs_from_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find_nothing(name: str) -> list[str]:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "requires", find_nothing)
+    [found] = doctor.check_libraries(tmp_path / "no lock file")
+    assert found.verdict is Verdict.OK
 
 
 def test_clocks_far_apart_fail() -> None:

@@ -61,6 +61,15 @@ def test_servers_named_in_the_environment_are_found_under_both_names() -> None:
     assert given_redis_url({"REDIS_URL": "redis://a", "PRECEPTOR_REDIS_URL": "redis://b"}) == "redis://b"
 
 
+def test_servers_named_by_secrets_in_files_are_found(tmp_path: Path) -> None:
+    (tmp_path / "database").mkdir()
+    (tmp_path / "database" / "preceptor_database_url").write_text("postgresql://kept/in-a-file\n")
+    environ = {"PRECEPTOR_SECRETS_DIR": str(tmp_path)}
+    assert given_database_url(environ) == "postgresql://kept/in-a-file"
+    assert given_redis_url(environ) is None
+    assert given_database_url({**environ, "DATABASE_URL": "postgresql://a/b"}) == "postgresql://a/b"
+
+
 def test_a_private_file_replaces_the_old_one_whole_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
     write_private(tmp_path / "kept", "old")
     write_private(tmp_path / "kept", "new")
