@@ -207,5 +207,6 @@ class Expert(View):
     top_k: int
     temperature: float
     consecutive_failures: int
+    retry_at: datetime | None
     report: ConformanceReport
     created_at: datetime

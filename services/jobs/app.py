@@ -16,6 +16,7 @@ app.conf.update(
         "services.jobs.consult",
         "services.jobs.maintain",
         "services.jobs.effects",
+        "services.jobs.readmit",
         "services.jobs.retain",
     ],
     task_queues=[Queue("sample"), Queue("consult"), Queue("maintain")],
@@ -39,6 +40,7 @@ app.conf.update(
     task_publish_retry_policy={"max_retries": 2, "interval_start": 0.1, "interval_step": 0.2, "interval_max": 0.5},
     beat_schedule={
         "maintain": {"task": "maintain", "schedule": 1.0, "options": {"expires": 5}},
+        "readmit": {"task": "readmit", "schedule": 5.0, "options": {"expires": 5}},
         "retain": {"task": "retain", "schedule": 3600.0},
     },
     beat_max_loop_interval=1,

@@ -32,7 +32,7 @@ from services.contracts.experts import (
 from services.contracts.rollouts import Purpose
 from services.contracts.tasks import Message, Split
 from services.errors import Conflict, NotFound
-from services.store import answers, ranking, rollouts
+from services.store import answers, quarantine, ranking, rollouts
 from services.store.models import (
     AnswerRow,
     AttemptRow,
@@ -280,7 +280,7 @@ def settle(session: Session, question: Question, outcome: Outcome) -> list[UUID]
     if row is None:
         return []
     _end_attempt(session, question, "ok", None)
-    session.execute(update(ExpertRow).where(ExpertRow.id == row.expert_id).values(consecutive_failures=0))
+    quarantine.note_answer(session, row.expert_id)
     _conclude(session, row, rollout, outcome)
     rollouts.advance(session, rollout.id)
     return pending_of(session, [rollout.id])
@@ -386,7 +386,7 @@ def release(
     row.lease_until = None
     if retry_after is None:
         row.failures += 1
-        _count_failure(session, question.expert_id, reason, quarantine_after)
+        quarantine.note_failure(session, question.expert_id, reason, quarantine_after)
     if row.failures >= max_attempts:
         row.status = ConsultationStatus.DEAD.value
         row.settled_at = func.now()
@@ -398,15 +398,6 @@ def release(
     row.status = ConsultationStatus.PENDING.value
     row.sent_at = None
     row.not_before = func.now() + timedelta(seconds=delay)
-
-
-def _count_failure(session: Session, expert_id: UUID, reason: str, quarantine_after: int) -> None:
-    expert = session.scalars(select(ExpertRow).where(ExpertRow.id == expert_id).with_for_update()).one()
-    expert.consecutive_failures += 1
-    may = (ExpertStatus.ACTIVE.value, ExpertStatus.PROBATION.value)
-    if expert.consecutive_failures >= quarantine_after and expert.status in may:
-        expert.status = ExpertStatus.QUARANTINED.value
-        expert.reason = f"{expert.consecutive_failures} failures in a row, the last: {reason}"[:2000]
 
 
 def kill(session: Session, row: ConsultationRow, reason: str) -> None:

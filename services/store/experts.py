@@ -10,7 +10,7 @@ from services.contracts.base import check_change
 from services.contracts.consultations import ConsultationStatus
 from services.contracts.experts import EXPERT_CHANGES, ConformanceReport, Expert, ExpertCreate, ExpertStatus
 from services.errors import Conflict, InvalidInput, NotFound
-from services.store import consultations
+from services.store import consultations, quarantine
 from services.store.models import ConsultationRow, ExpertRow, RolloutRow
 
 UNSETTLED = (ConsultationStatus.PENDING.value, ConsultationStatus.ASKED.value, ConsultationStatus.WAITING.value)
@@ -98,12 +98,14 @@ def register(session: Session, lineage_id: UUID, wanted: ExpertCreate, report: C
     row.temperature = wanted.temperature
     row.signing_secret = wanted.signing_secret
     row.report = report.model_dump(mode="json")
-    row.consecutive_failures = 0
+    if row.status != ExpertStatus.QUARANTINED.value:
+        quarantine.end(row)
     session.flush()
     if row.status == ExpertStatus.ACTIVE.value and not report.passed:
         row.status, row.reason = ExpertStatus.PROBATION.value, "its last conformance run failed"
     if row.status == ExpertStatus.QUARANTINED.value and report.passed:
         row.status, row.reason = ExpertStatus.PROBATION.value, None
+        quarantine.end(row)
         session.flush()
     if row.status == ExpertStatus.PROBATION.value and wanted.trusted and report.passed:
         row.status, row.reason = ExpertStatus.ACTIVE.value, None
@@ -171,9 +173,6 @@ def requeue(session: Session, expert_id: UUID) -> tuple[ExpertRow, list[UUID]]:
     )
     if row.status in (ExpertStatus.QUARANTINED.value, ExpertStatus.RETIRED.value):
         row = _change(session, expert_id, ExpertStatus.PROBATION)
-        row.consecutive_failures = 0
-        row.reason = None
-        session.flush()
     dead = session.scalars(
         select(ConsultationRow.id).where(
             ConsultationRow.expert_id == row.id, ConsultationRow.status == ConsultationStatus.DEAD.value
@@ -189,6 +188,8 @@ def _change(session: Session, expert_id: UUID, new: ExpertStatus) -> ExpertRow:
         session, expert_id
     )
     check_change(EXPERT_CHANGES, ExpertStatus(row.status), new)
+    if row.status == ExpertStatus.QUARANTINED.value:
+        quarantine.end(row)
     row.status = new.value
     if new in (ExpertStatus.ACTIVE, ExpertStatus.PROBATION):
         row.reason = None

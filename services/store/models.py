@@ -430,6 +430,10 @@ class ExpertRow(Base):
     top_k: Mapped[int] = mapped_column(server_default="20")
     temperature: Mapped[float] = mapped_column(Float, server_default="1")
     consecutive_failures: Mapped[int] = mapped_column(server_default="0")
+    num_pauses: Mapped[int] = mapped_column(server_default="0")
+    """Looks and quarantines since it last answered; each doubles the next pause."""
+    retry_at: Mapped[datetime | None]
+    """When it is looked after, while it is quarantined; none: at once."""
     signing_secret: Mapped[str | None]
     report: Mapped[JsonObject]
     created_at: Mapped[datetime] = _now()

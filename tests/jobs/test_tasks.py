@@ -4,9 +4,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
 from services.contracts.answers import AnswerKind
 from services.contracts.experts import ConsultRequest, ConsultResult, Descriptor
@@ -14,11 +15,12 @@ from services.experts.app import create_expert_app
 from services.jobs.app import app
 from services.jobs.consult import consult
 from services.jobs.maintain import maintain
+from services.jobs.readmit import readmit
 from services.jobs.runtime import runtime
 from services.jobs.sample import sample
 from services.local.layout import free_port
 from services.store import loop, rollouts
-from services.store.models import AttemptRow, ConsultationRow, GroupRow, RolloutRow
+from services.store.models import AttemptRow, ConsultationRow, ExpertRow, GroupRow, RolloutRow
 from services.store.store import Store
 from tests.serving import serve
 from tests.store.conftest import World
@@ -103,6 +105,82 @@ def test_an_expert_that_is_down_leaves_the_question_pending_with_the_reason(
         [attempt] = session.scalars(select(AttemptRow)).all()
         assert attempt.outcome == "failed"
         assert rollouts.get(session, rollout.id).status == "open"
+
+
+def quarantine_expert(store: Store, endpoint: str, **changes: object) -> None:
+    """The expert, moved to this endpoint, is in quarantine and due to be looked after."""
+    with store.transaction() as session:
+        row = session.scalars(select(ExpertRow)).one()
+        report = {"endpoint": endpoint, "descriptor": row.descriptor, "checks": []}
+        values = {"endpoint": endpoint, "report": report, "consecutive_failures": 20, "num_pauses": 1, **changes}
+        session.execute(update(ExpertRow).values(status="quarantined", retry_at=func.now(), **values))
+
+
+def read_expert(store: Store) -> ExpertRow:
+    with store.transaction() as session:
+        return session.scalars(select(ExpertRow)).one()
+
+
+@pytest.mark.parametrize(("trusted", "status"), [(True, "active"), (False, "probation")])
+def test_an_expert_that_is_back_is_asked_again_by_itself(
+    trusted: bool, status: str, worker: str, store: Store, world: World, judge: Judge
+) -> None:
+    rollout = prepare(store, world, worker)
+    quarantine_expert(store, worker, trusted=trusted)
+    consult(question_ids(store))
+    assert judge.num_calls == 0
+    readmit()
+    found = read_expert(store)
+    assert (found.status, found.reason, found.retry_at) == (status, None, None)
+    consult(question_ids(store))
+    assert judge.num_calls == 1
+    assert (read_expert(store).consecutive_failures, read_expert(store).num_pauses) == (0, 0)
+    with store.transaction() as session:
+        assert rollouts.get(session, rollout.id).status != "open"
+
+
+def test_an_expert_that_is_still_away_is_looked_after_less_and_less_often(
+    worker: str, store: Store, world: World
+) -> None:
+    prepare(store, world, worker)
+    pauses = []
+    for num_pauses in (1, 2, 30):
+        quarantine_expert(store, f"http://127.0.0.1:{free_port()}", num_pauses=num_pauses)
+        began = datetime.now(UTC)
+        readmit()
+        found = read_expert(store)
+        assert found.status == "quarantined"
+        assert found.retry_at is not None
+        pauses.append(round((found.retry_at - began).total_seconds(), -1))
+        readmit()  # not due: nobody looks
+        assert read_expert(store).num_pauses == num_pauses + 1
+    assert pauses == [20, 40, 1800]
+
+
+def test_an_expert_that_is_back_in_another_version_stays_out(
+    worker: str, store: Store, world: World, judge: Judge
+) -> None:
+    prepare(store, world, worker)
+    quarantine_expert(store, worker, version="2")
+    readmit()
+    found = read_expert(store)
+    assert found.status == "quarantined"
+    assert "register it again" in (found.reason or "")
+
+
+def test_an_expert_that_was_let_in_and_fails_goes_back_at_once_and_loses_no_question(
+    worker: str, store: Store, world: World
+) -> None:
+    prepare(store, world, worker)
+    quarantine_expert(store, worker)
+    readmit()
+    with store.transaction() as session:
+        session.execute(update(ExpertRow).values(endpoint=f"http://127.0.0.1:{free_port()}"))
+    consult(question_ids(store))
+    found = read_expert(store)
+    assert (found.status, found.num_pauses) == ("quarantined", 2)
+    with store.transaction() as session:
+        assert session.scalars(select(ConsultationRow.status)).all() == ["pending"]
 
 
 def test_a_draw_while_the_policy_is_away_stays_pending_and_costs_no_attempt(

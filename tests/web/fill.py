@@ -130,6 +130,7 @@ class Filler:
                 descriptor=descriptor,
                 status=status,
                 reason=reason,
+                retry_at=self.began + timedelta(days=1) if status == "quarantined" else None,
                 granted=["tests"] if is_verifier else [],
                 trusted=status == "active",
                 weight=0.5 if name == "larger-model" else 1.0,

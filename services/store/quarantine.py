@@ -1,0 +1,109 @@
+"""The circuit breaker of experts: after many failures in a row one is asked nothing, until it is found to answer again.
+
+Its questions wait meanwhile, so that an outage costs none of them its tries. Pauses between looks double with every
+look that finds it away, and with every time it is let in and fails at once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+from uuid import UUID
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from services.contracts.experts import ConformanceReport, ExpertStatus
+from services.store.models import ExpertRow
+
+FIRST_PAUSE: Final = timedelta(seconds=10)
+LONGEST_PAUSE: Final = timedelta(minutes=30)
+LOOK_LEASE: Final = timedelta(minutes=1)
+"""How long nobody else looks after an expert that somebody looks after."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """A quarantined expert that is due to be looked after: whether this version answers there."""
+
+    expert_id: UUID
+    name: str
+    endpoint: str
+    version: str
+    signing_secret: str | None
+
+
+def note_failure(session: Session, expert_id: UUID, reason: str, quarantine_after: int) -> None:
+    """Count one; the last of so many in a row quarantines the expert."""
+    row = _lock(session, expert_id)
+    row.consecutive_failures += 1
+    may = (ExpertStatus.ACTIVE.value, ExpertStatus.PROBATION.value)
+    if row.consecutive_failures >= quarantine_after and row.status in may:
+        row.status = ExpertStatus.QUARANTINED.value
+        row.reason = f"{row.consecutive_failures} failures in a row, the last: {reason}"[:2000]
+        _pause(row)
+
+
+def note_answer(session: Session, expert_id: UUID) -> None:
+    """The row of failures is over."""
+    session.execute(
+        update(ExpertRow)
+        .where(ExpertRow.id == expert_id, (ExpertRow.consecutive_failures > 0) | (ExpertRow.num_pauses > 0))
+        .values(consecutive_failures=0, num_pauses=0)
+    )
+
+
+def take_due(session: Session, limit: int) -> Sequence[Look]:
+    """Experts to look after now; nobody else is given them for a minute."""
+    is_due = ExpertRow.retry_at.is_(None) | (ExpertRow.retry_at <= func.now())
+    rows = session.scalars(
+        select(ExpertRow)
+        .where(ExpertRow.status == ExpertStatus.QUARANTINED.value, is_due)
+        .order_by(ExpertRow.retry_at.nulls_first())
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    ).all()
+    looks = [Look(row.id, row.name, row.endpoint, row.version, row.signing_secret) for row in rows]
+    for row in rows:
+        row.retry_at = func.now() + LOOK_LEASE
+    return looks
+
+
+def readmit(session: Session, expert_id: UUID, quarantine_after: int) -> bool:
+    """Ask it again: on probation, or active at once if it is trusted and conformant. Its next failure, unless an answer
+    comes before, quarantines it for longer. False where somebody else has changed its status meanwhile."""
+    row = _lock(session, expert_id)
+    if row.status != ExpertStatus.QUARANTINED.value:
+        return False
+    row.status = ExpertStatus.PROBATION.value
+    session.flush()
+    if row.trusted and ConformanceReport.model_validate(row.report).passed:
+        row.status = ExpertStatus.ACTIVE.value
+    row.reason = None
+    row.retry_at = None
+    row.consecutive_failures = quarantine_after - 1
+    return True
+
+
+def postpone(session: Session, expert_id: UUID, reason: str) -> None:
+    """It is still away, for this reason; look again after a longer pause."""
+    row = _lock(session, expert_id)
+    if row.status == ExpertStatus.QUARANTINED.value:
+        row.reason = reason[:2000]
+        _pause(row)
+
+
+def end(row: ExpertRow) -> None:
+    """A person takes it out of quarantine, or has registered it anew: what was counted is over."""
+    row.consecutive_failures = 0
+    row.num_pauses = 0
+    row.retry_at = None
+
+
+def _pause(row: ExpertRow) -> None:
+    row.retry_at = func.now() + min(FIRST_PAUSE * 2 ** min(row.num_pauses, 20), LONGEST_PAUSE)
+    row.num_pauses += 1
+
+
+def _lock(session: Session, expert_id: UUID) -> ExpertRow:
+    return session.scalars(select(ExpertRow).where(ExpertRow.id == expert_id).with_for_update()).one()
