@@ -39,6 +39,7 @@ from services.contracts.updates import UpdateDetail
 
 POLL_SECONDS = 1.0
 FINAL_MARGIN = 1.25  # the last measurement may take this much longer than the first: versions switch, caches are cold
+LEAST_TRAINING = 1 / 3  # of the minutes, however long the measurements before it took
 MIN_GAP = 0.05  # below this a teacher knows too little more than the student to be learned from
 
 
@@ -103,7 +104,8 @@ def run(api: ApiClient, plan: DemoPlan, progress: Progress, check: Callable[[], 
         notes.append("A teacher shown the solution is hardly better than the policy: there is little to learn from it.")
         progress.say("warning: " + notes[-1])
 
-    trained = train(api, plan, progress, check, deadline - eval_seconds * FINAL_MARGIN)
+    until = max(deadline - eval_seconds * FINAL_MARGIN, time.monotonic() + plan.minutes * 60 * LEAST_TRAINING)
+    trained = train(api, plan, progress, check, until)
     after = _evaluate(api, wanted, progress, check, "held-out tasks, after")
     updates = [
         api.get(f"/v1/updates/{number}", UpdateDetail)

@@ -79,7 +79,9 @@ def run_demo(
         str | None,
         typer.Option(help="An operator's API key for it. [PRECEPTOR_API_KEY]", show_default=False),
     ] = None,
-    minutes: Annotated[float, typer.Option(min=1, help="Bound on the time after start-up.")] = 15.0,
+    minutes: Annotated[
+        float, typer.Option(min=1, help="Bound on the time after start-up; training gets a third at least.")
+    ] = 15.0,
     updates: Annotated[int, typer.Option(min=1, help="Updates to make if the time allows.")] = 16,
     tasks: Annotated[int, typer.Option(min=1, help="Held-out tasks a kind to measure on.")] = 15,
     samples: Annotated[int, typer.Option(min=1, help="Answers a task when measuring.")] = 8,
