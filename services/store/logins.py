@@ -82,7 +82,7 @@ def find(session: Session, token: str, *, is_use: bool) -> Login | None:
         select(LoginSessionRow, PersonRow, ApiKeyRow)
         .join(PersonRow, PersonRow.id == LoginSessionRow.person_id)
         .outerjoin(ApiKeyRow, ApiKeyRow.id == LoginSessionRow.key_id)
-        .where(LoginSessionRow.token_sha256 == hash_token(token), _is_live())
+        .where(LoginSessionRow.token_sha256 == hash_token(token), _is_live(), PersonRow.erased_at.is_(None))
     ).one_or_none()
     if found is None:
         return None

@@ -7,6 +7,8 @@ not known to have logged that person in, so that nobody is locked out of where t
 
 import hashlib
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Final
 from uuid import UUID
@@ -16,6 +18,7 @@ from argon2.exceptions import InvalidHashError, VerificationError
 from sqlalchemy import ColumnElement, delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
+from zxcvbn import zxcvbn
 
 from services.contracts.ids import new_id
 from services.errors import InvalidInput, PreceptorError
@@ -23,7 +26,12 @@ from services.store.models import LoginAttemptRow, LoginSessionRow, PasswordRow,
 
 MIN_CHARS: Final = 12
 MAX_CHARS: Final = 256
-MIN_DISTINCT: Final = 5
+LEAST_STRENGTH: Final = 3
+"""Of zxcvbn's 0 to 4: it would take ten to the eighth guesses or more."""
+MAX_JUDGED_CHARS: Final = 72
+"""What zxcvbn looks at; its time grows with the square."""
+MAX_WAITING: Final = 8
+"""Passwords that may wait for their turn: each waits in a thread that other requests need."""
 
 WINDOW: Final = timedelta(minutes=15)
 MAX_OF_PAIR: Final = 8
@@ -33,6 +41,7 @@ KNOWN_FOR: Final = timedelta(days=30)
 
 _hasher = PasswordHasher()  # argon2id with RFC 9106's parameters for constrained memory: 64 MiB, 3 passes
 _turns = threading.BoundedSemaphore(2)  # each takes 64 MiB and a core: more at once would be a way to bring us down
+_places = threading.BoundedSemaphore(2 + MAX_WAITING)
 _NOBODYS_ID: Final = UUID(int=0)
 _nobody = _hasher.hash("the password of a name that does not exist")
 
@@ -52,20 +61,35 @@ class TooManyTries(PreceptorError):
     hint = "Wait, or log in with an API key, which is not limited."
 
 
+class PasswordsBusy(PreceptorError):
+    """So many passwords are being checked that this one was not looked at."""
+
+    status_code = 503
+    title = "Too many people log in at once"
+    hint = "Try again in a moment, or log in with an API key."
+    retry_after_seconds = 2
+
+
 def hash_password(name: str, password: str) -> str:
-    """What is kept of a password. Slow on purpose: never inside a transaction. Errors: PasswordTooWeak (422)."""
-    folded = password.strip().casefold()
-    if len(password) < MIN_CHARS or len(set(password)) < MIN_DISTINCT or folded == name.casefold():
-        raise PasswordTooWeak("this password is too easy to guess")
+    """What is kept of a password. Slow on purpose: never inside a transaction.
+
+    Errors: PasswordTooWeak (422), PasswordsBusy (503).
+    """
     if len(password) > MAX_CHARS:
         raise PasswordTooWeak(f"a password has at most {MAX_CHARS} characters", hint="Choose a shorter one.")
-    with _turns:
+    judged = zxcvbn(password[:MAX_JUDGED_CHARS], user_inputs=[name])
+    if len(password) < MIN_CHARS or judged["score"] < LEAST_STRENGTH:
+        raise PasswordTooWeak("this password is too easy to guess")
+    with _turn():
         return _hasher.hash(password)
 
 
 def is_right(kept: str | None, password: str) -> bool:
-    """Whether the password is the one that is kept; takes as long where none is. Slow: never inside a transaction."""
-    with _turns:
+    """Whether the password is the one that is kept; takes as long where none is. Slow: never inside a transaction.
+
+    Errors: PasswordsBusy (503).
+    """
+    with _turn():
         try:
             _hasher.verify(kept or _nobody, password[: MAX_CHARS + 1])
         except (VerificationError, InvalidHashError):
@@ -85,6 +109,18 @@ def put(session: Session, person_id: UUID, kept: str) -> None:
 def find(session: Session, person_id: UUID) -> PasswordRow | None:
     """The person's password, where they have one."""
     return session.get(PasswordRow, person_id, populate_existing=True)
+
+
+def is_still(session: Session, person_id: UUID, kept: str) -> bool:
+    """Whether this is what is kept of the person's password, and stays it until the transaction ends: who changes it,
+    or erases the person, waits, and then ends the session that this transaction starts."""
+    found = session.scalar(
+        select(PasswordRow.hash)
+        .join(PersonRow, PersonRow.id == PasswordRow.person_id)
+        .where(PasswordRow.person_id == person_id, PersonRow.erased_at.is_(None))
+        .with_for_update(read=True)
+    )
+    return found == kept
 
 
 def remove(session: Session, person_id: UUID) -> None:
@@ -121,6 +157,18 @@ def forget_tries(session: Session, name: str, address: str | None = None) -> Non
         delete(LoginAttemptRow).where(of_name if address is None else of_name & (LoginAttemptRow.address == address))
     )
     session.execute(delete(LoginAttemptRow).where(LoginAttemptRow.created_at < func.now() - WINDOW))
+
+
+@contextmanager
+def _turn() -> Iterator[None]:
+    """One of the few that are worked on at once. Errors: PasswordsBusy, when many wait already."""
+    if not _places.acquire(blocking=False):
+        raise PasswordsBusy("too many passwords are being checked")
+    try:
+        with _turns:
+            yield
+    finally:
+        _places.release()
 
 
 def _check_count(session: Session, which: ColumnElement[bool], most: int) -> None:

@@ -1,7 +1,10 @@
 """Logging in by key, password and link; how sessions end; what limits guessing."""
 
 import re
+import threading
+import time
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import pytest
 from sqlalchemy import text
@@ -9,6 +12,7 @@ from sqlalchemy import text
 from services.contracts.persons import Role
 from services.store import logins, passwords, persons
 from services.store.store import Store
+from services.web.__main__ import main
 from tests.store.conftest import World
 from tests.web.conftest import Browser, key_id_of
 
@@ -34,7 +38,19 @@ def is_in(browser: Browser) -> bool:
     return browser.get("/account").status_code == 200
 
 
-@pytest.mark.parametrize("password", ["short", "aaaaaaaaaaaaaaaa", "the-owners-own-name", "x" * 300])
+@pytest.mark.parametrize(
+    "password",
+    [
+        "short",
+        "aaaaaaaaaaaaaaaa",
+        "the-owners-own-name",
+        "x" * 300,
+        "123456789012",
+        "passwordpassword",
+        "qwertyuiop12",
+        "iloveyou1234",
+    ],
+)
 def test_a_password_that_would_be_guessed_is_refused(password: str) -> None:
     with pytest.raises(passwords.PasswordTooWeak):
         passwords.hash_password("the-owners-own-name", password)
@@ -224,6 +240,89 @@ def test_an_owner_gives_another_role_which_holds_for_whoever_is_logged_in(
     assert there.get("/audit").status_code == 200
     assert owner.send(f"{page}/role", seen_on=page, role="service").status_code == 409
     assert owner.send(f"{page}/role", seen_on=page).status_code == 422
+
+
+def test_only_a_few_passwords_wait_to_be_checked_and_the_next_is_turned_away() -> None:
+    kept = passwords.hash_password("ann", SECRET)
+    with ExitStack() as taken:
+        for _ in range(2):
+            passwords._turns.acquire()
+            taken.callback(passwords._turns.release)
+        waiting = [threading.Thread(target=passwords.is_right, args=(kept, SECRET)) for _ in range(20)]
+        began = time.monotonic()
+        refused = []
+        threading.excepthook, before = (lambda args: refused.append(args.exc_type)), threading.excepthook
+        taken.callback(setattr, threading, "excepthook", before)
+        for thread in waiting:
+            thread.start()
+        while len(refused) < 10 and time.monotonic() < began + 30:
+            time.sleep(0.01)
+        assert refused == [passwords.PasswordsBusy] * 10
+    for thread in waiting:
+        thread.join()
+    assert passwords.is_right(kept, SECRET)
+
+
+@pytest.mark.integration
+def test_a_login_that_is_turned_away_says_when_to_come_back(browser: Callable[[], Browser], ann: str) -> None:
+    with ExitStack() as taken:
+        while passwords._places.acquire(blocking=False):
+            taken.callback(passwords._places.release)
+        refused = browser().send("/login", name="ann", password=SECRET)
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "2")
+    assert "Try again in a moment" in refused.text
+    assert browser().send("/login", name="ann", password=SECRET).status_code == 303
+
+
+@pytest.mark.integration
+def test_a_password_that_was_changed_while_it_was_checked_opens_nothing(ann: str, store: Store) -> None:
+    with store.transaction() as session:
+        row = persons.find(session, "ann")
+        assert row is not None
+        kept = passwords.find(session, row.id)
+        assert kept is not None
+        assert passwords.is_still(session, row.id, kept.hash)
+        passwords.put(session, row.id, passwords.hash_password("ann", SECRET + " and more"))
+        assert not passwords.is_still(session, row.id, kept.hash)
+
+
+@pytest.mark.integration
+def test_a_session_of_somebody_who_was_erased_opens_nothing(
+    browser: Callable[[], Browser], ann: str, store: Store
+) -> None:
+    one = browser()
+    one.log_in(ann)
+    with store.transaction() as session:  # as if it had begun while they were erased
+        session.execute(text("UPDATE person SET erased_at = now() WHERE name = 'ann'"))
+    assert not is_in(one)
+
+
+@pytest.mark.integration
+def test_a_session_of_a_narrow_key_ends_only_itself(browser: Callable[[], Browser], owner_key: str) -> None:
+    wide, narrow = browser(), browser()
+    wide.log_in(owner_key)
+    body = {"name": "reader", "scopes": ["read"]}
+    made = wide.http.post("/v1/keys", json=body, headers={"Authorization": f"Bearer {owner_key}"})
+    narrow.log_in(str(made.json()["api_key"]))
+    (other,) = re.findall(r'action="/account/sessions/([0-9a-f-]{36})/end"', narrow.get("/account").text)
+    assert narrow.send("/account/sessions/end", seen_on="/account").status_code == 403
+    assert narrow.send(f"/account/sessions/{other}/end", seen_on="/account").status_code == 403
+    assert is_in(wide)
+    assert narrow.send("/logout", seen_on="/account").status_code == 303
+
+
+@pytest.mark.parametrize("proxies", [None, "10.0.0.1"])
+def test_where_a_caller_is_said_to_be_is_believed_of_a_named_proxy_only(
+    proxies: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, object] = {}
+    monkeypatch.setattr("uvicorn.run", lambda app, **options: given.update(options))
+    monkeypatch.setattr("services.web.__main__.freeze_heap", lambda: None)
+    monkeypatch.delenv("FORWARDED_ALLOW_IPS", raising=False)
+    if proxies is not None:
+        monkeypatch.setenv("FORWARDED_ALLOW_IPS", proxies)
+    assert main([]) == 0
+    assert given["proxy_headers"] is (proxies is not None)
 
 
 @pytest.mark.integration

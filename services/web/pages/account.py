@@ -88,7 +88,8 @@ def change_password(
 
 @router.post("/account/sessions/end")
 def end_other_sessions(visitor: VisitorDep, store: StoreDep) -> Response:
-    """End every session of the visitor but this one."""
+    """End every session of the visitor but this one. Errors: NotAllowed (403) for one that a narrower key opened."""
+    _check_may_end(visitor)
     with store.transaction() as session:
         num = logins.end_all(session, visitor.id, but=visitor.session_id)
         audit.record(session, visitor.actor, "sessions.end-others", "person", visitor.id, {"num": num})
@@ -97,7 +98,12 @@ def end_other_sessions(visitor: VisitorDep, store: StoreDep) -> Response:
 
 @router.post("/account/sessions/{session_id}/end")
 def end_session(session_id: UUID, visitor: VisitorDep, store: StoreDep) -> Response:
-    """End one of the visitor's sessions. Errors: SessionNotFound (404)."""
+    """End one of the visitor's sessions.
+
+    Errors: NotAllowed (403) where a narrower key opened this session and it is another one, SessionNotFound (404).
+    """
+    if session_id != visitor.session_id:
+        _check_may_end(visitor)
     with store.transaction() as session:
         logins.end_mine(session, visitor.id, session_id)
         audit.record(session, visitor.actor, "sessions.end", "session", session_id)
@@ -117,6 +123,11 @@ def _check_may_set(visitor: Visitor) -> None:
     if visitor.caller.role is Role.SERVICE:
         raise NotAllowed("services use keys; only people have passwords", hint="Log in as a person.")
     grants.check_covers(visitor.caller, None, None)
+
+
+def _check_may_end(visitor: Visitor) -> None:
+    """Whoever has found a narrow key must not log its owner out."""
+    grants.check_covers(visitor.caller, None, visitor.caller.key_expires_at)
 
 
 def _show(visitor: Visitor, store: Store, problem: str | None, status_code: int) -> Response:

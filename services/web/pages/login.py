@@ -69,7 +69,7 @@ def log_in(guest: GuestDep, store: StoreDep, form: Annotated[LoginForm, form_of(
     """Start a session with a token of its own, whatever cookies came along."""
     try:
         token = _open_by_key(store, guest, form.key) if form.key else _open_by_password(store, guest, form)
-    except passwords.TooManyTries as error:
+    except (passwords.TooManyTries, passwords.PasswordsBusy) as error:
         problem = f"{error.detail.capitalize()}. {error.hint}"
         refused = _show_again(guest, form, problem, error.status_code)
         refused.headers["Retry-After"] = str(error.retry_after_seconds)
@@ -170,7 +170,7 @@ def _open_by_key(store: Store, guest: Guest, key: str) -> str | None:
 
 
 def _open_by_password(store: Store, guest: Guest, form: LoginForm) -> str | None:
-    """Errors: TooManyTries (429)."""
+    """Errors: TooManyTries (429), PasswordsBusy (503)."""
     address = guest.address or ""
     with store.transaction() as session:
         found = passwords.begin_try(session, form.name, address)
@@ -178,8 +178,7 @@ def _open_by_password(store: Store, guest: Guest, form: LoginForm) -> str | None
     if not passwords.is_right(kept, form.password) or person_id is None:
         return None
     with store.transaction() as session:
-        current = passwords.find(session, person_id)
-        if current is None or current.hash != kept:
+        if kept is None or not passwords.is_still(session, person_id, kept):
             return None
         passwords.forget_tries(session, form.name, address)
         return open_session(session, guest, person_id, None, "password").token
