@@ -121,6 +121,9 @@ def _families(found: Figures) -> Iterator[Metric]:
     switch.add_metric(("sampling",), found.sampling)
     switch.add_metric(("training",), found.training)
     yield switch
+    yield GaugeMetricFamily(
+        "preceptor_loop_blocked", "1 while nothing is drawn for want of room on a disk.", found.is_blocked
+    )
     beats = GaugeMetricFamily(
         "preceptor_process_silent_seconds", "Since a process last said what it does.", labels=("process",)
     )

@@ -3,6 +3,8 @@
 No draws are planned or sent while there is too little room on a disk; the reason is written where `status` reads it.
 """
 
+import os
+
 import structlog
 from sqlalchemy import text
 from sqlalchemy.orm import Session
@@ -22,6 +24,7 @@ from services.store import (
     lessons,
     lineages,
     loop,
+    processes,
     tallies,
 )
 
@@ -46,6 +49,7 @@ def maintain() -> None:
         evaluations.finish_complete(session)
         tallies.fold(session)
         lineage = lineages.get(session, settings.lineage)
+        processes.beat(session, "sweep", os.getpid(), "sweeping", {})
         effects.plan(session, lineage.id)
         unmeasured = effects.take_due(session, resend_seconds=settings.resend_seconds, limit=_MAX_MEASURED)
         shortage = space.find_shortage(settings, _database_bytes(session) if settings.max_database_gb else 0)

@@ -455,13 +455,26 @@ def sweep(session: Session, *, resend_seconds: float, limit: int) -> list[UUID]:
         .order_by(ConsultationRow.rollout_id)
         .limit(limit)
     ).all()
-    for consultation_id, rollout_id in late:
+    unheard = session.execute(
+        select(ConsultationRow.id, ConsultationRow.rollout_id)
+        .join(ExpertRow, ExpertRow.id == ConsultationRow.expert_id)
+        .where(
+            ConsultationRow.status == ConsultationStatus.PENDING.value,
+            ExpertRow.status == ExpertStatus.QUARANTINED.value,
+            ~ExpertRow.was_active,
+        )
+        .order_by(ConsultationRow.rollout_id)
+        .limit(limit)
+    ).all()
+    ended = [(each, "no answer before its deadline") for each in late]
+    ended += [(each, "the expert, on probation, went into quarantine") for each in unheard]
+    for (consultation_id, rollout_id), why in sorted(ended, key=lambda one: one[0][1]):  # in the order of every lock
         session.execute(select(RolloutRow.id).where(RolloutRow.id == rollout_id).with_for_update())
         row = session.scalars(
             select(ConsultationRow).where(ConsultationRow.id == consultation_id).with_for_update()
         ).one()
         if row.status in (ConsultationStatus.PENDING.value, ConsultationStatus.WAITING.value):
-            kill(session, row, f"no answer before its deadline; last: {row.reason or 'never asked'}")
+            kill(session, row, f"{why}; last: {row.reason or 'never asked'}")
     due = (
         select(ConsultationRow.id)
         .join(ExpertRow, ExpertRow.id == ConsultationRow.expert_id)

@@ -64,6 +64,7 @@ class Figures:
     serving_number: int | None
     sampling: bool
     training: bool
+    is_blocked: bool
     beats: dict[str, float]
     database_bytes: int
 
@@ -82,6 +83,7 @@ def read(session: Session, lineage_id: UUID) -> Figures:
         serving_number=None if serving is None else serving.number,
         sampling=switches.sampling,
         training=switches.training,
+        is_blocked=switches.blocked_by is not None,
         beats={name: float(seconds) for name, seconds in session.execute(select(ProcessRow.name, age))},
         database_bytes=int(session.scalar(text("SELECT pg_database_size(current_database())")) or 0),
     )

@@ -434,6 +434,8 @@ class ExpertRow(Base):
     """Looks and quarantines since it last answered; each doubles the next pause."""
     retry_at: Mapped[datetime | None]
     """When it is looked after, while it is quarantined; none: at once."""
+    was_active: Mapped[bool] = mapped_column(server_default="false")
+    """Whether it was active before it was quarantined: then its answers are waited for, and it becomes so again."""
     signing_secret: Mapped[str | None]
     report: Mapped[JsonObject]
     created_at: Mapped[datetime] = _now()

@@ -1,7 +1,8 @@
 """The circuit breaker of experts: after many failures in a row one is asked nothing, until it is found to answer again.
 
-Its questions wait meanwhile, so that an outage costs none of them its tries. Pauses between looks double with every
-look that finds it away, and with every time it is let in and fails at once.
+The questions of one that was active wait meanwhile, so that an outage costs none of them its tries; those of one that
+was on probation, whose answers carry no weight, are ended, so that no rollout waits for them. Pauses between looks
+double with every look that finds it away, and with every time it is let in and fails at once.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from uuid import UUID
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from services.contracts.experts import ConformanceReport, ExpertStatus
+from services.contracts.experts import ExpertStatus
 from services.store.models import ExpertRow
 
 FIRST_PAUSE: Final = timedelta(seconds=10)
@@ -39,6 +40,7 @@ def note_failure(session: Session, expert_id: UUID, reason: str, quarantine_afte
     row.consecutive_failures += 1
     may = (ExpertStatus.ACTIVE.value, ExpertStatus.PROBATION.value)
     if row.consecutive_failures >= quarantine_after and row.status in may:
+        row.was_active = row.status == ExpertStatus.ACTIVE.value
         row.status = ExpertStatus.QUARANTINED.value
         row.reason = f"{row.consecutive_failures} failures in a row, the last: {reason}"[:2000]
         _pause(row)
@@ -70,17 +72,18 @@ def take_due(session: Session, limit: int) -> Sequence[Look]:
 
 
 def readmit(session: Session, expert_id: UUID, quarantine_after: int) -> bool:
-    """Ask it again: on probation, or active at once if it is trusted and conformant. Its next failure, unless an answer
-    comes before, quarantines it for longer. False where somebody else has changed its status meanwhile."""
+    """Ask it again, as what it was before: active or on probation. Its next failure, unless an answer comes before,
+    quarantines it for longer. False where somebody else has changed its status meanwhile."""
     row = _lock(session, expert_id)
     if row.status != ExpertStatus.QUARANTINED.value:
         return False
     row.status = ExpertStatus.PROBATION.value
     session.flush()
-    if row.trusted and ConformanceReport.model_validate(row.report).passed:
+    if row.was_active:
         row.status = ExpertStatus.ACTIVE.value
     row.reason = None
     row.retry_at = None
+    row.was_active = False
     row.consecutive_failures = quarantine_after - 1
     return True
 
@@ -98,6 +101,7 @@ def end(row: ExpertRow) -> None:
     row.consecutive_failures = 0
     row.num_pauses = 0
     row.retry_at = None
+    row.was_active = False
 
 
 def _pause(row: ExpertRow) -> None:

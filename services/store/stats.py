@@ -6,13 +6,24 @@ from uuid import UUID
 from sqlalchemy import exists, func, select
 from sqlalchemy.orm import Session
 
+from services.contracts.consultations import ConsultationStatus
+from services.contracts.experts import ExpertStatus
 from services.contracts.rollouts import GroupStatus, Purpose
 from services.contracts.status import LoopState, PassRate, ProcessState, Status, TaskCount, UpdateSummary
 from services.contracts.tasks import Split
 from services.contracts.updates import UpdateStatus
 from services.store import groups, loop, policies, processes, tallies, updates
 from services.store.evaluations import PASS_SCORE
-from services.store.models import GroupRow, LineageRow, LoopRow, RolloutRow, TaskRow, UpdateRow
+from services.store.models import (
+    ConsultationRow,
+    ExpertRow,
+    GroupRow,
+    LineageRow,
+    LoopRow,
+    RolloutRow,
+    TaskRow,
+    UpdateRow,
+)
 
 RECENT_ROLLOUTS = 128  # a pass rate of the last few groups, not of the whole history
 RECENT_UPDATES = 5
@@ -33,6 +44,7 @@ def status(
     waits_for = [
         *_waits_of_switches(switches, num_updates),
         *_waits_of_tasks(session, lineage.id, max_groups_per_task),
+        *_away(session, lineage.id),
         *([BACKLOG_FULL] if max_backlog - backlog < group_size else []),
         *_dead_draws(session, lineage.id, train_groups),
     ]
@@ -89,6 +101,20 @@ def _waits_of_tasks(session: Session, lineage_id: UUID, max_groups_per_task: int
         )
     else:
         yield "there are no train tasks; import some"
+
+
+def _away(session: Session, lineage_id: UUID) -> Iterator[str]:
+    """Experts in quarantine that rollouts wait for."""
+    waits = exists().where(
+        ConsultationRow.expert_id == ExpertRow.id, ConsultationRow.status == ConsultationStatus.PENDING.value
+    )
+    names = session.scalars(
+        select(ExpertRow.name)
+        .where(ExpertRow.lineage_id == lineage_id, ExpertRow.status == ExpertStatus.QUARANTINED.value, waits)
+        .order_by(ExpertRow.name)
+    )
+    for name in names:
+        yield f"rollouts wait for the expert {name}, which is in quarantine; `preceptor experts list` says why"
 
 
 def _dead_draws(session: Session, lineage_id: UUID, by_status: dict[str, int]) -> Iterator[str]:

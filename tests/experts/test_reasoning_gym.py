@@ -115,10 +115,16 @@ def test_the_last_answer_between_tags_counts(text: str, answer: str | None) -> N
         ("string_insertion", "exit()"),
         ("spiral_matrix", "(1).__class__"),
         ("chain_sum", "9" * 4_001),
+        ("countdown", "9**9**9**9"),
+        ("puzzle24", "(2 *\n* 99) + 1"),
     ],
 )
 def test_an_answer_that_could_be_executed_is_never_shown_to_the_verifier(name: str, answer: str) -> None:
     assert not may_be_judged(name, answer)
+
+
+def test_sums_are_shown_to_the_verifier() -> None:
+    assert may_be_judged("countdown", "(3 * 4 + 12) / 2 - 1\n")
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))

@@ -19,8 +19,8 @@ from services.jobs.readmit import readmit
 from services.jobs.runtime import runtime
 from services.jobs.sample import sample
 from services.local.layout import free_port
-from services.store import loop, rollouts
-from services.store.models import AttemptRow, ConsultationRow, ExpertRow, GroupRow, RolloutRow
+from services.store import loop, processes, rollouts, stats
+from services.store.models import AttemptRow, ConsultationRow, ExpertRow, GroupRow, LineageRow, RolloutRow
 from services.store.store import Store
 from tests.serving import serve
 from tests.store.conftest import World
@@ -121,12 +121,12 @@ def read_expert(store: Store) -> ExpertRow:
         return session.scalars(select(ExpertRow)).one()
 
 
-@pytest.mark.parametrize(("trusted", "status"), [(True, "active"), (False, "probation")])
+@pytest.mark.parametrize(("was_active", "status"), [(True, "active"), (False, "probation")])
 def test_an_expert_that_is_back_is_asked_again_by_itself(
-    trusted: bool, status: str, worker: str, store: Store, world: World, judge: Judge
+    was_active: bool, status: str, worker: str, store: Store, world: World, judge: Judge
 ) -> None:
     rollout = prepare(store, world, worker)
-    quarantine_expert(store, worker, trusted=trusted)
+    quarantine_expert(store, worker, was_active=was_active)
     consult(question_ids(store))
     assert judge.num_calls == 0
     readmit()
@@ -137,6 +137,22 @@ def test_an_expert_that_is_back_is_asked_again_by_itself(
     assert (read_expert(store).consecutive_failures, read_expert(store).num_pauses) == (0, 0)
     with store.transaction() as session:
         assert rollouts.get(session, rollout.id).status != "open"
+
+
+@pytest.mark.parametrize(("was_active", "status"), [(True, "pending"), (False, "dead")])
+def test_rollouts_wait_for_a_quarantined_expert_only_where_its_answers_have_weight(
+    was_active: bool, status: str, worker: str, store: Store, world: World
+) -> None:
+    prepare(store, world, worker)
+    quarantine_expert(store, worker, was_active=was_active)
+    with store.transaction() as session:
+        lineage = session.get_one(LineageRow, world.lineage_id)
+        told = stats.status(session, lineage, max_backlog=48, max_groups_per_task=8, group_size=8).waits_for
+    assert any("the expert judge, which is in quarantine" in line for line in told)
+    maintain()
+    with store.transaction() as session:
+        assert session.scalars(select(ConsultationRow.status)).all() == [status]
+        assert [row.name for row in processes.latest(session)] == ["sweep"]
 
 
 def test_an_expert_that_is_still_away_is_looked_after_less_and_less_often(
