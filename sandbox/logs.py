@@ -18,6 +18,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from sandbox.watching import StatusWatch
 
 MAX_REQUEST_ID: Final = 100
+UNLOGGED_PATHS: Final = ("/healthz", "/metrics")
+"""Asked for every few seconds by machines."""
 
 log = logging.getLogger("sandbox")
 
@@ -60,13 +62,13 @@ def configure(log_format: LogFormat) -> None:
 
 
 class LogRequests:
-    """ASGI middleware: a line for each request but those for health, when its answer is out."""
+    """ASGI middleware: a line for each request but those for health and figures, when its answer is out."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] == "/healthz":
+        if scope["type"] != "http" or scope["path"] in UNLOGGED_PATHS:
             await self._app(scope, receive, send)
             return
         began, watch = time.monotonic(), StatusWatch(send)

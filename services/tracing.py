@@ -26,6 +26,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.asgi import StatusWatch
+from services.errors import InvalidInput
 from services.version import VERSION
 
 _TRACEPARENT: Final = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
@@ -114,6 +115,13 @@ class NoTracing:
         """Nothing."""
 
 
+class TracingMissing(InvalidInput):
+    """A collector is named, and what would send it spans is not installed."""
+
+    title = "Traces cannot be sent"
+    hint = "Install it: `pip install 'preceptor[otel]'`, or name no collector (PRECEPTOR_OTLP_ENDPOINT)."
+
+
 @cache
 def open_tracing(endpoint: str, service: str) -> Tracing:
     """Where the spans of this process go: to the collector at `endpoint` (OTLP over HTTP), nowhere when it is empty.
@@ -122,8 +130,10 @@ def open_tracing(endpoint: str, service: str) -> Tracing:
     """
     if not endpoint:
         return NoTracing()
-    from services.tracing_sdk import CollectorTracing
-
+    try:
+        from services.tracing_sdk import CollectorTracing
+    except ModuleNotFoundError as error:
+        raise TracingMissing(f"traces are to go to {endpoint}, and {error.name} is not installed") from None
     tracing = CollectorTracing(endpoint, f"preceptor-{service}", VERSION)
     atexit.register(tracing.flush)
     return tracing

@@ -37,7 +37,7 @@ STEPS: Final = (
         'family-' || n %% 50, CASE WHEN n %% 8 = 7 THEN 'heldout' ELSE 'train' END,
         jsonb_build_array(jsonb_build_object('role', 'user', 'content', 'Question ' || n || repeat(' more', 40))),
         md5('m' || n), '{"answer": "4"}', md5('c' || n), 0, now() - interval '9 days'
-    FROM generate_series(%(first)s / 100, (%(last)s - 1) / 100) AS n WHERE n < 3000 AND n * 100 >= %(first)s""",
+    FROM generate_series(0, %(tasks)s - 1) AS n WHERE %(first)s = 0""",
     """INSERT INTO rollout_group (id, lineage_id, task_id, split, purpose, policy_version, size, sampling, status,
         attempts, created_at)
     SELECT pg_temp.id_of(2, g * 8), %(lineage)s, pg_temp.id_of(1, t),

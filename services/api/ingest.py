@@ -246,6 +246,8 @@ class Ingest:
             arrived = ingest.store(session, prepared.lineage, [draft for _, draft in drafts])
             made = zip((place for place, _ in drafts), arrived.outcomes, strict=True)
             audit.record_all(session, _describe_acts((place, one) for place, one in made if isinstance(one, Rollout)))
+        taken = [str(outcome.id) for outcome in arrived.outcomes if isinstance(outcome, Rollout)]
+        log.info("rollouts taken in", rollout_id=taken)
         for (place, _), outcome in zip(drafts, arrived.outcomes, strict=True):
             place.settle(outcome)
         return arrived.opened
