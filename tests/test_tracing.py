@@ -45,5 +45,5 @@ def test_without_a_collector_nothing_is_recorded_and_no_sdk_is_loaded() -> None:
 
 def test_a_collector_without_what_sends_to_it_is_said_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "services.tracing_sdk", None)
-    with pytest.raises(TracingMissing, match="http://127.0.0.1:4318"):
+    with pytest.raises(TracingMissing, match=r"http://127\.0\.0\.1:4318"):
         open_tracing("http://127.0.0.1:4318", "of a test")
