@@ -111,6 +111,26 @@ def test_what_a_model_or_an_expert_writes_is_only_ever_text(
     assert "&lt;script&gt;alert(1)" in shown[0]
 
 
+def test_no_page_shows_a_hidden_character_without_its_mark(
+    queue: Queue, visit: Callable[[str], tuple[UUID, Browser]], owner: Browser
+) -> None:
+    evil = "is \u202eevil\u202c"
+    said = Said(score=0.0, feedback=evil, spans=[FeedbackSpan(start=0, end=4, text=evil)], solution=evil)
+    rollout = queue.draw("t", evil, evil, {"tests": said})
+    item = queue.ask(rollout)
+    _, page = visit("ana")
+    page.send("/correct/next", seen_on="/correct")
+    page.send(f"/correct/{item}/save", seen_on=f"/correct/{item}", text=evil + "!", comment=evil)
+    shown = [page.get(f"/correct/{item}").text, page.get("/correct/history").text]
+    page.send(f"/correct/{item}/submit", seen_on=f"/correct/{item}", text=evil + "!", comment=evil, version="1")
+    shown += [page.get(path).text for path in (f"/correct/{item}", "/correct", "/correct/history")]
+    shown += [owner.get(path).text for path in (f"/rollouts/{rollout}", "/rollouts")]
+    for html in shown:
+        fields = re.sub(r"<textarea.*?</textarea>|<bdi [^>]*>\u202e</bdi>", "", html, flags=re.DOTALL)
+        assert "\u202e" not in fields
+    assert sum("U+202E" in html for html in shown) == len(shown) - 1
+
+
 def test_a_refused_correction_comes_back_with_everything_that_was_typed(
     queue: Queue, visit: Callable[[str], tuple[UUID, Browser]]
 ) -> None:

@@ -378,6 +378,52 @@ def test_a_remark_made_by_selecting_lies_on_the_selected_tokens(queue: Queue, op
     assert kept == [FeedbackSpan(start=4, end=7, text="which two?")]
 
 
+LEFT = """(box, index) => { const walker = document.createTreeWalker(box, NodeFilter.SHOW_TEXT);
+    for (let node = walker.nextNode(); node; node = walker.nextNode()) { const at = node.data.indexOf("evil");
+      if (at < 0) continue; const range = document.createRange();
+      range.setStart(node, at + index); range.setEnd(node, at + index + 1);
+      return range.getBoundingClientRect().left; } }"""
+
+
+def test_an_answer_reads_as_it_is_whatever_direction_it_asks_for(queue: Queue, open_as: Open) -> None:
+    evil = "\u202eevil\u202c"
+    put(queue, answer=f"is {evil}", tests=Said(score=0.0, feedback=f"says \u2067evil\u2069 and {evil}"))
+    page = open_as("ana")
+    begin(page)
+    for box in ("#answer", "#diff", ".opinions"):
+        found = page.locator(box)
+        lefts = [found.evaluate(LEFT, index) for index in range(4)]
+        assert lefts == sorted(lefts), box
+        assert found.locator("[data-code='U+202E']").count() == 1
+    assert page.text_content("#answer") == f"is {evil}"
+    assert "right-to-left override (U+202E)" in (page.text_content("#hidden-chars") or "")
+    page.fill("#text", "is good")
+    page.wait_for_selector("#hidden-chars:empty", state="attached")
+    page.wait_for_selector("#diff del [data-code='U+202E']")
+    wait_saved(page)
+
+
+def test_marks_of_hidden_characters_do_not_move_remarks(queue: Queue, open_as: Open) -> None:
+    item = put(queue, answer="a\x08b\x1bc two")
+    page = open_as("ana")
+    begin(page)
+    assert page.locator("#answer [data-code='U+0008']").count() == 1
+    page.evaluate(
+        """() => { const range = document.createRange(); const node = document.getElementById("answer").lastChild;
+        range.setStart(node, 2); range.setEnd(node, 5); getSelection().removeAllRanges();
+        getSelection().addRange(range); }"""
+    )
+    page.click("#remark-button")
+    assert page.text_content("#remark-quote") == "two"
+    page.fill("#remark-text", "which two?")
+    page.click("#remark-add")
+    wait_saved(page)
+    with queue.store.transaction() as session:
+        assert drafts.get(session, item, _holder(queue, item)).spans == [
+            FeedbackSpan(start=6, end=9, text="which two?")
+        ]
+
+
 def test_what_a_model_writes_never_runs(queue: Queue, open_as: Open) -> None:
     remark = FeedbackSpan(start=0, end=4, text=EVIL)
     put(queue, EVIL, EVIL, tests=Said(score=0.0, feedback=EVIL, spans=[remark]))

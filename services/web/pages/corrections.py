@@ -36,7 +36,7 @@ from services.settings import Settings
 from services.store import audit, consultations, corrections, desk, drafts, lineages, undo
 from services.store.models import CorrectionRow, RolloutRow
 from services.store.store import Store
-from services.web import differences, marks, progress
+from services.web import differences, hidden, marks, progress
 from services.web.forms import build_pages, check_text, form_of
 from services.web.marks import Remark, Tokens
 from services.web.visitors import Visitor, VisitorDep, go_to, needs, page
@@ -371,7 +371,8 @@ def _show_desk(
         spans_json=_SPANS.dump_json(work.spans).decode(),
         segments=marks.split(item.rollout_text, tokens, remarks),
         remarks=remarks,
-        exact=marks.exact,
+        exact=hidden.exact,
+        hidden=hidden.tell(work.text),
         as_json=_print_json,
         token_ends=None if tokens is None else tokens.ends_in_browsers(),
         changes=differences.compare(item.rollout_text, work.text),
@@ -407,7 +408,6 @@ def _show_outcome(
         changes=None if found.text is None else differences.compare(prompt.rollout_text, found.text),
         draft=drafts.find(session, row.id, visitor.id),
         typed=work,
-        exact=marks.exact,
         chosen_because=desk.explain(row),
         problem=problem,
     )

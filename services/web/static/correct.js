@@ -14,6 +14,41 @@
   const say = (words) => { find("said").textContent = words; };
   document.documentElement.dataset.script = "yes";
 
+  /* Characters that cannot be seen are shown as marks, as services/web/hidden.py does; the text stays what it is. */
+
+  const HIDDEN = /[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]|\r(?!\n)/g;
+  const DIRECTIONS = {
+    "\u061c": "arabic letter mark", "\u200e": "left-to-right mark", "\u200f": "right-to-left mark",
+    "\u202a": "left-to-right embedding", "\u202b": "right-to-left embedding", "\u202c": "pop directional formatting",
+    "\u202d": "left-to-right override", "\u202e": "right-to-left override", "\u2066": "left-to-right isolate",
+    "\u2067": "right-to-left isolate", "\u2068": "first strong isolate", "\u2069": "pop directional isolate",
+  };
+  const codeOf = (character) => `U+${character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
+  const nameOf = (character) => DIRECTIONS[character] || "control character";
+
+  function reveal(words) {
+    const nodes = [];
+    let seen = 0;
+    for (const found of words.matchAll(HIDDEN)) {
+      const mark = document.createElement("bdi");
+      mark.className = "unshown";
+      mark.dir = "ltr";
+      mark.dataset.code = codeOf(found[0]);
+      mark.title = `${nameOf(found[0])} (${codeOf(found[0])})`;
+      mark.textContent = found[0];
+      nodes.push(words.slice(seen, found.index), mark);
+      seen = found.index + 1;
+    }
+    return [...nodes, words.slice(seen)].filter((node) => node !== "");
+  }
+
+  function tellHidden(words) {
+    const counts = new Map();
+    for (const [character] of words.matchAll(HIDDEN)) counts.set(character, (counts.get(character) || 0) + 1);
+    const told = [...counts].map(([one, num]) => `${nameOf(one)} (${codeOf(one)}${num > 1 ? `, ${num} times` : ""})`);
+    return told.length ? `The text holds characters that the field cannot show: ${told.join(", ")}. Below they are marked.` : "";
+  }
+
   /* What was submitted last. */
 
   const undoBar = find("undo-bar");
@@ -312,6 +347,8 @@
 
   function compare() {
     const now = plain(text.value);
+    const hidden = tellHidden(now);
+    if (find("hidden-chars").textContent !== hidden) find("hidden-chars").textContent = hidden;
     const long = answered.length + now.length > MAX_WORDS_CHARS;
     const compareWith = long ? Diff.diffLines : Diff.diffWordsWithSpace;
     const parts = compareWith(answered, now, { timeout: 400 });
@@ -320,11 +357,11 @@
       find("summary").textContent = "";
       return;
     }
-    const nodes = parts.map((part) => {
-      if (!part.added && !part.removed) return document.createTextNode(part.value);
+    const nodes = parts.flatMap((part) => {
+      if (!part.added && !part.removed) return reveal(part.value);
       const node = document.createElement(part.added ? "ins" : "del");
-      node.textContent = part.value;
-      return node;
+      node.append(...reveal(part.value));
+      return [node];
     });
     diffBox.replaceChildren(...nodes);
     const count = (which) => parts.filter((part) => part[which]).reduce((sum, part) => sum + (part.value.match(/\S+/g) || []).length, 0);
@@ -381,9 +418,9 @@
       const line = document.createElement("li");
       const quote = document.createElement("q");
       quote.className = "mono";
-      quote.textContent = quoteOf(span).slice(0, 80);
+      quote.append(...reveal(quoteOf(span).slice(0, 80)));
       const words = document.createElement("span");
-      words.textContent = span.text;
+      words.append(...reveal(span.text));
       const remove = document.createElement("button");
       remove.type = "button";
       remove.className = "button quiet small";
@@ -416,7 +453,7 @@
       answer.focus();
       return;
     }
-    find("remark-quote").textContent = quoteOf({ ...chosen, text: "" }).slice(0, 200);
+    find("remark-quote").replaceChildren(...reveal(quoteOf({ ...chosen, text: "" }).slice(0, 200)));
     remarkEditor.hidden = false;
     remarkText.value = "";
     remarkText.focus();
