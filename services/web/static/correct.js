@@ -184,16 +184,16 @@
 
   async function save({ keepalive = false } = {}) {
     clearTimeout(timer);
-    if (stopped || leaving || !isDirty()) return;
+    if (stopped || leaving) return;
+    if (loggedOut) await takeUpLogin();
+    if (!isDirty()) return;
     if (sending) { await sending; return save({ keepalive }); }
     sending = send(keepalive);
-    await sending;
-    sending = null;
+    try { await sending; } finally { sending = null; }
     if (isDirty() && !stopped && !trouble) timer = setTimeout(save, SAVE_AFTER_MS);
   }
 
   async function send(keepalive) {
-    if (loggedOut) await takeUpLogin();
     const sent = snapshot();
     const body = { version, text: plain(text.value), comment: plain(comment.value), spans };
     show("unsaved", "Saving…");
@@ -532,7 +532,6 @@
     leaving = false;
     if (!stopped && !loggedOut) trouble = "";
     try {
-      if (loggedOut && !isDirty()) await takeUpLogin();
       await save();
     } finally {
       deciding = false;
