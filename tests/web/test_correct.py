@@ -248,6 +248,14 @@ def test_remarks_that_cannot_be_kept_are_refused_with_the_words(
     assert queue.read(item).status == "claimed"
 
 
+def test_an_item_in_the_queue_is_called_what_it_is(queue: Queue, visit: Callable[[str], tuple[UUID, Browser]]) -> None:
+    item = put(queue)
+    _, page = visit("ana")
+    waiting = page.get(f"/correct/{item}").text
+    assert "<h1>An answer in the queue</h1>" in waiting
+    assert "What became of a correction" not in waiting
+
+
 def test_who_lost_the_item_is_told_and_finds_their_words(
     queue: Queue, visit: Callable[[str], tuple[UUID, Browser]]
 ) -> None:
