@@ -79,6 +79,20 @@ def save(session: Session, item: CorrectionRow, person_id: UUID, draft: DraftSav
     return _tell(row, item, held)
 
 
+def check_seen(session: Session, correction_id: UUID, person_id: UUID, draft: DraftSave) -> None:
+    """Pass where deciding on these words throws away no draft that they were not edited from.
+
+    The item is locked by the caller. Errors: DraftChanged (409).
+    """
+    kept = find(session, correction_id, person_id)
+    if kept is None or kept.version == draft.version:
+        return
+    if (kept.text, kept.comment, kept.spans) != (draft.text, draft.comment, draft.spans):
+        raise DraftChanged(
+            f"this was edited from version {draft.version} of the draft, but version {kept.version} was saved since"
+        )
+
+
 def put_back(session: Session, correction_id: UUID, person_id: UUID, draft: DraftSave) -> None:
     """Make the draft what it says, whatever was there: for a correction that was taken back."""
     row = session.get(DraftRow, (correction_id, person_id), with_for_update=True, populate_existing=True)

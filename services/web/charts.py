@@ -14,7 +14,7 @@ from services.store.statistics import Interval
 
 WIDTH: Final = 640
 HEIGHT: Final = 220
-LEFT: Final = 52
+LEFT: Final = 66  # room for “100 %” in the larger letters of a phone
 RIGHT: Final = 10
 TOP: Final = 10
 BOTTOM: Final = 26
@@ -23,13 +23,17 @@ NUM_TICKS: Final = 5
 
 @dataclass(frozen=True)
 class Sight:
-    """A chart by name: its metrics with their labels, and the unit of its axis. is_share: 0..1, shown as percent."""
+    """A chart by name: its metrics with their labels, and the unit of its axis.
+
+    is_share: 0..1, shown as percent. hint: what a line is that its label does not say.
+    """
 
     name: str
     title: str
     unit: str
     lines: tuple[tuple[str, str], ...]
     is_share: bool = False
+    hint: str = ""
 
 
 SIGHTS: Final = (
@@ -46,7 +50,14 @@ SIGHTS: Final = (
         ),
     ),
     Sight("pass-rate", "Pass rate of the rollouts trained on", "share", (("pass_rate", "passed"),), is_share=True),
-    Sight("kl", "Distance from the experts", "nats a token", (("kl", "KL to the experts"), ("gap", "teacher's gap"))),
+    Sight(
+        "kl",
+        "Distance from the experts",
+        "nats a token",
+        (("kl", "KL to the experts"), ("gap", "teacher's gap")),
+        hint="Teacher's gap: how much likelier the teacher, shown what experts said, finds the policy's tokens. "
+        "It is below 0 where they disagree.",
+    ),
     Sight("entropy", "Entropy of the policy", "nats a token", (("entropy", "entropy"),)),
     Sight("length", "Response length", "tokens", (("response_tokens", "mean length"),)),
     Sight("gradient", "Gradient norm", "before clipping", (("grad_norm", "norm"),)),
@@ -56,11 +67,15 @@ SIGHTS: Final = (
 
 @dataclass(frozen=True)
 class Line:
-    """One curve. values: one a place on the axis, None where there is none; points: SVG polylines between gaps."""
+    """One curve. values: one a place on the axis, None where there is none; points: SVG polylines between gaps.
+
+    dots: where a value has a gap on both sides, and no line to be on.
+    """
 
     label: str
     values: tuple[float | None, ...]
     points: tuple[str, ...]
+    dots: tuple[tuple[float, float], ...]
     place: int
 
 
@@ -124,14 +139,14 @@ def draw_one(curves: Curves, sight: Sight) -> Chart | None:
 
     lines = []
     for label, values, place in chosen:
-        parts: list[list[str]] = [[]]
+        parts: list[list[tuple[float, float]]] = [[]]
         for number, value in zip(curves.numbers, values, strict=True):
             if value is None:
                 parts.append([])
             else:
-                parts[-1].append(f"{across(number):.1f},{up(value):.1f}")
-        points = tuple(" ".join(part if len(part) > 1 else part * 2) for part in parts if part)
-        lines.append(Line(label, values, points, place))
+                parts[-1].append((across(number), up(value)))
+        points = tuple(" ".join(f"{x:.1f},{y:.1f}" for x, y in part) for part in parts if len(part) > 1)
+        lines.append(Line(label, values, points, tuple(part[0] for part in parts if len(part) == 1), place))
     newest = next((value for value in reversed(lines[0].values) if value is not None), None)
     return Chart(
         sight=sight,

@@ -9,7 +9,7 @@ from fastapi.params import Depends as Dependency
 from pydantic import BaseModel, ValidationError
 
 from services.errors import InvalidInput
-from services.web.visitors import CSRF_FIELD, check_form
+from services.web.visitors import CSRF_FIELD, check_form, read_form
 
 F = TypeVar("F", bound=BaseModel)
 
@@ -17,7 +17,7 @@ F = TypeVar("F", bound=BaseModel)
 class FormNotText(InvalidInput):
     """A field holds a character that text cannot be kept with."""
 
-    hint = "Leave NUL characters out."
+    hint = "Leave NUL characters and lone surrogates out."
 
 
 def build_pages() -> APIRouter:
@@ -25,21 +25,28 @@ def build_pages() -> APIRouter:
     return APIRouter(include_in_schema=False, dependencies=[Depends(check_form)])
 
 
+def check_text(what: str, *values: str) -> None:
+    """Pass what the store can keep as text. Errors: FormNotText (422)."""
+    if any("\0" in value for value in values):
+        raise FormNotText(f"{what} holds a NUL character")
+    if any("\ud800" <= character <= "\udfff" for value in values for character in value):
+        raise FormNotText(f"{what} holds half a character")
+
+
 def form_of(contract: type[F]) -> Dependency:
     """A dependency that reads the form: `body: Annotated[Contract, form_of(Contract)]`.
 
     Fields left empty are left out; line ends are one character; a name that comes several times is a list.
 
-    Errors: RequestValidationError, FormNotText (422).
+    Errors: RequestValidationError, FormUnreadable, FormNotText (422).
     """
 
     async def read(request: Request) -> F:
-        form = await request.form()
+        form = await read_form(request)
         given: dict[str, str | list[str]] = {}
         for name in form:
             values = [v.replace("\r\n", "\n") for v in form.getlist(name) if isinstance(v, str) and v != ""]
-            if any("\0" in value for value in values):
-                raise FormNotText(f"the field {name[:100]!r} holds a NUL character")
+            check_text(f"the field {name[:100]!r}", name, *values)
             if name != CSRF_FIELD and values:
                 given[name] = values[0] if len(values) == 1 else values
         try:

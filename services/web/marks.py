@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, pairwise
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from services.policy.client import PolicyClient, PolicyRefused, PolicyUnavailable
+from services.web.hidden import reveal
 
 KEPT_ANSWERS = 256  # whose tokens stay in memory; an answer is looked at several times while it is corrected
 
@@ -94,15 +95,10 @@ def _read_pieces(policy: PolicyClient, token_ids: tuple[int, ...]) -> tuple[str,
 def split(text: str, tokens: Tokens | None, remarks: Sequence[Remark]) -> list[Segment]:
     """The answer in stretches, each with the numbers of the remarks about it; one stretch where tokens are unknown."""
     if tokens is None or not remarks:
-        return [Segment(exact(text), ())]
+        return [Segment(reveal(text), ())]
     places = [(*tokens.characters(remark.start, remark.end), remark.number) for remark in remarks]
     cuts = sorted({0, len(text), *(at for start, end, _ in places for at in (start, end))})
     return [
-        Segment(exact(text[a:b]), tuple(number for start, end, number in places if start <= a and b <= end))
+        Segment(reveal(text[a:b]), tuple(number for start, end, number in places if start <= a and b <= end))
         for a, b in pairwise(cuts)
     ]
-
-
-def exact(text: str) -> Markup:
-    """The text so that a browser keeps every character of it: a bare carriage return would become a line feed."""
-    return Markup("&#13;").join(escape(part) for part in text.split("\r"))

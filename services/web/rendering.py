@@ -1,6 +1,7 @@
 """Templates: one environment that escapes everything, refuses undefined names, and knows how we write values.
 
-Filters: `ago` and `when` (times), `short` (ids), `number`, `percent`, `words` (a status word without underscores).
+Filters: `ago` and `when` (times), `short` (ids), `number`, `percent`, `words` (a status word without underscores),
+`reveal` (a text that others wrote, with marks at characters that cannot be seen).
 """
 
 from datetime import UTC, datetime
@@ -11,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from services.web.assets import asset_url
+from services.web.hidden import reveal
 
 
 @cache
@@ -24,7 +26,9 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.globals["asset"] = asset_url
-    made.filters.update(ago=ago, when=when, short=short, number=number, percent=percent, words=words, browser=browser)
+    made.filters.update(
+        ago=ago, when=when, short=short, number=number, percent=percent, words=words, browser=browser, reveal=reveal
+    )
     return made
 
 

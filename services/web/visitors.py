@@ -19,12 +19,13 @@ from uuid import UUID
 
 from fastapi import Depends, Request
 from fastapi.params import Depends as Dependency
+from starlette.datastructures import FormData
 from starlette.responses import HTMLResponse, Response
 
 from services.api.auth import Caller, NotAllowed, Right, to_caller
 from services.api.deps import HouseDep
 from services.contracts.audit import Via
-from services.errors import PreceptorError
+from services.errors import InvalidInput, PreceptorError
 from services.store import logins, persons
 from services.store.audit import Actor
 from services.web import navigation, rendering
@@ -53,6 +54,12 @@ class ForeignForm(PreceptorError):
     status_code = 403
     title = "This form is out of date"
     hint = "Load the page again and send the form once more."
+
+
+class FormUnreadable(InvalidInput):
+    """The form's bytes are no text."""
+
+    hint = "Send forms in UTF-8, as the page does."
 
 
 class Theme(StrEnum):
@@ -172,14 +179,26 @@ def needs(right: Right) -> Dependency:
 
 
 async def check_form(request: Request, guest: GuestDep) -> None:
-    """Pass what changes nothing, and forms of our own pages. Errors: ForeignForm (403)."""
+    """Pass what changes nothing, and forms of our own pages. Errors: ForeignForm (403), FormUnreadable (422)."""
     if request.method in SAFE_METHODS:
         return
     if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
         raise ForeignForm("this form was sent from another site")
-    given = request.headers.get(CSRF_HEADER) or (await request.form()).get(CSRF_FIELD)
-    if not isinstance(given, str) or not hmac.compare_digest(given.encode(), guest.csrf_token.encode()):
+    given = request.headers.get(CSRF_HEADER) or (await read_form(request)).get(CSRF_FIELD)
+    if not isinstance(given, str) or not hmac.compare_digest(_as_bytes(given), guest.csrf_token.encode()):
         raise ForeignForm("this form carries no valid token")
+
+
+async def read_form(request: Request) -> FormData:
+    """The form that was sent. Errors: FormUnreadable (422) for bytes that are not in the charset it names."""
+    try:
+        return await request.form()
+    except (LookupError, ValueError):  # a charset that is none, or one that cannot read these bytes
+        raise FormUnreadable("the form's text cannot be read in the charset it names") from None
+
+
+def _as_bytes(text: str) -> bytes:
+    return text.encode(errors="surrogatepass")  # some charsets spell halves of characters
 
 
 def derive_csrf(secret: str) -> str:

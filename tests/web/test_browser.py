@@ -57,6 +57,15 @@ def test_a_person_sets_a_password_and_logs_in_with_it(page: "Page", person: Call
     assert page.get_by_role("heading", level=1).inner_text() == "My account"
 
 
+def test_revoking_a_key_is_asked_for_twice(page: "Page", owner_key: str) -> None:
+    log_in(page, owner_key)
+    forms = page.locator("form[action$='/revoke'] button")
+    assert forms.count() == 1
+    assert not forms.is_visible()
+    page.locator("summary", has_text="Revoke…").click()
+    assert forms.is_visible()
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_pages_fit_a_small_phone_and_follow_the_device(
     chromium: "Chromium", site: str, owner_key: str, theme: str

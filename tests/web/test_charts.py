@@ -8,13 +8,19 @@ from services.store.curves import Curves
 from services.store.statistics import Interval
 from services.web import charts
 from services.web.charts import SIGHTS, choose_ticks, draw, draw_one, draw_versions
+from services.web.rendering import environment
 
-LOSS, PASS_RATE = SIGHTS[0], SIGHTS[1]
+LOSS, PASS_RATE, KL = SIGHTS[0], SIGHTS[1], SIGHTS[2]
 
 
 def curves(**series: tuple[float | None, ...]) -> Curves:
     num = len(next(iter(series.values())))
     return Curves(tuple(range(1, num + 1)), (datetime.now(UTC),) * num, series)
+
+
+def figures(macro: str, *given: object) -> str:
+    """What a macro of the templates makes of this."""
+    return str(getattr(environment().get_template("figures.html").module, macro)(*given))
 
 
 @pytest.mark.parametrize(
@@ -46,7 +52,30 @@ def test_a_line_is_drawn_in_its_frame_from_the_first_update_to_the_last() -> Non
 def test_a_line_breaks_where_nothing_was_measured() -> None:
     chart = draw_one(curves(loss=(0.5, None, 0.25, 0.25)), LOSS)
     assert chart is not None
-    assert [len(part.split()) for part in chart.lines[0].points] == [2, 2]  # a lone point is a short stroke
+    assert [len(part.split()) for part in chart.lines[0].points] == [2]
+    assert len(chart.lines[0].dots) == 1
+
+
+def test_a_single_value_is_a_dot_that_can_be_seen() -> None:
+    chart = draw_one(curves(pass_rate=(0.5,)), PASS_RATE)
+    assert chart is not None
+    assert (chart.lines[0].points, len(chart.lines[0].dots)) == ((), 1)
+    assert "<circle" in figures("drawing", chart)
+
+
+def test_an_interval_of_a_difference_is_no_wider_than_all_of_it_and_says_when_it_rests_on_little() -> None:
+    shown = figures("rise", Interval(0.46, -0.32, 1.24), 2)
+    assert "[-32, +100]" in shown
+    assert "not reliable" in shown
+    assert "not reliable" not in figures("rise", Interval(0.46, -0.32, 1.24), 5)
+
+
+def test_a_chart_says_what_its_axes_and_lines_are() -> None:
+    chart = draw_one(curves(kl=(0.5, 0.25), gap=(-0.1, -0.2)), KL)
+    assert chart is not None
+    shown = figures("chart", chart, "id")
+    assert "by update" in shown
+    assert "how much likelier the teacher" in shown
 
 
 def test_terms_that_are_zero_all_along_are_left_out() -> None:

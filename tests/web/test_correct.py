@@ -1,5 +1,6 @@
 """The correction page as plain forms: what people can do, and what is refused, without a script."""
 
+import json
 import re
 from collections.abc import Callable
 from uuid import UUID
@@ -110,6 +111,26 @@ def test_what_a_model_or_an_expert_writes_is_only_ever_text(
     assert "&lt;script&gt;alert(1)" in shown[0]
 
 
+def test_no_page_shows_a_hidden_character_without_its_mark(
+    queue: Queue, visit: Callable[[str], tuple[UUID, Browser]], owner: Browser
+) -> None:
+    evil = "is \u202eevil\u202c"
+    said = Said(score=0.0, feedback=evil, spans=[FeedbackSpan(start=0, end=4, text=evil)], solution=evil)
+    rollout = queue.draw("t", evil, evil, {"tests": said})
+    item = queue.ask(rollout)
+    _, page = visit("ana")
+    page.send("/correct/next", seen_on="/correct")
+    page.send(f"/correct/{item}/save", seen_on=f"/correct/{item}", text=evil + "!", comment=evil)
+    shown = [page.get(f"/correct/{item}").text, page.get("/correct/history").text]
+    page.send(f"/correct/{item}/submit", seen_on=f"/correct/{item}", text=evil + "!", comment=evil, version="1")
+    shown += [page.get(path).text for path in (f"/correct/{item}", "/correct", "/correct/history")]
+    shown += [owner.get(path).text for path in (f"/rollouts/{rollout}", "/rollouts")]
+    for html in shown:
+        fields = re.sub(r"<textarea.*?</textarea>|<bdi [^>]*>\u202e</bdi>", "", html, flags=re.DOTALL)
+        assert "\u202e" not in fields
+    assert sum("U+202E" in html for html in shown) == len(shown) - 1
+
+
 def test_a_refused_correction_comes_back_with_everything_that_was_typed(
     queue: Queue, visit: Callable[[str], tuple[UUID, Browser]]
 ) -> None:
@@ -161,6 +182,78 @@ def test_two_tabs_without_a_script_are_told_of_each_other(
     assert "two" in late.text
     with queue.store.transaction() as session:
         assert drafts.get(session, item, ana).text == "one"
+
+
+def test_submitting_never_throws_away_a_draft_that_was_not_seen(
+    queue: Queue, visit: Callable[[str], tuple[UUID, Browser]]
+) -> None:
+    item = put(queue)
+    ana, page = visit("ana")
+    page.send("/correct/next", seen_on="/correct")
+    seen = f"/correct/{item}"
+    token = page.token(seen)
+    page.send_as(token, f"{seen}/save", text="an hour of work", comment="long", version="0")
+    for verdict in ("corrected", "fine"):
+        late = page.send_as(token, f"{seen}/submit", text="stale words", version="0", verdict=verdict)
+        assert late.status_code == 409
+        for words in ("changed in another tab", "stale words", "an hour of work"):
+            assert words in late.text
+    assert queue.read(item).status == "claimed"
+    with queue.store.transaction() as session:
+        kept = drafts.get(session, item, ana)
+    assert kept.text == "an hour of work"
+    assert f'name="version" id="version" value="{kept.version}"' in late.text  # who was told may go on
+    again = page.send_as(token, f"{seen}/submit", text="stale words", version=str(kept.version), verdict="corrected")
+    assert again.status_code == 303
+    assert queue.read(item).text == "stale words"
+
+
+def test_who_was_told_of_the_other_draft_may_save_over_it(
+    queue: Queue, visit: Callable[[str], tuple[UUID, Browser]]
+) -> None:
+    item = put(queue)
+    ana, page = visit("ana")
+    page.send("/correct/next", seen_on="/correct")
+    seen = f"/correct/{item}"
+    page.send(f"{seen}/save", seen_on=seen, text="one", version="0")
+    page.send(f"{seen}/discard", seen_on="/correct/history")
+    gone = page.send(f"{seen}/save", seen_on=seen, text="two", version="1")
+    assert gone.status_code == 409
+    assert 'name="version" id="version" value="0"' in gone.text
+    page.send(f"{seen}/save", seen_on=seen, text="two", version="0")
+    with queue.store.transaction() as session:
+        assert drafts.get(session, item, ana).text == "two"
+
+
+@pytest.mark.parametrize("way", ["save", "submit"])
+@pytest.mark.parametrize(
+    ("spans", "why"),
+    [
+        (json.dumps([{"start": 0, "end": 1, "text": "so"}] * 201), "200 are kept at most"),
+        ('[{"start": 0, "end": 1, "text": "a\\u0000b"}]', "NUL character"),
+    ],
+    ids=["too-many", "nul"],
+)
+def test_remarks_that_cannot_be_kept_are_refused_with_the_words(
+    queue: Queue, visit: Callable[[str], tuple[UUID, Browser]], way: str, spans: str, why: str
+) -> None:
+    item = put(queue)
+    _, page = visit("ana")
+    page.send("/correct/next", seen_on="/correct")
+    seen = f"/correct/{item}"
+    refused = page.send(f"{seen}/{way}", seen_on=seen, text="my long words", spans=spans)
+    assert refused.status_code == 422
+    assert why in refused.text
+    assert "my long words" in refused.text
+    assert queue.read(item).status == "claimed"
+
+
+def test_an_item_in_the_queue_is_called_what_it_is(queue: Queue, visit: Callable[[str], tuple[UUID, Browser]]) -> None:
+    item = put(queue)
+    _, page = visit("ana")
+    waiting = page.get(f"/correct/{item}").text
+    assert "<h1>An answer in the queue</h1>" in waiting
+    assert "What became of a correction" not in waiting
 
 
 def test_who_lost_the_item_is_told_and_finds_their_words(

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import func, update
 
 from services.contracts.answers import FeedbackSpan
-from services.store import corrections, drafts
+from services.store import corrections, drafts, logins
 from services.store.models import CorrectionRow
 from services.store.store import Store
 from services.web.visitors import SESSION_COOKIE
@@ -145,6 +145,173 @@ def test_two_tabs_are_told_of_each_other_and_the_person_chooses(queue: Queue, op
         assert drafts.get(session, item, _holder(queue, item)).text == "of the first tab again"
 
 
+def log_out(queue: Queue, item: UUID) -> UUID:
+    """End every session of who holds the item, as by an owner or by time; who that is."""
+    person = _holder(queue, item)
+    with queue.store.transaction() as session:
+        logins.end_all(session, person)
+    return person
+
+
+def log_in(queue: Queue, page: "Page", person: UUID, site: str) -> None:
+    """As in another tab of the same browser."""
+    with queue.store.transaction() as session:
+        token = logins.start(session, person, None, None, None)[1]
+    page.context.add_cookies([{"name": SESSION_COOKIE, "value": token, "url": site}])
+
+
+WAYS = ["#submit", "#fine", "Control+Enter"]
+
+
+def decide(page: "Page", way: str) -> None:
+    """Press the button or the key; to call an edited answer fine takes two."""
+    if way.startswith("#"):
+        page.click(way)
+        if way == "#fine":
+            page.click(way)
+    else:
+        page.focus("#text")
+        page.keyboard.press(way)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_deciding_when_the_session_has_ended_keeps_the_words_and_goes_on_after_a_login(
+    queue: Queue, open_as: Open, site: str, way: str
+) -> None:
+    item = put(queue)
+    page = open_as("ana")
+    begin(page)
+    person = log_out(queue, item)
+    page.fill("#text", "ten minutes of work")
+    decide(page, way)
+    page.wait_for_selector("#decide-words:has-text('no longer logged in')")
+    assert page.is_visible("#logged-out a[href='/login']")
+    assert page.input_value("#text") == "ten minutes of work"
+    log_in(queue, page, person, site)
+    page.click("#fine" if way == "#fine" else "#submit")
+    page.wait_for_url("**/correct")
+    row = queue.read(item)
+    assert (row.status, row.text) == ("submitted", None if way == "#fine" else "ten minutes of work")
+
+
+def test_words_of_an_ended_session_are_there_again_after_a_reload_and_a_login(
+    queue: Queue, open_as: Open, site: str
+) -> None:
+    item = put(queue)
+    page = open_as("ana")
+    begin(page)
+    address = page.url
+    person = log_out(queue, item)
+    page.fill("#text", "ten minutes of work")
+    page.click("#submit")
+    page.wait_for_selector("#decide-words:has-text('Not submitted')")
+    page.reload()
+    page.wait_for_url("**/login**")
+    log_in(queue, page, person, site)
+    page.goto(address)
+    wait_saved(page)
+    assert page.input_value("#text") == "ten minutes of work"
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_deciding_while_offline_keeps_the_words_and_says_so(queue: Queue, open_as: Open, way: str) -> None:
+    item = put(queue)
+    page = open_as("ana")
+    begin(page)
+    page.context.set_offline(True)
+    page.fill("#text", "written on a train")
+    decide(page, way)
+    page.wait_for_selector("#decide-words:has-text('server cannot be reached')")
+    assert "kept in this browser" in (page.text_content("#decide-words") or "")
+    assert page.input_value("#text") == "written on a train"
+    page.context.set_offline(False)
+    page.click("#fine" if way == "#fine" else "#submit")
+    page.wait_for_url("**/correct")
+    assert queue.read(item).status == "submitted"
+
+
+def test_a_network_gone_at_the_very_click_loses_nothing(queue: Queue, open_as: Open) -> None:
+    item = put(queue)
+    page = open_as("ana")
+    begin(page)
+    address = page.url
+    page.fill("#text", "saved, then sent into the void")
+    wait_saved(page)
+    page.context.set_offline(True)
+    with page.expect_event("requestfailed", lambda request: request.is_navigation_request()):
+        page.click("#submit", no_wait_after=True)
+    page.context.set_offline(False)
+    page.goto(address)
+    page.wait_for_selector("#desk")
+    assert page.input_value("#text") == "saved, then sent into the void"
+    page.fill("#text", "saved, and sent at last")
+    wait_saved(page)
+    page.click("#submit")
+    page.wait_for_url("**/correct")
+    assert queue.read(item).text == "saved, and sent at last"
+
+
+def test_skipping_with_unsaved_words_is_told_first_and_may_go_on(queue: Queue, open_as: Open) -> None:
+    item = put(queue)
+    page = open_as("ana")
+    begin(page)
+    address = page.url
+    page.context.set_offline(True)
+    page.fill("#text", "half a thought")
+    page.keyboard.press("Escape")
+    page.keyboard.press("s")
+    page.click("#skip button")
+    page.wait_for_selector("#skip [data-refused]:has-text('once more')")
+    page.route("**/draft", lambda route: route.abort())
+    page.context.set_offline(False)
+    page.click("#skip button")
+    page.wait_for_url("**/correct")
+    assert queue.read(item).status == "skipped"
+    page.unroute("**/draft")
+    page.goto(address)
+    page.click("text=Correct this one")
+    wait_saved(page)
+    assert page.input_value("#text") == "half a thought"
+
+
+def test_a_stale_tab_cannot_submit_over_a_draft_it_has_not_seen(queue: Queue, open_as: Open) -> None:
+    item = put(queue)
+    stale = open_as("ana")
+    begin(stale)
+    other = open_as("ana")
+    other.wait_for_selector("#desk")
+    other.fill("#text", "an hour of work")
+    wait_saved(other)
+    stale.fill("#text", "one two four")
+    stale.keyboard.press("Control+Enter")
+    stale.wait_for_selector("#conflict:not([hidden])")
+    stale.wait_for_selector("#decide-words:has-text('changed elsewhere')")
+    assert queue.read(item).status == "claimed"
+    stale.click("#take-theirs")
+    stale.wait_for_selector("#conflict", state="hidden")
+    assert stale.input_value("#text") == "an hour of work"
+
+
+def test_a_stale_tab_that_calls_it_fine_is_told_by_the_server_and_may_choose(queue: Queue, open_as: Open) -> None:
+    item = put(queue)
+    stale = open_as("ana")
+    begin(stale)
+    other = open_as("ana")
+    other.wait_for_selector("#desk")
+    other.fill("#text", "an hour of work")
+    wait_saved(other)
+    stale.click("#fine")
+    stale.wait_for_selector("#theirs")
+    assert "an hour of work" in (stale.text_content("#theirs") or "")
+    assert stale.is_visible("#conflict")
+    assert queue.read(item).status == "claimed"
+    stale.click("#keep-mine")
+    wait_saved(stale)
+    stale.click("#fine")
+    stale.wait_for_url("**/correct")
+    assert queue.read(item).verdict == "fine"
+
+
 def test_two_people_never_have_the_same_answer_in_front_of_them(queue: Queue, open_as: Open) -> None:
     items = {str(put(queue, f"t{n}")) for n in range(3)}
     pages = [open_as(name) for name in ("ana", "ben", "cleo")]
@@ -209,6 +376,52 @@ def test_a_remark_made_by_selecting_lies_on_the_selected_tokens(queue: Queue, op
     with queue.store.transaction() as session:
         kept = drafts.get(session, item, _holder(queue, item)).spans
     assert kept == [FeedbackSpan(start=4, end=7, text="which two?")]
+
+
+LEFT = """(box, index) => { const walker = document.createTreeWalker(box, NodeFilter.SHOW_TEXT);
+    for (let node = walker.nextNode(); node; node = walker.nextNode()) { const at = node.data.indexOf("evil");
+      if (at < 0) continue; const range = document.createRange();
+      range.setStart(node, at + index); range.setEnd(node, at + index + 1);
+      return range.getBoundingClientRect().left; } }"""
+
+
+def test_an_answer_reads_as_it_is_whatever_direction_it_asks_for(queue: Queue, open_as: Open) -> None:
+    evil = "\u202eevil\u202c"
+    put(queue, answer=f"is {evil}", tests=Said(score=0.0, feedback=f"says \u2067evil\u2069 and {evil}"))
+    page = open_as("ana")
+    begin(page)
+    for box in ("#answer", "#diff", ".opinions"):
+        found = page.locator(box)
+        lefts = [found.evaluate(LEFT, index) for index in range(4)]
+        assert lefts == sorted(lefts), box
+        assert found.locator("[data-code='U+202E']").count() == 1
+    assert page.text_content("#answer") == f"is {evil}"
+    assert "right-to-left override (U+202E)" in (page.text_content("#hidden-chars") or "")
+    page.fill("#text", "is good")
+    page.wait_for_selector("#hidden-chars:empty", state="attached")
+    page.wait_for_selector("#diff del [data-code='U+202E']")
+    wait_saved(page)
+
+
+def test_marks_of_hidden_characters_do_not_move_remarks(queue: Queue, open_as: Open) -> None:
+    item = put(queue, answer="a\x08b\x1bc two")
+    page = open_as("ana")
+    begin(page)
+    assert page.locator("#answer [data-code='U+0008']").count() == 1
+    page.evaluate(
+        """() => { const range = document.createRange(); const node = document.getElementById("answer").lastChild;
+        range.setStart(node, 2); range.setEnd(node, 5); getSelection().removeAllRanges();
+        getSelection().addRange(range); }"""
+    )
+    page.click("#remark-button")
+    assert page.text_content("#remark-quote") == "two"
+    page.fill("#remark-text", "which two?")
+    page.click("#remark-add")
+    wait_saved(page)
+    with queue.store.transaction() as session:
+        assert drafts.get(session, item, _holder(queue, item)).spans == [
+            FeedbackSpan(start=6, end=9, text="which two?")
+        ]
 
 
 def test_what_a_model_writes_never_runs(queue: Queue, open_as: Open) -> None:

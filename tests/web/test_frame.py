@@ -205,6 +205,26 @@ def test_a_form_with_what_cannot_be_kept_is_refused_and_said(owner: Browser) -> 
 
 
 @pytest.mark.integration
+@pytest.mark.parametrize("charset", ["undefined", "punycode", "utf-7", "nonesuch"])
+def test_a_form_in_a_charset_that_is_none_is_refused_before_any_login(
+    browser: Callable[[], Browser], charset: str
+) -> None:
+    page = browser()
+    token = page.token("/login")
+    half = b"+2AA-"  # in UTF-7, half a character
+    for fields in (
+        {b"csrf_token": half},
+        {b"csrf_token": token.encode(), b"name": half, b"password": half},
+        {b"csrf_token": token.encode(), b"name": b"\xff\x00", b"password": b"\xff"},
+        {b"csrf_token": token.encode(), half: b"x"},
+    ):
+        parts = (b'--x\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n' % one for one in fields.items())
+        headers = {"Content-Type": f"multipart/form-data; boundary=x; charset={charset}", "Accept": "text/html"}
+        response = page.http.post("/login", content=b"".join(parts) + b"--x--\r\n", headers=headers)
+        assert 400 <= response.status_code < 500, (fields, response.text)
+
+
+@pytest.mark.integration
 def test_a_login_asks_for_the_token_of_its_own_visit(browser: Callable[[], Browser], owner_key: str) -> None:
     assert browser().http.post("/login", data={"key": owner_key}).status_code == 403
 

@@ -1,8 +1,15 @@
 """Remarks between tokens and characters, and differences between texts."""
 
+import re
+import unicodedata
+from html import unescape
+
 from services.web import marks
 from services.web.differences import MAX_WORDS, compare
+from services.web.hidden import HIDDEN, exact, reveal, tell
 from services.web.marks import Remark, Tokens, align
+
+BIDI_CONTROLS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 
 
 def tokens(*pieces: str) -> Tokens:
@@ -49,7 +56,25 @@ def test_an_answer_is_marked_where_remarks_lie_and_overlaps_carry_both() -> None
 
 
 def test_text_is_escaped_and_keeps_its_line_ends() -> None:
-    assert marks.exact("<b>\r\n&") == "&lt;b&gt;&#13;\n&amp;"
+    assert exact("<b>\r\n&") == "&lt;b&gt;&#13;\n&amp;"
+
+
+def test_hidden_characters_are_shown_as_marks_and_stay_in_the_text() -> None:
+    text = "a \u202eevil\u202c <b>\x08\r\n\tx\ry"
+    shown = reveal(text)
+    assert [str(tag) for tag in re.findall(r'data-code="([^"]+)"', shown)] == ["U+202E", "U+202C", "U+0008", "U+000D"]
+    assert 'title="right-to-left override (U+202E)"' in shown
+    assert unescape(re.sub("<[^>]+>", "", shown)).replace("&#13;", "\r") == text
+    assert tell(text + "\u202e").startswith(
+        "right-to-left override (U+202E, 2 times), pop directional formatting (U+202C)"
+    )
+    assert (reveal("plain\n\tשלום é 👩‍💻"), tell("plain\n\tשלום é 👩‍💻")) == ("plain\n\tשלום é 👩‍💻", "")
+
+
+def test_every_control_of_the_writing_direction_is_hidden() -> None:
+    directions = [chr(c) for c in range(0x3000) if unicodedata.bidirectional(chr(c)) in BIDI_CONTROLS]
+    assert len(directions) == 9
+    assert all(HIDDEN.fullmatch(one) for one in [*directions, "\u061c", "\u200e", "\u200f"])
 
 
 def test_a_difference_is_told_word_by_word() -> None:

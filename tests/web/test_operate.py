@@ -128,7 +128,18 @@ def test_filters_are_in_the_address(filled: Filled, path: str, expected: str) ->
     assert expected in filled.page(path)
 
 
-@pytest.mark.parametrize("path", ["/rollouts?status=nonsense", "/rollouts?cursor=nonsense", "/dead?draws=nonsense"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/rollouts?status=nonsense",
+        "/rollouts?cursor=nonsense",
+        "/dead?draws=nonsense",
+        "/updates/2147483648",
+        "/updates/99999999999999999999",
+        "/updates/-1",
+        "/overview/curves?after=99999999999999999999",
+    ],
+)
 def test_addresses_that_mean_nothing_are_refused(filled: Filled, path: str) -> None:
     assert filled.http.get(path, headers={"Accept": "text/html"}).status_code == 422
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from services.settings import Settings
-from services.store.models import ConsultationRow, GroupRow, LessonRow, RolloutRow
+from services.store.models import ConsultationRow, ExpertRow, GroupRow, LessonRow, RolloutRow
 from services.store.store import Store
 from services.web.app import create_app
 from tests.serving import serve
@@ -144,6 +144,64 @@ def test_a_dead_letter_is_requeued(place: tuple[str, Store], look: "Callable[...
     assert rows.count() == before - 1
     with store.transaction() as session:
         assert session.query(ConsultationRow).filter_by(status="pending").count() == 1
+
+
+def test_the_overview_says_since_when_it_is_not_up_to_date(place: tuple[str, Store], chromium: "Chromium") -> None:
+    window = chromium.new_context()
+    page = window.new_page()
+    page.goto(place[0] + "/")
+    window.set_offline(True)
+    page.wait_for_selector("#stale:has-text('Not up to date since'):has-text('cannot be reached')")
+    assert page.locator("html[data-stale]").count() == 1
+    window.set_offline(False)
+    page.wait_for_selector("#stale", state="hidden")
+    page.route("**/overview/now", lambda route: route.fulfill(status=500, body=""))
+    page.wait_for_selector("#stale:has-text('could not answer')")
+    window.close()
+
+
+def test_the_strip_of_links_on_a_phone_begins_where_one_is(
+    place: tuple[str, Store], look: "Callable[..., Page]"
+) -> None:
+    page = look(place[0] + "/policies", width=375)
+    box = page.locator(".links [aria-current=page]").bounding_box()
+    assert box is not None
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= 375
+
+
+def test_the_labels_of_an_axis_are_read_whole_on_a_phone(place: tuple[str, Store], look: "Callable[..., Page]") -> None:
+    page = look(place[0] + "/", width=375, script=False)
+    ticks = page.locator("svg.curves .tick")
+    assert ticks.count() > 10
+    lefts = ticks.evaluate_all(
+        "all => all.map(one => one.getBBox().x).concat([...document.querySelectorAll('.line, .dot')]"
+        ".map(one => one.getBBox().x - 60))"
+    )
+    assert min(lefts) >= 0
+
+
+def test_retiring_an_expert_is_asked_for_twice(place: tuple[str, Store], look: "Callable[..., Page]") -> None:
+    address, store = place
+    with store.transaction() as session:
+        expert = session.query(ExpertRow).filter(ExpertRow.status == "active").first()
+        assert expert is not None
+    page = look(f"{address}/experts/{expert.id}", script=False)
+    button = page.get_by_role("button", name=f"Retire {expert.name} for good")
+    assert not button.is_visible()
+    page.locator("summary", has_text="Retire…").click()
+    assert button.is_visible()
+
+
+def test_the_scale_of_the_heat_map_says_what_its_ends_are(
+    place: tuple[str, Store], look: "Callable[..., Page]"
+) -> None:
+    page = look(place[0] + trained(place[1]))
+    scale = page.locator(".scale")
+    assert "0 nats" in scale.inner_text()
+    assert "4 nats and more" in scale.inner_text()
+    page.get_by_role("button", name="Cost-to-go").click()
+    assert "the most of this answer" in scale.inner_text()
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -5,7 +5,7 @@ What that script sends is in `correction_calls`.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 from uuid import UUID
 
@@ -19,11 +19,13 @@ from services.contracts.answers import MAX_FEEDBACK_CHARS, MAX_SOLUTION_CHARS, F
 from services.contracts.base import Contract, JsonObject
 from services.contracts.corrections import (
     MAX_COMMENT_CHARS,
+    MAX_SPANS,
     CorrectionItem,
     CorrectionOutcome,
     CorrectionSkip,
     CorrectionStatus,
     CorrectionSubmit,
+    Draft,
     DraftSave,
     Opinion,
     SkipKind,
@@ -34,21 +36,27 @@ from services.settings import Settings
 from services.store import audit, consultations, corrections, desk, drafts, lineages, undo
 from services.store.models import CorrectionRow, RolloutRow
 from services.store.store import Store
-from services.web import differences, marks, progress
-from services.web.forms import build_pages, form_of
+from services.web import differences, hidden, marks, progress
+from services.web.forms import build_pages, check_text, form_of
 from services.web.marks import Remark, Tokens
 from services.web.visitors import Visitor, VisitorDep, go_to, needs, page
 
 HOLD_SECONDS = 20
 """How long the trainer leaves alone what was submitted here: enough to notice a slip, and no update waits for it."""
 
-_SPANS = TypeAdapter(list[FeedbackSpan])
+_SPANS = TypeAdapter(list[FeedbackSpan])  # as many as a form may hold; how many are kept is checked with words
 
 router = build_pages()
 
 
 class RemarksUnreadable(InvalidInput):
     """The remarks on parts of the answer cannot be read."""
+
+
+class TooManyRemarks(InvalidInput):
+    """There are more remarks on parts of the answer than are kept."""
+
+    hint = "Take some of them out, or say it in the comment on the whole answer."
 
 
 class QuoteNotFound(InvalidInput):
@@ -190,6 +198,9 @@ def submit_item(
             hold_seconds=HOLD_SECONDS,
         )
         with house.store.transaction() as session:
+            row = corrections.lock(session, correction_id)
+            if _is_held(row, visitor):
+                drafts.check_seen(session, row.id, visitor.id, _as_draft(work))
             row = corrections.submit(session, correction_id, visitor.id, said)
             audit.record(session, visitor.actor, "corrections.submit", "correction", row.id, {"verdict": form.verdict})
             opened = consultations.pending_of(session, [row.rollout_id])
@@ -268,11 +279,15 @@ def _as_draft(work: Work) -> DraftSave:
 
 
 def _read_work(house: House, correction_id: UUID, form: WorkForm) -> Work:
-    """What was sent, a remark by quote among it. Errors: RemarksUnreadable, QuoteNotFound, TokensUnknown (422)."""
+    """What was sent, a remark by quote among it.
+
+    Errors: RemarksUnreadable, FormNotText, TooManyRemarks, QuoteNotFound, TokensUnknown (422).
+    """
     try:
         spans = _SPANS.validate_json(form.spans)
     except ValidationError:
         raise RemarksUnreadable("the remarks on parts of the answer cannot be read") from None
+    check_text("a remark on a part of the answer", *(span.text for span in spans))  # JSON spells NUL as an escape
     if form.quote and form.remark.strip():
         with house.store.transaction() as session:
             rollout = session.get_one(RolloutRow, corrections.get(session, correction_id).rollout_id)
@@ -283,6 +298,8 @@ def _read_work(house: House, correction_id: UUID, form: WorkForm) -> Work:
         if place is None:
             raise QuoteNotFound(f"the answer does not contain {form.quote[:80]!r}")
         spans = [*spans, FeedbackSpan(start=place[0], end=place[1], text=form.remark.strip())]
+    if len(spans) > MAX_SPANS:
+        raise TooManyRemarks(f"there are {len(spans)} remarks on parts of the answer; {MAX_SPANS} are kept at most")
     return Work(form.text, form.comment, spans, form.version)
 
 
@@ -298,7 +315,11 @@ def _show_again(visitor: Visitor, house: House, correction_id: UUID, form: WorkF
         if not _is_held(row, visitor):
             return _show_outcome(visitor, session, row, work=work, problem=error)
         bench = _read_bench(session, row, visitor)
-    return _show_desk(visitor, house, bench, work=work, form=form, problem=error)
+    theirs = None
+    if isinstance(error, drafts.DraftChanged):  # who was told of the other draft may send theirs over it
+        theirs = bench.item.draft
+        work = replace(work, version=0 if theirs is None else theirs.version)
+    return _show_desk(visitor, house, bench, work=work, form=form, problem=error, theirs=theirs)
 
 
 @dataclass(frozen=True)
@@ -328,6 +349,7 @@ def _show_desk(
     work: Work | None = None,
     form: WorkForm | None = None,
     problem: PreceptorError | None = None,
+    theirs: Draft | None = None,
 ) -> Response:
     item, draft = bench.item, bench.item.draft
     tokens = marks.read_tokens(house.policy, bench.token_ids, item.rollout_text)
@@ -349,7 +371,8 @@ def _show_desk(
         spans_json=_SPANS.dump_json(work.spans).decode(),
         segments=marks.split(item.rollout_text, tokens, remarks),
         remarks=remarks,
-        exact=marks.exact,
+        exact=hidden.exact,
+        hidden=hidden.tell(work.text),
         as_json=_print_json,
         token_ends=None if tokens is None else tokens.ends_in_browsers(),
         changes=differences.compare(item.rollout_text, work.text),
@@ -358,6 +381,7 @@ def _show_desk(
         last=bench.last,
         skips=progress.SKIPS,
         problem=problem,
+        theirs=theirs,
     )
 
 
@@ -384,7 +408,6 @@ def _show_outcome(
         changes=None if found.text is None else differences.compare(prompt.rollout_text, found.text),
         draft=drafts.find(session, row.id, visitor.id),
         typed=work,
-        exact=marks.exact,
         chosen_because=desk.explain(row),
         problem=problem,
     )

@@ -68,7 +68,7 @@ def show_versions(visitor: VisitorDep, store: StoreDep, settings: SettingsDep) -
 
 
 @router.get("/overview/curves", dependencies=[needs(Right.READ)])
-def get_curves(store: StoreDep, settings: SettingsDep, after: Annotated[int, Query(ge=0)] = 0) -> Response:
+def get_curves(store: StoreDep, settings: SettingsDep, after: Annotated[int, Query(ge=0, lt=2**31)] = 0) -> Response:
     """The curves as JSON, for the page's script; 204 when nothing came after the update it knows.
 
     Errors: LineageNotFound (404).

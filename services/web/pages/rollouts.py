@@ -10,7 +10,7 @@ from services.api.auth import Right
 from services.api.deps import PagingDep, SettingsDep, StoreDep
 from services.contracts.rollouts import Purpose, RolloutStatus
 from services.store import browse, heat_map, lineages, policies, rollout_story, rollouts
-from services.store.heat_map import MAX_TOKENS
+from services.store.heat_map import HOTTEST, MAX_TOKENS
 from services.web.forms import build_pages
 from services.web.lists import Chosen, list_path
 from services.web.visitors import VisitorDep, needs, page
@@ -70,4 +70,4 @@ def show_rollout(
         row = rollouts.get(session, rollout_id)
         story = rollout_story.read(session, row)
         heat = heat_map.read(session, row, start // MAX_TOKENS * MAX_TOKENS)
-    return page(visitor, "rollouts/one.html", story=story, heat=heat, page_size=MAX_TOKENS)
+    return page(visitor, "rollouts/one.html", story=story, heat=heat, page_size=MAX_TOKENS, hottest=HOTTEST)

@@ -4,6 +4,7 @@ from starlette.responses import Response
 
 from services.api.auth import Right
 from services.api.deps import PagingDep, SettingsDep, StoreDep
+from services.api.routes.updates import Number
 from services.contracts.updates import UpdateStatus
 from services.store import browse, lineages, updates
 from services.web.forms import build_pages
@@ -37,7 +38,7 @@ def show_updates(
 
 
 @router.get("/updates/{number}", dependencies=[needs(Right.READ)])
-def show_update(number: int, visitor: VisitorDep, store: StoreDep, settings: SettingsDep) -> Response:
+def show_update(number: Number, visitor: VisitorDep, store: StoreDep, settings: SettingsDep) -> Response:
     """One update: its measures, its lessons, and what each term gave. Errors: UpdateNotFound (404)."""
     with store.transaction() as session:
         lineage = lineages.get(session, settings.lineage)

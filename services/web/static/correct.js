@@ -4,13 +4,50 @@
   "use strict";
   const SAVE_AFTER_MS = 700;
   const RETRY_MS = 5000;
+  const SEND_MS = 20 * 1000; // a server that says nothing for so long is away
   const RENEW_MS = 60 * 1000;
   const IDLE_MS = 30 * 60 * 1000; // a page that nobody touched for so long does not hold an item
   const MAX_WORDS_CHARS = 60000; // longer texts are compared line by line
   const find = (id) => document.getElementById(id);
-  const token = JSON.parse(document.body.getAttribute("hx-headers"))["X-CSRF-Token"];
+  const tokenOf = (body) => JSON.parse(body.getAttribute("hx-headers"))["X-CSRF-Token"];
+  let token = tokenOf(document.body);
   const say = (words) => { find("said").textContent = words; };
   document.documentElement.dataset.script = "yes";
+
+  /* Characters that cannot be seen are shown as marks, as services/web/hidden.py does; the text stays what it is. */
+
+  const HIDDEN = /[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]|\r(?!\n)/g;
+  const DIRECTIONS = {
+    "\u061c": "arabic letter mark", "\u200e": "left-to-right mark", "\u200f": "right-to-left mark",
+    "\u202a": "left-to-right embedding", "\u202b": "right-to-left embedding", "\u202c": "pop directional formatting",
+    "\u202d": "left-to-right override", "\u202e": "right-to-left override", "\u2066": "left-to-right isolate",
+    "\u2067": "right-to-left isolate", "\u2068": "first strong isolate", "\u2069": "pop directional isolate",
+  };
+  const codeOf = (character) => `U+${character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
+  const nameOf = (character) => DIRECTIONS[character] || "control character";
+
+  function reveal(words) {
+    const nodes = [];
+    let seen = 0;
+    for (const found of words.matchAll(HIDDEN)) {
+      const mark = document.createElement("bdi");
+      mark.className = "unshown";
+      mark.dir = "ltr";
+      mark.dataset.code = codeOf(found[0]);
+      mark.title = `${nameOf(found[0])} (${codeOf(found[0])})`;
+      mark.textContent = found[0];
+      nodes.push(words.slice(seen, found.index), mark);
+      seen = found.index + 1;
+    }
+    return [...nodes, words.slice(seen)].filter((node) => node !== "");
+  }
+
+  function tellHidden(words) {
+    const counts = new Map();
+    for (const [character] of words.matchAll(HIDDEN)) counts.set(character, (counts.get(character) || 0) + 1);
+    const told = [...counts].map(([one, num]) => `${nameOf(one)} (${codeOf(one)}${num > 1 ? `, ${num} times` : ""})`);
+    return told.length ? `The text holds characters that the field cannot show: ${told.join(", ")}. Below they are marked.` : "";
+  }
 
   /* What was submitted last. */
 
@@ -38,7 +75,7 @@
   const singleKeys = find("single-keys");
   const keysKept = "preceptor-single-keys";
   const read = (key) => { try { return localStorage.getItem(key); } catch { return null; } };
-  const keep = (key, value) => { try { localStorage.setItem(key, value); } catch { /* a private window; the server has it */ } };
+  const keep = (key, value) => { try { localStorage.setItem(key, value); return true; } catch { return false; /* a private window */ } };
   const forget = (key) => { try { localStorage.removeItem(key); } catch { /* as above */ } };
   if (singleKeys) {
     singleKeys.checked = read(keysKept) !== "off";
@@ -65,6 +102,7 @@
   const versionField = find("version");
   const spansField = find("spans");
   const stateLine = find("state");
+  const decideWords = find("decide-words");
   const path = `/correct/${desk.dataset.id}`;
   const keptKey = `preceptor-draft-${desk.dataset.person}-${desk.dataset.id}`;
   const plain = (words) => words.replace(/\r\n?/g, "\n");
@@ -80,6 +118,9 @@
   let timer = 0;
   let sending = null;
   let stopped = false; // a conflict or a lost item: the person decides before anything more is sent
+  let loggedOut = false; // nothing can be saved before somebody logs in again, in another tab
+  let isKept = true; // whether this browser could keep what the server does not have
+  let trouble = ""; // why the last save was refused, in words
   let leaving = false;
   let lastTouch = Date.now();
 
@@ -92,11 +133,23 @@
     stateLine.textContent = words;
   }
 
+  const whereKept = () => (isKept ? "What you wrote is kept in this browser" : "What you wrote is only on this page: leave it open");
+
+  function keepHere() { // while two drafts wait for a choice, as edited from neither: coming back asks again
+    const from = find("conflict").hidden ? version : -1;
+    isKept = keep(keptKey, JSON.stringify({ version: from, text: text.value, comment: comment.value, spans }));
+  }
+
   function changed() {
     lastTouch = Date.now();
+    leaving = false; // whoever types is here: the page was sent, and did not go
     spansField.value = JSON.stringify(spans);
-    if (!isDirty()) { if (!sending && !stopped) show("saved", savedWords); return; }
-    keep(keptKey, JSON.stringify({ version, text: text.value, comment: comment.value, spans }));
+    if (!isDirty()) {
+      forget(keptKey);
+      if (!sending && !stopped) show("saved", savedWords);
+      return;
+    }
+    keepHere();
     if (stopped) return;
     show("unsaved", "Not saved yet");
     clearTimeout(timer);
@@ -108,59 +161,92 @@
       method: "POST",
       headers: { "Content-Type": "application/json", Accept: "application/json", "X-CSRF-Token": token },
       body: JSON.stringify(body),
+      signal: AbortSignal.timeout(SEND_MS),
       ...options,
     });
   }
 
+  /* Take up the session of a login in another tab, if it is the same person's: forms and calls carry its token. */
+  async function takeUpLogin() {
+    let body;
+    try {
+      const response = await fetch(path, { headers: { Accept: "text/html" }, signal: AbortSignal.timeout(SEND_MS) });
+      body = new DOMParser().parseFromString(await response.text(), "text/html").body;
+    } catch {
+      return;
+    }
+    if (body.dataset.person !== desk.dataset.person) return;
+    token = tokenOf(body);
+    for (const field of document.querySelectorAll("input[name=csrf_token]")) field.value = token;
+    loggedOut = false;
+    find("logged-out").hidden = true;
+  }
+
   async function save({ keepalive = false } = {}) {
     clearTimeout(timer);
-    if (stopped || leaving || !isDirty()) return;
+    if (stopped || leaving) return;
+    if (loggedOut) await takeUpLogin();
+    if (!isDirty()) return;
     if (sending) { await sending; return save({ keepalive }); }
+    sending = send(keepalive);
+    try { await sending; } finally { sending = null; }
+    if (isDirty() && !stopped && !trouble) timer = setTimeout(save, SAVE_AFTER_MS);
+  }
+
+  async function send(keepalive) {
     const sent = snapshot();
     const body = { version, text: plain(text.value), comment: plain(comment.value), spans };
     show("unsaved", "Saving…");
-    sending = send(sent, body, keepalive);
-    await sending;
-    sending = null;
-    if (isDirty() && !stopped) timer = setTimeout(save, SAVE_AFTER_MS);
-  }
-
-  async function send(sent, body, keepalive) {
     let response;
+    let said;
     try {
       response = await call("draft", body, { keepalive });
+      said = await (response.ok ? response.json() : response.json().catch(() => ({ detail: "" })));
     } catch {
-      show("offline", "Offline: kept in this browser, sent when it is back");
+      trouble = "the server cannot be reached";
+      show("offline", isKept ? "Offline: kept in this browser, sent when it is back" : "Offline: leave this page open, it is sent when it is back");
       timer = setTimeout(save, RETRY_MS);
       return;
     }
     if (response.ok) {
-      const draft = await response.json();
-      version = draft.version;
+      version = said.version;
       versionField.value = String(version);
       saved = sent;
+      trouble = "";
       if (!isDirty()) forget(keptKey);
-      savedWords = `Draft saved ${new Date(draft.saved_at).toLocaleTimeString()}`;
+      savedWords = `Draft saved ${new Date(said.saved_at).toLocaleTimeString()}`;
       show("saved", savedWords);
-      if (!draft.held) lose("You can go on writing, but not submit it.");
+      if (!said.held) lose("You can go on writing, but not submit it.");
       return;
     }
-    const problem = await response.json().catch(() => ({ detail: "" }));
-    if (response.status === 409 && String(problem.type).endsWith("draft-changed")) {
-      stopped = true;
-      show("failed", "Not saved: changed elsewhere");
-      find("conflict").hidden = false;
+    if (response.status === 409 && String(said.type).endsWith("draft-changed")) {
+      stopForConflict();
     } else if (response.status === 409) {
       stopped = true;
+      trouble = "this answer is no longer yours";
       show("failed", "Not saved: kept in this browser");
-      lose(problem.detail);
+      lose(said.detail);
     } else if (response.status === 401 || response.status === 403) {
-      stopped = true;
-      show("failed", "Not saved: please log in again in another tab, then reload this page");
+      tellLoggedOut();
+      show("failed", "Not saved: you are no longer logged in");
     } else {
-      show("failed", problem.detail ? `Not saved: ${problem.detail}` : "Not saved; trying again");
+      trouble = said.detail || "the server could not save it";
+      show("failed", said.detail ? `Not saved: ${said.detail}` : "Not saved; trying again");
       if (response.status >= 500 || response.status === 429) timer = setTimeout(save, RETRY_MS);
     }
+  }
+
+  function tellLoggedOut() {
+    loggedOut = true;
+    trouble = "you are no longer logged in; log in again in another tab, then press this once more";
+    find("logged-out").hidden = false;
+  }
+
+  function stopForConflict() {
+    stopped = true;
+    trouble = "this draft was changed elsewhere; choose above which one counts";
+    show("failed", "Not saved: changed elsewhere");
+    find("conflict").hidden = false;
   }
 
   function lose(words) {
@@ -171,23 +257,45 @@
     for (const id of ["submit", "fine"]) find(id).disabled = true;
   }
 
+  /* The draft as the server has it now; where there is none, the answer. Null, and said so, where it cannot be told. */
+  async function askForTheirs() {
+    const none = { text: answered, comment: "", spans: [], version: 0 };
+    try {
+      const response = await fetch(`${path}/draft`, { headers: { Accept: "application/json" }, signal: AbortSignal.timeout(SEND_MS) });
+      if (response.ok || response.status === 404) return response.ok ? await response.json() : none;
+      show("failed", "The other draft cannot be shown: log in again in another tab, or try again");
+    } catch {
+      show("offline", "The other draft cannot be shown: the server cannot be reached");
+    }
+    return null;
+  }
+
+  function settle() {
+    find("conflict").hidden = true;
+    if (find("theirs")) find("theirs").hidden = true;
+    stopped = false;
+    trouble = "";
+    decideWords.textContent = "";
+  }
+
   find("take-theirs").addEventListener("click", async () => {
-    const response = await fetch(`${path}/draft`, { headers: { Accept: "application/json" } });
-    take(response.ok ? await response.json() : { text: answered, comment: "", spans: [], version: 0 });
+    const theirs = await askForTheirs();
+    if (!theirs) return;
+    take(theirs);
     saved = snapshot();
     forget(keptKey);
-    find("conflict").hidden = true;
-    stopped = false;
+    settle();
     show("saved", "Draft saved");
     text.focus();
   });
 
   find("keep-mine").addEventListener("click", async () => {
-    const response = await fetch(`${path}/draft`, { headers: { Accept: "application/json" } });
-    version = response.ok ? (await response.json()).version : 0;
-    find("conflict").hidden = true;
-    stopped = false;
+    const theirs = await askForTheirs();
+    if (!theirs) return;
+    version = theirs.version;
+    settle();
     saved = "";
+    keepHere();
     await save();
     text.focus();
   });
@@ -207,7 +315,8 @@
   comment.addEventListener("input", changed);
   find("reset").addEventListener("click", () => { text.value = answered; changed(); compare(); text.focus(); });
   addEventListener("online", () => save());
-  document.addEventListener("visibilitychange", () => { if (document.hidden) save({ keepalive: true }); });
+  addEventListener("pageshow", () => { leaving = false; }); // back at a page that was sent
+  document.addEventListener("visibilitychange", () => { if (document.hidden || loggedOut) save({ keepalive: document.hidden }); });
   addEventListener("pagehide", () => {
     if (leaving) return;
     if (isDirty()) { save({ keepalive: true }); return; }
@@ -220,6 +329,7 @@
   async function renew() {
     if (stopped || Date.now() - lastTouch > IDLE_MS) return;
     const response = await call("renew", {}).catch(() => null);
+    if (response && (response.status === 401 || response.status === 403)) tellLoggedOut();
     if (response && response.status === 409) {
       const problem = await response.json().catch(() => ({ detail: "" }));
       lose(problem.detail);
@@ -237,6 +347,8 @@
 
   function compare() {
     const now = plain(text.value);
+    const hidden = tellHidden(now);
+    if (find("hidden-chars").textContent !== hidden) find("hidden-chars").textContent = hidden;
     const long = answered.length + now.length > MAX_WORDS_CHARS;
     const compareWith = long ? Diff.diffLines : Diff.diffWordsWithSpace;
     const parts = compareWith(answered, now, { timeout: 400 });
@@ -245,11 +357,11 @@
       find("summary").textContent = "";
       return;
     }
-    const nodes = parts.map((part) => {
-      if (!part.added && !part.removed) return document.createTextNode(part.value);
+    const nodes = parts.flatMap((part) => {
+      if (!part.added && !part.removed) return reveal(part.value);
       const node = document.createElement(part.added ? "ins" : "del");
-      node.textContent = part.value;
-      return node;
+      node.append(...reveal(part.value));
+      return [node];
     });
     diffBox.replaceChildren(...nodes);
     const count = (which) => parts.filter((part) => part[which]).reduce((sum, part) => sum + (part.value.match(/\S+/g) || []).length, 0);
@@ -306,9 +418,9 @@
       const line = document.createElement("li");
       const quote = document.createElement("q");
       quote.className = "mono";
-      quote.textContent = quoteOf(span).slice(0, 80);
+      quote.append(...reveal(quoteOf(span).slice(0, 80)));
       const words = document.createElement("span");
-      words.textContent = span.text;
+      words.append(...reveal(span.text));
       const remove = document.createElement("button");
       remove.type = "button";
       remove.className = "button quiet small";
@@ -341,7 +453,7 @@
       answer.focus();
       return;
     }
-    find("remark-quote").textContent = quoteOf({ ...chosen, text: "" }).slice(0, 200);
+    find("remark-quote").replaceChildren(...reveal(quoteOf({ ...chosen, text: "" }).slice(0, 200)));
     remarkEditor.hidden = false;
     remarkText.value = "";
     remarkText.focus();
@@ -390,8 +502,8 @@
 
   /* Deciding. */
 
-  const decideWords = find("decide-words");
   let warned = false;
+  let deciding = false;
   form.addEventListener("submit", (event) => {
     const verdict = event.submitter ? event.submitter.value : "corrected";
     const same = plain(text.value) === answered;
@@ -407,23 +519,42 @@
       decideWords.textContent = "You edited the answer. Once more to say it was fine and drop your edit.";
       return;
     }
-    leaving = true;
-    clearTimeout(timer);
-    forget(keptKey);
-    if (sending) { // the draft under way must not come after the decision
-      event.preventDefault();
-      sending.finally(() => { versionField.value = String(version); form.requestSubmit(event.submitter); });
-      sending = null;
-    }
+    if (deciding) { event.preventDefault(); return; }
+    if (!isDirty() && !sending && !stopped && !loggedOut) { leaving = true; clearTimeout(timer); return; }
+    event.preventDefault();
+    decide(() => form.requestSubmit(event.submitter), decideWords, "Not submitted");
   });
+
+  /* Go on once the server has every word: what the browser forgets with this page, a refusal cannot lose. */
+  async function decide(go, words, not) {
+    deciding = true;
+    words.textContent = "Saving first…";
+    leaving = false;
+    if (!stopped && !loggedOut) trouble = "";
+    try {
+      await save();
+    } finally {
+      deciding = false;
+    }
+    if (!isDirty() && !stopped && !loggedOut) { words.textContent = ""; go(); return; }
+    words.textContent = `${not}: ${(trouble || "what you wrote last is not saved yet").replace(/\.$/, "")}. ${whereKept()}.`;
+    const notice = ["conflict", "logged-out", "lease-lost"].map(find).find((one) => !one.hidden);
+    if (notice) notice.scrollIntoView({ block: "nearest" });
+  }
+
   for (const other of document.querySelectorAll("form")) {
     if (other !== form && other.method === "post") {
-      other.addEventListener("submit", async (event) => {
-        if (!isDirty() || stopped || leaving) { leaving = true; return; }
+      let told = false; // once told that something is not saved, a person may leave all the same: this browser keeps it
+      const words = other.querySelector("[data-refused]") || decideWords;
+      text.addEventListener("input", () => { told = false; });
+      other.addEventListener("submit", (event) => {
+        if (deciding) { event.preventDefault(); return; }
+        if (told || other.closest("#lease-lost") || (!isDirty() && !sending && !loggedOut)) { leaving = true; return; }
         event.preventDefault();
-        await save();
-        leaving = true;
-        other.requestSubmit(event.submitter);
+        const go = () => other.requestSubmit(event.submitter);
+        decide(go, words, "Not done").then(() => {
+          if (words.textContent) { told = true; words.textContent += " Press it once more to go on all the same."; }
+        });
       });
     }
   }
@@ -452,8 +583,12 @@
 
   /* What this browser kept while the server was away. */
 
-  const kept = JSON.parse(read(keptKey) || "null");
-  if (kept && Array.isArray(kept.spans)) {
+  const problem = find("problem");
+  const kept = problem ? null : JSON.parse(read(keptKey) || "null");
+  if (problem) { // what was sent and refused is on the page and nowhere else
+    saved = "";
+    if (find("theirs")) { stopForConflict(); keepHere(); } else changed();
+  } else if (kept && Array.isArray(kept.spans)) {
     if (kept.version === version) {
       take({ ...kept, version });
       changed();
@@ -462,16 +597,13 @@
       const theirs = saved;
       take({ ...kept, version });
       saved = theirs;
-      stopped = true;
-      find("conflict").hidden = false;
-      show("failed", "Not saved: changed elsewhere");
+      stopForConflict();
     } else {
       forget(keptKey);
     }
   }
   listSpans();
   compare();
-  const problem = find("problem");
   if (problem) problem.focus();
   else answer.focus({ preventScroll: true }); // not the editor: single keys work at once, and reading comes first
 })();

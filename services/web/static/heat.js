@@ -89,6 +89,7 @@ for (const map of document.querySelectorAll("[data-heat]")) {
       const by = event.target.closest("[data-by]")?.dataset.by;
       if (!by) return;
       for (const button of choice.querySelectorAll("[data-by]")) button.setAttribute("aria-pressed", String(button.dataset.by === by));
+      for (const end of map.querySelectorAll("[data-scale]")) end.hidden = end.dataset.scale !== by;
       for (const token of tokens) {
         const heat = by === "cost" ? token.dataset.cost : token.dataset.toGo;
         token.className = token.className.replace(/heat-\d/, `heat-${heat}`);
