@@ -26,7 +26,7 @@ from services.contracts.status import LoopState, LoopSwitch, Status
 from services.errors import InvalidInput
 from services.local.layout import Layout, make_folder, write_private
 from services.local.lock import is_locked
-from services.local.stack import Stack, running
+from services.local.stack import OwnerKeyMissing, Stack, running
 from services.local.supervisor import Stage, read_running, stop_running
 from services.policy.convert import resolve_model
 from services.settings import Settings, find_secret
@@ -343,13 +343,10 @@ def _keep_nowhere(key: str) -> None:
 
 
 def _find_key() -> str:
-    """The key of this installation's owner. Errors: RegistrationFailed."""
+    """The key of this installation's owner. Errors: OwnerKeyMissing."""
     key = find_secret("PRECEPTOR_API_KEY")
     if not key:
-        raise main.RegistrationFailed(
-            "the database has an owner already, and no key of theirs is known here",
-            hint="Set PRECEPTOR_API_KEY to an owner's key.",
-        )
+        raise OwnerKeyMissing("the database has an owner already, and no key of theirs is known here")
     return key
 
 
