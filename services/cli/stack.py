@@ -266,8 +266,16 @@ def _show_status(home: Path | None, url: str | None, as_json: bool) -> None:
             raise
         show({"running": False, "state": state.value}, as_json, lambda: typer.echo(WORDS_OF_PRESENCE[state]))
         return
-    lines = "\n".join(report.status_lines(current))
-    show(current, as_json, lambda: typer.echo(lines))
+    lines = [*report.status_lines(current), *(_lines_of_sick(layout) if here else ())]
+    show(current, as_json, lambda: typer.echo("\n".join(lines)))
+
+
+def _lines_of_sick(layout: Layout) -> Iterator[str]:
+    """A line a process of the data folder that runs and has not answered its health check for long."""
+    state = read_running(layout)
+    for process in () if state is None else state.processes:
+        if process.stage is Stage.SICK:
+            yield f"{process.name}: not ready, it does not answer its health check; see {process.log}"
 
 
 class Presence(StrEnum):
