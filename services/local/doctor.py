@@ -643,4 +643,5 @@ def _judge_skew(check: str, seconds: float, most: float) -> Finding:
 def _judge_beat(name: str, activity: str, silent: float) -> Finding:
     if activity == "stopped" or silent < 60:
         return ok(f"process {name}", activity)
-    return warn(f"process {name}", f"silent for {silent:.0f} s, last: {activity}", "See its log.")
+    todo = "Worker or beat stands still: see their logs." if name == "sweep" else "See its log."
+    return warn(f"process {name}", f"silent for {silent:.0f} s, last: {activity}", todo)

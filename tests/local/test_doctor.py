@@ -220,10 +220,12 @@ def test_what_needs_rows_is_not_looked_at_in_a_database_without_a_schema(
 def test_a_process_that_is_silent_is_said(up: Installation, store: Store) -> None:
     with store.transaction() as session:
         processes.beat(session, "trainer", 1, "training", {})
-        processes.beat(session, "other", 2, "resting", {})
-        session.execute(text("UPDATE process SET beat_at = now() - interval '65 seconds' WHERE name = 'trainer'"))
+        processes.beat(session, "sweep", 2, "sweeping", {})
+        processes.beat(session, "other", 3, "resting", {})
+        session.execute(text("UPDATE process SET beat_at = now() - interval '65 seconds' WHERE name <> 'other'"))
     findings = list(doctor.check_beats(up))
     assert only(iter(findings), "process trainer").verdict is Verdict.WARN
+    assert "beat" in only(iter(findings), "process sweep").todo
     assert only(iter(findings), "process other").verdict is Verdict.OK
 
 
