@@ -8,6 +8,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -161,6 +162,13 @@ def prune(checkpoints: ArtifactStore, keep: Sequence[str]) -> None:
     """Delete every checkpoint but those named, and what a crash left half-written."""
     if not checkpoints.root.is_dir():
         return
-    for entry in checkpoints.root.iterdir():
-        if entry.name not in keep:
-            shutil.rmtree(entry, ignore_errors=True)
+    for entry in list(checkpoints.root.iterdir()):
+        if entry.name in keep:
+            continue
+        doomed = entry
+        if not entry.name.startswith("."):
+            doomed = entry.with_name(f".pruned-{entry.name}")
+            shutil.rmtree(doomed, ignore_errors=True)  # a crash left it
+            with suppress(OSError):
+                entry.rename(doomed)  # first, so that nobody reads half a checkpoint under its address
+        shutil.rmtree(doomed, ignore_errors=True)

@@ -28,7 +28,10 @@ def make_backup(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a consistent backup of database and weights; the loop may run meanwhile. The base model is not in it."""
+    """Write a consistent backup of database and weights; the loop may run meanwhile. The base model is not in it.
+
+    Exit status 1, with the backup kept, when weights that training or serving goes on from are damaged.
+    """
     progress = Progress(Console(stderr=as_json))
     found = installation.find(layout_of(home), os.environ)
     manifest = backup.make(found, target.absolute(), with_secrets=with_secrets, say=progress.say)
@@ -40,6 +43,8 @@ def make_backup(
         typer.echo(f"{len(manifest.files)} files, {size / 1e6:.1f} MB, {sum(manifest.rows.values())} rows: {target}")
 
     show(manifest, as_json, words)
+    if manifest.damaged:
+        raise typer.Exit(1)
 
 
 def restore(

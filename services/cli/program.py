@@ -7,10 +7,12 @@ import json
 import re
 import sys
 
+import psycopg
 import typer
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 from rich.console import Console
+from sqlalchemy.exc import SQLAlchemyError
 from typer.exceptions import TyperException
 
 from services.cli import backup, doctor, people, resources, stack
@@ -47,6 +49,19 @@ class UsageWrong(InvalidInput):
     title = "Wrong usage"
 
 
+class DatabaseFailed(PreceptorError):
+    """The database cannot be reached, or refused a statement."""
+
+    title = "The database does not do what is asked of it"
+    hint = "Does the server run, and is DATABASE_URL right? `preceptor doctor` looks at both."
+
+
+class MachineRefused(PreceptorError):
+    """A file or folder cannot be read or written."""
+
+    title = "This machine does not let it be done"
+
+
 def run() -> int:
     """Run the command line; the exit status. Errors that are meant for people are printed without a traceback."""
     as_json = "--json" in sys.argv
@@ -56,7 +71,9 @@ def run() -> int:
     except TyperException as error:
         _tell(UsageWrong(error.format_message(), hint="`preceptor COMMAND --help` shows what it takes."), as_json)
         return error.exit_code
-    except (ValidationError, SettingsError) as error:
+    except BrokenPipeError:  # whoever read what is printed is gone: nothing can be told
+        raise
+    except (ValidationError, SettingsError, OSError, psycopg.Error, SQLAlchemyError) as error:
         told = _describe(error)
         _tell(told, as_json)
         return _status_of(told)
@@ -79,8 +96,16 @@ def _tell(error: PreceptorError, as_json: bool) -> None:
         console.print(error.hint, markup=False, highlight=False, soft_wrap=True)
 
 
-def _describe(error: ValidationError | SettingsError) -> PreceptorError:
-    """Which variable, or which part of a request, has which fault."""
+def _describe(
+    error: ValidationError | SettingsError | OSError | psycopg.Error | SQLAlchemyError,
+) -> PreceptorError:
+    """What failed, in words; of settings and requests, which variable or part has which fault."""
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename is not None else ""
+        return MachineRefused(f"{place}{error.strerror or error}")
+    if isinstance(error, psycopg.Error | SQLAlchemyError):
+        said = str(getattr(error, "orig", None) or error).strip()  # what SQLAlchemy adds is the statement
+        return DatabaseFailed(said.splitlines()[0] if said else type(error).__name__)
     if isinstance(error, SettingsError):  # a list that is not JSON; only the message names the field
         named = re.search(r'field "(\w+)"', str(error))
         variable = f"PRECEPTOR_{named[1].upper()}" if named else str(error)

@@ -26,7 +26,7 @@ from services.contracts.status import LoopState, LoopSwitch, Status
 from services.errors import InvalidInput
 from services.local.layout import Layout, make_folder, write_private
 from services.local.lock import is_locked
-from services.local.stack import Stack, running
+from services.local.stack import OwnerKeyMissing, Stack, running
 from services.local.supervisor import Stage, read_running, stop_running
 from services.policy.convert import resolve_model
 from services.settings import Settings, find_secret
@@ -266,8 +266,16 @@ def _show_status(home: Path | None, url: str | None, as_json: bool) -> None:
             raise
         show({"running": False, "state": state.value}, as_json, lambda: typer.echo(WORDS_OF_PRESENCE[state]))
         return
-    lines = "\n".join(report.status_lines(current))
-    show(current, as_json, lambda: typer.echo(lines))
+    lines = [*report.status_lines(current), *(_lines_of_sick(layout) if here else ())]
+    show(current, as_json, lambda: typer.echo("\n".join(lines)))
+
+
+def _lines_of_sick(layout: Layout) -> Iterator[str]:
+    """A line a process of the data folder that runs and has not answered its health check for long."""
+    state = read_running(layout)
+    for process in () if state is None else state.processes:
+        if process.stage is Stage.SICK:
+            yield f"{process.name}: not ready, it does not answer its health check; see {process.log}"
 
 
 class Presence(StrEnum):
@@ -343,13 +351,10 @@ def _keep_nowhere(key: str) -> None:
 
 
 def _find_key() -> str:
-    """The key of this installation's owner. Errors: RegistrationFailed."""
+    """The key of this installation's owner. Errors: OwnerKeyMissing."""
     key = find_secret("PRECEPTOR_API_KEY")
     if not key:
-        raise main.RegistrationFailed(
-            "the database has an owner already, and no key of theirs is known here",
-            hint="Set PRECEPTOR_API_KEY to an owner's key.",
-        )
+        raise OwnerKeyMissing("the database has an owner already, and no key of theirs is known here")
     return key
 
 

@@ -9,8 +9,9 @@
     BACKUP/secrets.json, credentials.json     on request only
 
 Dump, experts and counts are read in one snapshot. Weights never change under their address, so they are copied beside
-it; should a checkpoint have been pruned before it was copied, everything is taken again. The manifest is written last,
-and the backup gets its name only then: one that was cut off is none.
+it; should a checkpoint have been pruned before it was copied, everything is taken again. Weights that are damaged on
+the disk keep nothing else from being saved. The manifest is written last, and the backup gets its name only then: one
+that was cut off is none.
 
 Not in it: the base model (the manifest says which), the broker's messages (hints), logs and reports.
 """
@@ -36,7 +37,8 @@ from services.local import pg_programs
 from services.local.installation import Installation
 from services.local.postgres import EmbeddedPostgres
 from services.local.process import LocalError
-from services.policy.artifacts import ArtifactNotFound, ArtifactStore, hash_file
+from services.policy.artifacts import ArtifactDamaged, ArtifactNotFound, ArtifactRefused, ArtifactStore, hash_file
+from services.store import migrate
 from services.version import VERSION
 
 FORMAT: Final = 1
@@ -76,7 +78,11 @@ class LineageEntry(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What a backup holds. absent: weights that rows name and that had been deleted before, by design."""
+    """What a backup holds.
+
+    absent: weights that rows name and that training and serving do without: deleted by design, or damaged. damaged:
+    those they would go on from and that could not be copied, and why.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -90,10 +96,17 @@ class Manifest(BaseModel):
     rows: dict[str, int]
     files: dict[str, Entry]
     absent: list[str]
+    damaged: dict[str, str] = {}
 
 
 class BackupRefused(InvalidInput):
     """The place for the backup is taken, or there is nothing to back up."""
+
+    title = "No backup was made"
+
+
+class BackupFailed(LocalError):
+    """The backup could not be written; nothing of it is left."""
 
     title = "No backup was made"
 
@@ -105,8 +118,10 @@ class _Pruned(Exception):
 def make(installation: Installation, target: Path, *, with_secrets: bool, say: Say) -> Manifest:
     """Write a backup to `target`, a folder, or one file if its name ends in `.tar`.
 
-    Errors: BackupRefused (422), ProgramFailed, LocalError.
+    Weights that cannot be copied are said and left out; the manifest's `damaged` names what could not be done without.
+    Errors: BackupRefused, DatabaseUrlWrong (422), BackupFailed, ProgramFailed, LocalError.
     """
+    installation.layout.require_complete()
     if target.exists():
         raise BackupRefused(f"{target} exists", hint="Name a new folder, or a new file ending in .tar.")
     if not target.parent.is_dir():
@@ -115,18 +130,37 @@ def make(installation: Installation, target: Path, *, with_secrets: bool, say: S
     with ExitStack() as stack:
         url = _open_database(installation, stack, say)
         stack.callback(shutil.rmtree, partial, ignore_errors=True)
-        for attempt in range(1, TRIES + 1):
-            try:
-                manifest = _take(installation, url, partial, with_secrets, say)
-                break
-            except _Pruned as error:
-                if attempt == TRIES:
-                    raise LocalError(
-                        f"{error} in each of {TRIES} tries", hint="Raise PRECEPTOR_TRAINER_KEEP_CHECKPOINTS."
-                    ) from error
-                say(f"{error}; again, with a newer snapshot")
-        _finish(partial, target)
+        try:
+            manifest = _take_again(installation, url, partial, with_secrets, say)
+            _finish(partial, target)
+        except OSError as error:
+            raise BackupFailed(
+                f"{target} cannot be written: {_reason(error)}",
+                hint="Name a place that can be written and has room for the database and the weights.",
+            ) from error
+        except psycopg.errors.UndefinedTable as error:
+            raise BackupRefused(
+                f"the database is none of Preceptor's: {error.diag.message_primary}", hint="Is DATABASE_URL right?"
+            ) from error
+    for what in manifest.damaged.values():
+        say(f"DAMAGED, and not in the backup: {what}")
     return manifest
+
+
+def _reason(error: OSError) -> str:
+    """Why, in the words of the system; copying a folder collects its errors."""
+    collected = error.args[0] if isinstance(error, shutil.Error) else None
+    return str(collected[0][2]) if isinstance(collected, list) and collected else error.strerror or str(error)
+
+
+def _take_again(installation: Installation, url: str, folder: Path, with_secrets: bool, say: Say) -> Manifest:
+    """Take the picture, and again with a newer snapshot as long as a checkpoint was pruned before it was copied."""
+    for attempt in range(1, TRIES + 1):
+        try:
+            return _take(installation, url, folder, with_secrets, say, is_last=attempt == TRIES)
+        except _Pruned as error:
+            say(f"{error}; again, with a newer snapshot")
+    raise AssertionError("the last try takes what is there")
 
 
 def _open_database(installation: Installation, stack: ExitStack, say: Say) -> str:
@@ -142,7 +176,9 @@ def _open_database(installation: Installation, stack: ExitStack, say: Say) -> st
     return stack.enter_context(EmbeddedPostgres(installation.layout.postgres)).url
 
 
-def _take(installation: Installation, url: str, folder: Path, with_secrets: bool, say: Say) -> Manifest:
+def _take(
+    installation: Installation, url: str, folder: Path, with_secrets: bool, say: Say, *, is_last: bool
+) -> Manifest:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700)
     with psycopg.connect(pg_programs.plain_url(url)) as connection:
@@ -153,7 +189,10 @@ def _take(installation: Installation, url: str, folder: Path, with_secrets: bool
         (snapshot,) = _one(connection, "SELECT pg_export_snapshot()")
         lineages = _read_lineages(connection)
         say(f"copying weights: {sum(line.num_updates for line in lineages)} updates in the ledger")
-        absent = _copy_weights(connection, installation.layout.root, folder, lineages)
+        weights = _Weights(installation.layout.root, folder, say)
+        weights.copy_versions(connection)
+        for line in lineages:
+            weights.copy_checkpoints(connection, line, is_last=is_last)
         say("dumping the database")
         major = connection.info.server_version // 10_000
         pg_programs.run(
@@ -168,6 +207,8 @@ def _take(installation: Installation, url: str, folder: Path, with_secrets: bool
         _copy_experts(connection, folder / EXPERTS, with_secrets)
         rows = _count_rows(connection)
         (migration,) = _one(connection, "SELECT version_num FROM alembic_version")
+        if not migrate.knows(str(migration)):
+            say(f"warning: the schema {migration} is newer than this version of Preceptor, which could not restore it")
         (postgres,) = _one(connection, "SELECT current_setting('server_version')")
     (folder / SETTINGS).write_text(json.dumps(_read_settings(installation), indent=2, sort_keys=True) + "\n")
     if with_secrets:
@@ -183,7 +224,8 @@ def _take(installation: Installation, url: str, folder: Path, with_secrets: bool
         lineages=lineages,
         rows=rows,
         files=list_files(folder),
-        absent=absent,
+        absent=sorted(weights.absent),
+        damaged=weights.damaged,
     )
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
     return manifest
@@ -213,44 +255,70 @@ def _read_lineages(connection: psycopg.Connection[TupleRow]) -> list[LineageEntr
     ]
 
 
-def _copy_weights(
-    connection: psycopg.Connection[TupleRow], home: Path, folder: Path, lineages: list[LineageEntry]
-) -> list[str]:
-    """Copy what the snapshot's rows name and the disk has; the addresses it has not. Raises _Pruned."""
-    absent = []
-    versions = connection.execute(
-        "SELECT DISTINCT artifact_sha256, status = 'serving' FROM policy_version WHERE artifact_sha256 IS NOT NULL"
-    )
-    for address, serves in versions:
-        if not _copy(ArtifactStore(home / "artifacts"), folder / "artifacts", address):
-            if serves:
-                raise LocalError(
-                    f"the weights {address} of the serving version are not in {home / 'artifacts'}",
-                    hint="`preceptor doctor` says what is missing.",
-                )
-            absent.append(address)
-    for line in lineages:
-        checkpoints = ArtifactStore(home / "checkpoints" / line.name)
+class _Weights:
+    """Copies what the snapshot's rows name and the disk has. absent, damaged: as the manifest says."""
+
+    def __init__(self, home: Path, folder: Path, say: Say) -> None:
+        self.absent: set[str] = set()
+        self.damaged: dict[str, str] = {}
+        self._home = home
+        self._folder = folder
+        self._say = say
+
+    def copy_versions(self, connection: psycopg.Connection[TupleRow]) -> None:
+        """Copy the weights of policy versions."""
+        versions = connection.execute(
+            "SELECT artifact_sha256, bool_or(status = 'serving') FROM policy_version"
+            " WHERE artifact_sha256 IS NOT NULL GROUP BY 1"
+        )
+        for address, serves in versions:
+            what = "weights of the serving version" if serves else "weights of a version"
+            self._copy(ArtifactStore(self._home / "artifacts"), self._folder / "artifacts", address, what, serves)
+
+    def copy_checkpoints(self, connection: psycopg.Connection[TupleRow], line: LineageEntry, *, is_last: bool) -> None:
+        """Copy a lineage's checkpoints. Raises _Pruned when the last one is gone, unless this is the last try."""
+        source = ArtifactStore(self._home / "checkpoints" / line.name)
+        target = self._folder / "checkpoints" / line.name
         named = connection.execute(
-            "SELECT u.checkpoint_sha256 FROM update u JOIN lineage l ON l.id = u.lineage_id"
+            "SELECT u.number, u.checkpoint_sha256 FROM update u JOIN lineage l ON l.id = u.lineage_id"
             " WHERE l.name = %s AND u.status = 'applied' ORDER BY u.number DESC",
             (line.name,),
         )
-        for (address,) in named:
-            if _copy(checkpoints, folder / "checkpoints" / line.name, address):
-                continue
-            if address == line.checkpoint_sha256:
-                raise _Pruned(f"the checkpoint of update {line.num_updates} of {line.name} was not there any more")
-            absent.append(address)
-    return sorted(set(absent))
+        for number, address in named:
+            what = f"checkpoint of update {number} of {line.name}"
+            is_needed = address == line.checkpoint_sha256
+            self._copy(source, target, address, what, is_needed)
+            if address in self.damaged and not source.contains(address) and not is_last:
+                raise _Pruned(f"the {what} was not there any more")
+
+    def _copy(self, source: ArtifactStore, target: Path, address: str, what: str, is_needed: bool) -> None:
+        """Copy one artifact, whose bytes are checked on both sides, or note why not."""
+        try:
+            if (stored := ArtifactStore(target).store(source.path(address))) == address:
+                return
+            shutil.rmtree(target / stored)
+            raise ArtifactDamaged(f"{address} changed while it was copied")
+        except (ArtifactNotFound, ArtifactDamaged, ArtifactRefused, OSError):
+            why = find_fault(source, address)
+            if why is None:
+                raise  # the weights are whole: it is the backup's place that failed
+        if is_needed:
+            self.damaged[address] = f"{what}: {why}"
+            return
+        self.absent.add(address)
+        if source.contains(address):
+            self._say(f"warning: left out, as nothing goes on from it: {what}: {why}")
 
 
-def _copy(source: ArtifactStore, target: Path, address: str) -> bool:
-    """Copy one artifact, whose bytes are checked on both sides; False when it is not there. Raises ArtifactDamaged."""
+def find_fault(store: ArtifactStore, address: str) -> str | None:
+    """What is wrong with a stored artifact, in words; None when it is whole."""
     try:
-        return ArtifactStore(target).store(source.path(address)) == address
-    except (ArtifactNotFound, FileNotFoundError):  # the latter: deleted while it was being copied
-        return False
+        store.path(address)
+    except (ArtifactNotFound, ArtifactDamaged) as error:
+        return error.detail
+    except OSError as error:  # it went while it was read, or the disk is failing
+        return f"{address} cannot be read: {error.strerror or error}"
+    return None
 
 
 def expert_columns(connection: psycopg.Connection[TupleRow]) -> list[str]:

@@ -13,32 +13,34 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final, ParamSpec, TypeAlias
 
 import httpx2
 import psutil
 import redis
 from packaging.requirements import Requirement
 from pydantic import BaseModel, ConfigDict, ValidationError
-from sqlalchemy import select, text
+from sqlalchemy import func, select, text
 
 from sandbox.contract import Health as SandboxHealth
 from sandbox.contract import Level
 from services import space
 from services.contracts.experts import ExpertStatus
 from services.experts.client import EndpointRefused, ExpertClient, ExpertUnavailable
-from services.local.installation import Installation
-from services.local.layout import LOOPBACK, free_port
+from services.local.backup import find_fault
+from services.local.installation import Installation, find
+from services.local.layout import LOOPBACK, Layout, free_port
 from services.local.lock import is_locked
+from services.local.process import LocalError
 from services.local.supervisor import Stage
-from services.policy.artifacts import ArtifactDamaged, ArtifactNotFound, ArtifactStore
+from services.policy.artifacts import ArtifactStore
 from services.policy.client import PolicyClient, PolicyRefused, PolicyUnavailable
-from services.store import lineages, loop, migrate, policies, updates
+from services.store import lineages, loop, migrate, policies, processes, updates
 from services.store.lineages import LineageNotFound
 from services.store.models import ExpertRow
 from services.store.store import Store, StoreUnavailable
@@ -56,6 +58,9 @@ MIN_PYTHON: Final = (3, 11)
 MIN_POSTGRES: Final = 150_000
 ASK_SECONDS: Final = 5.0
 SANDBOX_START_SECONDS: Final = 30.0
+NUM_LOOKED_AT: Final = 4
+"""Weights a folder that are read while the database is down and cannot say which are needed."""
+STILL: Final = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD, psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
 
 
 class Verdict(StrEnum):
@@ -78,6 +83,7 @@ class Finding(BaseModel):
 
 
 Findings: TypeAlias = Iterator[Finding]
+P = ParamSpec("P")
 
 
 def ok(check: str, found: str) -> Finding:
@@ -92,25 +98,57 @@ def fail(check: str, found: str, todo: str) -> Finding:
     return Finding(check=check, verdict=Verdict.FAIL, found=found, todo=todo)
 
 
-def examine(installation: Installation) -> Findings:
-    """Every check of an installation on this machine, as it is made."""
-    yield check_python()
-    yield from check_libraries(ROOT / "constraints.txt")
-    yield check_memory()
-    yield from check_disks(installation)
-    yield check_processes(installation)
-    yield from check_database(installation)
-    yield check_broker(installation)
-    yield from check_services(installation)
-    yield from check_sandbox(installation)
-    yield from check_policy(installation)
-    yield from check_experts(installation)
+def examine(layout: Layout, environ: Mapping[str, str]) -> Findings:
+    """Every check of an installation on this machine, as it is made. Errors: pydantic's of settings that are wrong."""
+    yield from _guard("python", check_python)
+    yield from _guard("libraries", check_libraries, ROOT / "constraints.txt")
+    yield from _guard("memory", check_memory)
+    try:
+        installation = find(layout, environ)
+    except LocalError as error:
+        yield fail("data folder", error.detail, error.hint)
+        return
+    yield from _guard("data folder", check_disks, installation)
+    yield from _guard("processes", check_processes, installation)
+    can_be_read = True
+    for finding in _guard("database", check_database, installation):
+        if finding.check in ("database", "migration") and finding.verdict is Verdict.FAIL:
+            can_be_read = False
+        yield finding
+    yield from _guard("broker", check_broker, installation)
+    yield from _guard("services", check_services, installation)
+    yield from _guard("sandbox", check_sandbox, installation)
+    if not can_be_read:
+        yield warn("policy and experts", "not checked: the database has what they are compared with", "Mend it first.")
+        return
+    yield from _guard("heartbeats", check_beats, installation)
+    yield from _guard("policy", check_policy, installation)
+    yield from _guard("experts", check_experts, installation)
 
 
 def examine_url(url: str, key: str) -> Findings:
-    """The checks that can be made of an api elsewhere: that it answers, its clock, what it waits for."""
-    yield check_python()
-    yield from check_libraries(ROOT / "constraints.txt")
+    """The checks that can be made of an api elsewhere: that it answers, its clock, what it waits for.
+
+    key: empty where there is none; what needs one is then not asked.
+    """
+    yield from _guard("python", check_python)
+    yield from _guard("libraries", check_libraries, ROOT / "constraints.txt")
+    yield from _guard("api", check_api, url, key)
+
+
+def _guard(check: str, make: Callable[P, "Finding | Findings"], *args: P.args, **kwargs: P.kwargs) -> Findings:
+    """What a check finds; a check that breaks is a finding too, and keeps no other from being made."""
+    try:
+        made = make(*args, **kwargs)
+        yield from [made] if isinstance(made, Finding) else made
+    except Exception as error:  # noqa: BLE001 - not swallowed: told
+        said = str(error).strip().partition("\n")[0]
+        found = f"the check broke: {type(error).__name__}" + (f": {said}" if said else "")
+        yield fail(check, found, "What it looked at is out of order, or Preceptor is: please report it.")
+
+
+def check_api(url: str, key: str) -> Findings:
+    """An api elsewhere: that it answers, its clock, what its loop waits for, which process is silent."""
     with httpx2.Client(base_url=url, timeout=ASK_SECONDS) as http:
         try:
             health = http.get("/healthz")
@@ -206,12 +244,26 @@ def check_disks(installation: Installation) -> Findings:
     home = installation.layout.root
     if not home.exists():
         yield ok("data folder", f"{home} does not exist yet; `preceptor up` makes it")
+    elif not home.is_dir():
+        yield fail("data folder", f"{home} is not a folder", "Name one with --home or PRECEPTOR_HOME.")
+        return
+    elif installation.layout.incomplete_file.exists():
+        yield fail(
+            "data folder",
+            f"a restore into {home} did not come to its end: it holds a part of a backup",
+            "Delete the folder and restore again; nothing starts on it.",
+        )
     elif not os.access(home, os.W_OK | os.X_OK):
         yield fail("data folder", f"{home} cannot be written", "Run as its owner, or set PRECEPTOR_HOME.")
     elif home.stat().st_mode & 0o066:
         yield warn("data folder", f"{home} can be read by others", f"`chmod go-rw {home}`: it holds keys and weights.")
     else:
-        yield ok("data folder", f"{home} has {space.tree_bytes(home) / GB:.2f} GB")
+        size, most = space.measured.size(home) / GB, installation.settings.max_home_gb
+        found = f"{home} has {size:.2f} GB"
+        if most and size > most:
+            yield fail("data folder", found, f"Sampling stops above PRECEPTOR_MAX_HOME_GB={most:g}: make room.")
+        else:
+            yield ok("data folder", found)
     least = installation.settings.min_free_gb
     for what, folder in space.places(home).items():
         free = space.free_bytes(folder) / GB
@@ -242,7 +294,7 @@ def check_processes(installation: Installation) -> Finding:
     away = [
         process.name
         for process in run.processes
-        if process.stage is not Stage.READY or process.pid is None or not psutil.pid_exists(process.pid)
+        if process.stage is not Stage.READY or process.pid is None or not _runs(process.pid)
     ]
     if away:
         return fail("processes", f"not ready: {', '.join(away)}", f"See their logs in {layout.logs}.")
@@ -252,6 +304,14 @@ def check_processes(installation: Installation) -> Finding:
     return ok("processes", f"{len(run.processes)} run, as process {run.supervisor_pid}'s children")
 
 
+def _runs(pid: int) -> bool:
+    """Whether a process lives and is not held still, as by a debugger or SIGSTOP."""
+    try:
+        return psutil.Process(pid).status() not in STILL
+    except psutil.NoSuchProcess:
+        return False
+
+
 # --- what keeps the rows ---
 
 
@@ -259,6 +319,12 @@ def check_database(installation: Installation) -> Findings:
     """Reachable, new enough, migrated, its clock with ours; what the ledger names is on disk and whole."""
     if installation.database_url is None:
         yield warn("database", "not checked: it runs with the stack, which is down", "Start it: `preceptor up`.")
+        yield from _check_newest_weights(installation.layout)
+        return
+    try:
+        migrate.check_url(installation.database_url)
+    except migrate.DatabaseUrlWrong as error:
+        yield fail("database", error.detail, error.hint)
         return
     store = Store(installation.settings.database_url, pool_size=1)
     try:
@@ -282,6 +348,10 @@ def check_database(installation: Installation) -> Findings:
             yield ok("database", found)
         yield _judge_skew("clock of the database", skew, SKEW_SECONDS)
         head = migrate.find_head()
+        if revision is not None and not migrate.knows(revision):
+            found = f"the database is at {revision}, newer than this version of Preceptor, which knows {head}"
+            yield fail("migration", found, "Install the version of Preceptor that migrated it.")
+            return
         if revision != head:
             todo = "`preceptor up` migrates (elsewhere `preceptor init`); make a backup first."
             yield fail("migration", f"the database is at {revision or 'no schema'}, this version needs {head}", todo)
@@ -319,12 +389,46 @@ def _check_weights(installation: Installation, store: Store) -> Findings:
     for what, folder, address in places:
         if address is None:
             continue
-        try:
-            ArtifactStore(folder).path(address)
-        except (ArtifactNotFound, ArtifactDamaged) as error:
-            yield fail(what, error.detail, "Restore the file from a backup; training cannot go on without it.")
+        fault = find_fault(ArtifactStore(folder), address)
+        if fault is not None:
+            yield fail(what, fault, "Restore the file from a backup; training cannot go on without it.")
         else:
             yield ok(what, f"{address[:12]}… is there and whole")
+
+
+def _check_newest_weights(layout: Layout) -> Findings:
+    """That the newest weights are whole, bit for bit: which are needed only the database can say."""
+    folders = [layout.artifacts]
+    if layout.checkpoints.is_dir():
+        folders += sorted(folder for folder in layout.checkpoints.iterdir() if folder.is_dir())
+    for folder in folders:
+        stored = [path for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
+        newest = sorted(stored, key=lambda path: path.stat().st_mtime, reverse=True)[:NUM_LOOKED_AT]
+        if not newest:
+            continue
+        faults = [fault for path in newest if (fault := find_fault(ArtifactStore(folder), path.name)) is not None]
+        what = f"newest weights in {folder.relative_to(layout.root)}"
+        if faults:
+            yield fail(what, "; ".join(faults), "If the database names them, restore the files from a backup.")
+        else:
+            yield ok(what, f"the newest {len(newest)} of {len(stored)} are whole")
+
+
+def check_beats(installation: Installation) -> Findings:
+    """That no process which tells the database that it lives has been silent."""
+    if not installation.is_up:
+        return
+    store = Store(installation.settings.database_url, pool_size=1)
+    try:
+        with store.transaction() as session:
+            now = session.scalars(select(func.now())).one()
+            rows = [(row.name, row.activity, now - row.beat_at) for row in processes.latest(session)]
+    except StoreUnavailable:
+        return  # said above
+    finally:
+        store.close()
+    for name, activity, silent in rows:
+        yield _judge_beat(name, activity, silent / timedelta(seconds=1))
 
 
 def check_broker(installation: Installation) -> Finding:
@@ -336,7 +440,7 @@ def check_broker(installation: Installation) -> Finding:
             installation.settings.redis_url, socket_timeout=ASK_SECONDS, socket_connect_timeout=ASK_SECONDS
         ) as client:
             info = client.info()
-    except (redis.RedisError, OSError) as error:
+    except (redis.RedisError, OSError, ValueError) as error:  # ValueError: no address of a broker
         return fail("broker", f"it does not answer: {error}", "Is REDIS_URL right, and does the server run?")
     assert isinstance(info, dict)
     found = f"{info.get('server_name', 'redis')} {info.get('valkey_version') or info.get('redis_version')}"
@@ -539,4 +643,5 @@ def _judge_skew(check: str, seconds: float, most: float) -> Finding:
 def _judge_beat(name: str, activity: str, silent: float) -> Finding:
     if activity == "stopped" or silent < 60:
         return ok(f"process {name}", activity)
-    return warn(f"process {name}", f"silent for {silent:.0f} s, last: {activity}", "See its log.")
+    todo = "Worker or beat stands still: see their logs." if name == "sweep" else "See its log."
+    return warn(f"process {name}", f"silent for {silent:.0f} s, last: {activity}", todo)

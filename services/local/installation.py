@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from services.local import postgres, valkey
 from services.local.layout import Layout, given_database_url, given_redis_url
+from services.local.lock import FolderOfAnother
 from services.local.supervisor import RunState, read_running
 from services.settings import Settings
 
@@ -35,7 +36,14 @@ class Installation:
 
 
 def find(layout: Layout, environ: Mapping[str, str] = os.environ) -> Installation:
-    """The installation on a data folder; starts and makes nothing."""
+    """The installation on a data folder; starts and makes nothing. Errors: FolderOfAnother."""
+    try:
+        return _find(layout, environ)
+    except PermissionError as error:
+        raise FolderOfAnother(layout.root) from error
+
+
+def _find(layout: Layout, environ: Mapping[str, str]) -> Installation:
     run = read_running(layout)
     given = given_database_url(environ)
     database_url = given or postgres.find_running_url(layout.postgres)

@@ -31,6 +31,13 @@ class LocalSecrets(BaseModel):
     expert_signing_secret: SecretStr  # Standard Webhooks secret: `whsec_` and base64 of 32 random bytes
 
 
+class FolderIncomplete(LocalError):
+    """The data folder is what a failed restore left; nothing may run on it."""
+
+    title = "Data folder incomplete"
+    hint = "Delete the folder and restore again, or name another with --home."
+
+
 @dataclass(frozen=True)
 class Layout:
     """Paths below the data folder `root`."""
@@ -39,8 +46,12 @@ class Layout:
 
     @classmethod
     def open(cls, root: Path | None = None) -> Layout:
-        """The layout of `root` (by default `default_home()`), its folders made where they are missing."""
+        """The layout of `root` (by default `default_home()`), its folders made where they are missing.
+
+        Errors: LocalError when they cannot be made, or when a restore into the folder did not come to its end.
+        """
         layout = cls((root or default_home(os.environ)).expanduser().resolve())
+        layout.require_complete()
         # 0711 for root: the database runs as another user and must be able to walk through; files stay closed
         make_folder(layout.root, 0o711 if os.geteuid() == 0 else 0o700)
         for folder in (layout.logs, layout.artifacts, layout.checkpoints, layout.reports):
@@ -83,6 +94,16 @@ class Layout:
     @property
     def lock_file(self) -> Path:
         return self.root / "run.lock"
+
+    @property
+    def incomplete_file(self) -> Path:
+        """There while a restore fills the folder, and for good if it did not come to its end."""
+        return self.root / "INCOMPLETE"
+
+    def require_complete(self) -> None:
+        """Errors: FolderIncomplete when what is in the folder is a part of a backup."""
+        if self.incomplete_file.exists():
+            raise FolderIncomplete(f"a restore into {self.root} did not come to its end: it holds a part of a backup")
 
     def log(self, name: str) -> Path:
         """The log file of one process."""

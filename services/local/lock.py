@@ -20,21 +20,28 @@ class FolderInUse(LocalError):
     title = "Data folder in use"
 
 
+class FolderOfAnother(LocalError):
+    """The data folder is closed to us."""
+
+    title = "Data folder of another user"
+    hint = "Run as that user, or set PRECEPTOR_HOME to a folder of your own."
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(f"{folder} belongs to another user")
+
+
 class FolderLock:
     """An exclusive lock, taken by the constructor; `fd` is what children inherit."""
 
     def __init__(self, path: Path, wait_seconds: float) -> None:
         """Take the lock, waiting for the rest of a dying predecessor.
 
-        Errors: FolderInUse when it stays taken, LocalError when the folder belongs to another user.
+        Errors: FolderInUse when it stays taken, FolderOfAnother.
         """
         try:
             self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except PermissionError as error:
-            raise LocalError(
-                f"{path.parent} belongs to another user",
-                hint="Run as that user, or set PRECEPTOR_HOME to a folder of your own.",
-            ) from error
+            raise FolderOfAnother(path.parent) from error
         deadline = time.monotonic() + wait_seconds
         while not try_lock(self.fd):
             if time.monotonic() > deadline:
@@ -63,11 +70,13 @@ def try_lock(fd: int, kind: int = fcntl.LOCK_EX) -> bool:
 
 
 def is_locked(path: Path) -> bool:
-    """True while someone holds the folder's lock."""
+    """True while someone holds the folder's lock. Errors: FolderOfAnother when we may not look."""
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # enough for a shared lock, on a read-only disk too
+    except (FileNotFoundError, NotADirectoryError):
         return False
+    except PermissionError as error:
+        raise FolderOfAnother(path.parent) from error
     try:
         return not try_lock(fd, fcntl.LOCK_SH)  # shared: two who look do not see each other
     finally:

@@ -16,6 +16,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from services.local.postgres import wheel_folder
 from services.local.process import LocalError
+from services.store import migrate
 from services.store.store import sqlalchemy_url
 
 VARIABLES: Final[Mapping[str, str]] = {
@@ -42,7 +43,8 @@ class ProgramFailed(LocalError):
 
 
 def plain_url(url: str) -> str:
-    """The URL as libpq reads it."""
+    """The URL as libpq reads it. Errors: DatabaseUrlWrong."""
+    migrate.check_url(url)
     return sqlalchemy_url(url).replace("postgresql+psycopg://", "postgresql://", 1)
 
 

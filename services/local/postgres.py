@@ -176,7 +176,7 @@ def read_pid_file(data: Path) -> list[str]:
     """The lines of postmaster.pid, none if there is no such file."""
     try:
         return (data / "postmaster.pid").read_text().splitlines()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 

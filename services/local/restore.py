@@ -1,29 +1,32 @@
 """Restoring a backup into an empty data folder and an empty database. Nothing that exists is overwritten.
 
 The manifest is checked first, every byte of it: a damaged backup changes nothing. What is restored is complete and
-counted before the schema is brought to this version's; a restore that fails says so in the data folder, which then is
-not empty and must be deleted. Training continues from the last applied update of the backup.
+counted before the schema is brought to this version's; until then the data folder is marked, and nothing starts on it:
+the folder of a restore that failed must be deleted. Training continues from the last applied update of the backup.
 """
 
+import gzip
+import lzma
 import shutil
 import tarfile
 import tempfile
+import zlib
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import psycopg
-from alembic.script import ScriptDirectory
 from psycopg import sql
 from psycopg.rows import TupleRow
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from services.errors import InvalidInput
 from services.local import pg_programs
 from services.local.backup import (
     DUMP,
     EXPERTS,
+    FORMAT,
     MANIFEST,
     SECRET_FILES,
     SETTINGS,
@@ -65,8 +68,10 @@ def restore(source: Path, layout: Layout, database_url: str | None, say: Say) ->
     """Restore a backup to a data folder that is empty or does not exist yet.
 
     database_url: an empty database to fill, instead of an embedded one.
-    Errors: RestoreRefused, RestoreIncomplete (422), ProgramFailed, LocalError.
+    Errors: RestoreRefused, RestoreIncomplete, DatabaseUrlWrong (422), ProgramFailed, LocalError.
     """
+    if layout.root.exists() and not layout.root.is_dir():
+        raise RestoreRefused(f"{layout.root} is not a folder", hint="Name a new data folder with --home.")
     if any(not path.is_dir() or any(path.iterdir()) for path in _list(layout.root)):
         raise RestoreRefused(
             f"{layout.root} is not empty", hint="Name a new data folder with --home; this one stays as it is."
@@ -78,20 +83,21 @@ def restore(source: Path, layout: Layout, database_url: str | None, say: Say) ->
         if database_url is not None:
             _require_empty(database_url)
         layout = Layout.open(layout.root)
-        try:
-            _fill_home(folder, manifest, layout)
-            if database_url is None:
-                say("starting an empty Postgres")
-                database_url = stack.enter_context(EmbeddedPostgres(layout.postgres, log=layout.log("postgres"))).url
-            say("restoring the database")
-            _fill_database(folder, manifest, database_url)
-            head = migrate.find_head()
-            if manifest.migration != head:
-                say(f"migrating from {manifest.migration} to {head}")
-                migrate.upgrade(database_url)
-        except BaseException:
-            write_private(layout.root / "INCOMPLETE", "A restore into this folder failed; delete the folder.\n")
-            raise
+        # first, and away at the end: a restore that is killed leaves it too
+        write_private(layout.incomplete_file, "A restore into this folder did not come to its end: delete it.\n")
+        _fill_home(folder, manifest, layout)
+        if database_url is None:
+            say("starting an empty Postgres")
+            database_url = stack.enter_context(EmbeddedPostgres(layout.postgres, log=layout.log("postgres"))).url
+        say("restoring the database")
+        _fill_database(folder, manifest, database_url)
+        head = migrate.find_head()
+        if manifest.migration != head:
+            say(f"migrating from {manifest.migration} to {head}")
+            migrate.upgrade(database_url)
+    layout.incomplete_file.unlink()
+    for what in manifest.damaged.values():
+        say(f"warning: the backup has not all that training and serving go on from: {what}")
     return Restored(manifest, None if manifest.migration == head else manifest.migration)
 
 
@@ -101,12 +107,10 @@ def _list(folder: Path) -> list[Path]:
 
 def check(folder: Path) -> Manifest:
     """The manifest of a backup whose every file is what it says. Errors: RestoreRefused naming what is not."""
-    try:
-        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
-    except FileNotFoundError:
-        raise RestoreRefused(f"there is no {MANIFEST}: this is no backup, or one that was cut off") from None
-    except ValidationError as error:
-        raise RestoreRefused(f"{MANIFEST} cannot be read: {error.errors(include_url=False)[0]['msg']}") from None
+    manifest = _read_manifest(folder)
+    unnamed = {DUMP, EXPERTS, SETTINGS} - manifest.files.keys()
+    if unnamed:
+        raise RestoreRefused(f"{MANIFEST} does not name {', '.join(sorted(unnamed))}", hint="Use another backup.")
     found = list_files(folder)
     wrong = sorted(
         {name for name in manifest.files if manifest.files[name] != found.get(name)} | (found.keys() - manifest.files)
@@ -114,13 +118,37 @@ def check(folder: Path) -> Manifest:
     if wrong:
         shown = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
         raise RestoreRefused(f"the backup is damaged: {shown}", hint="Use another backup.")
-    known = {script.revision for script in ScriptDirectory.from_config(migrate.config()).walk_revisions()}
-    if manifest.migration not in known:
+    if not migrate.knows(manifest.migration):
         raise RestoreRefused(
             f"the backup's schema {manifest.migration} is newer than this version of Preceptor",
             hint=f"Restore it with Preceptor {manifest.preceptor} or newer.",
         )
     return manifest
+
+
+class _Head(BaseModel):
+    """What a manifest of any format says."""
+
+    format: int = FORMAT
+    preceptor: str = "that made it"
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    try:
+        content = (folder / MANIFEST).read_bytes()
+        head = _Head.model_validate_json(content)
+        if head.format <= FORMAT:
+            return Manifest.model_validate_json(content)
+    except FileNotFoundError:
+        raise RestoreRefused(f"there is no {MANIFEST}: this is no backup, or one that was cut off") from None
+    except OSError as error:
+        raise RestoreRefused(f"{MANIFEST} cannot be read: {error.strerror or error}") from None
+    except ValidationError as error:
+        raise RestoreRefused(f"{MANIFEST} cannot be read: {error.errors(include_url=False)[0]['msg']}") from None
+    raise RestoreRefused(
+        f"the backup's format {head.format} is newer than this version of Preceptor",
+        hint=f"Restore it with Preceptor {head.preceptor} or newer.",
+    )
 
 
 def _open(source: Path, stack: ExitStack) -> Path:
@@ -132,7 +160,7 @@ def _open(source: Path, stack: ExitStack) -> Path:
     try:
         with tarfile.open(source) as archive:
             archive.extractall(folder, filter="data")
-    except tarfile.TarError as error:
+    except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
         raise RestoreRefused(f"{source} is neither a folder nor a readable .tar file: {error}") from None
     return folder
 

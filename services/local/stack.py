@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel
 
 from services import main
+from services.errors import PreceptorError
 from services.local.layout import LOOPBACK, Layout, free_port, given_database_url, given_redis_url, write_private
 from services.local.postgres import EmbeddedPostgres
 from services.local.supervisor import Component, ProcessSpec, RunState, Supervisor, answers_http
@@ -48,6 +49,14 @@ class Stack:
     new_owner_key: str | None
 
 
+class OwnerKeyMissing(PreceptorError):
+    """The database has an owner, whose key is not known here: as after a restore without secrets."""
+
+    status_code = 401
+    title = "No key of the owner"
+    hint = "Set PRECEPTOR_API_KEY to an owner's key."
+
+
 def credentials_file(layout: Layout) -> Path:
     """Where the command line finds the api and its key."""
     return layout.root / "credentials.json"
@@ -57,7 +66,7 @@ def read_credentials(layout: Layout) -> Credentials | None:
     """The credentials of the last start; None before the first."""
     try:
         return Credentials.model_validate_json(credentials_file(layout).read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 
@@ -66,7 +75,8 @@ def running(layout: Layout, model: Path, *, report: Callable[[str], None], polic
     """The whole stack, healthy, until the block ends.
 
     model: a folder in Hugging Face's format. The processes inherit this process's environment.
-    Errors: FolderInUse, ProcessFailed with the last lines of the log, LineageModelDiffers, RegistrationFailed.
+    Errors: FolderInUse, ProcessFailed with the last lines of the log, LineageModelDiffers, RegistrationFailed,
+    OwnerKeyMissing, DatabaseNewer.
     """
     with Supervisor(layout, report) as supervisor:
         os.environ.update(environment(layout, *_start_servers(layout, supervisor)))
@@ -203,10 +213,7 @@ def _keep_key(layout: Layout, settings: Settings, new_key: str | None) -> str:
     kept = read_credentials(layout)
     key = new_key or os.environ.get("PRECEPTOR_API_KEY") or (kept.api_key if kept else None)
     if key is None:
-        raise main.RegistrationFailed(
-            "the database has an owner already, but this data folder has no API key",
-            hint="Set PRECEPTOR_API_KEY to an owner's key.",
-        )
+        raise OwnerKeyMissing("the database has an owner already, but this data folder has no API key")
     content = Credentials(api_url=settings.api_url, api_key=key).model_dump()
     write_private(credentials_file(layout), json.dumps(content, indent=2) + "\n")
     return key

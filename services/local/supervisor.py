@@ -48,6 +48,8 @@ from services.local.process import (
 
 TICK_SECONDS = 0.1
 HEALTH_SECONDS = 1.0  # a server that is up answers its health check sooner
+HEALTH_EVERY_SECONDS = 15.0  # once it is ready; a health check that hangs delays the look at others by HEALTH_SECONDS
+SICK_SECONDS = 45.0  # a machine that is busy lets a check or two fail
 STABLE_SECONDS = 60.0  # a process that ran this long has its restarts back
 BACKOFF_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0)
 LOCK_WAIT_SECONDS = 10.0  # what the guards of a killed predecessor may need
@@ -65,6 +67,7 @@ class Stage(StrEnum):
 
     STARTING = "starting"
     READY = "ready"
+    SICK = "not ready"  # it runs, and its health check has failed for long; nobody restarts it
     RESTARTING = "restarting"
     STOPPED = "stopped"
 
@@ -171,6 +174,9 @@ class Entry:
     restarts_left: int = 0
     launched: bool = False
     since: float = 0.0  # when this stage began, monotonic
+    has_check: bool = False
+    asked: float = 0.0  # when its health check was last made, and last well
+    well: float = 0.0
 
 
 class Supervisor:
@@ -237,7 +243,7 @@ class Supervisor:
             self._launch(entry)
         self._write_state()
         with self._changed:
-            while not all(entry.stage is Stage.READY for entry in group):
+            while not all(entry.stage in (Stage.READY, Stage.SICK) for entry in group):
                 self._raise_failure()
                 self._changed.wait(TICK_SECONDS)
 
@@ -282,7 +288,12 @@ class Supervisor:
         assert self._lock is not None
         child = ChildProcess(component, self._layout.log(component.name), [self._lock.fd])
         return Entry(
-            child, component.ready_seconds, component.max_restarts, component.url, restarts_left=component.max_restarts
+            child,
+            component.ready_seconds,
+            component.max_restarts,
+            component.url,
+            restarts_left=component.max_restarts,
+            has_check=component.is_ready is not None,
         )
 
     def _say(self, line: str) -> None:
@@ -333,11 +344,27 @@ class Supervisor:
             if entry.component.is_ready():
                 # said first: when `start` returns, all its lines are out
                 self._say(f"{entry.component.name} is ready after {time.monotonic() - entry.since:.1f} s")
+                entry.asked = entry.well = time.monotonic()
                 self._enter_stage(entry, Stage.READY)
             elif now - entry.since > entry.ready_seconds:
                 raise self._describe_failure(entry, f"was not ready within {entry.ready_seconds:.0f} s")
-        elif entry.restarts_left < entry.max_restarts and now - entry.since > STABLE_SECONDS:
-            entry.restarts_left = entry.max_restarts
+        else:
+            if entry.restarts_left < entry.max_restarts and now - entry.since > STABLE_SECONDS:
+                entry.restarts_left = entry.max_restarts
+            if entry.has_check and now - entry.asked > HEALTH_EVERY_SECONDS:
+                self._check_health(entry)
+
+    def _check_health(self, entry: Entry) -> None:
+        """Note whether a process that was ready still answers; it is only shown, for it may be busy."""
+        if entry.component.is_ready():
+            entry.well = time.monotonic()
+            if entry.stage is Stage.SICK:
+                self._say(f"{entry.component.name} answers its health check again")
+                self._enter_stage(entry, Stage.READY)
+        elif entry.stage is Stage.READY and time.monotonic() - entry.well > SICK_SECONDS:
+            self._say(f"{entry.component.name} has not answered its health check for {SICK_SECONDS:.0f} s")
+            self._enter_stage(entry, Stage.SICK)
+        entry.asked = time.monotonic()
 
     def _on_end(self, entry: Entry, status: int) -> None:
         if entry.restarts_left == 0:

@@ -7,13 +7,39 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, make_url, text
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Session
 
+from services.errors import Conflict, InvalidInput
 from services.store.store import sqlalchemy_url
 
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 _LOCK = 0x7072656365707401  # any constant of our own: two processes that migrate at once take turns
+
+
+class DatabaseUrlWrong(InvalidInput):
+    """What names the database is no address of a Postgres."""
+
+    title = "Not the address of a Postgres database"
+    hint = "DATABASE_URL is written postgresql://USER:PASSWORD@HOST:PORT/NAME."
+
+
+class DatabaseNewer(Conflict):
+    """A newer version of Preceptor has migrated the database, or another program has; it is left alone."""
+
+    title = "The database is newer than this version of Preceptor"
+    hint = "Install the version that migrated it, or restore a backup that was made before."
+
+
+def check_url(url: str) -> None:
+    """That a URL can be one of a Postgres; the server is not asked. Errors: DatabaseUrlWrong."""
+    try:
+        driver = make_url(sqlalchemy_url(url)).drivername
+    except (ArgumentError, ValueError) as error:  # neither quoted: the URL may hold a password
+        raise DatabaseUrlWrong("DATABASE_URL cannot be read as an address") from error
+    if driver != "postgresql+psycopg":
+        raise DatabaseUrlWrong(f"DATABASE_URL is an address of {driver}")
 
 
 def config() -> Config:
@@ -22,7 +48,7 @@ def config() -> Config:
 
 
 def upgrade(url: str, revision: str = "head") -> None:
-    """Migrate up to `revision`."""
+    """Migrate up to `revision`. Errors: DatabaseNewer, DatabaseUrlWrong."""
     _run(url, lambda cfg: command.upgrade(cfg, revision))
 
 
@@ -38,18 +64,28 @@ def find_head() -> str:
     return head
 
 
+def knows(revision: str) -> bool:
+    """Whether this code has a revision; one it has not is a newer version's."""
+    return revision in {script.revision for script in ScriptDirectory.from_config(config()).walk_revisions()}
+
+
 def find_revision(session: Session) -> str | None:
     """The revision the database is at; None for one that was never migrated."""
     return MigrationContext.configure(session.connection()).get_current_revision()
 
 
 def _run(url: str, do: Callable[[Config], None]) -> None:
+    check_url(url)
     engine = create_engine(sqlalchemy_url(url))
     try:
         with engine.connect() as connection:
             connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK})
             connection.commit()
             try:
+                present = MigrationContext.configure(connection).get_current_revision()
+                connection.rollback()
+                if present is not None and not knows(present):
+                    raise DatabaseNewer(f"the database is at {present}, this version knows no later than {find_head()}")
                 cfg = config()
                 cfg.attributes["connection"] = connection
                 do(cfg)

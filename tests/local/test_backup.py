@@ -1,7 +1,10 @@
 """A backup is restored and goes on: rows, weights, secrets, and what is refused."""
 
+import errno
 import json
+import os
 import shutil
+import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,11 +13,11 @@ from typing import Final
 import psycopg
 import pytest
 from psycopg import sql
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 
 from services.local import backup, pg_programs, restore
 from services.local.installation import Installation, find
-from services.local.layout import Layout
+from services.local.layout import FolderIncomplete, Layout
 from services.local.pg_programs import plain_url
 from services.local.postgres import EmbeddedPostgres
 from services.local.process import LocalError
@@ -24,6 +27,7 @@ from services.store.models import Base, ExpertRow
 from services.store.store import Store
 from tests.conftest import execute
 from tests.store.conftest import World, store, world
+from trainer.state import prune
 
 pytestmark = pytest.mark.integration
 __all__ = ["store", "world"]
@@ -209,22 +213,68 @@ def come_from_the_future(folder: Path) -> None:
     (folder / backup.MANIFEST).write_text(json.dumps(manifest | {"migration": "29990101_later"}))
 
 
-@pytest.mark.parametrize("damage", [corrupt, remove, add, cut_off, come_from_the_future])
+def have_another_format(folder: Path) -> None:
+    manifest = json.loads((folder / backup.MANIFEST).read_text())
+    (folder / backup.MANIFEST).write_text(json.dumps(manifest | {"format": 2, "preceptor": "9.0", "extra": 1}))
+
+
+def have_no_settings(folder: Path) -> None:
+    manifest = json.loads((folder / backup.MANIFEST).read_text())
+    del manifest["files"][backup.SETTINGS]
+    (folder / backup.MANIFEST).write_text(json.dumps(manifest))
+    (folder / backup.SETTINGS).unlink()
+
+
+def have_a_folder_for_a_manifest(folder: Path) -> None:
+    (folder / backup.MANIFEST).unlink()
+    (folder / backup.MANIFEST).mkdir()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (corrupt, "damaged: database.dump"),
+        (remove, "damaged: checkpoints"),
+        (add, "damaged: artifacts/stranger"),
+        (cut_off, "there is no manifest.json"),
+        (come_from_the_future, "29990101_later is newer than this version of Preceptor"),
+        (have_another_format, "format 2 is newer than this version of Preceptor"),
+        (have_no_settings, "does not name settings.json"),
+        (have_a_folder_for_a_manifest, "manifest.json cannot be read: Is a directory"),
+    ],
+)
 def test_a_backup_that_is_not_whole_changes_nothing(
     installation: Installation,
     weights: dict[str, str],
     empty_database: str,
     tmp_path: Path,
-    damage: Callable[[Path], None],
+    spoil: Callable[[Path], None],
+    said: str,
 ) -> None:
     backup.make(installation, tmp_path / "backup", with_secrets=False, say=quiet)
-    damage(tmp_path / "backup")
-    with pytest.raises(restore.RestoreRefused):
+    spoil(tmp_path / "backup")
+    with pytest.raises(restore.RestoreRefused, match=said):
         restore.restore(tmp_path / "backup", Layout(tmp_path / "restored"), empty_database, quiet)
     assert not (tmp_path / "restored").exists()
     with psycopg.connect(plain_url(empty_database)) as connection:
         tables = connection.execute("SELECT 1 FROM pg_tables WHERE schemaname = 'public'").fetchall()
     assert tables == []
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
+def test_an_archive_that_was_cut_off_is_said_to_be_one(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "noise").write_bytes(os.urandom(100_000))
+    with tarfile.open(tmp_path / "whole", f"w:{kind}") as archive:  # type: ignore[call-overload]
+        archive.add(tmp_path / "noise")
+    (tmp_path / "cut").write_bytes((tmp_path / "whole").read_bytes()[:50_000])
+    with pytest.raises(restore.RestoreRefused, match="readable"):
+        restore.restore(tmp_path / "cut", Layout(tmp_path / "restored"), None, quiet)
+
+
+def test_a_data_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(restore.RestoreRefused, match="is not a folder"):
+        restore.restore(tmp_path, Layout(tmp_path / "file"), None, quiet)
 
 
 def test_nothing_that_exists_is_overwritten(
@@ -239,13 +289,118 @@ def test_nothing_that_exists_is_overwritten(
         restore.restore(tmp_path / "backup", Layout(tmp_path / "restored"), database_url, quiet)
 
 
-def test_a_checkpoint_that_is_nowhere_is_said_and_leaves_no_backup(
+def damage(folder: Path) -> None:
+    (folder / "weights").write_text("cut off")
+
+
+@pytest.mark.parametrize("spoil", [damage, shutil.rmtree])
+def test_weights_that_are_needed_and_damaged_or_gone_are_said_and_the_rest_is_saved(
+    installation: Installation,
+    weights: dict[str, str],
+    database_url: str,
+    empty_database: str,
+    tmp_path: Path,
+    spoil: Callable[[Path], None],
+) -> None:
+    spoil(installation.layout.checkpoints / "main" / weights["checkpoint"])
+    spoil(installation.layout.artifacts / weights["serving"])
+    said: list[str] = []
+    manifest = backup.make(installation, tmp_path / "backup", with_secrets=False, say=said.append)
+    assert manifest.damaged.keys() == {weights["checkpoint"], weights["serving"]}
+    assert "checkpoint of update 1 of main" in manifest.damaged[weights["checkpoint"]]
+    assert len([line for line in said if line.startswith("DAMAGED")]) == 2
+    said.clear()
+    restore.restore(tmp_path / "backup", Layout(tmp_path / "restored"), empty_database, said.append)
+    assert count_all(empty_database) == count_all(database_url)
+    assert len([line for line in said if line.startswith("warning")]) == 2
+
+
+def test_an_old_version_whose_weights_are_damaged_is_left_out_with_a_warning(
     installation: Installation, weights: dict[str, str], tmp_path: Path
 ) -> None:
-    shutil.rmtree(installation.layout.checkpoints / "main" / weights["checkpoint"])
-    with pytest.raises(LocalError, match="checkpoint of update 1"):
-        backup.make(installation, tmp_path / "backup", with_secrets=False, say=quiet)
+    (installation.layout.artifacts / weights["gone"]).mkdir()
+    damage(installation.layout.artifacts / weights["gone"])
+    said: list[str] = []
+    manifest = backup.make(installation, tmp_path / "backup", with_secrets=False, say=said.append)
+    assert (manifest.absent, manifest.damaged) == ([weights["gone"]], {})
+    assert [line for line in said if line.startswith("warning")] != []
+
+
+def test_what_is_pruned_while_it_is_copied_is_taken_again(
+    installation: Installation, weights: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ArtifactStore(installation.layout.checkpoints / "main")
+    path = ArtifactStore.path
+
+    def prune_meanwhile(self: ArtifactStore, named: str) -> Path:
+        found = path(self, named)
+        prune(store, [])
+        return found
+
+    monkeypatch.setattr(ArtifactStore, "path", prune_meanwhile)
+    said: list[str] = []
+    manifest = backup.make(installation, tmp_path / "backup", with_secrets=False, say=said.append)
+    assert manifest.damaged.keys() == {weights["checkpoint"]}
+    assert len([line for line in said if "with a newer snapshot" in line]) == backup.TRIES - 1
+
+
+def test_a_place_that_cannot_be_written_is_said_and_the_weights_are_not_blamed(
+    installation: Installation, weights: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill_up(*given: object, **more: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for place in ("shutil.copytree", "shutil.copyfile", "services.local.backup.tarfile.open"):
+        with monkeypatch.context() as patched:
+            patched.setattr(place, fill_up)
+            with pytest.raises(backup.BackupFailed, match=r"backup\.tar cannot be written: .*No space left on device$"):
+                backup.make(installation, tmp_path / "backup.tar", with_secrets=False, say=quiet)
     assert [path.name for path in tmp_path.iterdir() if "backup" in path.name] == []
+
+
+def test_a_database_that_is_not_ours_is_no_installation(empty_database: str, home: Layout, tmp_path: Path) -> None:
+    foreign = find(home, {"DATABASE_URL": empty_database})
+    with pytest.raises(backup.BackupRefused, match="none of Preceptor's"):
+        backup.make(foreign, tmp_path / "backup", with_secrets=False, say=quiet)
+
+
+def test_a_database_of_a_newer_version_is_backed_up_with_a_warning(
+    installation: Installation, weights: dict[str, str], store: Store, tmp_path: Path
+) -> None:
+    with store.transaction() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '29990101_later'"))
+    said: list[str] = []
+    backup.make(installation, tmp_path / "backup", with_secrets=False, say=said.append)
+    assert any("29990101_later is newer than this version" in line for line in said)
+
+
+def test_nothing_starts_on_what_a_restore_left_that_did_not_come_to_its_end(
+    installation: Installation,
+    weights: dict[str, str],
+    empty_database: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backup.make(installation, tmp_path / "backup", with_secrets=False, say=quiet)
+    target = Layout(tmp_path / "restored")
+    seen: list[bool] = []
+
+    def fail(*given: object) -> None:
+        seen.append(target.incomplete_file.exists())  # a kill would leave it so
+        raise LocalError("no room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(restore, "_fill_database", fail)
+        with pytest.raises(LocalError, match="no room"):
+            restore.restore(tmp_path / "backup", target, empty_database, quiet)
+    assert seen == [True]
+    with pytest.raises(FolderIncomplete, match="part of a backup"):
+        Layout.open(target.root)
+    with pytest.raises(FolderIncomplete):
+        backup.make(find(target, {"DATABASE_URL": empty_database}), tmp_path / "again", with_secrets=False, say=quiet)
+    shutil.rmtree(target.root)
+    restore.restore(tmp_path / "backup", target, empty_database, quiet)
+    Layout.open(target.root)
 
 
 def test_a_stack_that_is_down_is_backed_up_and_restored_with_servers_of_its_own(server_folder: Path) -> None:

@@ -3,6 +3,9 @@
 import importlib.metadata
 import json
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -19,8 +22,11 @@ from services.local import doctor
 from services.local.doctor import Finding, Verdict
 from services.local.installation import Installation, find
 from services.local.layout import Layout, free_port
+from services.local.postgres import EmbeddedPostgres
+from services.local.supervisor import RunningProcess, RunState, Stage
 from services.local.valkey import EmbeddedValkey
-from services.store import loop, policies
+from services.policy.artifacts import ArtifactStore
+from services.store import loop, policies, processes
 from services.store.store import Store
 from tests.cli.conftest import CommandLine, broker, cli, policy_url, settings
 from tests.cli.conftest import app as api_app
@@ -63,6 +69,89 @@ def test_a_data_folder_that_others_can_read_is_pointed_out(tmp_path: Path) -> No
     found = only(doctor.check_disks(find(layout, {})), "data folder")
     assert found.verdict is Verdict.WARN
     assert "chmod" in found.todo
+
+
+def test_a_data_folder_that_is_a_file_or_a_part_of_a_backup_fails(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    [file] = doctor.check_disks(find(Layout(tmp_path / "file"), {}))
+    assert (file.verdict, "is not a folder" in file.found) == (Verdict.FAIL, True)
+    layout = Layout.open(tmp_path / "home")
+    layout.incomplete_file.write_text("")
+    found = only(doctor.check_disks(find(layout, {})), "data folder")
+    assert (found.verdict, "part of a backup" in found.found) == (Verdict.FAIL, True)
+
+
+def test_a_data_folder_past_its_largest_size_fails_and_names_the_setting(tmp_path: Path) -> None:
+    there = find(Layout.open(tmp_path / "home"), {})
+    (there.layout.logs / "api.log").write_text("x" * 10_000)
+    settings = there.settings.model_copy(update={"max_home_gb": 1e-6})
+    found = only(
+        doctor.check_disks(Installation(there.layout, settings, None, None, None, is_ours=True)), "data folder"
+    )
+    assert (found.verdict, "PRECEPTOR_MAX_HOME_GB" in found.todo) == (Verdict.FAIL, True)
+
+
+def test_with_the_stack_down_the_newest_weights_are_read(tmp_path: Path) -> None:
+    layout = Layout.open(tmp_path / "home")
+    (tmp_path / "weights").write_text("whole")
+    ArtifactStore(layout.artifacts).store(tmp_path / "weights")
+    address = ArtifactStore(layout.checkpoints / "main").store(tmp_path / "weights")
+    (layout.checkpoints / "main" / address).write_text("other bytes")
+    findings = list(doctor.check_database(find(layout, {})))
+    assert only(iter(findings), "newest weights in artifacts").verdict is Verdict.OK
+    found = only(iter(findings), "newest weights in checkpoints/main")
+    assert (found.verdict, address in found.found) == (Verdict.FAIL, True)
+
+
+def test_a_check_that_breaks_is_a_finding_of_its_own() -> None:
+    def look() -> Iterator[Finding]:
+        yield doctor.ok("first", "well")
+        raise RuntimeError("no such thing\nat all")
+
+    first, broken = doctor._guard("second", look)
+    assert first.verdict is Verdict.OK
+    assert (broken.check, broken.verdict) == ("second", Verdict.FAIL)
+    assert broken.found == "the check broke: RuntimeError: no such thing"
+
+
+def test_a_data_folder_of_another_user_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = Layout.open(tmp_path / "home")
+
+    def refuse(path: Path, flags: int) -> int:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("services.local.lock.os.open", refuse)
+    found = list(doctor.examine(layout, {}))[-1]
+    assert (found.check, found.verdict) == ("data folder", Verdict.FAIL)
+    assert "another user" in found.found
+
+
+@pytest.mark.parametrize("url", ["nonsense", "mysql://me:hidden@127.0.0.1/x", "postgresql://me:hidden@h:port/x"])
+def test_an_address_that_is_none_of_a_database_or_broker_fails_and_is_not_shown(tmp_path: Path, url: str) -> None:
+    findings = list(doctor.examine(Layout.open(tmp_path / "home"), {"DATABASE_URL": url, "REDIS_URL": url}))
+    assert not any("broke" in finding.found or "hidden" in finding.found for finding in findings)
+    assert only(iter(findings), "database").verdict is Verdict.FAIL
+    assert only(iter(findings), "broker").verdict is Verdict.FAIL
+    assert only(iter(findings), "policy and experts").verdict is Verdict.WARN
+
+
+def test_a_process_that_is_held_still_is_not_ready(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as process:
+        layout = Layout.open(tmp_path / "home")
+        running = RunningProcess(
+            name="beat", stage=Stage.READY, pid=process.pid, url=None, log=layout.log("beat"), num_restarts=0
+        )
+        run = RunState(supervisor_pid=1, supervisor_created=0.0, started_at=datetime.now(UTC), processes=[running])
+        there = find(layout, {})
+        up = Installation(layout, there.settings, run, None, None, is_ours=True)
+        try:
+            assert doctor.check_processes(up).verdict is Verdict.OK
+            process.send_signal(signal.SIGSTOP)
+            os.waitpid(process.pid, os.WUNTRACED)
+            found = doctor.check_processes(up)
+        finally:
+            process.kill()
+    assert (found.verdict, found.found) == (Verdict.FAIL, "not ready: beat")
 
 
 def test_libraries_of_other_versions_than_the_lock_are_pointed_out(tmp_path: Path) -> None:
@@ -108,11 +197,36 @@ def test_a_migrated_database_with_the_machines_clock_is_ok(up: Installation) -> 
 
 @pytest.mark.integration
 def test_a_database_at_another_schema_fails(up: Installation, store: Store) -> None:
+    for revision, todo in (("20261121_initial_schema", "preceptor up"), ("29990101_later", "Install the version")):
+        with store.transaction() as session:
+            session.execute(text("UPDATE alembic_version SET version_num = :revision"), {"revision": revision})
+        found = only(doctor.check_database(up), "migration")
+        assert found.verdict is Verdict.FAIL
+        assert todo in found.todo
+
+
+@pytest.mark.integration
+def test_what_needs_rows_is_not_looked_at_in_a_database_without_a_schema(
+    tmp_path: Path, postgres_server: EmbeddedPostgres
+) -> None:
+    empty = {"DATABASE_URL": postgres_server.url_of("postgres"), "REDIS_URL": "redis://127.0.0.1:1/0"}
+    findings = list(doctor.examine(Layout.open(tmp_path / "home"), empty))
+    assert "no schema" in only(iter(findings), "migration").found
+    assert only(iter(findings), "policy and experts").verdict is Verdict.WARN
+    assert not any("broke" in finding.found for finding in findings)
+
+
+@pytest.mark.integration
+def test_a_process_that_is_silent_is_said(up: Installation, store: Store) -> None:
     with store.transaction() as session:
-        session.execute(text("UPDATE alembic_version SET version_num = '20200101_old'"))
-    found = only(doctor.check_database(up), "migration")
-    assert found.verdict is Verdict.FAIL
-    assert "preceptor up" in found.todo
+        processes.beat(session, "trainer", 1, "training", {})
+        processes.beat(session, "sweep", 2, "sweeping", {})
+        processes.beat(session, "other", 3, "resting", {})
+        session.execute(text("UPDATE process SET beat_at = now() - interval '65 seconds' WHERE name <> 'other'"))
+    findings = list(doctor.check_beats(up))
+    assert only(iter(findings), "process trainer").verdict is Verdict.WARN
+    assert "beat" in only(iter(findings), "process sweep").todo
+    assert only(iter(findings), "process other").verdict is Verdict.OK
 
 
 @pytest.mark.integration
@@ -212,3 +326,34 @@ def test_doctor_ends_with_0_when_nothing_fails(cli: CommandLine) -> None:
     status, out = cli.read(["doctor", "--url", cli.url])
     assert status == 0
     assert "0 failed" in out
+
+
+@pytest.mark.integration
+def test_without_a_key_an_api_elsewhere_is_asked_for_what_needs_none(
+    cli: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PRECEPTOR_API_KEY")
+    status, out = cli.read(["doctor", "--url", cli.url, "--json"])
+    assert status == 0
+    verdicts = {finding["check"]: finding["verdict"] for finding in json.loads(out)["findings"]}
+    assert (verdicts["api"], verdicts["loop"]) == ("ok", "warn")
+
+
+@pytest.mark.integration
+def test_the_environments_api_is_examined_unless_a_folder_or_a_database_is_named(
+    cli: CommandLine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def checks(*arguments: str) -> set[str]:
+        _, out = cli.read(["doctor", *arguments, "--json"])
+        return {finding["check"] for finding in json.loads(out)["findings"]}
+
+    def keep_still() -> Finding:
+        return doctor.ok("sandbox", "not started by this test")
+
+    monkeypatch.setattr(doctor, "_try_sandbox", keep_still)
+    assert "memory" not in checks()
+    assert "memory" in checks("--home", str(tmp_path))
+    # as in the operator's container: the address of the api, and a database among the secrets
+    monkeypatch.setenv("PRECEPTOR_SECRETS_DIR", str(tmp_path))
+    (tmp_path / "preceptor_database_url").write_text("postgresql://nobody@127.0.0.1:1/none")
+    assert "memory" in checks()

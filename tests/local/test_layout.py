@@ -9,7 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from services.local.layout import Layout, default_home, given_database_url, given_redis_url, make_folder, write_private
+from services.local.layout import (
+    FolderIncomplete,
+    Layout,
+    default_home,
+    given_database_url,
+    given_redis_url,
+    make_folder,
+    write_private,
+)
+from services.local.lock import FolderOfAnother, is_locked
 from services.local.process import LocalError
 
 
@@ -34,6 +43,24 @@ def test_the_data_folder_is_closed_and_root_leaves_only_a_way_through(tmp_path: 
     assert mode(layout.root) == (0o711 if os.geteuid() == 0 else 0o700)
     for folder in (layout.logs, layout.artifacts, layout.checkpoints, layout.reports):
         assert mode(folder) == 0o700
+
+
+def test_a_folder_that_a_restore_did_not_finish_is_not_opened(tmp_path: Path) -> None:
+    layout = Layout.open(tmp_path / "data")
+    layout.incomplete_file.write_text("")
+    with pytest.raises(FolderIncomplete, match="part of a backup"):
+        Layout.open(tmp_path / "data")
+
+
+def test_a_lock_that_is_not_ours_to_look_at_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, flags: int) -> int:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / "file").write_text("")
+    assert not is_locked(tmp_path / "file" / "run.lock")
+    monkeypatch.setattr("services.local.lock.os.open", refuse)
+    with pytest.raises(FolderOfAnother, match="another user"):
+        is_locked(tmp_path / "run.lock")
 
 
 def test_a_folder_that_was_there_keeps_its_permissions(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import psycopg
 import pytest
 import redis
 
+from services.cli.stack import _lines_of_sick
 from services.local.layout import Layout, free_port
 from services.local.lock import FolderInUse
 from services.local.process import GuardedProcess, ProcessFailed
@@ -311,6 +312,31 @@ def test_a_restarted_process_is_ready_again_under_a_new_number(layout: Layout) -
         assert written is not None
         assert written.processes == supervisor.state().processes
         assert written.processes[0].pid != before.pid
+
+
+def test_a_process_whose_health_check_fails_for_long_is_shown_as_not_ready_and_left_alone(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.local.supervisor.HEALTH_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("services.local.supervisor.SICK_SECONDS", 0.3)
+    is_well = [True]
+
+    def stage() -> Stage:
+        state = read_running(layout)
+        assert state is not None
+        return state.processes[0].stage
+
+    with Supervisor(layout) as supervisor:
+        supervisor.start(ProcessSpec("server", SLEEP, is_ready=lambda: is_well[0], max_restarts=1))
+        pid = supervisor.state().processes[0].pid
+        is_well[0] = False
+        wait_until(lambda: stage() is Stage.SICK)
+        assert [*_lines_of_sick(layout)] == [
+            f"server: not ready, it does not answer its health check; see {layout.log('server')}"
+        ]
+        is_well[0] = True
+        wait_until(lambda: stage() is Stage.READY)
+        assert supervisor.state().processes[0].pid == pid
 
 
 def test_a_server_is_ready_when_its_health_check_answers(layout: Layout) -> None:

@@ -97,6 +97,23 @@ def test_every_migration_can_be_taken_back_and_made_again(postgres_server: Embed
 
 
 @pytest.mark.integration
+def test_a_database_of_a_newer_version_is_left_alone(database_url: str, store: Store) -> None:
+    with store.transaction() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '29990101_later'"))
+    before = describe(database_url)
+    with pytest.raises(migrate.DatabaseNewer, match="at 29990101_later"):
+        migrate.upgrade(database_url)
+    assert describe(database_url) == before
+
+
+@pytest.mark.parametrize("url", ["nonsense", "mysql://me:hidden@h/x", "postgresql://me:hidden@h:port/x"])
+def test_an_address_of_something_else_is_refused_and_not_shown(url: str) -> None:
+    with pytest.raises(migrate.DatabaseUrlWrong) as refused:
+        migrate.upgrade(url)
+    assert "hidden" not in refused.value.detail
+
+
+@pytest.mark.integration
 def test_migrating_twice_changes_nothing(database_url: str) -> None:
     before = describe(database_url)
     migrate.upgrade(database_url)

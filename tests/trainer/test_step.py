@@ -1,6 +1,7 @@
 """One update on the tiny model: what it moves, what it leaves alone, and that it adds up however it is cut."""
 
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -467,3 +468,22 @@ def test_only_the_named_checkpoints_are_kept(model_folder: Path, policy: LoadedP
     prune(store, [second])
     assert [entry.name for entry in tmp_path.iterdir()] == [second]
     assert not store.contains(first)
+
+
+def test_nobody_sees_half_of_a_checkpoint_that_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ArtifactStore(tmp_path / "checkpoints")
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "tensors").write_text("many")
+    address = store.store(tmp_path / "weights")
+    seen: list[bool] = []
+    delete = shutil.rmtree
+
+    def look(path: Path, *, ignore_errors: bool) -> None:
+        if path.exists():
+            seen.append(store.contains(address))
+        delete(path, ignore_errors=ignore_errors)
+
+    monkeypatch.setattr("trainer.state.shutil.rmtree", look)
+    prune(store, [])
+    assert seen == [False]
+    assert list(store.root.iterdir()) == []
