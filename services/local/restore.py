@@ -13,7 +13,7 @@ import tempfile
 import zlib
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 import psycopg
@@ -77,7 +77,7 @@ def restore(source: Path, layout: Layout, database_url: str | None, say: Say) ->
             f"{layout.root} is not empty", hint="Name a new data folder with --home; this one stays as it is."
         )
     with ExitStack() as stack:
-        folder = _open(source, stack)
+        folder = _open(source, layout.root, stack)
         say("checking every file against the manifest")
         manifest = check(folder)
         if database_url is not None:
@@ -151,18 +151,38 @@ def _read_manifest(folder: Path) -> Manifest:
     )
 
 
-def _open(source: Path, stack: ExitStack) -> Path:
+def _open(source: Path, home: Path, stack: ExitStack) -> Path:
+    """The backup's folder; that of one file is unpacked on the disk of the data folder, where there must be room."""
     if source.is_dir():
         return source
     if not source.is_file():
         raise RestoreRefused(f"{source} does not exist")
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="preceptor-restore-")))
+    place = next(folder for folder in (home, *home.parents) if folder.exists())
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".preceptor-restore-", dir=place)))
     try:
         with tarfile.open(source) as archive:
-            archive.extractall(folder, filter="data")
+            _unpack(archive, folder)
     except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
         raise RestoreRefused(f"{source} is neither a folder nor a readable .tar file: {error}") from None
     return folder
+
+
+def _unpack(archive: tarfile.TarFile, folder: Path) -> None:
+    """Write its files below the folder; a backup has nothing else. (tarfile's own filter came with Python 3.11.4.)"""
+    for member in archive:
+        parts = PurePosixPath(member.name).parts
+        if member.isdir():
+            continue
+        if not member.isreg() or not parts or parts[0] == "/" or ".." in parts:
+            raise RestoreRefused(
+                f"the backup is damaged: {member.name!r} is no file of one", hint="Use another backup."
+            )
+        target = folder.joinpath(*parts)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        content = archive.extractfile(member)
+        assert content is not None
+        with content, target.open("wb") as file:
+            shutil.copyfileobj(content, file)
 
 
 def _require_empty(url: str) -> None:

@@ -277,6 +277,25 @@ def test_a_data_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
         restore.restore(tmp_path, Layout(tmp_path / "file"), None, quiet)
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("../outside", tarfile.REGTYPE),
+        ("/outside", tarfile.REGTYPE),
+        ("link", tarfile.SYMTYPE),
+        ("pipe", tarfile.FIFOTYPE),
+    ],
+)
+def test_an_archive_with_anything_but_files_of_its_own_is_refused(name: str, kind: bytes, tmp_path: Path) -> None:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, "/etc/passwd"
+    with tarfile.open(tmp_path / "evil.tar", "w") as archive:
+        archive.addfile(member)
+    with pytest.raises(restore.RestoreRefused, match="no file of one"):
+        restore.restore(tmp_path / "evil.tar", Layout(tmp_path / "home"), None, quiet)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["evil.tar"]
+
+
 def test_nothing_that_exists_is_overwritten(
     installation: Installation, weights: dict[str, str], database_url: str, empty_database: str, tmp_path: Path
 ) -> None:
