@@ -137,10 +137,9 @@ def open_stage(
     opened = []
     context: list[ContextAnswer] = []
     if stage == 2:
-        names = {expert.id: expert.name for expert in experts}
         context = [
             ContextAnswer(
-                expert=names.get(said.expert_id, str(said.expert_id)),
+                expert=session.get_one(ExpertRow, said.expert_id).name,  # of one that is asked no more, too
                 score=said.score,
                 feedback=answers.content(session, said).feedback,
                 solution=said.solution,
