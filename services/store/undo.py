@@ -150,7 +150,7 @@ def _find_holders(
         )
         .group_by(CorrectionRow.id)
     ).all()
-    claimed = dict(being_made)  # type: ignore[arg-type]
+    claimed = dict(being_made)
     taken = set(
         session.scalars(
             select(LessonAnswerRow.answer_id)
