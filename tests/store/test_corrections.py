@@ -1,7 +1,7 @@
 """The human queue in the store: its order, who holds what, drafts, and taking back."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from uuid import UUID
 
@@ -524,6 +524,26 @@ def start_update(queue: Queue, max_late: int = 8) -> UUID:
             batch_sha256="b",
             lesson_ids=[lesson.id for lesson in held],
         ).id
+
+
+def test_a_page_of_history_takes_as_many_statements_however_long_it_is(
+    queue: Queue, num_statements: Callable[[Callable[[], object]], int]
+) -> None:
+    ana, _ = queue.person("ana")
+
+    def read() -> None:
+        with queue.store.transaction() as session:
+            found = desk.history(session, queue.world.lineage_id, ana, cursor=None, limit=9).items
+        assert all(one.undo_until is not None for one in found)
+
+    needed = []
+    for n in range(3):
+        item = put(queue, f"t{n}", asked_for=True)
+        assert claim(queue, ana) == item
+        submit(queue, item, ana)
+        needed.append(num_statements(read))
+    assert needed == [needed[0]] * 3
+    assert needed[0] < 12
 
 
 def test_what_a_trainer_has_claimed_is_not_taken_back_and_it_says_which_update_has_it(queue: Queue) -> None:
