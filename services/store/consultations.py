@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import func, select, update
+from sqlalchemy import Select, func, select, update
 from sqlalchemy.orm import Session
 
 from services.contracts.answers import AnswerContent, AnswerKind, check_against_rollout
@@ -137,10 +137,9 @@ def open_stage(
     opened = []
     context: list[ContextAnswer] = []
     if stage == 2:
-        names = {expert.id: expert.name for expert in experts}
         context = [
             ContextAnswer(
-                expert=names.get(said.expert_id, str(said.expert_id)),
+                expert=session.get_one(ExpertRow, said.expert_id).name,  # of one that is asked no more, too
                 score=said.score,
                 feedback=answers.content(session, said).feedback,
                 solution=said.solution,
@@ -428,6 +427,23 @@ def requeue(session: Session, consultation_id: UUID) -> ConsultationRow:
     row.not_before = func.now()
     session.flush()
     return row
+
+
+def requeue_all(session: Session, ids: Select[UUID]) -> None:
+    """Ask those of these questions that are dead once more, as `requeue` does."""
+    session.execute(
+        update(ConsultationRow)
+        .where(ConsultationRow.id.in_(ids), ConsultationRow.status == ConsultationStatus.DEAD.value)
+        .values(
+            status=ConsultationStatus.PENDING.value,
+            failures=0,
+            reason=None,
+            settled_at=None,
+            deadline=func.now() + DEADLINE,
+            sent_at=func.now(),
+            not_before=func.now(),
+        )
+    )
 
 
 def sweep(session: Session, *, resend_seconds: float, limit: int) -> list[UUID]:

@@ -8,7 +8,7 @@ correction, as everywhere.
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, delete, func, select, update
+from sqlalchemy import ColumnElement, Select, any_, delete, func, literal, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -108,8 +108,7 @@ def open_item(session: Session, consultation_id: UUID, *, priority: float = 0.0)
         select(CorrectionRow).where(CorrectionRow.consultation_id == question.id).with_for_update()
     ).one()
     if row.status == CorrectionStatus.WITHDRAWN.value and row.verdict is None and question.status not in SETTLED:
-        row.status, row.person_id, row.lease_until = CorrectionStatus.OPEN.value, None, None  # asked once more
-        session.flush()
+        _offer(session, row)  # asked once more
     return row
 
 
@@ -152,8 +151,7 @@ def ask_for(session: Session, rollout_id: UUID) -> CorrectionRow:
         _leave_to_people(session, question)
     row = open_item(session, question.id, priority=ASKED_FOR)
     if row.status == CorrectionStatus.SKIPPED.value:
-        row.status = CorrectionStatus.OPEN.value
-        row.person_id = None
+        _offer(session, row)
     row.priority = ASKED_FOR
     session.flush()
     return row
@@ -184,16 +182,18 @@ def claim(session: Session, lineage_id: UUID, person_id: UUID) -> CorrectionRow 
     """The next item for this person, leased to them; None when there is none.
 
     What they hold already comes first, then what they left a draft of, then the queue in its order (see
-    `services.store.ranking`), then what others skipped. Items of an expired lease count as open.
+    `services.store.ranking`), then what others skipped; never what they skipped themselves. Items of an expired lease
+    count as open.
     """
     _take_turn(session, person_id)
     row = _next(session, _waiting(lineage_id).where(_is_held_by(person_id)))
     if row is None:
         _free_leases(session)
+        waiting = _waiting(lineage_id).where(~was_skipped_by(person_id))
         row = (
-            _next(session, _waiting(lineage_id).where(_is_open(), _has_draft_of(person_id)))
-            or _next(session, _waiting(lineage_id).where(_is_open()))
-            or _next(session, _waiting(lineage_id).where(_was_skipped(), CorrectionRow.person_id != person_id))
+            _next(session, waiting.where(_is_open(), _has_draft_of(person_id)))
+            or _next(session, waiting.where(_is_open()))
+            or _next(session, waiting.where(_was_skipped()))
         )
     return None if row is None else _lease_to(session, row, person_id)
 
@@ -317,6 +317,11 @@ def _was_skipped() -> ColumnElement[bool]:
     return CorrectionRow.status == CorrectionStatus.SKIPPED.value
 
 
+def was_skipped_by(person_id: UUID) -> ColumnElement[bool]:
+    """A condition on items: this person is one of those who skipped it."""
+    return literal(person_id) == any_(CorrectionRow.skipped_by)
+
+
 def _has_draft_of(person_id: UUID) -> ColumnElement[bool]:
     mine = select(DraftRow.correction_id).where(DraftRow.person_id == person_id)
     return CorrectionRow.id.in_(mine)
@@ -339,6 +344,7 @@ def _lease_to(session: Session, row: CorrectionRow, person_id: UUID) -> Correcti
     row.person_id = person_id
     row.lease_until = func.now() + LEASE
     row.skip_kind = row.skip_reason = row.decided_at = None
+    row.skipped_by = [other for other in row.skipped_by if other != person_id]
     session.flush()
     session.refresh(row)
     return row
@@ -347,6 +353,13 @@ def _lease_to(session: Session, row: CorrectionRow, person_id: UUID) -> Correcti
 def _give_back(session: Session, row: CorrectionRow) -> None:
     row.status, row.person_id, row.lease_until = CorrectionStatus.OPEN.value, None, None
     session.flush()
+
+
+def _offer(session: Session, row: CorrectionRow) -> None:
+    """Put an item that somebody skipped back in the queue, for everybody; why they did goes with them."""
+    row.skip_kind = row.skip_reason = row.decided_at = None
+    row.skipped_by = []
+    _give_back(session, row)
 
 
 def submit(session: Session, correction_id: UUID, person_id: UUID, said: CorrectionSubmit) -> CorrectionRow:
@@ -394,6 +407,7 @@ def skip(session: Session, correction_id: UUID, person_id: UUID, why: Correction
     row.status = CorrectionStatus.SKIPPED.value
     row.skip_kind = why.kind.value
     row.skip_reason = why.reason.strip() or None
+    row.skipped_by = [*row.skipped_by, person_id]
     row.lease_until = None
     row.decided_at = func.now()
     session.flush()

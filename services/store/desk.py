@@ -11,7 +11,7 @@ from services.contracts.base import Page
 from services.contracts.corrections import CorrectionItem, CorrectionOutcome, CorrectionStatus
 from services.contracts.lessons import Lesson
 from services.contracts.tasks import Message
-from services.store import drafts, effects, lessons, ranking, undo, updates
+from services.store import corrections, drafts, effects, lessons, ranking, undo, updates
 from services.store.corrections import view
 from services.store.models import AnswerRow, CorrectionRow, LessonAnswerRow, LessonRow, RolloutRow, TaskRow
 from services.store.pages import decode_moment, encode_moment
@@ -56,16 +56,33 @@ def item(session: Session, row: CorrectionRow, person_id: UUID) -> CorrectionIte
 
 def outcome(session: Session, row: CorrectionRow) -> CorrectionOutcome:
     """The item with the numbers of the applied updates that used it, in order, and what each changed."""
+    return outcomes(session, [row])[0]
+
+
+def outcomes(session: Session, rows: Sequence[CorrectionRow]) -> list[CorrectionOutcome]:
+    """Items with the numbers of the applied updates that used each, in order, and what each changed."""
     # by the rollout, for which there is an index over all answers; for the consultation only over current ones
-    of_it = (AnswerRow.rollout_id == row.rollout_id, AnswerRow.consultation_id == row.consultation_id)
-    said = session.scalars(select(AnswerRow.id).where(*of_it)).all()
-    numbers = {number for answer_id in said for number in updates.numbers_using(session, answer_id)}
-    return CorrectionOutcome(
-        **view(row).model_dump(),
-        update_numbers=sorted(numbers),
-        effects=effects.of_correction(session, row.id),
-        undo_until=undo.until(session, row),
-    )
+    said = session.execute(
+        select(AnswerRow.id, AnswerRow.consultation_id).where(
+            AnswerRow.rollout_id.in_([row.rollout_id for row in rows]),
+            AnswerRow.consultation_id.in_([row.consultation_id for row in rows]),
+        )
+    ).all()
+    used = updates.numbers_using(session, [answer_id for answer_id, _ in said])
+    numbers: dict[UUID, set[int]] = {}
+    for answer_id, consultation_id in said:
+        numbers.setdefault(consultation_id, set()).update(used.get(answer_id, ()))
+    measured = effects.of_corrections(session, [row.id for row in rows])
+    undo_until = undo.until(session, rows)
+    return [
+        CorrectionOutcome(
+            **view(row).model_dump(),
+            update_numbers=sorted(numbers.get(row.consultation_id, ())),
+            effects=measured.get(row.id, []),
+            undo_until=undo_until.get(row.id),
+        )
+        for row in rows
+    ]
 
 
 def prompt(session: Session, row: CorrectionRow) -> Prompt:
@@ -112,7 +129,7 @@ def history(
     shown = rows[:limit]
     last = shown[-1] if len(rows) > limit else None
     following = None if last is None or last.decided_at is None else encode_moment(last.decided_at, last.id)
-    return Page[CorrectionOutcome](items=[outcome(session, row) for row in shown], next_cursor=following)
+    return Page[CorrectionOutcome](items=outcomes(session, shown), next_cursor=following)
 
 
 def subjects(session: Session, rollout_ids: Sequence[UUID]) -> dict[UUID, str]:
@@ -149,12 +166,11 @@ def count_left(session: Session, lineage_id: UUID, person_id: UUID) -> Left:
         return session.scalar(select(func.count()).select_from(some.subquery())) or 0
 
     open_ = CorrectionRow.status == CorrectionStatus.OPEN.value
+    not_theirs = ~corrections.was_skipped_by(person_id)
     return Left(
-        open=count(open_),
-        asked_for=count(open_, CorrectionRow.priority > 0),
-        skipped_by_others=count(
-            CorrectionRow.status == CorrectionStatus.SKIPPED.value, CorrectionRow.person_id != person_id
-        ),
+        open=count(open_, not_theirs),
+        asked_for=count(open_, not_theirs, CorrectionRow.priority > 0),
+        skipped_by_others=count(CorrectionRow.status == CorrectionStatus.SKIPPED.value, not_theirs),
         decided_today=count(
             CorrectionRow.person_id == person_id,
             CorrectionRow.status == CorrectionStatus.SUBMITTED.value,

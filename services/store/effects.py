@@ -228,21 +228,20 @@ def give_up(session: Session, asked: Measurement, reason: str) -> None:
     session.execute(_of_attempt(asked).values(status=EffectStatus.GONE.value, reason=reason[:2000]))
 
 
-def of_correction(session: Session, correction_id: UUID) -> list[CorrectionEffect]:
-    """The effects of a correction: by update, before and then after."""
+def of_corrections(session: Session, correction_ids: Sequence[UUID]) -> dict[UUID, list[CorrectionEffect]]:
+    """The effects of these corrections, of each by update, before and then after; of one without any, no entry."""
     rows = session.execute(
         select(EffectRow, UpdateRow.number, UpdateRow.status)
         .join(UpdateRow, UpdateRow.id == EffectRow.update_id)
-        .where(EffectRow.correction_id == correction_id)
+        .where(EffectRow.correction_id.in_(correction_ids))
         .order_by(UpdateRow.number, EffectRow.side.desc())
     )
     columns = [name for name in CorrectionEffect.model_fields if name not in ("update_number", "update_status")]
-    return [
-        CorrectionEffect.model_validate(
-            {name: getattr(row, name) for name in columns} | {"update_number": number, "update_status": status}
-        )
-        for row, number, status in rows
-    ]
+    found: dict[UUID, list[CorrectionEffect]] = {}
+    for row, number, status in rows:
+        seen = {name: getattr(row, name) for name in columns} | {"update_number": number, "update_status": status}
+        found.setdefault(row.correction_id, []).append(CorrectionEffect.model_validate(seen))
+    return found
 
 
 def _of_attempt(asked: Measurement) -> Update:

@@ -1,37 +1,54 @@
 """Erasing what a person wrote: the texts go, their hashes, lengths and numbers stay.
 
 A table that keeps what people write is named in WRITTEN: it then loses the text of an erased person, and the hash of
-every piece is kept in `erased_text`. Answers made of a person's corrections, and answers of experts that were shown
-those, lose their text too and are withdrawn, so no lesson ever trains on them again. What an applied update learned
-from them cannot be taken out here; which updates and versions that is, is part of the report.
+every piece is kept in `erased_text`. No row there has words without their person (the database sees to it), and what is
+taken back leaves every other place at once (`services.store.undo`), so all of a person's text is found by the person.
+Answers made of a person's corrections, and answers of experts that were shown those, lose their text too and are
+withdrawn, so no lesson ever trains on them again. What an applied update learned from them cannot be taken out here;
+which updates and versions that is, is part of the report.
+
+Texts are counted, hashed and taken out by the database; only ids come here, and go back as one parameter.
 """
 
-import hashlib
-import json
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Boolean, ColumnElement, cast, delete, exists, func, or_, select, text, update
-from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.orm import Session
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    Subquery,
+    Text,
+    Uuid,
+    cast,
+    delete,
+    exists,
+    func,
+    insert,
+    literal,
+    select,
+    text,
+    true,
+    union,
+    union_all,
+    update,
+)
+from sqlalchemy.dialects.postgresql import JSONPATH
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from services.contracts.answers import AnswerStatus
-from services.contracts.base import Json, JsonObject
 from services.contracts.corrections import CorrectionStatus
 from services.contracts.lessons import LessonStatus
 from services.contracts.persons import Erasure, Role, ShapedUpdate
 from services.contracts.updates import UpdateStatus
-from services.store import audit, keys, passwords, persons, updates
+from services.store import audit, keys, passwords, persons, shown, updates
 from services.store.models import (
     AnswerRow,
     ApiKeyRow,
     ConsultationRow,
     CorrectionRow,
-    DistributionRow,
     DraftRow,
+    EffectRow,
     ErasedTextRow,
     ErasureRow,
     IdempotencyRow,
@@ -47,34 +64,20 @@ from services.store.models import (
     UpdateLessonRow,
     UpdateRow,
 )
-from services.store.ranking import HUMAN_EXPERT
 
 WRITTEN: Final = (
     ("correction", CorrectionRow, (CorrectionRow.text, CorrectionRow.comment, CorrectionRow.skip_reason)),
 )
 """Tables with an `id` and a `person_id`, and their columns of text that the person wrote; nullable ones."""
 
-DRAFTED: Final = ("text", "comment", "spans")
-"""What a draft says in words; it goes as a whole."""
+DRAFTED: Final = (DraftRow.text, DraftRow.comment)
+"""What a draft says in words, beside its spans; it goes as a whole."""
 
-MADE: Final = ("solution", "feedback", "evidence")
+MADE: Final = (AnswerRow.solution, AnswerRow.feedback, AnswerRow.evidence)
 """What an answer made of a correction says in words."""
 
 UNUSED: Final = (LessonStatus.READY.value, LessonStatus.CLAIMED.value)
 REASON: Final = "a person's text was erased"
-
-
-@dataclass
-class _Pieces:
-    """The texts found, each as its hash."""
-
-    hashes: list[tuple[str, UUID, str, str, int]] = field(default_factory=list)
-
-    def add(self, noun: str, noun_id: UUID, name: str, value: Json) -> None:
-        if value is None or value == "":
-            return
-        said = value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False)
-        self.hashes.append((noun, noun_id, name, hashlib.sha256(said.encode()).hexdigest(), len(said)))
 
 
 def preview(session: Session, person_id: UUID) -> Erasure:
@@ -85,9 +88,11 @@ def preview(session: Session, person_id: UUID) -> Erasure:
     person = persons.get(session, person_id)
     if person.erased_at is not None:
         return _stored(session, person_id)
-    made = _answers_made(session, person_id)
-    pieces = _find(session, person_id, made)
-    return _report(session, person_id, pieces, made, len(_emptied(session, made)), is_done=False)
+    made = _find_made(session, person_id)
+    piece = _pieces(person_id, made).c
+    found = select(piece.noun, func.length(piece.words).label("num_chars")).subquery()
+    num_lessons = session.scalar(select(func.count()).select_from(_emptied(made).subquery())) or 0
+    return _report(session, person_id, found, made, num_lessons, is_done=False)
 
 
 def erase(session: Session, person_id: UUID) -> Erasure:
@@ -102,27 +107,28 @@ def erase(session: Session, person_id: UUID) -> Erasure:
     session.refresh(person, with_for_update=True)
     if person.erased_at is not None:
         return _stored(session, person_id)
+    session.execute(text("SET LOCAL statement_timeout = 0"))  # a year's work takes longer than a page may
     _lock(session, person_id)
-    _begin_again(session, person_id)
-    made = _answers_made(session, person_id)
-    pieces = _find(session, person_id, made)
-    emptied = _emptied(session, made)
-    report = _report(session, person_id, pieces, made, len(emptied), is_done=True)
-    _blank(session, person_id, made)
-    session.execute(
-        update(LessonRow)
-        .where(LessonRow.id.in_(emptied))
-        .values(status=LessonStatus.WITHDRAWN.value, reason=REASON, owner=None, lease_until=None)
-    )
-    _forget_person(session, person)
-    row = ErasureRow(person_id=person_id, report=report.model_dump(mode="json"))
+    made = _find_made(session, person_id)
+    row = ErasureRow(person_id=person_id, report={})
     session.add(row)
     session.flush()
-    session.add_all(
-        ErasedTextRow(erasure_id=row.id, noun=noun, noun_id=noun_id, field=name, sha256=sha256, num_chars=num_chars)
-        for noun, noun_id, name, sha256, num_chars in pieces.hashes
+    _keep_hashes(session, row.id, person_id, made)
+    _take_out(session, person_id, made)
+    session.execute(text("LOCK TABLE lesson IN SHARE ROW EXCLUSIVE MODE"))  # last: nobody claims or settles meanwhile
+    _begin_again(session, person_id)
+    emptied = session.scalars(_emptied(made)).all()
+    session.execute(
+        update(LessonRow)
+        .where(LessonRow.id.in_(shown.listed(emptied)))
+        .values(status=LessonStatus.WITHDRAWN.value, reason=REASON, owner=None, lease_until=None)
+        .execution_options(synchronize_session=False)
     )
-    session.flush()
+    _forget_teachers(session, made)
+    kept = select(ErasedTextRow.noun, ErasedTextRow.num_chars).where(ErasedTextRow.erasure_id == row.id).subquery()
+    report = _report(session, person_id, kept, made, len(emptied), is_done=True)
+    row.report = report.model_dump(mode="json")
+    _forget_person(session, person)
     return report
 
 
@@ -132,12 +138,11 @@ def _stored(session: Session, person_id: UUID) -> Erasure:
 
 
 def _lock(session: Session, person_id: UUID) -> None:
-    """Rollouts first, then corrections, as everywhere; then no lesson is claimed or read until this is committed."""
+    """Rollouts first, then corrections, as everywhere: nothing is said or shown of them until this is committed."""
     mine = CorrectionRow.person_id == person_id
     rollouts = select(CorrectionRow.rollout_id).where(mine)
     session.execute(select(RolloutRow.id).where(RolloutRow.id.in_(rollouts)).order_by(RolloutRow.id).with_for_update())
     session.execute(select(CorrectionRow.id).where(mine).order_by(CorrectionRow.id).with_for_update())
-    session.execute(text("LOCK TABLE lesson IN SHARE ROW EXCLUSIVE MODE"))
 
 
 def _begin_again(session: Session, person_id: UUID) -> None:
@@ -150,68 +155,96 @@ def _begin_again(session: Session, person_id: UUID) -> None:
         updates.abandon(session, update_id, REASON)
 
 
-def _answers_made(session: Session, person_id: UUID) -> Sequence[AnswerRow]:
+def _corrections_of(person_id: UUID) -> Select[UUID]:
+    return select(CorrectionRow.id).where(CorrectionRow.person_id == person_id)
+
+
+def _rollouts_of(person_id: UUID) -> Select[UUID]:
+    """Those the person decided about."""
+    return select(CorrectionRow.rollout_id).where(
+        CorrectionRow.person_id == person_id, CorrectionRow.verdict.is_not(None)
+    )
+
+
+def _find_made(session: Session, person_id: UUID) -> Sequence[UUID]:
     """The answers made of the person's corrections, and those of experts that were shown them."""
-    mine = select(CorrectionRow.consultation_id).where(CorrectionRow.person_id == person_id)
-    shown = select(ConsultationRow.id).where(_was_shown(person_id))
-    rollouts = select(CorrectionRow.rollout_id).where(CorrectionRow.person_id == person_id)
-    return session.scalars(
-        select(AnswerRow)
-        .where(AnswerRow.rollout_id.in_(rollouts))  # for which there is an index
-        .where(or_(AnswerRow.consultation_id.in_(mine), AnswerRow.consultation_id.in_(shown)))
-        .order_by(AnswerRow.id)
-    ).all()
+    of_person = (
+        select(AnswerRow.id)
+        .join(CorrectionRow, CorrectionRow.consultation_id == AnswerRow.consultation_id)
+        .where(
+            AnswerRow.rollout_id == CorrectionRow.rollout_id,  # for which there is an index
+            CorrectionRow.person_id == person_id,
+            CorrectionRow.verdict.is_not(None),
+        )
+    )
+    of_shown = (
+        select(AnswerRow.id)
+        .join(ConsultationRow, ConsultationRow.id == AnswerRow.consultation_id)
+        .where(AnswerRow.rollout_id == ConsultationRow.rollout_id, shown.was_shown(_rollouts_of(person_id)))
+    )
+    return session.scalars(union(of_person, of_shown)).all()
 
 
-def _was_shown(person_id: UUID) -> ColumnElement[bool]:
-    """A condition on questions: what the person wrote about their rollout is part of them."""
-    rollouts = select(CorrectionRow.rollout_id).where(CorrectionRow.person_id == person_id)
-    holds = cast({"context": [{"expert": HUMAN_EXPERT}]}, JSONB)
-    return ConsultationRow.rollout_id.in_(rollouts) & ConsultationRow.ask.op("@>", return_type=Boolean())(holds)
+def _pieces(person_id: UUID, made: Sequence[UUID]) -> Subquery:
+    """Every piece of text that goes: the noun it is kept in, its id, the field, and the words; JSON as Postgres writes
+    it."""
+    found = [
+        _piece(noun, table.id, column, table.person_id == person_id)
+        for noun, table, columns in WRITTEN
+        for column in columns
+    ]
+    drafted = DraftRow.person_id == person_id
+    found += [_piece("correction_draft", DraftRow.correction_id, column, drafted) for column in DRAFTED]
+    found.append(_piece("correction_draft", DraftRow.correction_id, DraftRow.spans, drafted, DraftRow.spans != []))
+    found += [_piece("answer", AnswerRow.id, column, AnswerRow.id.in_(shown.listed(made))) for column in MADE]
+    measured = EffectRow.correction_id.in_(_corrections_of(person_id))
+    found.append(_piece("correction_effect", EffectRow.id, EffectRow.answer, measured))
+    return union_all(*found).subquery("piece")
 
 
-def _find(session: Session, person_id: UUID, made: Sequence[AnswerRow]) -> _Pieces:
-    pieces = _Pieces()
-    for noun, table, columns in WRITTEN:
-        for row in session.scalars(select(table).where(table.person_id == person_id).order_by(table.id)):
-            for column in columns:
-                pieces.add(noun, row.id, column.key, getattr(row, column.key))
-    drafts = select(DraftRow).where(DraftRow.person_id == person_id).order_by(DraftRow.correction_id)
-    for draft in session.scalars(drafts):
-        for name in DRAFTED:
-            pieces.add("correction_draft", draft.correction_id, name, getattr(draft, name) or None)
-    for answer in made:
-        for name in MADE:
-            pieces.add("answer", answer.id, name, getattr(answer, name))
-    return pieces
+def _piece(
+    noun: str, noun_id: InstrumentedAttribute[UUID], column: InstrumentedAttribute[Any], *where: ColumnElement[bool]
+) -> Select[str, UUID, str, str]:
+    words = cast(column, Text)
+    return select(
+        literal(noun).label("noun"), noun_id.label("noun_id"), literal(column.key).label("field"), words.label("words")
+    ).where(words != "", *where)
 
 
-def _emptied(session: Session, made: Sequence[AnswerRow]) -> Sequence[UUID]:
+def _keep_hashes(session: Session, erasure_id: UUID, person_id: UUID, made: Sequence[UUID]) -> None:
+    piece = _pieces(person_id, made).c
+    sha256 = func.encode(func.sha256(func.convert_to(piece.words, "UTF8")), "hex")
+    hashes = select(literal(erasure_id), piece.noun, piece.noun_id, piece.field, sha256, func.length(piece.words))
+    columns = ["erasure_id", "noun", "noun_id", "field", "sha256", "num_chars"]
+    session.execute(insert(ErasedTextRow).from_select(columns, hashes))
+
+
+def _emptied(made: Sequence[UUID]) -> Select[UUID]:
     """The lessons not yet used that nothing is left in."""
-    ids = [answer.id for answer in made]
-    of_lesson = LessonAnswerRow.lesson_id == LessonRow.id
-    other = exists().where(
-        of_lesson,
+    touched = select(LessonAnswerRow.lesson_id).where(LessonAnswerRow.answer_id.in_(shown.listed(made)))
+    gone = shown.listed(made).subquery("gone")
+    is_gone = exists().where(gone.c[0] == AnswerRow.id)
+    left = exists().where(
+        LessonAnswerRow.lesson_id == LessonRow.id,
         AnswerRow.id == LessonAnswerRow.answer_id,
         AnswerRow.status == AnswerStatus.CURRENT.value,
-        AnswerRow.id.not_in(ids),
+        ~is_gone,
     )
-    return session.scalars(
-        select(LessonRow.id)
-        .where(LessonRow.status.in_(UNUSED), exists().where(of_lesson, LessonAnswerRow.answer_id.in_(ids)), ~other)
-        .order_by(LessonRow.id)
-    ).all()
+    return select(LessonRow.id).where(LessonRow.status.in_(UNUSED), LessonRow.id.in_(touched), ~left)
 
 
 def _report(
-    session: Session, person_id: UUID, pieces: _Pieces, made: Sequence[AnswerRow], num_lessons: int, *, is_done: bool
+    session: Session, person_id: UUID, texts: Subquery, made: Sequence[UUID], num_lessons: int, *, is_done: bool
 ) -> Erasure:
+    """texts: a row with `noun` and `num_chars` for each piece."""
+    num, chars = func.count(), func.sum(texts.c.num_chars)
+    counts = session.execute(select(texts.c.noun, num, chars).group_by(texts.c.noun).order_by(texts.c.noun)).all()
     shaped = _updates_shaped(session, made)
     return Erasure(
         person_id=person_id,
         is_done=is_done,
-        texts=dict(Counter(noun for noun, *_ in pieces.hashes)),
-        chars=sum(num_chars for *_, num_chars in pieces.hashes),
+        texts={noun: num_texts for noun, num_texts, _ in counts},
+        chars=sum(num_chars for *_, num_chars in counts),
         answers=len(made),
         lessons=num_lessons,
         updates=[ShapedUpdate(lineage=name, number=number) for _, name, number in shaped],
@@ -219,33 +252,36 @@ def _report(
     )
 
 
-def _updates_shaped(session: Session, made: Sequence[AnswerRow]) -> list[tuple[UUID, str, int]]:
-    """Lineage (id, name) and number of the applied updates with a term made from one of these answers.
+def _tasks_of(made: Sequence[UUID]) -> Select[UUID]:
+    """What these answers are about. A term is made of answers about its own task only, and so is what teachers say."""
+    return (
+        select(RolloutRow.task_id)
+        .join(AnswerRow, AnswerRow.rollout_id == RolloutRow.id)
+        .where(AnswerRow.id.in_(shown.listed(made)))
+    )
 
-    A term is made of answers about its own task only, so no other lesson is looked at.
-    """
-    tasks = select(RolloutRow.task_id).where(RolloutRow.id.in_({answer.rollout_id for answer in made}))
+
+def _updates_shaped(session: Session, made: Sequence[UUID]) -> list[tuple[UUID, str, int]]:
+    """Lineage (id, name) and number of the applied updates with a term made from one of these answers."""
+    named = func.jsonb_array_elements_text(
+        func.jsonb_path_query_array(UpdateLessonRow.terms, cast("$[*].answers[*]", JSONPATH))
+    ).table_valued("value")
     rows = session.execute(
-        select(LineageRow.id, LineageRow.name, UpdateRow.number, UpdateLessonRow.terms)
-        .join(UpdateRow, UpdateRow.lineage_id == LineageRow.id)
-        .join(UpdateLessonRow, UpdateLessonRow.update_id == UpdateRow.id)
+        select(LineageRow.id, LineageRow.name, UpdateRow.number)
+        .distinct()
+        .select_from(UpdateLessonRow)
+        .join(UpdateRow, UpdateRow.id == UpdateLessonRow.update_id)
+        .join(LineageRow, LineageRow.id == UpdateRow.lineage_id)
         .join(LessonRow, LessonRow.id == UpdateLessonRow.lesson_id)
         .join(RolloutRow, RolloutRow.id == LessonRow.rollout_id)
-        .where(RolloutRow.task_id.in_(tasks), UpdateLessonRow.status == UpdateStatus.APPLIED.value)
+        .join(named, true())
+        .where(
+            UpdateLessonRow.status == UpdateStatus.APPLIED.value,
+            RolloutRow.task_id.in_(_tasks_of(made)),
+            cast(named.c.value, Uuid).in_(shown.listed(made)),
+        )
     )
-    ids = {str(answer.id) for answer in made}
-    return sorted(
-        {(lineage, name, number) for lineage, name, number, terms in rows if not ids.isdisjoint(_named(terms))}
-    )
-
-
-def _named(terms: Iterable[JsonObject]) -> set[str]:
-    """The ids of the answers that terms were made of."""
-    return {str(answer) for term in terms for answer in _list(term.get("answers"))}
-
-
-def _list(value: Json) -> list[Json]:
-    return value if isinstance(value, list) else []
+    return sorted((lineage, name, number) for lineage, name, number in rows)
 
 
 def _versions_carrying(session: Session, shaped: Sequence[tuple[UUID, str, int]]) -> list[str]:
@@ -262,45 +298,37 @@ def _versions_carrying(session: Session, shaped: Sequence[tuple[UUID, str, int]]
     return names
 
 
-def _blank(session: Session, person_id: UUID, made: Sequence[AnswerRow]) -> None:
+def _take_out(session: Session, person_id: UUID, made: Sequence[UUID]) -> None:
     """Take the texts out, and give back what the person holds."""
-    for question in session.scalars(select(ConsultationRow).where(_was_shown(person_id)).with_for_update()):
-        others = [said for said in _list(question.ask.get("context")) if not _is_by_people(said)]
-        question.ask = {**question.ask, "context": others}
+    shown.withdraw_answers(session, shown.listed(made))
+    shown.take_out(session, _rollouts_of(person_id), REASON)
+    shown.forget_effects(session, _corrections_of(person_id), REASON)
     for _, table, columns in WRITTEN:
         session.execute(
-            update(table).where(table.person_id == person_id).values({column.key: None for column in columns})
+            update(table)
+            .where(table.person_id == person_id)
+            .values({column.key: None for column in columns})
+            .execution_options(synchronize_session=False)
         )
-    session.execute(delete(DraftRow).where(DraftRow.person_id == person_id))
+    session.execute(
+        delete(DraftRow).where(DraftRow.person_id == person_id).execution_options(synchronize_session=False)
+    )
     session.execute(
         update(CorrectionRow)
         .where(CorrectionRow.person_id == person_id, CorrectionRow.status == CorrectionStatus.CLAIMED.value)
         .values(status=CorrectionStatus.OPEN.value, person_id=None, lease_until=None)
+        .execution_options(synchronize_session=False)
     )
-    ids = [answer.id for answer in made]
-    session.execute(delete(DistributionRow).where(DistributionRow.answer_id.in_(ids)))
-    # What a teacher that was shown the text would have said is the text again, token by token.
-    tasks = select(RolloutRow.task_id).where(RolloutRow.id.in_({answer.rollout_id for answer in made}))
+
+
+def _forget_teachers(session: Session, made: Sequence[UUID]) -> None:
+    """What a teacher that was shown the text would have said is the text again, token by token."""
     lessons = select(LessonRow.id).join(RolloutRow, RolloutRow.id == LessonRow.rollout_id)
     session.execute(
         delete(TeacherChoicesRow)
-        .where(TeacherChoicesRow.lesson_id.in_(lessons.where(RolloutRow.task_id.in_(tasks))))
+        .where(TeacherChoicesRow.lesson_id.in_(lessons.where(RolloutRow.task_id.in_(_tasks_of(made)))))
         .execution_options(synchronize_session=False)
     )
-    session.execute(
-        update(AnswerRow)
-        .where(AnswerRow.id.in_(ids))
-        .values(solution=None, feedback=None, evidence=None, distribution_kind=None)
-    )
-    session.execute(
-        update(AnswerRow)
-        .where(AnswerRow.id.in_(ids), AnswerRow.status == AnswerStatus.CURRENT.value)
-        .values(status=AnswerStatus.WITHDRAWN.value)
-    )
-
-
-def _is_by_people(said: Json) -> bool:
-    return isinstance(said, dict) and said.get("expert") == HUMAN_EXPERT
 
 
 def _forget_person(session: Session, person: PersonRow) -> None:

@@ -10,7 +10,7 @@ from services.contracts.base import check_change
 from services.contracts.consultations import ConsultationStatus
 from services.contracts.experts import EXPERT_CHANGES, ConformanceReport, Expert, ExpertCreate, ExpertStatus
 from services.errors import Conflict, InvalidInput, NotFound
-from services.store import consultations, quarantine
+from services.store import consultations, quarantine, shown
 from services.store.models import ConsultationRow, ExpertRow, RolloutRow
 
 UNSETTLED = (ConsultationStatus.PENDING.value, ConsultationStatus.ASKED.value, ConsultationStatus.WAITING.value)
@@ -178,8 +178,7 @@ def requeue(session: Session, expert_id: UUID) -> tuple[ExpertRow, list[UUID]]:
             ConsultationRow.expert_id == row.id, ConsultationRow.status == ConsultationStatus.DEAD.value
         )
     ).all()
-    for consultation_id in dead:
-        consultations.requeue(session, consultation_id)
+    consultations.requeue_all(session, shown.listed(dead))
     return row, list(dead)
 
 

@@ -30,6 +30,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    Uuid,
     func,
     text,
 )
@@ -543,6 +544,10 @@ class CorrectionRow(Base):
         ForeignKeyConstraint(["rollout_id", "split"], ["rollout.id", "rollout.split"]),
         CheckConstraint("split = 'train'", name="train_only"),
         CheckConstraint("status <> 'claimed' OR (person_id IS NOT NULL AND lease_until IS NOT NULL)", name="claim"),
+        CheckConstraint(
+            "person_id IS NOT NULL OR (text IS NULL AND comment IS NULL AND skip_reason IS NULL)",
+            name="words_have_an_author",
+        ),
         _one_of("status", CorrectionStatus),
         Index(
             "ix_correction_queue",
@@ -554,7 +559,15 @@ class CorrectionRow(Base):
             postgresql_where=text("status = 'open'"),
         ),
         Index("ix_correction_held", "person_id", postgresql_where=text("status = 'claimed'")),
-        Index("ix_correction_skipped", "lineage_id", "id", postgresql_where=text("status = 'skipped'")),
+        Index(
+            "ix_correction_skipped",
+            "lineage_id",
+            "priority",
+            "disagreement",
+            "uncertainty",
+            "id",
+            postgresql_where=text("status = 'skipped'"),
+        ),
         Index("ix_correction_decided", "person_id", "decided_at", "id"),
         Index("ix_correction_rollout_id", "rollout_id"),
     )
@@ -575,6 +588,8 @@ class CorrectionRow(Base):
     comment: Mapped[str | None]
     skip_kind: Mapped[str | None]
     skip_reason: Mapped[str | None]
+    skipped_by: Mapped[list[UUID]] = mapped_column(ARRAY(Uuid), server_default="{}")
+    """Everybody who skipped it since it was asked for; the kind and reason are those of the last of them."""
     held_until: Mapped[datetime | None]
     created_at: Mapped[datetime] = _now()
     decided_at: Mapped[datetime | None]

@@ -1,15 +1,16 @@
 """Taking a correction back: for a while after it was submitted, and only until a trainer has it.
 
-The item is its person's again, with what they wrote as a draft; the answer is withdrawn and so is a lesson that has
-nothing else to teach. What an update holds or used is not touched: it says which update that is.
+The item is its person's again, with what they wrote as a draft; the answer is withdrawn, and so is what experts made of
+it that were shown it, and a lesson that has nothing else to teach. What an update holds or used is not touched: it says
+which update that is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import delete, func, select
-from sqlalchemy.orm import Session
+from sqlalchemy import func, or_, select
+from sqlalchemy.orm import Session, aliased
 
 from services.contracts.answers import AnswerStatus, Feedback
 from services.contracts.consultations import ConsultationStatus
@@ -17,12 +18,11 @@ from services.contracts.corrections import CorrectionStatus, DraftSave
 from services.contracts.lessons import LessonStatus
 from services.contracts.updates import UpdateStatus
 from services.errors import Conflict
-from services.store import consultations, corrections, drafts, updates
+from services.store import consultations, corrections, drafts, shown, updates
 from services.store.models import (
     AnswerRow,
     ConsultationRow,
     CorrectionRow,
-    DistributionRow,
     LessonAnswerRow,
     LessonRow,
     RolloutRow,
@@ -31,6 +31,7 @@ from services.store.models import (
 )
 
 WINDOW = timedelta(minutes=10)  # long enough to notice a slip, short enough that nobody counts on it
+REASON = "the correction was taken back"
 
 
 class TooLateToUndo(Conflict):
@@ -39,16 +40,20 @@ class TooLateToUndo(Conflict):
     hint = "Ask an operator to withdraw the answer; the ledger says which updates it shaped."
 
 
-def until(session: Session, row: CorrectionRow) -> datetime | None:
-    """Until when the correction may be taken back; None when it may not."""
-    if row.status != CorrectionStatus.SUBMITTED.value or row.decided_at is None:
-        return None
-    end = row.decided_at + WINDOW
+def until(session: Session, rows: Sequence[CorrectionRow]) -> dict[UUID, datetime]:
+    """Until when each of these corrections may be taken back; of those that may not, no entry."""
     now: datetime = session.scalars(select(func.now())).one()
-    if now >= end:
-        return None
-    answer = _find_answer(session, row)
-    return None if answer is None or _find_holder(session, row, answer) is not None else end
+    ends = {
+        row.id: row.decided_at + WINDOW
+        for row in rows
+        if row.status == CorrectionStatus.SUBMITTED.value and row.decided_at is not None
+    }
+    recent = [row for row in rows if row.id in ends and now < ends[row.id]]
+    if not recent:
+        return {}
+    answers = _find_answers(session, recent)
+    holders = _find_holders(session, recent, answers)
+    return {row.id: ends[row.id] for row in recent if answers[row.id] and row.id not in holders}
 
 
 def take_back(session: Session, correction_id: UUID, person_id: UUID) -> CorrectionRow:
@@ -62,79 +67,114 @@ def take_back(session: Session, correction_id: UUID, person_id: UUID) -> Correct
         raise corrections.NotYours(f"correction {correction_id} was not decided by you")
     if row.status != CorrectionStatus.SUBMITTED.value:
         return corrections.claim_one(session, correction_id, person_id)
-    answer = _find_answer(session, row)
-    if answer is None:
+    answers = _find_answers(session, [row])[row.id]
+    if not answers:
         raise TooLateToUndo(f"the answer of correction {correction_id} was withdrawn already")
+    with_them = select(LessonAnswerRow.lesson_id).where(LessonAnswerRow.answer_id.in_([one.id for one in answers]))
     lessons = session.scalars(
         select(LessonRow)
-        .join(LessonAnswerRow, LessonAnswerRow.lesson_id == LessonRow.id)
-        .where(LessonAnswerRow.answer_id == answer.id)
+        .where(LessonRow.id.in_(with_them))
         .order_by(LessonRow.id)
-        .with_for_update(of=LessonRow)
+        .with_for_update()
         .execution_options(populate_existing=True)
     ).all()
-    holder = _find_holder(session, row, answer)
-    if holder is not None:
-        raise TooLateToUndo(f"it is too late to take correction {correction_id} back: {holder}")
+    holders = _find_holders(session, [row], {row.id: answers})
+    if holders:
+        raise TooLateToUndo(f"it is too late to take correction {correction_id} back: {holders[row.id]}")
     past = session.scalars(select(CorrectionRow.decided_at + WINDOW <= func.now()).where(CorrectionRow.id == row.id))
     if past.one():
         raise TooLateToUndo(f"corrections can be taken back for {WINDOW.seconds // 60} minutes, which are over")
-    _withdraw(session, answer, lessons)
+    draft = _as_draft(session, row, answers[0])
+    # the words are the person's, who may want them erased after somebody else has decided the item
+    shown.withdraw_answers(session, shown.listed([answer.id for answer in answers]))
+    _withdraw_empty(session, lessons)
     question = session.scalars(
         select(ConsultationRow).where(ConsultationRow.id == row.consultation_id).with_for_update()
     ).one()
     question.status = ConsultationStatus.WAITING.value
     question.settled_at = None
     question.deadline = func.now() + consultations.LATE_DEADLINE
-    _put_back(session, row, answer)
+    session.flush()
+    shown.take_out(session, select(RolloutRow.id).where(RolloutRow.id == row.rollout_id), REASON)
+    shown.forget_effects(session, select(CorrectionRow.id).where(CorrectionRow.id == row.id), REASON)
+    _put_back(session, row, draft)
     corrections.hold_only(session, row, person_id)
     return row
 
 
-def _find_answer(session: Session, row: CorrectionRow) -> AnswerRow | None:
-    return session.scalar(
-        select(AnswerRow).where(
-            AnswerRow.consultation_id == row.consultation_id, AnswerRow.status == AnswerStatus.CURRENT.value
+def _find_answers(session: Session, rows: Sequence[CorrectionRow]) -> dict[UUID, list[AnswerRow]]:
+    """What the person of each correction said, first, then what experts said that were shown it; nothing where it was
+    withdrawn."""
+    of_rollouts = shown.listed([row.rollout_id for row in rows])
+    shown_them = select(ConsultationRow.id).where(shown.was_shown(of_rollouts))
+    own = [row.consultation_id for row in rows]
+    said = session.scalars(
+        select(AnswerRow)
+        .where(
+            AnswerRow.rollout_id.in_(of_rollouts),
+            AnswerRow.status == AnswerStatus.CURRENT.value,
+            or_(AnswerRow.consultation_id.in_(own), AnswerRow.consultation_id.in_(shown_them)),
         )
-    )
+        .order_by(AnswerRow.id)
+    ).all()
+    found = {}
+    for row in rows:
+        its = [answer for answer in said if answer.consultation_id == row.consultation_id]
+        made = [answer for answer in said if answer.rollout_id == row.rollout_id and answer.consultation_id not in own]
+        found[row.id] = its + made if its else []
+    return found
 
 
-def _find_holder(session: Session, row: CorrectionRow, answer: AnswerRow) -> str | None:
-    """Which update has the answer, in words; None when none has.
+def _find_holders(
+    session: Session, rows: Sequence[CorrectionRow], answers: Mapping[UUID, Sequence[AnswerRow]]
+) -> dict[UUID, str]:
+    """Which update has an answer of these corrections, in words; of one that none has, no entry.
 
     An update has it when it claimed or used one of its lessons, or used it as an example for another rollout of the
     same task. One that is being made over the same task may be showing it to the teacher right now.
     """
-    used = updates.numbers_using(session, answer.id)
-    claimed = session.scalars(
-        select(UpdateRow.number)
-        .join(UpdateLessonRow, UpdateLessonRow.update_id == UpdateRow.id)
-        .join(LessonRow, LessonRow.id == UpdateLessonRow.lesson_id)
-        .join(RolloutRow, RolloutRow.id == LessonRow.rollout_id)
+    ids = [answer.id for row in rows for answer in answers[row.id]]
+    used = updates.numbers_using(session, ids)
+    its_rollout, of_task = aliased(RolloutRow), aliased(RolloutRow)
+    being_made = session.execute(
+        select(CorrectionRow.id, func.min(UpdateRow.number))
+        .join(its_rollout, its_rollout.id == CorrectionRow.rollout_id)
+        .join(of_task, of_task.task_id == its_rollout.task_id)
+        .join(LessonRow, LessonRow.rollout_id == of_task.id)
+        .join(UpdateLessonRow, UpdateLessonRow.lesson_id == LessonRow.id)
+        .join(UpdateRow, UpdateRow.id == UpdateLessonRow.update_id)
         .where(
+            CorrectionRow.id.in_([row.id for row in rows]),
             UpdateRow.status == UpdateStatus.STARTED.value,
-            UpdateRow.started_at >= row.decided_at,
-            RolloutRow.task_id == select(RolloutRow.task_id).where(RolloutRow.id == row.rollout_id).scalar_subquery(),
+            UpdateRow.started_at >= CorrectionRow.decided_at,
         )
+        .group_by(CorrectionRow.id)
     ).all()
-    taken = session.scalars(
-        select(LessonRow.status)
-        .join(LessonAnswerRow, LessonAnswerRow.lesson_id == LessonRow.id)
-        .where(
-            LessonAnswerRow.answer_id == answer.id,
-            LessonRow.status.in_([LessonStatus.CLAIMED.value, LessonStatus.USED.value]),
+    claimed = dict(being_made)
+    taken = set(
+        session.scalars(
+            select(LessonAnswerRow.answer_id)
+            .join(LessonRow, LessonRow.id == LessonAnswerRow.lesson_id)
+            .where(
+                LessonAnswerRow.answer_id.in_(ids),
+                LessonRow.status.in_([LessonStatus.CLAIMED.value, LessonStatus.USED.value]),
+            )
         )
-    ).all()
-    if used:
-        return f"update {used[0]} was trained on it"
-    if claimed:
-        return f"update {min(claimed)} is being trained on it"
-    return "a trainer has it" if taken else None
+    )
+    found = {}
+    for row in rows:
+        its = [answer.id for answer in answers[row.id]]
+        numbers = [number for answer_id in its for number in used.get(answer_id, ())]
+        if numbers:
+            found[row.id] = f"update {min(numbers)} was trained on it"
+        elif row.id in claimed:
+            found[row.id] = f"update {claimed[row.id]} is being trained on it"
+        elif not taken.isdisjoint(its):
+            found[row.id] = "a trainer has it"
+    return found
 
 
-def _withdraw(session: Session, answer: AnswerRow, lessons: Sequence[LessonRow]) -> None:
-    answer.status = AnswerStatus.WITHDRAWN.value
-    session.flush()
+def _withdraw_empty(session: Session, lessons: Sequence[LessonRow]) -> None:
     for lesson in lessons:
         others = session.scalar(
             select(func.count())
@@ -144,23 +184,19 @@ def _withdraw(session: Session, answer: AnswerRow, lessons: Sequence[LessonRow])
         )
         if not others:
             lesson.status = LessonStatus.WITHDRAWN.value
-            lesson.reason = "the correction was taken back"
+            lesson.reason = REASON
     session.flush()
 
 
-def _put_back(session: Session, row: CorrectionRow, answer: AnswerRow) -> None:
-    assert row.person_id is not None  # a submitted item has its person
+def _as_draft(session: Session, row: CorrectionRow, answer: AnswerRow) -> DraftSave:
     said = None if answer.feedback is None else Feedback.model_validate(answer.feedback)
     text = row.text if row.text is not None else session.get_one(RolloutRow, row.rollout_id).text
-    drafts.put_back(
-        session,
-        row.id,
-        row.person_id,
-        DraftSave(version=0, text=text, comment=row.comment or "", spans=[] if said is None else said.spans),
-    )
-    # the words are the person's, who may want them erased after somebody else has decided the item
-    answer.solution = answer.feedback = answer.evidence = answer.distribution_kind = None
-    session.execute(delete(DistributionRow).where(DistributionRow.answer_id == answer.id))
+    return DraftSave(version=0, text=text, comment=row.comment or "", spans=[] if said is None else said.spans)
+
+
+def _put_back(session: Session, row: CorrectionRow, draft: DraftSave) -> None:
+    assert row.person_id is not None  # a submitted item has its person
+    drafts.put_back(session, row.id, row.person_id, draft)
     row.status = CorrectionStatus.CLAIMED.value
     row.lease_until = func.now() + corrections.LEASE
     row.verdict = row.text = row.comment = row.decided_at = row.held_until = None

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from sqlalchemy import cast, func, select, update
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import ARRAY, Uuid, column, func, literal, select, update
 from sqlalchemy.orm import Session
 
 from services.contracts.base import JsonObject
@@ -265,18 +264,24 @@ def newest(session: Session, lineage_id: UUID, *, before: UUID | None, limit: in
     return session.scalars(query.order_by(UpdateRow.id.desc()).limit(limit)).all()
 
 
-def numbers_using(session: Session, answer_id: UUID) -> list[int]:
-    """The numbers of the applied updates with a term made from this answer."""
-    names_it = UpdateLessonRow.terms.op("@>")(cast([{"answers": [str(answer_id)]}], JSONB))
-    return list(
-        session.scalars(
-            select(UpdateRow.number)
-            .distinct()
-            .join(UpdateLessonRow, UpdateLessonRow.update_id == UpdateRow.id)
-            .where(UpdateLessonRow.status == UpdateStatus.APPLIED.value, names_it)
-            .order_by(UpdateRow.number)
-        )
+def numbers_using(session: Session, answer_ids: Sequence[UUID]) -> dict[UUID, list[int]]:
+    """The numbers of the applied updates with a term made from each of these answers; of no update, no entry."""
+    ids = func.unnest(literal(list(answer_ids), ARRAY(Uuid()))).table_valued(column("id", Uuid))
+    wanted = ids.render_derived("wanted")
+    named = func.jsonb_build_array(func.jsonb_build_object("answers", func.jsonb_build_array(wanted.c.id)))
+    rows = session.execute(
+        select(wanted.c.id, UpdateRow.number)
+        .distinct()
+        .select_from(wanted)
+        .join(UpdateLessonRow, UpdateLessonRow.terms.op("@>")(named))  # by their index, answer by answer
+        .join(UpdateRow, UpdateRow.id == UpdateLessonRow.update_id)
+        .where(UpdateLessonRow.status == UpdateStatus.APPLIED.value)
+        .order_by(UpdateRow.number)
     )
+    found: dict[UUID, list[int]] = {}
+    for answer_id, number in rows:
+        found.setdefault(answer_id, []).append(number)
+    return found
 
 
 def view(row: UpdateRow) -> Update:

@@ -1,24 +1,26 @@
 """Erasing what a person wrote: the text is nowhere in the database, its hashes and numbers are, and nothing trains."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sized
 from uuid import UUID
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import Engine, event, select, text
 
-from services.contracts.answers import AnswerKind
+from services.contracts.answers import AnswerKind, Feedback
 from services.contracts.base import Json, JsonObject
-from services.contracts.experts import Ask, ConsultResult, ContextAnswer
+from services.contracts.experts import Ask, ConsultAbstain, ConsultLater, ConsultResult, ContextAnswer
 from services.contracts.ids import new_id
 from services.contracts.persons import Role
 from services.contracts.updates import TermKind, TermRecord
-from services.store import consultations, erasing, lessons, logins, passwords, updates
+from services.store import consultations, effects, erasing, experts, lessons, logins, passwords, updates
+from services.store.consultations import Question
 from services.store.models import (
     AnswerRow,
     ApiKeyRow,
     Base,
     CorrectionRow,
+    EffectRow,
     ErasedTextRow,
     ExpertRow,
     IdempotencyRow,
@@ -240,6 +242,184 @@ def test_an_expert_that_was_shown_the_text_loses_its_answer_too(
     with store.transaction() as session:
         left = consultations.get(session, consultation_id).ask["context"]
     assert [said["expert"] for said in left if isinstance(said, dict)] == ["judge"]  # type: ignore[union-attr]
+
+
+def decide_early(api: Api, ann: Api, store: Store, world: World, key: str) -> tuple[str, UUID]:
+    """An item ann decided before the judge answered, and its rollout: a reader is shown what she wrote, and is not
+    asked yet."""
+    with store.transaction() as session:
+        if not session.scalars(select(ExpertRow).where(ExpertRow.name == "reader")).all():
+            world.expert(session, "reader", kinds=(AnswerKind.FEEDBACK,), verifier=False, needs_answers=True)
+        [rollout] = world.drawn(session, world.task(session, key), size=1)
+        ids = consultations.pending_of(session, [rollout.id])
+        questions = consultations.claim(session, ids, lease_seconds=60)
+    item = str(made(api.post("/v1/corrections", {"rollout_id": str(rollout.id)}))["id"])
+    made(ann.post(f"/v1/corrections/{item}/claim"))
+    decision: JsonObject = {"verdict": "corrected", "text": f"zebra of {key}", "comment": SAID[1]}
+    made(ann.post(f"/v1/corrections/{item}/submit", decision))
+    with store.transaction() as session:
+        for question in questions:
+            consultations.settle(session, question, ConsultResult(score=0.0))
+    return item, rollout.id
+
+
+def ask_reader(store: Store, rollout_id: UUID) -> Question:
+    with store.transaction() as session:
+        [question] = consultations.claim(session, consultations.pending_of(session, [rollout_id]), lease_seconds=60)
+    assert "zebra" in question.request.model_dump_json()
+    return question
+
+
+def test_nothing_is_left_where_somebody_else_has_the_item_now(
+    api: Api, ann: Api, store: Store, world: World, corrected: UUID, someone: Callable[[str, Role], Api]
+) -> None:
+    ben = someone("ben", Role.ANNOTATOR)
+    item, _ = decide_early(api, ann, store, world, "a")
+    made(ann.post(f"/v1/corrections/{item}/undo"))
+    made(ann.post(f"/v1/corrections/{item}/release"))
+    made(ben.post(f"/v1/corrections/{item}/claim"))
+    made(ben.post(f"/v1/corrections/{item}/submit", {"verdict": "fine"}))
+    with store.transaction() as session:
+        skipped = session.scalars(select(CorrectionRow).where(CorrectionRow.skip_reason == SAID[2])).one()
+    again = made(api.post("/v1/corrections", {"rollout_id": str(skipped.rollout_id)}))
+    assert (again["status"], again["skip_reason"]) == ("open", None)
+    made(api.post(f"/v1/persons/{corrected}/erase"))
+    assert find_words(store, "zebra") == {}
+
+
+def test_what_others_were_answered_about_a_correction_is_kept_without_its_words(
+    api: Api, store: Store, corrected: UUID
+) -> None:
+    with store.transaction() as session:
+        done = session.scalars(select(CorrectionRow).where(CorrectionRow.verdict.is_not(None))).one()
+    body: JsonObject = {"rollout_id": str(done.rollout_id)}
+    shown = made(api.post("/v1/corrections", body, once="k"))
+    assert shown["text"] == SAID[0]
+    assert made(api.post("/v1/corrections", body, once="k")) == shown | {"text": None, "comment": None}
+    made(api.post(f"/v1/persons/{corrected}/erase"))
+    assert find_words(store, "zebra") == {}
+
+
+def test_what_a_version_learned_to_answer_goes_and_is_not_measured_again(
+    api: Api, store: Store, world: World, corrected: UUID
+) -> None:
+    begun = begin_update(store, world, new_id())
+    with store.transaction() as session:
+        item = session.scalars(select(CorrectionRow.id).where(CorrectionRow.verdict.is_not(None))).one()
+        measured = {"text_logprob": -1.0, "answer": SAID[0]}
+        session.add(
+            EffectRow(correction_id=item, update_id=begun, side="before", version="v", status="measured", **measured)
+        )
+        session.add(EffectRow(correction_id=item, update_id=begun, side="after", version="w"))
+    with store.transaction() as session:
+        [asked] = effects.claim(session, session.scalars(select(EffectRow.id)).all())
+    before = made(api.get(f"/v1/persons/{corrected}/erasure"))
+    assert before["texts"] == {"answer": 2, "correction": 3, "correction_effect": 1}
+    assert made(api.post(f"/v1/persons/{corrected}/erase")) == before | {"is_done": True}
+    with store.transaction() as session:
+        effects.record(session, asked, effects.Reading(3, 0, 3, -1.0, -1.0, "a late zebra"))
+    assert find_words(store, "zebra") == {}
+    with store.transaction() as session:
+        left = session.execute(select(EffectRow.status, EffectRow.text_logprob).order_by(EffectRow.side.desc())).all()
+    assert left == [("measured", -1.0), ("gone", None)]
+
+
+def test_an_expert_that_is_shown_the_text_right_now_is_not_heard(
+    api: Api, ann: Api, store: Store, world: World, corrected: UUID
+) -> None:
+    asked, later, abstained, dead = (
+        ask_reader(store, decide_early(api, ann, store, world, key)[1]) for key in ("a", "b", "c", "d")
+    )
+    with store.transaction() as session:
+        consultations.settle(session, later, ConsultLater(reason="a zebra takes its time"))
+        consultations.settle(session, abstained, ConsultAbstain(reason="I know no zebra"))
+        consultations.release(session, dead, "no zebra", retry_after=None, max_attempts=1, quarantine_after=9)
+    made(api.post(f"/v1/persons/{corrected}/erase"))
+    with store.transaction() as session:
+        consultations.settle(session, asked, ConsultResult(feedback=Feedback(text="zebra")))
+        with pytest.raises(consultations.NotWaiting):
+            consultations.settle_late(session, later.consultation_id, ConsultResult(feedback=Feedback(text="zebra")))
+        left = [consultations.get(session, one.consultation_id) for one in (asked, later, abstained, dead)]
+        assert [row.status for row in left] == ["pending", "abstained", "abstained", "dead"]
+    assert find_words(store, "zebra") == {}
+    with store.transaction() as session:
+        [again] = consultations.claim(session, [asked.consultation_id], lease_seconds=60)
+    assert [said.expert for said in again.request.ask.context] == ["judge"]
+
+
+def test_an_expert_was_shown_the_text_though_people_were_not_asked_any_more(
+    api: Api, ann: Api, store: Store, world: World, corrected: UUID
+) -> None:
+    with store.transaction() as session:
+        human = session.scalars(select(ExpertRow).where(ExpertRow.name == "human")).one()
+    with store.transaction() as session:
+        world.expert(session, "reader", kinds=(AnswerKind.FEEDBACK,), verifier=False, needs_answers=True)
+        [rollout] = world.drawn(session, world.task(session, "a"), size=1)
+        ids = consultations.pending_of(session, [rollout.id])
+        [question] = consultations.claim(session, ids, lease_seconds=60)
+    item = made(api.post("/v1/corrections", {"rollout_id": str(rollout.id)}))["id"]
+    made(ann.post(f"/v1/corrections/{item}/claim"))
+    made(ann.post(f"/v1/corrections/{item}/submit", {"verdict": "corrected", "text": "one more zebra"}))
+    with store.transaction() as session:
+        experts.pause(session, human.id, "nobody is there")
+    with store.transaction() as session:
+        consultations.settle(session, question, ConsultResult(score=0.0))
+    ask_reader(store, rollout.id)
+    made(api.post(f"/v1/persons/{corrected}/erase"))
+    assert find_words(store, "zebra") == {}
+
+
+COPIED = ("rollout", "consultation", "answer", "lesson", "lesson_answer", "correction")
+OF_IT = {
+    "rollout": "t.id = c.rollout_id",
+    "consultation": "t.id = c.consultation_id",
+    "answer": "t.consultation_id = c.consultation_id",
+    "lesson": "t.late",
+    "lesson_answer": "t.lesson_id = (SELECT id FROM lesson WHERE late ORDER BY ordinal LIMIT 1)",
+    "correction": "t.id = c.id",
+}
+
+
+def copy_correction(store: Store, num: int) -> None:
+    """So many more of the one correction there is, each with a rollout, a question, an answer and a lesson."""
+    with store.transaction() as session:
+        for table in COPIED:
+            ids = ", ".join(f"'{noun}_id', md5('{noun}' || n)::uuid" for noun in COPIED if noun != "lesson_answer")
+            changes = f"jsonb_build_object('id', md5('{table}' || n)::uuid, 'index_in_group', 1000 + n, {ids})"
+            session.execute(
+                text(
+                    f"INSERT INTO {table} SELECT (jsonb_populate_record(t, {changes})).* FROM {table} t"  # noqa: S608
+                    f" JOIN correction c ON c.verdict IS NOT NULL AND {OF_IT[table]}, generate_series(1, :num) n"
+                ),
+                {"num": num},
+            )
+
+
+@pytest.fixture
+def num_parameters() -> Iterator[list[int]]:
+    """How many parameters each statement to the database has had."""
+    seen: list[int] = []
+
+    def count(_conn: object, _cursor: object, _statement: str, parameters: Sized, *_: object) -> None:
+        seen.append(len(parameters))
+
+    event.listen(Engine, "before_cursor_execute", count)
+    yield seen
+    event.remove(Engine, "before_cursor_execute", count)
+
+
+def test_however_much_somebody_wrote_no_statement_grows_with_it(
+    api: Api, store: Store, corrected: UUID, num_parameters: list[int]
+) -> None:
+    copy_correction(store, 200)
+    num_parameters.clear()
+    before = made(api.get(f"/v1/persons/{corrected}/erasure"))
+    done = made(api.post(f"/v1/persons/{corrected}/erase"))
+    assert max(num_parameters) < 100
+    assert len(num_parameters) < 200
+    assert done == before | {"is_done": True}
+    assert (done["texts"], done["answers"], done["lessons"]) == ({"answer": 402, "correction": 403}, 201, 201)
+    assert find_words(store, "zebra") == {}
 
 
 def test_the_last_owner_is_not_erased_and_nobody_but_an_owner_erases(

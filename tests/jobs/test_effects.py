@@ -175,7 +175,7 @@ def test_an_answer_that_was_fine_is_measured_on_its_own_tokens(queue: Queue) -> 
     publish(queue)
     measure(sweep(queue))
     with queue.store.transaction() as session:
-        _, after = effects.of_correction(session, item)
+        _, after = effects.of_corrections(session, [item])[item]
     assert (after.num_tokens, after.span_start, after.span_end) == (3, 0, 3)
     assert after.text_logprob == pytest.approx(3 * math.log(0.5))
 
@@ -208,7 +208,7 @@ def test_a_version_that_is_no_longer_loaded_is_tried_again_and_then_said_to_be_g
     del versions["main-v1"]
     measure(sweep(queue))
     with queue.store.transaction() as session:
-        before, after = effects.of_correction(session, item)
+        before, after = effects.of_corrections(session, [item])[item]
     assert (before.status, after.status) == ("measured", "pending")
     for _ in range(effects.MAX_FAILURES):
         measure(sweep(queue))

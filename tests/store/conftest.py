@@ -1,10 +1,11 @@
 """A store with one lineage, and short ways to put tasks, experts and rollouts into it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from uuid import UUID
 
 import pytest
+from sqlalchemy import Engine, event
 from sqlalchemy.orm import Session
 
 from services.contracts.answers import AnswerKind
@@ -26,6 +27,24 @@ def store(database_url: str) -> Iterator[Store]:
     made = Store(database_url, pool_size=4)
     yield made
     made.close()
+
+
+@pytest.fixture
+def num_statements() -> Iterator[Callable[[Callable[[], object]], int]]:
+    """A function that counts the statements something sends to the database."""
+    sent: list[str] = []
+
+    def note(_conn: object, _cursor: object, statement: str, *_: object) -> None:
+        sent.append(statement)
+
+    def count(do: Callable[[], object]) -> int:
+        sent.clear()
+        do()
+        return len(sent)
+
+    event.listen(Engine, "before_cursor_execute", note)
+    yield count
+    event.remove(Engine, "before_cursor_execute", note)
 
 
 @dataclass(frozen=True)

@@ -1,27 +1,30 @@
 """The human queue in the store: its order, who holds what, drafts, and taking back."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from uuid import UUID
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select, text, update
 
-from services.contracts.answers import FeedbackSpan
+from services.contracts.answers import AnswerKind, Feedback, FeedbackSpan
 from services.contracts.corrections import CorrectionSkip, CorrectionSubmit, DraftSave, SkipKind
-from services.contracts.experts import ConsultResult
+from services.contracts.experts import ConsultAbstain, ConsultLater, ConsultResult
 from services.contracts.ids import new_id
 from services.contracts.updates import TermKind, TermRecord
 from services.store import consultations, corrections, desk, drafts, lessons, ranking, rollouts, undo, updates
+from services.store.consultations import NotWaiting, Question
 from services.store.corrections import NothingChanged, NotYours
 from services.store.drafts import DraftChanged, DraftNotTaken
 from services.store.models import (
     AnswerRow,
+    AttemptRow,
     ConsultationRow,
     CorrectionRow,
     DraftRow,
     ExpertRow,
+    LessonAnswerRow,
     LessonRow,
     UpdateLessonRow,
 )
@@ -33,6 +36,7 @@ from tests.web.correcting import Queue, Said
 
 pytestmark = pytest.mark.integration
 
+READS = (AnswerKind.SCORE, AnswerKind.FEEDBACK)
 CORRECTED = CorrectionSubmit(verdict="corrected", text="better")
 
 
@@ -239,6 +243,56 @@ def save(queue: Queue, item: UUID, person: UUID, text: str, version: int) -> int
         return drafts.save(session, row, person, DraftSave(version=version, text=text)).version
 
 
+def skip(queue: Queue, item: UUID, person: UUID, reason: str = "not mine") -> None:
+    with queue.store.transaction() as session:
+        corrections.skip(session, item, person, CorrectionSkip(reason=reason))
+
+
+def test_nobody_is_given_again_what_they_skipped(queue: Queue) -> None:
+    item = put(queue, "a")
+    people = [queue.person(name)[0] for name in ("ana", "ben", "cem")]
+    for person in people:
+        assert claim(queue, person) == item
+        skip(queue, item, person)
+    assert [claim(queue, person) for person in people] == [None, None, None]
+    with queue.store.transaction() as session:
+        left = desk.count_left(session, queue.world.lineage_id, people[0])
+    assert (left.open, left.skipped_by_others) == (0, 0)
+    dan, _ = queue.person("dan")
+    assert claim(queue, dan) == item
+    with queue.store.transaction() as session:
+        corrections.release(session, item, dan)
+    assert claim(queue, people[0]) is None
+    with queue.store.transaction() as session:
+        assert corrections.claim_one(session, item, people[0]).skipped_by == people[1:]
+
+
+def test_an_item_that_is_asked_for_again_is_for_everybody_and_keeps_nobodys_words(queue: Queue) -> None:
+    item = put(queue, "a")
+    ana, _ = queue.person("ana")
+    assert claim(queue, ana) == item
+    skip(queue, item, ana, "I know its author")
+    queue.ask(queue.read(item).rollout_id)
+    row = queue.read(item)
+    assert (row.status, row.person_id, row.skip_kind, row.skip_reason) == ("open", None, None, None)
+    assert claim(queue, ana) == item
+
+
+def test_what_was_skipped_is_found_in_the_queues_order_by_an_index(queue: Queue) -> None:
+    with queue.store.transaction() as session:
+        session.execute(text("SET LOCAL enable_seqscan = off"))
+        session.execute(text("SET LOCAL enable_bitmapscan = off"))
+        plan = session.scalars(
+            text(
+                "EXPLAIN SELECT id FROM correction WHERE status = 'skipped'"
+                " AND lineage_id = '00000000-0000-0000-0000-000000000000'"
+                " ORDER BY priority DESC, disagreement DESC, uncertainty DESC, id DESC LIMIT 1"
+            )
+        ).all()
+    assert "ix_correction_skipped" in str(plan)
+    assert "Sort" not in str(plan)
+
+
 def test_two_tabs_never_overwrite_each_other_unseen(queue: Queue) -> None:
     item = put(queue, "a")
     ana, _ = queue.person("ana")
@@ -345,6 +399,116 @@ def test_what_was_taken_back_is_claimed_again_with_its_words_and_trains_nothing(
         assert lessons.count_ready_late(session, queue.world.lineage_id) == 1
 
 
+def correct_before_the_readers(queue: Queue, person: UUID, said: ConsultResult | ConsultAbstain) -> UUID:
+    """An item that was decided before the experts' first answers came, so that a second one was shown the decision."""
+    with queue.store.transaction() as session:
+        queue.world.expert(session, "reader", kinds=READS, verifier=False, needs_answers=True)
+        [rollout] = queue.world.drawn(session, queue.world.task(session), size=1)
+        item = corrections.ask_for(session, rollout.id).id
+        questions = consultations.claim(session, consultations.pending_of(session, [rollout.id]), lease_seconds=60)
+        corrections.claim_one(session, item, person)
+    submit(queue, item, person)
+    for question in questions:
+        with queue.store.transaction() as session:
+            consultations.settle(session, question, said)
+    return item
+
+
+def question_of(queue: Queue, item: UUID, expert: str = "reader") -> ConsultationRow:
+    with queue.store.transaction() as session:
+        return session.scalars(
+            select(ConsultationRow)
+            .join(ExpertRow, ExpertRow.id == ConsultationRow.expert_id)
+            .join(CorrectionRow, CorrectionRow.rollout_id == ConsultationRow.rollout_id)
+            .where(CorrectionRow.id == item, ExpertRow.name == expert)
+        ).one()
+
+
+def ask_reader(queue: Queue, item: UUID) -> Question:
+    with queue.store.transaction() as session:
+        [question] = consultations.claim(session, [question_of(queue, item).id], lease_seconds=60)
+    return question
+
+
+def shown_to(question: Question) -> list[str]:
+    return [said.expert for said in question.request.ask.context]
+
+
+@pytest.mark.parametrize("is_being_asked", [False, True])
+def test_what_was_taken_back_is_shown_to_nobody_any_more(queue: Queue, is_being_asked: bool) -> None:
+    ana, _ = queue.person("ana")
+    item = correct_before_the_readers(queue, ana, ConsultResult(score=0.0))
+    late = ask_reader(queue, item) if is_being_asked else None
+    take_back(queue, item, ana)
+    if late is not None:
+        assert sorted(shown_to(late)) == ["first", "human", "second"]
+        with queue.store.transaction() as session:
+            consultations.settle(session, late, ConsultResult(feedback=Feedback(text="say better")))
+            [attempt] = session.scalars(select(AttemptRow).where(AttemptRow.consultation_id == late.consultation_id))
+        assert (attempt.outcome, attempt.reason) == ("failed", undo.REASON)
+    assert question_of(queue, item).status == "pending", "an expert that had the words says nothing that counts"
+    again = ask_reader(queue, item)
+    assert sorted(shown_to(again)) == ["first", "second"]
+    with queue.store.transaction() as session:
+        consultations.settle(session, again, ConsultResult(score=1.0))
+        lesson = session.scalars(select(LessonRow).where(LessonRow.rollout_id == again.rollout_id)).one()
+        said = session.scalars(select(LessonAnswerRow.answer_id).where(LessonAnswerRow.lesson_id == lesson.id)).all()
+    assert len(said) == 3
+
+
+def test_a_question_that_was_only_about_what_was_taken_back_ends(queue: Queue) -> None:
+    ana, _ = queue.person("ana")
+    item = correct_before_the_readers(queue, ana, ConsultAbstain())
+    take_back(queue, item, ana)
+    ended = question_of(queue, item)
+    assert (ended.status, ended.reason, ended.ask["context"]) == ("abstained", undo.REASON, [])
+    with queue.store.transaction() as session:
+        rollout = rollouts.get(session, ended.rollout_id)
+        assert rollout.status == "ready", "it waits for the person alone"
+    submit(queue, item, ana)
+    with queue.store.transaction() as session:
+        assert session.scalars(select(LessonRow.late)).all() == [True]
+
+
+def test_what_an_expert_made_of_what_was_taken_back_trains_nothing(queue: Queue) -> None:
+    ana, _ = queue.person("ana")
+    item = correct_before_the_readers(queue, ana, ConsultResult(score=0.0))
+    with queue.store.transaction() as session:
+        said = ConsultResult(score=1.0, feedback=Feedback(text="say better"))
+        consultations.settle(session, ask_reader(queue, item), said)
+    take_back(queue, item, ana)
+    question = question_of(queue, item)
+    with queue.store.transaction() as session:
+        answer = session.scalars(select(AnswerRow).where(AnswerRow.consultation_id == question.id)).one()
+        lesson = session.scalars(select(LessonRow)).one()
+    assert (answer.status, answer.feedback) == ("withdrawn", None)
+    assert [said["expert"] for said in question.ask["context"]] == ["first", "second"]  # type: ignore[union-attr, call-overload, index]
+    assert lesson.status == "ready", "what the others said still trains"
+
+
+def test_an_expert_that_said_it_would_answer_later_to_what_was_taken_back_is_not_heard(queue: Queue) -> None:
+    ana, _ = queue.person("ana")
+    item = correct_before_the_readers(queue, ana, ConsultResult(score=0.0))
+    with queue.store.transaction() as session:
+        consultations.settle(session, ask_reader(queue, item), ConsultLater())
+    take_back(queue, item, ana)
+    with pytest.raises(NotWaiting), queue.store.transaction() as session:
+        consultations.settle_late(session, question_of(queue, item).id, ConsultResult(score=1.0))
+
+
+def test_what_an_update_was_trained_on_by_way_of_an_expert_is_not_taken_back(queue: Queue) -> None:
+    ana, _ = queue.person("ana")
+    item = correct_before_the_readers(queue, ana, ConsultResult(score=0.0))
+    with queue.store.transaction() as session:
+        consultations.settle(session, ask_reader(queue, item), ConsultLater())
+    with queue.store.transaction() as session:
+        consultations.settle_late(session, question_of(queue, item).id, ConsultResult(score=1.0))
+        made = session.scalars(select(LessonRow).where(LessonRow.late)).one()
+        made.status, made.owner, made.lease_until = "claimed", new_id(), func.now()
+    with pytest.raises(TooLateToUndo, match="a trainer has it"):
+        take_back(queue, item, ana)
+
+
 def start_update(queue: Queue, max_late: int = 8) -> UUID:
     """An update that has claimed every late lesson it may."""
     with queue.store.transaction() as session:
@@ -360,6 +524,26 @@ def start_update(queue: Queue, max_late: int = 8) -> UUID:
             batch_sha256="b",
             lesson_ids=[lesson.id for lesson in held],
         ).id
+
+
+def test_a_page_of_history_takes_as_many_statements_however_long_it_is(
+    queue: Queue, num_statements: Callable[[Callable[[], object]], int]
+) -> None:
+    ana, _ = queue.person("ana")
+
+    def read() -> None:
+        with queue.store.transaction() as session:
+            found = desk.history(session, queue.world.lineage_id, ana, cursor=None, limit=9).items
+        assert all(one.undo_until is not None for one in found)
+
+    needed = []
+    for n in range(3):
+        item = put(queue, f"t{n}", asked_for=True)
+        assert claim(queue, ana) == item
+        submit(queue, item, ana)
+        needed.append(num_statements(read))
+    assert needed == [needed[0]] * 3
+    assert needed[0] < 12
 
 
 def test_what_a_trainer_has_claimed_is_not_taken_back_and_it_says_which_update_has_it(queue: Queue) -> None:

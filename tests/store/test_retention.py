@@ -10,8 +10,9 @@ from sqlalchemy.orm import Session
 
 from services.contracts.experts import ConsultResult
 from services.contracts.ids import new_id
+from services.contracts.persons import Role
 from services.contracts.rollouts import Purpose, Sampling
-from services.store import consultations, evaluations, groups, idempotency, policies, retention, updates
+from services.store import consultations, evaluations, groups, idempotency, persons, policies, retention, updates
 from services.store.models import (
     AttemptRow,
     Base,
@@ -103,6 +104,7 @@ def correct(session: Session, world: World, group_id: UUID) -> None:
     rollout = session.scalars(select(RolloutRow).where(RolloutRow.group_id == group_id)).first()
     assert rollout is not None
     asked = session.scalars(select(ConsultationRow.id).where(ConsultationRow.rollout_id == rollout.id)).one()
+    person, _ = persons.create(session, f"ann-{group_id}", Role.ANNOTATOR)
     session.add(
         CorrectionRow(
             lineage_id=world.lineage_id,
@@ -110,6 +112,7 @@ def correct(session: Session, world: World, group_id: UUID) -> None:
             rollout_id=rollout.id,
             split="train",
             status="submitted",
+            person_id=person.id,
             verdict="corrected",
             text="better",
         )

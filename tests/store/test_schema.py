@@ -306,6 +306,12 @@ def test_the_database_refuses_a_correction_to_a_heldout_rollout(store: Store, wo
             " SELECT id, 1, 'maybe' FROM consultation",
             "outcome",
         ),
+        (
+            "INSERT INTO correction (id, lineage_id, consultation_id, rollout_id, split, status, skip_reason)"
+            " SELECT gen_random_uuid(), lineage_id, id, rollout_id, 'train', 'open', 'I know the author'"
+            " FROM consultation",
+            "words_have_an_author",
+        ),
         ("UPDATE policy_version SET number = 3", "has_weights"),
         (
             "INSERT INTO policy_version (id, lineage_id, number, name, status, artifact_sha256)"

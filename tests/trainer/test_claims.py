@@ -263,8 +263,8 @@ def test_the_ledger_tells_which_updates_used_an_answer(store: Store, world: Worl
     term = TermRecord(kind=TermKind.LABEL, answers=[answer_id], weight=1, share=0.1)
     apply(store, made, owner, [Contribution(ids[0], terms=(term,)), *(Contribution(i) for i in ids[1:])])
     with store.transaction() as session:
-        assert updates.numbers_using(session, answer_id) == [1]
-        assert updates.numbers_using(session, new_id()) == []
+        assert updates.numbers_using(session, [answer_id, new_id()]) == {answer_id: [1]}
+        assert updates.numbers_using(session, []) == {}
         detail = updates.detail(session, updates.get(session, world.lineage_id, 1))
     assert [one.terms for one in detail.lessons if one.terms] == [[term]]
 

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from services.contracts.answers import AnswerContent, AnswerKind
 from services.contracts.experts import Descriptor
 from services.contracts.ids import new_id
+from services.contracts.persons import Role
 from services.contracts.rollouts import Sampling
 from services.contracts.tasks import Message, TaskCreate
 from services.policy.modeling import (
@@ -21,7 +22,7 @@ from services.policy.modeling import (
     render_prompt,
     score_responses,
 )
-from services.store import answers, lineages, loop, rollouts, tasks
+from services.store import answers, lineages, loop, persons, rollouts, tasks
 from services.store.lessons import LessonAnswer, LessonFacts
 from services.store.models import (
     AnswerRow,
@@ -158,6 +159,7 @@ class World:
         """A person's submitted correction of a rollout."""
         answer_id = self.answer(session, rollout, expert, AnswerContent(score=0.0, solution=text))
         answer = session.get_one(AnswerRow, answer_id)
+        person, _ = persons.create(session, f"ann-{answer_id}", Role.ANNOTATOR)
         session.add(
             CorrectionRow(
                 lineage_id=self.lineage_id,
@@ -165,6 +167,7 @@ class World:
                 rollout_id=rollout.id,
                 split=rollout.split,
                 status="submitted",
+                person_id=person.id,
                 verdict="corrected",
                 text=text,
             )

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from services.contracts.persons import Role
-from services.store import logins, passwords, persons
+from services.store import erasing, logins, passwords, persons
 from services.store.store import Store
 from services.web.__main__ import main
 from tests.store.conftest import World
@@ -323,6 +323,27 @@ def test_where_a_caller_is_said_to_be_is_believed_of_a_named_proxy_only(
         monkeypatch.setenv("FORWARDED_ALLOW_IPS", proxies)
     assert main([]) == 0
     assert given["proxy_headers"] is (proxies is not None)
+
+
+@pytest.mark.integration
+def test_what_erasing_takes_out_is_a_page_of_its_own(
+    owner: Browser, ann: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with store.transaction() as session:
+        row = persons.find(session, "ann")
+        assert row is not None
+    page = f"/persons/{row.id}"
+    with monkeypatch.context() as patched:
+        patched.setattr(erasing, "preview", None)  # it may take a while, and a role must be changed at once
+        shown = owner.get(page)
+        assert shown.status_code == 200
+        assert f'href="{page}/erasure"' in shown.text
+    assert "Type <strong>ann</strong> to confirm" in owner.get(f"{page}/erasure").text
+    assert owner.send(f"{page}/erase", seen_on=f"{page}/erasure", name="anna").status_code == 422
+    done = owner.send(f"{page}/erase", seen_on=f"{page}/erasure", name="ann")
+    assert done.headers["location"] == f"{page}/erasure"
+    assert "What was erased" in owner.get(f"{page}/erasure").text
+    assert "pseudonym" in owner.get(page).text
 
 
 @pytest.mark.integration

@@ -43,15 +43,20 @@ class NothingToCorrect(NotFound):
 def ask_for_correction(body: CorrectionCreate, store: StoreDep, once: OnceDep) -> Correction:
     """Put a rollout of a train task in the human queue, ahead of the queue's own choice.
 
-    Asking twice finds the item that is there.
+    Asking twice finds the item that is there; a repeated request gets it without what a person wrote.
 
     Errors: RolloutNotFound (404), NotCorrectable for a task that is not for training (422), NoHumanExpert (409).
     """
     with store.transaction() as session:
-        asked = once(session, lambda: corrections.view(corrections.ask_for(session, body.rollout_id)))
+        asked = once(session, lambda: corrections.view(corrections.ask_for(session, body.rollout_id)), stored_as=_hide)
         opened = consultations.pending_of(session, [asked.rollout_id])
     dispatch.consultations(opened)
     return asked
+
+
+def _hide(asked: Correction) -> Correction:
+    """Without what somebody else wrote: it is kept in one place, from which it can be erased."""
+    return asked.model_copy(update={"text": None, "comment": None, "skip_reason": None})
 
 
 @router.post("/corrections/claim", dependencies=[needs(Right.CORRECT)], responses=problems(404, 409))

@@ -75,14 +75,13 @@ def add_person(visitor: VisitorDep, store: StoreDep, form: Annotated[PersonForm,
 
 @router.get("/persons/{person_id}", dependencies=[needs(Right.ADMINISTER)])
 def show_person(person_id: UUID, visitor: VisitorDep, store: StoreDep) -> Response:
-    """One person, their keys and sessions, and what erasing their text would take out. Errors: PersonNotFound (404)."""
+    """One person, their keys and sessions. Errors: PersonNotFound (404)."""
     with store.transaction() as session:
         person = Person.model_validate(persons.get(session, person_id))
         password = passwords.find(session, person_id)
         changed_at = None if password is None else password.changed_at
         sessions = logins.list_live(session, person_id)
         held = keys.list_of(session, person_id, cursor=None, limit=MAX_KEYS)
-        erasure = erasing.preview(session, person_id)
     return page(
         visitor,
         "persons/one.html",
@@ -94,8 +93,19 @@ def show_person(person_id: UUID, visitor: VisitorDep, store: StoreDep) -> Respon
         scopes=sorted(RIGHTS[person.role]),
         roles={role: said for role, said in ROLES.items() if role is not Role.SERVICE},
         person_id=person.id,
-        erasure=erasure,
     )
+
+
+@router.get("/persons/{person_id}/erasure", dependencies=[needs(Right.ADMINISTER)])
+def show_erasure(person_id: UUID, visitor: VisitorDep, store: StoreDep) -> Response:
+    """What erasing a person's text would take out, or took out: counted here, for it may take a while.
+
+    Errors: PersonNotFound (404).
+    """
+    with store.transaction() as session:
+        person = Person.model_validate(persons.get(session, person_id))
+        erasure = erasing.preview(session, person_id)
+    return page(visitor, "persons/erasure.html", person=person, erasure=erasure)
 
 
 @router.post("/persons/{person_id}/role", dependencies=[needs(Right.ADMINISTER)])
@@ -148,4 +158,4 @@ def erase_person(
             raise NameNotTyped("the name that was typed is not this person's")
         erasing.erase(session, person_id)
         audit.record(session, visitor.actor, "persons.erase", "person", person_id)
-    return go_to(visitor, f"/persons/{person_id}", notice="What this person wrote is erased.")
+    return go_to(visitor, f"/persons/{person_id}/erasure", notice="What this person wrote is erased.")
