@@ -51,6 +51,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--folder", type=Path, help="keep the filled database here, and use it again the next time")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args(arguments)
+    if options.requests < 2:
+        parser.error("--requests: two or more, for there to be percentiles")
     console = Console()
     figures: dict[str, object] = {"machine": platform.platform(), "cores": os.cpu_count()}
     with set_up(options.folder) as stage:

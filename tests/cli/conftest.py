@@ -1,11 +1,13 @@
 """The command line against the real api: served on loopback, over a database of the test's own."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import structlog
 from fastapi import FastAPI
 
 from services.cli import program
@@ -77,8 +79,11 @@ def cli(
             status = int(ended.code or 0)
         return status, capsys.readouterr().out
 
+    # the api, a process of its own as a rule, logs here: not among what commands print
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     with serve(app) as url:
         monkeypatch.setenv("PRECEPTOR_HOME", str(tmp_path / "home"))
         monkeypatch.setenv("PRECEPTOR_API_URL", url)
         monkeypatch.setenv("PRECEPTOR_API_KEY", key)
         yield CommandLine(tmp_path, url, read)
+    structlog.reset_defaults()
