@@ -1,7 +1,6 @@
 """The command line against the real api: served on loopback, over a database of the test's own."""
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,8 +78,8 @@ def cli(
             status = int(ended.code or 0)
         return status, capsys.readouterr().out
 
-    # the api, a process of its own as a rule, logs here: not among what commands print
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    # the api, a process of its own as a rule, logs nothing here: it would be among what commands print
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     with serve(app) as url:
         monkeypatch.setenv("PRECEPTOR_HOME", str(tmp_path / "home"))
         monkeypatch.setenv("PRECEPTOR_API_URL", url)
