@@ -98,7 +98,7 @@ TIERS = {
     "small": Tier(
         worlds=("functions", "tool-calls"),
         arms=tuple(arm for arm in ARMS if arm.name in ("distil", "forward_ce", "sdpo", "grpo", "sft")),
-        learning_rates=(1e-4, 2e-4, 5e-4, 1e-3),
+        learning_rates=(1e-4, 3e-4, 1e-3),
         temperatures=(0.5, 1.0),
         tuning_seeds=1,
         final=SMALL,
