@@ -29,7 +29,18 @@ from rich.console import Console
 
 from benchmarks.shootout.report import Entry, Section, find_commit, write_report
 from benchmarks.shootout.results import Results, Run
-from benchmarks.shootout.runs import Arm, Budget, Gap, Outcome, Plan, Setting, measure_gap, train
+from benchmarks.shootout.runs import (
+    Arm,
+    Budget,
+    Gap,
+    Outcome,
+    Plan,
+    Point,
+    Setting,
+    measure_gap,
+    measure_start,
+    train,
+)
 from benchmarks.shootout.worlds import about, opened, prepare_policy, serving_judges
 from services.cli.progress import Progress
 from services.contracts.tasks import Split
@@ -251,9 +262,10 @@ class Shootout:
         """Run what is missing, seed by seed, so that a stopped shoot-out has a bit of everything."""
         missing = sorted(results.missing(plans), key=lambda plan: plan.seed)
         done, commit = len(plans) - len(missing), find_commit()
+        starts = self._measure_starts(results, missing)
         with self.progress.bar(label) as bar:
             bar.set(done, len(plans))
-            waiting = {self.pool.submit(run_plan, plan): plan for plan in missing}
+            waiting = {self.pool.submit(run_plan, plan, starts.get(plan.start)): plan for plan in missing}
             for future in as_completed(waiting):
                 plan, outcome = waiting[future], future.result()
                 results.add(
@@ -269,11 +281,26 @@ class Shootout:
                 done += 1
                 bar.set(done, len(plans), f"{plan.world}, {plan.arm.name}")
 
+    def _measure_starts(self, results: Results, plans: Sequence[Plan]) -> dict[str, Point]:
+        """What the plans' runs begin with, measured once for all arms, or read off an earlier run."""
+        starts = results.starts()
+        missing = {plan.start: plan for plan in plans if plan.budget.measures_start and plan.start not in starts}
+        if missing:
+            self.progress.say(f"measuring the untrained policy for {len(missing)} seeds")
+        waiting = {start: self.pool.submit(start_of, plan) for start, plan in missing.items()}
+        return starts | {start: future.result() for start, future in waiting.items()}
 
-def run_plan(plan: Plan) -> Outcome:
-    """What became of a run."""
+
+def run_plan(plan: Plan, start: Point | None) -> Outcome:
+    """What became of a run that begins with this measurement."""
     with opened(plan.world) as world:
-        return train(plan, world)
+        return train(plan, world, start)
+
+
+def start_of(plan: Plan) -> Point:
+    """The measurement a run begins with."""
+    with opened(plan.world) as world:
+        return measure_start(plan, world)
 
 
 def gap_of(world_name: str, policy: Path, device: str, dtype: str, kept: Path) -> Gap:

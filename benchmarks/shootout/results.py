@@ -55,6 +55,10 @@ class Results:
         found = (self._by_plan.get(_key(plan)) for plan in plans)
         return [one for one in found if one is not None]
 
+    def starts(self) -> dict[str, Point]:
+        """What was measured before the first update, by the start of the plans it holds for."""
+        return {run.plan.start: run.curve[0] for run in self._by_plan.values() if run.plan.budget.measures_start}
+
     def _append(self, line: str) -> None:
         with self.path.open("a") as file:
             file.write(line + "\n")

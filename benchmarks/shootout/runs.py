@@ -104,6 +104,11 @@ class Budget(BaseModel):
     samples: int
     tasks: int = 32
 
+    @property
+    def measures_start(self) -> bool:
+        """Whether a run is measured before its first update, or after the last alone."""
+        return self.measure_every < self.updates
+
 
 class Plan(BaseModel):
     """A run to make."""
@@ -119,6 +124,11 @@ class Plan(BaseModel):
     policy: str
     device: str = "cpu"
     dtype: str = "float32"
+
+    @property
+    def start(self) -> str:
+        """Plans of the same start are measured alike before the first update: they differ in arm and setting alone."""
+        return self.model_dump_json(exclude={"arm", "setting", "policy"})
 
 
 class Point(BaseModel):
@@ -169,21 +179,12 @@ class Outcome:
     num_invalid: int
 
 
-def train(plan: Plan, world: World) -> Outcome:
-    """A run: measured before the first update, now and then, and after the last; or after the last alone."""
-    torch.use_deterministic_algorithms(plan.device == "cpu")
-    policy = load_policy(Path(plan.policy), plan.device, getattr(torch, plan.dtype))
-    config = TrainerConfig(
-        objective=plan.arm.objective,
-        lam=plan.arm.lam,
-        mix=dict(plan.arm.mixed),
-        teacher_ema=plan.arm.teacher_ema,
-        student_top_k=plan.arm.student_top_k,
-        learning_rate=plan.setting.learning_rate,
-        micro_batch_rows=plan.budget.group_size,
-        seed=plan.seed,
-        device=plan.device,
-    )
+def train(plan: Plan, world: World, start: Point | None = None) -> Outcome:
+    """A run: measured before the first update, now and then, and after the last; or after the last alone.
+
+    start: the measurement before the first update, where it was made already.
+    """
+    policy, config = _load(plan), _configure(plan)
     settings = Settings(
         max_new_tokens=world.max_new_tokens, teacher_temperature=plan.setting.teacher_temperature, seed=plan.seed
     )
@@ -193,8 +194,8 @@ def train(plan: Plan, world: World) -> Outcome:
     measured = _spread(world.questions(plan.split), plan.budget.tasks)
     curve, seconds = list[Point](), 0.0
     num_untrained = num_invalid = 0
-    if plan.budget.measure_every < plan.budget.updates:
-        curve.append(measure(answerer, measured, plan, 0, seconds))
+    if plan.budget.measures_start:
+        curve.append(start or measure(answerer, measured, plan, 0, seconds))
     for update in range(1, plan.budget.updates + 1):
         began = _now(plan.device)
         questions = next(asked)
@@ -208,6 +209,33 @@ def train(plan: Plan, world: World) -> Outcome:
         if update % plan.budget.measure_every == 0 or update == plan.budget.updates:
             curve.append(measure(answerer, measured, plan, update, seconds))
     return Outcome(tuple(curve), num_untrained, num_invalid)
+
+
+def measure_start(plan: Plan, world: World) -> Point:
+    """What `train` measures before the first update: the same for every arm and setting, as the adapter adds nothing
+    yet."""
+    policy = _load(plan)
+    answerer = Answerer(begin(policy, _configure(plan)).model, policy, world)
+    return measure(answerer, _spread(world.questions(plan.split), plan.budget.tasks), plan, 0, 0.0)
+
+
+def _load(plan: Plan) -> LoadedPolicy:
+    torch.use_deterministic_algorithms(plan.device == "cpu")
+    return load_policy(Path(plan.policy), plan.device, getattr(torch, plan.dtype))
+
+
+def _configure(plan: Plan) -> TrainerConfig:
+    return TrainerConfig(
+        objective=plan.arm.objective,
+        lam=plan.arm.lam,
+        mix=dict(plan.arm.mixed),
+        teacher_ema=plan.arm.teacher_ema,
+        student_top_k=plan.arm.student_top_k,
+        learning_rate=plan.setting.learning_rate,
+        micro_batch_rows=plan.budget.group_size,
+        seed=plan.seed,
+        device=plan.device,
+    )
 
 
 def measure(answerer: "Answerer", questions: Sequence[Question], plan: Plan, update: int, seconds: float) -> Point:

@@ -21,6 +21,7 @@ from benchmarks.shootout.runs import (
     Point,
     Setting,
     ask_in_turn,
+    measure_start,
     swap_solutions,
     teach,
     train,
@@ -151,6 +152,21 @@ def test_a_run_begins_at_the_base_and_the_same_plan_gives_the_same_curve(untrain
     assert first[0].kl_base == pytest.approx(0, abs=1e-5)
     assert first[-1].kl_base > 1e-4
     assert [p.model_copy(update={"seconds": 0}) for p in first] == [p.model_copy(update={"seconds": 0}) for p in second]
+
+
+def test_what_a_run_begins_with_is_measured_once_for_all_arms(tmp_path: Path, untrained: Path) -> None:
+    ours = make_plan(policy=str(untrained))
+    other_seed = make_plan(policy=str(untrained), seed=1)
+    theirs = make_plan(GRPO, rate=5e-3, policy=str(untrained))
+    point = train(ours, Fork()).curve[0]
+    assert measure_start(theirs, Fork()) == point
+    assert measure_start(other_seed, Fork()) != point
+    told = point.model_copy(update={"pass_1": 0.123})
+    assert train(theirs, Fork(), told).curve[0] == told
+    results = Results(tmp_path / "runs.jsonl", {"fork": BASE})
+    results.add(make_run(ours, 0.25, 0.5))
+    assert results.starts()[theirs.start].pass_1 == 0.25
+    assert other_seed.start not in results.starts()
 
 
 # --- results ---
