@@ -10,7 +10,8 @@ differences over seeds, the grid, and a figure with the curves, by rollouts and 
 Runs are written down one by one in `--folder`, and what is there is not run again: stop it and start it as you like.
 
 tiny    two synthetic worlds (`benchmarks.shootout.synthetic`) and policies pre-trained here: about an hour on 2 cores
-small   SmolLM2-135M-Instruct on the starter tasks, one kind at a time: hours
+small   SmolLM2-135M-Instruct on the starter tasks, one kind at a time: about four hours a kind on 2 cores
+gpu     GSM8K and SciKnowEval physics (`benchmarks.shootout.published`: their files in `--data`), a model of yours
 """
 
 import argparse
@@ -27,6 +28,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from benchmarks.shootout.published import DataUnusable
 from benchmarks.shootout.report import Entry, Section, find_commit, write_report
 from benchmarks.shootout.results import Results, Run
 from benchmarks.shootout.runs import (
@@ -78,6 +80,7 @@ class Tier:
     tuning_seeds: int
     final: Budget
     final_seeds: int
+    device: str = "cpu"
 
     @property
     def tuning(self) -> Budget:
@@ -96,6 +99,7 @@ class Tier:
 
 TINY = Budget(updates=12, groups=4, group_size=8, measure_every=4, samples=16)
 SMALL = Budget(updates=12, groups=2, group_size=8, measure_every=6, samples=8, tasks=30)
+LARGE = Budget(updates=60, groups=8, group_size=8, measure_every=15, samples=8, tasks=100)
 TIERS = {
     "tiny": Tier(
         worlds=("rules", "fork"),
@@ -115,6 +119,16 @@ TIERS = {
         final=SMALL,
         final_seeds=3,
     ),
+    "gpu": Tier(
+        worlds=("gsm8k", "physics"),
+        arms=ARMS,
+        learning_rates=(3e-5, 1e-4, 3e-4),
+        temperatures=(0.5, 1.0),
+        tuning_seeds=1,
+        final=LARGE,
+        final_seeds=5,
+        device="cuda",
+    ),
 }
 
 
@@ -131,19 +145,23 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--arms", nargs="+", help="only these objectives")
     parser.add_argument("--folder", type=Path, default=Path("build/learn"), help="runs, policies and the report")
     parser.add_argument("--report", type=Path, help="another folder for the report: table, figure")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time, a thread each")
+    parser.add_argument("--jobs", type=int, help="runs at a time, a thread each; by default a core each, 1 on a GPU")
     parser.add_argument(
-        "--model", help="folder of the base policy of the starter worlds; by default the one that ships"
+        "--model", help="folder of the base policy of worlds that are not synthetic; by default the one that ships"
     )
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the files tier gpu reads")
+    parser.add_argument("--device", help="by default cpu, cuda for tier gpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     options = parser.parse_args(arguments)
     tier = _narrow(TIERS[options.tier], options)
     folder = options.folder / (options.tier + "-quick" if options.quick else options.tier)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    device = options.device or tier.device
+    jobs = options.jobs or (os.cpu_count() or 1 if device == "cpu" else 1)
+    _check(tier, device, options.data)
     progress = Progress(Console())
-    with serving_judges(tier.worlds, folder / "sandbox", progress.say), _workers(options.jobs) as pool:
-        sections = Shootout(tier, folder, options.model, options.device, options.dtype, progress, pool).run()
+    with serving_judges(tier.worlds, folder / "sandbox", progress.say), _workers(jobs) as pool:
+        sections = Shootout(tier, folder, options.model, options.data, device, options.dtype, progress, pool).run()
     command = " ".join(["python -m benchmarks.learn", *arguments])
     for path in write_report(sections, options.report or folder, options.tier, command):
         progress.say(f"written: {path}")
@@ -163,6 +181,18 @@ def _narrow(tier: Tier, options: argparse.Namespace) -> Tier:
         tier = replace(tier, final=short, tuning_seeds=1, final_seeds=2, temperatures=(0.5,))
         tier = replace(tier, learning_rates=tier.learning_rates[1:3])
     return tier
+
+
+def _check(tier: Tier, device: str, data: Path) -> None:
+    """Exits if what the tier needs is not there, before anything has run."""
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        sys.exit("there is no GPU that torch can use; --device cpu runs the same, slowly")
+    for world in tier.worlds:
+        try:
+            with opened(world, data):
+                pass
+        except DataUnusable as error:
+            sys.exit(str(error))
 
 
 @contextmanager
@@ -188,6 +218,7 @@ class Shootout:
     tier: Tier
     folder: Path
     model: str | None
+    data: Path
     device: str
     dtype: str
     progress: Progress
@@ -201,6 +232,7 @@ class Shootout:
             world: self.pool.submit(
                 gap_of,
                 world,
+                self.data,
                 path,
                 self.device,
                 self.dtype,
@@ -265,7 +297,7 @@ class Shootout:
         starts = self._measure_starts(results, missing)
         with self.progress.bar(label) as bar:
             bar.set(done, len(plans))
-            waiting = {self.pool.submit(run_plan, plan, starts.get(plan.start)): plan for plan in missing}
+            waiting = {self.pool.submit(run_plan, plan, self.data, starts.get(plan.start)): plan for plan in missing}
             for future in as_completed(waiting):
                 plan, outcome = waiting[future], future.result()
                 results.add(
@@ -287,27 +319,27 @@ class Shootout:
         missing = {plan.start: plan for plan in plans if plan.budget.measures_start and plan.start not in starts}
         if missing:
             self.progress.say(f"measuring the untrained policy for {len(missing)} seeds")
-        waiting = {start: self.pool.submit(start_of, plan) for start, plan in missing.items()}
+        waiting = {start: self.pool.submit(start_of, plan, self.data) for start, plan in missing.items()}
         return starts | {start: future.result() for start, future in waiting.items()}
 
 
-def run_plan(plan: Plan, start: Point | None) -> Outcome:
+def run_plan(plan: Plan, data: Path, start: Point | None) -> Outcome:
     """What became of a run that begins with this measurement."""
-    with opened(plan.world) as world:
+    with opened(plan.world, data) as world:
         return train(plan, world, start)
 
 
-def start_of(plan: Plan) -> Point:
+def start_of(plan: Plan, data: Path) -> Point:
     """The measurement a run begins with."""
-    with opened(plan.world) as world:
+    with opened(plan.world, data) as world:
         return measure_start(plan, world)
 
 
-def gap_of(world_name: str, policy: Path, device: str, dtype: str, kept: Path) -> Gap:
+def gap_of(world_name: str, data: Path, policy: Path, device: str, dtype: str, kept: Path) -> Gap:
     """What feedback is worth in a world before any training; measured once, and then read from the file `kept`."""
     if kept.exists():
         return Gap.model_validate_json(kept.read_bytes())
-    with opened(world_name) as world:
+    with opened(world_name, data) as world:
         gap = measure_gap(policy, world, GAP_SAMPLES, device, dtype)
     kept.write_text(gap.model_dump_json())
     return gap

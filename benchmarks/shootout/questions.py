@@ -2,9 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
+from uuid import NAMESPACE_OID, uuid5
 
+from services.contracts.answers import AnswerKind
+from services.contracts.base import JsonObject
+from services.contracts.experts import Ask, AskedRollout, AskedTask, ConsultRequest
+from services.contracts.ids import new_id
 from services.contracts.tasks import Message, Split
+
+JUDGE_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -30,3 +38,19 @@ class World(Protocol):
 
     def judge(self, asked: Sequence[tuple[Question, str]]) -> list[float]:
         """The score of each answer, 1 for a right one."""
+
+
+def make_request(question: Question, metadata: JsonObject, answer: str) -> ConsultRequest:
+    """What an expert of the product is asked to score an answer: as the worker would ask it."""
+    return ConsultRequest(
+        consultation_id=new_id(),
+        deadline=datetime.now(UTC) + timedelta(seconds=JUDGE_SECONDS),
+        ask=Ask(kinds=[AnswerKind.SCORE]),
+        task=AskedTask(
+            id=uuid5(NAMESPACE_OID, question.key),
+            domain=question.domain,
+            messages=list(question.messages),
+            metadata=metadata,
+        ),
+        rollout=AskedRollout(id=new_id(), text=answer, token_ids=[], tokenizer_hash="0" * 64),
+    )

@@ -8,16 +8,12 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from pathlib import Path
-from uuid import NAMESPACE_OID, uuid5
 
-from benchmarks.shootout.questions import Question
+from benchmarks.shootout.questions import Question, make_request
 from services.cli.starter import read_tasks
-from services.contracts.answers import AnswerKind
-from services.contracts.experts import Ask, AskedRollout, AskedTask, ConsultAbstain, ConsultRequest
-from services.contracts.ids import new_id
+from services.contracts.experts import ConsultAbstain
 from services.contracts.tasks import Split, TaskCreate
 from services.experts.execution import ExecutionExpert
 from services.experts.sandbox_client import SandboxClient
@@ -27,7 +23,6 @@ from services.local.supervisor import ProcessSpec, Supervisor, answers_http
 from services.settings import Settings
 
 FILES = {"functions": "functions.jsonl", "tool-calls": "tool_calls.jsonl"}
-JUDGE_SECONDS = 120.0
 AT_ONCE = 8  # answers judged at a time
 
 
@@ -72,27 +67,14 @@ class Starter:
 
         async def judge(question: Question, answer: str) -> float:
             async with room:
-                verdict = await self._expert.consult(self._request(question, answer))
+                metadata = self._tasks[question.key].metadata
+                shown = {key: value for key, value in metadata.items() if key != "reference"}
+                verdict = await self._expert.consult(make_request(question, shown, answer))
             if isinstance(verdict, ConsultAbstain) or verdict.score is None:
                 raise RuntimeError(f"{question.key}: no verdict")
             return verdict.score
 
         return list(await asyncio.gather(*(judge(*one) for one in asked)))
-
-    def _request(self, question: Question, answer: str) -> ConsultRequest:
-        task = self._tasks[question.key]
-        return ConsultRequest(
-            consultation_id=new_id(),
-            deadline=datetime.now(UTC) + timedelta(seconds=JUDGE_SECONDS),
-            ask=Ask(kinds=[AnswerKind.SCORE]),
-            task=AskedTask(
-                id=uuid5(NAMESPACE_OID, question.key),
-                domain=task.domain,
-                messages=task.messages,
-                metadata={key: value for key, value in task.metadata.items() if key != "reference"},
-            ),
-            rollout=AskedRollout(id=new_id(), text=answer, token_ids=[], tokenizer_hash="0" * 64),
-        )
 
 
 def _key(task: TaskCreate) -> str:

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, closing, contextmanager, nullcont
 from pathlib import Path
 
 from benchmarks.shootout.pretrain import pretrain
+from benchmarks.shootout.published import SOURCES, Published
 from benchmarks.shootout.questions import World
 from benchmarks.shootout.starter import FILES, Starter, running_sandbox
 from benchmarks.shootout.synthetic import Fork, Rules, Synthetic
@@ -14,18 +15,25 @@ SYNTHETIC: dict[str, type[Synthetic]] = {"rules": Rules, "fork": Fork}
 
 
 @contextmanager
-def opened(name: str) -> Iterator[World]:
-    """A world, until the block ends. Raises KeyError for a name that is none."""
-    if name not in FILES:
+def opened(name: str, data: Path) -> Iterator[World]:
+    """A world, until the block ends. data: the folder of published data sets; the other worlds need none.
+
+    Raises KeyError for a name that is none, DataUnusable where the data set's files are not there.
+    """
+    if name in FILES:
+        with closing(Starter(name)) as world:
+            yield world
+    elif name in SOURCES:
+        yield Published(SOURCES[name], data)
+    else:
         yield SYNTHETIC[name]()
-        return
-    with closing(Starter(name)) as world:
-        yield world
 
 
 def about(name: str) -> str:
     """What a world is, and what it can and cannot show, for the report."""
-    return Starter.about if name in FILES else SYNTHETIC[name].about
+    if name in FILES:
+        return Starter.about
+    return SOURCES[name].about if name in SOURCES else SYNTHETIC[name].about
 
 
 def serving_judges(
@@ -37,6 +45,6 @@ def serving_judges(
 
 def prepare_policy(name: str, folder: Path, model: str | None, report: Callable[[str], None]) -> Path:
     """The folder of the policy a world's runs begin with; made or converted if it is not there."""
-    if name in FILES:
+    if name not in SYNTHETIC:
         return resolve_model(model, report)
     return pretrain(SYNTHETIC[name](), folder / f"base-{name}", report)

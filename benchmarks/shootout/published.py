@@ -1,0 +1,166 @@
+"""Published data sets as worlds of the shoot-out: read from a folder of yours, judged by the product's own expert.
+
+The files are as their authors published them, `.jsonl` or `.jsonl.gz`, none of them comes with the project:
+
+gsm8k      gsm8k-train, gsm8k-test: `question`, and `answer` with the number after `####` (openai/grade-school-math)
+physics    sciknoweval-physics-train, sciknoweval-physics-test: `prompt`, and `answer`, a letter (SciKnowEval, as split
+           by lasgroup/SDPO)
+"""
+
+import asyncio
+import gzip
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from benchmarks.shootout.questions import Question, make_request
+from services.contracts.base import Json
+from services.contracts.experts import ConsultAbstain
+from services.contracts.strict_json import parse_json
+from services.contracts.tasks import Message, Split
+from services.experts.scorers import ExactMatchExpert
+
+NUM_VALIDATION: Final = 100
+"""Tasks at the end of the train file that settings are chosen on; a tenth of a shorter file."""
+
+
+class DataUnusable(ValueError):
+    """A file is missing or not what its authors published; says which, and where it comes from."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set. stem: what its files' names begin with; fields: those of a line; solve: what the teacher is shown,
+    and the value an answer must come to, given a line's answer (ValueError where it has none)."""
+
+    name: str
+    about: str
+    stem: str
+    fields: tuple[str, str]
+    domain: str
+    instruction: str
+    max_new_tokens: int
+    solve: Callable[[str], tuple[str, str]]
+
+
+def _solve_gsm8k(answer: str) -> tuple[str, str]:
+    reasoning, mark, number = answer.rpartition("####")
+    if not mark or not number.strip():
+        raise ValueError("there is no number after ####")
+    shown = re.sub(r"<<[^<>]*>>", "", reasoning).strip()
+    return f"{shown}\nAnswer: {number.strip()}", number.strip()
+
+
+def _solve_choice(answer: str) -> tuple[str, str]:
+    letter = answer.strip()
+    if letter not in ("A", "B", "C", "D"):
+        raise ValueError("the answer is none of the letters A to D")
+    return f"Answer: {letter}", letter
+
+
+SOURCES: Mapping[str, Source] = {
+    source.name: source
+    for source in (
+        Source(
+            name="gsm8k",
+            about="GSM8K: word problems; the teacher is shown the published solution. Each problem is its own family.",
+            stem="gsm8k",
+            fields=("question", "answer"),
+            domain="math/gsm8k",
+            instruction='Solve the problem step by step. End with a line "Answer: " and the number.',
+            max_new_tokens=320,
+            solve=_solve_gsm8k,
+        ),
+        Source(
+            name="physics",
+            about="SciKnowEval physics: four choices; the teacher is shown the letter. Each is its own family.",
+            stem="sciknoweval-physics",
+            fields=("prompt", "answer"),
+            domain="science/mcq",
+            instruction='Choose one of the four options. Think first, then end with a line "Answer: " and its letter.',
+            max_new_tokens=512,
+            solve=_solve_choice,
+        ),
+    )
+}
+
+
+class Published:
+    """One data set, from the files in `folder`. Raises DataUnusable."""
+
+    stop: list[str] = []
+
+    def __init__(self, source: Source, folder: Path) -> None:
+        self.name, self.max_new_tokens = source.name, source.max_new_tokens
+        self._expert, self._expected = ExactMatchExpert(), dict[str, str]()
+        train = list(self._read(source, folder, "train"))
+        num_validation = min(NUM_VALIDATION, len(train) // 10)
+        if num_validation == 0:
+            raise DataUnusable(f"{source.stem}-train has {len(train)} lines, too few to choose settings on")
+        self._questions = {
+            Split.TRAIN: train[:-num_validation],
+            Split.VALIDATION: train[-num_validation:],
+            Split.HELDOUT: list(self._read(source, folder, "test")),
+        }
+
+    def questions(self, split: Split) -> Sequence[Question]:
+        """In the file's order; the last of the train file are for validation, the test file is held out."""
+        return self._questions[split]
+
+    def judge(self, asked: Sequence[tuple[Question, str]]) -> list[float]:
+        """By the final answer's value."""
+        return asyncio.run(self._judge(asked))
+
+    async def _judge(self, asked: Sequence[tuple[Question, str]]) -> list[float]:
+        scores = list[float]()
+        for question, answer in asked:
+            verdict = await self._expert.consult(
+                make_request(question, {"answer": self._expected[question.key]}, answer)
+            )
+            if isinstance(verdict, ConsultAbstain) or verdict.score is None:
+                raise RuntimeError(f"{question.key}: no verdict")
+            scores.append(verdict.score)
+        return scores
+
+    def _read(self, source: Source, folder: Path, part: str) -> Iterator[Question]:
+        path = find_file(folder, f"{source.stem}-{part}")
+        for number, line in enumerate(_lines(path), 1):
+            key = f"{source.name}/{part}/{number}"
+            try:
+                asked, answer = _read_fields(parse_json(line), source.fields)
+                solution, self._expected[key] = source.solve(answer)
+            except ValueError as error:
+                raise DataUnusable(f"{path}, line {number}: {error}") from None
+            messages = (
+                Message(role="system", content=source.instruction),
+                Message(role="user", content=asked),
+            )
+            yield Question(key, key, source.domain, messages, solution)
+
+
+def find_file(folder: Path, stem: str) -> Path:
+    """The file of this name, packed or not. Raises DataUnusable if there is none."""
+    names = [f"{stem}.jsonl", f"{stem}.jsonl.gz"]
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise DataUnusable(f"neither {' nor '.join(names)} is in {folder}: name their folder with --data")
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        content = path.read_bytes()
+        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise DataUnusable(f"{path} cannot be read: {error}") from None
+    return [line for line in text.split("\n") if line.strip()]
+
+
+def _read_fields(row: Json, names: tuple[str, str]) -> tuple[str, str]:
+    values = [row.get(name) if isinstance(row, dict) else None for name in names]
+    found = [value for value in values if isinstance(value, str) and value.strip()]
+    if len(found) < len(names):
+        raise ValueError(f"no text in {' and '.join(names)}")
+    return found[0], found[1]

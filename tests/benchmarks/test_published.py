@@ -1,0 +1,126 @@
+"""The worlds of published data sets: how their files are read, and what is told of one that is not right."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import learn
+from benchmarks.shootout.published import SOURCES, DataUnusable, Published
+from benchmarks.shootout.runs import Arm, Budget, Plan, Setting, train
+from benchmarks.shootout.worlds import opened
+from services.contracts.base import JsonObject
+from services.contracts.tasks import Split
+from services.policy.modeling import make_tiny_policy
+
+
+def write(path: Path, rows: list[JsonObject]) -> None:
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+
+
+def sum_up(number: int) -> JsonObject:
+    shown = f"Together they are <<{number}+1000={number + 1000}>>{number + 1000}.\n#### {number + 1000:,}"
+    return {"question": f"How much are {number} pears\u2028and a thousand apples?", "answer": shown}
+
+
+def choose(letter: str) -> JsonObject:
+    return {"id": "any", "system": "theirs", "prompt": f"It is {letter}.\nA: 1\nB: 2\nC: 3\nD: 4", "answer": letter}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    write(tmp_path / "gsm8k-train.jsonl.gz", [sum_up(number) for number in range(40)])
+    write(tmp_path / "gsm8k-test.jsonl", [sum_up(number) for number in range(100, 103)])
+    write(tmp_path / "sciknoweval-physics-train.jsonl", [choose(letter) for letter in "ABCD" * 3])
+    write(tmp_path / "sciknoweval-physics-test.jsonl.gz", [choose("C")])
+    return tmp_path
+
+
+def test_the_end_of_the_train_file_chooses_settings_and_the_test_file_is_held_out(data: Path) -> None:
+    with opened("gsm8k", data) as world:
+        counts = {split: len(world.questions(split)) for split in Split}
+        keys = [question.key for split in Split for question in world.questions(split)]
+    assert counts == {Split.TRAIN: 36, Split.VALIDATION: 4, Split.HELDOUT: 3}
+    assert len(set(keys)) == len(keys)
+
+
+def test_the_teacher_is_shown_the_reasoning_without_its_marks_and_answers_are_judged_by_value(data: Path) -> None:
+    with opened("gsm8k", data) as world:
+        question = world.questions(Split.TRAIN)[7]
+        assert question.solution == "Together they are 1007.\nAnswer: 1,007"
+        answers = [question.solution, "So it is 1007.\nAnswer: 1007.0", "Answer: 1,008", "1007, no: Answer: 7", ""]
+        assert world.judge([(question, answer) for answer in answers]) == [1, 1, 0, 0, 0]
+    assert "\u2028" in question.messages[-1].content
+
+
+def test_a_choice_is_judged_by_its_letter(data: Path) -> None:
+    with opened("physics", data) as world:
+        [question] = world.questions(Split.HELDOUT)
+        assert question.solution == "Answer: C"
+        answers = ["Since it falls.\nAnswer: C", "**Answer: (C)**", "Answer: D", "C or D", "Answer: A, B, C or D"]
+        assert world.judge([(question, answer) for answer in answers]) == [1, 1, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"question": "q", "answer": "no number"}', "no number after ####"),
+        ('{"question": "q", "answer": "#### "}', "no number after ####"),
+        ('{"question": "", "answer": "#### 1"}', "no text in question and answer"),
+        ('{"prompt": "q", "answer": "#### 1"}', "no text in question and answer"),
+        ("[1]", "no text in question and answer"),
+        ('{"question": ', "JSON"),
+    ],
+)
+def test_a_line_that_is_not_right_is_named(line: str, said: str, data: Path) -> None:
+    with (data / "gsm8k-test.jsonl").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(DataUnusable, match=r"gsm8k-test\.jsonl, line 4: ") as refused:
+        Published(SOURCES["gsm8k"], data)
+    assert said in str(refused.value)
+
+
+def test_a_letter_that_is_no_choice_is_refused(data: Path) -> None:
+    write(data / "sciknoweval-physics-train.jsonl", [choose("E")])
+    with pytest.raises(DataUnusable, match="none of the letters"):
+        Published(SOURCES["physics"], data)
+
+
+def test_a_file_that_is_cut_short_or_too_short_is_refused(data: Path) -> None:
+    packed = data / "gsm8k-train.jsonl.gz"
+    packed.write_bytes(packed.read_bytes()[:-20])
+    with pytest.raises(DataUnusable, match="cannot be read"):
+        Published(SOURCES["gsm8k"], data)
+    write(packed, [sum_up(1)])
+    with pytest.raises(DataUnusable, match="too few"):
+        Published(SOURCES["gsm8k"], data)
+
+
+def test_the_command_says_what_tier_gpu_misses_before_anything_has_run(tmp_path: Path) -> None:
+    command = ["--tier", "gpu", "--folder", str(tmp_path / "runs"), "--data", str(tmp_path)]
+    if not torch.cuda.is_available():
+        with pytest.raises(SystemExit, match="no GPU"):
+            learn.main(command)
+    with pytest.raises(SystemExit, match=r"neither gsm8k-train\.jsonl nor gsm8k-train\.jsonl\.gz is in"):
+        learn.main([*command, "--device", "cpu"])
+
+
+def test_a_policy_is_trained_on_a_published_data_set(data: Path) -> None:
+    with opened("physics", data) as world:
+        world.max_new_tokens = 6
+        plan = Plan(
+            world="physics",
+            arm=Arm(name="distil", objective="distil"),
+            setting=Setting(learning_rate=1e-2, teacher_temperature=1.0),
+            seed=0,
+            split=Split.HELDOUT,
+            budget=Budget(updates=2, groups=2, group_size=2, measure_every=1, samples=8, tasks=1),
+            policy=str(make_tiny_policy(data / "policy")),
+        )
+        outcome = train(plan, world)
+    assert [point.update for point in outcome.curve] == [0, 1, 2]
+    assert (outcome.num_untrained, outcome.num_invalid) == (0, 0)
+    assert outcome.curve[-1].kl_base > 0
