@@ -18,7 +18,7 @@ from tests.web.correcting import Queue, Said
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser as Chromium
-    from playwright.sync_api import Page
+    from playwright.sync_api import Page, Route
 
 pytestmark = pytest.mark.integration
 
@@ -71,6 +71,17 @@ def begin(page: "Page") -> None:
 
 def wait_saved(page: "Page") -> None:
     page.wait_for_selector(r"#state:text-matches('^Draft saved \\d')")
+
+
+def open_stale(open_as: Open, written_elsewhere: str) -> "Page":
+    """A tab of ana's on the next item, of which another tab has saved a draft since."""
+    stale = open_as("ana")
+    begin(stale)
+    other = open_as("ana")
+    other.wait_for_selector("#desk")
+    other.fill("#text", written_elsewhere)
+    wait_saved(other)
+    return stale
 
 
 def test_a_correction_shows_its_difference_is_submitted_and_can_be_taken_back(queue: Queue, open_as: Open) -> None:
@@ -251,6 +262,23 @@ def test_a_network_gone_at_the_very_click_loses_nothing(queue: Queue, open_as: O
     assert queue.read(item).text == "saved, and sent at last"
 
 
+def test_what_is_typed_before_the_script_has_come_is_saved_too(queue: Queue, open_as: Open) -> None:
+    item = put(queue)
+    page = open_as("ana")
+    held = list["Route"]()
+    page.route("**/correct*.js*", lambda route: held.append(route))
+    page.click("#next", no_wait_after=True)
+    page.fill("#text", "typed at once")
+    [script] = held
+    script.continue_()
+    page.unroute("**/correct*.js*")
+    wait_saved(page)
+    assert page.input_value("#text") == "typed at once"
+    page.click("#submit")
+    page.wait_for_url("**/correct")
+    assert queue.read(item).text == "typed at once"
+
+
 def test_skipping_with_unsaved_words_is_told_first_and_may_go_on(queue: Queue, open_as: Open) -> None:
     item = put(queue)
     page = open_as("ana")
@@ -276,12 +304,7 @@ def test_skipping_with_unsaved_words_is_told_first_and_may_go_on(queue: Queue, o
 
 def test_a_stale_tab_cannot_submit_over_a_draft_it_has_not_seen(queue: Queue, open_as: Open) -> None:
     item = put(queue)
-    stale = open_as("ana")
-    begin(stale)
-    other = open_as("ana")
-    other.wait_for_selector("#desk")
-    other.fill("#text", "an hour of work")
-    wait_saved(other)
+    stale = open_stale(open_as, "an hour of work")
     stale.fill("#text", "one two four")
     stale.keyboard.press("Control+Enter")
     stale.wait_for_selector("#conflict:not([hidden])")
@@ -294,12 +317,7 @@ def test_a_stale_tab_cannot_submit_over_a_draft_it_has_not_seen(queue: Queue, op
 
 def test_a_stale_tab_that_calls_it_fine_is_told_by_the_server_and_may_choose(queue: Queue, open_as: Open) -> None:
     item = put(queue)
-    stale = open_as("ana")
-    begin(stale)
-    other = open_as("ana")
-    other.wait_for_selector("#desk")
-    other.fill("#text", "an hour of work")
-    wait_saved(other)
+    stale = open_stale(open_as, "an hour of work")
     stale.click("#fine")
     stale.wait_for_selector("#theirs")
     assert "an hour of work" in (stale.text_content("#theirs") or "")

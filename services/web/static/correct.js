@@ -113,7 +113,7 @@
 
   let spans = JSON.parse(spansField.value);
   let version = Number(versionField.value);
-  let saved = snapshot();
+  let saved = JSON.stringify([plain(text.defaultValue), plain(comment.defaultValue), spans]); // somebody may type before this runs
   let savedWords = version ? "Draft saved" : "Nothing changed yet";
   let timer = 0;
   let sending = null;
@@ -601,6 +601,8 @@
     } else {
       forget(keptKey);
     }
+  } else if (isDirty()) {
+    changed();
   }
   listSpans();
   compare();
