@@ -10,7 +10,7 @@ from services.contracts.base import check_change
 from services.contracts.consultations import ConsultationStatus
 from services.contracts.experts import EXPERT_CHANGES, ConformanceReport, Expert, ExpertCreate, ExpertStatus
 from services.errors import Conflict, InvalidInput, NotFound
-from services.store import consultations, quarantine, shown
+from services.store import consultations, quarantine
 from services.store.models import ConsultationRow, ExpertRow, RolloutRow
 
 UNSETTLED = (ConsultationStatus.PENDING.value, ConsultationStatus.ASKED.value, ConsultationStatus.WAITING.value)
@@ -100,6 +100,8 @@ def register(session: Session, lineage_id: UUID, wanted: ExpertCreate, report: C
     row.report = report.model_dump(mode="json")
     if row.status != ExpertStatus.QUARANTINED.value:
         quarantine.end(row)
+    if not report.passed:
+        row.was_active = False  # however its quarantine ends, its answers may not train
     session.flush()
     if row.status == ExpertStatus.ACTIVE.value and not report.passed:
         row.status, row.reason = ExpertStatus.PROBATION.value, "its last conformance run failed"
@@ -178,7 +180,7 @@ def requeue(session: Session, expert_id: UUID) -> tuple[ExpertRow, list[UUID]]:
             ConsultationRow.expert_id == row.id, ConsultationRow.status == ConsultationStatus.DEAD.value
         )
     ).all()
-    consultations.requeue_all(session, shown.listed(dead))
+    consultations.requeue_all(session, dead)
     return row, list(dead)
 
 

@@ -5,13 +5,14 @@ from contextlib import contextmanager
 from uuid import UUID
 
 import pytest
+from sqlalchemy import select
 
 from services.contracts.answers import AnswerKind
 from services.contracts.base import Json, JsonObject
 from services.contracts.consultations import InvalidAnswer
 from services.contracts.experts import ConsultResult, Descriptor
 from services.experts.app import create_expert_app
-from services.store import consultations, rollouts
+from services.store import consultations, quarantine, rollouts
 from services.store.models import ConsultationRow, ExpertRow
 from services.store.store import Store
 from tests.api.conftest import Api, items, made, refused
@@ -60,6 +61,22 @@ def test_an_expert_that_fails_its_checks_is_not_activated(api: Api) -> None:
         assert registered["status"] == "probation"
         problem = refused(api.post(f"/v1/experts/{registered['id']}/activate"), 409)
     assert "conformance" in str(problem["detail"])
+
+
+def test_a_quarantined_expert_that_fails_its_checks_comes_back_without_weight(api: Api, store: Store) -> None:
+    described = make_descriptor(kinds=(AnswerKind.SCORE,))
+    with expert(described) as url:
+        first = register(api, url, trusted=True)
+    with store.transaction() as session:
+        for _ in range(2):
+            quarantine.note_failure(session, UUID(str(first["id"])), "away", quarantine_after=2)
+        assert session.scalars(select(ExpertRow.was_active)).one()
+    with serve_raw(reply_with(described.model_dump_json().encode())) as url:
+        again = register(api, url, trusted=True)
+    assert (again["id"], again["status"]) == (first["id"], "quarantined")
+    with store.transaction() as session:
+        assert quarantine.readmit(session, UUID(str(first["id"])), quarantine_after=2)
+        assert session.scalars(select(ExpertRow.status)).one() == "probation"
 
 
 def test_a_signing_secret_is_used_and_never_shown(api: Api, store: Store) -> None:
