@@ -34,7 +34,7 @@ from services.contracts.experts import ExpertStatus
 from services.experts.client import EndpointRefused, ExpertClient, ExpertUnavailable
 from services.local.backup import find_fault
 from services.local.installation import Installation, find
-from services.local.layout import LOOPBACK, Layout, free_port
+from services.local.layout import LOOPBACK, FolderIncomplete, Layout, free_port
 from services.local.lock import is_locked
 from services.local.process import LocalError
 from services.local.supervisor import Stage
@@ -247,12 +247,8 @@ def check_disks(installation: Installation) -> Findings:
     elif not home.is_dir():
         yield fail("data folder", f"{home} is not a folder", "Name one with --home or PRECEPTOR_HOME.")
         return
-    elif installation.layout.incomplete_file.exists():
-        yield fail(
-            "data folder",
-            f"a restore into {home} did not come to its end: it holds a part of a backup",
-            "Delete the folder and restore again; nothing starts on it.",
-        )
+    elif incomplete := _find_incomplete(installation.layout):
+        yield fail("data folder", incomplete.detail, incomplete.hint)
     elif not os.access(home, os.W_OK | os.X_OK):
         yield fail("data folder", f"{home} cannot be written", "Run as its owner, or set PRECEPTOR_HOME.")
     elif home.stat().st_mode & 0o066:
@@ -274,6 +270,14 @@ def check_disks(installation: Installation) -> Findings:
             yield warn(f"disk of {what}", found, f"Sampling stops below PRECEPTOR_MIN_FREE_GB={least:g}.")
         else:
             yield ok(f"disk of {what}", found)
+
+
+def _find_incomplete(layout: Layout) -> FolderIncomplete | None:
+    try:
+        layout.require_complete()
+    except FolderIncomplete as error:
+        return error
+    return None
 
 
 def check_processes(installation: Installation) -> Finding:
@@ -326,42 +330,49 @@ def check_database(installation: Installation) -> Findings:
     except migrate.DatabaseUrlWrong as error:
         yield fail("database", error.detail, error.hint)
         return
-    store = Store(installation.settings.database_url, pool_size=1)
     try:
-        with store.transaction() as session:
-            began = time.time()
-            version, shown, now = session.execute(
-                text(
-                    "SELECT current_setting('server_version_num')::int, current_setting('server_version'),"
-                    " extract(epoch FROM clock_timestamp())::float8"
-                )
-            ).one()
-            skew = now - (began + time.time()) / 2
-            revision, size = (
-                migrate.find_revision(session),
-                session.scalar(text("SELECT pg_database_size(current_database())")),
-            )
-        found = f"Postgres {shown}, {int(size or 0) / GB:.2f} GB"
-        if version < MIN_POSTGRES:
-            yield fail("database", found, "Preceptor needs Postgres 15 or newer.")
-        else:
-            yield ok("database", found)
-        yield _judge_skew("clock of the database", skew, SKEW_SECONDS)
-        head = migrate.find_head()
-        if revision is not None and not migrate.knows(revision):
-            found = f"the database is at {revision}, newer than this version of Preceptor, which knows {head}"
-            yield fail("migration", found, "Install the version of Preceptor that migrated it.")
-            return
-        if revision != head:
-            todo = "`preceptor up` migrates (elsewhere `preceptor init`); make a backup first."
-            yield fail("migration", f"the database is at {revision or 'no schema'}, this version needs {head}", todo)
-            return
-        yield ok("migration", f"at {head}, which this version needs")
-        yield from _check_weights(installation, store)
+        with _open_store(installation) as store:
+            yield from _look_into_database(installation, store)
     except StoreUnavailable as error:
         yield fail("database", error.detail, "Is DATABASE_URL right, and does the server run?")
-    finally:
-        store.close()
+
+
+def _open_store(installation: Installation) -> contextlib.closing[Store]:
+    """The database, until the block ends."""
+    return contextlib.closing(Store(installation.settings.database_url, pool_size=1))
+
+
+def _look_into_database(installation: Installation, store: Store) -> Findings:
+    with store.transaction() as session:
+        began = time.time()
+        version, shown, now = session.execute(
+            text(
+                "SELECT current_setting('server_version_num')::int, current_setting('server_version'),"
+                " extract(epoch FROM clock_timestamp())::float8"
+            )
+        ).one()
+        skew = now - (began + time.time()) / 2
+        revision, size = (
+            migrate.find_revision(session),
+            session.scalar(text("SELECT pg_database_size(current_database())")),
+        )
+    found = f"Postgres {shown}, {int(size or 0) / GB:.2f} GB"
+    if version < MIN_POSTGRES:
+        yield fail("database", found, "Preceptor needs Postgres 15 or newer.")
+    else:
+        yield ok("database", found)
+    yield _judge_skew("clock of the database", skew, SKEW_SECONDS)
+    head = migrate.find_head()
+    if revision is not None and not migrate.knows(revision):
+        found = f"the database is at {revision}, newer than this version of Preceptor, which knows {head}"
+        yield fail("migration", found, "Install the version of Preceptor that migrated it.")
+        return
+    if revision != head:
+        todo = "`preceptor up` migrates (elsewhere `preceptor init`); make a backup first."
+        yield fail("migration", f"the database is at {revision or 'no schema'}, this version needs {head}", todo)
+        return
+    yield ok("migration", f"at {head}, which this version needs")
+    yield from _check_weights(installation, store)
 
 
 def _check_weights(installation: Installation, store: Store) -> Findings:
@@ -418,15 +429,12 @@ def check_beats(installation: Installation) -> Findings:
     """That no process which tells the database that it lives has been silent."""
     if not installation.is_up:
         return
-    store = Store(installation.settings.database_url, pool_size=1)
     try:
-        with store.transaction() as session:
+        with _open_store(installation) as store, store.transaction() as session:
             now = session.scalars(select(func.now())).one()
             rows = [(row.name, row.activity, now - row.beat_at) for row in processes.latest(session)]
     except StoreUnavailable:
         return  # said above
-    finally:
-        store.close()
     for name, activity, silent in rows:
         yield _judge_beat(name, activity, silent / timedelta(seconds=1))
 
@@ -545,15 +553,12 @@ def check_policy(installation: Installation) -> Findings:
         yield fail("policy", error.detail, _start_hint(installation, "policy"))
         return
     yield ok("policy", f"{info.model} on {info.device}, serving {info.serving}")
-    store = Store(settings.database_url, pool_size=1)
     try:
-        with store.transaction() as session:
+        with _open_store(installation) as store, store.transaction() as session:
             lineage = lineages.get(session, settings.lineage)
             serving = policies.serving(session, lineage.id)
     except (StoreUnavailable, LineageNotFound):
         return  # said above
-    finally:
-        store.close()
     if (info.base_sha256, info.tokenizer_hash) != (lineage.base_sha256, lineage.tokenizer_hash):
         yield fail(
             "model",
@@ -575,16 +580,13 @@ def check_experts(installation: Installation) -> Findings:
     """That every live expert answers with the version it was registered with, and its clock."""
     if installation.database_url is None:
         return
-    store = Store(installation.settings.database_url, pool_size=1)
     try:
-        with store.transaction() as session:
+        with _open_store(installation) as store, store.transaction() as session:
             live = session.scalars(
                 select(ExpertRow).where(ExpertRow.status != ExpertStatus.RETIRED.value).order_by(ExpertRow.name)
             ).all()
     except StoreUnavailable:
         return  # said above
-    finally:
-        store.close()
     yield from asyncio.run(_ask_experts(list(live), installation))
 
 

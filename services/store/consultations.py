@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import Select, func, select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from services.contracts.answers import AnswerContent, AnswerKind, check_against_rollout
@@ -33,6 +33,7 @@ from services.contracts.rollouts import Purpose
 from services.contracts.tasks import Message, Split
 from services.errors import Conflict, NotFound
 from services.store import answers, quarantine, ranking, rollouts
+from services.store.id_lists import listed
 from services.store.models import (
     AnswerRow,
     AttemptRow,
@@ -418,22 +419,16 @@ def requeue(session: Session, consultation_id: UUID) -> ConsultationRow:
     """
     row = get(session, consultation_id)
     check_change(CONSULTATION_CHANGES, ConsultationStatus(row.status), ConsultationStatus.PENDING)
-    row.status = ConsultationStatus.PENDING.value
-    row.failures = 0
-    row.reason = None
-    row.settled_at = None
-    row.deadline = func.now() + DEADLINE
-    row.sent_at = func.now()
-    row.not_before = func.now()
-    session.flush()
+    requeue_all(session, [row.id])
+    session.refresh(row)
     return row
 
 
-def requeue_all(session: Session, ids: Select[UUID]) -> None:
-    """Ask those of these questions that are dead once more, as `requeue` does."""
+def requeue_all(session: Session, ids: Sequence[UUID]) -> None:
+    """Ask those of these questions that are dead once more, with fresh attempts and deadline."""
     session.execute(
         update(ConsultationRow)
-        .where(ConsultationRow.id.in_(ids), ConsultationRow.status == ConsultationStatus.DEAD.value)
+        .where(ConsultationRow.id.in_(listed(ids)), ConsultationRow.status == ConsultationStatus.DEAD.value)
         .values(
             status=ConsultationStatus.PENDING.value,
             failures=0,

@@ -13,7 +13,7 @@ from services.contracts.consultations import Consultation, ConsultationStatus
 from services.contracts.experts import ExpertStatus
 from services.contracts.rollouts import GROUP_CHANGES, GroupStatus
 from services.errors import NotFound
-from services.store import browse, consultations, shown
+from services.store import browse, consultations
 from services.store.models import ConsultationRow, ExpertRow, GroupRow, TaskRow
 from services.store.pages import newest_first
 
@@ -93,7 +93,7 @@ def requeue_questions(session: Session, lineage_id: UUID) -> list[UUID]:
         .limit(MAX_AT_ONCE)
         .with_for_update(skip_locked=True, of=ConsultationRow)
     ).all()
-    consultations.requeue_all(session, shown.listed(dead))
+    consultations.requeue_all(session, dead)
     return list(dead)
 
 

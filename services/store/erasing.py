@@ -42,6 +42,7 @@ from services.contracts.lessons import LessonStatus
 from services.contracts.persons import Erasure, Role, ShapedUpdate
 from services.contracts.updates import UpdateStatus
 from services.store import audit, keys, passwords, persons, shown, updates
+from services.store.id_lists import listed
 from services.store.models import (
     AnswerRow,
     ApiKeyRow,
@@ -120,7 +121,7 @@ def erase(session: Session, person_id: UUID) -> Erasure:
     emptied = session.scalars(_emptied(made)).all()
     session.execute(
         update(LessonRow)
-        .where(LessonRow.id.in_(shown.listed(emptied)))
+        .where(LessonRow.id.in_(listed(emptied)))
         .values(status=LessonStatus.WITHDRAWN.value, reason=REASON, owner=None, lease_until=None)
         .execution_options(synchronize_session=False)
     )
@@ -196,7 +197,7 @@ def _pieces(person_id: UUID, made: Sequence[UUID]) -> Subquery:
     drafted = DraftRow.person_id == person_id
     found += [_piece("correction_draft", DraftRow.correction_id, column, drafted) for column in DRAFTED]
     found.append(_piece("correction_draft", DraftRow.correction_id, DraftRow.spans, drafted, DraftRow.spans != []))
-    found += [_piece("answer", AnswerRow.id, column, AnswerRow.id.in_(shown.listed(made))) for column in MADE]
+    found += [_piece("answer", AnswerRow.id, column, AnswerRow.id.in_(listed(made))) for column in MADE]
     measured = EffectRow.correction_id.in_(_corrections_of(person_id))
     found.append(_piece("correction_effect", EffectRow.id, EffectRow.answer, measured))
     return union_all(*found).subquery("piece")
@@ -221,9 +222,9 @@ def _keep_hashes(session: Session, erasure_id: UUID, person_id: UUID, made: Sequ
 
 def _emptied(made: Sequence[UUID]) -> Select[UUID]:
     """The lessons not yet used that nothing is left in."""
-    touched = select(LessonAnswerRow.lesson_id).where(LessonAnswerRow.answer_id.in_(shown.listed(made)))
-    gone = shown.listed(made).subquery("gone")
-    is_gone = exists().where(gone.c[0] == AnswerRow.id)
+    touched = select(LessonAnswerRow.lesson_id).where(LessonAnswerRow.answer_id.in_(listed(made)))
+    gone = listed(made).subquery("gone")
+    is_gone = exists().where(gone.c.id == AnswerRow.id)
     left = exists().where(
         LessonAnswerRow.lesson_id == LessonRow.id,
         AnswerRow.id == LessonAnswerRow.answer_id,
@@ -257,7 +258,7 @@ def _tasks_of(made: Sequence[UUID]) -> Select[UUID]:
     return (
         select(RolloutRow.task_id)
         .join(AnswerRow, AnswerRow.rollout_id == RolloutRow.id)
-        .where(AnswerRow.id.in_(shown.listed(made)))
+        .where(AnswerRow.id.in_(listed(made)))
     )
 
 
@@ -278,7 +279,7 @@ def _updates_shaped(session: Session, made: Sequence[UUID]) -> list[tuple[UUID, 
         .where(
             UpdateLessonRow.status == UpdateStatus.APPLIED.value,
             RolloutRow.task_id.in_(_tasks_of(made)),
-            cast(named.c.value, Uuid).in_(shown.listed(made)),
+            cast(named.c.value, Uuid).in_(listed(made)),
         )
     )
     return sorted((lineage, name, number) for lineage, name, number in rows)
@@ -300,7 +301,7 @@ def _versions_carrying(session: Session, shaped: Sequence[tuple[UUID, str, int]]
 
 def _take_out(session: Session, person_id: UUID, made: Sequence[UUID]) -> None:
     """Take the texts out, and give back what the person holds."""
-    shown.withdraw_answers(session, shown.listed(made))
+    shown.withdraw_answers(session, listed(made))
     shown.take_out(session, _rollouts_of(person_id), REASON)
     shown.forget_effects(session, _corrections_of(person_id), REASON)
     for _, table, columns in WRITTEN:

@@ -5,16 +5,11 @@ erased, its words leave those questions, and what the experts said with them in 
 rollouts; questions are locked after them, in the order of their ids.
 """
 
-from collections.abc import Sequence
-from uuid import UUID
-
 from sqlalchemy import (
     ARRAY,
     Boolean,
     ColumnElement,
-    Select,
     Text,
-    Uuid,
     case,
     cast,
     delete,
@@ -32,17 +27,11 @@ from services.contracts.consultations import ConsultationStatus
 from services.contracts.effects import EffectStatus
 from services.contracts.rollouts import RolloutStatus
 from services.store import rollouts
+from services.store.id_lists import Ids, listed
 from services.store.models import AnswerRow, AttemptRow, ConsultationRow, DistributionRow, EffectRow, RolloutRow
 from services.store.ranking import HUMAN_EXPERT
 
-Ids = Select[UUID]
-
 _OF_OTHERS = f'$.context[*] ? (@.expert != "{HUMAN_EXPERT}")'
-
-
-def listed(ids: Sequence[UUID]) -> Ids:
-    """These ids as a query: one parameter however many they are, where a statement takes 65,535."""
-    return select(func.unnest(literal(list(ids), ARRAY(Uuid()))))
 
 
 def was_shown(of_rollouts: Ids) -> ColumnElement[bool]:

@@ -19,6 +19,7 @@ from services.contracts.lessons import LessonStatus
 from services.contracts.updates import UpdateStatus
 from services.errors import Conflict
 from services.store import consultations, corrections, drafts, shown, updates
+from services.store.id_lists import listed
 from services.store.models import (
     AnswerRow,
     ConsultationRow,
@@ -86,7 +87,7 @@ def take_back(session: Session, correction_id: UUID, person_id: UUID) -> Correct
         raise TooLateToUndo(f"corrections can be taken back for {WINDOW.seconds // 60} minutes, which are over")
     draft = _as_draft(session, row, answers[0])
     # the words are the person's, who may want them erased after somebody else has decided the item
-    shown.withdraw_answers(session, shown.listed([answer.id for answer in answers]))
+    shown.withdraw_answers(session, listed([answer.id for answer in answers]))
     _withdraw_empty(session, lessons)
     question = session.scalars(
         select(ConsultationRow).where(ConsultationRow.id == row.consultation_id).with_for_update()
@@ -105,7 +106,7 @@ def take_back(session: Session, correction_id: UUID, person_id: UUID) -> Correct
 def _find_answers(session: Session, rows: Sequence[CorrectionRow]) -> dict[UUID, list[AnswerRow]]:
     """What the person of each correction said, first, then what experts said that were shown it; nothing where it was
     withdrawn."""
-    of_rollouts = shown.listed([row.rollout_id for row in rows])
+    of_rollouts = listed([row.rollout_id for row in rows])
     shown_them = select(ConsultationRow.id).where(shown.was_shown(of_rollouts))
     own = [row.consultation_id for row in rows]
     said = session.scalars(

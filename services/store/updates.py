@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from sqlalchemy import ARRAY, Uuid, column, func, literal, select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from services.contracts.base import JsonObject
@@ -17,6 +17,7 @@ from services.contracts.updates import TermRecord, Update, UpdateDetail, UpdateL
 from services.errors import Conflict, NotFound
 from services.store import distributions
 from services.store.distributions import TopK
+from services.store.id_lists import listed
 from services.store.models import LessonRow, TeacherChoicesRow, UpdateLessonRow, UpdateRow
 
 
@@ -266,8 +267,7 @@ def newest(session: Session, lineage_id: UUID, *, before: UUID | None, limit: in
 
 def numbers_using(session: Session, answer_ids: Sequence[UUID]) -> dict[UUID, list[int]]:
     """The numbers of the applied updates with a term made from each of these answers; of no update, no entry."""
-    ids = func.unnest(literal(list(answer_ids), ARRAY(Uuid()))).table_valued(column("id", Uuid))
-    wanted = ids.render_derived("wanted")
+    wanted = listed(answer_ids).subquery("wanted")
     named = func.jsonb_build_array(func.jsonb_build_object("answers", func.jsonb_build_array(wanted.c.id)))
     rows = session.execute(
         select(wanted.c.id, UpdateRow.number)

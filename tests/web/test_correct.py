@@ -49,6 +49,13 @@ def put(queue: Queue, key: str = "t", answer: str = "six", **said: Said) -> UUID
     return queue.ask(queue.draw(key, f"What is {key}?", answer, said))
 
 
+def claim(queue: Queue, page: Browser, answer: str = "six", **said: Said) -> UUID:
+    """Put an item into the queue and take it."""
+    item = put(queue, "t", answer, **said)
+    page.send("/correct/next", seen_on="/correct")
+    return item
+
+
 def call(page: Browser, path: str, body: Json) -> httpx2.Response:
     """What the page's own script sends."""
     headers = {"X-CSRF-Token": page.token("/correct/history"), "Accept": "application/json"}
@@ -134,9 +141,8 @@ def test_no_page_shows_a_hidden_character_without_its_mark(
 def test_a_refused_correction_comes_back_with_everything_that_was_typed(
     queue: Queue, visit: Callable[[str], tuple[UUID, Browser]]
 ) -> None:
-    item = put(queue)
     _, page = visit("ana")
-    page.send("/correct/next", seen_on="/correct")
+    item = claim(queue, page)
     seen = f"/correct/{item}"
     again = page.send(f"{seen}/submit", seen_on=seen, text="six", comment="a long remark", verdict="corrected")
     assert again.status_code == 422
@@ -151,9 +157,8 @@ def test_a_refused_correction_comes_back_with_everything_that_was_typed(
 def test_a_remark_is_put_on_the_tokens_of_the_words_it_quotes(
     queue: Queue, visit: Callable[[str], tuple[UUID, Browser]]
 ) -> None:
-    item = put(queue, answer="two plus two")
     ana, page = visit("ana")
-    page.send("/correct/next", seen_on="/correct")
+    item = claim(queue, page, answer="two plus two")
     seen = f"/correct/{item}"
     page.send(f"{seen}/save", seen_on=seen, text="two plus two", quote="plus", remark="a word, please a sign")
     with queue.store.transaction() as session:
@@ -172,9 +177,8 @@ def test_a_remark_is_put_on_the_tokens_of_the_words_it_quotes(
 def test_two_tabs_without_a_script_are_told_of_each_other(
     queue: Queue, visit: Callable[[str], tuple[UUID, Browser]]
 ) -> None:
-    item = put(queue)
     ana, page = visit("ana")
-    page.send("/correct/next", seen_on="/correct")
+    item = claim(queue, page)
     seen = f"/correct/{item}"
     assert page.send(f"{seen}/save", seen_on=seen, text="one", version="0").status_code == 303
     late = page.send(f"{seen}/save", seen_on=seen, text="two", version="0")
@@ -187,9 +191,8 @@ def test_two_tabs_without_a_script_are_told_of_each_other(
 def test_submitting_never_throws_away_a_draft_that_was_not_seen(
     queue: Queue, visit: Callable[[str], tuple[UUID, Browser]]
 ) -> None:
-    item = put(queue)
     ana, page = visit("ana")
-    page.send("/correct/next", seen_on="/correct")
+    item = claim(queue, page)
     seen = f"/correct/{item}"
     token = page.token(seen)
     page.send_as(token, f"{seen}/save", text="an hour of work", comment="long", version="0")
@@ -211,9 +214,8 @@ def test_submitting_never_throws_away_a_draft_that_was_not_seen(
 def test_who_was_told_of_the_other_draft_may_save_over_it(
     queue: Queue, visit: Callable[[str], tuple[UUID, Browser]]
 ) -> None:
-    item = put(queue)
     ana, page = visit("ana")
-    page.send("/correct/next", seen_on="/correct")
+    item = claim(queue, page)
     seen = f"/correct/{item}"
     page.send(f"{seen}/save", seen_on=seen, text="one", version="0")
     page.send(f"{seen}/discard", seen_on="/correct/history")
@@ -237,9 +239,8 @@ def test_who_was_told_of_the_other_draft_may_save_over_it(
 def test_remarks_that_cannot_be_kept_are_refused_with_the_words(
     queue: Queue, visit: Callable[[str], tuple[UUID, Browser]], way: str, spans: str, why: str
 ) -> None:
-    item = put(queue)
     _, page = visit("ana")
-    page.send("/correct/next", seen_on="/correct")
+    item = claim(queue, page)
     seen = f"/correct/{item}"
     refused = page.send(f"{seen}/{way}", seen_on=seen, text="my long words", spans=spans)
     assert refused.status_code == 422
@@ -259,9 +260,8 @@ def test_an_item_in_the_queue_is_called_what_it_is(queue: Queue, visit: Callable
 def test_who_lost_the_item_is_told_and_finds_their_words(
     queue: Queue, visit: Callable[[str], tuple[UUID, Browser]]
 ) -> None:
-    item = put(queue)
     ana, page = visit("ana")
-    page.send("/correct/next", seen_on="/correct")
+    item = claim(queue, page)
     seen = f"/correct/{item}"
     token = page.token(seen)
     page.send_as(token, f"{seen}/save", text="half of it")
@@ -284,9 +284,8 @@ def test_who_lost_the_item_is_told_and_finds_their_words(
 def test_skipping_needs_a_reason_that_says_something(
     queue: Queue, visit: Callable[[str], tuple[UUID, Browser]]
 ) -> None:
-    item = put(queue)
     _, page = visit("ana")
-    page.send("/correct/next", seen_on="/correct")
+    item = claim(queue, page)
     assert page.send(f"/correct/{item}/skip", seen_on=f"/correct/{item}", kind="other").status_code == 422
     page.send(f"/correct/{item}/skip", seen_on=f"/correct/{item}", kind="not_my_field")
     assert (queue.read(item).status, queue.read(item).skip_kind) == ("skipped", "not_my_field")
@@ -296,9 +295,8 @@ def test_skipping_needs_a_reason_that_says_something(
 def test_stopping_gives_the_item_back_and_keeps_the_draft(
     queue: Queue, visit: Callable[[str], tuple[UUID, Browser]]
 ) -> None:
-    item = put(queue)
     _, page = visit("ana")
-    page.send("/correct/next", seen_on="/correct")
+    item = claim(queue, page)
     page.send(f"/correct/{item}/save", seen_on=f"/correct/{item}", text="begun")
     page.send(f"/correct/{item}/release", seen_on=f"/correct/{item}")
     assert queue.read(item).status == "open"
@@ -309,9 +307,8 @@ def test_stopping_gives_the_item_back_and_keeps_the_draft(
 def test_it_is_said_which_update_has_what_can_no_longer_be_taken_back(
     queue: Queue, visit: Callable[[str], tuple[UUID, Browser]]
 ) -> None:
-    item = put(queue)
     _, page = visit("ana")
-    page.send("/correct/next", seen_on="/correct")
+    item = claim(queue, page)
     page.send(f"/correct/{item}/submit", seen_on=f"/correct/{item}", text="seven")
     token = page.token("/correct/history")
     with queue.store.transaction() as session:
@@ -326,9 +323,8 @@ def text_minutes_ago(minutes: int) -> object:
 
 
 def test_the_pages_script_saves_renews_and_leaves(queue: Queue, visit: Callable[[str], tuple[UUID, Browser]]) -> None:
-    item = put(queue)
     ana, page = visit("ana")
-    page.send("/correct/next", seen_on="/correct")
+    item = claim(queue, page)
     path = f"/correct/{item}"
     assert call(page, f"{path}/leave", {}).status_code == 204
     short = queue.read(item).lease_until
@@ -351,9 +347,8 @@ def test_the_pages_script_saves_renews_and_leaves(queue: Queue, visit: Callable[
 def test_forms_and_calls_without_the_token_are_refused(
     queue: Queue, visit: Callable[[str], tuple[UUID, Browser]]
 ) -> None:
-    item = put(queue)
     _, page = visit("ana")
-    page.send("/correct/next", seen_on="/correct")
+    item = claim(queue, page)
     for name in ("submit", "save", "skip", "release", "undo", "claim", "discard"):
         assert page.send_as("", f"/correct/{item}/{name}", text="x").status_code == 403
     for name in ("draft", "renew", "leave"):
@@ -365,9 +360,8 @@ def test_the_page_stands_when_the_policy_server_is_away(
     queue: Queue, visit: Callable[[str], tuple[UUID, Browser]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remark = FeedbackSpan(start=0, end=3, text="this")
-    item = put(queue, answer="an answer of its own", tests=Said(score=0.0, spans=[remark]))
     _, page = visit("ana")
-    page.send("/correct/next", seen_on="/correct")
+    item = claim(queue, page, answer="an answer of its own", tests=Said(score=0.0, spans=[remark]))
     app = page.http._transport.app  # type: ignore[attr-defined]
     app.state.house.policy.close()
     monkeypatch.setattr(app.state.house.policy, "_http", httpx2.Client(base_url="http://127.0.0.1:9"))
