@@ -49,20 +49,26 @@ from services.contracts.tasks import Split
 from services.policy.modeling import hash_weights
 
 DISTIL = Arm(name="distil", objective="distil")
-ARMS = (
-    DISTIL,
-    Arm(name="distil λ=.1", objective="distil", lam=0.1),
-    Arm(name="distil λ=10", objective="distil", lam=10.0),
-    Arm(name="distil + grpo", objective="distil", mixed=(("grpo", 1.0),)),
-    Arm(name="forward_ce", objective="forward_ce"),
-    Arm(name="paper", objective="paper", teacher_ema=0.01, student_top_k=20),
-    Arm(name="sdpo", objective="sdpo", teacher_ema=0.05, student_top_k=20),
-    Arm(name="reverse_kl", objective="reverse_kl"),
-    Arm(name="grpo", objective="grpo", has_teacher=False),
-    Arm(name="maxrl", objective="maxrl", has_teacher=False),
-    Arm(name="sft", objective="sft", has_teacher=False),
-    Arm(name="rft", objective="rft", has_teacher=False),
-)
+
+
+def arms(student_top_k: int) -> tuple[Arm, ...]:
+    """What is compared. student_top_k: how many tokens of the student's those look at that do not look at all."""
+    return (
+        DISTIL,
+        Arm(name="distil λ=.1", objective="distil", lam=0.1),
+        Arm(name="distil λ=10", objective="distil", lam=10.0),
+        Arm(name="distil + grpo", objective="distil", mixed=(("grpo", 1.0),)),
+        Arm(name="forward_ce", objective="forward_ce"),
+        Arm(name="paper", objective="paper", teacher_ema=0.01, student_top_k=student_top_k),
+        Arm(name="sdpo", objective="sdpo", teacher_ema=0.05, student_top_k=student_top_k),
+        Arm(name="reverse_kl", objective="reverse_kl"),
+        Arm(name="grpo", objective="grpo", has_teacher=False),
+        Arm(name="maxrl", objective="maxrl", has_teacher=False),
+        Arm(name="sft", objective="sft", has_teacher=False),
+        Arm(name="rft", objective="rft", has_teacher=False),
+    )
+
+
 CONTROL = Arm(name="control", objective="distil", other_feedback=True)
 GAP_SAMPLES = 8
 FIRST_FINAL_SEED = 100  # held-out runs share no seed with the tuning
@@ -103,7 +109,7 @@ LARGE = Budget(updates=60, groups=8, group_size=8, measure_every=15, samples=8, 
 TIERS = {
     "tiny": Tier(
         worlds=("rules", "fork"),
-        arms=ARMS,
+        arms=arms(20),
         learning_rates=(5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
         temperatures=(0.5, 1.0),
         tuning_seeds=3,
@@ -112,7 +118,7 @@ TIERS = {
     ),
     "small": Tier(
         worlds=("functions", "tool-calls"),
-        arms=tuple(arm for arm in ARMS if arm.name in ("distil", "forward_ce", "sdpo", "grpo", "sft")),
+        arms=tuple(arm for arm in arms(100) if arm.name in ("distil", "forward_ce", "sdpo", "grpo", "sft")),
         learning_rates=(1e-4, 3e-4, 1e-3),
         temperatures=(0.5, 1.0),
         tuning_seeds=1,
@@ -121,7 +127,7 @@ TIERS = {
     ),
     "gpu": Tier(
         worlds=("gsm8k", "physics"),
-        arms=ARMS,
+        arms=arms(100),
         learning_rates=(3e-5, 1e-4, 3e-4),
         temperatures=(0.5, 1.0),
         tuning_seeds=1,

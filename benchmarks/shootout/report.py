@@ -39,9 +39,9 @@ seed, and not adjusted for how many there are. A seed decides the adapter's firs
 draw: base policy and tasks are the same for all, so an interval says nothing of other policies or tasks. `equal time`:
 when the quickest arm's runs were done, read off the curve; every arm is charged for drawing and judging all rollouts,
 `sft` too, which does not look at them. Entropy and KL are nats a token; seconds are of one core, without the measuring.
-`sdpo` and `paper` have the moving teachers of their authors (EMA .05, .01) and look at the student's top 20; all other
-teachers are frozen. The setting is the learning rate and, where a teacher is read, its temperature; * marks a rate at
-an end of the grid."""
+`sdpo` and `paper` have the moving teachers of their authors (EMA .05, .01) and look at the student's likeliest tokens
+alone (20 in tier tiny, 100 in the others); all other teachers are frozen. The setting is the learning rate and, where a
+teacher is read, its temperature; * marks a rate at an end of the grid."""
 
 
 @dataclass(frozen=True)
