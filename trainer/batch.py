@@ -4,9 +4,9 @@ Pure but for the tokenizer: no tensor, no weight, no clock. Everything here can 
 
 What the teacher is shown, first found: a person's correction of a rollout of an earlier group; the reference; another
 expert's solution about this rollout; a successful sibling's answer. Sibling solutions need groups of 8 or more, which
-are halved by the parity of their places: a half is shown solutions of the other half only and keeps a baseline of its
-own, or the baseline would depend on the token it is subtracted for. Smaller groups have none, unless the baseline
-does not come from siblings.
+are halved by the parity of their places wherever one may be shown: a half is shown solutions of the other half only and
+keeps a baseline of its own, or the baseline would depend on the token it is subtracted for. Smaller groups have none,
+unless the baseline does not come from siblings.
 
 Not covered: scoring (`teacher`), costs (`losses`), claiming (`ledger`).
 """
@@ -25,7 +25,7 @@ from services.errors import InvalidInput
 from services.policy.modeling import decode_ids, encode_text, render_prompt
 from services.store.lessons import EarlierCorrection, LessonAnswer, LessonFacts
 from trainer.config import TrainerConfig
-from trainer.corrections import find_departure
+from trainer.corrections import find_departure, find_learned
 from trainer.rows import (
     SUCCESS,
     Batch,
@@ -71,7 +71,7 @@ def build_batch(
             invalid[lesson.lesson_id] = str(error)
         except InvalidInput as error:  # the chat template refuses the messages
             invalid[lesson.lesson_id] = error.detail
-    return Batch(tuple(_halve(rows, lessons, config)), invalid)
+    return Batch(tuple(_halve(rows, lessons, corrections, config)), invalid)
 
 
 def _build_row(
@@ -226,27 +226,37 @@ def _choose_solution(
     config: TrainerConfig,
 ) -> _Shown | None:
     """The solution to show, in the order of preference; a late lesson has only what its own answer says."""
-    if not lesson.late:
-        for correction in reversed(corrections):
-            weight = config.weight_of(correction.expert, correction.weight)
-            if correction.task_id == lesson.task_id and correction.group_id < lesson.group_id and weight > 0:
-                source = Source((correction.answer_id,), (f"{correction.expert}: an earlier correction",))
-                return _Shown(correction.solution, weight, source)
+    if not lesson.late and (shown := _find_correction(lesson, corrections, config)):
+        return shown
     for answer, weight in _speaking(lesson, config):
         if answer.solution and not answer.corrected:
             if not answer.from_reference:
                 return _Shown(answer.solution, weight, _source(answer), from_rollout=True)
             if config.solutions != "siblings":
                 return _Shown(answer.solution, weight, _source(answer))
-    if lesson.late or config.solutions == "reference":
-        return None
-    return _choose_sibling(lesson, siblings, config)
+    return _choose_sibling(lesson, siblings, config) if _may_show_siblings(lesson, config) else None
+
+
+def _find_correction(
+    lesson: LessonFacts, corrections: Sequence[EarlierCorrection], config: TrainerConfig
+) -> _Shown | None:
+    """What a person made of an earlier group's rollout of the same task."""
+    for correction in reversed(corrections):
+        weight = config.weight_of(correction.expert, correction.weight)
+        if correction.task_id == lesson.task_id and correction.group_id < lesson.group_id and weight > 0:
+            source = Source((correction.answer_id,), (f"{correction.expert}: an earlier correction",))
+            return _Shown(correction.solution, weight, source)
+    return None
+
+
+def _may_show_siblings(lesson: LessonFacts, config: TrainerConfig) -> bool:
+    """Whether a sibling's success is shown where there is one and nothing better."""
+    is_large = config.baseline != "leave_one_out" or lesson.group_size >= SMALLEST_HALVED_GROUP
+    return not lesson.late and config.solutions != "reference" and is_large
 
 
 def _choose_sibling(lesson: LessonFacts, siblings: Sequence[LessonFacts], config: TrainerConfig) -> _Shown | None:
     halved = config.baseline == "leave_one_out"
-    if halved and lesson.group_size < SMALLEST_HALVED_GROUP:
-        return None
     for sibling in siblings:
         other_half = (sibling.index_in_group - lesson.index_in_group) % 2 == 1
         solved = sibling.score is not None and sibling.score >= SUCCESS
@@ -260,13 +270,37 @@ def _choose_sibling(lesson: LessonFacts, siblings: Sequence[LessonFacts], config
     return None
 
 
-def _halve(rows: Sequence[Row], lessons: Sequence[LessonFacts], config: TrainerConfig) -> list[Row]:
-    """Rows of groups in which a sibling's answer is shown, numbered by their halves where the baseline needs it."""
-    if config.baseline != "leave_one_out":
+def _halve(
+    rows: Sequence[Row],
+    lessons: Sequence[LessonFacts],
+    corrections: Sequence[EarlierCorrection],
+    config: TrainerConfig,
+) -> list[Row]:
+    """Rows of groups that may be shown siblings' answers, numbered by their halves where the baseline needs it.
+
+    What decides does not depend on what the group answered: whether it is scored, and has no solution from elsewhere.
+    Were it whether a sibling did succeed, the baseline would depend on the answers it is subtracted for.
+    """
+    if config.baseline != "leave_one_out" or config.conditioned_weight == 0:
         return list(rows)
-    index = {lesson.lesson_id: lesson.index_in_group for lesson in lessons}
-    shown = {row.siblings for row in rows if any(context.from_sibling for context in row.contexts)}
-    return [replace(row, half=index[row.lesson_id] % 2) if row.siblings in shown else row for row in rows]
+    of_row = {lesson.lesson_id: lesson for lesson in lessons}
+    scored = {row.siblings for row in rows if row.score is not None}
+    open_to = {
+        row.siblings
+        for row in rows
+        if row.siblings in scored
+        and _may_show_siblings(of_row[row.lesson_id], config)
+        and not _has_fixed_solution(of_row[row.lesson_id], corrections, config)
+    }
+    return [
+        replace(row, half=of_row[row.lesson_id].index_in_group % 2) if row.siblings in open_to else row for row in rows
+    ]
+
+
+def _has_fixed_solution(lesson: LessonFacts, corrections: Sequence[EarlierCorrection], config: TrainerConfig) -> bool:
+    """Whether it is shown an earlier correction or the reference, whatever its group is like."""
+    referred = any(answer.from_reference and answer.solution for answer, _ in _speaking(lesson, config))
+    return (referred and config.solutions != "siblings") or _find_correction(lesson, corrections, config) is not None
 
 
 # --- distributions and corrections ---
@@ -319,7 +353,9 @@ def _read_samples(
             named = Source(source.answers, tuple(f"{name}: the rest of a continuation" for name in source.names))
             room = vocabulary.max_positions - len(lesson.prompt_token_ids)
             rests += [
-                ImitationRow(answer.expert, weight, ids, start, named) for ids, start in read.rests if len(ids) <= room
+                ImitationRow(answer.expert, weight, ids, _from(start, ids), named)
+                for ids, start in read.rests
+                if len(ids) <= room
             ]
         if not read.tokens:
             continue
@@ -381,13 +417,19 @@ def _read_corrections(
             continue
         if len(lesson.prompt_token_ids) + len(departure.token_ids) > vocabulary.max_positions:
             raise ValueError("the corrected answer is longer than the model reads")
-        start = departure.num_kept
-        if departure.label is not None and lesson.action_mask[start]:
-            labels.append(LabelRow(answer.expert, weight, start, departure.label, _source(answer)))
-            start += 1
-        if start < len(departure.token_ids):
-            imitations.append(ImitationRow(answer.expert, weight, departure.token_ids, start, _source(answer)))
+        place = departure.num_kept
+        learned = find_learned(lesson.token_ids, lesson.action_mask, departure)
+        if departure.label is not None and lesson.action_mask[place]:
+            labels.append(LabelRow(answer.expert, weight, place, departure.label, _source(answer)))
+            learned = (*learned[:place], False, *learned[place + 1 :])
+        if any(learned):
+            imitations.append(ImitationRow(answer.expert, weight, departure.token_ids, learned, _source(answer)))
     return labels, imitations
+
+
+def _from(start: int, ids: Sequence[int]) -> tuple[bool, ...]:
+    """All of the tokens from `start` on."""
+    return tuple(place >= start for place in range(len(ids)))
 
 
 def solution_target(row: Row, tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary) -> ImitationRow | None:
@@ -398,4 +440,4 @@ def solution_target(row: Row, tokenizer: PreTrainedTokenizerBase, vocabulary: Vo
     ids = (*encode_text(tokenizer, context.solution), vocabulary.eos_token_ids[0])
     if len(row.prompt_ids) + len(ids) > vocabulary.max_positions:
         return None
-    return ImitationRow("solution", context.weight, ids, 0, context.source)
+    return ImitationRow("solution", context.weight, ids, _from(0, ids), context.source)

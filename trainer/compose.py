@@ -197,7 +197,7 @@ def _find_same(rows: Sequence[Row], targets: Sequence[ImitationRow]) -> list[int
     """For each text a number, from 0 on, that it has in common with those that say and count the same."""
     numbers: dict[tuple[object, ...], int] = {}
     keys = [
-        (row.group_id, row.late, row.temperature, t.token_ids, t.start) for row, t in zip(rows, targets, strict=True)
+        (row.group_id, row.late, row.temperature, t.token_ids, t.learned) for row, t in zip(rows, targets, strict=True)
     ]
     return [numbers.setdefault(key, len(numbers)) for key in keys]
 

@@ -2,10 +2,14 @@
 
 The two texts are compared as bytes, because a token may end inside a character; the departure is then moved back to a
 token boundary of the rollout. The kept prefix keeps the rollout's own ids and is never tokenised again.
+
+A person corrects the whole text, tool turns included. What a tool said is not the policy's to learn: the corrected
+text is laid beside the rollout, and tokens that stand for a tool turn are not learned, changed or not.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 
 from transformers import PreTrainedTokenizerBase
 
@@ -18,9 +22,9 @@ _INCOMPLETE = "\ufffd"  # what a decoder puts for a character whose bytes are no
 class Departure:
     """A corrected rollout. num_kept: tokens of the rollout the person left as they were.
 
-    token_ids: the corrected answer: the kept ids, then the person's. ends: the person cut the tail, so that the token
-    at `num_kept` is the end of the answer. label: what belongs at `num_kept`, in place of the rollout's token there;
-    None where the rollout has no token there, because the person went on after its end.
+    token_ids: the corrected answer: the kept ids, then the person's, and the end where the rollout had ended. ends: the
+    person cut the tail, so that the token at `num_kept` is the end of the answer. label: what belongs at `num_kept`, in
+    place of the rollout's token there; None where the rollout has no token there, because the person went on after it.
     """
 
     num_kept: int
@@ -46,10 +50,29 @@ def find_departure(
         kept += 1
         rest = rest[1:]
     ends = not rest
-    if ends:
+    if ended:
+        rest = [*rest, token_ids[-1]]
+    elif ends:
         rest = [eos_token_ids[0]]
     inside = kept < len(token_ids)
     return Departure(kept, (*spoken[:kept], *rest), ends, rest[0] if inside else None)
+
+
+def find_learned(token_ids: Sequence[int], action_mask: Sequence[bool], departure: Departure) -> tuple[bool, ...]:
+    """Which of the departure's tokens the policy is to learn: none it kept, none that stands where a tool spoke."""
+    kept = departure.num_kept
+    learned = [False] * len(departure.token_ids)
+    beside = SequenceMatcher(None, token_ids[kept:], departure.token_ids[kept:], autojunk=False)
+    for change, begin, end, own_begin, own_end in beside.get_opcodes():
+        spoken = action_mask[kept + begin : kept + end]
+        if change == "insert":  # the policy's own, unless it is put into the middle of a tool turn
+            around = action_mask[max(kept + begin - 1, 0) : kept + begin + 1]
+            spoken = [len(around) < 2 or any(around)]
+        if change == "equal":
+            learned[kept + own_begin : kept + own_end] = spoken
+        else:
+            learned[kept + own_begin : kept + own_end] = [all(spoken)] * (own_end - own_begin)
+    return tuple(learned)
 
 
 def _encode_rest(tokenizer: PreTrainedTokenizerBase, kept: Sequence[int], corrected: str) -> list[int]:

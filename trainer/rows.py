@@ -85,13 +85,18 @@ class LabelRow:
 
 @dataclass(frozen=True)
 class ImitationRow:
-    """Tokens to learn by heart after the rollout's prompt, from `start` on; weight as an expert's."""
+    """Tokens to learn by heart after the rollout's prompt, those that are `learned`; weight as an expert's."""
 
     expert: str
     weight: float
     token_ids: tuple[int, ...]
-    start: int
+    learned: tuple[bool, ...]
     source: Source
+
+    @property
+    def num_learned(self) -> int:
+        """How many tokens are learned."""
+        return sum(self.learned)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def stack_targets(
     for index, target in enumerate(targets):
         ids[index, : len(target.token_ids)] = torch.tensor(target.token_ids)
         exists[index, : len(target.token_ids)] = True
-        learn[index, target.start : len(target.token_ids)] = True
+        learn[index, : len(target.learned)] = torch.tensor(target.learned)
     texts = Rollouts(
         token_ids=ids.to(device),
         action_mask=learn.to(device),

@@ -1,5 +1,6 @@
 """What the teacher is shown, which rollouts are siblings, and how answers become terms."""
 
+import itertools
 import math
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ from services.store.lessons import EarlierCorrection, LessonFacts
 from tests.trainer.world import ANSWERS, answer, facts, reference
 from trainer.batch import build_batch, hash_batch, solution_target
 from trainer.config import TrainerConfig
-from trainer.rows import Batch, Context, Row, Vocabulary
+from trainer.rows import Batch, Context, ImitationRow, Row, Vocabulary
 
 CONFIG = TrainerConfig(template=Template.TURNS, solutions="both", baseline="leave_one_out")
 
@@ -133,6 +134,27 @@ def test_with_a_running_baseline_small_groups_may_show_any_sibling_but_never_the
 def test_contexts_that_are_fixed_given_the_prompt_leave_the_group_whole(policy: LoadedPolicy) -> None:
     lessons = [facts(policy, text, index=index, answers=(reference(),)) for index, text in enumerate(ANSWERS)]
     assert {row.half for row in build(policy, lessons).rows} == {0}
+    told = [replace(one, answers=(*one.answers, reference())) for one in siblings(policy, {2})]
+    assert {row.half for row in build(policy, told).rows} == {0}
+
+
+@pytest.mark.parametrize("solved", [set[int](), {2}, {2, 5}, set(range(8))])
+def test_what_the_group_answered_does_not_decide_whether_it_is_halved(policy: LoadedPolicy, solved: set[int]) -> None:
+    remark = answer(feedback=Feedback(text="look again"))
+    lessons = [replace(one, answers=(*one.answers, remark)) for one in siblings(policy, solved)]
+    assert [row.half for row in build(policy, lessons).rows] == [0, 1] * 4
+    reference_only = CONFIG.model_copy(update={"solutions": "reference"})
+    assert {row.half for row in build(policy, lessons, config=reference_only).rows} == {0}
+    running = CONFIG.model_copy(update={"baseline": "running_mean"})
+    assert {row.half for row in build(policy, lessons, config=running).rows} == {0}
+
+
+def test_a_group_nobody_scores_and_one_with_an_earlier_correction_stay_whole(policy: LoadedPolicy) -> None:
+    remark = answer(feedback=Feedback(text="look again"))
+    unscored = [replace(one, score=None, answers=(remark,)) for one in siblings(policy, set())]
+    assert {row.half for row in build(policy, unscored).rows} == {0}
+    corrected = build(policy, siblings(policy, {2}), [correction("four", group=0)])
+    assert {row.half for row in corrected.rows} == {0}
 
 
 def test_solutions_of_siblings_only_when_asked_for(policy: LoadedPolicy) -> None:
@@ -159,6 +181,12 @@ def test_the_turns_template_leaves_feedback_out_so_that_a_group_shares_one_conte
     assert "five is wrong" in shown_to(policy, only(policy, facts(policy, answers=(reference(), said)), reprompt))
 
 
+def test_a_context_has_the_weight_of_the_most_trusted_who_speak_in_it(policy: LoadedPolicy) -> None:
+    remarks = [answer(weight=weight, feedback=Feedback(text=f"from {weight}")) for weight in (0.25, 2.0, 1.0)]
+    [context] = only(policy, facts(policy, answers=tuple(remarks))).contexts
+    assert context.weight == CONFIG.conditioned_weight * 2.0
+
+
 def test_an_expert_that_is_not_active_trains_nothing_whatever_the_settings_say(policy: LoadedPolicy) -> None:
     config = CONFIG.model_copy(update={"expert_weights": {"reference": 5.0}})
     row = only(policy, facts(policy, answers=(replace(reference(), weight=0.0),)), config)
@@ -177,8 +205,8 @@ def test_a_correction_of_this_rollout_gives_a_label_and_a_rest_and_is_not_shown_
     assert not row.contexts
     [label], [imitation] = row.labels, row.imitations
     assert (label.step, label.token_id) == (4, encode_text(policy.tokenizer, "4")[0])
-    assert imitation.start == 5
-    assert decode_ids(policy.tokenizer, imitation.token_ids[imitation.start :]) == "!"
+    assert learned(policy, imitation) == "!"
+    assert imitation.num_learned == 1
     assert label.source.answers == imitation.source.answers == (said.id,)
 
 
@@ -187,7 +215,50 @@ def test_a_label_is_never_put_on_a_token_the_policy_did_not_choose(policy: Loade
     mask = (True,) * 4 + (False, True)
     row = only(policy, facts(policy, "2+2=5!", answers=(said,), action_mask=mask))
     assert not row.labels
-    assert row.imitations[0].start == 4
+    assert [learned(policy, one) for one in row.imitations] == ["!"]
+
+
+TURNS = "f(6)|42|so 41"
+MASK = (True,) * 4 + (False,) * 4 + (True,) * 5  # the policy's call, what the tool said, and the policy again
+
+
+@pytest.mark.parametrize(
+    ("corrected", "label", "rest"),
+    [
+        pytest.param("f(6)|42|so 42", (12, "2"), "", id="after the tool turn"),
+        pytest.param("f(7)|42|so 42!", (2, "7"), ")so 42!", id="before it: what the tool said is not learned"),
+        pytest.param("f(6)|49|so 49", None, "so 49", id="inside it: what the person makes the tool say is not learned"),
+        pytest.param("f(6)|422|so 41", None, "so 41", id="put into it"),
+        pytest.param("f(6)", None, "", id="cut from it on"),
+        pytest.param("f(6)|42|so 41!", None, "!", id="after the end"),
+        pytest.param("xyz!", (0, "x"), "", id="all of it written anew, the tool turn with it"),
+    ],
+)
+def test_what_a_tool_said_is_never_imitated(
+    policy: LoadedPolicy, corrected: str, label: tuple[int, str] | None, rest: str
+) -> None:
+    said = answer(expert="human", solution=corrected, corrected=True)
+    row = only(policy, facts(policy, TURNS, answers=(said,), action_mask=MASK))
+    found = [(one.step, decode_ids(policy.tokenizer, [one.token_id])) for one in row.labels]
+    assert found == ([] if label is None else [label])
+    assert "".join(learned(policy, one) for one in row.imitations) == rest
+
+
+def learned(policy: LoadedPolicy, imitation: ImitationRow) -> str:
+    """The tokens that are learned, as text."""
+    return decode_ids(policy.tokenizer, list(itertools.compress(imitation.token_ids, imitation.learned)))
+
+
+def test_a_corrected_answer_ends_where_the_rollout_had_ended(policy: LoadedPolicy) -> None:
+    eos = policy.eos_token_ids[0]
+    said = answer(expert="human", solution="2+2=4", corrected=True)
+    ids = (*encode_text(policy.tokenizer, "2+2=5"), eos)
+    row = only(
+        policy, replace(facts(policy, answers=(said,)), token_ids=ids, action_mask=(True,) * 6, sampler_logprobs=None)
+    )
+    [label], [imitation] = row.labels, row.imitations
+    assert (label.step, imitation.token_ids) == (4, (*encode_text(policy.tokenizer, "2+2=4"), eos))
+    assert imitation.learned == (False,) * 5 + (True,)
 
 
 def test_a_late_lesson_has_only_the_terms_of_its_own_answer_and_no_siblings(policy: LoadedPolicy) -> None:
@@ -375,7 +446,7 @@ def test_the_rest_of_a_continuation_is_dropped_or_imitated_after_its_samples(pol
     row = only(policy, lesson, IMITATE)
     [rest] = row.imitations
     assert decode_ids(policy.tokenizer, rest.token_ids) == "foxyz"
-    assert rest.start == 3  # "o" agreed and "x" is a sample at the place where they parted
+    assert rest.learned == (False,) * 3 + (True,) * 2  # "o" agreed and "x" is a sample at the place where they parted
     assert row.samples[0].tokens == only(policy, lesson).samples[0].tokens
     assert "the rest of a continuation" in rest.source.names[0]
 

@@ -399,6 +399,22 @@ def test_numbers_that_are_none_are_refused_by_row() -> None:
         charge(rollouts=replace(ROLLOUTS, sampler_logprobs=torch.tensor([[-1.0] * 3, [math.nan] * 3])))
 
 
+@pytest.mark.parametrize("expert", ["sure of the other", "also without it", "top-K", "samples"])
+def test_an_expert_where_the_student_has_a_token_no_probability_is_refused_by_row(expert: str) -> None:
+    logits = LOGITS.clone()
+    logits[1, 1] = torch.tensor([0.0, -math.inf])
+    contrary = torch.tensor([-math.inf, 0.0]).expand(2, 3, 2)
+    ones = torch.ones((2, 3, 1), dtype=torch.long)
+    term = {
+        "sure of the other": whole_term(contrary),
+        "also without it": whole_term(SURE),
+        "top-K": WholeTerm("k", TopK(ones, torch.zeros(2, 3, 1), torch.full((2, 3), -math.inf)), torch.ones(2)),
+        "samples": WholeTerm("s", Samples(ones, ones.bool()), torch.ones(2)),
+    }[expert]
+    with pytest.raises(ValueError, match=r"row 1, step 1: .*the cross-entropy is NaN or infinite"):
+        charge([term], logits=logits)
+
+
 def test_a_count_of_covered_tokens_smaller_than_the_micro_batch_is_refused() -> None:
     with pytest.raises(ValueError, match="covered_tokens is 4, but this micro-batch alone has 5"):
         charge(covered_tokens=4)

@@ -113,7 +113,7 @@ def test_terms_that_cover_some_tokens_are_counted_by_name_and_imitation_by_token
     assert plan.partial == {"samples:oracle": 1 + 2 + 1, SPANS: 2 + 2, "label:human": 2}
     assert plan.covered_tokens == 5 + 2
     # after a sample two tokens are left of its continuation; after the label "!!" and "?" are left of the corrections
-    rests = [(one.weight, len(one.token_ids) - one.start) for row in rows.values() for one in row.imitations]
+    rests = [(one.weight, one.num_learned) for row in rows.values() for one in row.imitations]
     assert sorted(rests) == sorted([(1.0, 2)] * 4 + [(0.25, 2)] * 2 + [(0.5, 2), (2.0, 1)])
     assert plan.imitated == 4 * 2 + 0.25 * 2 * 2 + 0.5 * 2 + 2.0
 

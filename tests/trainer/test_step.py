@@ -9,11 +9,13 @@ from typing import get_args
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from services.contracts.answers import Feedback, FeedbackSpan
+from services.contracts.rollouts import Sampling
 from services.contracts.updates import TermKind
 from services.policy.artifacts import ArtifactStore
-from services.policy.modeling import LoadedPolicy, load_policy
+from services.policy.modeling import LoadedPolicy, encode_text, load_policy
 from services.settings import Settings
 from services.store.lessons import LessonFacts
 from tests.trainer.test_batch import samples, siblings, top_k
@@ -293,6 +295,38 @@ def test_sft_makes_the_shown_solution_likelier(model_folder: Path, policy: Loade
     batch = batch_of(state, group(policy))
     losses = [float(str(train(state, batch, config).metrics["imitation"])) for _ in range(5)]
     assert losses[-1] < losses[0]
+
+
+def test_a_solution_is_learned_at_the_temperature_its_rollout_was_sampled_with(
+    model_folder: Path, policy: LoadedPolicy
+) -> None:
+    config = CONFIG.model_copy(update={"objective": "sft"})
+    lesson = facts(policy, "four", answers=(reference("It is 4."),), sampling=Sampling(temperature=0.5))
+    state = fresh(model_folder, config)
+    loss = float(str(train(state, batch_of(state, [lesson], config), config).metrics["imitation"]))
+    said = [*encode_text(policy.tokenizer, "It is 4."), policy.eos_token_ids[0]]
+    ids = torch.tensor([[*lesson.prompt_token_ids, *said]])
+    with torch.no_grad():
+        logits = policy.model(input_ids=ids).logits[0, -len(said) - 1 : -1]
+    assert loss == pytest.approx(float(cross_entropy(logits / 0.5, torch.tensor(said))), rel=1e-5)
+
+
+def test_the_running_mean_of_later_updates_is_made_of_the_costs_to_go_of_this_one(
+    model_folder: Path, policy: LoadedPolicy
+) -> None:
+    config = CONFIG.model_copy(update={"baseline": "running_mean"})
+    state = fresh(model_folder, config)
+    wanted = torch.zeros_like(state.position_mean)
+    for _ in range(2):
+        result = train(state, batch_of(state, group(policy), config), config)
+        to_go = torch.zeros(len(ANSWERS), len(wanted))
+        for row, one in zip(to_go, result.contributions, strict=True):
+            costs = torch.tensor(one.token_costs)
+            for step in range(len(costs) - 1):
+                row[step] = costs[step + 1 :].mean()
+        wanted = 0.9 * wanted + 0.1 * to_go.mean(0)
+    assert wanted[0] > 0
+    torch.testing.assert_close(state.position_mean, wanted, rtol=1e-4, atol=1e-6)
 
 
 OBJECTIVES = get_args(ObjectiveName)

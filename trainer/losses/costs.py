@@ -42,8 +42,14 @@ def cross_entropy_cost(student: Student, term: Term, present: Tensor) -> StepCos
     """H(expert, student) and the expert's entropy at each action token; nothing is read where `present` is False.
 
     Shape: present [N] bool. Raises ValueError naming the row for an expert distribution that does not fit the
-    rollouts, is NaN or unnormalised, or has ids outside the vocabulary.
+    rollouts, is NaN or unnormalised, has ids outside the vocabulary, or puts mass where the student has none.
     """
+    found = _cross_entropy(student, term, present)
+    student.places.refuse(present & ~found.cost.isfinite(), f"{term.name}: the cross-entropy is NaN or infinite")
+    return found
+
+
+def _cross_entropy(student: Student, term: Term, present: Tensor) -> StepCost:
     name, expert, shape = term.name, term.expert, student.places.shape
     if isinstance(expert, FullVocabulary | HiddenStates):
         _require_fit(student, name, expert)
