@@ -19,7 +19,9 @@ ObjectiveName: TypeAlias = Literal["distil", "forward_ce", "paper", "sdpo", "rev
 class TrainerConfig(BaseSettings):
     """How an update is made and when it is published. Costs in nats, times in seconds."""
 
-    model_config = SettingsConfigDict(env_prefix="PRECEPTOR_TRAINER_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix="PRECEPTOR_TRAINER_", frozen=True, extra="forbid", ser_json_inf_nan="strings"
+    )
 
     model: Path | None = None
     """Folder of the base model; by default the one the lineage was begun with."""
@@ -42,11 +44,12 @@ class TrainerConfig(BaseSettings):
     patience_seconds: float = Field(default=60, ge=0)
     """After waiting this long for a full batch an update is made of what is there."""
 
-    lam: float = Field(default=1.0, ge=0)
+    lam: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     """λ, the weight of the future term; 0 is the tokenwise forward cross-entropy. Where earlier tokens decide what can
     be learned, .1 is too little; on the starter tasks no difference between 0, .1 and 1 was seen (LOG.md)."""
     gamma: float = Field(default=1.0, ge=0, le=1)
     clip: float = Field(default=5.0, gt=0)
+    """Bound on what a token is charged with, in nats, either way; `inf` for none."""
     cost: Literal["kl", "cross_entropy"] = "kl"
     scale: Literal["mean_to_go", "room_left", "none"] = "mean_to_go"
     reach: Literal["later", "whole_rollout"] = "later"
@@ -80,7 +83,7 @@ class TrainerConfig(BaseSettings):
     imitation_share: float = Field(default=0.1, ge=0)
     """Weight of imitating the rest of a person's text after the token they corrected."""
 
-    learning_rate: float = Field(default=5e-4, gt=0)
+    learning_rate: float = Field(default=5e-4, gt=0, allow_inf_nan=False)
     warmup_updates: int = Field(default=0, ge=0)
     grad_clip: float = Field(default=1.0, gt=0)
     lora_r: int = Field(default=16, ge=1)

@@ -4,6 +4,7 @@ Every call waits while the database is away and then goes on; only a request to 
 computes: what comes out can be sent to other processes.
 """
 
+import json
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -175,9 +176,10 @@ class Ledger:
                 return None
             facts = lessons.load(session, rows)
             shown = lessons.earlier_corrections(session, sorted({fact.task_id for fact in facts}))
-            settings: JsonObject = self._config.model_dump(mode="json") | {
-                name: getattr(self._settings, name) for name in SHARED_SETTINGS
-            }
+            own: JsonObject = json.loads(
+                self._config.model_dump_json()
+            )  # where an infinity is a word, as JSON has none
+            settings = own | {name: getattr(self._settings, name) for name in SHARED_SETTINGS}
             update = updates.start(
                 session,
                 self.lineage.id,

@@ -44,6 +44,13 @@ def test_a_mix_adds_objectives_with_their_weights_and_is_named_in_the_ledger(mon
     assert TrainerConfig().objective_title == "forward_ce"
 
 
+@pytest.mark.parametrize("name", ["lam", "learning_rate"])
+@pytest.mark.parametrize("value", ["inf", "nan"])
+def test_a_weight_or_rate_that_is_no_number_is_refused(name: str, value: str) -> None:
+    with pytest.raises(ValidationError):
+        TrainerConfig.model_validate({name: value})
+
+
 @pytest.mark.parametrize("mix", [{"distil": 1.0}, {"grpo": 0.0}, {"grpo": -1.0}, {"grpo": "inf"}, {"ppo": 1.0}])
 def test_a_mix_that_means_nothing_is_refused(mix: dict[str, float]) -> None:
     with pytest.raises(ValidationError):

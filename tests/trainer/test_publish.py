@@ -1,5 +1,6 @@
 """Versions on their way to the server: proved, gated, served, and put right after a crash of either side."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from services.policy.artifacts import ArtifactStore
 from services.policy.engine_transformers import EmbeddedEngine, EngineSettings
 from services.policy.modeling import load_policy
 from services.store import groups, policies
-from services.store.models import GroupRow, PolicyVersionRow, TaskRow
+from services.store.models import GroupRow, PolicyVersionRow, TaskRow, UpdateRow
 from services.store.store import Store
 from tests.serving import serve
 from tests.trainer.training import NOWHERE, Bench, settings_of, training, wait_until
@@ -60,6 +61,16 @@ def set_up(world: World, tmp_path: Path, database_url: str) -> Iterator[SetUp]:
     yield make
     for bench in benches:
         bench.close()
+
+
+def test_an_update_without_a_bound_on_its_charges_is_made_and_says_so(set_up: SetUp) -> None:
+    bench = set_up(NOWHERE, CONFIG.model_copy(update={"clip": math.inf}))
+    bench.update()
+    with bench.store.transaction() as session:
+        kept = session.scalars(select(UpdateRow)).one()
+    assert (kept.status, kept.settings["clip"]) == ("applied", "Infinity")
+    own = {name: value for name, value in kept.settings.items() if name in TrainerConfig.model_fields}
+    assert TrainerConfig.model_validate(own).clip == math.inf
 
 
 def statuses(store: Store) -> dict[str, str]:
