@@ -155,9 +155,10 @@ def test_a_run_begins_at_the_base_and_the_same_plan_gives_the_same_curve(untrain
 
 
 def test_what_a_run_begins_with_is_measured_once_for_all_arms(tmp_path: Path, untrained: Path) -> None:
-    ours = make_plan(policy=str(untrained))
-    other_seed = make_plan(policy=str(untrained), seed=1)
-    theirs = make_plan(GRPO, rate=5e-3, policy=str(untrained))
+    small = {"budget": BUDGET.model_copy(update={"groups": 1, "group_size": 2, "tasks": 2})}
+    ours = make_plan(policy=str(untrained)).model_copy(update=small)
+    other_seed = make_plan(policy=str(untrained), seed=1).model_copy(update=small)
+    theirs = make_plan(GRPO, rate=5e-3, policy=str(untrained)).model_copy(update=small)
     point = train(ours, Fork()).curve[0]
     assert measure_start(theirs, Fork()) == point
     assert measure_start(other_seed, Fork()) != point
