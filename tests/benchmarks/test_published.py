@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import learn
-from benchmarks.shootout.published import SOURCES, DataUnusable, Published
+from benchmarks.shootout.published import SOURCES, DataUnusable, Published, find_family
 from benchmarks.shootout.runs import Arm, Budget, Plan, Setting, train
 from benchmarks.shootout.worlds import opened
 from services.contracts.base import JsonObject
@@ -23,20 +23,26 @@ def write(path: Path, rows: list[JsonObject]) -> None:
 
 def sum_up(number: int) -> JsonObject:
     shown = f"Together they are <<{number}+1000={number + 1000}>>{number + 1000}.\n#### {number + 1000:,}"
-    return {"question": f"How much are {number} pears\u2028and a thousand apples?", "answer": shown}
+    return {"question": f"How much are {number} {spell(number)}\u2028and a thousand apples?", "answer": shown}
 
 
-def choose(letter: str) -> JsonObject:
-    return {"id": "any", "system": "theirs", "prompt": f"It is {letter}.\nA: 1\nB: 2\nC: 3\nD: 4", "answer": letter}
+def choose(letter: str, kind: str, number: int = 7, options: str = "1 2 3 4") -> JsonObject:
+    lines = "\n".join(f"{name}: {value}" for name, value in zip("ABCD", options.split(), strict=True))
+    prompt = f"What does a {kind} of ${number} \\mathrm{{~kg}}$ weigh?\n\n{lines}\nPlease reason."
+    return {"id": "any", "system": "theirs", "prompt": prompt, "answer": letter}
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     write(tmp_path / "gsm8k-train.jsonl.gz", [sum_up(number) for number in range(40)])
     write(tmp_path / "gsm8k-test.jsonl", [sum_up(number) for number in range(100, 103)])
-    write(tmp_path / "sciknoweval-physics-train.jsonl", [choose(letter) for letter in "ABCD" * 3])
-    write(tmp_path / "sciknoweval-physics-test.jsonl.gz", [choose("C")])
+    write(tmp_path / "sciknoweval-physics-train.jsonl", [choose("ABCD"[i % 4], spell(i)) for i in range(12)])
+    write(tmp_path / "sciknoweval-physics-test.jsonl.gz", [choose("C", "crow")])
     return tmp_path
+
+
+def spell(number: int) -> str:
+    return "".join("abcdefghij"[int(digit)] for digit in str(number))
 
 
 def test_the_end_of_the_train_file_chooses_settings_and_the_test_file_is_held_out(data: Path) -> None:
@@ -64,6 +70,31 @@ def test_a_choice_is_judged_by_its_letter(data: Path) -> None:
         assert world.judge([(question, answer) for answer in answers]) == [1, 1, 0, 0, 0]
 
 
+def test_questions_that_differ_in_numbers_or_options_alone_are_a_family() -> None:
+    def family(row: JsonObject) -> str:
+        return find_family(str(row["prompt"]))
+
+    same = [choose("A", "crow"), choose("B", "crow", 1_200), choose("C", "crow", options="up down left right")]
+    assert len({family(row) for row in same}) == 1
+    assert family(choose("A", "gull")) != family(same[0])
+    written = ["It weighs 3 kg.", "It weighs 1,200.5 kg.", "It weighs -6.67e-11 kg."]
+    assert len({find_family(text) for text in written}) == 1
+
+
+def test_no_train_question_is_a_measured_one_with_other_numbers(data: Path) -> None:
+    kinds = [("crow", 1), ("gull", 1), ("gull", 2), *((spell(i), 1) for i in range(27)), ("hawk", 1), ("hawk", 2)]
+    kinds += [("crow", 3), ("gull", 3)]
+    write(data / "sciknoweval-physics-train.jsonl", [choose("A", *kind) for kind in kinds])
+    with opened("physics", data) as world:
+        families = {split: [question.family for question in world.questions(split)] for split in Split}
+        asked = {split: [question.messages[-1].content for question in world.questions(split)] for split in Split}
+    assert not any("crow" in text for text in asked[Split.TRAIN] + asked[Split.VALIDATION]), "the test file has one"
+    assert ["gull" in text for text in asked[Split.VALIDATION]] == [True] * 3, "a tenth of 32, from the end on, whole"
+    assert len(families[Split.TRAIN]) == 29
+    assert sum("hawk" in text for text in asked[Split.TRAIN]) == 2
+    assert not {*families[Split.TRAIN]} & {*families[Split.VALIDATION], *families[Split.HELDOUT]}
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -84,7 +115,7 @@ def test_a_line_that_is_not_right_is_named(line: str, said: str, data: Path) -> 
 
 
 def test_a_letter_that_is_no_choice_is_refused(data: Path) -> None:
-    write(data / "sciknoweval-physics-train.jsonl", [choose("E")])
+    write(data / "sciknoweval-physics-train.jsonl", [choose("E", "crow")])
     with pytest.raises(DataUnusable, match="none of the letters"):
         Published(SOURCES["physics"], data)
 
