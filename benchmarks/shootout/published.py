@@ -42,7 +42,8 @@ class DataUnusable(ValueError):
 @dataclass(frozen=True)
 class Source:
     """A data set. stem: what its files' names begin with; fields: those of a line; solve: what the teacher is shown,
-    and the value an answer must come to, given a line's answer (ValueError where it has none)."""
+    and the value an answer must come to, given a line's answer (ValueError where it has none). only_siblings: that the
+    teacher is shown no solution, but right answers of siblings."""
 
     name: str
     about: str
@@ -52,6 +53,7 @@ class Source:
     instruction: str
     max_new_tokens: int
     solve: Callable[[str], tuple[str, str]]
+    only_siblings: bool = False
 
 
 def _solve_gsm8k(answer: str) -> tuple[str, str]:
@@ -87,13 +89,20 @@ SOURCES: Mapping[str, Source] = {
         ),
         Source(
             name="physics",
-            about="SciKnowEval physics: four choices; the teacher is shown the letter.",
+            about=(
+                "SciKnowEval physics: four choices. The published answer is a bare letter, and a teacher that was "
+                "shown it would teach to answer without reasoning: teachers are shown right answers of siblings "
+                "alone, from the other half of a rollout's group, and nothing where there is none. `sft` imitates the "
+                "very same, so it comes near `rft`. Questions that differ in their numbers or options alone are a "
+                "family; train questions of the test file's families are left out."
+            ),
             stem="sciknoweval-physics",
             fields=("prompt", "answer"),
             domain="science/mcq",
             instruction='Choose one of the four options. Think first, then end with a line "Answer: " and its letter.',
             max_new_tokens=512,
             solve=_solve_choice,
+            only_siblings=True,
         ),
     )
 }
@@ -106,6 +115,7 @@ class Published:
 
     def __init__(self, source: Source, folder: Path) -> None:
         self.name, self.max_new_tokens = source.name, source.max_new_tokens
+        self.only_siblings = source.only_siblings
         self._expert, self._expected = ExactMatchExpert(), dict[str, str]()
         paths = [find_file(folder, f"{source.stem}-{part}") for part in ("train", "test")]
         train, heldout = (list(self._read(source, *file)) for file in zip(("train", "test"), paths, strict=True))

@@ -36,6 +36,12 @@ def about(name: str) -> str:
     return SOURCES[name].about if name in SOURCES else SYNTHETIC[name].about
 
 
+def shown(name: str) -> str:
+    """What a teacher is shown in a world, for the report."""
+    siblings_alone = name in SOURCES and SOURCES[name].only_siblings
+    return "a right answer of its own where it had one" if siblings_alone else "the solution"
+
+
 def serving_judges(
     worlds: tuple[str, ...], folder: Path, report: Callable[[str], None]
 ) -> AbstractContextManager[None]:

@@ -114,7 +114,9 @@ def test_questions_come_in_an_order_of_the_seed_and_each_before_any_comes_again(
 def test_the_control_is_shown_the_solution_of_another_task_and_judged_by_its_own(untrained: Path) -> None:
     world = Rules()
     questions = world.questions(Split.TRAIN)[::30]
-    assert all(ours.family != theirs.family for ours, theirs in zip(questions, swap_solutions(questions), strict=True))
+    families = {question.solution: question.family for question in questions}
+    told = swap_solutions(questions, [question.solution for question in questions])
+    assert all(families[str(theirs)] != ours.family for ours, theirs in zip(questions, told, strict=True))
     drawn = Answerer(load_policy(untrained).model, load_policy(untrained), world).draw(questions, 2, "any")
     for other, lessons in ((False, teach(drawn, world, 1, False)), (True, teach(drawn, world, 1, True))):
         for lesson in lessons:
@@ -122,6 +124,18 @@ def test_the_control_is_shown_the_solution_of_another_task_and_judged_by_its_own
             own = next(q.solution for q in questions if q.messages == lesson.messages)
             assert (own in shown) is not other
             assert lesson.score == float(lesson.text == own)
+
+
+def test_the_control_prefers_another_solution_to_another_family() -> None:
+    def swap(*asked: tuple[str, str], hidden: int | None = None) -> list[str | None]:
+        questions = [Question(str(at), family, "any", (), solution) for at, (family, solution) in enumerate(asked)]
+        return swap_solutions(questions, [None if at == hidden else f"{at}" for at in range(len(asked))])
+
+    assert swap(("f", "A"), ("g", "A"), ("h", "B")) == ["2", "2", "0"]
+    assert swap(("f", "A"), ("f", "B"), ("g", "A")) == ["1", "2", "1"]
+    assert swap(("f", "A"), ("f", "A"), ("g", "A")) == ["2", "2", "0"]
+    assert swap(("f", "A"), ("g", "B"), ("h", "C"), hidden=1) == ["2", "2", "0"]
+    assert swap(("f", "A")) == [None]
 
 
 # --- a run ---
