@@ -10,6 +10,7 @@ import torch
 from benchmarks import learn
 from benchmarks.shootout.published import SOURCES, DataUnusable, Published, find_family
 from benchmarks.shootout.questions import Question
+from benchmarks.shootout.results import Results, Run
 from benchmarks.shootout.runs import (
     Answerer,
     Arm,
@@ -146,11 +147,18 @@ def test_a_file_that_is_cut_short_or_too_short_is_refused(data: Path) -> None:
         Published(SOURCES["gsm8k"], data)
 
 
-def test_the_command_says_what_tier_gpu_misses_before_anything_has_run(tmp_path: Path) -> None:
+def test_the_command_says_what_tier_gpu_misses_before_anything_has_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = ["--tier", "gpu", "--folder", str(tmp_path / "runs"), "--data", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        learn.main(command)
+    assert "tier gpu needs --model" in capsys.readouterr().err
+    command += ["--model", "any"]
     if not torch.cuda.is_available():
-        with pytest.raises(SystemExit, match="no GPU"):
+        with pytest.raises(SystemExit):
             learn.main(command)
+        assert "no GPU" in capsys.readouterr().err
     with pytest.raises(SystemExit, match=r"neither gsm8k-train\.jsonl nor gsm8k-train\.jsonl\.gz is in"):
         learn.main([*command, "--device", "cpu"])
 
@@ -166,6 +174,24 @@ def make_plan(world: str, policy: Path, data_sha256: str = "", other_feedback: b
         policy=str(policy),
         data_sha256=data_sha256,
     )
+
+
+def test_runs_and_gap_of_changed_files_are_others(data: Path) -> None:
+    def digest(world: str) -> str:
+        with opened(world, data) as it:
+            return it.data_sha256
+
+    before, others = digest("gsm8k"), digest("physics")
+    write(data / "gsm8k-test.jsonl", [sum_up(number) for number in range(100, 104)])
+    assert digest("gsm8k") != before
+    assert (digest("physics"), digest("rules")) == (others, "")
+    results = Results(data / "runs.jsonl", {"gsm8k": "a" * 64})
+    plan = make_plan("gsm8k", data, before)
+    results.add(Run(plan=plan, base_sha256="a" * 64, commit="any", curve=(), num_untrained=0, num_invalid=0))
+    assert results.missing([plan]) == []
+    assert results.missing([make_plan("gsm8k", data, digest("gsm8k"))]) != []
+    assert learn.gap_file(data, "gsm8k", "a" * 64, before) != learn.gap_file(data, "gsm8k", "a" * 64, digest("gsm8k"))
+    assert learn.gap_file(data, "rules", "a" * 64, "").name == "gap-rules-aaaaaaaaaaaa.json"
 
 
 # --- a world whose teacher is shown right answers of siblings alone ---
