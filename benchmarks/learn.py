@@ -31,7 +31,7 @@ from rich.console import Console
 
 from benchmarks.arguments import find_model, positive, require_folder, usable_device
 from benchmarks.shootout.published import DataUnusable
-from benchmarks.shootout.report import Entry, Section, find_commit, write_report
+from benchmarks.shootout.report import Entry, Section, find_commit, name_machine, write_report
 from benchmarks.shootout.results import Results, Run
 from benchmarks.shootout.runs import (
     Arm,
@@ -45,7 +45,7 @@ from benchmarks.shootout.runs import (
     measure_start,
     train,
 )
-from benchmarks.shootout.worlds import SYNTHETIC, about, opened, prepare_policy, serving_judges
+from benchmarks.shootout.worlds import SYNTHETIC, about, opened, prepare_policy, serving_judges, shown
 from services.cli.progress import Progress
 from services.contracts.tasks import Split
 from services.policy.modeling import hash_weights
@@ -281,7 +281,17 @@ class Shootout:
                 for (where, arm), plans in finals.items()
                 if where == world
             ]
-            sections.append(Section(world, about(world), gaps[world].result(), self.tier.final, entries))
+            sections.append(
+                Section(
+                    world=world,
+                    about=about(world),
+                    shown=shown(world),
+                    gap=gaps[world].result(),
+                    budget=self.tier.final,
+                    tuning_seeds=self.tier.tuning_seeds,
+                    entries=entries,
+                )
+            )
         return sections
 
     def _prepare(self) -> dict[str, Path]:
@@ -318,7 +328,7 @@ class Shootout:
     def _make(self, results: Results, plans: Sequence[Plan], label: str) -> None:
         """Run what is missing, seed by seed, so that a stopped shoot-out has a bit of everything."""
         missing = sorted(results.missing(plans), key=lambda plan: plan.seed)
-        done, commit = len(plans) - len(missing), find_commit()
+        done, commit, machine = len(plans) - len(missing), find_commit(), name_machine(self.device)
         starts = self._measure_starts(results, missing)
         with self.progress.bar(label) as bar:
             bar.set(done, len(plans))
@@ -330,6 +340,7 @@ class Shootout:
                         plan=plan,
                         base_sha256=results.base_sha256[plan.world],
                         commit=commit,
+                        machine=machine,
                         curve=outcome.curve,
                         num_untrained=outcome.num_untrained,
                         num_invalid=outcome.num_invalid,
