@@ -11,7 +11,8 @@ Runs are written down one by one in `--folder`, and what is there is not run aga
 
 tiny    two synthetic worlds (`benchmarks.shootout.synthetic`) and policies pre-trained here: about an hour on 2 cores
 small   SmolLM2-135M-Instruct on the starter tasks, one kind at a time: about four hours a kind on 2 cores
-gpu     GSM8K and SciKnowEval physics (`benchmarks.shootout.published`: their files in `--data`), a model of yours
+gpu     GSM8K and SciKnowEval physics (`benchmarks.shootout.published`: their files in `--data`), a model of yours in
+        `--model`
 """
 
 import argparse
@@ -28,8 +29,9 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from benchmarks.arguments import find_model, positive, require_folder, usable_device
 from benchmarks.shootout.published import DataUnusable
-from benchmarks.shootout.report import Entry, Section, find_commit, write_report
+from benchmarks.shootout.report import Entry, Section, find_commit, name_machine, write_report
 from benchmarks.shootout.results import Results, Run
 from benchmarks.shootout.runs import (
     Arm,
@@ -43,7 +45,7 @@ from benchmarks.shootout.runs import (
     measure_start,
     train,
 )
-from benchmarks.shootout.worlds import about, opened, prepare_policy, serving_judges
+from benchmarks.shootout.worlds import SYNTHETIC, about, opened, prepare_policy, serving_judges, shown
 from services.cli.progress import Progress
 from services.contracts.tasks import Split
 from services.policy.modeling import hash_weights
@@ -77,7 +79,7 @@ FIRST_FINAL_SEED = 100  # held-out runs share no seed with the tuning
 @dataclass(frozen=True)
 class Tier:
     """What is run. The grid is every learning rate with every teacher temperature; objectives that read no teacher
-    have the learning rates alone."""
+    have the learning rates alone. needs_model: the model that ships is too small for its worlds."""
 
     worlds: tuple[str, ...]
     arms: tuple[Arm, ...]
@@ -87,6 +89,7 @@ class Tier:
     final: Budget
     final_seeds: int
     device: str = "cpu"
+    needs_model: bool = False
 
     @property
     def tuning(self) -> Budget:
@@ -134,6 +137,7 @@ TIERS = {
         final=LARGE,
         final_seeds=5,
         device="cuda",
+        needs_model=True,
     ),
 }
 
@@ -151,23 +155,36 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--arms", nargs="+", help="only these objectives")
     parser.add_argument("--folder", type=Path, default=Path("build/learn"), help="runs, policies and the report")
     parser.add_argument("--report", type=Path, help="another folder for the report: table, figure")
-    parser.add_argument("--jobs", type=int, help="runs at a time, a thread each; by default a core each, 1 on a GPU")
     parser.add_argument(
-        "--model", help="folder of the base policy of worlds that are not synthetic; by default the one that ships"
+        "--jobs", type=positive, help="runs at a time, a thread each; by default a core each, 1 on a GPU"
+    )
+    parser.add_argument(
+        "--model",
+        help="folder or Hugging Face id of the base policy of worlds that are not synthetic; by default the one that "
+        "ships, but for tier gpu",
     )
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the files tier gpu reads")
-    parser.add_argument("--device", help="by default cpu, cuda for tier gpu")
+    parser.add_argument("--device", type=usable_device, help="by default cpu, cuda for tier gpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     options = parser.parse_args(arguments)
     tier = _narrow(TIERS[options.tier], options)
     folder = options.folder / (options.tier + "-quick" if options.quick else options.tier)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    device = options.device or tier.device
+    if tier.needs_model and options.model is None:
+        parser.error(f"tier {options.tier} needs --model: a model's folder, or its Hugging Face id")
+    try:
+        device = options.device or usable_device(tier.device)
+    except argparse.ArgumentTypeError as error:
+        parser.error(str(error))
     jobs = options.jobs or (os.cpu_count() or 1 if device == "cpu" else 1)
-    _check(tier, device, options.data)
+    data_sha256 = _check(tier, options.data)
+    for needed in (folder, options.report or folder):
+        require_folder(needed)
     progress = Progress(Console())
+    model = find_model(options.model, progress.say) if {*tier.worlds} - SYNTHETIC.keys() else None
     with serving_judges(tier.worlds, folder / "sandbox", progress.say), _workers(jobs) as pool:
-        sections = Shootout(tier, folder, options.model, options.data, device, options.dtype, progress, pool).run()
+        shootout = Shootout(tier, folder, model, options.data, data_sha256, device, options.dtype, progress, pool)
+        sections = shootout.run()
     command = " ".join(["python -m benchmarks.learn", *arguments])
     for path in write_report(sections, options.report or folder, options.tier, command):
         progress.say(f"written: {path}")
@@ -189,16 +206,16 @@ def _narrow(tier: Tier, options: argparse.Namespace) -> Tier:
     return tier
 
 
-def _check(tier: Tier, device: str, data: Path) -> None:
-    """Exits if what the tier needs is not there, before anything has run."""
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        sys.exit("there is no GPU that torch can use; --device cpu runs the same, slowly")
-    for world in tier.worlds:
+def _check(tier: Tier, data: Path) -> dict[str, str]:
+    """What the worlds read of the data, as digests. Exits if it is not there, or not what it should be."""
+    found = dict[str, str]()
+    for name in tier.worlds:
         try:
-            with opened(world, data):
-                pass
+            with opened(name, data) as world:
+                found[name] = world.data_sha256
         except DataUnusable as error:
             sys.exit(str(error))
+    return found
 
 
 @contextmanager
@@ -219,12 +236,13 @@ def _workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
 
 @dataclass(frozen=True)
 class Shootout:
-    """The runs of a tier, in the order they need each other."""
+    """The runs of a tier, in the order they need each other. data_sha256: of the files that each world reads."""
 
     tier: Tier
     folder: Path
-    model: str | None
+    model: Path | None
     data: Path
+    data_sha256: dict[str, str]
     device: str
     dtype: str
     progress: Progress
@@ -242,7 +260,7 @@ class Shootout:
                 path,
                 self.device,
                 self.dtype,
-                self.folder / f"gap-{world}-{base_sha256[world][:12]}.json",
+                gap_file(self.folder, world, base_sha256[world], self.data_sha256[world]),
             )
             for world, path in policies.items()
         }
@@ -263,7 +281,17 @@ class Shootout:
                 for (where, arm), plans in finals.items()
                 if where == world
             ]
-            sections.append(Section(world, about(world), gaps[world].result(), self.tier.final, entries))
+            sections.append(
+                Section(
+                    world=world,
+                    about=about(world),
+                    shown=shown(world),
+                    gap=gaps[world].result(),
+                    budget=self.tier.final,
+                    tuning_seeds=self.tier.tuning_seeds,
+                    entries=entries,
+                )
+            )
         return sections
 
     def _prepare(self) -> dict[str, Path]:
@@ -294,12 +322,13 @@ class Shootout:
             policy=str(policies[world]),
             device=self.device,
             dtype=self.dtype,
+            data_sha256=self.data_sha256[world],
         )
 
     def _make(self, results: Results, plans: Sequence[Plan], label: str) -> None:
         """Run what is missing, seed by seed, so that a stopped shoot-out has a bit of everything."""
         missing = sorted(results.missing(plans), key=lambda plan: plan.seed)
-        done, commit = len(plans) - len(missing), find_commit()
+        done, commit, machine = len(plans) - len(missing), find_commit(), name_machine(self.device)
         starts = self._measure_starts(results, missing)
         with self.progress.bar(label) as bar:
             bar.set(done, len(plans))
@@ -311,6 +340,7 @@ class Shootout:
                         plan=plan,
                         base_sha256=results.base_sha256[plan.world],
                         commit=commit,
+                        machine=machine,
                         curve=outcome.curve,
                         num_untrained=outcome.num_untrained,
                         num_invalid=outcome.num_invalid,
@@ -339,6 +369,12 @@ def start_of(plan: Plan, data: Path) -> Point:
     """The measurement a run begins with."""
     with opened(plan.world, data) as world:
         return measure_start(plan, world)
+
+
+def gap_file(folder: Path, world: str, base_sha256: str, data_sha256: str) -> Path:
+    """Where a world's gap is kept that was measured with this policy and these data files, if it reads any."""
+    digests = [sha256[:12] for sha256 in (base_sha256, data_sha256) if sha256]
+    return folder / f"{'-'.join(['gap', world, *digests])}.json"
 
 
 def gap_of(world_name: str, data: Path, policy: Path, device: str, dtype: str, kept: Path) -> Gap:

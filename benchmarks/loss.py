@@ -26,6 +26,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from benchmarks.arguments import positive, require_folder, usable_device
 from trainer.losses.credit import CostKind, Credit, LeaveOneOut, Reach, Scale
 from trainer.losses.distil import distil_loss, forward_ce_loss, reverse_kl_loss, sdpo_loss
 from trainer.losses.fused import FusedStudent
@@ -258,12 +259,12 @@ def report(case: Case, found: dict[str, Cost]) -> list[str]:
 def main(arguments: Sequence[str]) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.loss", description=__doc__.splitlines()[0])
-    parser.add_argument("--vocabulary", type=int, nargs="+", default=sorted(WIDTHS))
-    parser.add_argument("--tokens", type=int, nargs="+", default=[256, 1024, 4096])
+    parser.add_argument("--vocabulary", type=positive, nargs="+", default=sorted(WIDTHS))
+    parser.add_argument("--tokens", type=positive, nargs="+", default=[256, 1024, 4096])
     parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeats", type=positive, default=3)
+    parser.add_argument("--threads", type=positive, default=1)
+    parser.add_argument("--device", type=usable_device, default="cpu")
     parser.add_argument("--out", type=Path, help="a JSON file for the figures")
     parser.add_argument("--case", help="measure this one here, as JSON; used by the command itself")
     options = parser.parse_args(arguments)
@@ -272,6 +273,8 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     if min(options.tokens) < NUM_ROLLOUTS:
         parser.error(f"--tokens are dealt to {NUM_ROLLOUTS} rollouts: at least one each")
+    if options.out is not None:
+        require_folder(options.out.parent)
     figures: list[dict[str, object]] = []
     failed = False
     for vocabulary in options.vocabulary:

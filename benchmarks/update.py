@@ -28,9 +28,9 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from benchmarks.arguments import find_model, positive
 from benchmarks.loss import read_peak, reset_peak, run_apart
 from services.contracts.ids import new_id
-from services.policy.convert import resolve_model
 from services.policy.modeling import load_policy, make_tiny_policy
 from services.settings import Settings
 from trainer.config import TrainerConfig
@@ -97,7 +97,9 @@ def draw_lengths(tokens: int, mixed: bool) -> list[list[int]]:
     """How long each prompt's rollouts are: all the same, or anything from an eighth of that on."""
     numbers = torch.Generator().manual_seed(1)
     shape = (NUM_PROMPTS, NUM_ROLLOUTS)
-    lengths = torch.randint(tokens // 8, tokens + 1, shape, generator=numbers) if mixed else torch.full(shape, tokens)
+    lengths = (
+        torch.randint(max(1, tokens // 8), tokens + 1, shape, generator=numbers) if mixed else torch.full(shape, tokens)
+    )
     return [[int(length) for length in own] for own in lengths]
 
 
@@ -267,11 +269,11 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.update", description=__doc__.splitlines()[0])
     parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES))
     parser.add_argument("--model", help="folder of the model, or `tiny`; by default the one that ships")
-    parser.add_argument("--tokens", type=int, default=128, help="tokens of the longest rollout")
+    parser.add_argument("--tokens", type=positive, default=128, help="tokens of the longest rollout")
     parser.add_argument("--mixed", action="store_true", help="rollouts of different lengths")
-    parser.add_argument("--updates", type=int, default=2, help="counted ones; one more warms up")
-    parser.add_argument("--rounds", type=int, default=1, help="turns of each side; the best counts")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--updates", type=positive, default=2, help="counted ones; one more warms up")
+    parser.add_argument("--rounds", type=positive, default=1, help="turns of each side; the best counts")
+    parser.add_argument("--threads", type=positive, default=1)
     parser.add_argument("--case", help="measure this one here, as JSON; used by the command itself")
     options = parser.parse_args(arguments)
     if options.case:
@@ -281,7 +283,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     with tempfile.TemporaryDirectory() as folder:
         tiny = options.model == "tiny"
-        model = make_tiny_policy(Path(folder) / "tiny") if tiny else resolve_model(options.model, _say)
+        model = make_tiny_policy(Path(folder) / "tiny") if tiny else find_model(options.model, _say)
         found: dict[str, list[Cost]] = {side: [] for side in options.sides}
         for _ in range(options.rounds):
             for side in options.sides:

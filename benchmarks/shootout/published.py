@@ -5,11 +5,16 @@ The files are as their authors published them, `.jsonl` or `.jsonl.gz`, none of 
 gsm8k      gsm8k-train, gsm8k-test: `question`, and `answer` with the number after `####` (openai/grade-school-math)
 physics    sciknoweval-physics-train, sciknoweval-physics-test: `prompt`, and `answer`, a letter (SciKnowEval, as split
            by lasgroup/SDPO)
+
+A question's family is its text without its numbers and its options' values: in both sets some questions are others with
+other numbers. The test file is held out; train questions of its families are left out.
 """
 
 import asyncio
 import gzip
+import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +26,13 @@ from services.contracts.experts import ConsultAbstain
 from services.contracts.strict_json import parse_json
 from services.contracts.tasks import Message, Split
 from services.experts.scorers import ExactMatchExpert
+from services.policy.artifacts import hash_file
 
 NUM_VALIDATION: Final = 100
-"""Tasks at the end of the train file that settings are chosen on; a tenth of a shorter file."""
+"""So many tasks from the end of the train file settings are chosen on, by whole families; a tenth of a shorter file."""
+
+NUMBER: Final = re.compile(r"[-+−]?\d+(?:[.,]\d+)*(?:[eE][-+−]?\d+)?")
+OPTION: Final = re.compile(r"^([A-D]):.*$", re.MULTILINE)
 
 
 class DataUnusable(ValueError):
@@ -33,7 +42,8 @@ class DataUnusable(ValueError):
 @dataclass(frozen=True)
 class Source:
     """A data set. stem: what its files' names begin with; fields: those of a line; solve: what the teacher is shown,
-    and the value an answer must come to, given a line's answer (ValueError where it has none)."""
+    and the value an answer must come to, given a line's answer (ValueError where it has none). only_siblings: that the
+    teacher is shown no solution, but right answers of siblings."""
 
     name: str
     about: str
@@ -43,6 +53,7 @@ class Source:
     instruction: str
     max_new_tokens: int
     solve: Callable[[str], tuple[str, str]]
+    only_siblings: bool = False
 
 
 def _solve_gsm8k(answer: str) -> tuple[str, str]:
@@ -65,7 +76,10 @@ SOURCES: Mapping[str, Source] = {
     for source in (
         Source(
             name="gsm8k",
-            about="GSM8K: word problems; the teacher is shown the published solution. Each problem is its own family.",
+            about=(
+                "GSM8K: word problems; the teacher is shown the published solution. Problems that differ in their "
+                "numbers alone are a family."
+            ),
             stem="gsm8k",
             fields=("question", "answer"),
             domain="math/gsm8k",
@@ -75,13 +89,20 @@ SOURCES: Mapping[str, Source] = {
         ),
         Source(
             name="physics",
-            about="SciKnowEval physics: four choices; the teacher is shown the letter. Each is its own family.",
+            about=(
+                "SciKnowEval physics: four choices. The published answer is a bare letter, and a teacher that was "
+                "shown it would teach to answer without reasoning: teachers are shown right answers of siblings "
+                "alone, from the other half of a rollout's group, and nothing where there is none. `sft` imitates the "
+                "very same, so it comes near `rft`. Questions that differ in their numbers or options alone are a "
+                "family; train questions of the test file's families are left out."
+            ),
             stem="sciknoweval-physics",
             fields=("prompt", "answer"),
             domain="science/mcq",
             instruction='Choose one of the four options. Think first, then end with a line "Answer: " and its letter.',
             max_new_tokens=512,
             solve=_solve_choice,
+            only_siblings=True,
         ),
     )
 }
@@ -94,19 +115,27 @@ class Published:
 
     def __init__(self, source: Source, folder: Path) -> None:
         self.name, self.max_new_tokens = source.name, source.max_new_tokens
+        self.only_siblings = source.only_siblings
         self._expert, self._expected = ExactMatchExpert(), dict[str, str]()
-        train = list(self._read(source, folder, "train"))
-        num_validation = min(NUM_VALIDATION, len(train) // 10)
-        if num_validation == 0:
-            raise DataUnusable(f"{source.stem}-train has {len(train)} lines, too few to choose settings on")
+        paths = [find_file(folder, f"{source.stem}-{part}") for part in ("train", "test")]
+        train, heldout = (list(self._read(source, *file)) for file in zip(("train", "test"), paths, strict=True))
+        self.data_sha256 = hashlib.sha256("\n".join(hash_file(path) for path in paths).encode()).hexdigest()
+        families = {question.family for question in heldout}
+        others = [question for question in train if question.family not in families]
+        chosen = _choose_families(others, min(NUM_VALIDATION, len(others) // 10))
+        if not chosen:
+            raise DataUnusable(
+                f"{source.stem}-train has {len(others)} questions of families that {source.stem}-test has not, "
+                "too few to choose settings on"
+            )
         self._questions = {
-            Split.TRAIN: train[:-num_validation],
-            Split.VALIDATION: train[-num_validation:],
-            Split.HELDOUT: list(self._read(source, folder, "test")),
+            Split.TRAIN: [question for question in others if question.family not in chosen],
+            Split.VALIDATION: [question for question in others if question.family in chosen],
+            Split.HELDOUT: heldout,
         }
 
     def questions(self, split: Split) -> Sequence[Question]:
-        """In the file's order; the last of the train file are for validation, the test file is held out."""
+        """In the file's order; validation has families from the train file's end, the test file is held out."""
         return self._questions[split]
 
     def judge(self, asked: Sequence[tuple[Question, str]]) -> list[float]:
@@ -124,8 +153,7 @@ class Published:
             scores.append(verdict.score)
         return scores
 
-    def _read(self, source: Source, folder: Path, part: str) -> Iterator[Question]:
-        path = find_file(folder, f"{source.stem}-{part}")
+    def _read(self, source: Source, part: str, path: Path) -> Iterator[Question]:
         for number, line in enumerate(_lines(path), 1):
             key = f"{source.name}/{part}/{number}"
             try:
@@ -137,7 +165,22 @@ class Published:
                 Message(role="system", content=source.instruction),
                 Message(role="user", content=asked),
             )
-            yield Question(key, key, source.domain, messages, solution)
+            yield Question(key, find_family(asked), source.domain, messages, solution)
+
+
+def find_family(asked: str) -> str:
+    """The question without its numbers and its options' values: the same for those that differ in them alone."""
+    return " ".join(NUMBER.sub("#", OPTION.sub(r"\1:", asked)).split())
+
+
+def _choose_families(questions: Sequence[Question], room: int) -> set[str]:
+    """Families from the end on, each taken whole if it still has room; `room` is a number of questions."""
+    sizes, chosen = Counter(question.family for question in questions), set[str]()
+    for question in reversed(questions):
+        if question.family not in chosen and sizes[question.family] <= room:
+            chosen.add(question.family)
+            room -= sizes[question.family]
+    return chosen
 
 
 def find_file(folder: Path, stem: str) -> Path:

@@ -17,7 +17,8 @@ JUDGE_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Question:
-    """One task. solution: what the teacher is shown; family: tasks of a kind, all in the same split."""
+    """One task. solution: what the teacher is shown, where its world shows solutions; family: tasks of a kind, all in
+    the same split."""
 
     key: str
     family: str
@@ -27,9 +28,15 @@ class Question:
 
 
 class World(Protocol):
-    """A set of tasks with their judge."""
+    """A set of tasks with their judge.
+
+    only_siblings: whether a teacher is shown right answers of siblings alone, and no task's solution. data_sha256: of
+    what was read from files of the user's; empty where a world reads none.
+    """
 
     name: str
+    only_siblings: bool
+    data_sha256: str
     max_new_tokens: int
     stop: list[str]
 

@@ -36,12 +36,16 @@ EXPLANATION = """\
 Held-out tasks, of families never trained on, after the last update; every arm with the setting of its grid that was
 best on validation tasks, with seeds of its own. Intervals are 95 % t-intervals over seeds; differences are paired by
 seed, and not adjusted for how many there are. A seed decides the adapter's first weights, the order of tasks and every
-draw: base policy and tasks are the same for all, so an interval says nothing of other policies or tasks. `equal time`:
-when the quickest arm's runs were done, read off the curve; every arm is charged for drawing and judging all rollouts,
-`sft` too, which does not look at them. Entropy and KL are nats a token; seconds are of one core, without the measuring.
+draw: base policy and tasks are the same for all, so an interval says nothing of other policies or tasks. Nor does it
+include the uncertainty of the choice of the setting, which was made on as few tuning seeds as each world says. The
+setting is the learning rate and, where a teacher is read, its temperature; * marks a rate at an end of the grid. Arms
+whose settings differ in the rate are thereby compared at different rates: the second table of each world has all arms
+at every rate, on validation tasks. `equal time`: when the quickest arm's runs were done, read off the curve; every arm
+is charged for drawing and judging all rollouts, `sft` too, which does not look at them. Entropy and KL are nats a
+token. Seconds are the processor's for runs on a CPU, where each has one core, and the clock's for runs on a GPU; both
+without the measuring.
 `sdpo` and `paper` have the moving teachers of their authors (EMA .05, .01) and look at the student's likeliest tokens
-alone (20 in tier tiny, 100 in the others); all other teachers are frozen. The setting is the learning rate and, where a
-teacher is read, its temperature; * marks a rate at an end of the grid."""
+alone (20 in tier tiny, 100 in the others); all other teachers are frozen."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +59,15 @@ class Entry:
 
 @dataclass(frozen=True)
 class Section:
-    """A world: what it is, what a shown solution is worth in it, and its arms, the one compared with first."""
+    """A world: what it is, what a teacher is shown and what that is worth, and its arms, the one compared with first.
+    tuning_seeds: on how many the settings were chosen."""
 
     world: str
     about: str
+    shown: str
     gap: Gap
     budget: Budget
+    tuning_seeds: int
     entries: list[Entry]
 
 
@@ -77,10 +84,13 @@ def write_report(sections: Sequence[Section], folder: Path, name: str, command: 
 
 
 def _head(sections: Sequence[Section], name: str, command: str) -> Iterator[str]:
-    commits = sorted({run.commit for section in sections for entry in section.entries for run in entry.runs})
+    runs = [run for section in sections for entry in section.entries for run in entry.runs]
+    commits = sorted({run.commit for run in runs})
+    machines = sorted({run.machine or "a machine whose name was not kept" for run in runs})
     yield f"# Which objective learns best? Tier {name}"
     yield ""
-    yield f"`{command}`, held-out runs by commit {', '.join(commits)}, {datetime.now(UTC):%Y-%m-%d}, {_machine()}."
+    yield f"`{command}`, {datetime.now(UTC):%Y-%m-%d}; held-out runs by commit {', '.join(commits)} on"
+    yield f"{'; '.join(machines)}."
     yield ""
     yield EXPLANATION
     yield ""
@@ -92,8 +102,9 @@ def _describe(section: Section) -> Iterator[str]:
     yield ""
     yield section.about
     yield f"Each run: {budget.updates} updates of {budget.groups} tasks × {budget.group_size} rollouts."
+    yield f"Settings were chosen on {section.tuning_seeds} tuning seed{'s' if section.tuning_seeds > 1 else ''}."
     yield f"Before training, on train tasks, the student is right in {gap.student:.3f} of its answers; the teacher,"
-    yield f"shown the solution, in {gap.teacher:.3f}; the control, shown another task's, in {gap.control:.3f}."
+    yield f"shown {section.shown}, in {gap.teacher:.3f}; the control, shown another task's, in {gap.control:.3f}."
     yield ""
     told = [entry for entry in section.entries if entry.runs]
     if not told:
@@ -109,7 +120,8 @@ def _describe(section: Section) -> Iterator[str]:
         f"pass@8 {fmean(p.pass_8 for p in before):.3f}, entropy {fmean(p.entropy for p in before):.2f}."
     )
     yield ""
-    yield "The grid, pass@1 on validation tasks:"
+    yield from _compare_rates(section)
+    yield "The whole grid, pass@1 on validation tasks:"
     yield ""
     for entry in section.entries:
         if entry.tuning.pass_1:
@@ -121,6 +133,30 @@ def _describe(section: Section) -> Iterator[str]:
         if untrained or invalid:
             yield f"- {entry.arm.name}: in all runs {untrained} updates changed nothing, {invalid} invalid rollouts"
     yield ""
+
+
+def _compare_rates(section: Section) -> Iterator[str]:
+    """A table of the grid: every arm at every learning rate, with its best temperature there."""
+    tuned = [entry for entry in section.entries if entry.tuning.pass_1]
+    rates = sorted({setting.learning_rate for entry in tuned for setting in entry.tuning.pass_1})
+    if not rates:
+        return
+    yield "By learning rate: pass@1, pass@8 on validation tasks, at the temperature with the best pass@1 there, means"
+    yield f"over {section.tuning_seeds} tuning seed{'s' if section.tuning_seeds > 1 else ''}:"
+    yield ""
+    yield f"| arm | {' | '.join(f'lr {rate:g}' for rate in rates)} |"
+    yield "|---" * (1 + len(rates)) + "|"
+    for entry in tuned:
+        best = [entry.tuning.best_at(rate) for rate in rates]
+        yield f"| {entry.arm.name} | {' | '.join(_at_rate(entry, setting) for setting in best)} |"
+    yield ""
+
+
+def _at_rate(entry: Entry, setting: Setting | None) -> str:
+    if setting is None:
+        return ""
+    temperature = f" (τ {setting.teacher_temperature:g})" if entry.arm.has_teacher else ""
+    return f"{entry.tuning.pass_1[setting]:.3f}, {entry.tuning.pass_8[setting]:.3f}{temperature}"
 
 
 def _rows(entries: Sequence[Entry]) -> Iterator[dict[str, str]]:
@@ -202,12 +238,18 @@ def draw_curves(sections: Sequence[Section], path: Path) -> None:
             by_rollouts.fill_between(rollouts, lows, highs, color=style["color"], alpha=0.15, linewidth=0)
             by_seconds.plot([fmean(point.seconds for point in at) for at in points], means, **style)
         by_rollouts.set(title=section.world, xlabel="rollouts", ylabel="held-out pass@1")
-        by_seconds.set(title=section.world, xlabel="seconds of one core")
+        by_seconds.set(title=section.world, xlabel=f"seconds of {name_clock(section)}")
         by_seconds.legend(fontsize="small", frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
         for panel in (by_rollouts, by_seconds):
             panel.grid(alpha=0.3)
             panel.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
+
+
+def name_clock(section: Section) -> str:
+    """Whose seconds the section's runs were measured in."""
+    on_cpu = {run.plan.device == "cpu" for entry in section.entries for run in entry.runs}
+    return " or ".join(name for name, is_there in (("the processor", True), ("the clock", False)) if is_there in on_cpu)
 
 
 def find_commit() -> str:
@@ -225,7 +267,10 @@ def find_commit() -> str:
     return name.stdout.strip()
 
 
-def _machine() -> str:
+def name_machine(device: str) -> str:
+    """What a run on this device of this machine runs on."""
+    if device != "cpu":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

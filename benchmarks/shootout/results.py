@@ -12,7 +12,8 @@ from benchmarks.shootout.runs import Plan, Point, Setting
 
 
 class Run(BaseModel):
-    """A run that came to its end. base_sha256: the policy it began with; commit: the code that ran."""
+    """A run that came to its end. base_sha256: the policy it began with; commit, machine: the code that ran, and where;
+    the machine is empty in lines that were written before it was kept."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -22,6 +23,7 @@ class Run(BaseModel):
     curve: tuple[Point, ...]
     num_untrained: int
     num_invalid: int
+    machine: str = ""
 
 
 @dataclass
@@ -64,23 +66,32 @@ class Results:
             file.write(line + "\n")
 
     def tune(self, plans: Sequence[Plan]) -> "Tuning":
-        """pass@1 after the last update by setting, averaged over seeds."""
-        by_setting: dict[Setting, list[float]] = {}
+        """What there was after the last update by setting, averaged over seeds."""
+        ends: dict[Setting, list[Point]] = {}
         for run in self.runs(plans):
-            by_setting.setdefault(run.plan.setting, []).append(run.curve[-1].pass_1)
-        return Tuning({setting: fmean(values) for setting, values in by_setting.items()})
+            ends.setdefault(run.plan.setting, []).append(run.curve[-1])
+        return Tuning(
+            pass_1={setting: fmean(point.pass_1 for point in points) for setting, points in ends.items()},
+            pass_8={setting: fmean(point.pass_8 for point in points) for setting, points in ends.items()},
+        )
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """An arm's grid: pass@1 on validation tasks by setting."""
+    """An arm's grid: pass@1 and pass@8 on validation tasks by setting."""
 
     pass_1: dict[Setting, float]
+    pass_8: dict[Setting, float]
 
     @property
     def best(self) -> Setting:
-        """The setting with the highest; the first of the grid among equals."""
+        """The setting with the highest pass@1; the first of the grid among equals."""
         return max(self.pass_1, key=lambda setting: self.pass_1[setting])
+
+    def best_at(self, learning_rate: float) -> Setting | None:
+        """The same among those of one learning rate; None where it was not tried."""
+        tried = [setting for setting in self.pass_1 if setting.learning_rate == learning_rate]
+        return max(tried, key=lambda setting: self.pass_1[setting], default=None)
 
 
 def _read(lines: Sequence[str]) -> Iterator[Run]:

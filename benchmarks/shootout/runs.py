@@ -2,7 +2,8 @@
 
 Everything but the sampling loop is the product's: the sampler, how a batch is made of lessons, the update. Each update
 draws answers with the weights of the moment, so every rollout is on-policy; two experts speak about each, one that
-holds the solution and one that scores. What an objective makes of them is the objective's business.
+holds the solution and one that scores; only the latter in a world that shows right answers of siblings alone. What an
+objective makes of them is the objective's business.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ from benchmarks.shootout.questions import Question, World
 from services.contracts.ids import new_id
 from services.contracts.rollouts import Sampling
 from services.contracts.tasks import Split
-from services.contracts.templates import Template, build_teacher_messages
+from services.contracts.templates import Template, build_teacher_messages, strip_thinking
 from services.policy.contract import FinishReason, Sample, SamplePrompt, SampleRequest
 from services.policy.decode import ATTENTION, check_decoding
 from services.policy.ends import StopFinder
@@ -63,7 +64,7 @@ _Item = TypeVar("_Item")
 
 class Arm(BaseModel):
     """What is compared: an objective, and what is changed about it. other_feedback: the control, whose teacher is
-    shown the solution of another task. teacher_ema: 0 for a frozen teacher. student_top_k: read by `sdpo` and `paper`.
+    shown what another task's would be. teacher_ema: 0 for a frozen teacher. student_top_k: read by `sdpo` and `paper`.
     mixed: objectives added, and their weights.
     """
 
@@ -111,7 +112,7 @@ class Budget(BaseModel):
 
 
 class Plan(BaseModel):
-    """A run to make."""
+    """A run to make. data_sha256: of the files its world reads; empty where it reads none."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -124,6 +125,7 @@ class Plan(BaseModel):
     policy: str
     device: str = "cpu"
     dtype: str = "float32"
+    data_sha256: str = ""
 
     @property
     def start(self) -> str:
@@ -152,7 +154,10 @@ class Point(BaseModel):
 
 
 class Gap(BaseModel):
-    """How often the untrained policy is right by itself, with the solution shown, and with another task's solution."""
+    """How often the untrained policy is right by itself, with the solution shown, and with another task's solution.
+
+    In a world that shows siblings alone: with a right answer of its own shown where it had one, and another task's.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -184,7 +189,7 @@ def train(plan: Plan, world: World, start: Point | None = None) -> Outcome:
 
     start: the measurement before the first update, where it was made already.
     """
-    policy, config = _load(plan), _configure(plan)
+    policy, config = _load(plan), configure(plan, world)
     settings = Settings(
         max_new_tokens=world.max_new_tokens, teacher_temperature=plan.setting.teacher_temperature, seed=plan.seed
     )
@@ -215,7 +220,7 @@ def measure_start(plan: Plan, world: World) -> Point:
     """What `train` measures before the first update: the same for every arm and setting, as the adapter adds nothing
     yet."""
     policy = _load(plan)
-    answerer = Answerer(begin(policy, _configure(plan)).model, policy, world)
+    answerer = Answerer(begin(policy, configure(plan, world)).model, policy, world)
     return measure(answerer, _spread(world.questions(plan.split), plan.budget.tasks), plan, 0, 0.0)
 
 
@@ -224,8 +229,10 @@ def _load(plan: Plan) -> LoadedPolicy:
     return load_policy(Path(plan.policy), plan.device, getattr(torch, plan.dtype))
 
 
-def _configure(plan: Plan) -> TrainerConfig:
+def configure(plan: Plan, world: World) -> TrainerConfig:
+    """The product's settings. The control is handed what its teacher is shown, also where others look to siblings."""
     return TrainerConfig(
+        solutions="siblings" if world.only_siblings and not plan.arm.other_feedback else "reference",
         objective=plan.arm.objective,
         lam=plan.arm.lam,
         mix=dict(plan.arm.mixed),
@@ -258,17 +265,23 @@ def measure(answerer: "Answerer", questions: Sequence[Question], plan: Plan, upd
 
 
 def measure_gap(policy_folder: Path, world: World, samples: int, device: str, dtype: str) -> Gap:
-    """What feedback is worth before any training, on train tasks: the others have no solution to show."""
+    """What feedback is worth before any training, on train tasks: the others have no solution to show. Where there is
+    nothing to show of a question, it is asked as it is."""
     policy = load_policy(policy_folder, device, getattr(torch, dtype))
     answerer = Answerer(policy.model, policy, world)
     questions = _spread(world.questions(Split.TRAIN), GAP_QUESTIONS)
-    others = swap_solutions(questions)
+    alone = answerer.draw(questions, samples, "gap")
+    scores = _judge(alone, world)
+    shown = find_shown(alone, scores, world)
 
-    def rate(shown: Sequence[Question] | None) -> float:
-        drawn = answerer.draw(questions, samples, "gap", shown)
-        return fmean(score for own in _judge(drawn, world) for score in own)
+    def rate(shown: Sequence[str | None]) -> float:
+        return _mean(_judge(answerer.draw(questions, samples, "gap", shown), world))
 
-    return Gap(student=rate(None), teacher=rate(questions), control=rate(others))
+    return Gap(student=_mean(scores), teacher=rate(shown), control=rate(swap_solutions(questions, shown)))
+
+
+def _mean(scores: Sequence[Sequence[float]]) -> float:
+    return fmean(score for own in scores for score in own)
 
 
 class Answerer:
@@ -285,17 +298,18 @@ class Answerer:
 
     @torch.no_grad()
     def draw(
-        self, questions: Sequence[Question], count: int, seed: str, shown: Sequence[Question] | None = None
+        self, questions: Sequence[Question], count: int, seed: str, shown: Sequence[str | None] | None = None
     ) -> list[Drawn]:
-        """`count` answers to each question at temperature 1; with `shown`, after seeing these questions' solutions."""
+        """`count` answers to each question at temperature 1; with `shown`, after seeing these solutions, one a question
+        or None for nothing."""
         prompts = [
             render_prompt(
                 self._policy.tokenizer,
                 question.messages
-                if shown is None
-                else build_teacher_messages(Template.TURNS, question.messages, shown[index].solution, None),
+                if solution is None
+                else build_teacher_messages(Template.TURNS, question.messages, solution, None),
             )
-            for index, question in enumerate(questions)
+            for question, solution in zip(questions, shown or [None] * len(questions), strict=True)
         ]
         request = SampleRequest(
             prompts=[
@@ -369,23 +383,47 @@ def _judge(drawn: Sequence[Drawn], world: World) -> list[list[float]]:
     return [[next(scores) for _ in one.samples] for one in drawn]
 
 
-def swap_solutions(questions: Sequence[Question]) -> list[Question]:
-    """To each question the next one of another family; the next one where there is but one family."""
+def find_shown(drawn: Sequence[Drawn], scores: Sequence[Sequence[float]], world: World) -> list[str | None]:
+    """What can be shown of each question: its solution; or, in a world that shows siblings alone, the first of its
+    answers that is right, None where none is."""
+    if not world.only_siblings:
+        return [one.question.solution for one in drawn]
+    right = (
+        [sample.text for sample, score in zip(one.samples, own, strict=True) if score >= SUCCESS]
+        for one, own in zip(drawn, scores, strict=True)
+    )
+    return [next((text for text in texts if strip_thinking(text)), None) for texts in right]
 
-    def follow(index: int) -> Question:
-        others = [*questions[index + 1 :], *questions[:index]] or [questions[index]]
-        return next((other for other in others if other.family != questions[index].family), others[0])
+
+def swap_solutions(questions: Sequence[Question], shown: Sequence[str | None]) -> list[str | None]:
+    """To each question what can be shown of the next one with another solution and of another family; failing that, of
+    the next with another solution; failing that, of the next. None where nothing can be shown of any other."""
+
+    def follow(index: int) -> str | None:
+        own = questions[index]
+        others = [at for at in (*range(index + 1, len(questions)), *range(index)) if shown[at] is not None]
+        nearest = min(
+            others,
+            key=lambda at: (questions[at].solution == own.solution, questions[at].family == own.family),
+            default=None,
+        )
+        return None if nearest is None else shown[nearest]
 
     return [follow(index) for index in range(len(questions))]
 
 
 def teach(drawn: Sequence[Drawn], world: World, update: int, other_feedback: bool) -> Iterator[LessonFacts]:
-    """The lessons of an update: what the expert with the solution says of each answer, and the one that scores."""
-    shown = [one.question for one in drawn]
+    """The lessons of an update: what the expert with the solution says of each answer, and the one that scores. In a
+    world that shows siblings alone the former has nothing to say, but in the control, of another task."""
+    judged = _judge(drawn, world)
+    shown = find_shown(drawn, judged, world)
     if other_feedback:
-        shown = swap_solutions(shown)
-    for one, told, scores in zip(drawn, shown, _judge(drawn, world), strict=True):
+        shown = swap_solutions([one.question for one in drawn], shown)
+    elif world.only_siblings:
+        shown = [None] * len(drawn)  # the trainer looks to the siblings itself
+    for one, told, scores in zip(drawn, shown, judged, strict=True):
         group_id, reference_id = new_id(), new_id()
+        reference = [] if told is None else [_answer(reference_id, "reference", None, told)]
         for index, (sample, score) in enumerate(zip(one.samples, scores, strict=True)):
             yield LessonFacts(
                 lesson_id=new_id(),
@@ -408,10 +446,7 @@ def teach(drawn: Sequence[Drawn], world: World, update: int, other_feedback: boo
                 finish_reason=sample.finish_reason.value,
                 policy_number=update,
                 score=score,
-                answers=(
-                    _answer(reference_id, "reference", None, told.solution),
-                    _answer(new_id(), "verifier", score, None),
-                ),
+                answers=(*reference, _answer(new_id(), "verifier", score, None)),
             )
 
 

@@ -29,6 +29,8 @@ AT_ONCE = 8  # answers judged at a time
 class Starter:
     """One kind of the starter tasks."""
 
+    only_siblings = False
+    data_sha256 = ""
     about = "The starter tasks of this kind, judged in the sandbox by the product's own verifier."
 
     def __init__(self, name: str) -> None:

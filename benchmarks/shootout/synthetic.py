@@ -33,6 +33,8 @@ class Synthetic(ABC):
 
     name: str
     about: str
+    only_siblings = False
+    data_sha256 = ""
     max_new_tokens: int
     stop: list[str] = []
     families: Mapping[Split, Sequence[str]]

@@ -9,7 +9,6 @@ from benchmarks.shootout.published import SOURCES, Published
 from benchmarks.shootout.questions import World
 from benchmarks.shootout.starter import FILES, Starter, running_sandbox
 from benchmarks.shootout.synthetic import Fork, Rules, Synthetic
-from services.policy.convert import resolve_model
 
 SYNTHETIC: dict[str, type[Synthetic]] = {"rules": Rules, "fork": Fork}
 
@@ -36,6 +35,12 @@ def about(name: str) -> str:
     return SOURCES[name].about if name in SOURCES else SYNTHETIC[name].about
 
 
+def shown(name: str) -> str:
+    """What a teacher is shown in a world, for the report."""
+    siblings_alone = name in SOURCES and SOURCES[name].only_siblings
+    return "a right answer of its own where it had one" if siblings_alone else "the solution"
+
+
 def serving_judges(
     worlds: tuple[str, ...], folder: Path, report: Callable[[str], None]
 ) -> AbstractContextManager[None]:
@@ -43,8 +48,11 @@ def serving_judges(
     return running_sandbox(folder, report) if FILES.keys() & set(worlds) else nullcontext()
 
 
-def prepare_policy(name: str, folder: Path, model: str | None, report: Callable[[str], None]) -> Path:
-    """The folder of the policy a world's runs begin with; made or converted if it is not there."""
+def prepare_policy(name: str, folder: Path, model: Path | None, report: Callable[[str], None]) -> Path:
+    """The folder of the policy a world's runs begin with: `model`, or, for a synthetic world, one that is made if it is
+    not there. Raises ValueError where a model is needed and there is none."""
     if name not in SYNTHETIC:
-        return resolve_model(model, report)
+        if model is None:
+            raise ValueError(f"the world {name} needs a model")
+        return model
     return pretrain(SYNTHETIC[name](), folder / f"base-{name}", report)

@@ -10,7 +10,7 @@ import torch
 from benchmarks import learn
 from benchmarks.shootout import pretrain
 from benchmarks.shootout.questions import Question
-from benchmarks.shootout.report import Entry, Section, write_report
+from benchmarks.shootout.report import Entry, Section, name_clock, write_report
 from benchmarks.shootout.results import Results, Run, Tuning
 from benchmarks.shootout.runs import (
     Answerer,
@@ -114,7 +114,9 @@ def test_questions_come_in_an_order_of_the_seed_and_each_before_any_comes_again(
 def test_the_control_is_shown_the_solution_of_another_task_and_judged_by_its_own(untrained: Path) -> None:
     world = Rules()
     questions = world.questions(Split.TRAIN)[::30]
-    assert all(ours.family != theirs.family for ours, theirs in zip(questions, swap_solutions(questions), strict=True))
+    families = {question.solution: question.family for question in questions}
+    told = swap_solutions(questions, [question.solution for question in questions])
+    assert all(families[str(theirs)] != ours.family for ours, theirs in zip(questions, told, strict=True))
     drawn = Answerer(load_policy(untrained).model, load_policy(untrained), world).draw(questions, 2, "any")
     for other, lessons in ((False, teach(drawn, world, 1, False)), (True, teach(drawn, world, 1, True))):
         for lesson in lessons:
@@ -122,6 +124,18 @@ def test_the_control_is_shown_the_solution_of_another_task_and_judged_by_its_own
             own = next(q.solution for q in questions if q.messages == lesson.messages)
             assert (own in shown) is not other
             assert lesson.score == float(lesson.text == own)
+
+
+def test_the_control_prefers_another_solution_to_another_family() -> None:
+    def swap(*asked: tuple[str, str], hidden: int | None = None) -> list[str | None]:
+        questions = [Question(str(at), family, "any", (), solution) for at, (family, solution) in enumerate(asked)]
+        return swap_solutions(questions, [None if at == hidden else f"{at}" for at in range(len(asked))])
+
+    assert swap(("f", "A"), ("g", "A"), ("h", "B")) == ["2", "2", "0"]
+    assert swap(("f", "A"), ("f", "B"), ("g", "A")) == ["1", "2", "1"]
+    assert swap(("f", "A"), ("f", "A"), ("g", "A")) == ["2", "2", "0"]
+    assert swap(("f", "A"), ("g", "B"), ("h", "C"), hidden=1) == ["2", "2", "0"]
+    assert swap(("f", "A")) == [None]
 
 
 # --- a run ---
@@ -155,9 +169,10 @@ def test_a_run_begins_at_the_base_and_the_same_plan_gives_the_same_curve(untrain
 
 
 def test_what_a_run_begins_with_is_measured_once_for_all_arms(tmp_path: Path, untrained: Path) -> None:
-    ours = make_plan(policy=str(untrained))
-    other_seed = make_plan(policy=str(untrained), seed=1)
-    theirs = make_plan(GRPO, rate=5e-3, policy=str(untrained))
+    small = {"budget": BUDGET.model_copy(update={"groups": 1, "group_size": 2, "tasks": 2})}
+    ours = make_plan(policy=str(untrained)).model_copy(update=small)
+    other_seed = make_plan(policy=str(untrained), seed=1).model_copy(update=small)
+    theirs = make_plan(GRPO, rate=5e-3, policy=str(untrained)).model_copy(update=small)
     point = train(ours, Fork()).curve[0]
     assert measure_start(theirs, Fork()) == point
     assert measure_start(other_seed, Fork()) != point
@@ -187,6 +202,16 @@ def test_what_was_run_is_not_run_again(tmp_path: Path) -> None:
     assert Results(path, {"fork": "b" * 64}).missing(wanted) == wanted, "runs of another base policy do not count"
 
 
+def test_a_line_from_before_machines_and_data_were_kept_is_still_found(tmp_path: Path) -> None:
+    written = make_run(make_plan(), 0.1, 0.5).model_dump(mode="json")
+    del written["machine"], written["plan"]["data_sha256"]
+    path = tmp_path / "runs.jsonl"
+    path.write_text(json.dumps(written) + "\n")
+    results = Results(path, {"fork": BASE})
+    assert results.missing([make_plan()]) == []
+    assert [run.machine for run in results.runs([make_plan()])] == [""]
+
+
 def test_the_setting_with_the_best_mean_over_seeds_is_chosen(tmp_path: Path) -> None:
     results = Results(tmp_path / "runs.jsonl", {"fork": BASE})
     plans = [make_plan(seed=seed, rate=rate) for rate in (1e-3, 2e-3) for seed in (0, 1)]
@@ -195,6 +220,9 @@ def test_the_setting_with_the_best_mean_over_seeds_is_chosen(tmp_path: Path) -> 
     tuning = results.tune(plans)
     assert list(tuning.pass_1.values()) == pytest.approx([0.55, 0.5])
     assert tuning.best == plans[0].setting
+    assert tuning.pass_8 == tuning.pass_1, "make_run has them alike"
+    assert tuning.best_at(2e-3) == plans[2].setting
+    assert tuning.best_at(4e-3) is None
 
 
 # --- the report ---
@@ -202,12 +230,15 @@ def test_the_setting_with_the_best_mean_over_seeds_is_chosen(tmp_path: Path) -> 
 
 @pytest.fixture
 def report(tmp_path: Path) -> str:
-    grid = {Setting(learning_rate=rate, teacher_temperature=1.0): 0.5 for rate in (5e-4, 1e-3, 2e-3)}
-    ours = Entry(DISTIL, [make_run(make_plan(seed=s), 0.1, 0.6 + 0.1 * s) for s in (1, 2)], Tuning(grid))
+    settings = [Setting(learning_rate=rate, teacher_temperature=1.0) for rate in (5e-4, 1e-3, 2e-3)]
+    cooler = Setting(learning_rate=1e-3, teacher_temperature=0.5)
+    grid = Tuning({cooler: 0.625, **dict.fromkeys(settings, 0.5)}, {cooler: 0.875, **dict.fromkeys(settings, 0.75)})
+    ours = Entry(DISTIL, [make_run(make_plan(seed=s), 0.1, 0.6 + 0.1 * s) for s in (1, 2)], grid)
     theirs = [make_run(make_plan(GRPO, s), 0.1, 0.5 + 0.1 * s, seconds=20.0) for s in (2, 1)]
-    theirs[0] = theirs[0].model_copy(update={"num_untrained": 3, "num_invalid": 1})
-    entries = [ours, Entry(GRPO, theirs, Tuning({SETTING: 0.5}))]
-    section = Section("fork", "What it is.", Gap(student=0.25, teacher=0.75, control=0.125), BUDGET, entries)
+    theirs[0] = theirs[0].model_copy(update={"num_untrained": 3, "num_invalid": 1, "machine": "One GPU, torch 2"})
+    entries = [ours, Entry(GRPO, theirs, Tuning({SETTING: 0.5}, {SETTING: 0.75}))]
+    gap = Gap(student=0.25, teacher=0.75, control=0.125)
+    section = Section("fork", "What it is.", "the solution", gap, BUDGET, 3, entries)
     text, figure = write_report([section], tmp_path, "tiny", "python -m benchmarks.learn")
     assert figure.stat().st_size > 10_000
     return text.read_text()
@@ -232,6 +263,29 @@ def test_the_report_says_what_a_world_is_what_was_tried_and_what_went_wrong(repo
     for expected in ("What it is.", "0.250", "0.750", "0.125", "commit abc1234", "- grpo: lr 0.001 0.500"):
         assert expected in report
     assert "- grpo: in all runs 3 updates changed nothing, 1 invalid rollouts" in report
+
+
+def test_the_report_names_the_machines_that_ran(report: str) -> None:
+    assert "commit abc1234 on\nOne GPU, torch 2; a machine whose name was not kept." in report
+
+
+def test_the_report_compares_all_arms_at_every_learning_rate(report: str) -> None:
+    assert "over 3 tuning seeds:" in report
+    assert "| arm | lr 0.0005 | lr 0.001 | lr 0.002 |" in report
+    assert "| distil | 0.500, 0.750 (τ 1) | 0.625, 0.875 (τ 0.5) | 0.500, 0.750 (τ 1) |" in report
+    assert "| grpo |  | 0.500, 0.750 |  |" in report
+
+
+def test_seconds_are_the_processors_on_a_cpu_and_the_clocks_on_a_gpu(tmp_path: Path) -> None:
+    def label(*devices: str) -> str:
+        plans = [make_plan().model_copy(update={"device": device}) for device in devices]
+        entry = Entry(DISTIL, [make_run(plan, 0.1, 0.5) for plan in plans], Tuning({}, {}))
+        gap = Gap(student=0, teacher=1, control=0)
+        return name_clock(Section("fork", "any", "any", gap, BUDGET, 1, [entry]))
+
+    assert label("cpu") == "the processor"
+    assert label("cuda", "cuda:1") == "the clock"
+    assert label("cuda", "cpu") == "the processor or the clock"
 
 
 def test_the_report_marks_a_learning_rate_at_an_end_of_its_grid(report: str) -> None:
