@@ -9,8 +9,8 @@ differences over seeds, the grid, and a figure with the curves, by rollouts and 
 
 Runs are written down one by one in `--folder`, and what is there is not run again: stop it and start it as you like.
 
-tiny    two synthetic worlds (`benchmarks.shootout.synthetic`) and policies pre-trained here: about an hour on 2 cores
-small   SmolLM2-135M-Instruct on the starter tasks, one kind at a time: about four hours a kind on 2 cores
+tiny    two synthetic worlds (`benchmarks.shootout.synthetic`) and policies made here: one to three hours on 2 cores
+small   SmolLM2-135M-Instruct on the starter tasks, one kind at a time: about three hours a kind on 2 cores
 gpu     GSM8K and SciKnowEval physics (`benchmarks.shootout.published`: their files in `--data`), a model of yours in
         `--model`
 """
