@@ -169,7 +169,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     tier = _narrow(TIERS[options.tier], options)
     folder = options.folder / (options.tier + "-quick" if options.quick else options.tier)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if tier.needs_model and options.model is None:
         parser.error(f"tier {options.tier} needs --model: a model's folder, or its Hugging Face id")
     try:
@@ -182,9 +182,13 @@ def main(arguments: Sequence[str]) -> int:
         require_folder(needed)
     progress = Progress(Console())
     model = find_model(options.model, progress.say) if {*tier.worlds} - SYNTHETIC.keys() else None
-    with serving_judges(tier.worlds, folder / "sandbox", progress.say), _workers(jobs) as pool:
-        shootout = Shootout(tier, folder, model, options.data, data_sha256, device, options.dtype, progress, pool)
-        sections = shootout.run()
+    try:
+        with serving_judges(tier.worlds, folder / "sandbox", progress.say), _workers(jobs) as pool:
+            shootout = Shootout(tier, folder, model, options.data, data_sha256, device, options.dtype, progress, pool)
+            sections = shootout.run()
+    except KeyboardInterrupt:
+        progress.say("stopped; what was run is kept, and the same command goes on from there")
+        return 128 + signal.SIGINT
     command = " ".join(["python -m benchmarks.learn", *arguments])
     for path in write_report(sections, options.report or folder, options.tier, command):
         progress.say(f"written: {path}")

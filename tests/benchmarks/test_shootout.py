@@ -2,6 +2,10 @@
 
 import json
 import random
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -314,6 +318,20 @@ def test_the_whole_shootout_ends_with_its_report_and_then_runs_nothing_twice(tmp
     assert learn.main([*command, str(tmp_path)]) == 0
     assert (folder / "runs.jsonl").read_text().splitlines() == lines
     assert gap.stat().st_mtime_ns == measured
+
+
+@pytest.mark.integration
+def test_a_shootout_that_is_stopped_says_that_it_can_go_on(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.learn", "--worlds", "fork", "--jobs", "1", "--folder", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
+        while not list(tmp_path.glob("tiny/base-fork*")):  # its worker has begun
+            assert running.poll() is None
+            time.sleep(0.1)
+        running.terminate()
+        said, _ = running.communicate(timeout=60)
+    assert running.returncode == 128 + signal.SIGINT
+    assert "the same command goes on from there" in said
+    assert "Traceback" not in said
 
 
 def test_a_name_that_does_not_exist_is_refused(tmp_path: Path) -> None:
