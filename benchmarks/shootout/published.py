@@ -20,9 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from benchmarks.shootout.questions import Question, make_request
+from benchmarks.shootout.questions import Question, ask_for_score
 from services.contracts.base import Json
-from services.contracts.experts import ConsultAbstain
 from services.contracts.strict_json import parse_json
 from services.contracts.tasks import Message, Split
 from services.experts.scorers import ExactMatchExpert
@@ -143,15 +142,10 @@ class Published:
         return asyncio.run(self._judge(asked))
 
     async def _judge(self, asked: Sequence[tuple[Question, str]]) -> list[float]:
-        scores = list[float]()
-        for question, answer in asked:
-            verdict = await self._expert.consult(
-                make_request(question, {"answer": self._expected[question.key]}, answer)
-            )
-            if isinstance(verdict, ConsultAbstain) or verdict.score is None:
-                raise RuntimeError(f"{question.key}: no verdict")
-            scores.append(verdict.score)
-        return scores
+        return [
+            await ask_for_score(self._expert, question, {"answer": self._expected[question.key]}, answer)
+            for question, answer in asked
+        ]
 
     def _read(self, source: Source, part: str, path: Path) -> Iterator[Question]:
         for number, line in enumerate(_lines(path), 1):

@@ -8,9 +8,10 @@ from uuid import NAMESPACE_OID, uuid5
 
 from services.contracts.answers import AnswerKind
 from services.contracts.base import JsonObject
-from services.contracts.experts import Ask, AskedRollout, AskedTask, ConsultRequest
+from services.contracts.experts import Ask, AskedRollout, AskedTask, ConsultRequest, ConsultResult
 from services.contracts.ids import new_id
 from services.contracts.tasks import Message, Split
+from services.experts.app import ExpertService
 
 JUDGE_SECONDS = 120.0
 
@@ -47,9 +48,12 @@ class World(Protocol):
         """The score of each answer, 1 for a right one."""
 
 
-def make_request(question: Question, metadata: JsonObject, answer: str) -> ConsultRequest:
-    """What an expert of the product is asked to score an answer: as the worker would ask it."""
-    return ConsultRequest(
+async def ask_for_score(expert: ExpertService, question: Question, metadata: JsonObject, answer: str) -> float:
+    """The score that an expert of the product gives an answer, asked as the worker would ask it.
+
+    Raises RuntimeError where it gives none: the question's file would be broken.
+    """
+    request = ConsultRequest(
         consultation_id=new_id(),
         deadline=datetime.now(UTC) + timedelta(seconds=JUDGE_SECONDS),
         ask=Ask(kinds=[AnswerKind.SCORE]),
@@ -61,3 +65,7 @@ def make_request(question: Question, metadata: JsonObject, answer: str) -> Consu
         ),
         rollout=AskedRollout(id=new_id(), text=answer, token_ids=[], tokenizer_hash="0" * 64),
     )
+    verdict = await expert.consult(request)
+    if not isinstance(verdict, ConsultResult) or verdict.score is None:
+        raise RuntimeError(f"{question.key}: no verdict")
+    return verdict.score

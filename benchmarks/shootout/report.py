@@ -102,7 +102,7 @@ def _describe(section: Section) -> Iterator[str]:
     yield ""
     yield section.about
     yield f"Each run: {budget.updates} updates of {budget.groups} tasks × {budget.group_size} rollouts."
-    yield f"Settings were chosen on {section.tuning_seeds} tuning seed{'s' if section.tuning_seeds > 1 else ''}."
+    yield f"Settings were chosen on {_tuning_seeds(section)}."
     yield f"Before training, on train tasks, the student is right in {gap.student:.3f} of its answers; the teacher,"
     yield f"shown {section.shown}, in {gap.teacher:.3f}; the control, shown another task's, in {gap.control:.3f}."
     yield ""
@@ -142,7 +142,7 @@ def _compare_rates(section: Section) -> Iterator[str]:
     if not rates:
         return
     yield "By learning rate: pass@1, pass@8 on validation tasks, at the temperature with the best pass@1 there, means"
-    yield f"over {section.tuning_seeds} tuning seed{'s' if section.tuning_seeds > 1 else ''}:"
+    yield f"over {_tuning_seeds(section)}:"
     yield ""
     yield f"| arm | {' | '.join(f'lr {rate:g}' for rate in rates)} |"
     yield "|---" * (1 + len(rates)) + "|"
@@ -150,6 +150,10 @@ def _compare_rates(section: Section) -> Iterator[str]:
         best = [entry.tuning.best_at(rate) for rate in rates]
         yield f"| {entry.arm.name} | {' | '.join(_at_rate(entry, setting) for setting in best)} |"
     yield ""
+
+
+def _tuning_seeds(section: Section) -> str:
+    return f"{section.tuning_seeds} tuning seed{'s' if section.tuning_seeds > 1 else ''}"
 
 
 def _at_rate(entry: Entry, setting: Setting | None) -> str:
@@ -248,8 +252,10 @@ def draw_curves(sections: Sequence[Section], path: Path) -> None:
 
 def name_clock(section: Section) -> str:
     """Whose seconds the section's runs were measured in."""
-    on_cpu = {run.plan.device == "cpu" for entry in section.entries for run in entry.runs}
-    return " or ".join(name for name, is_there in (("the processor", True), ("the clock", False)) if is_there in on_cpu)
+    devices = {run.plan.device for entry in section.entries for run in entry.runs}
+    return " or ".join(
+        sorted({"the processor" if device == "cpu" else "the clock" for device in devices}, reverse=True)
+    )
 
 
 def find_commit() -> str:

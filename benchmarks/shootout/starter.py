@@ -11,9 +11,8 @@ from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
-from benchmarks.shootout.questions import Question, make_request
+from benchmarks.shootout.questions import Question, ask_for_score
 from services.cli.starter import read_tasks
-from services.contracts.experts import ConsultAbstain
 from services.contracts.tasks import Split, TaskCreate
 from services.experts.execution import ExecutionExpert
 from services.experts.sandbox_client import SandboxClient
@@ -71,10 +70,7 @@ class Starter:
             async with room:
                 metadata = self._tasks[question.key].metadata
                 shown = {key: value for key, value in metadata.items() if key != "reference"}
-                verdict = await self._expert.consult(make_request(question, shown, answer))
-            if isinstance(verdict, ConsultAbstain) or verdict.score is None:
-                raise RuntimeError(f"{question.key}: no verdict")
-            return verdict.score
+                return await ask_for_score(self._expert, question, shown, answer)
 
         return list(await asyncio.gather(*(judge(*one) for one in asked)))
 
