@@ -1,6 +1,6 @@
 """What the shoot-out's tasks look like to the code that trains on them, whatever world they come from."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
@@ -65,7 +65,9 @@ async def ask_for_score(expert: ExpertService, question: Question, metadata: Jso
         ),
         rollout=AskedRollout(id=new_id(), text=answer, token_ids=[], tokenizer_hash="0" * 64),
     )
-    verdict = await expert.consult(request)
+    verdict = expert.consult(request)
+    if isinstance(verdict, Awaitable):
+        verdict = await verdict
     if not isinstance(verdict, ConsultResult) or verdict.score is None:
         raise RuntimeError(f"{question.key}: no verdict")
     return verdict.score
