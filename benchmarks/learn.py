@@ -48,7 +48,7 @@ from benchmarks.shootout.runs import (
 from benchmarks.shootout.worlds import SYNTHETIC, about, opened, prepare_policy, serving_judges, shown
 from services.cli.progress import Progress
 from services.contracts.tasks import Split
-from services.policy.modeling import hash_weights
+from services.policy.modeling import hash_base
 
 DISTIL = Arm(name="distil", objective="distil")
 
@@ -255,7 +255,7 @@ class Shootout:
     def run(self) -> list[Section]:
         """Everything that is missing, and what there is to say of each world."""
         policies = self._prepare()
-        base_sha256 = {world: hash_weights(path) for world, path in policies.items()}
+        base_sha256 = {world: hash_base(path) for world, path in policies.items()}
         gaps = {
             world: self.pool.submit(
                 gap_of,

@@ -28,6 +28,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from services.contracts.tasks import Message
 from services.errors import InvalidInput
+from services.policy import plain_text
 from services.policy.artifacts import ArtifactRefused, hash_file
 
 LOGITS_PER_CHUNK: Final = 32 * 1024 * 1024
@@ -88,7 +89,7 @@ def load_policy(path: Path, device: str = "cpu", dtype: torch.dtype = torch.floa
         model=model,
         tokenizer=tokenizer,
         tokenizer_hash=hash_tokenizer(tokenizer),
-        base_sha256=hash_weights(path),
+        base_sha256=hash_base(path),
         eos_token_ids=_find_eos_ids(model, tokenizer),
         vocab_size=vocab_size,
         max_positions=int(model.config.max_position_embeddings),
@@ -105,13 +106,43 @@ def _find_eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     return found
 
 
-def hash_weights(path: Path) -> str:
-    """The sha256 that identifies a base model: over its config and the digests of its weight files."""
+DOCUMENTS: Final = frozenset({".md", ".txt", ".rst", ".pdf", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp"})
+VOCABULARIES: Final = frozenset({"merges.txt", "vocab.txt"})
+"""Text files that a tokenizer is read from."""
+
+
+def hash_base(path: Path) -> str:
+    """The sha256 that identifies a base model: over the name and content of every file in its folder.
+
+    Weights of every format, their index, config, generation settings, tokenizer, chat template and adapters all change
+    what is computed. Documents, licenses and hidden files do not. Links count as what they point to.
+    Raises ModelRefused where a link points nowhere.
+    """
     digest = hashlib.sha256()
-    files = sorted([path / "config.json", *path.glob("*.safetensors")])
-    for file in files:
-        digest.update(f"{file.name}:{hash_file(file)}\n".encode())
+    for file in sorted(_find_files(path)):
+        try:
+            sha256 = hash_file(file)
+        except OSError as error:
+            raise ModelRefused(f"{file} cannot be read: {error.strerror}") from None
+        digest.update(f"{file.relative_to(path).as_posix()}:{sha256}\n".encode())
     return digest.hexdigest()
+
+
+def _find_files(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    real = folder.resolve()
+    if real in above:  # a link back to a folder it lies in
+        return
+    for entry in folder.iterdir():
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _find_files(entry, above | {real})
+        elif entry.name in VOCABULARIES or not _is_document(entry):
+            yield entry
+
+
+def _is_document(file: Path) -> bool:
+    return file.suffix.lower() in DOCUMENTS or file.stem.upper() in ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
 
 
 def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -119,27 +150,24 @@ def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
 
     The chat template is not part of it: it changes prompts, not what an id means.
     """
-    serialised = json.loads(tokenizer.backend_tokenizer.to_str())
-    serialised["padding"] = serialised["truncation"] = None
+    if tokenizer.is_fast:
+        serialised = json.loads(tokenizer.backend_tokenizer.to_str())
+        serialised["padding"] = serialised["truncation"] = None
+    else:
+        added = sorted((i, repr(token)) for i, token in tokenizer.added_tokens_decoder.items())
+        serialised = {"class": type(tokenizer).__qualname__, "vocabulary": tokenizer.get_vocab(), "added": added}
     canonical = json.dumps(serialised, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
     """Token ids of chat messages up to where the policy would answer. Raises InvalidInput if the template refuses."""
-    from jinja2 import TemplateError
-
-    turns = [{"role": message.role, "content": message.content} for message in messages]
-    try:
-        text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    except (TemplateError, ValueError) as error:
-        raise InvalidInput(f"the chat template refuses these messages: {error}") from error
-    return encode_text(tokenizer, cast(str, text))
+    return plain_text.render(tokenizer, messages)
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of text as it is: nothing is put before or after it."""
-    return cast(list[int], tokenizer(text, add_special_tokens=False)["input_ids"])
+    """Token ids of text as it is: nothing is put before or after it, and no token in it marks a turn."""
+    return plain_text.encode(tokenizer, text)
 
 
 def decode_ids(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:

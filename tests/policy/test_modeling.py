@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import ByT5Tokenizer
 
 from services.contracts.tasks import Message
 from services.policy.artifacts import hash_tree
@@ -16,6 +17,8 @@ from services.policy.modeling import (
     add_lora,
     decode_ids,
     encode_text,
+    hash_base,
+    hash_tokenizer,
     load_adapter,
     load_policy,
     make_tiny_policy,
@@ -169,9 +172,63 @@ def test_the_tokenizer_hash_is_the_same_in_every_process_and_differs_between_tok
     assert load_policy(model_folder).tokenizer_hash == policy.tokenizer_hash
     policy_again = load_policy(model_folder)
     policy_again.tokenizer.add_tokens(["newtoken"])
-    from services.policy.modeling import hash_tokenizer
-
     assert hash_tokenizer(policy_again.tokenizer) != policy.tokenizer_hash
+
+
+def test_a_tokenizer_without_a_compiled_backend_has_a_hash_of_its_whole_vocabulary_too() -> None:
+    few, same, more = (ByT5Tokenizer(extra_ids=number) for number in (2, 2, 3))
+    assert hash_tokenizer(few) == hash_tokenizer(same) != hash_tokenizer(more)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pytorch_model.bin",
+        "pytorch_model-00001-of-00002.bin",
+        "pytorch_model.bin.index.json",
+        "model.safetensors.index.json",
+        "model-q4.gguf",
+        "consolidated.00.pth",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "merges.txt",
+        "chat_template.jinja",
+        "additional_chat_templates/tool_use.jinja",
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "quantize_config.json",
+    ],
+)
+def test_two_folders_that_differ_in_a_file_that_is_computed_with_are_two_bases(tmp_path: Path, name: str) -> None:
+    folders = [tmp_path / "one", tmp_path / "other"]
+    for number, folder in enumerate(folders):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        (folder / name).write_bytes(b"weights %d" % number)
+    assert hash_base(folders[0]) != hash_base(folders[1])
+    (folders[1] / name).write_bytes(b"weights 0")
+    assert hash_base(folders[0]) == hash_base(folders[1])
+
+
+def test_a_base_is_what_its_links_point_to_whatever_is_written_about_it(tmp_path: Path) -> None:
+    blobs, linked, plain = tmp_path / "blobs", tmp_path / "linked", tmp_path / "plain"
+    for folder in (blobs, linked, plain):
+        folder.mkdir()
+    (blobs / "1").write_bytes(b"weights")
+    (plain / "model.safetensors").write_bytes(b"weights")
+    (linked / "model.safetensors").symlink_to(blobs / "1")
+    before = hash_base(linked)
+    assert before == hash_base(plain)
+    for name in ("README.md", "LICENSE", ".gitattributes"):
+        (linked / name).write_text("about it")
+    (linked / "again").symlink_to(linked)
+    assert hash_base(linked) == before
+    (blobs / "1").write_bytes(b"others")
+    assert hash_base(linked) != before
+    (blobs / "1").unlink()
+    with pytest.raises(ModelRefused, match=r"model\.safetensors cannot be read"):
+        hash_base(linked)
 
 
 @pytest.mark.parametrize("setting", ["logits_scaling", "final_logit_softcapping", "logit_scale"])
