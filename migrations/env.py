@@ -1,9 +1,10 @@
 """Alembic's entry: migrates the database at DATABASE_URL (or the connection it is handed) to the models' schema."""
 
 from alembic import context
-from sqlalchemy import Connection, create_engine
+from sqlalchemy import Connection
 
 from services.settings import Settings
+from services.store.connecting import LONG, open_engine
 from services.store.models import Base
 from services.store.store import sqlalchemy_url
 
@@ -20,6 +21,7 @@ handed: Connection | None = context.config.attributes.get("connection")
 if handed is not None:
     _run(handed)
 else:
-    engine = create_engine(sqlalchemy_url(context.config.get_main_option("sqlalchemy.url") or Settings().database_url))
+    url = context.config.get_main_option("sqlalchemy.url") or Settings().database_url
+    engine = open_engine(sqlalchemy_url(url), LONG, connect_args={"application_name": "preceptor-migrate"})
     with engine.connect() as connection:
         _run(connection)

@@ -6,6 +6,7 @@ Routes are synchronous and run in the threadpool; each opens its one transaction
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import anyio
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
 
@@ -35,6 +36,7 @@ from services.api.tokens import Reader
 from services.policy.client import PolicyClient
 from services.settings import Settings
 from services.store import migrate
+from services.store.connecting import REQUEST
 from services.store.store import Store
 
 DESCRIPTION = """
@@ -65,13 +67,14 @@ ROUTERS = (
 
 def create_app(settings: Settings) -> FastAPI:
     """The api over the database, policy and networks of these settings."""
-    store = Store(settings.database_url)
+    store = Store(settings.database_url, patience=REQUEST)
     house = House(
         settings=settings,
         store=store,
         policy=PolicyClient(settings.policy_url, settings.internal_key),
         schema=migrate.find_head(),
         space=SpaceGuard(store, settings),
+        health_threads=anyio.CapacityLimiter(2),
     )
 
     @asynccontextmanager

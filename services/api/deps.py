@@ -6,6 +6,7 @@ Dependencies that wait for nothing are coroutines: FastAPI would send others to 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
+import anyio
 from fastapi import Depends, Query, Request
 
 from services.policy.client import PolicyClient
@@ -26,6 +27,8 @@ class House:
     schema: str
     """The migration this code expects the database to be at."""
     space: "SpaceGuard"
+    health_threads: anyio.CapacityLimiter
+    """Those of the health check, which must answer while every other thread waits for the database."""
 
 
 async def get_house(request: Request) -> House:

@@ -19,6 +19,7 @@ from services.experts.self_evaluation import SelfEvaluationExpert
 from services.experts.teacher import TeacherExpert
 from services.policy.client import PolicyClient
 from services.settings import Settings
+from services.store.connecting import REQUEST
 from services.store.store import Store
 from services.tracing import TraceRequests, open_tracing
 
@@ -33,7 +34,7 @@ def build_app(settings: Settings) -> FastAPI:
             ReferenceExpert(),
             SelfEvaluationExpert(PolicyClient(settings.policy_url, settings.internal_key)),
             TeacherExpert(PolicyClient(settings.policy_url, settings.internal_key)),
-            HumanExpert(Store(settings.database_url)),
+            HumanExpert(Store(settings.database_url, patience=REQUEST)),
             *([ReasoningGymExpert()] if reasoning.is_installed() else []),
         ],
         settings.expert_secret or None,

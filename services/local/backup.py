@@ -39,6 +39,7 @@ from services.local.postgres import EmbeddedPostgres
 from services.local.process import LocalError
 from services.policy.artifacts import ArtifactDamaged, ArtifactNotFound, ArtifactRefused, ArtifactStore, hash_file
 from services.store import migrate
+from services.store.connecting import LONG, connect
 from services.version import VERSION
 
 FORMAT: Final = 1
@@ -181,7 +182,7 @@ def _take(
 ) -> Manifest:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700)
-    with psycopg.connect(pg_programs.plain_url(url)) as connection:
+    with connect(pg_programs.plain_url(url), LONG) as connection:
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.read_only = True
         connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")

@@ -40,6 +40,7 @@ from services.local.layout import Layout, write_private
 from services.local.postgres import EmbeddedPostgres
 from services.policy.artifacts import ArtifactDamaged, ArtifactStore
 from services.store import migrate
+from services.store.connecting import LONG, connect
 
 SETTINGS_KEPT: Final = "settings-of-backup.json"
 
@@ -186,7 +187,7 @@ def _unpack(archive: tarfile.TarFile, folder: Path) -> None:
 
 
 def _require_empty(url: str) -> None:
-    with psycopg.connect(pg_programs.plain_url(url)) as connection:
+    with connect(pg_programs.plain_url(url), LONG) as connection:
         tables = connection.execute(
             "SELECT table_name FROM information_schema.tables WHERE table_schema = current_schema() LIMIT 1"
         ).fetchone()
@@ -208,7 +209,7 @@ def _fill_home(folder: Path, manifest: Manifest, layout: Layout) -> None:
 
 
 def _fill_database(folder: Path, manifest: Manifest, url: str) -> None:
-    with psycopg.connect(pg_programs.plain_url(url), autocommit=True) as connection:
+    with connect(pg_programs.plain_url(url), LONG, autocommit=True) as connection:
         major = connection.info.server_version // 10_000
 
         def fill(section: str) -> None:

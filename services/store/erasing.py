@@ -65,6 +65,7 @@ from services.store.models import (
     UpdateLessonRow,
     UpdateRow,
 )
+from services.store.store import take_long
 
 WRITTEN: Final = (
     ("correction", CorrectionRow, (CorrectionRow.text, CorrectionRow.comment, CorrectionRow.skip_reason)),
@@ -108,7 +109,7 @@ def erase(session: Session, person_id: UUID) -> Erasure:
     session.refresh(person, with_for_update=True)
     if person.erased_at is not None:
         return _stored(session, person_id)
-    session.execute(text("SET LOCAL statement_timeout = 0"))  # a year's work takes longer than a page may
+    take_long(session)  # a year's work takes longer than a page may
     _lock(session, person_id)
     made = _find_made(session, person_id)
     row = ErasureRow(person_id=person_id, report={})

@@ -2,22 +2,24 @@
 
 from uuid import UUID
 
-from sqlalchemy import Connection, create_engine, text
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
-from services.store.store import NETWORK, StoreUnavailable, sqlalchemy_url
+from services.store.connecting import WORK, open_engine
+from services.store.store import StoreUnavailable, sqlalchemy_url
 
 
 class LineageLock:
     """At most one holder a lineage, over all machines. Not safe to share between threads."""
 
     def __init__(self, url: str, lineage_id: UUID) -> None:
-        self._engine = create_engine(
+        self._engine = open_engine(
             sqlalchemy_url(url),
+            WORK,
             poolclass=NullPool,
             isolation_level="AUTOCOMMIT",
-            connect_args={**NETWORK, "application_name": "preceptor-lock"},
+            connect_args={"application_name": "preceptor-lock"},
         )
         self._key = int.from_bytes(lineage_id.bytes[8:], "big", signed=True)
         self._connection: Connection | None = None

@@ -7,11 +7,12 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine, make_url, text
+from sqlalchemy import make_url, text
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Session
 
 from services.errors import Conflict, InvalidInput
+from services.store.connecting import LONG, open_engine
 from services.store.store import sqlalchemy_url
 
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
@@ -76,7 +77,7 @@ def find_revision(session: Session) -> str | None:
 
 def _run(url: str, do: Callable[[Config], None]) -> None:
     check_url(url)
-    engine = create_engine(sqlalchemy_url(url))
+    engine = open_engine(sqlalchemy_url(url), LONG, connect_args={"application_name": "preceptor-migrate"})
     try:
         with engine.connect() as connection:
             connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK})

@@ -1,6 +1,8 @@
 """The database or the broker away: 503 with Retry-After, or no difference at all, and work resumes by itself."""
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
@@ -14,23 +16,23 @@ from services.store import lineages, migrate, persons
 from services.store.store import Store
 from tests.api.conftest import Api, items, made, refused, task_body
 from tests.api.policy_stand_in import TOKENIZER, VOCAB
+from tests.freezing import frozen
 from tests.serving import serve
 
 pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
-def postgres(server_folder: Path) -> Iterator[EmbeddedPostgres]:
+def postgres(server_folder: Path, request: pytest.FixtureRequest) -> Iterator[EmbeddedPostgres]:
     """A server of the test's own, to be stopped and started."""
-    server = EmbeddedPostgres(server_folder / "going-away", durable=False)
+    server = EmbeddedPostgres(server_folder / f"away-{abs(hash(request.node.name))}", durable=False)
     server.start()
     yield server
     server.stop()
 
 
-def test_a_database_that_goes_away_is_a_503_and_the_api_recovers_with_it(
-    postgres: EmbeddedPostgres, policy_url: str, broker: str
-) -> None:
+def _begin(postgres: EmbeddedPostgres) -> str:
+    """A lineage in a new database; its owner's key."""
     migrate.upgrade(postgres.url)
     store = Store(postgres.url)
     with store.transaction() as session:
@@ -38,6 +40,13 @@ def test_a_database_that_goes_away_is_a_503_and_the_api_recovers_with_it(
         key = persons.ensure_owner(session)
     store.close()
     assert key is not None
+    return key
+
+
+def test_a_database_that_goes_away_is_a_503_and_the_api_recovers_with_it(
+    postgres: EmbeddedPostgres, policy_url: str, broker: str
+) -> None:
+    key = _begin(postgres)
     settings = {"database_url": postgres.url, "policy_url": policy_url, "redis_url": broker}
     with serve(create_app(Settings.model_validate(settings))) as url, httpx2.Client(base_url=url, timeout=60) as http:
         api = Api(http, key)
@@ -55,6 +64,33 @@ def test_a_database_that_goes_away_is_a_503_and_the_api_recovers_with_it(
         made(api.http.get("/healthz"))
         made(api.post("/v1/tasks", task_body("during"), once="k1"))
         assert [task["key"] for task in items(api.get("/v1/tasks"))] == ["during", "before"]
+
+
+def test_while_postgres_is_frozen_every_request_is_a_503_in_time_and_the_thaw_mends_it(
+    postgres: EmbeddedPostgres, policy_url: str, broker: str
+) -> None:
+    key = _begin(postgres)
+    settings = {"database_url": postgres.url, "policy_url": policy_url, "redis_url": broker}
+    with serve(create_app(Settings.model_validate(settings))) as url:
+        limits = httpx2.Limits(max_connections=None)
+        with httpx2.Client(base_url=url, timeout=30, limits=limits) as http, ThreadPoolExecutor(90) as threads:
+            api = Api(http, key)
+            list(threads.map(lambda _: made(api.get("/v1/tasks")), range(40)))  # the pool is warm
+            task = made(api.post("/v1/tasks", task_body("before")))
+            with frozen(postgres):
+                asked = [threads.submit(api.get, "/v1/tasks") for _ in range(70)]
+                asked += [
+                    threads.submit(api.post, "/v1/rollouts", {"task_id": task["id"], "text": "a"}) for _ in range(10)
+                ]
+                asked += [threads.submit(api.http.get, "/healthz") for _ in range(4)]
+                for answer in asked:
+                    refused(answer.result(), 503)
+                refused(api.http.get("/healthz"), 503)
+            until = time.monotonic() + 60
+            while not api.http.get("/healthz").is_success:
+                assert time.monotonic() < until, "the thaw was not noticed"
+                time.sleep(0.2)
+            made(api.post("/v1/rollouts", {"task_id": task["id"], "text": "a"}))
 
 
 def test_a_broker_that_is_away_changes_no_answer(api: Api, broker: str, monkeypatch: pytest.MonkeyPatch) -> None:
