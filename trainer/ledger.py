@@ -57,9 +57,11 @@ class Applied:
 
 @dataclass(frozen=True)
 class Outlook:
-    """What there is to do. idle: why nothing may be trained now; None when it may."""
+    """What there is to do. num_alone: rollouts from outside without siblings. idle: why nothing may be trained now;
+    None when it may."""
 
     num_groups: int
+    num_alone: int
     num_late: int
     idle: str | None
 
@@ -154,6 +156,7 @@ class Ledger:
             ended = switches.max_updates is not None and number >= switches.max_updates
             return Outlook(
                 num_groups=lessons.count_ready_groups(session, self.lineage.id),
+                num_alone=lessons.count_ready_alone(session, self.lineage.id),
                 num_late=lessons.count_ready_late(session, self.lineage.id),
                 idle="paused" if ended or not switches.training else None,
             )

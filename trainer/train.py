@@ -194,13 +194,14 @@ class Leader:
 
     def claim(self, outlook: Outlook) -> Claim | None:
         """A full batch; or what there is, once it has waited long enough."""
-        if outlook.idle is not None or not (outlook.num_groups or outlook.num_late):
+        if outlook.idle is not None or not (outlook.num_groups or outlook.num_alone or outlook.num_late):
             self.waits_since = None
             return None
         if self.waits_since is None:
             self.waits_since = time.monotonic()
         waited = time.monotonic() - self.waits_since
-        if outlook.num_groups < self.config.groups_per_update and waited < self.config.patience_seconds:
+        ready = outlook.num_groups + outlook.num_alone // self.settings.group_size
+        if ready < self.config.groups_per_update and waited < self.config.patience_seconds:
             return None
         self.waits_since = None
         return self.ledger.claim(self.held)

@@ -66,7 +66,10 @@ def add(
 
 
 def backlog(session: Session, lineage_id: UUID) -> int:
-    """Train rollouts planned, open or waiting for the trainer: what back-pressure counts."""
+    """Train rollouts planned, open or waiting for the trainer: what back-pressure counts.
+
+    Those from outside do not count: however many are sent, the policy's own go on being drawn.
+    """
     planned = session.scalar(
         select(func.coalesce(func.sum(GroupRow.size), 0)).where(
             GroupRow.lineage_id == lineage_id,
@@ -75,17 +78,25 @@ def backlog(session: Session, lineage_id: UUID) -> int:
         )
     )
     unanswered = session.scalar(
-        select(func.count()).where(
+        select(func.count())
+        .select_from(RolloutRow)
+        .join(GroupRow, GroupRow.id == RolloutRow.group_id)
+        .where(
             RolloutRow.status == RolloutStatus.OPEN.value,
             RolloutRow.lineage_id == lineage_id,
             RolloutRow.purpose == Purpose.TRAIN.value,
+            ~GroupRow.external,
         )
     )
     untrained = session.scalar(
-        select(func.count()).where(
+        select(func.count())
+        .select_from(LessonRow)
+        .join(GroupRow, GroupRow.id == LessonRow.group_id)
+        .where(
             LessonRow.lineage_id == lineage_id,
             LessonRow.status.in_([LessonStatus.OPEN.value, LessonStatus.READY.value, LessonStatus.CLAIMED.value]),
             ~LessonRow.late,
+            ~GroupRow.external,
         )
     )
     return int(planned or 0) + int(unanswered or 0) + int(untrained or 0)

@@ -7,6 +7,7 @@ its owner must renew it, and only the owner's commit counts (see `services.store
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Final
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Select, exists, func, select, update
@@ -35,6 +36,9 @@ from services.store.models import (
     UpdateLessonRow,
     UpdateRow,
 )
+
+MAX_ALONE: Final = 64
+"""Rollouts from outside without siblings that one update takes: all that usually wait, and not hours of work."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +133,17 @@ def set_aside_stale(session: Session, lineage_id: UUID, oldest_number: int) -> i
 
 
 def count_ready_groups(session: Session, lineage_id: UUID) -> int:
-    """How many groups could be claimed now."""
-    return session.scalars(select(func.count()).select_from(_claimable_groups(lineage_id).subquery())).one()
+    """How many groups could be claimed now, apart from rollouts that came alone."""
+    return session.scalars(
+        select(func.count()).select_from(_claimable_groups(lineage_id).where(~_IS_ALONE).subquery())
+    ).one()
+
+
+def count_ready_alone(session: Session, lineage_id: UUID) -> int:
+    """How many rollouts from outside without siblings could be claimed now."""
+    return session.scalars(
+        select(func.count()).select_from(_claimable_groups(lineage_id).where(_IS_ALONE).subquery())
+    ).one()
 
 
 def count_ready_late(session: Session, lineage_id: UUID) -> int:
@@ -148,23 +161,18 @@ def count_ready_late(session: Session, lineage_id: UUID) -> int:
 def claim(
     session: Session, lineage_id: UUID, owner: UUID, *, num_groups: int, max_late: int, lease_seconds: float
 ) -> list[LessonRow]:
-    """Take up to `num_groups` whole groups and up to `max_late` late lessons, under a lease.
+    """Take up to `num_groups` whole groups, up to `MAX_ALONE` rollouts that came from outside without siblings and up
+    to `max_late` late lessons, under a lease.
 
     Groups are taken from each domain in turn, the oldest of every domain before the second of any, so that an update
     mixes domains wherever several wait; which domains go first is told by age, so none waits for ever. A group is
     whole when all its rollouts are drawn and settled. What another owner holds is passed over. The rows are ordered by
     group, place in the group and ordinal, late lessons last.
     """
-    turns = _claimable_groups(lineage_id).join(TaskRow, TaskRow.id == GroupRow.task_id)
-    in_domain = func.row_number().over(partition_by=TaskRow.domain, order_by=GroupRow.id)
-    ranked = turns.add_columns(in_domain.label("turn")).subquery()
-    groups = session.scalars(
-        select(GroupRow.id)
-        .join(ranked, ranked.c.id == GroupRow.id)
-        .order_by(ranked.c.turn, GroupRow.id)
-        .limit(num_groups)
-        .with_for_update(of=GroupRow, skip_locked=True)
-    ).all()
+    groups = [
+        *_take_groups(session, _claimable_groups(lineage_id).where(~_IS_ALONE), num_groups),
+        *_take_groups(session, _claimable_groups(lineage_id).where(_IS_ALONE), MAX_ALONE),
+    ]
     late = session.scalars(
         select(LessonRow.id)
         .where(
@@ -194,6 +202,19 @@ def claim(
         ).all()
     )
     return sorted(claimed, key=lambda row: (row.late, row.group_id, index[row.rollout_id], row.ordinal))
+
+
+def _take_groups(session: Session, groups: Select[UUID], limit: int) -> Sequence[UUID]:
+    """Lock up to so many of these groups, from each domain in turn."""
+    in_domain = func.row_number().over(partition_by=TaskRow.domain, order_by=GroupRow.id)
+    ranked = groups.join(TaskRow, TaskRow.id == GroupRow.task_id).add_columns(in_domain.label("turn")).subquery()
+    return session.scalars(
+        select(GroupRow.id)
+        .join(ranked, ranked.c.id == GroupRow.id)
+        .order_by(ranked.c.turn, GroupRow.id)
+        .limit(limit)
+        .with_for_update(of=GroupRow, skip_locked=True)
+    ).all()
 
 
 def renew(session: Session, owner: UUID, lease_seconds: float) -> int:
@@ -293,6 +314,9 @@ def _lease(seconds: float) -> ColumnElement[datetime]:
 def _is_held(rollout_id: ColumnElement[UUID] | InstrumentedAttribute[UUID]) -> ColumnElement[bool]:
     """A person who just corrected the rollout may still change their mind (`CorrectionSubmit.hold_seconds`)."""
     return exists().where(CorrectionRow.rollout_id == rollout_id, CorrectionRow.held_until > func.now())
+
+
+_IS_ALONE: Final = GroupRow.external & (GroupRow.size == 1)
 
 
 def _claimable_groups(lineage_id: UUID) -> Select[UUID]:

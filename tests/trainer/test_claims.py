@@ -11,9 +11,9 @@ from sqlalchemy.exc import IntegrityError
 from services.contracts.answers import AnswerContent, AnswerKind
 from services.contracts.ids import new_id
 from services.contracts.updates import TermKind, TermRecord
-from services.store import lessons, updates
+from services.store import groups, lessons, updates
 from services.store.locks import LineageLock
-from services.store.models import LessonRow, RolloutRow, UpdateLessonRow, UpdateRow
+from services.store.models import GroupRow, LessonRow, RolloutRow, UpdateLessonRow, UpdateRow
 from services.store.store import Store
 from services.store.updates import Contribution, LeaseLost
 from tests.trainer.world import World
@@ -106,6 +106,38 @@ def test_a_group_with_an_open_rollout_is_not_claimed(store: Store, world: World)
     with store.transaction() as session:
         assert lessons.count_ready_groups(session, world.lineage_id) == 0
         assert not lessons.claim(session, world.lineage_id, new_id(), num_groups=1, max_late=0, lease_seconds=60)
+
+
+def test_rollouts_that_came_from_outside_alone_all_train_beside_the_groups_of_an_update(
+    store: Store, world: World
+) -> None:
+    world.lessons(num_groups=3)
+    with store.transaction() as session:
+        judge = world.expert(session, "judge", [AnswerKind.SCORE])
+        for number in range(20):
+            for row in world.group(session, world.task(session, f"outside {number}"), ["4"], external=True):
+                world.answer(session, row, judge, AnswerContent(score=1.0))
+                world.lesson(session, row)
+    with store.transaction() as session:
+        assert lessons.count_ready_groups(session, world.lineage_id) == 3
+        assert lessons.count_ready_alone(session, world.lineage_id) == 20
+        rows = lessons.claim(session, world.lineage_id, new_id(), num_groups=2, max_late=0, lease_seconds=60)
+        alone = [row for row in rows if session.get_one(GroupRow, row.group_id).external]
+    assert (len(rows), len(alone)) == (2 * 8 + 20, 20)
+
+
+def test_rollouts_from_outside_leave_room_for_draws_however_many_they_are(store: Store, world: World) -> None:
+    with store.transaction() as session:
+        judge = world.expert(session, "judge", [AnswerKind.SCORE])
+        for row in world.group(session, world.task(session, "outside"), ["4"] * 40, external=True):
+            world.answer(session, row, judge, AnswerContent(score=1.0))
+            world.lesson(session, row)
+        world.group(session, world.task(session, "unanswered"), ["4"] * 40, external=True, status="open")
+    with store.transaction() as session:
+        assert groups.backlog(session, world.lineage_id) == 0
+    world.lessons(num_groups=1)
+    with store.transaction() as session:
+        assert groups.backlog(session, world.lineage_id) == 8
 
 
 def test_two_trainers_never_get_the_same_group(store: Store, world: World) -> None:

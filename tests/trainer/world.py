@@ -94,7 +94,14 @@ class World:
         return tasks.add(session, self.lineage_id, prompt)[0]
 
     def group(
-        self, session: Session, task: TaskRow, texts: Sequence[str] = ANSWERS, policy_version: str = "base"
+        self,
+        session: Session,
+        task: TaskRow,
+        texts: Sequence[str] = ANSWERS,
+        policy_version: str = "base",
+        *,
+        external: bool = False,
+        status: str = "ready",
     ) -> list[RolloutRow]:
         """A group of settled rollouts without answers or lessons."""
         group = GroupRow(
@@ -105,6 +112,7 @@ class World:
             policy_version=policy_version,
             size=len(texts),
             sampling=Sampling().model_dump(mode="json"),
+            external=external,
             status="sampled",
         )
         session.add(group)
@@ -123,7 +131,7 @@ class World:
                 purpose="train",
                 group_id=group.id,
                 index_in_group=index,
-                status="ready",
+                status=status,
                 policy_version=policy_version,
                 prompt_token_ids=prompt_ids,
                 token_ids=ids,
