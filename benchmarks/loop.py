@@ -26,7 +26,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 from rich.console import Console
 
-from services.cli import demo, report, starter
+from services.cli import demo, measures, starter
 from services.cli.client import ApiClient
 from services.cli.progress import Progress
 from services.contracts.evaluations import Evaluation, EvaluationCreate, EvaluationDetail, TaskResult
@@ -144,7 +144,7 @@ def _measure(measurement: Measurement) -> None:
                 "results": RESULTS.dump_python(found.results, mode="json"),
             }
             path.write_text(json.dumps(document, indent=1) + "\n")
-            for line in report.scores(found.results, measurement.num_samples):
+            for line in measures.scores(found.results, measurement.num_samples):
                 progress.say(line)
 
 
@@ -199,7 +199,7 @@ def _stack(folder: Path, progress: Progress, threads: int) -> Iterator[tuple[Sta
 
 def _print(folder: Path, split: str, runs: Sequence[Run], num_samples: int) -> None:
     base = RESULTS.validate_python(json.loads(result_path(folder, split, None).read_text())["results"])
-    sys.stdout.write(f"base on {split}\n" + "".join(f"  {line}\n" for line in report.scores(base, num_samples)))
+    sys.stdout.write(f"base on {split}\n" + "".join(f"  {line}\n" for line in measures.scores(base, num_samples)))
     for run in runs:
         document = json.loads(result_path(folder, split, run).read_text())
         after = RESULTS.validate_python(document["results"])
@@ -207,9 +207,9 @@ def _print(folder: Path, split: str, runs: Sequence[Run], num_samples: int) -> N
             f"{run.name}: {document['num_updates']} updates in {document['training_seconds']:.0f} s, "
             f"measured in {document['evaluation_seconds']:.0f} s\n"
         )
-        sys.stdout.write("".join(f"  {line}\n" for line in report.table(base, after, num_samples)))
-        for domain, tasks in report.by_domain(base).items():
-            rise = paired_difference(tasks, report.by_domain(after)[domain], 1)
+        sys.stdout.write("".join(f"  {line}\n" for line in measures.table(base, after, num_samples)))
+        for domain, tasks in measures.by_domain(base).items():
+            rise = paired_difference(tasks, measures.by_domain(after)[domain], 1)
             if rise is not None and not rise.low > 0:
                 sys.stdout.write(f"  {domain}: the interval of the rise in pass@1 reaches zero\n")
 

@@ -1,4 +1,4 @@
-"""Problem documents (RFC 9457) on the wire: from our errors to a response, and from a response back.
+"""Problem documents (RFC 9457) on the wire: from our errors to a response.
 
 Nothing of a request is echoed but names and short excerpts: inputs may be huge, and may be secrets.
 """
@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
 
-from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -90,17 +89,3 @@ def describe_errors(errors: Sequence[ErrorDetails]) -> list[JsonObject]:
 def shorten(text: str, limit: int) -> str:
     """At most `limit` characters of a text, with a mark where it was cut."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def read_problem(status: int, body: bytes) -> Problem:
-    """What a response that is no success says; of one that is no problem document, its first characters."""
-    try:
-        return Problem.model_validate_json(body)
-    except ValidationError:
-        detail = body[:MAX_TEXT_CHARS].decode(errors="replace").strip() or f"status {status} without a word"
-        return Problem(type="about:blank", title="Unexpected answer", status=status, detail=detail)
-
-
-def read_retry_after(value: str | None) -> int | None:
-    """The seconds in a Retry-After header; None where it has none or a date."""
-    return int(value) if value and value.isascii() and value.isdecimal() else None

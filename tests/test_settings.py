@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from services.settings import Settings, find_secret
+from services.secret_files import find_secret
+from services.settings import Settings
 
 
 @pytest.fixture

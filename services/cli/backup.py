@@ -9,8 +9,6 @@ from rich.console import Console
 
 from services.cli.options import AsJson, Home, layout_of, show
 from services.cli.progress import Progress
-from services.local import backup, installation
-from services.local import restore as restoring
 from services.local.layout import given_database_url
 
 
@@ -32,6 +30,8 @@ def make_backup(
 
     Exit status 1, with the backup kept, when weights that training or serving goes on from are damaged.
     """
+    from services.local import backup, installation
+
     progress = Progress(Console(stderr=as_json))
     found = installation.find(layout_of(home), os.environ)
     manifest = backup.make(found, target.absolute(), with_secrets=with_secrets, say=progress.say)
@@ -53,6 +53,8 @@ def restore(
     as_json: AsJson = False,
 ) -> None:
     """Restore a backup into an empty data folder, and an empty database if DATABASE_URL names one."""
+    from services.local import restore as restoring
+
     progress = Progress(Console(stderr=as_json))
     layout, database_url = layout_of(home), given_database_url(os.environ)
     done = restoring.restore(source.absolute(), layout, database_url, progress.say)

@@ -15,8 +15,8 @@ from pydantic import BaseModel, TypeAdapter
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, stop_never
 
 from services.contracts.base import JsonObject, Problem
+from services.contracts.problems import read_problem, read_retry_after
 from services.errors import PreceptorError
-from services.problems import read_problem, read_retry_after
 
 M = TypeVar("M", bound=BaseModel)
 Query = Mapping[str, str | int | None]

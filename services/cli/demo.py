@@ -12,7 +12,7 @@ from uuid import UUID
 
 from pydantic import JsonValue, TypeAdapter
 
-from services.cli import report
+from services.cli import measures, report
 from services.cli.client import ApiClient, ApiProblem
 from services.cli.progress import Progress
 from services.contracts.base import JsonObject
@@ -94,13 +94,13 @@ def run(api: ApiClient, plan: DemoPlan, progress: Progress, check: Callable[[], 
     began = time.monotonic()
     before = _evaluate(api, wanted, progress, check, "held-out tasks, before")
     eval_seconds = time.monotonic() - began
-    progress.say(report.scores_line("before", before.results))
+    progress.say(measures.scores_line("before", before.results))
 
     gap = _probe_gap(api, plan, progress, check)
     notes = []
-    for line in report.gap_lines(gap):
+    for line in measures.gap_lines(gap):
         progress.say(line)
-    if report.mean_gap(gap) < MIN_GAP:
+    if measures.mean_gap(gap) < MIN_GAP:
         notes.append("A teacher shown the solution is hardly better than the policy: there is little to learn from it.")
         progress.say("warning: " + notes[-1])
 
@@ -112,7 +112,7 @@ def run(api: ApiClient, plan: DemoPlan, progress: Progress, check: Callable[[], 
         for number in range(trained.first_update, trained.first_update + trained.num_updates)
     ]
     outcome = DemoOutcome(before, gap, after, trained, updates, notes + trained.notes)
-    for line in report.summary(outcome, updates, api.get("/v1/status", Status), kept):
+    for line in measures.summary(outcome, updates, api.get("/v1/status", Status), kept):
         progress.say(line)
     return outcome
 

@@ -10,8 +10,7 @@ from rich.markup import escape
 
 from services.cli.options import ApiKeyMissing, AsJson, Home, api_of, layout_of
 from services.contracts.base import JsonObject
-from services.local import doctor
-from services.local.doctor import Finding, Findings, Verdict
+from services.local.findings import Finding, Findings, Verdict
 from services.local.layout import given_database_url
 
 STYLES = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "bold red"}
@@ -34,6 +33,8 @@ def examine(
     Works with the stack up or down; changes nothing. PRECEPTOR_API_URL means an api elsewhere too, where neither
     --home nor DATABASE_URL names what is to be examined.
     """
+    from services.local import doctor
+
     if url is None and home is None and given_database_url(os.environ) is None:
         url = os.environ.get("PRECEPTOR_API_URL") or None
     checks = doctor.examine(layout_of(home), os.environ) if url is None else _examine_url(home, url)
@@ -59,6 +60,8 @@ def examine(
 
 
 def _examine_url(home: Path | None, url: str) -> Findings:
+    from services.local import doctor
+
     try:
         with api_of(home, url) as api:
             return doctor.examine_url(api.url, api.key)

@@ -12,9 +12,9 @@ from pydantic import BaseModel
 from services.cli.client import ApiClient
 from services.contracts.base import Json
 from services.errors import PreceptorError
+from services.local.credentials import read_credentials
 from services.local.layout import Layout, default_home
-from services.local.stack import read_credentials
-from services.settings import find_secret
+from services.secret_files import find_secret
 
 Home = Annotated[
     Path | None,

@@ -10,7 +10,7 @@ from uuid import UUID
 import typer
 from rich.console import Console
 
-from services.cli import demo, reasoning, report, starter
+from services.cli import report, starter
 from services.cli.corrections import corrections
 from services.cli.lists import format_rows, list_page
 from services.cli.options import AsJson, Home, Limit, Url, api_of, show
@@ -24,9 +24,6 @@ from services.contracts.rollouts import Rollout, RolloutCreate, RolloutDetail, R
 from services.contracts.tasks import Split, Task
 from services.contracts.updates import UpdateDetail
 from services.errors import InvalidInput
-from services.experts import conformance
-from services.experts.client import ExpertClient
-from services.settings import Settings
 
 tasks = typer.Typer(no_args_is_help=True, help="Prompts to train and measure on. docs/tasks.md has the file format.")
 rollouts = typer.Typer(no_args_is_help=True, help="Sampled answers; also those sampled elsewhere.")
@@ -69,6 +66,8 @@ def import_tasks(
     `reasoning-gym:NAME?size=100&heldout=20&seed=0` makes tasks of one, and its own settings are further parts of the
     query (`&max_terms=4`).
     """
+    from services.cli import reasoning
+
     if source == reasoning.PREFIX:
         names = reasoning.list_families()
         show(list(names), as_json, lambda: typer.echo("\n".join(names)))
@@ -193,6 +192,9 @@ def check_expert(
     as_json: AsJson = False,
 ) -> None:
     """Run the conformance suite against a service, without registering it; for those who write one."""
+    from services.experts import conformance
+    from services.experts.client import ExpertClient
+    from services.settings import Settings
 
     async def run() -> ConformanceReport:
         client = ExpertClient(Settings().allowed_expert_networks)
@@ -313,6 +315,8 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a policy version: pass@1 and pass@k by domain, with intervals over families."""
+    from services.cli import demo, measures
+
     if split is Split.TRAIN:
         raise InvalidInput("measure on heldout or validation; train tasks are trained on")
     wanted = EvaluationCreate.model_validate(
@@ -334,9 +338,9 @@ def evaluate(
     def words() -> None:
         typer.echo(f"evaluation {found.id} of {found.policy_version}")
         lines = (
-            report.scores(found.results, samples)
+            measures.scores(found.results, samples)
             if earlier is None
-            else report.table(earlier.results, found.results, samples)
+            else measures.table(earlier.results, found.results, samples)
         )
         typer.echo("\n".join(lines))
 

@@ -1,11 +1,8 @@
 """Commands that start and stop the stack on this machine: up, down, status, demo, init."""
 
-import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -13,23 +10,16 @@ from typing import Annotated
 
 import psutil
 import typer
-from rich.console import Console
 
-from services import main
-from services.cli import demo, demo_page, report, starter
-from services.cli.client import ApiClient, ApiUnreachable
+from services.cli import report
+from services.cli.client import ApiUnreachable
 from services.cli.options import AsJson, AsJsonLines, Home, Url, api_of, layout_of, show
-from services.cli.progress import Progress
-from services.contracts.base import JsonObject
-from services.contracts.persons import LoginLink
 from services.contracts.status import LoopState, LoopSwitch, Status
 from services.errors import InvalidInput
-from services.local.layout import Layout, make_folder, write_private
+from services.local.layout import Layout, write_private
 from services.local.lock import is_locked
-from services.local.stack import OwnerKeyMissing, Stack, running
 from services.local.supervisor import Stage, read_running, stop_running
-from services.policy.convert import resolve_model
-from services.settings import Settings, find_secret
+from services.secret_files import find_secret
 
 Model = Annotated[
     str | None,
@@ -51,21 +41,6 @@ def add_to(app: typer.Typer) -> None:
     app.command("init")(init)
     app.command("key")(key)
     app.command("loop")(switch_loop)
-
-
-@contextmanager
-def _stack(home: Path | None, model: str | None, threads: int, progress: Progress) -> Iterator[tuple[Stack, ApiClient]]:
-    layout = Layout.open(home)
-    folder = resolve_model(model or os.environ.get("PRECEPTOR_MODEL"), progress.say)
-    progress.say(f"the policy is {folder.name}; the data folder is {layout.root}")
-    with running(layout, folder, report=progress.say, policy_threads=threads) as stack:
-        if stack.new_owner_key is not None:
-            progress.say(f"the owner's API key, shown this once: {stack.new_owner_key}")
-            progress.say(f"(this machine's command line keeps it in {layout.root / 'credentials.json'})")
-        progress.say(f"api: {stack.settings.api_url}  logs: {layout.logs}")
-        with ApiClient(stack.settings.api_url, stack.api_key) as api:
-            api.wait_with(stack.supervisor.wait, progress.say)  # only a crash or Ctrl-C ends a run
-            yield stack, api
 
 
 def run_demo(
@@ -96,9 +71,8 @@ def run_demo(
     `preceptor up` goes on from there. With --against the running installation does the work, with its own model,
     settings and seed, and goes on running as before.
     """
-    console = Console(stderr=as_json)
-    progress = Progress(console)
-    os.environ["PRECEPTOR_SEED"] = os.environ["PRECEPTOR_TRAINER_SEED"] = str(seed)
+    from services.cli import demo, running
+
     plan = demo.DemoPlan(
         minutes=24 * 60 if full else minutes,
         num_updates=updates,
@@ -106,57 +80,13 @@ def run_demo(
         num_samples=samples,
         seed=seed,
     )
-    if against is not None:
-        if model is not None:
-            raise InvalidInput("--model goes with a stack of this machine; the installation has a model already")
-        _demo_against(layout_of(home), against, key, plan, progress, as_json)
+    os.environ["PRECEPTOR_SEED"] = os.environ["PRECEPTOR_TRAINER_SEED"] = str(seed)
+    if against is None:
+        running.demonstrate(home, model, threads, plan, as_json)
         return
-    with _stack(home, model, threads, progress) as (stack, api):
-        kept = f"everything is kept in {stack.layout.root}; `make up` goes on from here"
-        starter.import_into(api, progress)
-        outcome = demo.run(api, plan, progress, stack.supervisor.check, kept)
-        _keep_report(stack.layout, api, plan, outcome, progress, as_json)
-        progress.say("stopping everything")
-
-
-def _demo_against(
-    layout: Layout, url: str, key: str | None, plan: demo.DemoPlan, progress: Progress, as_json: bool
-) -> None:
-    """The demo on a running installation. Errors: ApiKeyMissing, ApiUnreachable, ApiProblem."""
-    make_folder(layout.reports, 0o700)  # before the work, of which nothing should be lost
-    with api_of(layout.root, url, key) as api:
-        status = api.get("/v1/status", Status)
-        progress.say(f"{url} trains lineage {status.lineage}, model {status.model}, serving {status.serving}")
-        if status.backlog:
-            progress.say(f"its loop has {status.backlog} rollouts to train on already; they count among the demo's")
-        api.wait_with(time.sleep, progress.say)
-        starter.import_into(api, progress)
-        kept = f"everything is kept by the installation at {url}, whose loop is as it was before"
-        try:
-            outcome = demo.run(api, plan, progress, lambda: None, kept)
-        finally:
-            before = status.loop
-            switch = LoopSwitch(
-                sampling=before.sampling,
-                training=before.training,
-                max_updates=before.max_updates,
-                no_end=before.max_updates is None,
-            )
-            api.post("/v1/loop", switch, LoopState)
-        _keep_report(layout, api, plan, outcome, progress, as_json)
-
-
-def _keep_report(
-    layout: Layout, api: ApiClient, plan: demo.DemoPlan, outcome: demo.DemoOutcome, progress: Progress, as_json: bool
-) -> None:
-    path = layout.reports / f"demo-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"
-    document = demo.as_document(plan, outcome)
-    path.write_text(json.dumps(document, indent=2) + "\n")
-    shown = path.with_suffix(".html")
-    shown.write_text(demo_page.write(api, outcome), encoding="utf-8")
-    progress.say(f"this report: {shown} (open it in a browser), as data {path}")
-    if as_json:
-        typer.echo(json.dumps(document, indent=2))
+    if model is not None:
+        raise InvalidInput("--model goes with a stack of this machine; the installation has a model already")
+    running.demonstrate_on(layout_of(home), against, key, plan, as_json)
 
 
 def up(
@@ -167,43 +97,9 @@ def up(
     as_json: AsJsonLines = False,
 ) -> None:
     """Start the stack on the data folder and train on whatever tasks arrive, until Ctrl-C or `preceptor down`."""
-    progress = Progress(Console(stderr=as_json))
+    from services.cli import running
 
-    def tell(event: str, content: JsonObject, words: str) -> None:
-        progress.say(words)
-        if as_json:
-            typer.echo(json.dumps({"event": event, **content}))
-
-    with _stack(home, model, threads, progress) as (stack, api):
-        try:
-            api.post("/v1/loop", LoopSwitch(sampling=not paused, training=True, no_end=True), LoopState)
-            tell("running", {"api_url": api.url}, "the loop runs; `preceptor status` shows it, Ctrl-C stops it")
-            pages = _pages_url(stack, api)
-            tell(
-                "pages",
-                {"url": pages},
-                f"pages: {pages}  (works once, for 15 minutes; `preceptor login` makes another)",
-            )
-            seen = api.get("/v1/status", Status).num_updates
-            waits = report.Waits()
-            while True:
-                stack.supervisor.wait(5)
-                current = api.get("/v1/status", Status)
-                for update in sorted(current.last_updates, key=lambda u: u.number):
-                    if update.number > seen:
-                        seen = update.number
-                        tell("update", update.model_dump(mode="json"), report.update_line(update, current))
-                for line in waits.to_say(current, time.monotonic()):
-                    tell("waits", {"for": line}, f"waits: {line}")
-        except KeyboardInterrupt:
-            tell("stopping", {}, "stopping; nothing is lost")
-
-
-def _pages_url(stack: Stack, api: ApiClient) -> str:
-    """Where to look in a browser: a link that logs the owner in, or the front page where nobody is asked to."""
-    if stack.settings.api_open:
-        return api.url
-    return api.url + api.post("/v1/persons/me/login-link", None, LoginLink).path
+    running.run(home, model, threads, paused=paused, as_json=as_json)
 
 
 class Switch(StrEnum):
@@ -327,6 +223,10 @@ def init(
 
     Prints the owner's API key when it makes one; it is shown this once.
     """
+
+    from services import main
+    from services.settings import Settings
+
     settings = Settings()
     keep = _keep_nowhere if keep_key is None else partial(write_private, keep_key)
     is_lost = keep_key is not None and not keep_key.exists()
@@ -352,6 +252,9 @@ def _keep_nowhere(key: str) -> None:
 
 def _find_key() -> str:
     """The key of this installation's owner. Errors: OwnerKeyMissing."""
+
+    from services.local.stack import OwnerKeyMissing
+
     key = find_secret("PRECEPTOR_API_KEY")
     if not key:
         raise OwnerKeyMissing("the database has an owner already, and no key of theirs is known here")

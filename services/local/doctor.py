@@ -13,18 +13,17 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from enum import StrEnum
 from pathlib import Path
-from typing import Final, ParamSpec, TypeAlias
+from typing import Final, ParamSpec
 
 import httpx2
 import psutil
 import redis
 from packaging.requirements import Requirement
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from sqlalchemy import func, select, text
 
 from sandbox.contract import Health as SandboxHealth
@@ -33,6 +32,7 @@ from services import space
 from services.contracts.experts import ExpertStatus
 from services.experts.client import EndpointRefused, ExpertClient, ExpertUnavailable
 from services.local.backup import find_fault
+from services.local.findings import Finding, Findings, Verdict, fail, ok, warn
 from services.local.installation import Installation, find
 from services.local.layout import LOOPBACK, FolderIncomplete, Layout, free_port
 from services.local.lock import is_locked
@@ -63,39 +63,7 @@ NUM_LOOKED_AT: Final = 4
 STILL: Final = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD, psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
 
 
-class Verdict(StrEnum):
-    """How a check came out; `warn` works and should be looked at."""
-
-    OK = "ok"
-    WARN = "warn"
-    FAIL = "fail"
-
-
-class Finding(BaseModel):
-    """One check: what was found, and what to do unless it is ok."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    check: str
-    verdict: Verdict
-    found: str
-    todo: str = ""
-
-
-Findings: TypeAlias = Iterator[Finding]
 P = ParamSpec("P")
-
-
-def ok(check: str, found: str) -> Finding:
-    return Finding(check=check, verdict=Verdict.OK, found=found)
-
-
-def warn(check: str, found: str, todo: str) -> Finding:
-    return Finding(check=check, verdict=Verdict.WARN, found=found, todo=todo)
-
-
-def fail(check: str, found: str, todo: str) -> Finding:
-    return Finding(check=check, verdict=Verdict.FAIL, found=found, todo=todo)
 
 
 def examine(layout: Layout, environ: Mapping[str, str]) -> Findings:

@@ -17,7 +17,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, SecretStr
 
 from services.local.process import LocalError
-from services.settings import find_secret
+from services.secret_files import find_secret
 
 LOOPBACK = "127.0.0.1"
 

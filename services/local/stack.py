@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel
-
 from services import main
 from services.errors import PreceptorError
+from services.local.credentials import Credentials, credentials_file, read_credentials
 from services.local.layout import LOOPBACK, Layout, free_port, given_database_url, given_redis_url, write_private
 from services.local.postgres import EmbeddedPostgres
 from services.local.supervisor import Component, ProcessSpec, RunState, Supervisor, answers_http
@@ -29,13 +28,6 @@ SERVICES = ("api", "policy", "sandbox", "experts")
 WORKER_THREADS = 16  # enough to wait for ten draws and a few batches of questions at once
 POLICY_READY_SECONDS = 180.0  # loading a model of some gigabytes from a slow disk
 ROOT = Path(__file__).resolve().parents[2]
-
-
-class Credentials(BaseModel):
-    """How this installation's own command line reaches its api; kept in a file only its owner can read."""
-
-    api_url: str
-    api_key: str
 
 
 @dataclass(frozen=True)
@@ -55,19 +47,6 @@ class OwnerKeyMissing(PreceptorError):
     status_code = 401
     title = "No key of the owner"
     hint = "Set PRECEPTOR_API_KEY to an owner's key."
-
-
-def credentials_file(layout: Layout) -> Path:
-    """Where the command line finds the api and its key."""
-    return layout.root / "credentials.json"
-
-
-def read_credentials(layout: Layout) -> Credentials | None:
-    """The credentials of the last start; None before the first."""
-    try:
-        return Credentials.model_validate_json(credentials_file(layout).read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import httpx2
 from pydantic import BaseModel, ValidationError
 
 from services import logs
+from services.contracts.problems import read_problem, read_retry_after
 from services.errors import PreceptorError, ServiceUnavailable
 from services.policy.contract import (
     DetokenizeBatch,
@@ -33,7 +34,6 @@ from services.policy.contract import (
     Version,
     VersionCreate,
 )
-from services.problems import read_problem, read_retry_after
 
 CONNECT_SECONDS: Final = 5.0
 READ_SECONDS: Final = 600.0

@@ -10,9 +10,9 @@ import pytest
 from services.cli import program
 from services.cli.options import ApiKeyMissing, api_of
 from services.cli.stack import Presence, find_presence
+from services.local.credentials import Credentials, credentials_file
 from services.local.layout import Layout
 from services.local.lock import FolderLock
-from services.local.stack import Credentials, credentials_file
 
 HERE = "http://127.0.0.1:8123"
 

@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 from rich.console import Console
 
-from services.cli import report, starter
+from services.cli import measures, report, starter
 from services.cli.progress import Progress
 from services.contracts.evaluations import EvaluationDetail, EvaluationStatus, TaskResult
 from services.contracts.status import LoopState, PassRate, ProcessState, Status, TaskCount, UpdateSummary
@@ -109,13 +109,13 @@ def test_an_update_in_one_line() -> None:
 
 def test_the_gap_is_the_teachers_mean_less_the_policys_over_shared_families() -> None:
     gap = evaluation([result(1, 1), result(2, 0, "g")], [result(1, 3), result(2, 1, "g")])
-    assert report.mean_gap(gap) == pytest.approx((0.5 + 0.25) / 2)
-    assert list(report.gap_lines(gap)) == ["gap math: policy 0.125, shown the solution 0.500"]
-    assert report.mean_gap(evaluation([], [])) == 0.0
+    assert measures.mean_gap(gap) == pytest.approx((0.5 + 0.25) / 2)
+    assert list(measures.gap_lines(gap)) == ["gap math: policy 0.125, shown the solution 0.500"]
+    assert measures.mean_gap(evaluation([], [])) == 0.0
 
 
 def test_the_table_compares_before_and_after() -> None:
-    head, first, last = report.table([result(1, 1), result(2, 0, "g")], [result(1, 2), result(2, 1, "g")], 4)
+    head, first, last = measures.table([result(1, 1), result(2, 0, "g")], [result(1, 2), result(2, 1, "g")], 4)
     assert head == "kind         figure    before   after    rise  95 % interval over families"
     assert first == "math         pass@1     0.125   0.375  +0.250  [+0.250, +0.250] (2 families)"
     assert last.startswith("math         pass@4     0.500   1.000  +0.500  [")

@@ -24,8 +24,8 @@ from services.contracts.evaluations import Evaluation, EvaluationCreate, Evaluat
 from services.contracts.policies import PolicyVersion
 from services.contracts.status import LoopState, LoopSwitch, Status
 from services.contracts.updates import TermKind, UpdateDetail
+from services.local.credentials import read_credentials
 from services.local.layout import Layout
-from services.local.stack import read_credentials
 from services.local.supervisor import RunState, read_running
 from services.policy.modeling import make_tiny_policy
 from tests.e2e.environment import loop_environment

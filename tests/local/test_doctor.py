@@ -19,7 +19,7 @@ from services.contracts.answers import AnswerKind
 from services.contracts.experts import ConsultRequest, ConsultResult, Descriptor
 from services.experts.app import create_expert_app
 from services.local import doctor
-from services.local.doctor import Finding, Verdict
+from services.local.findings import Finding, Verdict, ok
 from services.local.installation import Installation, find
 from services.local.layout import Layout, free_port
 from services.local.postgres import EmbeddedPostgres
@@ -105,7 +105,7 @@ def test_with_the_stack_down_the_newest_weights_are_read(tmp_path: Path) -> None
 
 def test_a_check_that_breaks_is_a_finding_of_its_own() -> None:
     def look() -> Iterator[Finding]:
-        yield doctor.ok("first", "well")
+        yield ok("first", "well")
         raise RuntimeError("no such thing\nat all")
 
     first, broken = doctor._guard("second", look)
@@ -348,7 +348,7 @@ def test_the_environments_api_is_examined_unless_a_folder_or_a_database_is_named
         return {finding["check"] for finding in json.loads(out)["findings"]}
 
     def keep_still() -> Finding:
-        return doctor.ok("sandbox", "not started by this test")
+        return ok("sandbox", "not started by this test")
 
     monkeypatch.setattr(doctor, "_try_sandbox", keep_still)
     assert "memory" not in checks()
