@@ -7,6 +7,7 @@ from uuid import UUID
 from pydantic import Field
 
 from services.contracts.base import Bool, Contract, Int, JsonObject
+from services.contracts.experts import ExpertStatus
 
 
 class LoopSwitch(Contract):
@@ -65,6 +66,17 @@ class UpdateSummary(Contract):
     applied_at: datetime
 
 
+class WaitedFor(Contract):
+    """An expert that holds rollouts open until it answers, or until the last of these questions ends at `until`."""
+
+    expert_id: UUID
+    expert: str
+    expert_status: ExpertStatus
+    num_rollouts: int
+    since: datetime
+    until: datetime
+
+
 class Status(Contract):
     """The state of one lineage's loop; `waits_for` says in words what keeps it from drawing or training more."""
 
@@ -75,6 +87,7 @@ class Status(Contract):
     tasks: list[TaskCount]
     backlog: int
     waits_for: list[str]
+    waited_for: list[WaitedFor] = []
     groups: dict[str, int]
     rollouts: dict[str, int]
     consultations: dict[str, int]

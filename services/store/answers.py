@@ -9,8 +9,8 @@ from sqlalchemy.orm import Session
 from services.contracts.answers import AnswerContent, AnswerStatus, Distribution, Feedback
 from services.contracts.tasks import Split
 from services.errors import NotFound
-from services.store import distributions
-from services.store.models import AnswerRow, ConsultationRow, DistributionRow, RolloutRow
+from services.store import distributions, trust
+from services.store.models import AnswerRow, ConsultationRow, DistributionRow, ExpertRow, RolloutRow, TaskRow
 
 
 class DistributionNotFound(NotFound):
@@ -18,7 +18,10 @@ class DistributionNotFound(NotFound):
 
 
 def record(session: Session, consultation: ConsultationRow, rollout: RolloutRow, content: AnswerContent) -> AnswerRow:
-    """Store an answer. A solution about a task that is not for training is not kept."""
+    """Store an answer, with whether it may ever train. A solution about a task that is not for training is not kept."""
+    expert = session.get_one(ExpertRow, consultation.expert_id)
+    task = session.get_one(TaskRow, rollout.task_id)
+    shown = session.scalars(select(AnswerRow).where(AnswerRow.id.in_(consultation.shown))).all()
     row = AnswerRow(
         lineage_id=rollout.lineage_id,
         consultation_id=consultation.id,
@@ -26,6 +29,8 @@ def record(session: Session, consultation: ConsultationRow, rollout: RolloutRow,
         split=rollout.split,
         expert_id=consultation.expert_id,
         expert_version=consultation.expert_version,
+        could_train=trust.may_train(expert),
+        derived_from=sorted(trust.derive(expert, task.metadata_, shown)),
         score=content.score,
         feedback=None if content.feedback is None else content.feedback.model_dump(mode="json"),
         solution=content.solution if rollout.split == Split.TRAIN.value else None,
@@ -44,6 +49,16 @@ def current(session: Session, rollout_id: UUID) -> Sequence[AnswerRow]:
     return session.scalars(
         select(AnswerRow)
         .where(AnswerRow.rollout_id == rollout_id, AnswerRow.status == AnswerStatus.CURRENT.value)
+        .order_by(AnswerRow.id)
+    ).all()
+
+
+def counting(session: Session, rollout_id: UUID) -> Sequence[AnswerRow]:
+    """The answers about a rollout that may train now, oldest first."""
+    return session.scalars(
+        select(AnswerRow)
+        .join(ExpertRow, ExpertRow.id == AnswerRow.expert_id)
+        .where(AnswerRow.rollout_id == rollout_id, trust.counts(AnswerRow, ExpertRow))
         .order_by(AnswerRow.id)
     ).all()
 

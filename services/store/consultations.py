@@ -29,10 +29,10 @@ from services.contracts.experts import (
     Descriptor,
     ExpertStatus,
 )
-from services.contracts.rollouts import Purpose
+from services.contracts.rollouts import Purpose, RolloutStatus
 from services.contracts.tasks import Message, Split
 from services.errors import Conflict, NotFound
-from services.store import answers, quarantine, ranking, rollouts
+from services.store import answers, quarantine, ranking, rollouts, trust
 from services.store.id_lists import listed
 from services.store.models import (
     AnswerRow,
@@ -134,22 +134,12 @@ def choose_kinds(subject: Subject, expert: ExpertRow, descriptor: Descriptor) ->
 def open_stage(
     session: Session, rollout: RolloutRow, task: TaskRow, experts: Sequence[ExpertRow], *, stage: int
 ) -> list[ConsultationRow]:
-    """Open the questions of one stage: verifiers and people first, experts that answer given answers second."""
+    """Open the questions of one stage: verifiers and people first, experts that answer given answers second.
+
+    One of the second stage is shown the answers that count and that it may see; where there are none it is not asked.
+    """
     opened = []
-    context: list[ContextAnswer] = []
-    if stage == 2:
-        context = [
-            ContextAnswer(
-                expert=session.get_one(ExpertRow, said.expert_id).name,  # of one that is asked no more, too
-                score=said.score,
-                feedback=answers.content(session, said).feedback,
-                solution=said.solution,
-            )
-            for said in answers.current(session, rollout.id)
-            if said.distribution_kind is None
-        ]
-        if not context:
-            return []
+    said = [row for row in answers.counting(session, rollout.id) if row.distribution_kind is None] if stage == 2 else []
     subject = Subject(
         purpose=rollout.purpose,
         split=rollout.split,
@@ -162,14 +152,29 @@ def open_stage(
         descriptor = Descriptor.model_validate(expert.descriptor)
         if descriptor.needs_answers != (stage == 2):
             continue
-        if kinds := choose_kinds(subject, expert, descriptor):
+        kinds = choose_kinds(subject, expert, descriptor)
+        shown = [answer for answer in said if trust.may_see(expert, answer)]
+        if kinds and (shown or stage == 1):
+            context = [_show(session, answer) for answer in shown]
             ask = Ask(kinds=kinds, top_k=expert.top_k, temperature=expert.temperature, context=context)
-            opened.append(open_one(session, rollout, expert, stage, ask))
+            opened.append(open_one(session, rollout, expert, stage, ask, shown=[answer.id for answer in shown]))
     return opened
 
 
-def open_one(session: Session, rollout: RolloutRow, expert: ExpertRow, stage: int, ask: Ask) -> ConsultationRow:
-    """Open one question. Its message is the caller's to send after the commit."""
+def _show(session: Session, answer: AnswerRow) -> ContextAnswer:
+    return ContextAnswer(
+        expert=session.get_one(ExpertRow, answer.expert_id).name,
+        score=answer.score,
+        feedback=answers.content(session, answer).feedback,
+        solution=answer.solution,
+    )
+
+
+def open_one(
+    session: Session, rollout: RolloutRow, expert: ExpertRow, stage: int, ask: Ask, shown: Sequence[UUID] = ()
+) -> ConsultationRow:
+    """Open one question, in whose context are the answers `shown`. Its message is the caller's to send after the
+    commit."""
     row = ConsultationRow(
         lineage_id=rollout.lineage_id,
         rollout_id=rollout.id,
@@ -177,6 +182,7 @@ def open_one(session: Session, rollout: RolloutRow, expert: ExpertRow, stage: in
         expert_version=expert.version,
         stage=stage,
         ask=ask.model_dump(mode="json"),
+        shown=[*shown],
         deadline=func.now() + DEADLINE,
         sent_at=func.now(),
     )
@@ -229,7 +235,7 @@ def _question(session: Session, row: ConsultationRow, lease_seconds: float) -> Q
     rollout = session.get_one(RolloutRow, row.rollout_id)
     task = session.get_one(TaskRow, rollout.task_id)
     descriptor = Descriptor.model_validate(expert.descriptor)
-    seen = set(descriptor.metadata_keys) & set(expert.granted)
+    seen = trust.read_keys(expert)
     return Question(
         consultation_id=row.id,
         rollout_id=rollout.id,
@@ -265,7 +271,8 @@ def _question(session: Session, row: ConsultationRow, lease_seconds: float) -> Q
 def settle(session: Session, question: Question, outcome: Outcome) -> list[UUID]:
     """Write down how a question ended, once, and move its rollout on. A late worker changes nothing.
 
-    Returns the ids of questions that opened because of it (the second stage), to be sent after the commit.
+    An answer that counts and comes after its rollout was settled opens a lesson of its own. Returns the ids of
+    questions that opened because of it (the second stage), to be sent after the commit.
     """
     rollout = session.scalars(select(RolloutRow).where(RolloutRow.id == question.rollout_id).with_for_update()).one()
     row = session.scalar(
@@ -281,7 +288,8 @@ def settle(session: Session, question: Question, outcome: Outcome) -> list[UUID]
         return []
     _end_attempt(session, question, "ok", None)
     quarantine.note_answer(session, row.expert_id)
-    _conclude(session, row, rollout, outcome)
+    answer = _conclude(session, row, rollout, outcome)
+    _teach_late(session, rollout, answer)
     rollouts.advance(session, rollout.id)
     return pending_of(session, [rollout.id])
 
@@ -296,12 +304,18 @@ def settle_late(session: Session, consultation_id: UUID, outcome: ConsultResult 
     row = session.scalars(select(ConsultationRow).where(ConsultationRow.id == consultation_id).with_for_update()).one()
     if row.status != ConsultationStatus.WAITING.value:
         raise NotWaiting(f"consultation {consultation_id} is {row.status}, not waiting")
-    was_settled = rollout.status != "open"
     answer = _conclude(session, row, rollout, outcome)
-    if was_settled and answer is not None and rollout.status == "ready" and rollout.purpose == Purpose.TRAIN.value:
-        rollouts.open_lesson(session, rollout, [answer], late=True)
+    _teach_late(session, rollout, answer)
     rollouts.advance(session, rollout.id)
     return row
+
+
+def _teach_late(session: Session, rollout: RolloutRow, answer: AnswerRow | None) -> None:
+    """Open a lesson with an answer that counts and came after its rollout was ready."""
+    if answer is None or rollout.status != RolloutStatus.READY.value or rollout.purpose != Purpose.TRAIN.value:
+        return
+    if trust.counts(answer, session.get_one(ExpertRow, answer.expert_id)):
+        rollouts.open_lesson(session, rollout, [answer], late=True)
 
 
 def _conclude(session: Session, row: ConsultationRow, rollout: RolloutRow, outcome: Outcome) -> AnswerRow | None:
@@ -442,7 +456,8 @@ def requeue_all(session: Session, ids: Sequence[UUID]) -> None:
 
 
 def sweep(session: Session, *, resend_seconds: float, limit: int) -> list[UUID]:
-    """Free the questions of dead workers, end those past their deadline, return those to be sent (again)."""
+    """Free the questions of dead workers, end those past their deadline, move on rollouts that nobody who may train
+    holds any more, return the questions to be sent (again)."""
     session.execute(
         update(ConsultationRow)
         .where(
@@ -472,13 +487,13 @@ def sweep(session: Session, *, resend_seconds: float, limit: int) -> list[UUID]:
         .where(
             ConsultationRow.status == ConsultationStatus.PENDING.value,
             ExpertRow.status == ExpertStatus.QUARANTINED.value,
-            ~ExpertRow.was_active,
+            ~trust.may_train(ExpertRow),
         )
         .order_by(ConsultationRow.rollout_id)
         .limit(limit)
     ).all()
     ended = [(each, "no answer before its deadline") for each in late]
-    ended += [(each, "the expert, on probation, went into quarantine") for each in unheard]
+    ended += [(each, "the expert, whose answers carry no weight, went into quarantine") for each in unheard]
     for (consultation_id, rollout_id), why in sorted(ended, key=lambda one: one[0][1]):  # in the order of every lock
         session.execute(select(RolloutRow.id).where(RolloutRow.id == rollout_id).with_for_update())
         row = session.scalars(
@@ -486,6 +501,7 @@ def sweep(session: Session, *, resend_seconds: float, limit: int) -> list[UUID]:
         ).one()
         if row.status in (ConsultationStatus.PENDING.value, ConsultationStatus.WAITING.value):
             kill(session, row, f"{why}; last: {row.reason or 'never asked'}")
+    rollouts.advance_unheld(session, limit)
     due = (
         select(ConsultationRow.id)
         .join(ExpertRow, ExpertRow.id == ConsultationRow.expert_id)

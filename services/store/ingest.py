@@ -25,7 +25,7 @@ from services.errors import InvalidInput, PreceptorError
 from services.store import consultations, copying, idempotency
 from services.store.consultations import DEADLINE, Subject
 from services.store.models import ExpertRow, GroupRow, LineageRow, PolicyVersionRow, RolloutRow, TaskRow
-from services.store.rollouts import RolloutNotFound, say_unasked
+from services.store.rollouts import RolloutNotFound, say_unanswered
 
 ROUTE: Final = "POST /v1/rollouts"
 """Where the key of a rollout belongs, whichever of the two routes it came by."""
@@ -398,7 +398,7 @@ class _Batch:
             group_id=one.group_id,
             index_in_group=one.index,
             status=RolloutStatus.OPEN if is_asked else RolloutStatus.SET_ASIDE,
-            reason=None if is_asked else say_unasked(rollout.purpose.value),
+            reason=None if is_asked else say_unanswered(rollout.purpose.value, 0, 0),
             policy_version=rollout.policy_version,
             num_tokens=len(draft.token_ids),
             text=draft.text,

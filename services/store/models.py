@@ -413,6 +413,8 @@ class ExpertRow(Base):
     __table_args__ = (
         _one_of("status", ExpertStatus),
         Index("uq_expert_live_name", "name", unique=True, postgresql_where=text("status <> 'retired'")),
+        Index("uq_expert_live_endpoint", "endpoint", unique=True, postgresql_where=text("status <> 'retired'")),
+        Index("uq_expert_live_own", "own", unique=True, postgresql_where=text("status <> 'retired'")),
     )
 
     id: Mapped[UUID] = _id()
@@ -439,6 +441,10 @@ class ExpertRow(Base):
     """Whether it was active before it was quarantined: then its answers are waited for, and it becomes so again."""
     signing_secret: Mapped[str | None]
     report: Mapped[JsonObject]
+    own: Mapped[str | None]
+    """Which of our own experts it is; set by our installer alone, whatever a service calls itself."""
+    looked_at: Mapped[datetime | None]
+    """When its descriptor was last compared with the one that was registered."""
     created_at: Mapped[datetime] = _now()
 
 
@@ -464,6 +470,8 @@ class ConsultationRow(Base):
     expert_version: Mapped[str]
     stage: Mapped[int]
     ask: Mapped[JsonObject]
+    shown: Mapped[list[UUID]] = mapped_column(ARRAY(Uuid), server_default="{}")
+    """The answers in the question's context, in its order."""
     status: Mapped[str] = mapped_column(default=ConsultationStatus.PENDING.value)
     reason: Mapped[str | None]
     attempts: Mapped[int] = mapped_column(server_default="0")
@@ -513,6 +521,10 @@ class AnswerRow(Base):
     expert_id: Mapped[UUID] = mapped_column(ForeignKey("expert.id"))
     expert_version: Mapped[str]
     status: Mapped[str] = mapped_column(default=AnswerStatus.CURRENT.value)
+    could_train: Mapped[bool] = mapped_column(server_default="true")
+    """Whether its expert could train when it answered; see `services.store.trust`."""
+    derived_from: Mapped[list[str]] = mapped_column(server_default="{}")
+    """The metadata keys of the task that it may quote: those its expert was given, and those of what it was shown."""
     score: Mapped[float | None] = mapped_column(Float)
     feedback: Mapped[JsonObject | None] = mapped_column(JSONB(none_as_null=True))
     solution: Mapped[str | None]

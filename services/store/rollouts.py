@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from sqlalchemy import func, select
-from sqlalchemy.orm import Session
+from sqlalchemy import Exists, exists, func, select
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from services.contracts.base import JsonObject
 from services.contracts.consultations import ConsultationStatus
@@ -13,7 +13,7 @@ from services.contracts.ids import new_id
 from services.contracts.lessons import LessonStatus
 from services.contracts.rollouts import Purpose, RolloutStatus
 from services.errors import NotFound
-from services.store import answers, consultations
+from services.store import answers, consultations, trust
 from services.store.models import (
     AnswerRow,
     ConsultationRow,
@@ -92,36 +92,61 @@ def add_drawn(
 def advance(session: Session, rollout_id: UUID) -> None:
     """Move an open rollout on when its questions allow it: to the second stage, or to ready with its lesson.
 
-    Locks the rollout, so that two answers that arrive at once take turns. A waiting question holds nothing open.
+    Locks the rollout, so that two answers that arrive at once take turns. Only questions to experts that may train
+    hold it open, and of those none that waits for a late answer.
     """
     rollout = session.scalar(select(RolloutRow).where(RolloutRow.id == rollout_id).with_for_update())
     if rollout is None or rollout.status != RolloutStatus.OPEN.value:
         return
-    questions = session.scalars(select(ConsultationRow).where(ConsultationRow.rollout_id == rollout_id)).all()
-    unsettled = {ConsultationStatus.PENDING.value, ConsultationStatus.ASKED.value}
-    if any(q.status in unsettled for q in questions):
+    if session.scalar(select(_is_held(rollout.id))):
         return
-    if not any(q.stage == 2 for q in questions):
+    stages = session.scalars(select(ConsultationRow.stage).where(ConsultationRow.rollout_id == rollout_id)).all()
+    if 2 not in stages:
         task = session.get_one(TaskRow, rollout.task_id)
         experts = consultations.askable_experts(session, rollout.lineage_id)
-        if consultations.open_stage(session, rollout, task, experts, stage=2):
+        consultations.open_stage(session, rollout, task, experts, stage=2)
+        if session.scalar(select(_is_held(rollout.id))):
             return
     _settle(session, rollout)
 
 
+def _is_held(rollout_id: UUID | InstrumentedAttribute[UUID]) -> Exists:
+    """Whether the rollout waits for an expert that may train."""
+    return exists().where(
+        ConsultationRow.rollout_id == rollout_id,
+        ConsultationRow.status.in_([ConsultationStatus.PENDING.value, ConsultationStatus.ASKED.value]),
+        ConsultationRow.expert_id == ExpertRow.id,
+        trust.may_train(ExpertRow),
+    )
+
+
+def advance_unheld(session: Session, limit: int) -> list[UUID]:
+    """Move on open rollouts whose last question was to an expert that lost its weight; which ones."""
+    unheld = (
+        select(RolloutRow.id)
+        .where(RolloutRow.status == RolloutStatus.OPEN.value, ~_is_held(RolloutRow.id))
+        .order_by(RolloutRow.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    ids = session.scalars(unheld).all()
+    for rollout_id in ids:
+        advance(session, rollout_id)
+    return list(ids)
+
+
 def _settle(session: Session, rollout: RolloutRow) -> None:
-    said = answers.current(session, rollout.id)
+    said = answers.counting(session, rollout.id)
     rollout.settled_at = func.now()
     rollout.score = _verdict(session, said)
-    waits = session.scalar(
-        select(func.count()).where(
-            ConsultationRow.rollout_id == rollout.id, ConsultationRow.status == ConsultationStatus.WAITING.value
-        )
-    )
-    if not said and not waits:
-        asked = session.scalar(select(func.count()).where(ConsultationRow.rollout_id == rollout.id))
+    asked = session.execute(
+        select(ConsultationRow.status, trust.may_train(ExpertRow))
+        .join(ExpertRow, ExpertRow.id == ConsultationRow.expert_id)
+        .where(ConsultationRow.rollout_id == rollout.id)
+    ).all()
+    if not said and (ConsultationStatus.WAITING.value, True) not in asked:
         rollout.status = RolloutStatus.SET_ASIDE.value
-        rollout.reason = "no expert answered" if asked else say_unasked(rollout.purpose)
+        rollout.reason = say_unanswered(rollout.purpose, len(asked), sum(trained for _, trained in asked))
         return
     rollout.status = RolloutStatus.READY.value
     session.flush()
@@ -129,19 +154,21 @@ def _settle(session: Session, rollout: RolloutRow) -> None:
         open_lesson(session, rollout, said, late=False)
 
 
-def say_unasked(purpose: str) -> str:
-    """Why a rollout about which nobody was asked is set aside."""
-    return "no expert answered" if purpose == Purpose.TRAIN.value else "nobody is asked about rollouts of this purpose"
+def say_unanswered(purpose: str, num_asked: int, num_training: int) -> str:
+    """Why a rollout without an answer that counts is set aside."""
+    if num_asked and not num_training:
+        return "none of the experts asked may train"
+    if num_asked or purpose == Purpose.TRAIN.value:
+        return "no expert answered"
+    return "nobody is asked about rollouts of this purpose"
 
 
 def _verdict(session: Session, said: Sequence[AnswerRow]) -> float | None:
-    """The lowest score of the verifiers that are not on probation; None when none gave one."""
+    """The lowest score of the verifiers; None when none gave one."""
     scores = [
         row.score
         for row in said
-        if row.score is not None
-        and (expert := session.get_one(ExpertRow, row.expert_id)).descriptor.get("verifier")
-        and expert.status != "probation"
+        if row.score is not None and session.get_one(ExpertRow, row.expert_id).descriptor.get("verifier")
     ]
     return min(scores, default=None)
 

@@ -1,34 +1,27 @@
 """The loop's state in a few cheap queries: nothing here takes longer the more rows there are."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from uuid import UUID
 
 from sqlalchemy import exists, func, select
 from sqlalchemy.orm import Session
 
-from services.contracts.consultations import ConsultationStatus
-from services.contracts.experts import ExpertStatus
-from services.contracts.rollouts import GroupStatus, Purpose
+from services.contracts.lessons import LessonStatus
+from services.contracts.rollouts import GroupStatus, Purpose, RolloutStatus
 from services.contracts.status import LoopState, PassRate, ProcessState, Status, TaskCount, UpdateSummary
 from services.contracts.tasks import Split
 from services.contracts.updates import UpdateStatus
-from services.store import groups, loop, policies, processes, tallies, updates
+from services.store import groups, loop, policies, processes, tallies, updates, waiting
 from services.store.evaluations import PASS_SCORE
-from services.store.models import (
-    ConsultationRow,
-    ExpertRow,
-    GroupRow,
-    LineageRow,
-    LoopRow,
-    RolloutRow,
-    TaskRow,
-    UpdateRow,
-)
+from services.store.models import GroupRow, LineageRow, LoopRow, RolloutRow, TaskRow, UpdateRow
+from services.store.tallies import Tally
 
 RECENT_ROLLOUTS = 128  # a pass rate of the last few groups, not of the whole history
 RECENT_UPDATES = 5
 NOUNS = ("task", "rollout_group", "rollout", "consultation", "lesson", "correction")
 BACKLOG_FULL = "the backlog is full: no draws until the trainer has used some of it"
+BACKLOG_OPEN = "the backlog is full: no draws until experts have answered about some of it"
 
 
 def status(
@@ -41,11 +34,12 @@ def status(
     told = tallies.read(session, lineage.id, NOUNS)
     train_groups = tallies.by_word(told["rollout_group"], Purpose.TRAIN.value)
     num_updates = updates.last_number(session, lineage.id)
+    waited_for = waiting.read(session, lineage.id)
     waits_for = [
         *_waits_of_switches(switches, num_updates),
         *_waits_of_tasks(session, lineage.id, max_groups_per_task),
-        *_away(session, lineage.id),
-        *([BACKLOG_FULL] if max_backlog - backlog < group_size else []),
+        *waiting.describe(waited_for, datetime.now(UTC)),
+        *([_say_full(told["rollout"], told["lesson"])] if max_backlog - backlog < group_size else []),
         *_dead_draws(session, lineage.id, train_groups),
     ]
     return Status(
@@ -56,6 +50,7 @@ def status(
         tasks=[TaskCount(domain=tally.kind, split=tally.word, num_tasks=tally.num) for tally in told["task"]],
         backlog=backlog,
         waits_for=waits_for,
+        waited_for=waited_for,
         groups=train_groups,
         rollouts=tallies.by_word(told["rollout"], Purpose.TRAIN.value),
         consultations=tallies.by_word(told["consultation"]),
@@ -103,18 +98,12 @@ def _waits_of_tasks(session: Session, lineage_id: UUID, max_groups_per_task: int
         yield "there are no train tasks; import some"
 
 
-def _away(session: Session, lineage_id: UUID) -> Iterator[str]:
-    """Experts in quarantine that rollouts wait for."""
-    waits = exists().where(
-        ConsultationRow.expert_id == ExpertRow.id, ConsultationRow.status == ConsultationStatus.PENDING.value
-    )
-    names = session.scalars(
-        select(ExpertRow.name)
-        .where(ExpertRow.lineage_id == lineage_id, ExpertRow.status == ExpertStatus.QUARANTINED.value, waits)
-        .order_by(ExpertRow.name)
-    )
-    for name in names:
-        yield f"rollouts wait for the expert {name}, which is in quarantine; `preceptor experts list` says why"
+def _say_full(rollouts: Sequence[Tally], lessons: Sequence[Tally]) -> str:
+    """Who has to go on before there is room for draws: experts while more rollouts are open than lessons wait."""
+    num_open = tallies.by_word(rollouts, Purpose.TRAIN.value).get(RolloutStatus.OPEN.value, 0)
+    by_status = tallies.by_word(lessons, "")
+    num_ready = sum(by_status.get(word.value, 0) for word in (LessonStatus.READY, LessonStatus.CLAIMED))
+    return BACKLOG_OPEN if num_open > num_ready else BACKLOG_FULL
 
 
 def _dead_draws(session: Session, lineage_id: UUID, by_status: dict[str, int]) -> Iterator[str]:

@@ -1,0 +1,65 @@
+"""Trust: whose words may train, and who may read them. Everything that asks either question asks it here.
+
+An expert may train while it is active with a weight above 0. The circuit breaker does not change that: an active
+expert in quarantine is away, not wrong. An answer counts when its expert could train as it answered and still may as
+the answer is used. Pausing or retiring an expert, or sending it back to probation, takes what it said out of every use
+that is still to come; what it said on probation never counts, whatever becomes of it later.
+
+An answer may quote the task's metadata that its expert was given, and whatever the answers that its expert was shown
+may quote. Only who was granted all of these keys is shown it: an expert by its grants, a person by their role.
+"""
+
+from collections.abc import Collection, Iterable
+from typing import Any, overload
+
+from sqlalchemy import ColumnElement
+
+from services.contracts.answers import AnswerStatus
+from services.contracts.experts import Descriptor, ExpertStatus
+from services.store.models import AnswerRow, ExpertRow
+
+ACTIVE, QUARANTINED = ExpertStatus.ACTIVE.value, ExpertStatus.QUARANTINED.value
+
+
+@overload
+def may_train(expert: ExpertRow) -> bool: ...
+
+
+@overload
+def may_train(expert: type[ExpertRow]) -> ColumnElement[bool]: ...
+
+
+def may_train(expert: Any) -> Any:
+    """Whether the expert's words may train now; of the table, the condition that says so."""
+    is_active = (expert.status == ACTIVE) | ((expert.status == QUARANTINED) & expert.was_active)
+    return is_active & (expert.weight > 0)
+
+
+@overload
+def counts(answer: AnswerRow, expert: ExpertRow) -> bool: ...
+
+
+@overload
+def counts(answer: type[AnswerRow], expert: type[ExpertRow]) -> ColumnElement[bool]: ...
+
+
+def counts(answer: Any, expert: Any) -> Any:
+    """Whether this answer of this expert may train, be a verdict or be shown to a teacher now; of the tables, the
+    condition that says so."""
+    return (answer.status == AnswerStatus.CURRENT.value) & answer.could_train & may_train(expert)
+
+
+def read_keys(expert: ExpertRow) -> set[str]:
+    """The metadata keys the expert is given of a task that has them: those it declared and was granted."""
+    return set(Descriptor.model_validate(expert.descriptor).metadata_keys).intersection(expert.granted)
+
+
+def derive(expert: ExpertRow, metadata: Collection[str], shown: Iterable[AnswerRow]) -> set[str]:
+    """The metadata keys that an answer of this expert may quote, about a task with this metadata, given what it was
+    shown."""
+    return read_keys(expert).intersection(metadata).union(*(answer.derived_from for answer in shown))
+
+
+def may_see(expert: ExpertRow, answer: AnswerRow) -> bool:
+    """Whether the expert may be shown the answer: everything that it may quote was granted to it."""
+    return set(answer.derived_from) <= set(expert.granted)
