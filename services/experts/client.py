@@ -13,7 +13,9 @@ import ipaddress
 import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from functools import partial
 from types import TracebackType
 from typing import Final, Self, TypeAlias, TypeVar
 from uuid import uuid4
@@ -39,7 +41,7 @@ from services.errors import InvalidInput, ServiceUnavailable
 from services.experts import signatures
 
 MAX_REPLY_BYTES: Final = 8 * 1024 * 1024
-LARGE_BODY_BYTES: Final = 1024 * 1024
+LARGE_BODY_BYTES: Final = 256 * 1024
 CONNECT_SECONDS: Final = 5.0
 CLOSING_TURNS: Final = 100  # of the event loop, which needs two or three to notice that a connection has ended
 KEEPALIVE_SECONDS: Final = 2.0  # shorter than servers keep theirs (uvicorn: 5), or a question meets a closing socket
@@ -153,6 +155,7 @@ class ExpertClient:
         self._session: aiohttp.ClientSession | None = None
         self._sockets: WeakSet[socket.socket] = WeakSet()
         self._closed = False
+        self._ahead = timedelta(0)
 
     async def __aenter__(self) -> Self:
         return self
@@ -179,6 +182,13 @@ class ExpertClient:
                 break
             await asyncio.sleep(0)
 
+    def set_clock(self, now: datetime) -> None:
+        """Go by a clock that shows this time now, whatever this machine's own says: the one that sets deadlines."""
+        self._ahead = datetime.now(UTC) - now
+
+    def _now(self) -> datetime:
+        return datetime.now(UTC) - self._ahead
+
     async def describe(self, endpoint: str, secret: str | None = None) -> Descriptor:
         """What the expert says of itself. With a secret its signature must hold.
 
@@ -186,15 +196,15 @@ class ExpertClient:
         ExpertUnavailable (503).
         """
         message_id = f"msg_{uuid4().hex}"
-        headers = signatures.sign(secret, message_id, b"") if secret is not None else {}
+        headers = signatures.sign(secret, message_id, b"", self._now()) if secret is not None else {}
         try:
             reply = await self.send("GET", endpoint, "/v1/expert", headers=headers, timeout=DESCRIBE_SECONDS)
-            _raise_if_unavailable(reply)
+            _raise_if_unavailable(reply, self._now())
             if reply.status != 200:
                 raise BrokenReply(f"answers {reply.status} to GET /v1/expert")
             _check_json(reply)
             if secret is not None:
-                _check_signature(reply, secret, message_id)
+                _check_signature(reply, secret, message_id, self._now())
             return _parse(Descriptor, reply.body)
         except BrokenReply as error:
             raise EndpointRefused(f"{endpoint} {error}") from None
@@ -205,7 +215,7 @@ class ExpertClient:
             reply = await self.send("GET", endpoint, "/healthz", timeout=DESCRIBE_SECONDS)
         except BrokenReply as error:
             raise EndpointRefused(f"{endpoint} {error}") from None
-        _raise_if_unavailable(reply)
+        _raise_if_unavailable(reply, self._now())
         if reply.status != 200:
             raise EndpointRefused(f"{endpoint} answers {reply.status} to GET /healthz")
 
@@ -220,11 +230,11 @@ class ExpertClient:
     ) -> Outcome:
         """The expert's answer to a question, or that it broke the contract (InvalidAnswer, with the reason).
 
-        timeout: seconds for the whole exchange, cut at the question's deadline. traceparent: W3C's header, for experts
-        that trace. Errors: ExpertUnavailable (503) for
-        whatever says nothing about the rollout: no connection, no answer in time, 429, 5xx.
+        timeout: seconds for the whole exchange, whatever the expert does meanwhile, cut at the question's deadline.
+        traceparent: W3C's header, for experts that trace. Errors: ExpertUnavailable (503) for whatever says nothing
+        about the rollout: no connection, no answer in time, 429, 5xx, a clock that differs.
         """
-        seconds = min(timeout, (request.deadline - datetime.now(UTC)).total_seconds())
+        seconds = min(timeout, (request.deadline - self._now()).total_seconds())
         if seconds <= 0:
             raise ExpertUnavailable("the question's deadline is over")
         body = request.model_dump_json(exclude_none=True).encode()
@@ -233,10 +243,12 @@ class ExpertClient:
         if traceparent is not None:
             headers["traceparent"] = traceparent
         if secret is not None:
-            headers |= signatures.sign(secret, message_id, body)
+            headers |= signatures.sign(secret, message_id, body, self._now())
         try:
             reply = await self.send("POST", endpoint, "/v1/consult", headers=headers, body=body, timeout=seconds)
-            return _read_outcome(reply, request, secret, message_id, vocab_size)
+            read = partial(_read_outcome, reply, request, secret, message_id, vocab_size, self._now())
+            # megabytes take a while to parse, and other experts' answers wait for the loop
+            return await asyncio.to_thread(read) if len(reply.body) >= LARGE_BODY_BYTES else read()
         except BrokenReply as error:
             return InvalidAnswer(reason=str(error)[:2000])
         except EndpointRefused as error:
@@ -340,14 +352,19 @@ def _build_url(endpoint: str, path: str) -> URL:
 
 
 def _read_outcome(
-    reply: Reply, request: ConsultRequest, secret: str | None, message_id: str, vocab_size: int | None
+    reply: Reply,
+    request: ConsultRequest,
+    secret: str | None,
+    message_id: str,
+    vocab_size: int | None,
+    now: datetime,
 ) -> Outcome:
-    _raise_if_unavailable(reply)
+    _raise_if_unavailable(reply, now)
     if reply.status not in (200, 202):
         raise BrokenReply(f"refuses the question with {reply.status}: {_quote(reply.body)}")
     _check_json(reply)
     if secret is not None:
-        _check_signature(reply, secret, message_id)
+        _check_signature(reply, secret, message_id, now)
     if reply.status == 202:
         return _parse(ConsultLater, reply.body)
     outcome = _parse_response(reply.body)
@@ -374,12 +391,24 @@ def _check_fit(result: ConsultResult, request: ConsultRequest, vocab_size: int |
             raise BrokenReply(f"continues prefixes that were not asked for: {sorted(unasked_prefixes)[:5]}")
 
 
-def _raise_if_unavailable(reply: Reply) -> None:
+def _read_wish(header: str, now: datetime) -> float:
+    """For how many seconds a Retry-After header wants no questions, given as a number or as a date; 1 where it says
+    nothing that can be read."""
+    if header.isascii() and header.isdecimal():
+        seconds = float(header)
+    else:
+        try:
+            seconds = (parsedate_to_datetime(header) - now).total_seconds()
+        except (ValueError, TypeError):  # no date, or one without a time zone
+            return 1.0
+    return min(max(seconds, 1.0), MAX_RETRY_AFTER)
+
+
+def _raise_if_unavailable(reply: Reply, now: datetime) -> None:
     if reply.status >= 500 or reply.status in ASK_AGAIN:
         retry_after = None
         if reply.status == 429:
-            wish = reply.headers.get("retry-after", "")
-            retry_after = min(float(wish), MAX_RETRY_AFTER) if wish.isdecimal() else 1.0
+            retry_after = _read_wish(reply.headers.get("retry-after", ""), now)
         raise ExpertUnavailable(f"answers {reply.status}: {_quote(reply.body)}", retry_after)
 
 
@@ -391,9 +420,11 @@ def _check_json(reply: Reply) -> None:
         raise BrokenReply(f"answers with the content type {content_type[:100] or 'missing'}, not application/json")
 
 
-def _check_signature(reply: Reply, secret: str, message_id: str) -> None:
+def _check_signature(reply: Reply, secret: str, message_id: str, now: datetime) -> None:
     try:
-        signed_id = signatures.verify(secret, reply.headers, reply.body)
+        signed_id = signatures.verify(secret, reply.headers, reply.body, now)
+    except signatures.ClockDiffers as error:
+        raise ExpertUnavailable(f"its signature does not hold: {error}") from None
     except signatures.SignatureInvalid as error:
         raise BrokenReply(f"does not sign its answer: {error}") from None
     if signed_id != message_id:

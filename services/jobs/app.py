@@ -4,12 +4,15 @@ from celery import Celery, signals
 from kombu.entity import Queue
 
 from services import alive, logs
+from services.jobs.shares import Shares
 from services.settings import Settings
 
 LESSONS_QUEUE = "lessons"
 """Wakes the trainer; read with kombu, not by workers."""
 
-app = Celery("preceptor", broker=Settings().redis_url)
+_settings = Settings()
+shares = Shares(num_draws=_settings.max_groups_in_flight)
+app = Celery("preceptor", broker=_settings.redis_url)
 app.conf.update(
     include=[
         "services.jobs.sample",
@@ -26,6 +29,8 @@ app.conf.update(
     task_reject_on_worker_lost=True,
     task_ignore_result=True,
     worker_prefetch_multiplier=1,
+    worker_concurrency=shares.num_threads,
+    worker_consumer="services.jobs.consumer:LastingConsumer",
     worker_soft_shutdown_timeout=20,
     worker_hijack_root_logger=False,
     broker_connection_retry_on_startup=True,

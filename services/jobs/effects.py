@@ -1,4 +1,7 @@
-"""Measuring what became of corrections: what the versions around an update make of the corrected prompt."""
+"""Measuring what became of corrections: what the versions around an update make of the corrected prompt.
+
+One batch at a time, all of one version, on one thread of one worker: it shares the policy server with the rollouts.
+"""
 
 import difflib
 import math
@@ -7,81 +10,117 @@ from uuid import UUID
 
 import structlog
 
-from services.jobs.app import app
+from services.jobs.app import app, shares
 from services.jobs.runtime import Runtime, runtime
 from services.policy.client import PolicyRefused, PolicyUnavailable
 from services.policy.contract import SamplePrompt, SampleRequest, ScoreItem, ScoreRequest, TokenizeRequest
 from services.store import effects
 from services.store.effects import Measurement, Reading
 
+POLICY_SECONDS = 45.0  # for a batch's scores, and for its answers; both end within the lease
 NOT_LOADED = frozenset({404, 409})  # the version is not loaded, or not proved yet; it may be again soon
 
 log = structlog.get_logger(__name__)
 
 
 @app.task(name="measure")
+@shares.bound("measure")
 def measure(effect_ids: list[str]) -> None:
     """Ask the versions about these corrections and write down what each said; safe to deliver twice."""
     held = runtime()
     with held.store.transaction() as session:
         claimed = effects.claim(session, [UUID(i) for i in effect_ids])
+    by_version: dict[str, list[Measurement]] = {}
     for one in claimed:
-        _measure(held, one)
+        by_version.setdefault(one.version, []).append(one)
+    for together in by_version.values():
+        _measure(held, together)
 
 
-def _measure(held: Runtime, one: Measurement) -> None:
+def _measure(held: Runtime, together: Sequence[Measurement]) -> None:
+    """Ask one version about these corrections at once; what it refuses together is asked one by one."""
     try:
-        found = read(held, one)
+        found = read(held, together)
     except PolicyUnavailable as error:
         with held.store.transaction() as session:
-            effects.release(session, one, str(error), counts=False)
+            for one in together:
+                effects.release(session, one, str(error), counts=False)
         return
     except PolicyRefused as error:
-        log.warning("correction not measured", effect=str(one.effect_id), version=one.version, reason=str(error))
-        with held.store.transaction() as session:
+        if len(together) > 1 and error.status_code not in NOT_LOADED:
+            for one in together:
+                _measure(held, [one])
+            return
+        _note_refusal(held, together, error)
+        return
+    with held.store.transaction() as session:
+        for one, reading in zip(together, found, strict=True):
+            effects.record(session, one, reading)
+
+
+def _note_refusal(held: Runtime, together: Sequence[Measurement], error: PolicyRefused) -> None:
+    ids = [str(one.effect_id) for one in together]
+    log.warning("corrections not measured", effects=ids, version=together[0].version, reason=str(error))
+    with held.store.transaction() as session:
+        for one in together:
             if error.status_code in NOT_LOADED:
                 effects.release(session, one, f"version {one.version} is not loaded any more", counts=True)
             else:  # what was refused as it is will be refused again
                 effects.give_up(session, one, str(error))
-        return
-    with held.store.transaction() as session:
-        effects.record(session, one, found)
 
 
-def read(held: Runtime, one: Measurement) -> Reading:
-    """What the version makes of the correction. Errors: PolicyUnavailable, PolicyRefused."""
-    if one.text is None:  # fine as it was: the tokens the policy chose
-        response = list(one.token_ids)
-        counted = [place for place, mine in enumerate(one.action_mask) if mine]
-        span = (0, len(response))
-    else:
-        response = held.policy.tokenize(TokenizeRequest(text=one.text)).token_ids
-        counted = list(range(len(response)))
-        span = find_changed(one.token_ids, response)
+def read(held: Runtime, together: Sequence[Measurement]) -> list[Reading]:
+    """What a version makes of these corrections, which are all to be measured under it.
+
+    A prompt that several of them share is answered once. Errors: PolicyUnavailable, PolicyRefused.
+    """
+    version = together[0].version
+    said = [_say(held, one) for one in together]
     scored = held.policy.score(
         ScoreRequest(
-            version=one.version,
-            items=[ScoreItem(prompt_token_ids=list(one.prompt_token_ids), response_token_ids=response)],
-        )
+            version=version,
+            items=[
+                ScoreItem(prompt_token_ids=list(one.prompt_token_ids), response_token_ids=response)
+                for one, (response, _, _) in zip(together, said, strict=True)
+            ],
+        ),
+        read_seconds=POLICY_SECONDS,
     )
-    logprobs = scored.items[0].logprobs
+    prompts = {one.prompt_token_ids: one.effect_id for one in together}
     drawn = held.policy.sample(
         SampleRequest(
-            version=one.version,
-            prompts=[SamplePrompt(id=str(one.effect_id), token_ids=list(one.prompt_token_ids), seed=0)],
+            version=version,
+            prompts=[SamplePrompt(id=str(name), token_ids=list(ids), seed=0) for ids, name in prompts.items()],
             max_new_tokens=held.settings.max_new_tokens,
             temperature=0,
             stop=held.settings.stop,
+        ),
+        read_seconds=POLICY_SECONDS,
+    )
+    answers = {
+        ids: prompt.samples[0].text.replace("\x00", "\ufffd")  # Postgres cannot hold NUL
+        for ids, prompt in zip(prompts, drawn.prompts, strict=True)
+    }
+    return [
+        Reading(
+            num_tokens=len(response),
+            span_start=span[0],
+            span_end=span[1],
+            text_logprob=math.fsum(item.logprobs[place] for place in counted),
+            span_logprob=math.fsum(item.logprobs[place] for place in counted if span[0] <= place < span[1]),
+            answer=answers[one.prompt_token_ids],
         )
-    )
-    return Reading(
-        num_tokens=len(response),
-        span_start=span[0],
-        span_end=span[1],
-        text_logprob=math.fsum(logprobs[place] for place in counted),
-        span_logprob=math.fsum(logprobs[place] for place in counted if span[0] <= place < span[1]),
-        answer=drawn.prompts[0].samples[0].text.replace("\x00", "\ufffd"),  # Postgres cannot hold NUL
-    )
+        for one, (response, counted, span), item in zip(together, said, scored.items, strict=True)
+    ]
+
+
+def _say(held: Runtime, one: Measurement) -> tuple[list[int], list[int], tuple[int, int]]:
+    """What is scored for a correction: the response's tokens, the places that count, and the span that changed."""
+    if one.text is None:  # fine as it was: the tokens the policy chose
+        response = list(one.token_ids)
+        return response, [place for place, mine in enumerate(one.action_mask) if mine], (0, len(response))
+    response = held.policy.tokenize(TokenizeRequest(text=one.text)).token_ids
+    return response, list(range(len(response))), find_changed(one.token_ids, response)
 
 
 def find_changed(answered: Sequence[int], corrected: Sequence[int]) -> tuple[int, int]:

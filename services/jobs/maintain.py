@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from services import space
 from services.contracts.rollouts import Sampling
 from services.jobs import dispatch
-from services.jobs.app import app
+from services.jobs.app import app, shares
 from services.jobs.runtime import runtime
 from services.settings import Settings
 from services.store import (
@@ -30,12 +30,13 @@ from services.store import (
 
 _LOCK = 0x7072656365707402  # two sweeps at once would only wait for each other
 _MAX_RESENT = 256
-_MAX_MEASURED = 4  # a second: each is a short answer that the policy server draws beside the rollouts
+_MAX_MEASURED = 32  # at once: short answers that the policy server draws in one go
 
 log = structlog.get_logger(__name__)
 
 
 @app.task(name="maintain")
+@shares.bound("maintain")
 def maintain() -> None:
     """One sweep; does nothing while another one runs."""
     held = runtime()

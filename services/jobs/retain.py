@@ -10,7 +10,7 @@ import structlog
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from services.jobs.app import app
+from services.jobs.app import app, shares
 from services.jobs.runtime import runtime
 from services.settings import Settings
 from services.store import drafts, idempotency, logins, retention
@@ -26,6 +26,7 @@ log = structlog.get_logger(__name__)
 
 
 @app.task(name="retain")
+@shares.bound("retain")
 def retain() -> None:
     """Delete what the settings no longer keep; does nothing while another one runs."""
     held = runtime()

@@ -6,15 +6,19 @@ from collections.abc import Coroutine
 from functools import cache
 from typing import Any, TypeVar
 
-from celery.signals import worker_ready
+from celery.signals import worker_ready, worker_shutdown
 
 from services import metrics
 from services.experts.client import ExpertClient
+from services.jobs.asking import Asker
 from services.jobs.metrics import WorkerMeter
 from services.policy.client import PolicyClient
 from services.settings import Settings
 from services.store.store import Store
 from services.tracing import open_tracing
+
+DRAIN_SECONDS = 5.0
+"""How long a worker that is told to stop waits for answers under way; later ones are asked again."""
 
 T = TypeVar("T")
 
@@ -34,7 +38,7 @@ class Runtime:
         self._thread = threading.Thread(target=self._loop.run_forever, name="experts-http", daemon=True)
         self._thread.start()
         self.experts = self.run(self._make_client())
-        self._slots: dict[str, asyncio.Semaphore] = {}
+        self.asker = Asker(self._loop, self.store, self.experts, settings, self.meter, self.tracing)
 
     async def _make_client(self) -> ExpertClient:
         return ExpertClient(self.settings.allowed_expert_networks)
@@ -43,14 +47,11 @@ class Runtime:
         """Run a coroutine on the process's loop and wait for it."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
-    def slots(self, endpoint: str, max_concurrency: int) -> asyncio.Semaphore:
-        """The semaphore that keeps this process within what an expert says it can take."""
-        return self._slots.setdefault(endpoint, asyncio.Semaphore(max_concurrency))
-
     def close(self) -> None:
         """Give every connection back."""
         if self._metrics is not None:
             self._metrics.close()
+        self.asker.close()
         self.run(self.experts.close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -70,3 +71,9 @@ def runtime() -> Runtime:
 def _begin(**_: object) -> None:
     """Make the runtime before the first task: /metrics answers from the start."""
     runtime()
+
+
+@worker_shutdown.connect
+def _finish(**_: object) -> None:
+    """Let the answers that are nearly here be written down."""
+    runtime().asker.drain(DRAIN_SECONDS)

@@ -8,7 +8,7 @@ import structlog
 from services.contracts.rollouts import Purpose
 from services.contracts.templates import Template, build_teacher_messages
 from services.jobs import dispatch
-from services.jobs.app import app
+from services.jobs.app import app, shares
 from services.jobs.runtime import runtime
 from services.policy.client import PolicyRefused, PolicyUnavailable
 from services.policy.contract import SampledPrompt, SamplePrompt, SampleRequest
@@ -25,6 +25,7 @@ log = structlog.get_logger(__name__)
 
 
 @app.task(name="sample")
+@shares.bound("sample")
 def sample(group_ids: list[str]) -> None:
     """Draw these groups' rollouts and open their questions; safe to deliver twice."""
     held = runtime()
@@ -37,6 +38,9 @@ def sample(group_ids: list[str]) -> None:
 
 def _draw(draw: Draw) -> None:
     held = runtime()
+    if draw.policy_version is None:
+        _release(draw, "no policy version serves", retry_after=BACK_SECONDS, counts=False)
+        return
     began, began_at = time.perf_counter(), time.time_ns()
     try:
         reply = held.policy.sample(_request(draw))
@@ -46,7 +50,10 @@ def _draw(draw: Draw) -> None:
         return
     except PolicyRefused as error:
         held.meter.drew("failed", time.perf_counter() - began)
-        if error.status_code in NOT_READY and _comes_back(draw):
+        if error.status_code in NOT_READY and not draw.names_version:
+            reason = f"the policy server does not have {draw.policy_version} yet, which the trainer brings to it"
+            _release(draw, reason, retry_after=BACK_SECONDS, counts=False)
+        elif error.status_code in NOT_READY and _comes_back(draw):
             _release(draw, str(error), retry_after=BACK_SECONDS, max_failures=BACK_TRIES)
         else:  # what was refused as it is will be refused again
             _release(draw, str(error), retry_after=1, max_failures=1 if error.status_code in (413, 422) else None)

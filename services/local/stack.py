@@ -25,7 +25,6 @@ from services.local.valkey import EmbeddedValkey
 from services.settings import Settings
 
 SERVICES = ("api", "policy", "sandbox", "experts")
-WORKER_THREADS = 16  # enough to wait for ten draws and a few batches of questions at once
 POLICY_READY_SECONDS = 180.0  # loading a model of some gigabytes from a slow disk
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -118,7 +117,7 @@ def faces(settings: Settings) -> list[ProcessSpec]:
 def workers(layout: Layout) -> list[ProcessSpec]:
     """The Celery worker, and beat, which asks for a sweep every second."""
     celery = [sys.executable, "-m", "celery", "-A", "services.jobs.app"]
-    pool = ["--pool", "threads", "--concurrency", str(WORKER_THREADS), "--without-gossip", "--without-mingle"]
+    pool = ["--pool", "threads", "--without-gossip", "--without-mingle"]
     schedule = ["--schedule", str(layout.root / "beat.db")]
     listen = f"{LOOPBACK}:{free_port()}"
     return [

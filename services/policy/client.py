@@ -92,13 +92,13 @@ class PolicyClient:
         """What the process serves, and its counters."""
         return self._ask("GET", "/v1/policy", None, PolicyInfo)
 
-    def sample(self, request: SampleRequest) -> SampleResponse:
-        """Draw answers."""
-        return self._ask("POST", "/v1/sample", request, SampleResponse)
+    def sample(self, request: SampleRequest, read_seconds: float | None = None) -> SampleResponse:
+        """Draw answers. read_seconds: how long to wait for them, if not as long as for everything."""
+        return self._ask("POST", "/v1/sample", request, SampleResponse, read_seconds)
 
-    def score(self, request: ScoreRequest) -> ScoreResponse:
-        """Logprobs of given responses."""
-        return self._ask("POST", "/v1/score", request, ScoreResponse)
+    def score(self, request: ScoreRequest, read_seconds: float | None = None) -> ScoreResponse:
+        """Logprobs of given responses. read_seconds: as `sample`."""
+        return self._ask("POST", "/v1/score", request, ScoreResponse, read_seconds)
 
     def tokenize(self, request: TokenizeRequest) -> TokenIds:
         """Token ids of messages or text."""

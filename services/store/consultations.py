@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import func, select, update
+from sqlalchemy import case, func, select, update
 from sqlalchemy.orm import Session
 
 from services.contracts.answers import AnswerContent, AnswerKind, check_against_rollout
@@ -48,6 +48,8 @@ from services.store.models import (
 DEADLINE = timedelta(minutes=30)  # an expert that is down for less than this loses no question
 LATE_DEADLINE = timedelta(days=7)  # people answer within a week or not at all
 BACKOFF_SECONDS = (1, 3, 10, 30, 60)
+LAST_TRY = timedelta(minutes=2)  # before its deadline a question is asked once more, whatever an expert said to wait
+ANSWER_SHARE = 0.8  # of a lease; the rest is for writing the answer down
 
 Outcome = ConsultResult | ConsultAbstain | ConsultLater | InvalidAnswer
 
@@ -73,8 +75,19 @@ class Question:
     endpoint: str
     signing_secret: str | None
     max_concurrency: int
+    claimed_at: datetime
+    """By the database's clock, which sets the deadline."""
     timeout_seconds: float
     request: ConsultRequest
+
+
+@dataclass(frozen=True)
+class Place:
+    """Whose turn a pending question waits for, and how many questions that expert takes at once."""
+
+    consultation_id: UUID
+    expert_id: UUID
+    max_concurrency: int
 
 
 def get(session: Session, consultation_id: UUID) -> ConsultationRow:
@@ -205,6 +218,20 @@ def pending_of(session: Session, rollout_ids: Sequence[UUID]) -> list[UUID]:
     )
 
 
+def find_places(session: Session, ids: Sequence[UUID]) -> list[Place]:
+    """Whom the still pending ones of these questions are for, the oldest first."""
+    rows = session.execute(
+        select(ConsultationRow.id, ExpertRow.id, ExpertRow.descriptor)
+        .join(ExpertRow, ExpertRow.id == ConsultationRow.expert_id)
+        .where(ConsultationRow.id.in_(listed(ids)), ConsultationRow.status == ConsultationStatus.PENDING.value)
+        .order_by(ConsultationRow.id)
+    )
+    return [
+        Place(row_id, expert_id, Descriptor.model_validate(descriptor).max_concurrency)
+        for row_id, expert_id, descriptor in rows
+    ]
+
+
 def claim(session: Session, ids: Sequence[UUID], *, lease_seconds: float) -> list[Question]:
     """Lease the still pending ones of these questions; those of experts that are not asked now stay pending."""
     rows = session.scalars(
@@ -214,23 +241,24 @@ def claim(session: Session, ids: Sequence[UUID], *, lease_seconds: float) -> lis
             ConsultationRow.id.in_(ids),
             ConsultationRow.status == ConsultationStatus.PENDING.value,
             ConsultationRow.not_before <= func.now(),
+            ConsultationRow.deadline > func.now(),
             ExpertRow.status.in_([ExpertStatus.ACTIVE.value, ExpertStatus.PROBATION.value]),
         )
         .order_by(ConsultationRow.id)
         .with_for_update(skip_locked=True, of=ConsultationRow)
     ).all()
-    now: datetime = session.scalar(select(func.now()))  # type: ignore[assignment]
+    now: datetime = session.scalar(select(func.clock_timestamp()))  # type: ignore[assignment]
     questions = []
     for row in rows:
         row.status = ConsultationStatus.ASKED.value
         row.attempts += 1
         row.lease_until = now + timedelta(seconds=lease_seconds)
         session.add(AttemptRow(consultation_id=row.id, number=row.attempts))
-        questions.append(_question(session, row, lease_seconds))
+        questions.append(_question(session, row, now, lease_seconds * ANSWER_SHARE))
     return questions
 
 
-def _question(session: Session, row: ConsultationRow, lease_seconds: float) -> Question:
+def _question(session: Session, row: ConsultationRow, now: datetime, timeout_seconds: float) -> Question:
     expert = session.get_one(ExpertRow, row.expert_id)
     rollout = session.get_one(RolloutRow, row.rollout_id)
     task = session.get_one(TaskRow, rollout.task_id)
@@ -246,7 +274,8 @@ def _question(session: Session, row: ConsultationRow, lease_seconds: float) -> Q
         endpoint=expert.endpoint,
         signing_secret=expert.signing_secret,
         max_concurrency=descriptor.max_concurrency,
-        timeout_seconds=lease_seconds * 0.8,
+        claimed_at=now,
+        timeout_seconds=timeout_seconds,
         request=ConsultRequest(
             consultation_id=row.id,
             deadline=row.deadline,
@@ -378,7 +407,8 @@ def release(
     max_attempts: int,
     quarantine_after: int,
 ) -> None:
-    """Give a question back after a failed try. `retry_after` means busy, which counts as no failure.
+    """Give a question back after a failed try. `retry_after` means busy, which counts as no failure: the question is
+    asked again after so many seconds, and in any case once more before its deadline.
 
     After `max_attempts` failures the question is dead, the reason kept; after `quarantine_after` failures in a row,
     over all questions, the expert is quarantined.
@@ -408,10 +438,15 @@ def release(
         session.flush()
         rollouts.advance(session, row.rollout_id)
         return
-    delay = BACKOFF_SECONDS[min(row.failures, len(BACKOFF_SECONDS)) - 1] if retry_after is None else retry_after
     row.status = ConsultationStatus.PENDING.value
     row.sent_at = None
-    row.not_before = func.now() + timedelta(seconds=delay)
+    if retry_after is None:
+        delay = BACKOFF_SECONDS[min(row.failures, len(BACKOFF_SECONDS)) - 1]
+        row.not_before = func.now() + timedelta(seconds=delay)
+    else:
+        before_end = row.deadline - LAST_TRY
+        last_try = case((func.now() < before_end, before_end), else_=row.deadline)
+        row.not_before = func.least(func.now() + timedelta(seconds=retry_after), last_try)
 
 
 def kill(session: Session, row: ConsultationRow, reason: str) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Update, func, select, update
+from sqlalchemy import ColumnElement, Update, exists, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -29,7 +29,7 @@ from services.store.models import (
 )
 
 MAX_PLANNED_UPDATES = 20  # at a time; the next sweep goes on
-LEASE = timedelta(minutes=2)  # one score and one short answer; a busy policy server may take a while
+LEASE = timedelta(minutes=2)  # a batch of scores and short answers; a busy policy server may take a while
 BACKOFF_SECONDS = (2, 5, 15, 30, 60)
 MAX_FAILURES = 8  # about three minutes: a policy server that restarted has its versions again by then
 
@@ -134,15 +134,22 @@ def _open_sides(session: Session, step: UpdateRow, used: Sequence[UUID]) -> None
 
 
 def take_due(session: Session, *, resend_seconds: float, limit: int) -> list[UUID]:
-    """The effects a message is to be sent for now, oldest first."""
+    """The effects that one message is to be sent for now, all of one version: the one that has waited longest.
+
+    None while another message's are being measured: they are asked of the policy server that the rollouts are drawn
+    from, and it changes weights for every version.
+    """
+    is_pending = EffectRow.status == EffectStatus.PENDING.value
+    is_sent = EffectRow.sent_at >= func.now() - timedelta(seconds=resend_seconds)
+    is_leased = EffectRow.sent_at.is_not(None) & (EffectRow.not_before > func.now())
+    if session.scalar(select(exists().where(is_pending, is_sent | is_leased))):
+        return []
+    waits = (is_pending, EffectRow.not_before <= func.now())
+    oldest = select(EffectRow.version).where(*waits).order_by(EffectRow.not_before, EffectRow.id).limit(1)
     due = (
         select(EffectRow.id)
-        .where(
-            EffectRow.status == EffectStatus.PENDING.value,
-            EffectRow.not_before <= func.now(),
-            EffectRow.sent_at.is_(None) | (EffectRow.sent_at < func.now() - timedelta(seconds=resend_seconds)),
-        )
-        .order_by(EffectRow.not_before)
+        .where(*waits, EffectRow.version == oldest.scalar_subquery())
+        .order_by(EffectRow.not_before, EffectRow.id)
         .limit(limit)
         .with_for_update(skip_locked=True)
     )

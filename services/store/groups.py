@@ -16,8 +16,10 @@ from sqlalchemy.orm import Session
 from services.contracts.lessons import LessonStatus
 from services.contracts.rollouts import GroupStatus, Purpose, RolloutStatus, Sampling
 from services.contracts.tasks import Message
-from services.store import tasks
+from services.store import policies, tasks
 from services.store.models import GroupRow, LessonRow, LoopRow, RolloutRow, TaskRow
+
+LOOP_SHARE = 4  # one place in so many is the loop's while evaluations wait
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Draw:
     size: int
     sampling: Sampling
     policy_version: str | None
+    """The version to draw with: the one the group names, else the one that serves now; None where none does."""
+    names_version: bool
     shown_solution: str | None
     """The solution a probe's prompt demonstrates first; None for the plain prompt."""
 
@@ -143,6 +147,7 @@ def claim(session: Session, ids: Sequence[UUID], lease_seconds: float) -> list[D
         .with_for_update(skip_locked=True)
     ).all()
     draws = []
+    serving = {lineage_id: policies.serving(session, lineage_id) for lineage_id in {row.lineage_id for row in rows}}
     for row in rows:
         row.status = GroupStatus.ASKED.value
         row.attempts += 1
@@ -150,6 +155,7 @@ def claim(session: Session, ids: Sequence[UUID], lease_seconds: float) -> list[D
         task = tasks.get(session, row.task_id)
         sampling = dict(row.sampling)
         shown = sampling.pop("shown_solution", None)
+        serves = serving[row.lineage_id]
         draws.append(
             Draw(
                 group_id=row.id,
@@ -159,7 +165,8 @@ def claim(session: Session, ids: Sequence[UUID], lease_seconds: float) -> list[D
                 messages=tuple(Message.model_validate(m) for m in task.messages),
                 size=row.size,
                 sampling=Sampling.model_validate(sampling),
-                policy_version=row.policy_version,
+                policy_version=row.policy_version or (None if serves is None else serves.name),
+                names_version=row.policy_version is not None,
                 shown_solution=None if shown is None else str(shown),
             )
         )
@@ -217,7 +224,9 @@ def wanted_versions(session: Session, lineage_id: UUID) -> set[str]:
 def take_due(session: Session, *, max_in_flight: int, resend_seconds: float) -> list[UUID]:
     """Free the groups of dead workers, then return those to be sent now, so that at most `max_in_flight` are under way.
 
-    None of a lineage whose loop is blocked. Evaluations go first: somebody waits for their result.
+    None of a lineage whose loop is blocked, and no train rollouts while it is paused; with its sampling alone switched
+    off, what was planned is still drawn. Evaluations go first, for somebody waits for their result, but leave the loop
+    a share of the places.
     """
     session.execute(
         update(GroupRow)
@@ -232,25 +241,26 @@ def take_due(session: Session, *, max_in_flight: int, resend_seconds: float) -> 
     )
     fresh = GroupRow.sent_at >= func.now() - timedelta(seconds=resend_seconds)
     pending = GroupRow.status == GroupStatus.PENDING.value
-    under_way = session.scalar(
-        select(func.count()).where((GroupRow.status == GroupStatus.ASKED.value) | (pending & fresh))
+    is_train = GroupRow.purpose == Purpose.TRAIN.value
+    under_way = dict(
+        session.execute(
+            select(is_train, func.count())
+            .where((GroupRow.status == GroupStatus.ASKED.value) | (pending & fresh))
+            .group_by(is_train)
+        ).all()
     )
-    room = max_in_flight - int(under_way or 0)
+    room = max_in_flight - sum(under_way.values())
     if room <= 0:
         return []
-    free = select(LoopRow.lineage_id).where(LoopRow.blocked_by.is_(None)).scalar_subquery()
-    due = (
-        select(GroupRow.id)
-        .where(
-            pending,
-            GroupRow.not_before <= func.now(),
-            GroupRow.sent_at.is_(None) | ~fresh,
-            GroupRow.lineage_id.in_(free),
-        )
-        .order_by(GroupRow.purpose == Purpose.TRAIN.value, GroupRow.id)
-        .limit(room)
-        .with_for_update(skip_locked=True)
+    lineages = select(LoopRow.lineage_id).where(LoopRow.blocked_by.is_(None))
+    waiting = select(GroupRow.id).where(pending, GroupRow.not_before <= func.now(), GroupRow.sent_at.is_(None) | ~fresh)
+    asked_for = waiting.where(~is_train, GroupRow.lineage_id.in_(lineages))
+    of_loop = waiting.where(is_train, GroupRow.lineage_id.in_(lineages.where(LoopRow.sampling | LoopRow.training)))
+    others, trains = (
+        session.scalars(query.order_by(GroupRow.id).limit(room).with_for_update(skip_locked=True)).all()
+        for query in (asked_for, of_loop)
     )
-    return list(
-        session.scalars(update(GroupRow).where(GroupRow.id.in_(due)).values(sent_at=func.now()).returning(GroupRow.id))
-    )
+    kept = min(max(max_in_flight // LOOP_SHARE - under_way.get(True, 0), 0), len(trains), room)
+    due = [*others[: room - kept], *trains][:room]
+    session.execute(update(GroupRow).where(GroupRow.id.in_(due)).values(sent_at=func.now()))
+    return due
