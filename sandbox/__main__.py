@@ -11,9 +11,8 @@ from pathlib import Path
 import uvicorn
 from pydantic import SecretStr
 
-from sandbox import kernel
+from sandbox import edge, kernel
 from sandbox.app import create_app
-from sandbox.connections import KEEP_ALIVE_SECONDS, PatientProtocol, allow_connections
 from sandbox.contract import Level
 from sandbox.logs import LogFormat, configure
 from sandbox.settings import BackendName, SandboxSettings
@@ -112,9 +111,7 @@ def main(arguments: list[str]) -> int:
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=STOP_SECONDS,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            http=PatientProtocol,
-            limit_concurrency=allow_connections(),
+            **edge.bounds(),
         )
     )
     server.run()

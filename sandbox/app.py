@@ -38,10 +38,7 @@ from sandbox.settings import SandboxSettings
 
 MAX_BODY_BYTES = 32 << 20
 """Of one request, and of one batch as well."""
-BODY_SECONDS = 30.0
-"""That a request's body may take to arrive."""
 _TOO_LARGE = f"A request has at most {MAX_BODY_BYTES} bytes"
-_TOO_SLOW = f"A request's body arrives within {BODY_SECONDS:g} s"
 _NO_KEY = "send the sandbox's key as `Authorization: Bearer KEY`"
 _HANG_UP = {"Connection": "close"}
 _OPEN_PATHS = ("/healthz", "/v1/ping")
@@ -223,8 +220,7 @@ async def _answer_gone(_: Request, __: Exception) -> Response:
 
 class _Gate:
     """Stands before everything else: refuses a caller without the key before anything of the body is received, and a
-    body above MAX_BODY_BYTES, by its announced length or when it has grown past it, or one that takes longer than
-    BODY_SECONDS. Whom it refuses it hangs up on.
+    body above MAX_BODY_BYTES, by its announced length or when it has grown past it. Whom it refuses it hangs up on.
 
     /metrics alone is open to this machine without the key, and has a key of its own, which opens nothing else."""
 
@@ -292,24 +288,15 @@ def _write_key(key: str) -> tuple[bytes, ...]:
 
 
 def _bounded(receive: Receive) -> Receive:
-    """Receives a request whose body is neither too large nor too slow. Of all exceptions FastAPI lets HTTPException
-    through."""
-    num_bytes, is_whole = 0, False
-    deadline = asyncio.get_running_loop().time() + BODY_SECONDS
+    """Receives a request whose body is not too large. Of all exceptions FastAPI lets HTTPException through."""
+    num_bytes = 0
 
     async def receive_bounded() -> Message:
-        nonlocal num_bytes, is_whole
-        if is_whole:  # then the next message is the caller's hanging up, whenever that is
-            return await receive()
-        try:
-            async with asyncio.timeout_at(deadline):
-                message = await receive()
-        except TimeoutError:
-            raise HTTPException(408, _TOO_SLOW, _HANG_UP) from None
+        nonlocal num_bytes
+        message = await receive()
         num_bytes += len(message.get("body", b""))
         if num_bytes > MAX_BODY_BYTES:
             raise HTTPException(413, _TOO_LARGE, _HANG_UP)
-        is_whole = not message.get("more_body", False)
         return message
 
     return receive_bounded

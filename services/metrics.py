@@ -26,6 +26,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from sandbox import edge
 from services.asgi import StatusWatch
 from services.version import VERSION
 
@@ -119,7 +120,9 @@ class MetricsServer:
         self._socket = socket.create_server((host.strip("[]"), int(port)), family=family)
         app = Starlette()
         app.add_route(PATH, _make_endpoint(registry, key))
-        self._server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, ws="none"))
+        self._server = uvicorn.Server(
+            uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, **edge.bounds())
+        )
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._socket]}, name="metrics", daemon=True
         )

@@ -8,14 +8,16 @@ import time
 from collections.abc import Callable, Iterator
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
+
+from sandbox import edge
 
 
 @contextlib.contextmanager
-def serve(app: FastAPI, port: int = 0) -> Iterator[str]:
+def serve(app: ASGIApp, port: int = 0) -> Iterator[str]:
     """The app's URL, until the block ends."""
     listener = socket.create_server(("127.0.0.1", port))
-    config = uvicorn.Config(app, log_level="critical", ws="none", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1, **edge.bounds())
     server = uvicorn.Server(config)
 
     async def run() -> None:

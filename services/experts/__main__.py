@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 import uvicorn
 from fastapi import FastAPI
 
+from sandbox import edge
 from services import logs, metrics
 from services.experts import reasoning
 from services.experts.app import create_expert_app
@@ -55,7 +56,7 @@ def main() -> None:
     parser.add_argument("--host", default=address.hostname or "127.0.0.1")
     parser.add_argument("--port", type=int, default=address.port or 80)
     arguments = parser.parse_args()
-    uvicorn.run(build_app(settings), host=arguments.host, port=arguments.port, log_config=None)
+    uvicorn.run(build_app(settings), host=arguments.host, port=arguments.port, log_config=None, **edge.bounds())
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from sandbox import edge
 from services import logs, metrics
 from services.contracts.base import Problem
 from services.errors import PreceptorError, ServiceUnavailable
@@ -345,6 +346,7 @@ def main(arguments: list[str]) -> int:
         port=options.port,
         log_config=None,
         timeout_graceful_shutdown=1,  # a sample may take minutes; its caller asks again
+        **edge.bounds(),
     )
     server = uvicorn.Server(config)
 

@@ -9,6 +9,7 @@ import sys
 import structlog
 import uvicorn
 
+from sandbox import edge
 from services import logs
 from services.settings import Settings
 from services.web.app import create_app
@@ -56,6 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         timeout_graceful_shutdown=10,
         # nobody's word for where a caller is, unless a proxy is named: tries at passwords are counted by it
         proxy_headers="FORWARDED_ALLOW_IPS" in os.environ,
+        **edge.bounds(),
     )
     return 0
 

@@ -1,6 +1,5 @@
 """The server around the runs: admission, refusals, hanging up, dying, and what it leaves behind."""
 
-import asyncio
 import contextlib
 import os
 import signal
@@ -16,12 +15,9 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from starlette.types import Message
 
-from sandbox import app as sandbox_app
-from sandbox.connections import HEAD_SECONDS, MAX_CONNECTIONS
 from sandbox.contract import Level, Limits, RunRequest, Status
-from sandbox.settings import SandboxSettings
+from sandbox.edge import HEAD_SECONDS, MAX_CONNECTIONS
 from tests.sandbox.conftest import (
     REPOSITORY,
     SandboxServer,
@@ -147,30 +143,6 @@ def test_a_kept_connection_is_used_again_after_the_time_for_a_first_request() ->
         time.sleep(HEAD_SECONDS + 1)
         stream = client.get(url)
         assert stream.status_code == 200
-
-
-def test_a_body_that_does_not_come_is_answered_408(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox_app, "BODY_SECONDS", 0.1)
-    sent: list[Message] = []
-    first: list[Message] = [{"type": "http.request", "body": b"{", "more_body": True}]
-
-    async def receive() -> Message:
-        if not first:
-            await asyncio.sleep(60)
-        return first.pop()
-
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": "/v1/run",
-        "query_string": b"",
-        "headers": [(b"content-type", b"application/json")],
-    }
-    asyncio.run(sandbox_app.create_app(SandboxSettings())(scope, receive, send))
-    assert (sent[0]["status"], (b"connection", b"close") in sent[0]["headers"]) == (408, True)
 
 
 def test_other_addresses_than_loopback_need_a_key() -> None:

@@ -1,0 +1,210 @@
+"""The edge of an HTTP server: bounds what a caller can make it hold, and for how long, before any application or key.
+
+What uvicorn leaves out. Bounded are the bytes and the number of headers, the framing of a chunked body with its
+trailers, requests sent ahead, connections, the time that a head and a body may take, and the time that an answer may
+lie unread. How large a body may be is the application's affair.
+
+For other rooms too: it imports nothing of the sandbox.
+"""
+
+import asyncio
+import json
+import resource
+from http import HTTPStatus
+from typing import Any, Final
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+MAX_HEAD_BYTES: Final = 32 << 10
+"""Of the request line and all headers."""
+MAX_HEADERS: Final = 100
+MAX_FRAMING_BYTES: Final = 1 << 20
+"""Of a body's chunk sizes, chunk extensions and trailers together. Trailers are dropped."""
+MAX_SENT_AHEAD: Final = 8
+"""Requests on one connection that wait for the answer to an earlier one."""
+HEAD_SECONDS: Final = 10.0
+"""For a request's head, from its first byte; on a new connection, from the start."""
+BODY_SECONDS: Final = 30.0
+"""For a request's body."""
+ANSWER_SECONDS: Final = 30.0
+"""How long a caller may take less of its answer than MIN_ANSWER_BYTES in each LOOK_SECONDS."""
+MIN_ANSWER_BYTES: Final = 32 << 10
+KEEP_ALIVE_SECONDS: Final = 75
+"""Between two requests: a caller that works on an answer for a while finds its connection open."""
+MAX_CONNECTIONS: Final = 1000
+"""Above it requests are answered 503."""
+SPARE_CONNECTIONS: Final = 50
+"""Above the limit, to be told so; the next ones are closed at once."""
+LOOK_SECONDS: Final = 2.0
+LINGER_SECONDS: Final = 1.0
+"""How long what a refused caller still sends is thrown away: closed at once, it would not see why."""
+_SLICE_BYTES: Final = 16 << 10
+"""Parsed at once, so that no bound is passed by more."""
+
+
+class _Refused(Exception):
+    """Raised through the parser, which then stops."""
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """HTTP as uvicorn speaks it, within bounds."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        now = self.loop.time()
+        self._is_in_body = False
+        self._num_overhead = 0
+        self._refusal: tuple[int, str] | None = None
+        self._head_deadline: float | None = now + HEAD_SECONDS
+        self._body_deadline = now
+        self._num_unsent = 0
+        self._has_drained = False
+        self._stuck_since = now
+        self._running: RequestResponseCycle | None = None
+        self._look_again = self.loop.call_later(LOOK_SECONDS, self._look)
+        if self.limit_concurrency is not None and len(self.connections) > self.limit_concurrency + SPARE_CONNECTIONS:
+            transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._look_again.cancel()
+        self._tell_gone()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came, slice by slice; what comes after a refusal is thrown away."""
+        for start in range(0, len(data), _SLICE_BYTES):
+            if self._refusal is not None or self.transport.is_closing():
+                return
+            piece = data[start : start + _SLICE_BYTES]
+            if self._head_deadline is None and not self._is_in_body:
+                self._head_deadline = self.loop.time() + HEAD_SECONDS
+            self._num_overhead += len(piece)
+            super().data_received(piece)
+            if self._num_overhead > (MAX_FRAMING_BYTES if self._is_in_body else MAX_HEAD_BYTES):
+                self._refuse(431, f"a request's head has at most {MAX_HEAD_BYTES} bytes")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a header; a trailer is dropped, since the application has the head already."""
+        if self._is_in_body:
+            return
+        if len(self.headers) >= MAX_HEADERS:
+            self._stop(431, f"a request has at most {MAX_HEADERS} headers")
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if len(self.pipeline) >= MAX_SENT_AHEAD:
+            self._stop(429, f"at most {MAX_SENT_AHEAD} requests may wait for an earlier answer")
+        has_body = any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers)
+        if self.parser.should_upgrade() and has_body:  # the parser would drop the body
+            self._stop(400, "no other protocol is spoken here: send a body without the header Upgrade")
+        super().on_headers_complete()
+        if self.parser.should_upgrade():
+            self.cycle.keep_alive = False  # it is answered as HTTP, but the parser goes no further
+        self._is_in_body = True
+        self._num_overhead = 0
+        self._head_deadline = None
+        self._body_deadline = self.loop.time() + BODY_SECONDS
+
+    def on_body(self, body: bytes) -> None:
+        self._num_overhead -= len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._is_in_body = False
+        self._num_overhead = 0
+        super().on_message_complete()
+
+    def resume_writing(self) -> None:
+        self._has_drained = True
+        super().resume_writing()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Say nothing: anybody could fill the log."""
+
+    def _stop(self, status: int, detail: str) -> None:
+        """Refuse from within the parser."""
+        self._refusal = (status, detail)
+        raise _Refused
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what the parser stopped at. uvicorn calls it for whatever that was."""
+        self._refuse(*(self._refusal or (400, msg)))
+
+    def _refuse(self, status: int, detail: str) -> None:
+        """Answer the request that is coming in, and nothing after it; close without a word where that could be taken
+        for the answer to another one."""
+        self._refusal = (status, detail)
+        is_own = self._is_in_body and not self.pipeline and not self.cycle.response_started
+        is_next = not self._is_in_body and not self._owes_answer
+        self._tell_gone()
+        if is_own or is_next:
+            self.transport.write(_render(status, detail))
+        self.flow.resume_reading()
+        self.loop.call_later(LINGER_SECONDS, self.transport.close)
+
+    @property
+    def _owes_answer(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _tell_gone(self) -> None:
+        """Tell the application that nobody waits for the answer it works on; uvicorn tells it of the newest alone."""
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
+
+    def _look(self) -> None:
+        """Hang up on a caller whose time is over. It does not run while the caller waits for us."""
+        self._look_again = self.loop.call_later(LOOK_SECONDS, self._look)
+        now = self.loop.time()
+        if self._is_stuck(now):
+            self.transport.abort()
+        elif self._refusal is not None or self.transport.is_closing():
+            return
+        elif self.flow.read_paused:
+            self._body_deadline = now + BODY_SECONDS
+        elif self._is_in_body:
+            if now > self._body_deadline:
+                self._refuse(408, f"a request's body arrives within {BODY_SECONDS:g} s")
+        elif self._head_deadline is not None:
+            if self._owes_answer:
+                self._head_deadline = now + HEAD_SECONDS
+            elif now > self._head_deadline:
+                self.transport.close()
+
+    def _is_stuck(self, now: float) -> bool:
+        """Whether an answer has been lying here for too long."""
+        num_unsent = self.transport.get_write_buffer_size()
+        if num_unsent == 0 or self._has_drained or num_unsent <= self._num_unsent - MIN_ANSWER_BYTES:
+            self._stuck_since = now
+        self._num_unsent, self._has_drained = num_unsent, False
+        return now - self._stuck_since > ANSWER_SECONDS
+
+
+def _render(status: int, detail: str) -> bytes:
+    title = HTTPStatus(status).phrase
+    body = json.dumps({"type": "about:blank", "title": title, "status": status, "detail": detail}).encode()
+    head = f"content-type: application/problem+json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+    return STATUS_LINE[status] + head.encode() + body
+
+
+def allow_connections() -> int:
+    """Raise this process's limit of open files as far as the connections need it; gives how many of them it may have,
+    which leaves as many files to everything else."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max(soft, min(hard, 2 * MAX_CONNECTIONS) if hard != resource.RLIM_INFINITY else 2 * MAX_CONNECTIONS)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return min(MAX_CONNECTIONS, wanted // 2)
+
+
+def bounds() -> dict[str, Any]:
+    """The settings of a uvicorn server with this edge."""
+    return {
+        "http": BoundedProtocol,
+        "ws": "none",
+        "timeout_keep_alive": KEEP_ALIVE_SECONDS,
+        "limit_concurrency": allow_connections(),
+    }
