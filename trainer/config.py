@@ -111,6 +111,9 @@ class TrainerConfig(BaseSettings):
     gate_length_ratio: float = Field(default=8.0, gt=1)
     """How many times longer or shorter a version's answers may be than the rollouts it was trained on."""
 
+    max_refusals: int = Field(default=3, ge=1)
+    """Versions the gate may refuse in a row; then training falls back to the version that serves, and says so."""
+
     seed: int = 0
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16"] = "float32"

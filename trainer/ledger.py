@@ -18,9 +18,10 @@ from sqlalchemy.orm import Session
 from services.contracts.base import JsonObject
 from services.contracts.updates import UpdateStatus
 from services.settings import Settings
-from services.store import lessons, lineages, loop, policies, updates, vocabularies
+from services.store import fallbacks, lessons, lineages, loop, policies, updates, vocabularies
+from services.store.fallbacks import StartingPoint
 from services.store.lessons import EarlierCorrection, LessonFacts
-from services.store.models import LessonRow, UpdateLessonRow, UpdateRow
+from services.store.models import LessonRow, PolicyVersionRow, UpdateLessonRow, UpdateRow
 from services.store.store import Store, StoreUnavailable
 from services.store.updates import Contribution
 from trainer.batch import hash_batch
@@ -48,11 +49,12 @@ class LineageFacts:
 
 
 @dataclass(frozen=True)
-class Applied:
-    """The last update that counts: where the weights continue."""
+class Fallback:
+    """The version that serves, those the gate refused since, and the checkpoint of the update that made it, if any."""
 
-    number: int
-    checkpoint_sha256: str
+    version: PolicyVersionRow
+    refused: Sequence[PolicyVersionRow]
+    checkpoint_sha256: str | None
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Outlook:
 
 @dataclass(frozen=True)
 class Claim:
-    """A started update and everything it is made of. newest_version: number of the newest policy version."""
+    """A started update and everything it is made of. newest_version: its place (`policies.place`)."""
 
     update_id: UUID
     number: int
@@ -127,31 +129,51 @@ class Ledger:
         """The outcome of one transaction, tried until the database is there. Raises StopRequested."""
         return keep_trying(self._store, self._stop, do)
 
-    def last_applied(self) -> Applied | None:
-        """The update the weights continue from; None before the first."""
-        row = self.transact(lambda session: updates.last_applied(session, self.lineage.id))
-        if row is None:
-            return None
-        assert row.checkpoint_sha256 is not None  # a constraint of the table
-        return Applied(row.number, row.checkpoint_sha256)
+    def starting_point(self) -> StartingPoint | None:
+        """What training continues from; None before the first update."""
+        return self.transact(lambda session: fallbacks.starting_point(session, self.lineage.id))
 
-    def last_checkpoints(self, number: int) -> list[str]:
-        """The sha256 of the newest checkpoints that count."""
+    def checkpoints_in_use(self, number: int) -> list[str]:
+        """The sha256 of the newest checkpoints that count, and of those training may have to fall back to."""
 
         def read(session: Session) -> list[str]:
             rows = updates.newest(session, self.lineage.id, before=None, limit=4 * number)
-            applied = [row for row in rows if row.status == UpdateStatus.APPLIED.value]
-            return [row.checkpoint_sha256 for row in applied[:number] if row.checkpoint_sha256]
+            applied = [row.checkpoint_sha256 for row in rows if row.status == UpdateStatus.APPLIED.value]
+            return [address for address in applied[:number] if address] + policies.checkpoints(session, self.lineage.id)
 
         return self.transact(read)
+
+    def find_fallback(self, max_refusals: int) -> Fallback | None:
+        """What to fall back to, when the gate has refused so many versions in a row; None while it has not."""
+
+        def read(session: Session) -> Fallback | None:
+            refused = fallbacks.refusals(session, self.lineage.id).versions
+            serving = policies.serving(session, self.lineage.id)
+            if len(refused) < max_refusals or serving is None:
+                return None
+            made_by = updates.applied(session, self.lineage.id, serving.update_number)
+            return Fallback(serving, refused, None if made_by is None else made_by.checkpoint_sha256)
+
+        return self.transact(read)
+
+    def fall_back(self, fallback: Fallback, checkpoint_sha256: str, *, fresh_optimizer: bool) -> None:
+        """The one commit that makes the next update start from there."""
+        self.transact(
+            lambda session: fallbacks.record(
+                session,
+                fallback.version,
+                checkpoint_sha256=checkpoint_sha256,
+                fresh_optimizer=fresh_optimizer,
+                refused=fallback.refused,
+            )
+        )
 
     def look(self, number: int) -> Outlook:
         """What there is to do after update `number`; sets stale lessons aside."""
 
         def read(session: Session) -> Outlook:
-            oldest = policies.latest(session, self.lineage.id).number - self._settings.max_staleness
-            if aside := lessons.set_aside_stale(session, self.lineage.id, oldest):
-                log.info("stale lessons set aside", num_lessons=aside, before_version=oldest)
+            if aside := lessons.set_aside_stale(session, self.lineage.id, self._settings.max_staleness):
+                log.info("stale lessons set aside", num_lessons=aside, max_staleness=self._settings.max_staleness)
             switches = loop.get(session, self.lineage.id)
             ended = switches.max_updates is not None and number >= switches.max_updates
             return Outlook(
@@ -163,7 +185,7 @@ class Ledger:
 
         return self.transact(read)
 
-    def claim(self, parent_sha256: str) -> Claim | None:
+    def claim(self, parent: StartingPoint) -> Claim | None:
         """Open an update over the oldest whole groups and late lessons; None if there was nothing to claim."""
 
         def take(session: Session) -> Claim | None:
@@ -189,11 +211,12 @@ class Ledger:
                 self._owner,
                 objective=self._config.objective_title,
                 settings=settings,
-                parent_sha256=parent_sha256,
+                parent_sha256=parent.checkpoint_sha256,
+                fell_back_to=parent.fell_back_to,
                 batch_sha256=hash_batch(facts, shown),
                 lesson_ids=[row.id for row in rows],
             )
-            newest = policies.latest(session, self.lineage.id).number
+            newest = policies.num_served(session, self.lineage.id)
             return Claim(update.id, update.number, tuple(facts), tuple(shown), newest)
 
         return self.transact(take)

@@ -34,7 +34,7 @@ from services.policy.contract import (
 )
 from services.policy.modeling import project, response_hidden, save_adapter
 from services.settings import Settings
-from services.store import groups, policies
+from services.store import fallbacks, groups, policies
 from services.store.lessons import LessonFacts
 from services.store.models import PolicyVersionRow
 from trainer import gate
@@ -64,7 +64,7 @@ class Publisher:
     ) -> None:
         self._ledger = ledger
         self._client = client
-        self._artifacts = artifacts
+        self.artifacts = artifacts
         self._settings = settings
         self._config = config
 
@@ -92,13 +92,17 @@ class Publisher:
         return served
 
     def _is_due(self, state: TrainerState, resting: bool) -> bool:
-        newest = self._ledger.transact(lambda session: policies.latest(session, self._ledger.lineage.id))
-        unpublished = state.number - newest.update_number
+        def read(session: Session) -> int:
+            lineage_id = self._ledger.lineage.id
+            back = fallbacks.newest(session, lineage_id)  # nothing is unpublished of what training fell back to
+            return max(policies.latest(session, lineage_id).update_number, 0 if back is None else back.after_update)
+
+        unpublished = state.number - self._ledger.transact(read)
         return unpublished >= (1 if resting else self._config.publish_every)
 
     def _add_candidate(self, state: TrainerState) -> None:
-        scratch = self._artifacts.root / f".publishing-{state.number}"
-        address = _store_adapter(state, self._artifacts, scratch)
+        scratch = self.artifacts.root / f".publishing-{state.number}"
+        address = _store_adapter(state, self.artifacts, scratch)
         row = self._ledger.transact(
             lambda session: policies.add_candidate(
                 session, self._ledger.lineage.id, artifact_sha256=address, update_number=state.number
@@ -177,7 +181,7 @@ class Publisher:
         previous = base
         serving = self._ledger.transact(lambda session: policies.serving(session, row.lineage_id))
         if serving is not None and serving.artifact_sha256 is not None:
-            with with_weights(model, read_adapter(model, self._artifacts.adapter(serving.artifact_sha256))):
+            with with_weights(model, read_adapter(model, self.artifacts.adapter(serving.artifact_sha256))):
                 previous = probe_logprobs(model, probe)
         return [
             gate.check_kl("kl_base", mean_kl(own, base), config.gate_max_kl_base),
@@ -235,7 +239,7 @@ class Publisher:
             )
             return
         self._client.load_version(row.name, row.artifact_sha256)
-        weights = read_adapter(state.model, self._artifacts.adapter(row.artifact_sha256))
+        weights = read_adapter(state.model, self.artifacts.adapter(row.artifact_sha256))
         with with_weights(state.model, weights):
             own = probe_logprobs(state.model, probe)
         self._prove(row.name, probe, own)

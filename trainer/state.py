@@ -145,6 +145,17 @@ def restore(state: TrainerState, checkpoints: ArtifactStore, address: str, confi
     state.number = int(facts["number"])
 
 
+def begin_from(state: TrainerState, adapter: Path, config: TrainerConfig) -> None:
+    """Put an adapter in place of the weights, with nothing else known of how they came about: a fresh optimizer, the
+    weights themselves as the moving average, no running baseline. Raises CheckpointDiffers if it does not fit."""
+    for name, weights in read_adapter(state.model, adapter).items():
+        trainable(state.model)[name].data = weights
+    state.optimizer = _make_optimizer(state.model, config)
+    state.average = copy_weights(state.model) if config.teacher_ema > 0 else None
+    state.position_mean = torch.zeros(POSITIONS)
+    torch.manual_seed(config.seed)
+
+
 def read_adapter(model: PeftModel, folder: Path) -> Weights:
     """A stored adapter's weights, by the model's own names. Raises CheckpointDiffers if they do not fit."""
     stored = load_file(folder / ADAPTER_WEIGHTS)

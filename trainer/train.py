@@ -20,11 +20,13 @@ import torch
 from services import metrics
 from services.contracts.ids import new_id
 from services.errors import PreceptorError
-from services.policy.artifacts import ArtifactStore
+from services.policy.artifacts import ArtifactDamaged, ArtifactNotFound, ArtifactRefused, ArtifactStore
 from services.policy.client import PolicyClient
 from services.policy.modeling import LoadedPolicy, load_policy, spell_tokens
 from services.settings import Settings
+from services.store.fallbacks import StartingPoint
 from services.store.locks import LineageLock
+from services.store.models import PolicyVersionRow
 from services.store.store import Store, StoreUnavailable
 from services.store.updates import LeaseLost
 from services.tracing import open_tracing
@@ -37,7 +39,7 @@ from trainer.pulse import Pulse
 from trainer.ranks import Ranks
 from trainer.rows import Batch
 from trainer.spans import trace_update
-from trainer.state import TrainerState, begin, prune, restore, save
+from trainer.state import TrainerState, begin, begin_from, prune, restore, save
 from trainer.step import StepResult, Stopped, make_update
 from trainer.wake import Wake
 
@@ -60,7 +62,7 @@ class Order:
     """What rank 0 asks of all: an update of this batch after that checkpoint; no batch: stay awake; end: leave."""
 
     batch: Batch | None = None
-    parent_sha256: str = ""
+    parent: StartingPoint | None = None
     end: bool = False
 
 
@@ -124,7 +126,8 @@ class Leader:
         ranks: Ranks,
         stop: threading.Event,
     ) -> None:
-        self.state, self.first, self.held = state, first, first
+        self.state, self.first = state, first
+        self.held: StartingPoint | None = StartingPoint(0, first)  # what the state is; None: nothing that counts
         self.checkpoints, self.ledger, self.pulse, self.meter = checkpoints, ledger, pulse, meter
         self.config, self.settings, self.ranks, self.stop = config, settings, ranks, stop
         self.client = PolicyClient(settings.policy_url, settings.internal_key, read_seconds=POLICY_SECONDS)
@@ -146,7 +149,8 @@ class Leader:
                     continue
                 self.catch_up()
                 outlook = self.ledger.look(self.state.number)
-                self.settle_policy(outlook)
+                if self.settle_policy(outlook) and self.fall_back():
+                    continue
                 claim = self.claim(outlook)
                 if claim is None:
                     self.ranks.share(Order())
@@ -176,21 +180,56 @@ class Leader:
 
     def catch_up(self) -> None:
         """Continue from the last applied update, whoever made it and whatever is in memory."""
-        applied = self.ledger.last_applied()
-        address = self.first if applied is None else applied.checkpoint_sha256
-        if address != self.held:
-            restore(self.state, self.checkpoints, address, self.config)
-            self.held = address
-            log.info("continuing", update=self.state.number, checkpoint=address[:12])
+        point = self.ledger.starting_point() or StartingPoint(0, self.first)
+        if point != self.held:
+            go_to(self.state, self.checkpoints, point, self.config)
+            self.held = point
+            log.info("continuing", update=point.number, checkpoint=point.checkpoint_sha256[:12], of=point.fell_back_to)
 
-    def settle_policy(self, outlook: Outlook) -> None:
-        """Publish what is due; look after the server now and then while nothing else is to be done."""
+    def fall_back(self) -> bool:
+        """Once the gate has refused too many versions in a row, go on from the one that serves; True if it did.
+
+        Killed before the ledger has it, the next start does the same again; afterwards it continues from there.
+        """
+        fallback = self.ledger.find_fallback(self.config.max_refusals)
+        if fallback is None:
+            return False
+        version = fallback.version
+        address = self.first if version.update_number == 0 else fallback.checkpoint_sha256
+        is_fresh = address is None or not self.checkpoints.contains(address)
+        try:
+            if address is None or is_fresh:
+                self.held = None
+                address = self.begin_from_adapter(version)
+            else:
+                self.checkpoints.path(address)
+        except (ArtifactNotFound, ArtifactDamaged, ArtifactRefused) as error:
+            log.error("training cannot fall back to what serves", version=version.name, reason=error.detail)
+            return False
+        self.ledger.fall_back(fallback, address, fresh_optimizer=is_fresh)
+        log.warning(
+            "training fell back to what serves",
+            version=version.name,
+            refused=[one.name for one in fallback.refused],
+            optimizer="fresh" if is_fresh else "as it was",
+        )
+        return True
+
+    def begin_from_adapter(self, version: PolicyVersionRow) -> str:
+        """A checkpoint of a version's weights alone: that of its update is gone."""
+        assert version.artifact_sha256 is not None  # a constraint of the table; the base has the first checkpoint
+        begin_from(self.state, self.publisher.artifacts.adapter(version.artifact_sha256), self.config)
+        return save(self.state, self.checkpoints)
+
+    def settle_policy(self, outlook: Outlook) -> bool:
+        """Publish what is due; look after the server now and then while nothing else is to be done. True if it did."""
         resting = outlook.idle is not None
         if resting == self.rested and time.monotonic() - self.settled_at < SETTLE_SECONDS:
-            return
+            return False
         with self.pulse.spending("publishing", "publishing"):
             self.publisher.settle(self.state, resting=resting)
         self.settled_at, self.rested = time.monotonic(), resting
+        return True
 
     def claim(self, outlook: Outlook) -> Claim | None:
         """A full batch; or what there is, once it has waited long enough."""
@@ -204,6 +243,7 @@ class Leader:
         if ready < self.config.groups_per_update and waited < self.config.patience_seconds:
             return None
         self.waits_since = None
+        assert self.held is not None  # the turn began by catching up
         return self.ledger.claim(self.held)
 
     def update(self, claim: Claim) -> None:
@@ -232,12 +272,12 @@ class Leader:
         except LeaseLost as error:
             log.warning("update abandoned", **_ids(claim), reason=error.detail)
             self.give_up(claim, error.detail)
-            self.held = ""  # what is in memory was never applied: the next turn takes the last that was
+            self.held = None  # what is in memory was never applied: the next turn takes the last that was
             return
         except StopRequested:
             self.give_up(claim, "the trainer was stopped")
             raise
-        self.held = address
+        self.held = StartingPoint(claim.number, address)
         self.pulse.count("num_updates")
         self.pulse.count("num_rows", len(claim.lessons))
         self.meter.applied(claim.number, measured)
@@ -252,7 +292,8 @@ class Leader:
             )
         log.info("applied", **_ids(claim), **{name: _short(measured[name]) for name in SAID})
         self.settled_at = -math.inf  # a version may be due
-        prune(self.checkpoints, [self.first, address, *self.ledger.last_checkpoints(self.config.keep_checkpoints)])
+        in_use = self.ledger.checkpoints_in_use(self.config.keep_checkpoints)
+        prune(self.checkpoints, [self.first, address, *in_use])
 
     def give_up(self, claim: Claim, reason: str) -> None:
         """Release an update's lessons: nothing of it is kept."""
@@ -269,6 +310,12 @@ class Leader:
             return
         self.meter.gave_up("set_aside")
         log.warning("update abandoned, its lessons set aside", **_ids(claim), reason=reason)
+
+
+def go_to(state: TrainerState, checkpoints: ArtifactStore, point: StartingPoint, config: TrainerConfig) -> None:
+    """The state as of that point: numbers go on after a fallback, though its checkpoint is of an earlier update."""
+    restore(state, checkpoints, point.checkpoint_sha256, config)
+    state.number = point.number
 
 
 SAID = ("loss", "local", "future", "imitation", "kl", "gap", "grad_norm", "pass_rate", "num_rows", "seconds")
@@ -293,9 +340,9 @@ def follow(
 ) -> None:
     """The other ranks: compute their share of every update rank 0 orders, from the checkpoint it names."""
     while not (order := ranks.share(Order())).end:
-        if order.batch is None:
+        if order.batch is None or order.parent is None:
             continue
-        restore(state, checkpoints, order.parent_sha256, config)
+        go_to(state, checkpoints, order.parent, config)
         try:
             make_update(state, order.batch, config, settings, ranks, stop.is_set)
         except Stopped:

@@ -65,7 +65,11 @@ class UpdateLesson(View):
 
 
 class Update(View):
-    """A stored update. `metrics` are the loss terms and diagnostics by name (nats where they are costs)."""
+    """A stored update. `metrics` are the loss terms and diagnostics by name (nats where they are costs).
+
+    parent_sha256: the checkpoint it began from, that of the update before; fell_back_to: the policy version whose
+    checkpoint it is instead, after training had fallen back to it.
+    """
 
     id: UUID
     lineage_id: UUID
@@ -76,6 +80,7 @@ class Update(View):
     settings: JsonObject
     metrics: JsonObject
     parent_sha256: str | None
+    fell_back_to: str | None
     checkpoint_sha256: str | None
     batch_sha256: str
     started_at: datetime

@@ -243,10 +243,13 @@ def list_files(folder: Path) -> dict[str, Entry]:
 
 def _read_lineages(connection: psycopg.Connection[TupleRow]) -> list[LineageEntry]:
     found = connection.execute(
-        "SELECT l.name, l.model, l.base_sha256, coalesce(u.number, 0), u.checkpoint_sha256,"
+        "SELECT l.name, l.model, l.base_sha256, coalesce(u.number, 0),"
+        " coalesce(f.checkpoint_sha256, u.checkpoint_sha256),"
         " (SELECT v.name FROM policy_version v WHERE v.lineage_id = l.id AND v.status = 'serving')"
-        " FROM lineage l LEFT JOIN LATERAL (SELECT number, checkpoint_sha256 FROM update"
-        "  WHERE lineage_id = l.id AND status = 'applied' ORDER BY number DESC LIMIT 1) u ON true ORDER BY l.name"
+        " FROM lineage l LEFT JOIN LATERAL (SELECT number, checkpoint_sha256, applied_at FROM update"
+        "  WHERE lineage_id = l.id AND status = 'applied' ORDER BY number DESC LIMIT 1) u ON true"
+        " LEFT JOIN LATERAL (SELECT checkpoint_sha256 FROM fallback WHERE lineage_id = l.id AND after_update = u.number"
+        "  AND created_at >= u.applied_at ORDER BY id DESC LIMIT 1) f ON true ORDER BY l.name"
     )
     return [
         LineageEntry(
@@ -282,8 +285,10 @@ class _Weights:
         target = self._folder / "checkpoints" / line.name
         named = connection.execute(
             "SELECT u.number, u.checkpoint_sha256 FROM update u JOIN lineage l ON l.id = u.lineage_id"
-            " WHERE l.name = %s AND u.status = 'applied' ORDER BY u.number DESC",
-            (line.name,),
+            " WHERE l.name = %s AND u.status = 'applied'"
+            " UNION SELECT f.after_update, f.checkpoint_sha256 FROM fallback f JOIN lineage l ON l.id = f.lineage_id"
+            " WHERE l.name = %s ORDER BY 1 DESC",
+            (line.name, line.name),
         )
         for number, address in named:
             what = f"checkpoint of update {number} of {line.name}"

@@ -40,9 +40,9 @@ from services.local.process import LocalError
 from services.local.supervisor import Stage
 from services.policy.artifacts import ArtifactStore
 from services.policy.client import PolicyClient, PolicyRefused, PolicyUnavailable
-from services.store import lineages, loop, migrate, policies, processes, updates
+from services.store import fallbacks, lineages, loop, migrate, policies, processes
 from services.store.lineages import LineageNotFound
-from services.store.models import ExpertRow
+from services.store.models import ExpertRow, PolicyVersionRow
 from services.store.store import Store, StoreUnavailable
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -349,7 +349,8 @@ def _check_weights(installation: Installation, store: Store) -> Findings:
     try:
         with store.transaction() as session:
             lineage = lineages.get(session, settings.lineage)
-            last = updates.last_applied(session, lineage.id)
+            start = fallbacks.starting_point(session, lineage.id)
+            refused = fallbacks.refusals(session, lineage.id)
             serving = policies.serving(session, lineage.id)
             blocked = loop.get(session, lineage.id).blocked_by
     except LineageNotFound:
@@ -357,9 +358,10 @@ def _check_weights(installation: Installation, store: Store) -> Findings:
         return
     if blocked is not None:
         yield fail("room to sample", blocked, "It goes on by itself once there is room.")
+    yield _judge_gate(refused, serving)
     places = [
-        (f"checkpoint of update {last.number}", settings.home / "checkpoints" / lineage.name, last.checkpoint_sha256)
-        if last is not None
+        (f"checkpoint of update {start.number}", settings.home / "checkpoints" / lineage.name, start.checkpoint_sha256)
+        if start is not None
         else ("", settings.home, None),
         (f"weights of {serving.name}", settings.home / "artifacts", serving.artifact_sha256)
         if serving is not None
@@ -373,6 +375,20 @@ def _check_weights(installation: Installation, store: Store) -> Findings:
             yield fail(what, fault, "Restore the file from a backup; training cannot go on without it.")
         else:
             yield ok(what, f"{address[:12]}… is there and whole")
+
+
+def _judge_gate(refused: fallbacks.Refusals, serving: PolicyVersionRow | None) -> Finding:
+    """Whether what is trained comes to serve."""
+    said = fallbacks.describe(refused, serving)
+    if said is None:
+        return ok("gate", "the newest version that was put through it serves")
+    if len(refused.versions) == 1 and not refused.fallbacks:
+        return warn("gate", said, "`preceptor policies show NAME` has the check that failed; one refusal is no harm.")
+    todo = (
+        "`preceptor policies show NAME` has the checks that failed. Lower PRECEPTOR_TRAINER_LEARNING_RATE, or raise the"
+        " bound that is too tight (PRECEPTOR_TRAINER_GATE_…), and start again."
+    )
+    return fail("gate", said, todo)
 
 
 def _check_newest_weights(layout: Layout) -> Findings:

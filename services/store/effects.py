@@ -18,6 +18,7 @@ from services.contracts.corrections import CorrectionStatus
 from services.contracts.effects import CorrectionEffect, EffectSide, EffectStatus
 from services.contracts.ids import new_id
 from services.contracts.updates import TermRecord, UpdateStatus
+from services.store import fallbacks
 from services.store.models import (
     AnswerRow,
     CorrectionRow,
@@ -106,13 +107,14 @@ def _corrections_of(session: Session, update_id: UUID) -> Sequence[UUID]:
 
 
 def _open_sides(session: Session, step: UpdateRow, used: Sequence[UUID]) -> None:
+    """Both sides of each; nothing where training left the update behind before a version was made of it."""
     versions = select(PolicyVersionRow.name).where(PolicyVersionRow.lineage_id == step.lineage_id, _was_published())
+    carries = fallbacks.carries(PolicyVersionRow.update_number, step.number, step.lineage_id)
     before = versions.where(PolicyVersionRow.update_number < step.number).order_by(PolicyVersionRow.number.desc())
-    after = versions.where(PolicyVersionRow.update_number >= step.number).order_by(PolicyVersionRow.number)
-    sides = {
-        EffectSide.BEFORE: session.scalars(before.limit(1)).one(),
-        EffectSide.AFTER: session.scalars(after.limit(1)).one(),
-    }
+    after = session.scalar(versions.where(carries).order_by(PolicyVersionRow.number).limit(1))
+    if after is None:
+        return
+    sides = {EffectSide.BEFORE: session.scalars(before.limit(1)).one(), EffectSide.AFTER: after}
     session.execute(
         insert(EffectRow)
         .values(

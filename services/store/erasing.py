@@ -15,7 +15,9 @@ from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import (
+    ARRAY,
     ColumnElement,
+    Integer,
     Select,
     Subquery,
     Text,
@@ -41,7 +43,7 @@ from services.contracts.corrections import CorrectionStatus
 from services.contracts.lessons import LessonStatus
 from services.contracts.persons import Erasure, Role, ShapedUpdate
 from services.contracts.updates import UpdateStatus
-from services.store import audit, keys, passwords, persons, shown, updates
+from services.store import audit, fallbacks, keys, passwords, persons, shown, updates
 from services.store.id_lists import listed
 from services.store.models import (
     AnswerRow,
@@ -287,16 +289,18 @@ def _updates_shaped(session: Session, made: Sequence[UUID]) -> list[tuple[UUID, 
 
 
 def _versions_carrying(session: Session, shaped: Sequence[tuple[UUID, str, int]]) -> list[str]:
-    """Every policy version from the first of these updates on: weights are made from the weights before them."""
-    first: dict[UUID, int] = {}
+    """Every policy version made after one of these updates, unless training left the update behind before."""
+    numbers: dict[UUID, list[int]] = {}
     for lineage, _, number in shaped:
-        first[lineage] = min(number, first.get(lineage, number))
+        numbers.setdefault(lineage, []).append(number)
     names: list[str] = []
-    for lineage, number in first.items():
-        carrying = select(PolicyVersionRow.name).where(
-            PolicyVersionRow.lineage_id == lineage, PolicyVersionRow.update_number >= number
+    for lineage, shaping in numbers.items():
+        each = func.unnest(literal(shaping, ARRAY(Integer))).column_valued("shaping")
+        carrying = select(PolicyVersionRow.name, PolicyVersionRow.number).where(
+            PolicyVersionRow.lineage_id == lineage,
+            fallbacks.carries(PolicyVersionRow.update_number, each, lineage),
         )
-        names += session.scalars(carrying.order_by(PolicyVersionRow.number))
+        names += session.scalars(carrying.distinct().order_by(PolicyVersionRow.number))
     return names
 
 

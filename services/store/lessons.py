@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, exists, func, select, update
+from sqlalchemy import ColumnElement, Select, case, exists, func, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from services.contracts.answers import AnswerStatus, Distribution, Feedback
@@ -21,7 +21,7 @@ from services.contracts.lessons import Lesson, LessonStatus
 from services.contracts.rollouts import GroupStatus, RolloutStatus, Sampling
 from services.contracts.tasks import Message
 from services.contracts.updates import UpdateStatus
-from services.store import distributions
+from services.store import distributions, policies
 from services.store.models import (
     AnswerRow,
     CorrectionRow,
@@ -65,7 +65,8 @@ class LessonAnswer:
 class LessonFacts:
     """A claimed lesson with its rollout, task and answers, free of the session.
 
-    policy_number: of the version that sampled the rollout; None where it is unknown.
+    policy_number: the place of the version that sampled the rollout among those that served (`policies.place`); None
+    where it is unknown.
     """
 
     lesson_id: UUID
@@ -104,9 +105,11 @@ class EarlierCorrection:
     created_at: datetime
 
 
-def set_aside_stale(session: Session, lineage_id: UUID, oldest_number: int) -> int:
-    """Set aside what waits and was sampled by a version before `oldest_number`; how many. Late lessons never age:
-    what they teach is read off the rollout itself."""
+def set_aside_stale(session: Session, lineage_id: UUID, max_staleness: int) -> int:
+    """Set aside what waits and was sampled so many versions ago; how many. Only versions that served count.
+
+    Late lessons never age: what they teach is read off the rollout itself.
+    """
     stale = (
         select(LessonRow.id)
         .join(RolloutRow, RolloutRow.id == LessonRow.rollout_id)
@@ -118,7 +121,7 @@ def set_aside_stale(session: Session, lineage_id: UUID, oldest_number: int) -> i
             LessonRow.lineage_id == lineage_id,
             LessonRow.status == LessonStatus.READY.value,
             ~LessonRow.late,
-            PolicyVersionRow.number < oldest_number,
+            policies.is_stale(lineage_id, max_staleness),
         )
         .order_by(LessonRow.id)
         .with_for_update(of=LessonRow, skip_locked=True)
@@ -127,7 +130,10 @@ def set_aside_stale(session: Session, lineage_id: UUID, oldest_number: int) -> i
     session.execute(
         update(LessonRow)
         .where(LessonRow.id.in_(ids), LessonRow.status == LessonStatus.READY.value)
-        .values(status=LessonStatus.SET_ASIDE.value, reason=f"stale: sampled before policy version {oldest_number}")
+        .values(
+            status=LessonStatus.SET_ASIDE.value,
+            reason=f"stale: sampled over {max_staleness} serving versions ago",
+        )
     )
     return len(ids)
 
@@ -262,7 +268,7 @@ def load(session: Session, lessons: Sequence[LessonRow]) -> list[LessonFacts]:
     """Everything about claimed lessons, in their order."""
     ids = [row.id for row in lessons]
     rows = session.execute(
-        select(LessonRow.id, RolloutRow, TaskRow, GroupRow.size, PolicyVersionRow.number)
+        select(LessonRow.id, RolloutRow, TaskRow, GroupRow.size, _place())
         .join(RolloutRow, RolloutRow.id == LessonRow.rollout_id)
         .join(TaskRow, TaskRow.id == RolloutRow.task_id)
         .join(GroupRow, GroupRow.id == RolloutRow.group_id)
@@ -300,6 +306,11 @@ def earlier_corrections(session: Session, task_ids: Sequence[UUID]) -> list[Earl
         EarlierCorrection(row.id, expert, weight, task_id, group_id, row.solution or "", row.created_at)
         for row, expert, weight, task_id, group_id in rows
     ]
+
+
+def _place() -> ColumnElement[int | None]:
+    """Of the rollout's version; none where no version of ours is named."""
+    return case((PolicyVersionRow.id.is_not(None), policies.place(PolicyVersionRow)))
 
 
 def view(row: LessonRow) -> Lesson:

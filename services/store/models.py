@@ -726,6 +726,8 @@ class UpdateRow(Base):
     settings: Mapped[JsonObject]
     metrics: Mapped[JsonObject] = mapped_column(default=dict)
     parent_sha256: Mapped[str | None]
+    fell_back_to: Mapped[str | None]
+    """The version whose checkpoint the parent is, where training had fallen back instead of going on."""
     checkpoint_sha256: Mapped[str | None]
     batch_sha256: Mapped[str]
     started_at: Mapped[datetime] = _now()
@@ -807,6 +809,30 @@ class PolicyVersionRow(Base):
     served_at: Mapped[datetime | None]
     weights_deleted_at: Mapped[datetime | None]
     """When retention deleted the weights of a version that no longer serves; the version cannot come back then."""
+
+
+class FallbackRow(Base):
+    """Training went on from a version that serves instead of from its last update: the gate had refused too many.
+
+    version_update: the update that made the version; those after it up to `after_update` were left behind.
+    """
+
+    __tablename__ = "fallback"
+    __table_args__ = (
+        CheckConstraint("version_update <= after_update", name="goes_back"),
+        Index("ix_fallback_lineage_id", "lineage_id", "id"),
+    )
+
+    id: Mapped[UUID] = _id()
+    lineage_id: Mapped[UUID] = _lineage()
+    version_id: Mapped[UUID] = mapped_column(ForeignKey("policy_version.id"))
+    version_update: Mapped[int]
+    after_update: Mapped[int]
+    checkpoint_sha256: Mapped[str]
+    fresh_optimizer: Mapped[bool]
+    num_refused: Mapped[int]
+    reason: Mapped[str | None]
+    created_at: Mapped[datetime] = _now()
 
 
 class ProcessRow(Base):

@@ -1,15 +1,17 @@
 """Policy versions: published weights, the gate they passed, and which one serves."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import func, select
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, ScalarSelect, func, select
+from sqlalchemy.orm import Session, aliased
 
 from services.contracts.base import check_change
 from services.contracts.policies import POLICY_CHANGES, GateReport, PolicyStatus, PolicyVersion
+from services.contracts.updates import UpdateStatus
 from services.errors import Conflict, NotFound
-from services.store.models import LineageRow, PolicyVersionRow
+from services.store.models import LineageRow, PolicyVersionRow, UpdateRow
 
 
 class WeightsDeleted(Conflict):
@@ -77,6 +79,50 @@ def latest(session: Session, lineage_id: UUID) -> PolicyVersionRow:
     ).one()
 
 
+def last_served_at(session: Session, lineage_id: UUID) -> datetime | None:
+    """When a version last began to serve; None while it was always the base."""
+    return session.scalar(select(func.max(PolicyVersionRow.served_at)).where(PolicyVersionRow.lineage_id == lineage_id))
+
+
+def num_served(session: Session, lineage_id: UUID) -> int:
+    """How many versions have begun to serve after the base: where the newest of them stands (`place`)."""
+    return session.scalars(
+        select(func.count(PolicyVersionRow.served_at)).where(PolicyVersionRow.lineage_id == lineage_id)
+    ).one()
+
+
+def place(version: type[PolicyVersionRow]) -> ScalarSelect[int]:
+    """Where a version stands among those that served, by when it last began to; the base is 0 until it serves again.
+
+    Staleness is a difference of places: a version that waits for the gate or was refused makes no rollout older.
+    """
+    served = aliased(PolicyVersionRow)
+    return (
+        select(func.count())
+        .where(served.lineage_id == version.lineage_id, served.served_at <= _since(version))
+        .correlate(version)
+        .scalar_subquery()
+    )
+
+
+def is_stale(lineage_id: UUID, max_staleness: int) -> ColumnElement[bool]:
+    """Of a PolicyVersionRow of this lineage: whether more than `max_staleness` versions began to serve after it did."""
+    served = aliased(PolicyVersionRow)
+    oldest = (
+        select(served.served_at)
+        .where(served.lineage_id == lineage_id, served.served_at.is_not(None))
+        .order_by(served.served_at.desc())
+        .offset(max_staleness)
+        .limit(1)
+        .scalar_subquery()
+    )
+    return (PolicyVersionRow.lineage_id == lineage_id) & (_since(PolicyVersionRow) < oldest)
+
+
+def _since(version: type[PolicyVersionRow]) -> ColumnElement[datetime]:
+    return func.coalesce(version.served_at, version.created_at)
+
+
 def newest(session: Session, lineage_id: UUID, *, before: UUID | None, limit: int) -> Sequence[PolicyVersionRow]:
     """Versions, newest first, from before the given id."""
     query = select(PolicyVersionRow).where(PolicyVersionRow.lineage_id == lineage_id)
@@ -92,6 +138,25 @@ def candidates(session: Session, lineage_id: UUID) -> Sequence[PolicyVersionRow]
         .where(PolicyVersionRow.lineage_id == lineage_id, PolicyVersionRow.status == PolicyStatus.CANDIDATE.value)
         .order_by(PolicyVersionRow.number)
     ).all()
+
+
+def checkpoints(session: Session, lineage_id: UUID) -> list[str]:
+    """Checkpoints that training may fall back to: of the updates that made the serving version and the candidates."""
+    wanted = (PolicyStatus.SERVING.value, PolicyStatus.CANDIDATE.value)
+    made = session.scalars(
+        select(UpdateRow.checkpoint_sha256)
+        .join(
+            PolicyVersionRow,
+            (PolicyVersionRow.lineage_id == UpdateRow.lineage_id)
+            & (PolicyVersionRow.update_number == UpdateRow.number),
+        )
+        .where(
+            PolicyVersionRow.lineage_id == lineage_id,
+            PolicyVersionRow.status.in_(wanted),
+            UpdateRow.status == UpdateStatus.APPLIED.value,
+        )
+    )
+    return [address for address in made if address is not None]
 
 
 def add_candidate(session: Session, lineage_id: UUID, *, artifact_sha256: str, update_number: int) -> PolicyVersionRow:
@@ -143,7 +208,7 @@ def serve(session: Session, version_id: UUID, gate: GateReport | None = None) ->
     _change(row, PolicyStatus.SERVING)
     if gate is not None:
         row.gate = gate.model_dump(mode="json")
-    row.served_at = func.now()
+    row.served_at = func.clock_timestamp()  # two in one transaction have an order
     session.flush()
     return row
 

@@ -27,6 +27,7 @@ from services.contracts.corrections import CorrectionStatus
 from services.contracts.lessons import LessonStatus
 from services.contracts.policies import PolicyStatus
 from services.contracts.rollouts import GroupStatus, RolloutStatus
+from services.store import policies
 from services.store.models import (
     AnswerRow,
     AttemptRow,
@@ -37,6 +38,7 @@ from services.store.models import (
     GroupRow,
     LessonAnswerRow,
     LessonRow,
+    LineageRow,
     PolicyVersionRow,
     RetentionRow,
     RolloutRow,
@@ -183,12 +185,15 @@ def delete_attempts(session: Session, days: float, limit: int) -> Walked:
 def retire_old_weights(session: Session, days: float, max_staleness: int) -> int:
     """Mark the versions whose weights nobody needs any more, so that they cannot serve again; how many.
 
-    Old means superseded, rejected or withdrawn, and made more than `days` ago. Kept are the newest `max_staleness`
-    versions, whose rollouts may still be trained on, and those that planned draws name.
+    Old means superseded, rejected or withdrawn, and made more than `days` ago. Kept are those whose rollouts may still
+    be trained on by `max_staleness`, and those that planned draws name.
     """
+    lineages = session.scalars(select(LineageRow.id)).all()
+    return sum(_retire_of_lineage(session, lineage_id, days, max_staleness) for lineage_id in lineages)
+
+
+def _retire_of_lineage(session: Session, lineage_id: UUID, days: float, max_staleness: int) -> int:
     over = (PolicyStatus.SUPERSEDED.value, PolicyStatus.REJECTED.value, PolicyStatus.WITHDRAWN.value)
-    newer = aliased(PolicyVersionRow)
-    newest = select(func.max(newer.number)).where(newer.lineage_id == PolicyVersionRow.lineage_id).scalar_subquery()
     is_wanted = exists().where(
         GroupRow.lineage_id == PolicyVersionRow.lineage_id,
         GroupRow.policy_version == PolicyVersionRow.name,
@@ -201,7 +206,7 @@ def retire_old_weights(session: Session, days: float, max_staleness: int) -> int
             PolicyVersionRow.artifact_sha256.is_not(None),
             PolicyVersionRow.weights_deleted_at.is_(None),
             PolicyVersionRow.created_at < func.now() - timedelta(days=days),
-            PolicyVersionRow.number < newest - max_staleness,
+            policies.is_stale(lineage_id, max_staleness),
             ~is_wanted,
         )
         .values(weights_deleted_at=func.now())

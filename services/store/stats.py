@@ -12,7 +12,7 @@ from services.contracts.rollouts import GroupStatus, Purpose, RolloutStatus
 from services.contracts.status import LoopState, PassRate, ProcessState, Status, TaskCount, UpdateSummary
 from services.contracts.tasks import Split
 from services.contracts.updates import UpdateStatus
-from services.store import groups, loop, policies, processes, tallies, updates, waiting
+from services.store import fallbacks, groups, loop, policies, processes, tallies, updates, waiting
 from services.store.evaluations import PASS_SCORE
 from services.store.models import GroupRow, LineageRow, LoopRow, RolloutRow, TaskRow, UpdateRow
 from services.store.tallies import Tally
@@ -35,7 +35,9 @@ def status(
     train_groups = tallies.by_word(told["rollout_group"], Purpose.TRAIN.value)
     num_updates = updates.last_number(session, lineage.id)
     waited_for = waiting.read(session, lineage.id)
+    refused = fallbacks.describe(fallbacks.refusals(session, lineage.id), serving)
     waits_for = [
+        *([refused] if refused is not None else []),
         *_waits_of_switches(switches, num_updates),
         *_waits_of_tasks(session, lineage.id, max_groups_per_task),
         *waiting.describe(waited_for, datetime.now(UTC)),

@@ -54,10 +54,14 @@ def start(
     objective: str,
     settings: JsonObject,
     parent_sha256: str | None,
+    fell_back_to: str | None = None,
     batch_sha256: str,
     lesson_ids: Sequence[UUID],
 ) -> UpdateRow:
-    """Open the next update of the lineage over lessons the owner has claimed in this transaction."""
+    """Open the next update of the lineage over lessons the owner has claimed in this transaction.
+
+    fell_back_to: the version whose checkpoint the parent is, where that is not the update before (`fallbacks`).
+    """
     row = UpdateRow(
         lineage_id=lineage_id,
         number=last_number(session, lineage_id) + 1,
@@ -66,6 +70,7 @@ def start(
         settings=settings,
         metrics={},
         parent_sha256=parent_sha256,
+        fell_back_to=fell_back_to,
         batch_sha256=batch_sha256,
     )
     session.add(row)
@@ -234,6 +239,17 @@ def last_applied(session: Session, lineage_id: UUID) -> UpdateRow | None:
         .where(UpdateRow.lineage_id == lineage_id, UpdateRow.status == UpdateStatus.APPLIED.value)
         .order_by(UpdateRow.number.desc())
         .limit(1)
+    )
+
+
+def applied(session: Session, lineage_id: UUID, number: int) -> UpdateRow | None:
+    """The applied update of that number; None when there is none."""
+    return session.scalar(
+        select(UpdateRow).where(
+            UpdateRow.lineage_id == lineage_id,
+            UpdateRow.number == number,
+            UpdateRow.status == UpdateStatus.APPLIED.value,
+        )
     )
 
 

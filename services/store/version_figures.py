@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from services.contracts.evaluations import EvaluationStatus, TaskResult
 from services.contracts.updates import Update, UpdateStatus
-from services.store import evaluations, tallies, updates
+from services.store import evaluations, fallbacks, tallies, updates
 from services.store.models import EvaluationRow, PolicyVersionRow, UpdateRow
 from services.store.statistics import Interval, family_means, paired_difference, score, wilson_interval
 
@@ -154,7 +154,7 @@ def updates_of(session: Session, version: PolicyVersionRow, limit: int = 50) -> 
             UpdateRow.lineage_id == version.lineage_id,
             UpdateRow.status == UpdateStatus.APPLIED.value,
             UpdateRow.number > first,
-            UpdateRow.number <= version.update_number,
+            fallbacks.carries(version.update_number, UpdateRow.number, version.lineage_id),
         )
         .order_by(UpdateRow.number.desc())
         .limit(limit)

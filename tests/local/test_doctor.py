@@ -17,6 +17,7 @@ from sqlalchemy import text
 
 from services.contracts.answers import AnswerKind
 from services.contracts.experts import ConsultRequest, ConsultResult, Descriptor
+from services.contracts.policies import GateCheck, GateReport
 from services.experts.app import create_expert_app
 from services.local import doctor
 from services.local.findings import Finding, Verdict, ok
@@ -238,6 +239,21 @@ def test_weights_that_are_gone_or_damaged_fail(up: Installation, store: Store, w
     assert found.verdict is Verdict.FAIL
     (up.layout.artifacts / ("a" * 64)).write_text("other bytes")
     assert "sha256" in only(doctor.check_database(up), "weights of main-v1").found
+
+
+@pytest.mark.integration
+def test_versions_that_are_refused_in_a_row_fail_with_what_to_do(up: Installation, store: Store, world: World) -> None:
+    report = GateReport(checks=[GateCheck(name="kl_base", passed=False, value=9, bound=3)])
+    verdicts = []
+    for _ in range(3):
+        verdicts.append(only(doctor._check_weights(up, store), "gate").verdict)
+        with store.transaction() as session:
+            row = policies.add_candidate(session, world.lineage_id, artifact_sha256="a" * 64, update_number=0)
+            policies.reject(session, row.id, report, "the gate refused it: kl_base")
+    assert verdicts == [Verdict.OK, Verdict.WARN, Verdict.FAIL]
+    found = only(doctor._check_weights(up, store), "gate")
+    assert "refused the newest 3 versions, and base still serves" in found.found
+    assert "PRECEPTOR_TRAINER_GATE" in found.todo
 
 
 @pytest.mark.integration

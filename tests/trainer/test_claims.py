@@ -317,7 +317,7 @@ def test_what_was_sampled_too_many_versions_ago_is_set_aside_with_the_reason(sto
         assert lessons.set_aside_stale(session, world.lineage_id, 1) == 1
         aside = session.scalars(select(LessonRow).where(LessonRow.status == "set_aside")).all()
     assert [(lesson.rollout_id, lesson.reason) for lesson in aside] == [
-        (row.id, "stale: sampled before policy version 1")
+        (row.id, "stale: sampled over 1 serving versions ago")
     ]
 
 

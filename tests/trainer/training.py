@@ -12,6 +12,7 @@ from services.policy.artifacts import ArtifactStore
 from services.policy.client import PolicyClient
 from services.policy.modeling import load_policy
 from services.settings import Settings
+from services.store.fallbacks import StartingPoint
 from services.store.store import Store
 from tests.trainer.world import World
 from trainer.batch import build_batch
@@ -97,7 +98,7 @@ class Bench:
 
     def update(self) -> None:
         """One applied update over what is ready."""
-        claim = self.ledger.claim(self.held)
+        claim = self.ledger.claim(StartingPoint(self.state.number, self.held))
         assert claim is not None
         state = self.state
         batch = build_batch(claim.lessons, claim.corrections, state.tokenizer, state.vocabulary, self.config, 0)

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import torch
+from sqlalchemy import func
 from sqlalchemy.orm import Session
 
 from services.contracts.answers import AnswerContent, AnswerKind
@@ -212,6 +213,7 @@ class World:
             name=f"main-v{number}",
             status=status,
             artifact_sha256="a" * 64,
+            served_at=func.clock_timestamp() if status in ("serving", "superseded") else None,
         )
         session.add(row)
         session.flush()
