@@ -39,6 +39,7 @@ def prepare(terms: Terms) -> None:
         kernel.MACHINE,
         signals=signals,
         attributes=not is_weak,
+        messages=terms.has_cgroup and terms.owns_user,
         shared_memory=terms.has_cgroup or terms.in_container,  # a container's own limit counts it
     )
     _forget(name for name in list(sys.modules) if name.partition(".")[0] == "sandbox")

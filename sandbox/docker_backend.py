@@ -270,7 +270,14 @@ class ContainerKeeper:
 
     def __init__(self, engine: DockerEngine, flavour: Flavour) -> None:
         self._engine = engine
-        self._terms = Terms(flavour, has_cgroup=False, has_processor_counter=False, readable=(), in_container=True)
+        self._terms = Terms(
+            flavour,
+            has_cgroup=False,
+            has_processor_counter=False,
+            owns_user=False,
+            readable=(),
+            in_container=True,
+        )
         self._running: list[_Container] = []
         self._is_cancelled = False
 

@@ -82,7 +82,8 @@ class Run:
             job.cpu_seconds,
             job.memory_bytes,
             job.processes,
-            job.bounds_addresses,
+            job.address_slack_bytes,
+            job.data_slack_bytes,
             wants_box=bool(job.collect),
             weak_box=weak_box,
         )
@@ -231,7 +232,13 @@ def _with_counts(outcome: Outcome, group: Group | None, cpu_seconds: float) -> O
 
 
 def _ended_for_want_of_memory(outcome: Outcome) -> bool:
-    """Whether it ended as Python does when it gets no more."""
+    """Whether it ended as Python, C++ or V8 does when it gets no more."""
     lines = outcome.stderr.rstrip().splitlines()
     last = lines[-1] if lines else b""
+    if outcome.signal in (signal.SIGABRT, signal.SIGTRAP):
+        return last == b"  what():  std::bad_alloc" or any(map(_is_fatal_to_v8, lines))
     return outcome.exit_code == 1 and (last == b"MemoryError" or last.startswith(b"MemoryError: "))
+
+
+def _is_fatal_to_v8(line: bytes) -> bool:
+    return line.startswith((b"FATAL ERROR: ", b"# Fatal process ")) and (b"out of memory" in line or b" OOM " in line)

@@ -9,9 +9,8 @@ Runs of one slot come one after another and share its namespaces; between two of
 folders belong to a mount namespace that died with them. Nothing else there can be written.
 
 What it does not protect against: a bug in the kernel reached through an allowed call; side channels between runs on
-one machine (caches, timing); runs slowing each other down. Without a cgroup, memory that is in no process's address
-space is not counted: what pipes and pairs of sockets hold, and files in the run's folders, which are bounded. Only the
-standard library; loads under `python -S`.
+one machine (caches, timing); runs slowing each other down. Without a cgroup files in the run's folders are not counted
+as its memory; their size is bounded. Only the standard library; loads under `python -S`.
 """
 
 import contextlib
@@ -32,9 +31,6 @@ BOX_BYTES, SHM_BYTES, BOX_INODES = 64 << 20, 16 << 20, 4096
 """Room in each of /box and /tmp, in /dev/shm, and files in each."""
 FILE_BYTES = 64 << 20
 OPEN_FILES = 256
-ADDRESS_SPACE_SLACK_BYTES = 256 << 20
-"""Address space a process may hold beyond its memory limit: libraries and thread stacks that are mapped but not
-used."""
 
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 SYSTEM_FILES = ("/etc/ld.so.cache", "/etc/localtime", "/etc/alternatives")
@@ -53,6 +49,7 @@ ENVIRONMENT = {
     "PYTHONNOUSERSITE": "1",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
+    "OPENSSL_CONF": "/dev/null",  # the host's may not be read at the level `weak`, without which node does not start
     "MALLOC_ARENA_MAX": "1",  # an arena reserves 64 MiB of address space for each thread
 }
 
@@ -180,10 +177,17 @@ def limit_run(order: Order, *, has_cgroup: bool, num_others: int | None) -> None
     if num_others is not None:
         _limit(resource.RLIMIT_NPROC, order.processes + num_others, order.processes + num_others)
     if not has_cgroup:
-        memory_bytes = order.memory_bytes
-        _limit(resource.RLIMIT_DATA, memory_bytes, memory_bytes)
-        if order.bounds_addresses:
-            _limit(resource.RLIMIT_AS, *(memory_bytes + ADDRESS_SPACE_SLACK_BYTES,) * 2)
+        data_bytes = order.memory_bytes + order.data_slack_bytes
+        _limit(resource.RLIMIT_DATA, data_bytes, data_bytes)
+        # a fork of the zygote begins with what that has mapped, which for numpy is much; a program begins with nothing
+        address_bytes = order.memory_bytes + order.address_slack_bytes + (0 if order.argv else _mapped_bytes())
+        _limit(resource.RLIMIT_AS, address_bytes, address_bytes)
+
+
+def _mapped_bytes() -> int:
+    """The address space of this process."""
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[0]) * resource.getpagesize()
 
 
 def _limit(kind: int, soft: int, hard: int) -> None:

@@ -17,6 +17,12 @@ PROGRAM_FILE = "program"
 """What a compiler makes."""
 
 
+_NODE_ADDRESS_BYTES = 12 << 30
+"""Node reserves .7 GiB for itself, and 8 GiB and more for each memory of WebAssembly."""
+_NODE_DATA_BYTES = 128 << 20
+"""Stacks of its threads and heaps that it has not touched yet. Where it is refused them it hangs or crashes; so what it
+has touched is measured instead."""
+
 PROGRAMS = {Language.BASH: "bash", Language.JAVASCRIPT: "node", Language.CPP: "g++"}
 """What has to be installed for a language other than Python."""
 
@@ -31,7 +37,9 @@ class Toolchain:
     compile_argv: tuple[str, ...] = ()
     """Empty: it is not compiled."""
     flavour: Flavour = Flavour.LEAN
-    bounds_addresses: bool = True
+    address_slack_bytes: int = 256 << 20
+    """As in a `Job`."""
+    data_slack_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,9 +66,7 @@ class Toolchains:
         available: dict[Language, Toolchain] = {Language.PYTHON: Toolchain(MAIN_FILES[Language.PYTHON])}
         missing: dict[Language, str] = {}
         if has_numpy:
-            available[Language.PYTHON_NUMPY] = Toolchain(
-                MAIN_FILES[Language.PYTHON_NUMPY], flavour=Flavour.NUMPY, bounds_addresses=False
-            )
+            available[Language.PYTHON_NUMPY] = Toolchain(MAIN_FILES[Language.PYTHON_NUMPY], flavour=Flavour.NUMPY)
         else:
             missing[Language.PYTHON_NUMPY] = "numpy is not installed beside the sandbox's Python"
         for language, program in PROGRAMS.items():
@@ -71,9 +77,15 @@ class Toolchains:
             elif language == Language.CPP:
                 flags = ("-std=c++17", "-O2", "-pipe", "-o", PROGRAM_FILE, main_file)
                 available[language] = Toolchain(main_file, (f"./{PROGRAM_FILE}",), (path, *flags))
+            elif language == Language.JAVASCRIPT:
+                available[language] = Toolchain(
+                    main_file,
+                    (path, main_file),
+                    address_slack_bytes=_NODE_ADDRESS_BYTES,
+                    data_slack_bytes=_NODE_DATA_BYTES,
+                )
             else:
-                # node reserves far more address space than it uses
-                available[language] = Toolchain(main_file, (path, main_file), bounds_addresses=program != "node")
+                available[language] = Toolchain(main_file, (path, main_file))
         return cls(MappingProxyType(available), MappingProxyType(missing), packages)
 
 
@@ -111,7 +123,8 @@ def make_job(request: RunRequest, toolchain: Toolchain) -> Job:
         processes=limits.processes,
         main_file=toolchain.main_file,
         argv=toolchain.argv,
-        bounds_addresses=toolchain.bounds_addresses,
+        address_slack_bytes=toolchain.address_slack_bytes,
+        data_slack_bytes=toolchain.data_slack_bytes,
     )
 
 

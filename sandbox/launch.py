@@ -71,6 +71,7 @@ class Zygote:
                             wish.flavour,
                             has_cgroup=made.group is not None,
                             has_processor_counter=made.group is not None and made.group.counts_processor,
+                            owns_user=setup.is_root,
                             readable=setup.readable,
                             in_container=False,
                         )

@@ -1,52 +1,71 @@
-"""What a run may ask of the kernel, as data: which system calls it may not make, and which only with some arguments.
+"""What a run may ask of the kernel, as data: the system calls that programs of tasks make, some of them only with the
+arguments listed here.
 
-A deny list: what is not named is allowed, because a Python program may use hundreds of calls. Denied are the calls that
-reach outside (sockets, tracing, other processes' memory), make namespaces or mounts, touch the machine, or have a long
-record of kernel bugs. It does not protect against a bug in an allowed call. Their numbers are in `syscalls`, the filter
-made of both in `seccomp`. Only the standard library; loads under `python -S`.
+An allow list: what is not named is refused. So no call is open because nobody thought of it: extended attributes and
+access lists, System V and POSIX queues, watching files, leases and the owner of a descriptor's signals, new rule sets,
+sockets, tracing, namespaces, mounts, keys, asynchronous input and output, the machine itself. It does not protect
+against a bug in an allowed call. The numbers are in `syscalls`, the filter made of both in `seccomp`. Only the standard
+library; loads under `python -S`.
 """
 
+import errno
 from dataclasses import dataclass
 from typing import Final
 
-DENIED: Final = (
-    # other processes: pid namespaces hide the host's, but the zygote has the run's own user
-    "ptrace", "process_vm_readv", "process_vm_writev", "kcmp", "pidfd_getfd", "process_madvise", "process_mrelease",
-    "move_pages", "migrate_pages",
-    # namespaces and mounts
-    "unshare", "setns", "mount", "umount2", "pivot_root", "chroot", "open_tree", "open_tree_attr", "move_mount",
-    "fsopen", "fsconfig", "fsmount", "fspick", "mount_setattr",
-    # the network: an empty network namespace stops neither AF_VSOCK nor netlink. A socketpair, for asyncio, needs none
-    "socket", "bind", "connect", "listen", "accept", "accept4",
-    # kernel surface that programs do not need
-    "bpf", "perf_event_open", "userfaultfd", "io_uring_setup", "io_uring_enter", "io_uring_register", "keyctl",
-    "add_key", "request_key", "fanotify_init", "open_by_handle_at", "name_to_handle_at", "lookup_dcookie", "modify_ldt",
-    "uselib", "ustat", "sysfs", "personality", "mbind", "set_mempolicy", "set_mempolicy_home_node", "vmsplice",
-    "sched_setscheduler", "sched_setattr", "sched_setparam", "ioprio_set",
-    # what the host counts for all its users together, or all of one user's programs, and what empties its caches
-    "io_setup", "inotify_init", "inotify_init1", "sync", "syncfs",
-    # memory that no process shows as its own
-    "memfd_secret", "shmget", "semget", "msgget", "mq_open",
-    # the machine itself
-    "kexec_load", "kexec_file_load", "init_module", "finit_module", "delete_module", "reboot", "swapon", "swapoff",
-    "acct", "settimeofday", "clock_settime", "adjtimex", "clock_adjtime", "sethostname", "setdomainname", "iopl",
-    "ioperm", "quotactl", "quotactl_fd", "syslog", "vhangup", "nfsservctl",
+ALLOWED: Final = (
+    # files and folders
+    "read", "write", "open", "openat", "openat2", "creat", "close", "close_range", "lseek", "pread64", "pwrite64",
+    "readv", "writev", "preadv", "pwritev", "preadv2", "pwritev2", "stat", "fstat", "lstat", "newfstatat", "statx",
+    "access", "faccessat", "faccessat2", "getdents", "getdents64", "getcwd", "chdir", "fchdir", "rename", "renameat",
+    "renameat2", "mkdir", "mkdirat", "rmdir", "link", "linkat", "unlink", "unlinkat", "symlink", "symlinkat",
+    "readlink", "readlinkat", "truncate", "ftruncate", "fsync", "fdatasync", "sendfile", "copy_file_range", "umask",
+    "statfs", "fstatfs", "flock", "dup", "dup2", "dup3", "pipe", "pipe2",
+    # memory
+    "mprotect", "munmap", "mremap", "msync", "brk", "membarrier",
+    # processes, threads and users
+    "fork", "vfork", "execve", "execveat", "exit", "exit_group", "wait4", "waitid", "pidfd_open", "getpid", "getppid",
+    "gettid", "getpgid", "getpgrp", "setpgid", "getsid", "setsid", "getuid", "geteuid", "getgid", "getegid",
+    "getresuid", "getresgid", "getgroups", "capget", "getpriority", "sched_yield", "sched_getaffinity",
+    "sched_getparam", "sched_getscheduler", "sched_getattr", "sched_get_priority_max", "sched_get_priority_min",
+    "sched_rr_get_interval", "getcpu", "getrlimit", "getrusage", "times", "uname", "sysinfo", "futex",
+    "set_tid_address", "set_robust_list", "rseq", "restart_syscall", "getrandom",
+    # signals and timers
+    "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "rt_sigpending", "rt_sigtimedwait", "rt_sigsuspend",
+    "sigaltstack", "pause", "alarm", "getitimer", "setitimer", "nanosleep", "clock_nanosleep", "clock_gettime",
+    "clock_getres", "gettimeofday", "time", "timer_create", "timer_settime", "timer_gettime", "timer_getoverrun",
+    "timer_delete",
+    # waiting for several at once, and pairs of sockets, as asyncio does
+    "poll", "ppoll", "select", "pselect6", "epoll_create", "epoll_create1", "epoll_ctl", "epoll_wait", "epoll_pwait",
+    "epoll_pwait2", "eventfd", "eventfd2", "signalfd", "signalfd4", "timerfd_create", "timerfd_settime",
+    "timerfd_gettime", "sendto", "recvfrom", "recvmsg", "shutdown", "getsockname", "getpeername",
 )  # fmt: skip
-"""Answered with EPERM."""
+"""With any arguments."""
 
-MISSING: Final = ("clone3", "memfd_create")
-"""Answered with ENOSYS, so that libraries take their older way: clone3 hides its flags from a filter, and a memfd is
-memory that no process shows as its own."""
-
-SIGNALS: Final = ("kill", "tkill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo", "pidfd_send_signal")
-"""Denied too where neither a pid namespace nor Landlock keeps a signal from reaching the server's own processes."""
+SIGNALS: Final = ("kill", "tkill", "tgkill", "pidfd_send_signal")
+"""Allowed where a pid namespace or Landlock keeps a signal from reaching the server's own processes."""
 
 ATTRIBUTES: Final = (
-    "chmod", "fchmodat", "fchmodat2", "chown", "lchown", "fchownat", "utime", "utimes", "utimensat", "futimesat",
-    "setxattr", "lsetxattr", "setxattrat", "removexattr", "lremovexattr", "removexattrat", "file_setattr",
+    "chmod", "fchmod", "fchmodat", "fchmodat2", "utime", "utimes", "utimensat", "futimesat",
 )  # fmt: skip
-"""Denied too where the run sees the host's files and may own some: Landlock keeps it from their contents, not from
-their modes, owners and times."""
+"""Allowed where the run sees no file of the host's that can be changed. At the level `weak` some may be its own user's:
+Landlock keeps it from their contents, not from their modes and times, neither by path nor by an open file."""
+
+MESSAGES: Final = ("sendmsg",)
+"""Allowed where a cgroup counts the open files that are under way in sockets, and the run's user is nobody else's: the
+kernel counts them for each user."""
+
+ANSWERS: Final = {
+    # clone3 hides its flags from a filter, and a memfd is memory that no process shows as its own
+    errno.ENOSYS: ("clone3", "memfd_create"),
+    # what a file system without extended attributes says, with which those who copy files are content
+    errno.EOPNOTSUPP: (
+        "getxattr", "lgetxattr", "fgetxattr", "getxattrat", "listxattr", "llistxattr", "flistxattr", "listxattrat",
+    ),
+}  # fmt: skip
+"""What some of the refused calls are answered with instead of EPERM, so that libraries take another way."""
+FIRST_OPTIONAL: Final = 449
+"""Refused calls from this number on, of Linux 5.16 and newer, are answered with ENOSYS: libraries that know them know
+what to do without them."""
 
 
 @dataclass(frozen=True)
@@ -61,18 +80,75 @@ class Check:
     forbids: bool = False
 
 
-_NEW_NAMESPACES = 0x7E020000 | 0x80
-_AF_UNIX, _STREAM, _SEQPACKET, _SOCKET_TYPE = 1, 1, 5, 0xF
-_TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
+def _only_flags(argument: int, flags: int) -> Check:
+    """Lets through none but these bits."""
+    return Check(argument, (0,), mask=0xFFFFFFFF ^ flags)
+
+
+_CLONE_FLAGS = (
+    0xFF  # the signal at its end
+    | 0x00000F00  # memory, folder, open files and signal handlers shared
+    | 0x00001000  # a pidfd
+    | 0x00004000  # vfork
+    | 0x00010000  # a thread
+    | 0x01FC0000  # its local storage, its number written and cleared; those that mean nothing any more
+)
+_MAP_LOCKED, _MAP_HUGETLB, _MAP_SHARED, _MAP_ANONYMOUS = 0x2000, 0x40000, 0x01, 0x20
 _RLIMIT_CORE = 4
-_MAP_HUGETLB, _MAP_SHARED, _MAP_ANONYMOUS = 0x40000, 0x01, 0x20
+_AF_UNIX, _STREAM, _SEQPACKET, _SOCKET_TYPE = 1, 1, 5, 0xF
+_SOL_SOCKET = 1
+_KIND_OF_FILE = 0xF000
 
 ARGUMENTS: Final = {
-    "clone": (Check(0, (0,), mask=_NEW_NAMESPACES),),
-    # they type into the terminal that started the server
-    "ioctl": (Check(1, (_TIOCSTI, _TIOCLINUX), forbids=True),),
-    # huge pages are a pool of the whole host's
-    "mmap": (Check(3, (_MAP_HUGETLB,), mask=_MAP_HUGETLB, forbids=True),),
+    # not those that watch it, lease it, grow a pipe, or say whom a signal goes to
+    "fcntl": (
+        Check(
+            1,
+            (
+                0, 1, 2, 3, 4,  # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL
+                5, 6, 7,  # F_GETLK, F_SETLK, F_SETLKW: SQLite needs them
+                1030, 1032,  # F_DUPFD_CLOEXEC, F_GETPIPE_SZ
+            ),
+        ),
+    ),
+    "ioctl": (
+        Check(
+            1,
+            (
+                0x5401, 0x802C542A,  # TCGETS, TCGETS2: whether it is a terminal
+                0x540F, 0x5413,  # TIOCGPGRP, TIOCGWINSZ
+                0x541B, 0x5421,  # FIONREAD, FIONBIO
+                0x5450, 0x5451,  # FIONCLEX, FIOCLEX
+            ),
+        ),
+    ),
+    "prctl": (
+        Check(
+            0,
+            (
+                2, 3, 7, 15, 16,  # PR_GET_PDEATHSIG, PR_GET_DUMPABLE, PR_GET_KEEPCAPS, PR_SET_NAME, PR_GET_NAME
+                21, 23, 27,  # PR_GET_SECCOMP, PR_CAPBSET_READ, PR_GET_SECUREBITS
+                30, 37, 38, 39,  # PR_GET_TIMERSLACK, PR_GET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS and PR_GET_…
+                42, 51, 52, 54, 56,  # PR_GET_THP_DISABLE, PR_SVE_GET_VL, PR_GET_SPECULATION_CTRL, PR_PAC_RESET_KEYS,
+                # PR_GET_TAGGED_ADDR_CTRL
+            ),
+        ),
+    ),
+    # the registers of a thread's local storage; the matrix unit of newer processors
+    "arch_prctl": (Check(0, (0x1001, 0x1002, 0x1003, 0x1004, 0x1021, 0x1022, 0x1023)),),
+    # no namespaces, and no child that is its parent's sibling
+    "clone": (_only_flags(0, _CLONE_FLAGS),),
+    # not those that merge pages with others' or put out of memory what the host's programs use too
+    "madvise": (Check(2, (0, 1, 2, 3, 4, 8, 10, 11, 14, 15, 16, 17, 18, 19, 20, 22, 23, 102, 103)),),
+    # huge pages are a pool of the whole host's, locked ones a limit of the user's
+    "mmap": (Check(3, (0,), mask=_MAP_HUGETLB | _MAP_LOCKED),),
+    # not POSIX_FADV_DONTNEED, which empties caches
+    "fadvise64": (Check(3, (0, 1, 2, 3, 5)),),
+    # a file may be given room only as far as its length, which is limited
+    "fallocate": (Check(1, (0,)),),
+    # regular files and pipes
+    "mknod": (Check(1, (0, 0x1000, 0x8000), mask=_KIND_OF_FILE),),
+    "mknodat": (Check(2, (0, 0x1000, 0x8000), mask=_KIND_OF_FILE),),
     # process 0 is oneself: the zygote has the run's user, and must not be slowed down or given a limit. The limit of
     # core dumps stays what `isolation` has made it
     "prlimit64": (Check(0, (0,)), Check(1, (_RLIMIT_CORE,), forbids=True)),
@@ -81,7 +157,11 @@ ARGUMENTS: Final = {
     "setpriority": (Check(0, (0,)), Check(1, (0,))),
     # other families' code has no business here; a datagram socket could be pointed at any other one by its path
     "socketpair": (Check(0, (_AF_UNIX,)), Check(1, (_STREAM, _SEQPACKET), mask=_SOCKET_TYPE)),
-}
+    # SO_REUSEADDR, SO_KEEPALIVE, SO_LINGER and time limits; no larger buffers, no filters
+    "setsockopt": (Check(1, (_SOL_SOCKET,)), Check(2, (2, 9, 13, 20, 21, 66, 67))),
+    # and SO_TYPE, SO_ERROR, SO_SNDBUF, SO_RCVBUF, SO_PEERCRED, SO_ACCEPTCONN, SO_PROTOCOL, SO_DOMAIN
+    "getsockopt": (Check(1, (_SOL_SOCKET,)), Check(2, (2, 3, 4, 7, 8, 9, 13, 17, 20, 21, 30, 38, 39, 66, 67))),
+}  # fmt: skip
 """Allowed where every check lets it through."""
 
 SHARED_MEMORY: Final = {

@@ -95,8 +95,11 @@ class Job:
     processes: int
     main_file: str = "main.py"
     argv: tuple[str, ...] = ()
-    bounds_addresses: bool = True
-    """Without a cgroup memory is bounded by address space as well; not for programs that map far more than they use."""
+    address_slack_bytes: int = 256 << 20
+    """Address space that each process may have beyond the memory limit, where no cgroup counts memory: libraries, and
+    what is reserved but not used."""
+    data_slack_bytes: int = 0
+    """As much of it may be private and writable."""
     collect_bytes: int = 8 << 20
     """Of all files of `collect` together."""
     role: Role = Role.CODE
@@ -140,6 +143,8 @@ class Terms:
     """The kernel counts and bounds the memory of each run."""
     has_processor_counter: bool
     """The kernel counts its processor time too, and the keeper looks at that."""
+    owns_user: bool
+    """The user of this slot's runs is nobody else's."""
     readable: tuple[str, ...]
     """At the level `weak` what Landlock lets runs read; empty at the others."""
     in_container: bool
@@ -156,7 +161,8 @@ class Order:
     cpu_seconds: float
     memory_bytes: int
     processes: int
-    bounds_addresses: bool
+    address_slack_bytes: int
+    data_slack_bytes: int
     wants_box: bool
     """Send the open folder of the run before the code starts."""
     weak_box: str

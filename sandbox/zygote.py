@@ -20,6 +20,7 @@ import time
 from typing import Final
 
 from sandbox import child, isolation, kernel, weak
+from sandbox.memory import Ledger
 from sandbox.wire import (
     MAX_PACKET_BYTES,
     Ending,
@@ -46,6 +47,7 @@ PROGRAM: Final = (
     "judge_solution",
     "judge_tests",
     "kernel",
+    "memory",
     "policy",
     "seccomp",
     "syscalls",
@@ -136,10 +138,13 @@ class Tally:
         self.reaped_seconds = 0.0
         self.cpu_seconds = 0.0
         self.peak_bytes = 0
+        self.held_bytes = 0
+        """The most that the living held whenever they were looked at; where no cgroup counts it."""
         self.hides_time = False
         """Processes have vanished whose time was added to nobody's."""
         self._last_seen: dict[str, float] = {}
         self._vanished_seconds = 0.0
+        self._ledger = Ledger(PROC)
 
     def reap(self, options: int) -> None:
         """Bury the dead; without WNOHANG until nobody is left."""
@@ -173,7 +178,8 @@ class Tally:
         self.hides_time = seen > inherited + TICK_SECONDS
         self.cpu_seconds = max(self.cpu_seconds, inherited, seen)
         if not has_cgroup:
-            self.peak_bytes = max(self.peak_bytes, _resident_bytes(pids, memory_bytes))
+            self.held_bytes = max(self.held_bytes, self._ledger.count(pids, memory_bytes))
+            self.peak_bytes = max(self.peak_bytes, self.held_bytes)
 
 
 def _watch(control: socket.socket, tally: Tally, order: Order, terms: Terms) -> Ending:
@@ -200,7 +206,7 @@ def _watch(control: socket.socket, tally: Tally, order: Order, terms: Terms) -> 
                 continue  # the keeper looks at what the kernel counts
             pids = weak.descendants(PROC, os.getpid()) if terms.readable else _others()
             tally.look(pids, memory_bytes=order.memory_bytes, has_cgroup=terms.has_cgroup)
-            if not terms.has_cgroup and tally.peak_bytes > order.memory_bytes:
+            if tally.held_bytes > order.memory_bytes:
                 return Ending.MEMORY
             if tally.cpu_seconds > order.cpu_seconds:
                 return Ending.CPU
@@ -249,24 +255,6 @@ def _inherited_seconds(pid: str) -> float:
     """Used by the children that a process has waited for. The program's name, in brackets, may hold anything."""
     fields = _read(f"{pid}/stat").rpartition(b")")[2].split()
     return sum(map(int, fields[13:15])) / _TICKS_PER_SECOND if len(fields) > 15 else 0.0
-
-
-def _resident_bytes(pids: list[str], enough_bytes: int) -> int:
-    """Memory of these processes that no file backs. Above `enough_bytes` it looks closer: pages that several processes
-    share count once."""
-    total = sum(_kilobytes(f"{pid}/status", b"RssAnon:", b"RssShmem:") for pid in pids) * 1024
-    if total <= enough_bytes or len(pids) == 1:
-        return total
-    shares = 0
-    for pid in pids:
-        share = _kilobytes(f"{pid}/smaps_rollup", b"Pss_Anon:", b"Pss_Shmem:")
-        # a process that hides itself shows no share, and is counted whole
-        shares += share or _kilobytes(f"{pid}/status", b"RssAnon:", b"RssShmem:")
-    return shares * 1024
-
-
-def _kilobytes(path: str, *names: bytes) -> int:
-    return sum(int(line.split()[1]) for line in _read(path).splitlines() if line.startswith(names))
 
 
 if __name__ == "__main__":

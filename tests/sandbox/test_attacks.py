@@ -12,8 +12,9 @@ import pytest
 
 from sandbox import kernel
 from sandbox.contract import Language, Level, Limits, RunRequest, RunResult, Status
-from sandbox.syscalls import NUMBERS, number_of
+from sandbox.syscalls import ARCHITECTURES, NUMBERS
 from tests.sandbox.conftest import SECRET, SandboxServer, host_processes
+from tests.sandbox.test_seccomp import REFUSED
 
 pytestmark = pytest.mark.integration
 
@@ -439,7 +440,8 @@ def test_the_network_namespace_is_empty(sandbox: SandboxServer) -> None:
     ],
 )
 def test_a_call_that_reaches_outside_is_refused(sandbox: SandboxServer, name: str, call: str) -> None:
-    numbers = {name: number_of(name, kernel.MACHINE) for name in NUMBERS}
+    column = ARCHITECTURES.index(kernel.MACHINE)
+    numbers = {name: each[column] for name, each in {**NUMBERS, **REFUSED}.items()}
     code = f"""
     import ctypes, os
     libc = ctypes.CDLL(None, use_errno=True)
@@ -501,7 +503,7 @@ def test_descriptors_under_way_by_the_hundred_do_not_stop_the_neighbours(sandbox
     except OSError:
         pass
     time.sleep(5)
-    print(num_under_way > 200)
+    print(num_under_way)
     """
     limits = Limits(wall_seconds=60, cpu_seconds=20)
     with ThreadPoolExecutor(1) as pool:
@@ -510,7 +512,9 @@ def test_descriptors_under_way_by_the_hundred_do_not_stop_the_neighbours(sandbox
         results = []
         while not attack.done():
             results.append(sandbox.run("open('x', 'w').write('mine')", collect=("x",)))
-    assert attack.result().stdout == "True\n"
+    # where the run's user is the neighbours' too, none can be sent
+    owns_user = sandbox.health().level == Level.FULL and os.getuid() == 0
+    assert (int(attack.result().stdout) > 200) == owns_user
     assert results
     assert [each for each in results if each.files != {"x": b"mine"}] == []
 

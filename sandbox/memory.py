@@ -1,0 +1,135 @@
+"""What the processes of a run hold of the machine's memory, looked up in /proc where no cgroup counts it.
+
+Beside the pages that processes show as their own it counts what the kernel keeps for them: page tables, mappings, the
+buffers of pipes and sockets, what an epoll watches, file locks. What a pipe, a socket or a mapping can hold at most is
+taken for what it holds. Not counted are files in the run's folders, whose size is bounded, and what the kernel gives
+back by itself when memory is short. Only the standard library.
+"""
+
+import os
+import time
+from typing import Final
+
+_PIPE_BYTES: Final = 64 << 10
+_SOCKET_BYTES: Final = 208 << 10
+"""`net.core.wmem_default`; a run cannot have larger buffers, nor pipes."""
+_WATCH_BYTES: Final = 256
+_LOCK_BYTES: Final = 256
+_MOST_LOCKS: Final = 1 << 22
+_MAPPING_BYTES: Final = 256
+_ANCESTOR_BYTES: Final = 64
+"""Of one mapping, for each process that it may have come down from by fork."""
+_FREE_MAPPINGS: Final = 256
+"""Of each process: libraries, heaps and stacks."""
+_MOST_MAPPINGS: Final = 65530
+"""`vm.max_map_count`."""
+_MOST_FILES: Final = 256
+_READ_BYTES: Final = 1 << 20
+"""Of one file of /proc. One that is longer is taken for as long as it can be."""
+_COST_FACTOR: Final = 9
+"""Looking at what the kernel keeps takes at most a tenth of the time."""
+
+
+class Ledger:
+    """The memory of one run's processes, whenever it is asked for. `proc` is an open /proc that shows all of them."""
+
+    def __init__(self, proc: int) -> None:
+        self._proc = proc
+        self._num_processes = 0
+        self._kernel_bytes = 0
+        self._next_look = 0.0
+
+    def count(self, pids: list[str], enough_bytes: int) -> int:
+        """What these processes hold now. Above `enough_bytes` it looks closer: pages that several of them share count
+        once."""
+        self._num_processes = max(self._num_processes, len(pids))
+        statuses = [self._read(f"{pid}/status") for pid in pids]
+        own = sum(_kilobytes(each, b"RssAnon:", b"RssShmem:") for each in statuses) * 1024
+        tables = sum(_kilobytes(each, b"VmPTE:") for each in statuses) * 1024
+        kernel_bytes = tables + self._look_at_kernel(pids)
+        if own + kernel_bytes > enough_bytes and len(pids) > 1:
+            own = sum(map(self._share, pids, statuses)) * 1024
+        return own + kernel_bytes
+
+    def _share(self, pid: str, status: bytes) -> int:
+        """Kilobytes of a process, with its part of what it shares. One that hides itself is counted whole."""
+        share = _kilobytes(self._read(f"{pid}/smaps_rollup"), b"Pss_Anon:", b"Pss_Shmem:")
+        return share or _kilobytes(status, b"RssAnon:", b"RssShmem:")
+
+    def _look_at_kernel(self, pids: list[str]) -> int:
+        """Bytes that the kernel keeps for them, page tables aside; from the last look when that was dear."""
+        started = time.monotonic()
+        if started >= self._next_look:
+            of_mapping = _MAPPING_BYTES + _ANCESTOR_BYTES * self._num_processes
+            num_mappings = sum(max(0, self._num_mappings(pid) - _FREE_MAPPINGS) for pid in pids)
+            self._kernel_bytes = num_mappings * of_mapping + self._bytes_of_files(pids) + self._bytes_of_locks(pids)
+            now = time.monotonic()
+            self._next_look = now + _COST_FACTOR * (now - started)
+        return self._kernel_bytes
+
+    def _num_mappings(self, pid: str) -> int:
+        maps = self._read(f"{pid}/maps", _READ_BYTES)
+        return _MOST_MAPPINGS if len(maps) >= _READ_BYTES else maps.count(b"\n")
+
+    def _bytes_of_files(self, pids: list[str]) -> int:
+        """What is behind their open files: pipes and sockets, each once, and the watches of epolls."""
+        kept: set[str] = set()
+        num_bytes = 0
+        for pid in pids:
+            try:
+                folder = os.open(f"{pid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._proc)
+            except FileNotFoundError:
+                continue
+            except PermissionError:  # it hides itself
+                num_bytes += _MOST_FILES * _SOCKET_BYTES
+                continue
+            try:
+                for number in os.listdir(folder):
+                    target = _read_link(number, folder)
+                    if target.startswith(("pipe:", "socket:")):
+                        kept.add(target)
+                    elif target == "anon_inode:[eventpoll]":
+                        num_bytes += self._num_watches(pid, number) * _WATCH_BYTES
+            except OSError:  # it has just ended
+                continue
+            finally:
+                os.close(folder)
+        return num_bytes + sum(_PIPE_BYTES if each.startswith("pipe:") else _SOCKET_BYTES for each in kept)
+
+    def _num_watches(self, pid: str, number: str) -> int:
+        watches = self._read(f"{pid}/fdinfo/{number}", _READ_BYTES)
+        return _MOST_FILES * _MOST_FILES if len(watches) >= _READ_BYTES else watches.count(b"tfd:")
+
+    def _bytes_of_locks(self, pids: list[str]) -> int:
+        """Of theirs among all locks that this /proc shows."""
+        locks = self._read("locks", _READ_BYTES)
+        owners = set(map(str.encode, pids))
+        num_locks = sum(not owners.isdisjoint(line.split()[4:6]) for line in locks.splitlines())
+        return (_MOST_LOCKS if num_locks and len(locks) >= _READ_BYTES else num_locks) * _LOCK_BYTES
+
+    def _read(self, path: str, num_bytes: int = 8192) -> bytes:
+        """The beginning of a file of /proc, or nothing when its process has just ended or hides it."""
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._proc)
+        except OSError:
+            return b""
+        data = bytearray()
+        try:
+            while len(data) < num_bytes and (piece := os.read(descriptor, num_bytes - len(data))):
+                data += piece
+        except OSError:
+            pass
+        finally:
+            os.close(descriptor)
+        return bytes(data)
+
+
+def _read_link(name: str, folder: int) -> str:
+    try:
+        return os.readlink(name, dir_fd=folder)
+    except OSError:
+        return ""
+
+
+def _kilobytes(text: bytes, *names: bytes) -> int:
+    return sum(int(line.split()[1]) for line in text.splitlines() if line.startswith(names))
