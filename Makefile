@@ -28,6 +28,8 @@ $(STAMP): pyproject.toml constraints.txt
 		|| $(BIN)/pip install -q $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) "torch==$(TORCH)" \
 		|| { echo "no torch $(TORCH) found; set TORCH_INDEX_URL to an index that has it (see README)"; exit 1; }
 	@$(BIN)/pip install -q -c constraints.txt -e '.[trainer,dev]'
+	@# the generator of clients that the tests run; its own bound on typer is older than ours, and its command works with ours
+	@$(BIN)/pip install -q -c constraints.txt --no-deps openapi-python-client
 	@touch $@
 
 vllm:  ## make .venv-vllm, where a vLLM server can serve the policy (CPU or GPU, 3.4 GB and more; docs/vllm.md)

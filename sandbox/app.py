@@ -52,15 +52,27 @@ _MEANINGS = {
     413: "The body is too large.",
     422: "The request does not fit the contract.",
     429: "Too much waits; come back after Retry-After seconds.",
+    500: "A fault of the sandbox's own; its log has the cause.",
     503: "The sandbox stops, or has too many connections.",
 }
-_PROBLEM_CONTENT = {"application/problem+json": {"schema": Problem.model_json_schema()}}
+_PROBLEM_CONTENT = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"description": meaning, "content": _PROBLEM_CONTENT} for status, meaning in _MEANINGS.items()
 }
+_OF_ALL: dict[int | str, dict[str, Any]] = {status: _PROBLEMS[status] for status in (500, 503)}
+"""What a route may answer that reads no body."""
 
 T = TypeVar("T")
 router = APIRouter()
+
+
+class _DocumentedApp(FastAPI):
+    """An app whose OpenAPI document has the problem document among its components."""
+
+    def openapi(self) -> dict[str, Any]:
+        made = super().openapi()
+        made["components"]["schemas"].setdefault(Problem.__name__, Problem.model_json_schema())
+        return made
 
 
 def _runner(request: Request) -> Runner:
@@ -85,7 +97,7 @@ def _caller(request: Request) -> str:
     return request.headers.get("sandbox-caller", "")[:100] or (request.client.host if request.client else "")
 
 
-@router.post("/v1/run")
+@router.post("/v1/run", responses=_PROBLEMS)
 async def run(body: RunRequest, request: Request, runner: RunnerDep, meter: MeterDep) -> RunResult:
     """Run one program. A result is always 200, whatever the program did; a client that hangs up ends the run.
 
@@ -97,7 +109,7 @@ async def run(body: RunRequest, request: Request, runner: RunnerDep, meter: Mete
     return result
 
 
-@router.post("/v1/run_batch")
+@router.post("/v1/run_batch", responses=_PROBLEMS)
 async def run_batch(body: BatchRequest, request: Request, runner: RunnerDep, meter: MeterDep) -> BatchResult:
     """Run several independent programs; results in their order. All or none is admitted.
 
@@ -109,7 +121,7 @@ async def run_batch(body: BatchRequest, request: Request, runner: RunnerDep, met
     return BatchResult(results=results)
 
 
-@router.post("/v1/judge")
+@router.post("/v1/judge", responses=_PROBLEMS)
 async def judge(body: JudgeRequest, request: Request, runner: RunnerDep, meter: MeterDep) -> JudgeResult:
     """Judge a solution by its tests, a verdict for each. A result is always 200, whatever the solution did.
 
@@ -120,7 +132,7 @@ async def judge(body: JudgeRequest, request: Request, runner: RunnerDep, meter: 
     return result
 
 
-@router.post("/run_code")
+@router.post("/run_code", responses=_PROBLEMS)
 async def run_code(body: RunCodeRequest, request: Request, runner: RunnerDep, meter: MeterDep) -> RunCodeResponse:
     """Run one program for a client of SandboxFusion.
 
@@ -135,13 +147,13 @@ async def run_code(body: RunCodeRequest, request: Request, runner: RunnerDep, me
     return translate_result(body, result)
 
 
-@router.get("/v1/ping")
+@router.get("/v1/ping", responses=_OF_ALL)
 async def ping() -> str:
     """What SandboxFusion's clients wait for."""
     return "pong"
 
 
-@router.get("/healthz")
+@router.get("/healthz", responses=_OF_ALL)
 async def get_health(request: Request, runner: RunnerDep) -> Health:
     """The isolation level, slots and queue. Errors: SandboxStopping (503)."""
     settings = cast(SandboxSettings, request.app.state.settings)
@@ -212,6 +224,11 @@ async def _answer_http_error(_: Request, error: Exception) -> Response:
     return _render(
         Problem(title=error.detail, status=error.status_code, detail=error.detail), dict(error.headers or {})
     )
+
+
+async def _answer_fault(_: Request, error: Exception) -> Response:
+    detail = f"the sandbox failed with {type(error).__name__}; its log has the cause"
+    return _render(Problem(title="A fault of the sandbox", status=500, detail=detail))
 
 
 async def _answer_gone(_: Request, __: Exception) -> Response:
@@ -313,7 +330,7 @@ def create_app(settings: SandboxSettings) -> FastAPI:
             yield
             app.state.runner = None
 
-    app = FastAPI(title="Preceptor sandbox", lifespan=lifespan, responses=_PROBLEMS)
+    app = _DocumentedApp(title="Preceptor sandbox", lifespan=lifespan)
     app.state.settings = settings
     app.state.meter = SandboxMeter()
     app.include_router(router)
@@ -325,4 +342,5 @@ def create_app(settings: SandboxSettings) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(_ClientGone, _answer_gone)
+    app.add_exception_handler(Exception, _answer_fault)
     return app

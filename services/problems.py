@@ -7,6 +7,11 @@ from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
 
+from fastapi import FastAPI
+from fastapi.encoders import jsonable_encoder
+from fastapi.openapi.models import Schema
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -20,12 +25,39 @@ MAX_ERRORS: Final = 50
 MAX_DETAIL_CHARS: Final = 2000
 MAX_TEXT_CHARS: Final = 500
 TYPE_PREFIX: Final = "urn:preceptor:problem:"
+COMPONENTS: Final = "#/components/schemas/{model}"
+
+
+class DocumentedApp(FastAPI):
+    """An app whose OpenAPI document has the problem document, and the bodies that routes read by themselves, among its
+    components; `document` and `body_of` refer to them there."""
+
+    def __init__(self, *, read_by_routes: Sequence[type[BaseModel]] = (), **settings: Any) -> None:
+        super().__init__(**settings)
+        self._extra: tuple[type[BaseModel], ...] = (Problem, *read_by_routes)
+
+    def openapi(self) -> dict[str, Any]:
+        """The document, made once. Raises ValueError where two contracts of one name differ."""
+        made = super().openapi()
+        schemas = made.setdefault("components", {}).setdefault("schemas", {})
+        _, wanted = models_json_schema([(model, "validation") for model in self._extra], ref_template=COMPONENTS)
+        for name, plain in wanted["$defs"].items():
+            schema = jsonable_encoder(Schema(**plain), by_alias=True, exclude_none=True)  # as FastAPI writes its own
+            if schemas.setdefault(name, schema) != schema:
+                raise ValueError(f"two contracts are called {name}")
+        return made
 
 
 def document(meanings: Mapping[int, str]) -> dict[int | str, dict[str, Any]]:
     """What a schema says of these statuses: a problem document each, for FastAPI's `responses=`."""
-    content = {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}
+    content = {MEDIA_TYPE: {"schema": {"$ref": COMPONENTS.format(model=Problem.__name__)}}}
     return {status: {"description": meaning, "content": content} for status, meaning in meanings.items()}
+
+
+def body_of(contract: type[BaseModel]) -> dict[str, Any]:
+    """What a schema says of a body that a route reads by itself, for FastAPI's `openapi_extra=`."""
+    content = {"application/json": {"schema": {"$ref": COMPONENTS.format(model=contract.__name__)}}}
+    return {"requestBody": {"required": True, "content": content}}
 
 
 def render(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:

@@ -34,6 +34,7 @@ from services.api.routes import (
 from services.api.space import SpaceGuard
 from services.api.tokens import Reader
 from services.policy.client import PolicyClient
+from services.problems import DocumentedApp
 from services.settings import Settings
 from services.store import migrate
 from services.store.connecting import REQUEST
@@ -84,7 +85,9 @@ def create_app(settings: Settings) -> FastAPI:
         house.policy.close()
         house.store.close()
 
-    app = FastAPI(title="Preceptor", description=DESCRIPTION, version="1", lifespan=live, docs_url=None, redoc_url=None)
+    app = DocumentedApp(
+        title="Preceptor", description=DESCRIPTION, version="1", lifespan=live, docs_url=None, redoc_url=None
+    )
     app.state.house = house
     app.state.ingest = Ingest(house.store, settings, Reader(house.policy), house.space)
     app.add_middleware(RequestLimits)

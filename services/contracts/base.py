@@ -31,24 +31,6 @@ class Contract(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-def inline_schema(contract: type[BaseModel]) -> JsonObject:
-    """The contract's JSON schema with every definition where it is used: no contract here contains itself."""
-    schema = contract.model_json_schema()
-    definitions = schema.pop("$defs", {})
-
-    def inline(value: JsonValue) -> JsonValue:
-        if isinstance(value, list):
-            return [inline(item) for item in value]
-        if not isinstance(value, dict):
-            return value
-        if "$ref" in value:
-            name = str(value["$ref"]).removeprefix("#/$defs/")
-            return inline({**definitions[name], **{key: item for key, item in value.items() if key != "$ref"}})
-        return {key: inline(item) for key, item in value.items()}
-
-    return {key: inline(item) for key, item in schema.items()}
-
-
 class View(BaseModel):
     """A contract read from a row of the store."""
 
@@ -62,6 +44,14 @@ class Page(Contract, Generic[T]):
     next_cursor: str | None = None
 
 
+class Fault(Contract):
+    """One part of a request that is wrong. row: counted from 1, where the request has rows."""
+
+    where: str
+    what: str
+    row: int | None = None
+
+
 class Problem(Contract):
     """A problem document (RFC 9457): what went wrong with this request and what to do about it."""
 
@@ -71,7 +61,7 @@ class Problem(Contract):
     detail: str
     hint: str = ""
     instance: str = ""
-    errors: list[JsonObject] = []
+    errors: list[Fault] = []
 
 
 StatusChanges: TypeAlias = Mapping[S, frozenset[S]]

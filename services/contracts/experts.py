@@ -5,7 +5,7 @@ from enum import StrEnum
 from typing import Annotated, Literal, Self, TypeAlias
 from uuid import UUID
 
-from pydantic import AnyHttpUrl, AwareDatetime, Field, model_validator
+from pydantic import AnyHttpUrl, AwareDatetime, Field, WithJsonSchema, model_validator
 
 from services.contracts.answers import AnswerContent, AnswerKind, Feedback
 from services.contracts.base import Bool, Contract, Float, Int, JsonObject, Name, Sha256, StatusChanges, TokenId, View
@@ -149,7 +149,7 @@ class ExpertCreate(Contract):
     group_fraction, rollouts_per_group: how much it is asked; top_k, temperature: the distributions it is asked for.
     """
 
-    endpoint: AnyHttpUrl
+    endpoint: Annotated[AnyHttpUrl, WithJsonSchema({"type": "string", "format": "uri"})]
     granted: Annotated[list[Name], Field(max_length=50)] = []
     trusted: Bool = False
     weight: Annotated[Float, Field(ge=0, le=100)] = 1.0

@@ -30,12 +30,20 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from services.contracts.answers import AnswerKind, check_against_rollout
-from services.contracts.base import Contract, JsonObject, Problem, inline_schema
+from services.contracts.base import Contract, JsonObject, Problem
 from services.contracts.experts import ConsultAbstain, ConsultLater, ConsultRequest, ConsultResult, Descriptor
 from services.contracts.strict_json import NotStrictJson, parse_json
 from services.errors import Conflict, InvalidInput, PreceptorError, ServiceUnavailable
 from services.experts import signatures
-from services.problems import TYPE_PREFIX, describe_errors, document, on_preceptor_error, render
+from services.problems import (
+    TYPE_PREFIX,
+    DocumentedApp,
+    body_of,
+    describe_errors,
+    document,
+    on_preceptor_error,
+    render,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -54,7 +62,7 @@ MEANINGS: Final = {
     503: "Something the expert needs is away. Ask again after Retry-After seconds.",
     504: "The deadline passed.",
 }
-_QUESTION: Final = inline_schema(ConsultRequest)
+_FAULT: Final = document({500: MEANINGS[500]})
 
 ExpertAnswer: TypeAlias = ConsultResult | ConsultAbstain | ConsultLater
 
@@ -340,8 +348,14 @@ def create_expert_app(
         for desk in desks.values():
             await desk.close()
 
-    app = FastAPI(
-        title="Experts", version="1", lifespan=lifespan, docs_url=None, redoc_url=None, responses=document(MEANINGS)
+    app = DocumentedApp(
+        title="Experts",
+        version="1",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        responses=_FAULT,
+        read_by_routes=[ConsultRequest],
     )
     for prefix, desk in desks.items():
         app.include_router(_build_router(desk, signing_secret, max_body_bytes), prefix=prefix)
@@ -367,8 +381,8 @@ def _build_router(desk: Desk, secret: str | None, max_body_bytes: int) -> APIRou
     @router.post(
         "/v1/consult",
         response_model=ConsultResult | ConsultAbstain,
-        responses={202: {"model": ConsultLater, "description": "The answer comes later."}},
-        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": _QUESTION}}}},
+        responses={202: {"model": ConsultLater, "description": "The answer comes later."}, **document(MEANINGS)},
+        openapi_extra=body_of(ConsultRequest),
     )
     async def consult(request: Request) -> Response:
         """Answer a ConsultRequest: 200 with a ConsultResult or ConsultAbstain, 202 with a ConsultLater.

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import structlog
 from fastapi import Depends, FastAPI, Header, Request, Response
@@ -57,6 +57,7 @@ from services.policy.pieces import split_into_pieces
 from services.problems import (
     MAX_DETAIL_CHARS,
     TYPE_PREFIX,
+    DocumentedApp,
     describe_errors,
     document,
     on_http_error,
@@ -80,6 +81,7 @@ MEANINGS: Final = {
     409: "The version's state does not allow this.",
     413: "The body is too large, or does not state its length.",
     422: "The content cannot be accepted; `errors` says where.",
+    500: "A fault of ours; the server's log has the cause.",
     503: "The engine is busy or has ended. Send it again after Retry-After seconds.",
 }
 
@@ -119,6 +121,14 @@ class NotAlive(ServiceUnavailable):
     title = "Engine not running"
 
 
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return document({status: MEANINGS[status] for status in statuses})
+
+
+_OF_BODIES: Final = _problems(400, 401, 413, 422)
+"""What every route with a body may answer."""
+
+
 def create_app(engine: Engine, key: str = "", metrics_key: str = "") -> FastAPI:
     """The application over a running engine, which is closed with it. An empty key asks for none; an empty
     metrics_key shows /metrics to this machine only."""
@@ -132,29 +142,30 @@ def create_app(engine: Engine, key: str = "", metrics_key: str = "") -> FastAPI:
         if key and not hmac.compare_digest(authorization.encode(), f"Bearer {key}".encode()):
             raise KeyRefused("the key is missing or wrong")
 
-    app = FastAPI(
-        title="Preceptor policy", lifespan=lifespan, docs_url=None, redoc_url=None, responses=document(MEANINGS)
+    app = DocumentedApp(
+        title="Preceptor policy", lifespan=lifespan, docs_url=None, redoc_url=None, responses=_problems(500)
     )
     app.add_exception_handler(PreceptorError, on_preceptor_error)
     app.add_exception_handler(RequestValidationError, _render_invalid)
     app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(Exception, _render_fault)
     app.add_middleware(LimitBody)
     app.add_middleware(logs.BindRequestId)
     guarded = [Depends(require_key)]
 
-    @app.get("/healthz")
+    @app.get("/healthz", responses=_problems(503))
     async def health() -> Health:
         """Whether the engine would answer now. Errors: NotAlive (503)."""
         if not engine.is_alive:
             raise NotAlive("the engine's worker has ended, or its vLLM server is away")
         return Health()
 
-    @app.get("/v1/policy", dependencies=guarded)
+    @app.get("/v1/policy", dependencies=guarded, responses=_problems(401, 422))
     async def show_policy() -> PolicyInfo:
         """What is served, its versions and counters."""
         return engine.info()
 
-    @app.post("/v1/sample", dependencies=guarded)
+    @app.post("/v1/sample", dependencies=guarded, responses=_OF_BODIES | _problems(404, 409, 503))
     async def sample(body: SampleRequest, request: Request) -> SampleResponse:
         """Draw answers; work whose client hangs up is dropped.
 
@@ -168,7 +179,7 @@ def create_app(engine: Engine, key: str = "", metrics_key: str = "") -> FastAPI:
             log.info("sampled", prompt_id=prompt.id, version=reply.version, num_samples=prompt.n, seconds=seconds)
         return reply
 
-    @app.post("/v1/score", dependencies=guarded)
+    @app.post("/v1/score", dependencies=guarded, responses=_OF_BODIES | _problems(404, 409, 503))
     async def score(body: ScoreRequest, request: Request) -> ScoreResponse:
         """Logprobs of given responses. Errors: as /v1/sample."""
         began = time.monotonic()
@@ -177,34 +188,34 @@ def create_app(engine: Engine, key: str = "", metrics_key: str = "") -> FastAPI:
         log.info("scored", version=reply.version, num_items=len(body.items), seconds=seconds)
         return reply
 
-    @app.post("/v1/tokenize", dependencies=guarded)
+    @app.post("/v1/tokenize", dependencies=guarded, responses=_OF_BODIES)
     async def tokenize(body: TokenizeRequest) -> TokenIds:
         """Token ids of messages or text. Errors: InvalidInput (422) if the chat template refuses the messages."""
         token_ids = await run_in_threadpool(engine.tokenize, body.messages, body.text)
         return TokenIds(token_ids=token_ids, tokenizer_hash=engine.info().tokenizer_hash)
 
-    @app.post("/v1/detokenize", dependencies=guarded)
+    @app.post("/v1/detokenize", dependencies=guarded, responses=_OF_BODIES)
     async def detokenize(body: DetokenizeRequest) -> Text:
         """Text of token ids. Errors: PromptRefused (422) for ids outside the vocabulary."""
         return Text(text=await run_in_threadpool(engine.detokenize, body.token_ids))
 
-    @app.post("/v1/pieces", dependencies=guarded)
+    @app.post("/v1/pieces", dependencies=guarded, responses=_OF_BODIES)
     async def split(body: DetokenizeRequest) -> Pieces:
         """The characters each token adds. Errors: PromptRefused (422) for ids outside the vocabulary."""
         return Pieces(pieces=await run_in_threadpool(split_into_pieces, body.token_ids, engine.detokenize))
 
-    @app.post("/v1/tokenize/batch", dependencies=guarded)
+    @app.post("/v1/tokenize/batch", dependencies=guarded, responses=_OF_BODIES)
     def tokenize_batch(body: TokenizeBatch) -> TokenIdsBatch:
         """Token ids of several messages or texts. Errors: as /v1/tokenize, for all if for one."""
         token_ids = [engine.tokenize(item.messages, item.text) for item in body.items]
         return TokenIdsBatch(token_ids=token_ids, tokenizer_hash=engine.info().tokenizer_hash)
 
-    @app.post("/v1/detokenize/batch", dependencies=guarded)
+    @app.post("/v1/detokenize/batch", dependencies=guarded, responses=_OF_BODIES)
     def detokenize_batch(body: DetokenizeBatch) -> TextBatch:
         """Texts of several lists of token ids. Errors: as /v1/detokenize, for all if for one."""
         return TextBatch(texts=[engine.detokenize(item) for item in body.items])
 
-    @app.post("/v1/versions", dependencies=guarded)
+    @app.post("/v1/versions", dependencies=guarded, responses=_OF_BODIES | _problems(404, 409, 503))
     def load_version(body: VersionCreate) -> Version:
         """Load an adapter from the artifacts folder.
 
@@ -214,7 +225,7 @@ def create_app(engine: Engine, key: str = "", metrics_key: str = "") -> FastAPI:
         log.info("version loaded", version=loaded.name)
         return loaded
 
-    @app.post("/v1/versions/{name:path}/prove", dependencies=guarded)
+    @app.post("/v1/versions/{name:path}/prove", dependencies=guarded, responses=_OF_BODIES | _problems(404, 409, 503))
     def prove_version(name: str, body: ProveRequest) -> Version:
         """Compare the version's logprobs with the trainer's; `status` and `probe` tell the outcome.
 
@@ -224,14 +235,16 @@ def create_app(engine: Engine, key: str = "", metrics_key: str = "") -> FastAPI:
         log.info("version proved", version=name, status=proved.status.value)
         return proved
 
-    @app.post("/v1/versions/{name:path}/serve", dependencies=guarded)
+    @app.post("/v1/versions/{name:path}/serve", dependencies=guarded, responses=_problems(401, 404, 409, 422, 503))
     def serve_version(name: str) -> Version:
         """Make a proved version the serving one. Errors: VersionNotFound (404), VersionNotProved (409)."""
         serving = engine.serve_version(name)
         log.info("version serves", version=name)
         return serving
 
-    @app.delete("/v1/versions/{name:path}", dependencies=guarded, status_code=204)
+    @app.delete(
+        "/v1/versions/{name:path}", dependencies=guarded, status_code=204, responses=_problems(401, 404, 409, 422, 503)
+    )
     def delete_version(name: str) -> None:
         """Forget a version that is not in use. Errors: VersionNotFound (404), VersionConflict (409)."""
         engine.delete_version(name)
@@ -294,6 +307,12 @@ def _render_invalid(request: Request, error: Exception) -> Response:
         errors=errors,
     )
     return render(problem)
+
+
+def _render_fault(request: Request, error: Exception) -> Response:
+    """An exception that no one expected: named, not quoted; the server's log has it whole."""
+    detail = f"the policy failed with {type(error).__name__}; its log has the cause"
+    return render(Problem(type=TYPE_PREFIX + "fault", title="Internal error", status=500, detail=detail))
 
 
 def _parse_arguments(arguments: list[str]) -> argparse.Namespace:

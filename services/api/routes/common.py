@@ -15,6 +15,7 @@ MEANINGS: Final[Mapping[int, str]] = {
     409: "The present state does not allow this, or the idempotency key was used for another request.",
     413: "The body is larger than 8 MiB.",
     415: "The body is not declared as application/json.",
+    500: "A fault of ours; nothing was stored. The server's log has the cause under the id in `instance`.",
     422: "The request's content cannot be accepted; `errors` says where. Nothing was stored.",
     507: "A disk is nearly full; nothing was stored. Send it again once there is room.",
     503: "The database, or a service this route needs, is away. Send it again after Retry-After seconds.",
@@ -28,4 +29,4 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def build_router(tag: str, route_class: type[StrictRoute] = StrictRoute) -> APIRouter:
     """A router whose every route can answer the problems that any route can."""
-    return APIRouter(prefix="/v1", tags=[tag], route_class=route_class, responses=problems(401, 403, 422, 503))
+    return APIRouter(prefix="/v1", tags=[tag], route_class=route_class, responses=problems(401, 403, 422, 500, 503))

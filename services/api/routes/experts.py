@@ -84,7 +84,9 @@ def activate_expert(expert_id: UUID, store: StoreDep, once: OnceDep) -> Expert:
         return once(session, lambda: experts.view(experts.activate(session, expert_id)))
 
 
-@router.post("/experts/{expert_id}/pause", dependencies=[needs(Right.OPERATE)], responses=problems(404, 409, 415, 422))
+@router.post(
+    "/experts/{expert_id}/pause", dependencies=[needs(Right.OPERATE)], responses=problems(404, 409, 413, 415, 422)
+)
 def pause_expert(expert_id: UUID, store: StoreDep, once: OnceDep, body: WhyBody = NO_REASON) -> Expert:
     """Ask an expert nothing for a while; its pending questions wait. Errors: ExpertNotFound (404),
     IllegalStatusChange (409)."""
@@ -92,7 +94,9 @@ def pause_expert(expert_id: UUID, store: StoreDep, once: OnceDep, body: WhyBody 
         return once(session, lambda: experts.view(experts.pause(session, expert_id, body.reason)))
 
 
-@router.post("/experts/{expert_id}/retire", dependencies=[needs(Right.OPERATE)], responses=problems(404, 409, 415, 422))
+@router.post(
+    "/experts/{expert_id}/retire", dependencies=[needs(Right.OPERATE)], responses=problems(404, 409, 413, 415, 422)
+)
 def retire_expert(expert_id: UUID, store: StoreDep, once: OnceDep, body: WhyBody = NO_REASON) -> Expert:
     """Let an expert go for good: its open questions end with the reason and their rollouts move on without it.
 

@@ -15,7 +15,7 @@ from services.store.store import StoreUnavailable
 SECONDS: Final = 3.0
 """The longest a health check may take: whoever asks gives it five."""
 
-router = APIRouter(tags=["health"], responses=problems(503))
+router = APIRouter(tags=["health"], responses=problems(500, 503))
 
 
 class Healthy(Contract):
