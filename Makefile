@@ -47,8 +47,8 @@ down: install  ## stop what `up` or `demo` started
 status: install  ## what the loop does now
 	@$(BIN)/preceptor status
 
-test: install  ## unit tests, then with embedded servers, then the whole loop
-	@$(BIN)/python -m pytest $(ARGS)
+test: install  ## all tests, a file to a processor at a time; ARGS="-n 0 -x tests/store" is one after the other
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 unit: install  ## the tests that need no server
 	@$(BIN)/python -m pytest -m "not integration and not e2e" $(ARGS)
@@ -71,7 +71,7 @@ migrations: install
 	@$(BIN)/python -c "from alembic.script import ScriptDirectory as S; from services.store.migrate import config; \
 	heads = S.from_config(config()).get_heads(); assert len(heads) == 1, f'more than one head: {heads}'; print('one head:', heads[0])"
 
-chaos: install  ## 300 tasks while workers, trainer, Valkey and Postgres are killed at random
+chaos: install  ## 300 tasks while everything is killed, frozen, filled and flooded at random; then invariants in SQL
 	@$(BIN)/python -m tests.chaos --tasks 300 $(ARGS)
 
 bench-loss: $(VENV)/.bench  ## time and memory of the losses beside TRL and Liger (long; ARGS="--tokens 256" is short)
