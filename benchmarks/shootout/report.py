@@ -1,6 +1,5 @@
 """The report of a shoot-out: one Markdown file with every table, one figure with every curve."""
 
-import math
 import platform
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +13,7 @@ import torch
 
 from benchmarks.shootout.results import Run, Tuning
 from benchmarks.shootout.runs import Arm, Budget, Gap, Setting
-from services.store.statistics import Interval, t_interval
+from services.store.statistics import DIFFERENCE_OF_SHARES, SHARE, Interval, t_interval
 
 COLOURS = (
     "#1b6ca8",
@@ -172,9 +171,9 @@ def _rows(entries: Sequence[Entry]) -> Iterator[dict[str, str]]:
             "arm": entry.arm.name,
             "setting": _name(entry, entry.runs[0].plan.setting) + ("*" if _at_an_end(entry) else ""),
             "seeds": str(len(ends)),
-            "pass@1": _show(t_interval([end.pass_1 for end in ends])),
+            "pass@1": _show(t_interval([end.pass_1 for end in ends], SHARE)),
             f"less {first.arm.name}": _difference(entry, first, lambda run: run.curve[-1].pass_1),
-            "pass@8": _show(t_interval([end.pass_8 for end in ends])),
+            "pass@8": _show(t_interval([end.pass_8 for end in ends], SHARE)),
             f"pass@8 less {first.arm.name}": _difference(entry, first, lambda run: run.curve[-1].pass_8),
             "pass@1 at equal time": f"{fmean(_at(run, soon) for run in entry.runs):.3f}",
             f"that less {first.arm.name}": _difference(entry, first, lambda run: _at(run, soon)),
@@ -201,11 +200,11 @@ def _difference(entry: Entry, first: Entry, value: Callable[[Run], float]) -> st
         return ""
     theirs = {run.plan.seed: value(run) for run in first.runs}
     paired = [value(run) - theirs[run.plan.seed] for run in entry.runs if run.plan.seed in theirs]
-    return _show(t_interval(paired), "+") if paired else ""
+    return _show(t_interval(paired, DIFFERENCE_OF_SHARES), "+") if paired else ""
 
 
 def _show(interval: Interval, sign: str = "") -> str:
-    if math.isnan(interval.low):  # a single run has no interval
+    if not interval.is_known:  # a single run has no interval
         return f"{interval.mean:{sign}.3f}"
     return f"{interval.mean:{sign}.3f} [{interval.low:{sign}.3f}, {interval.high:{sign}.3f}]"
 
@@ -234,7 +233,7 @@ def draw_curves(sections: Sequence[Section], path: Path) -> None:
                 "label": entry.arm.name,
             }
             points = list(zip(*(run.curve for run in entry.runs), strict=True))
-            spread = [t_interval([point.pass_1 for point in at]) for at in points]
+            spread = [t_interval([point.pass_1 for point in at], SHARE) for at in points]
             means = [interval.mean for interval in spread]
             rollouts = [at[0].update * per_update for at in points]
             by_rollouts.plot(rollouts, means, **style)

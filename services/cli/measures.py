@@ -9,7 +9,7 @@ from services.contracts.corrections import CorrectionOutcome
 from services.contracts.evaluations import EvaluationDetail, TaskResult
 from services.contracts.status import Status
 from services.contracts.updates import TermKind, UpdateDetail
-from services.store.statistics import Interval, family_means, paired_difference, score
+from services.store.statistics import Interval, family_means, paired_difference, say, score
 
 
 class Trained(Protocol):
@@ -67,24 +67,20 @@ def scores(results: Sequence[TaskResult], num_samples: int) -> Iterator[str]:
         for k in sorted({1, num_samples}):
             measured = score(tasks, k)
             if measured is not None:
-                families = len(family_means(tasks, k))
-                interval = f"[{measured.low:.3f}, {measured.high:.3f}]"
-                yield f"{domain:<12} pass@{k:<3} {measured.mean:.3f} {interval} ({families} families)"
+                yield f"{domain:<12} pass@{k:<3} {say(measured)} ({_count_families(measured.num)})"
 
 
 def table(before: Sequence[TaskResult], after: Sequence[TaskResult], num_samples: int) -> Iterator[str]:
     """Before and after by domain, pass@1 and pass@k, with the paired difference and its interval over families."""
-    yield f"{'kind':<12} {'figure':<8} {'before':>7} {'after':>7} {'rise':>7}  95 % interval over families"
+    yield f"{'kind':<12} {'figure':<8} {'before':>7} {'after':>7}  rise, with its 95 % interval over families"
     old, new = by_domain(before), by_domain(after)
     for domain in old:
-        for k in (1, num_samples):
+        for k in sorted({1, num_samples}):
             rise = paired_difference(old[domain], new.get(domain, []), k)
-            interval = "" if rise is None else f"[{rise.low:+.3f}, {rise.high:+.3f}]"
-            families = len(family_means(old[domain], k))
+            said = "-" if rise is None else f"{say(rise, '+')} ({_count_families(rise.num)})"
             yield (
                 f"{domain:<12} {f'pass@{k}':<8} {_mean(score(old[domain], k)):>7} "
-                f"{_mean(score(new.get(domain, []), k)):>7} {'' if rise is None else f'{rise.mean:+.3f}':>7}  "
-                f"{interval} ({families} families)"
+                f"{_mean(score(new.get(domain, []), k)):>7}  {said}"
             )
 
 
@@ -125,6 +121,10 @@ def summary(
 
 def _has(update: UpdateDetail, kind: TermKind) -> bool:
     return any(term.kind is kind for lesson in update.lessons for term in lesson.terms)
+
+
+def _count_families(num: int) -> str:
+    return "1 family" if num == 1 else f"{num} families"
 
 
 def _mean(interval: Interval | None) -> str:

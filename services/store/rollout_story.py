@@ -44,6 +44,7 @@ class QuestionStory:
     expert_id: UUID
     expert_name: str
     expert_version: str
+    is_verifier: bool
     stage: int
     status: str
     reason: str | None
@@ -106,12 +107,12 @@ def _find_siblings(session: Session, rollout: RolloutRow) -> list[Sibling]:
 
 def _read_questions(session: Session, rollout_id: UUID) -> list[QuestionStory]:
     rows = session.execute(
-        select(ConsultationRow, ExpertRow.name)
+        select(ConsultationRow, ExpertRow.name, ExpertRow.descriptor["verifier"].as_boolean())
         .join(ExpertRow, ExpertRow.id == ConsultationRow.expert_id)
         .where(ConsultationRow.rollout_id == rollout_id)
         .order_by(ConsultationRow.stage, ConsultationRow.id)
     ).all()
-    ids = [row.id for row, _ in rows]
+    ids = [row.id for row, _, _ in rows]
     tries: dict[UUID, list[Attempt]] = {}
     for one in session.scalars(
         select(AttemptRow).where(AttemptRow.consultation_id.in_(ids)).order_by(AttemptRow.number)
@@ -126,6 +127,7 @@ def _read_questions(session: Session, rollout_id: UUID) -> list[QuestionStory]:
             expert_id=row.expert_id,
             expert_name=name,
             expert_version=row.expert_version,
+            is_verifier=is_verifier,
             stage=row.stage,
             status=row.status,
             reason=row.reason,
@@ -134,7 +136,7 @@ def _read_questions(session: Session, rollout_id: UUID) -> list[QuestionStory]:
             tries=tuple(tries.get(row.id, ())),
             answers=tuple(answers.get(row.id, ())),
         )
-        for row, name in rows
+        for row, name, is_verifier in rows
     ]
 
 

@@ -181,7 +181,7 @@ def test_the_ledger_and_the_versions_are_listed_and_shown(cli: CommandLine, stor
 
 def test_an_evaluation_needs_tasks_and_another_split_than_train(cli: CommandLine) -> None:
     assert cli.refused("eval")["detail"]
-    assert "train tasks are trained on" in str(cli.refused("eval", "--split", "train")["detail"])
+    assert "'train' is not one of 'heldout', 'validation'" in str(cli.refused("eval", "--split", "train")["detail"])
 
 
 def test_the_status_says_what_the_loop_waits_for(

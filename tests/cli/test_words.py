@@ -116,9 +116,18 @@ def test_the_gap_is_the_teachers_mean_less_the_policys_over_shared_families() ->
 
 def test_the_table_compares_before_and_after() -> None:
     head, first, last = measures.table([result(1, 1), result(2, 0, "g")], [result(1, 2), result(2, 1, "g")], 4)
-    assert head == "kind         figure    before   after    rise  95 % interval over families"
-    assert first == "math         pass@1     0.125   0.375  +0.250  [+0.250, +0.250] (2 families)"
-    assert last.startswith("math         pass@4     0.500   1.000  +0.500  [")
+    assert head == "kind         figure    before   after  rise, with its 95 % interval over families"
+    assert first.startswith("math         pass@1     0.125   0.375  +0.250 [-")
+    assert first.endswith("] not reliable (2 families)")
+    assert last.startswith("math         pass@4     0.500   1.000  +0.500 [")
+
+
+def test_scores_of_few_families_are_clipped_and_said_to_be_not_reliable() -> None:
+    spread = list(measures.scores([result(1, 0), result(2, 4, "g")], 4))
+    assert spread[0] == "math         pass@1   0.500 [0.000, 1.000] not reliable (2 families)"
+    alike = list(measures.scores([result(1, 2), result(2, 2, "g")], 1))
+    assert alike == ["math         pass@1   0.500 [0.095, 0.905] not reliable (2 families)"]
+    assert list(measures.scores([result(1, 2)], 1)) == ["math         pass@1   0.500 (no interval) (1 family)"]
 
 
 def test_a_wait_is_said_once_when_it_has_stood_for_a_while_without_an_update() -> None:

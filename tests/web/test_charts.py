@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from services.store.curves import Curves
-from services.store.statistics import Interval
+from services.store.statistics import DIFFERENCE_OF_SHARES, SHARE, Interval, t_interval
 from services.web import charts
 from services.web.charts import SIGHTS, choose_ticks, draw, draw_one, draw_versions
 from services.web.rendering import environment
@@ -64,10 +64,20 @@ def test_a_single_value_is_a_dot_that_can_be_seen() -> None:
 
 
 def test_an_interval_of_a_difference_is_no_wider_than_all_of_it_and_says_when_it_rests_on_little() -> None:
-    shown = figures("rise", Interval(0.46, -0.32, 1.24), 2)
-    assert "[-32, +100]" in shown
+    shown = figures("rise", t_interval([0.92, 0.0], DIFFERENCE_OF_SHARES))
+    assert "+46 points" in shown
+    assert "[-100, +100]" in shown
     assert "not reliable" in shown
-    assert "not reliable" not in figures("rise", Interval(0.46, -0.32, 1.24), 5)
+    assert "not reliable" not in figures("rise", Interval(0.46, -0.32, 1.0, 5))
+    assert "not reliable" in figures("interval", Interval(0.5, 0.0, 1.0, 2))
+    assert "no interval" in figures("interval", t_interval([0.5], SHARE))
+
+
+def test_only_a_verifiers_score_is_shown_as_passed_or_failed() -> None:
+    assert "failed 0.286" in figures("given_score", 0.286, True)
+    opinion = figures("given_score", 0.286, False)
+    assert "score 0.286" in opinion
+    assert "failed" not in opinion
 
 
 def test_a_chart_says_what_its_axes_and_lines_are() -> None:
@@ -96,7 +106,7 @@ def test_a_chart_says_in_words_how_it_goes() -> None:
 
 
 def test_versions_stand_side_by_side_with_their_intervals() -> None:
-    first, second = draw_versions([("base", Interval(0.5, 0.25, 0.75)), ("v1", Interval(1.0, 0.5, 1.0))])
+    first, second = draw_versions([("base", Interval(0.5, 0.25, 0.75, 8)), ("v1", Interval(1.0, 0.5, 1.0, 8))])
     assert first.at < second.at
     assert first.high < first.mean < first.low  # upwards is less in SVG
     assert second.mean == charts.TOP

@@ -396,6 +396,29 @@ def test_a_remark_made_by_selecting_lies_on_the_selected_tokens(queue: Queue, op
     assert kept == [FeedbackSpan(start=4, end=7, text="which two?")]
 
 
+def test_escape_leaves_the_remark_box_and_keeps_its_words_and_enter_adds_them(queue: Queue, open_as: Open) -> None:
+    item = put(queue, answer="one two three")
+    page = open_as("ana")
+    begin(page)
+    for key in ("a", "ArrowRight", "Shift+ArrowRight", "c"):
+        page.keyboard.press(key)
+    page.keyboard.type("which")
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement.id") == "answer"
+    assert page.input_value("#remark-text") == "which"
+    page.keyboard.press("c")
+    assert page.evaluate("document.activeElement.id") == "remark-text"
+    page.keyboard.type(" one?")
+    page.keyboard.press("Enter")
+    wait_saved(page)
+    with queue.store.transaction() as session:
+        kept = drafts.get(session, item, _holder(queue, item)).spans
+    assert [span.text for span in kept] == ["which one?"]
+    page.keyboard.press("?")
+    listed = page.inner_text("#help")
+    assert "⏎ adds it, Esc leaves it and keeps its words" in " ".join(listed.split())
+
+
 LEFT = """(box, index) => { const walker = document.createTreeWalker(box, NodeFilter.SHOW_TEXT);
     for (let node = walker.nextNode(); node; node = walker.nextNode()) { const at = node.data.indexOf("evil");
       if (at < 0) continue; const range = document.createRange();

@@ -114,6 +114,18 @@ def test_the_heat_map_is_read_by_keyboard(place: tuple[str, Store], look: "Calla
     assert f"heat-{hottest}" in (tokens.first.get_attribute("class") or "")
 
 
+def test_the_first_token_of_the_heat_map_is_reached_with_few_keys(
+    place: tuple[str, Store], look: "Callable[..., Page]"
+) -> None:
+    address, store = place
+    page = look(address + trained(store))
+    for key in ("Tab", "Tab", "Enter", "Tab"):  # the second link of the page skips to the tokens
+        page.keyboard.press(key)
+    assert page.evaluate("document.activeElement.dataset.index") == "0"
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.dataset.index") == "1"
+
+
 def test_the_heat_map_is_read_by_hovering_and_by_tapping(place: tuple[str, Store], look: "Callable[..., Page]") -> None:
     address, store = place
     page = look(address + trained(store))

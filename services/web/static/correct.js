@@ -446,7 +446,9 @@
   let chosen = null;
 
   function openRemark() {
-    chosen = selectedTokens();
+    const wanted = selectedTokens();
+    if (!wanted && chosen) { remarkText.focus(); return; } // back to the words that Esc left standing
+    if (wanted) chosen = wanted;
     if (!chosen) {
       say("Select words of the answer first.");
       find("answer-hint").textContent = "Select words of the answer first";
@@ -455,11 +457,16 @@
     }
     find("remark-quote").replaceChildren(...reveal(quoteOf({ ...chosen, text: "" }).slice(0, 200)));
     remarkEditor.hidden = false;
-    remarkText.value = "";
     remarkText.focus();
   }
 
-  function closeRemark() { remarkEditor.hidden = true; chosen = null; answer.focus(); }
+  function closeRemark() { remarkEditor.hidden = true; remarkText.value = ""; chosen = null; answer.focus(); }
+
+  function leaveRemark() {
+    if (!remarkText.value.trim()) { closeRemark(); return; }
+    answer.focus();
+    say("Left the remark; its words are kept. c goes on with it, Add adds it.");
+  }
 
   function addRemark() {
     const words = remarkText.value.trim();
@@ -477,7 +484,7 @@
   find("remark-cancel").addEventListener("click", closeRemark);
   remarkText.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && !event.isComposing && !event.ctrlKey && !event.metaKey) { event.preventDefault(); addRemark(); }
-    if (event.key === "Escape") { event.preventDefault(); event.stopPropagation(); closeRemark(); }
+    if (event.key === "Escape") { event.preventDefault(); event.stopPropagation(); leaveRemark(); }
   });
 
   /* Selecting without a mouse: arrows walk over the tokens, shift stretches the selection. */
@@ -506,6 +513,7 @@
   let deciding = false;
   form.addEventListener("submit", (event) => {
     const verdict = event.submitter ? event.submitter.value : "corrected";
+    if (chosen && remarkText.value.trim()) addRemark(); // written and not added yet: it is meant
     const same = plain(text.value) === answered;
     if (verdict === "corrected" && (same || !text.value.trim())) {
       event.preventDefault();
