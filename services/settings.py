@@ -89,7 +89,7 @@ class Settings(BaseSettings):
 
     min_free_gb: float = Field(default=2.0, ge=0)
     """Gigabytes (10^9 bytes) that stay free under the data folder and the database's files: with less, no rollout is
-    drawn or taken in until there is room again. 0: no such bound."""
+    drawn or taken in until there is room again. 0: no such bound; a disk that is full stops the trainer too."""
     max_home_gb: float = Field(default=0.0, ge=0)
     """The same when the data folder is larger than this; 0: no such bound."""
     max_database_gb: float = Field(default=0.0, ge=0)

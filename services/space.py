@@ -4,18 +4,54 @@ What is asked: the data folder's disk, the disk of an embedded database, the dat
 says the database has. The disk of a database elsewhere cannot be seen from here; its size can be bounded.
 """
 
+import errno
 import os
 import shutil
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from services.errors import ServiceUnavailable
 from services.settings import Settings
 
 GB: Final = 1_000_000_000
 SIZE_KEPT_SECONDS: Final = 60.0
 """Between two walks of the data folder: a walk costs a call a file."""
+
+
+FULL_BYTES: Final = 16 * 1024 * 1024
+"""A disk with less counts as full, whatever the settings allow: the next segment of Postgres' log has this size."""
+NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
+
+
+class DiskFull(ServiceUnavailable):
+    """A file could not be written for want of room; what was written of it is deleted."""
+
+    title = "The disk is full"
+    hint = "Make room; what waits goes on by itself."
+
+
+@contextmanager
+def writing(what: str) -> Iterator[None]:
+    """Write `what` in this block. Raises DiskFull where the system says that there is no room."""
+    try:
+        yield
+    except Exception as error:
+        # some libraries and tools only quote the system's words, and copying a folder collects its errors
+        if getattr(error, "errno", None) in NO_ROOM or os.strerror(errno.ENOSPC) in str(error):
+            raise DiskFull(f"there is no room on the disk for {what}") from error
+        raise
+
+
+def find_full(home: Path) -> str | None:
+    """Which disk is full, in words with what to do; None while each has room for the database's log."""
+    for what, folder in places(home).items():
+        if (free := free_bytes(folder)) < FULL_BYTES:
+            return f"the disk of {what} is full ({free / 1_000_000:.1f} MB left); make room, and it goes on by itself"
+    return None
 
 
 def find_shortage(settings: Settings, database_bytes: int = 0) -> str | None:
@@ -29,6 +65,8 @@ def find_shortage(settings: Settings, database_bytes: int = 0) -> str | None:
                 f"the disk of {what} has {free / GB:.1f} GB left, less than"
                 f" PRECEPTOR_MIN_FREE_GB={settings.min_free_gb:g}; make room, or lower it"
             )
+    if (full := find_full(settings.home)) is not None:
+        return full
     if settings.max_home_gb and (size := measured.size(settings.home)) > settings.max_home_gb * GB:
         return (
             f"the data folder has {size / GB:.1f} GB, more than PRECEPTOR_MAX_HOME_GB={settings.max_home_gb:g};"

@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from services import space
 from services.contracts.policies import GateCheck, GateReport
 from services.policy.artifacts import ArtifactNotFound, ArtifactStore
 from services.policy.client import PolicyClient, PolicyRefused, PolicyUnavailable
@@ -264,8 +265,9 @@ class Publisher:
 def _store_adapter(state: TrainerState, artifacts: ArtifactStore, scratch: Path) -> str:
     shutil.rmtree(scratch, ignore_errors=True)  # of a publication that died here
     try:
-        save_adapter(state.model, scratch, state.base_sha256)
-        return artifacts.store(scratch)
+        with space.writing("a version's weights"):
+            save_adapter(state.model, scratch, state.base_sha256)
+            return artifacts.store(scratch)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

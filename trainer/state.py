@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from services import space
 from services.errors import PreceptorError
 from services.policy.artifacts import ArtifactStore
 from services.policy.modeling import LoadedPolicy, add_lora, save_adapter
@@ -94,7 +95,7 @@ def _make_optimizer(model: PeftModel, config: TrainerConfig) -> torch.optim.Opti
 
 
 def save(state: TrainerState, checkpoints: ArtifactStore) -> str:
-    """Store the state; its sha256. It is durable when this returns."""
+    """Store the state; its sha256. It is durable when this returns. Raises DiskFull, and nothing of it is left."""
     tensors = {"position_mean": state.position_mean, "random": torch.get_rng_state()}
     for name, parameter in trainable(state.model).items():
         for moment, value in state.optimizer.state.get(parameter, {}).items():
@@ -103,7 +104,7 @@ def save(state: TrainerState, checkpoints: ArtifactStore) -> str:
             tensors[f"average.{name}"] = state.average[name].cpu()
     facts = {"format": FORMAT, "number": state.number, "base_sha256": state.base_sha256}
     checkpoints.root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=checkpoints.root, prefix=".saving-") as scratch:
+    with space.writing("a checkpoint"), tempfile.TemporaryDirectory(dir=checkpoints.root, prefix=".saving-") as scratch:
         folder = Path(scratch) / "state"
         save_adapter(state.model, folder / ADAPTER, state.base_sha256)
         save_file({name: tensors[name].contiguous() for name in sorted(tensors)}, folder / TENSORS)

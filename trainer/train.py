@@ -17,7 +17,7 @@ from pathlib import Path
 import structlog
 import torch
 
-from services import metrics
+from services import metrics, space
 from services.contracts.ids import new_id
 from services.errors import PreceptorError
 from services.policy.artifacts import ArtifactDamaged, ArtifactNotFound, ArtifactRefused, ArtifactStore
@@ -45,6 +45,8 @@ from trainer.wake import Wake
 
 POLL_SECONDS = 1.0  # between two looks at the rows, unless a hint comes first
 SETTLE_SECONDS = 10.0  # between two looks at the policy server, while there is nothing to learn
+FULL_SECONDS = 5.0  # between two looks at a full disk
+FULL_AT_MOST_SECONDS = 60.0  # an update that could not be written is not made again sooner without more room
 POLICY_SECONDS = 120.0  # the longest the policy server may take for one answer
 
 log = structlog.get_logger("trainer")
@@ -81,7 +83,7 @@ def run(config: TrainerConfig, settings: Settings, stop: threading.Event) -> Non
         if ranks.rank > 0:
             follow(state, checkpoints, config, settings, ranks, stop)
             return
-        first = save(state, checkpoints)  # what update 1 continues from, the same on every start
+        first = save_patiently(state, checkpoints, stop)  # what update 1 continues from, the same on every start
         ledger = Ledger(store, lineage, settings, config, owner, stop)
         ledger.keep_vocabulary(policy.tokenizer_hash, lambda: spell_tokens(policy.tokenizer))
         registry = metrics.make_registry()
@@ -108,6 +110,17 @@ def open_model(config: TrainerConfig, lineage: LineageFacts, ranks: Ranks) -> Lo
             f"{folder} holds {policy.base_sha256[:12]}…, the lineage began with {lineage.base_sha256[:12]}…"
         )
     return policy
+
+
+def save_patiently(state: TrainerState, checkpoints: ArtifactStore, stop: threading.Event) -> str:
+    """Store the state as soon as there is room for it. Raises StopRequested."""
+    while True:
+        try:
+            return save(state, checkpoints)
+        except space.DiskFull as error:
+            log.warning("waiting for room", reason=error.detail)
+            if stop.wait(FULL_SECONDS):
+                raise StopRequested from error
 
 
 class Leader:
@@ -143,27 +156,47 @@ class Leader:
         """The loop."""
         try:
             while not self.stop.is_set():
-                if not self.own_lineage():
-                    self.pulse.say("another trainer of this lineage is at work; waiting")
-                    self.stop.wait(POLL_SECONDS)
-                    continue
-                self.catch_up()
-                outlook = self.ledger.look(self.state.number)
-                if self.settle_policy(outlook) and self.fall_back():
-                    continue
-                claim = self.claim(outlook)
-                if claim is None:
-                    self.ranks.share(Order())
-                    with self.pulse.spending("waiting", outlook.idle or "waiting for lessons"):
-                        self.wake.wait(POLL_SECONDS)
-                    continue
-                self.update(claim)
+                try:
+                    if (full := space.find_full(self.settings.home)) is not None:
+                        raise space.DiskFull(full)
+                    self.take_turn()
+                except space.DiskFull as error:
+                    self.held = None  # what is in memory may be more than what counts
+                    self.await_room(f"paused: {error.detail}")
         finally:
             self.ranks.share(Order(end=True))
             self.lock.release()
             self.wake.close()
             self.client.close()
             self.tracing.flush()
+
+    def await_room(self, activity: str) -> None:
+        """Return once there is more room than now; after a minute in any case, for somebody else may have filled it."""
+        home, until = self.settings.home, time.monotonic() + FULL_AT_MOST_SECONDS
+        before = sum(map(space.free_bytes, space.places(home).values()))
+        self.pulse.say(activity)
+        while not self.stop.wait(FULL_SECONDS) and time.monotonic() < until:
+            more = sum(map(space.free_bytes, space.places(home).values())) - before
+            if space.find_full(home) is None and more >= space.FULL_BYTES // 2:
+                return
+
+    def take_turn(self) -> None:
+        """One turn of the loop. Raises DiskFull, and then nothing of it counts."""
+        if not self.own_lineage():
+            self.pulse.say("another trainer of this lineage is at work; waiting")
+            self.stop.wait(POLL_SECONDS)
+            return
+        self.catch_up()
+        outlook = self.ledger.look(self.state.number)
+        if self.settle_policy(outlook) and self.fall_back():
+            return
+        claim = self.claim(outlook)
+        if claim is not None:
+            self.update(claim)
+            return
+        self.ranks.share(Order())
+        with self.pulse.spending("waiting", outlook.idle or "waiting for lessons"):
+            self.wake.wait(POLL_SECONDS)
 
     def own_lineage(self) -> bool:
         """Hold the lineage's lock; whoever gets it anew first gives up what its last holder left started."""
@@ -265,7 +298,12 @@ class Leader:
         if result.untrained is not None:
             self.set_aside(claim, result, result.untrained)
             return
-        address = save(self.state, self.checkpoints)
+        try:
+            address = save(self.state, self.checkpoints)
+        except space.DiskFull as error:
+            log.warning("update given up", **_ids(claim), reason=error.detail)
+            self.give_up(claim, error.detail)
+            raise
         measured = dict(result.metrics) | {"seconds": round(time.monotonic() - began, 3)}
         try:
             self.ledger.apply(claim, address, measured, result.contributions)

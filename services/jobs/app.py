@@ -2,10 +2,19 @@
 
 from celery import Celery, signals
 from kombu.entity import Queue
+from redis._parsers.base import BaseParser
+from redis.exceptions import ConnectionError as BrokerAway
 
 from services import alive, logs
 from services.jobs.shares import Shares
 from services.settings import Settings
+
+
+class BrokerFull(BrokerAway):
+    """The broker takes nothing in: it cannot write its file, for want of room. As if it were away for a while."""
+
+
+BaseParser.EXCEPTION_CLASSES["MISCONF"] = BrokerFull  # else it would be an error of the command, which ends the worker
 
 LESSONS_QUEUE = "lessons"
 """Wakes the trainer; read with kombu, not by workers."""
@@ -49,6 +58,7 @@ app.conf.update(
         "retain": {"task": "retain", "schedule": 3600.0},
     },
     beat_max_loop_interval=1,
+    beat_scheduler="celery.beat:Scheduler",  # without a file: the schedule stands here, and a full disk ends nothing
 )
 
 

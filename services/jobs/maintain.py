@@ -27,6 +27,7 @@ from services.store import (
     processes,
     tallies,
 )
+from services.store.store import Store
 
 _LOCK = 0x7072656365707402  # two sweeps at once would only wait for each other
 _MAX_RESENT = 256
@@ -41,6 +42,7 @@ def maintain() -> None:
     """One sweep; does nothing while another one runs."""
     held = runtime()
     settings = held.settings
+    shortage = _look_for_room(held.store, settings)
     with held.store.transaction() as session:
         if not session.scalar(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": _LOCK}):
             return
@@ -53,9 +55,8 @@ def maintain() -> None:
         processes.beat(session, "sweep", os.getpid(), "sweeping", {})
         effects.plan(session, lineage.id)
         unmeasured = effects.take_due(session, resend_seconds=settings.resend_seconds, limit=_MAX_MEASURED)
-        shortage = space.find_shortage(settings, _database_bytes(session) if settings.max_database_gb else 0)
         planned = []
-        switches = loop.block(session, lineage.id, shortage)
+        switches = loop.get(session, lineage.id)
         if switches.sampling and shortage is None:
             planned = groups.plan(
                 session,
@@ -74,6 +75,14 @@ def maintain() -> None:
     dispatch.draws(held.store, settings)
     if freed:
         dispatch.lessons()
+
+
+def _look_for_room(store: Store, settings: Settings) -> str | None:
+    """Why there is too little room, written where `status` reads it, alone: a full disk may let nothing else pass."""
+    with store.transaction() as session:
+        shortage = space.find_shortage(settings, _database_bytes(session) if settings.max_database_gb else 0)
+        loop.block(session, lineages.get(session, settings.lineage).id, shortage)
+    return shortage
 
 
 def _database_bytes(session: Session) -> int:

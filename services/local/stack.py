@@ -67,7 +67,7 @@ def running(layout: Layout, model: Path, *, report: Callable[[str], None], polic
         supervisor.start(*faces(settings))
         report("registering the experts")
         main.register_own_experts(settings, api_key)
-        supervisor.start(*workers(layout), trainer(model, policy_threads))
+        supervisor.start(*workers(), trainer(model, policy_threads))
         write_scrape_targets(layout, supervisor.state())
         yield Stack(settings, layout, api_key, supervisor, new_owner_key)
 
@@ -114,11 +114,10 @@ def faces(settings: Settings) -> list[ProcessSpec]:
     ]
 
 
-def workers(layout: Layout) -> list[ProcessSpec]:
+def workers() -> list[ProcessSpec]:
     """The Celery worker, and beat, which asks for a sweep every second."""
     celery = [sys.executable, "-m", "celery", "-A", "services.jobs.app"]
     pool = ["--pool", "threads", "--without-gossip", "--without-mingle"]
-    schedule = ["--schedule", str(layout.root / "beat.db")]
     listen = f"{LOOPBACK}:{free_port()}"
     return [
         ProcessSpec(
@@ -130,7 +129,7 @@ def workers(layout: Layout) -> list[ProcessSpec]:
             stop_seconds=25,
             url=f"http://{listen}",
         ),
-        ProcessSpec("beat", [*celery, "beat", *schedule, "-l", "WARNING"], cwd=ROOT, max_restarts=3),
+        ProcessSpec("beat", [*celery, "beat", "-l", "WARNING"], cwd=ROOT, max_restarts=3),
     ]
 
 

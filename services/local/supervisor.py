@@ -10,6 +10,9 @@ The block ends by an exception wherever the main thread is: `Interrupted` on Ctr
 `ProcessFailed` when a process crashed that may not be restarted (again). Leaving the block stops everything; a second
 Ctrl-C kills it. After `kill -9` of the supervisor the guards end everything by themselves (see guard.py).
 
+While the data folder's disk is full whatever ends is started again, without end and without spending restarts, until
+there is room.
+
 It refuses to run twice on one data folder, and to restart anything that has no restarts left: a crash that repeats
 is a fault to be read in a log, not to be hidden.
 """
@@ -18,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import math
 import os
 import signal
 import socket
@@ -35,6 +39,7 @@ from typing import Protocol, Self
 import psutil
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
+from services import space
 from services.local.layout import Layout, write_private
 from services.local.lock import FolderLock, is_locked
 from services.local.process import (
@@ -52,6 +57,9 @@ HEALTH_EVERY_SECONDS = 15.0  # once it is ready; a health check that hangs delay
 SICK_SECONDS = 45.0  # a machine that is busy lets a check or two fail
 STABLE_SECONDS = 60.0  # a process that ran this long has its restarts back
 BACKOFF_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0)
+FULL_EVERY_SECONDS = 1.0  # between two looks at the disks
+FULL_PAUSE_SECONDS = 5.0  # between two starts of one process while a disk is full
+FULL_KEPT_SECONDS = 60.0  # what ends so soon after a disk was full ended of it
 LOCK_WAIT_SECONDS = 10.0  # what the guards of a killed predecessor may need
 CRASH_NOTICE_SECONDS = 0.5  # how long a crash may take to be noticed once its effects are
 CRASHED = signal.SIGUSR1  # wakes the main thread when the watching thread saw a crash
@@ -195,6 +203,7 @@ class Supervisor:
         self._leaving = False  # the block has ended: signals may no longer raise
         self._in_main = False
         self._started_at = datetime.now(UTC)
+        self._disk_looked_at = self._full_at = -math.inf  # monotonic
         self._watcher = threading.Thread(target=self._watch, name="supervisor", daemon=True)
         self._handlers: dict[int, signal._HANDLER] = {}
         self._lock: FolderLock | None = None
@@ -316,6 +325,7 @@ class Supervisor:
         """The watching thread: looks at every process ten times a second until the supervisor stops."""
         while not self._stopping.wait(TICK_SECONDS):
             try:
+                self._look_at_disk()
                 for entry in [entry for group in self._groups for entry in group]:
                     self._look_at(entry)
             except Exception as error:  # noqa: BLE001 - not swallowed: handed to the main thread, which raises it
@@ -326,6 +336,21 @@ class Supervisor:
                     signal.pthread_kill(threading.main_thread().ident or 0, CRASHED)
                 return
 
+    def _look_at_disk(self) -> None:
+        now = time.monotonic()
+        if now - self._disk_looked_at < FULL_EVERY_SECONDS:
+            return
+        self._disk_looked_at = now
+        full = space.find_full(self._layout.root)
+        if full is not None:
+            if not self._was_full:
+                self._say(full)
+            self._full_at = now
+
+    @property
+    def _was_full(self) -> bool:
+        return time.monotonic() - self._full_at < FULL_KEPT_SECONDS
+
     def _look_at(self, entry: Entry) -> None:
         """Move one component to its next stage. Raises ProcessFailed if there is none."""
         if not entry.launched:
@@ -333,9 +358,8 @@ class Supervisor:
         now = time.monotonic()
         if entry.stage is Stage.RESTARTING:
             pause = BACKOFF_SECONDS[min(entry.num_restarts, len(BACKOFF_SECONDS)) - 1]
-            if now - entry.since >= pause:
-                self._launch(entry)
-                self._write_state()
+            if now - entry.since >= (FULL_PAUSE_SECONDS if self._was_full else pause):
+                self._start_again(entry)
             return
         status = entry.component.poll()
         if status is not None:
@@ -346,7 +370,7 @@ class Supervisor:
                 self._say(f"{entry.component.name} is ready after {time.monotonic() - entry.since:.1f} s")
                 entry.asked = entry.well = time.monotonic()
                 self._enter_stage(entry, Stage.READY)
-            elif now - entry.since > entry.ready_seconds:
+            elif now - entry.since > entry.ready_seconds and not self._was_full:
                 raise self._describe_failure(entry, f"was not ready within {entry.ready_seconds:.0f} s")
         else:
             if entry.restarts_left < entry.max_restarts and now - entry.since > STABLE_SECONDS:
@@ -366,7 +390,28 @@ class Supervisor:
             self._enter_stage(entry, Stage.SICK)
         entry.asked = time.monotonic()
 
+    def _start_again(self, entry: Entry) -> None:
+        """Launch one that ended; one that cannot even be launched is tried again while a disk is full."""
+        try:
+            self._launch(entry)
+        except (LocalError, OSError):
+            if not self._was_full:
+                raise
+            entry.launched = True
+            self._enter_stage(entry, Stage.RESTARTING)
+            return
+        self._write_state()
+
     def _on_end(self, entry: Entry, status: int) -> None:
+        self._disk_looked_at = -math.inf
+        self._look_at_disk()
+        if self._was_full:
+            self._say(
+                f"{entry.component.name} ended ({describe_status(status)}) while a disk is full; it is tried again"
+            )
+            entry.num_restarts += 1
+            self._enter_stage(entry, Stage.RESTARTING)
+            return
         if entry.restarts_left == 0:
             again = f" after {entry.num_restarts} restarts" if entry.num_restarts else ""
             raise self._describe_failure(entry, f"ended by itself{again} ({describe_status(status)})")
@@ -389,7 +434,8 @@ class Supervisor:
         )
 
     def _write_state(self) -> None:
-        with self._changed:  # so that an older state never replaces a newer one
+        # under the lock an older state never replaces a newer one; a full disk keeps the last that had room
+        with self._changed, contextlib.suppress(OSError):
             write_private(self._layout.run_file, self.state().model_dump_json(indent=2) + "\n")
 
     def _stop_all(self) -> None:

@@ -25,9 +25,18 @@ BACKLOG_OPEN = "the backlog is full: no draws until experts have answered about 
 
 
 def status(
-    session: Session, lineage: LineageRow, *, max_backlog: int, max_groups_per_task: int, group_size: int
+    session: Session,
+    lineage: LineageRow,
+    *,
+    max_backlog: int,
+    max_groups_per_task: int,
+    group_size: int,
+    shortage: str | None = None,
 ) -> Status:
-    """The state of the lineage's loop; the three limits are those the sampler plans with."""
+    """The state of the lineage's loop; the three limits are those the sampler plans with.
+
+    shortage: too little room on a disk, as the caller sees it now; the last sweep may not have been able to write it.
+    """
     switches = loop.get(session, lineage.id)
     serving = policies.serving(session, lineage.id)
     backlog = groups.backlog(session, lineage.id)
@@ -38,7 +47,7 @@ def status(
     refused = fallbacks.describe(fallbacks.refusals(session, lineage.id), serving)
     waits_for = [
         *([refused] if refused is not None else []),
-        *_waits_of_switches(switches, num_updates),
+        *_waits_of_switches(switches, num_updates, shortage),
         *_waits_of_tasks(session, lineage.id, max_groups_per_task),
         *waiting.describe(waited_for, datetime.now(UTC)),
         *([_say_full(told["rollout"], told["lesson"])] if max_backlog - backlog < group_size else []),
@@ -75,13 +84,13 @@ def status(
     )
 
 
-def _waits_of_switches(switches: LoopRow, num_updates: int) -> Iterator[str]:
+def _waits_of_switches(switches: LoopRow, num_updates: int, shortage: str | None) -> Iterator[str]:
     if not switches.sampling:
         yield "sampling is off"
     if not switches.training:
         yield "training is off"
-    if switches.blocked_by is not None:
-        yield switches.blocked_by
+    if (blocked := switches.blocked_by or shortage) is not None:
+        yield blocked
     if switches.max_updates is not None and num_updates >= switches.max_updates:
         yield f"it was told to stop after update {switches.max_updates}"
 

@@ -2,12 +2,14 @@
 
 import os
 import shutil
-import subprocess
-import tempfile
-from collections.abc import Iterator
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import redis
+import torch
+from safetensors.torch import save_file
 from sqlalchemy import func, select
 
 from services import space
@@ -15,29 +17,16 @@ from services.jobs.app import app
 from services.jobs.maintain import maintain
 from services.jobs.runtime import runtime
 from services.local.layout import free_port
+from services.local.valkey import EmbeddedValkey
+from services.policy.artifacts import ArtifactStore
 from services.settings import Settings
 from services.store import groups, lineages, loop, stats
 from services.store.models import GroupRow
 from services.store.store import Store
+from tests.disks import MB, small_disk
 from tests.store.conftest import World
 
-MB = 1_000_000
-
-
-@pytest.fixture
-def small_disk() -> Iterator[Path]:
-    """A disk of 20 MB of its own."""
-    if os.geteuid() != 0 or shutil.which("mount") is None:
-        pytest.skip("mounting a disk needs root")
-    folder = Path(tempfile.mkdtemp(prefix="preceptor-disk-"))
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20M", "tmpfs", folder], check=False).returncode:
-        folder.rmdir()
-        pytest.skip("this machine lets nobody mount a disk")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", folder], check=True)
-        folder.rmdir()
+__all__ = ["small_disk"]
 
 
 def sampling_settings(home: Path, **bounds: float) -> Settings:
@@ -71,6 +60,55 @@ def test_a_database_over_its_size_is_a_shortage(tmp_path: Path) -> None:
     settings = sampling_settings(tmp_path, max_database_gb=1)
     assert space.find_shortage(settings, database_bytes=500 * MB) is None
     assert "PRECEPTOR_MAX_DATABASE_GB=1" in str(space.find_shortage(settings, database_bytes=1500 * MB))
+
+
+def test_a_full_disk_is_one_whatever_the_settings_allow(small_disk: Path) -> None:
+    settings = sampling_settings(small_disk)
+    assert (space.find_full(small_disk), space.find_shortage(settings)) == (None, None)
+    (small_disk / "ballast").write_bytes(bytes(12 * MB))
+    assert "is full" in str(space.find_full(small_disk))
+    assert "is full" in str(space.find_shortage(settings))
+
+
+def test_what_does_not_fit_is_said_by_one_error_whoever_writes_it(small_disk: Path) -> None:
+    tensors = {"x": torch.zeros(6 * MB)}
+    (small_disk / "source").mkdir()
+    (small_disk / "source" / "file").write_bytes(bytes(12 * MB))
+    for write in (
+        lambda: (small_disk / "file").write_bytes(bytes(24 * MB)),
+        lambda: save_file(tensors, small_disk / "file"),
+        lambda: shutil.copytree(small_disk / "source", small_disk / "file"),
+        lambda: ArtifactStore(small_disk / "artifacts").store(small_disk / "source"),
+    ):
+        with pytest.raises(space.DiskFull, match="no room on the disk for it"), space.writing("it"):
+            write()
+        if (small_disk / "file").is_dir():
+            shutil.rmtree(small_disk / "file")
+        (small_disk / "file").unlink(missing_ok=True)
+    assert list((small_disk / "artifacts").iterdir()) == []
+    with pytest.raises(ZeroDivisionError), space.writing("it"):
+        raise ZeroDivisionError
+
+
+@pytest.mark.integration
+def test_a_broker_that_cannot_write_its_file_is_away_until_there_is_room(small_disk: Path) -> None:
+    with EmbeddedValkey(small_disk / "valkey") as valkey, redis.Redis.from_url(valkey.url) as client:
+        (small_disk / "ballast").write_bytes(bytes(space.free_bytes(small_disk) - 65_536))
+        until = time.monotonic() + 60
+        said = None
+        while said is None and time.monotonic() < until:
+            try:
+                client.set("a", os.urandom(65_536))
+            except redis.ConnectionError as error:  # kombu tries that again; other errors end the worker
+                said = str(error)
+        assert "No space left" in str(said)
+        (small_disk / "ballast").unlink()
+        while time.monotonic() < until:
+            with suppress(redis.ConnectionError):
+                assert client.set("a", "b")
+                return
+            time.sleep(0.2)
+        pytest.fail("it takes nothing in though there is room")
 
 
 @pytest.mark.integration

@@ -19,7 +19,7 @@ from services.experts.app import create_expert_app
 from services.jobs.app import app
 from services.jobs.shares import Shares
 from services.local import stack
-from services.local.layout import Layout, free_port
+from services.local.layout import free_port
 from services.local.valkey import EmbeddedValkey
 from services.store import corrections, effects, lineages, loop, processes
 from services.store.models import ConsultationRow, EffectRow, ExpertRow
@@ -79,7 +79,7 @@ def place(database_url: str, server_folder: Path, tmp_path: Path, monkeypatch: p
             monkeypatch.setenv(f"PRECEPTOR_{name}", value)
         with store.transaction() as session:
             world = World(lineages.ensure(session, "main", "tiny", "b" * 64, TOKENIZER, VOCAB).id)
-        [spec, _] = stack.workers(Layout.open(tmp_path))
+        [spec, _] = stack.workers()
         with (tmp_path / "worker.log").open("wb") as log:
             worker = subprocess.Popen([sys.executable, *spec.argv[1:]], cwd=spec.cwd, stdout=log, stderr=log)
             try:

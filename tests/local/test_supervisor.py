@@ -18,7 +18,9 @@ import psycopg
 import pytest
 import redis
 
+from services import space
 from services.cli.stack import _lines_of_sick
+from services.local import supervisor as supervisor_module
 from services.local.layout import Layout, free_port
 from services.local.lock import FolderInUse
 from services.local.process import GuardedProcess, ProcessFailed
@@ -284,6 +286,30 @@ def test_a_crash_is_named_instead_of_the_error_it_caused(layout: Layout) -> None
 
     with pytest.raises(ProcessFailed, match="brief ended by itself"):
         run()
+
+
+def test_what_ends_while_a_disk_is_full_is_started_again_without_spending_restarts(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "FULL_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(supervisor_module, "FULL_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(supervisor_module, "FULL_KEPT_SECONDS", 0.2)
+    is_full = [True]
+    monkeypatch.setattr(space, "find_full", lambda home: "the disk is full" if is_full[0] else None)
+    runs = layout.root / "runs"
+    code = f"import time; open({str(runs)!r}, 'a').write('x'); time.sleep(0.3)"
+    said: list[str] = []
+
+    def run() -> None:
+        with Supervisor(layout, said.append) as supervisor:
+            supervisor.start(ProcessSpec("needy", python(code)))
+            wait_until(lambda: runs.exists() and len(runs.read_text()) > 3, 60)
+            is_full[0] = False
+            supervisor.wait(60)
+
+    with pytest.raises(ProcessFailed, match="needy ended by itself"):
+        run()
+    assert "the disk is full" in said
 
 
 def test_a_process_with_restarts_is_started_again_until_they_are_used_up(layout: Layout) -> None:

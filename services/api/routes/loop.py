@@ -2,6 +2,7 @@
 
 from sqlalchemy.orm import Session
 
+from services import space
 from services.api.auth import Right, needs
 from services.api.deps import SettingsDep, StoreDep
 from services.api.once import OnceDep
@@ -24,6 +25,7 @@ def get_status(store: StoreDep, settings: SettingsDep) -> Status:
             max_backlog=settings.max_backlog_lessons,
             max_groups_per_task=settings.max_groups_per_task,
             group_size=settings.group_size,
+            shortage=space.find_shortage(settings),
         )
 
 

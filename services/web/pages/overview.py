@@ -10,6 +10,7 @@ from pydantic import Field
 from sqlalchemy.orm import Session
 from starlette.responses import JSONResponse, Response
 
+from services import space
 from services.api.auth import Right
 from services.api.deps import SettingsDep, StoreDep
 from services.contracts.base import Contract, Json
@@ -149,6 +150,7 @@ def _read_now(session: Session, settings: Settings) -> Now:
         max_backlog=settings.max_backlog_lessons,
         max_groups_per_task=settings.max_groups_per_task,
         group_size=settings.group_size,
+        shortage=space.find_shortage(settings),
     )
     spoke_since = datetime.now(UTC) - SILENCE
     return Now(

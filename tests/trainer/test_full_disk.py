@@ -1,0 +1,65 @@
+"""A disk without room stops the trainer; with room it goes on by itself, and nothing is left half-written."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from services import space
+from services.store.store import Store
+from tests.disks import small_disk
+from tests.trainer.test_loop import activity_of, number_of, statuses_of
+from tests.trainer.training import settings_of, training, wait_until
+from tests.trainer.world import World
+from trainer import train
+from trainer.config import TrainerConfig
+
+__all__ = ["small_disk"]
+
+pytestmark = pytest.mark.integration
+
+CONFIG = TrainerConfig(lora_r=4, groups_per_update=1, patience_seconds=1)
+
+
+def fill(disk: Path) -> Path:
+    """Leave nothing."""
+    ballast = disk / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            return ballast
+
+
+@pytest.mark.parametrize("notices", ["before it starts", "while it writes"])
+def test_a_full_disk_makes_the_trainer_wait_and_room_makes_it_go_on(
+    small_disk: Path,
+    store: Store,
+    world: World,
+    database_url: str,
+    redis_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    notices: str,
+) -> None:
+    monkeypatch.setattr(train, "FULL_SECONDS", 0.2)
+    if notices == "while it writes":
+        monkeypatch.setattr(space, "FULL_BYTES", 0)  # the disk fills up between the look and the checkpoint
+    world.stop_after(1)
+    world.lessons(num_groups=2)
+    with training(settings_of(small_disk, database_url, redis_url), CONFIG) as thread:
+        wait_until("the first update", lambda: number_of(store, world) == 1, thread.is_alive)
+        ballast = fill(small_disk)
+        world.stop_after(None)
+        wait_until("it to pause", lambda: activity_of(store).startswith("paused: "), thread.is_alive)
+        if notices == "while it writes":
+            wait_until("it to give up", lambda: "abandoned" in statuses_of(store), thread.is_alive)
+        else:
+            time.sleep(1)
+            assert statuses_of(store) == ["applied"]
+        assert number_of(store, world) == 1
+        checkpoints = [path.name for path in (small_disk / "checkpoints" / "main").iterdir()]
+        ballast.unlink()
+        wait_until("the second update", lambda: number_of(store, world) == 2, thread.is_alive)
+    assert not [name for name in checkpoints if name.startswith(".saving")] or notices == "while it writes"
+    assert not list((small_disk / "checkpoints" / "main").glob(".*"))
