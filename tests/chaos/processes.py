@@ -41,7 +41,7 @@ class Victims:
         for spec in stack.faces(settings):
             self.start(spec.name, spec)
         main.register_own_experts(settings, key)
-        worker, beat = stack.workers(self.layout)
+        worker, beat = stack.workers()
         for number in (1, 2):
             name = f"worker-{number}"
             self.start(name, replace(worker, name=name, env={}, argv=[*worker.argv, "--hostname", f"{name}@%h"]))
