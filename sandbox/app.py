@@ -30,6 +30,7 @@ from sandbox.contract import (
 )
 from sandbox.errors import IsolationRefused, SandboxError, SandboxStopping
 from sandbox.fusion import RunCodeRequest, RunCodeResponse, translate_request, translate_result
+from sandbox.levels import LEAVES_OPEN, PROTECTS
 from sandbox.logs import LogRequests
 from sandbox.metrics import PATH as METRICS_PATH
 from sandbox.metrics import RequestMeter, SandboxMeter
@@ -160,6 +161,8 @@ async def get_health(request: Request, runner: RunnerDep) -> Health:
     return Health(
         status="ok" if runner.is_ready else "recovering",
         level=runner.level,
+        protects=PROTECTS[runner.level],
+        leaves_open=LEAVES_OPEN[runner.level],
         python_version=runner.python_version,
         slots=settings.slots,
         running=runner.num_running,

@@ -365,6 +365,10 @@ class Health(Frozen):
     """`recovering`: the process that starts the sandbox's slots has ended, and the next run brings it back. If it stays
     so, runs are `sandbox_error` and say why."""
     level: Level
+    protects: tuple[str, ...]
+    """What holds at this level, a sentence each."""
+    leaves_open: tuple[str, ...]
+    """What does not."""
     python_version: str
     """Of the interpreter that runs the code."""
     slots: int

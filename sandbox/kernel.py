@@ -14,6 +14,8 @@ MACHINE = platform.machine()
 
 _LANDLOCK_READ = 0b1101  # execute, read a file, read a folder
 _LANDLOCK_ON_FILES = 0b1100000000000111  # execute, write, read; truncate, ioctl
+LANDLOCK_TRUNCATES = 3
+"""Since this version Landlock keeps files from being emptied, which an open for reading could ask for before."""
 LANDLOCK_SCOPES = 6
 """Since this version Landlock keeps signals from leaving."""
 
@@ -202,10 +204,11 @@ def landlock_version() -> int:
 def restrict_files(readable: list[str], writable: list[str]) -> None:
     """Let this process, and all it will start, reach these files and what is below them, and no others (Landlock).
 
-    Where Landlock can, TCP and signals to processes outside are closed as well. Paths that do not exist are left out.
+    It has to be of version LANDLOCK_TRUNCATES or newer. Where it can, TCP and signals to processes outside are closed
+    as well. Paths that do not exist are left out.
     """
     version = landlock_version()
-    everything = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)) - 1
+    everything = (1 << (15 if version <= 4 else 16)) - 1
     attributes = _LandlockRules(everything, 3 if version >= 4 else 0, 3 if version >= LANDLOCK_SCOPES else 0)
     size = 24 if version >= LANDLOCK_SCOPES else 16 if version >= 4 else 8
     rules = _syscall(

@@ -77,7 +77,10 @@ class Zygote:
                         )
                     )
                 )
-            said = made.control.recv(wire.MAX_PACKET_BYTES)
+            try:
+                said = made.control.recv(wire.MAX_PACKET_BYTES)
+            except ConnectionResetError:  # it has ended before it read its terms; what it said comes after that
+                said = made.control.recv(wire.MAX_PACKET_BYTES)
             if said != b"ready":
                 raise RunLost(said.decode(errors="replace") or "the zygote ended at its start")
         except (OSError, RunLost):

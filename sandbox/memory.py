@@ -1,21 +1,21 @@
-"""What the processes of a run hold of the machine's memory, looked up in /proc where no cgroup counts it.
+"""What the processes of a run hold of the machine's memory, looked up in /proc where no cgroup counts it, and the file
+locks that none counts.
 
 Beside the pages that processes show as their own it counts what the kernel keeps for them: page tables, mappings, the
-buffers of pipes and sockets, what an epoll watches, file locks. What a pipe, a socket or a mapping can hold at most is
+buffers of pipes and sockets, what an epoll watches. What a pipe, a socket or a mapping can hold at most is
 taken for what it holds. Not counted are files in the run's folders, whose size is bounded, and what the kernel gives
 back by itself when memory is short. Only the standard library.
 """
 
 import os
 import time
+from collections.abc import Callable
 from typing import Final
 
 _PIPE_BYTES: Final = 64 << 10
 _SOCKET_BYTES: Final = 208 << 10
 """`net.core.wmem_default`; a run cannot have larger buffers, nor pipes."""
 _WATCH_BYTES: Final = 256
-_LOCK_BYTES: Final = 256
-_MOST_LOCKS: Final = 1 << 22
 _MAPPING_BYTES: Final = 256
 _ANCESTOR_BYTES: Final = 64
 """Of one mapping, for each process that it may have come down from by fork."""
@@ -24,6 +24,8 @@ _FREE_MAPPINGS: Final = 256
 _MOST_MAPPINGS: Final = 65530
 """`vm.max_map_count`."""
 _MOST_FILES: Final = 256
+MOST_LOCKS: Final = 4096
+"""Of one run. No cgroup is charged for them, whatever counts its other memory."""
 _READ_BYTES: Final = 1 << 20
 """Of one file of /proc. One that is longer is taken for as long as it can be."""
 _COST_FACTOR: Final = 9
@@ -51,6 +53,15 @@ class Ledger:
             own = sum(map(self._share, pids, statuses)) * 1024
         return own + kernel_bytes
 
+    def has_too_many_locks(self, find_pids: Callable[[], list[str]]) -> bool:
+        """Whether these processes, which are looked for only when there is reason to, hold more than `MOST_LOCKS` of
+        the file locks that this /proc shows."""
+        locks = self._read("locks", _READ_BYTES)
+        if locks.count(b"\n") <= MOST_LOCKS:
+            return False
+        owners = set(map(str.encode, find_pids()))
+        return sum(not owners.isdisjoint(line.split()[4:6]) for line in locks.splitlines()) > MOST_LOCKS
+
     def _share(self, pid: str, status: bytes) -> int:
         """Kilobytes of a process, with its part of what it shares. One that hides itself is counted whole."""
         share = _kilobytes(self._read(f"{pid}/smaps_rollup"), b"Pss_Anon:", b"Pss_Shmem:")
@@ -62,7 +73,7 @@ class Ledger:
         if started >= self._next_look:
             of_mapping = _MAPPING_BYTES + _ANCESTOR_BYTES * self._num_processes
             num_mappings = sum(max(0, self._num_mappings(pid) - _FREE_MAPPINGS) for pid in pids)
-            self._kernel_bytes = num_mappings * of_mapping + self._bytes_of_files(pids) + self._bytes_of_locks(pids)
+            self._kernel_bytes = num_mappings * of_mapping + self._bytes_of_files(pids)
             now = time.monotonic()
             self._next_look = now + _COST_FACTOR * (now - started)
         return self._kernel_bytes
@@ -99,13 +110,6 @@ class Ledger:
     def _num_watches(self, pid: str, number: str) -> int:
         watches = self._read(f"{pid}/fdinfo/{number}", _READ_BYTES)
         return _MOST_FILES * _MOST_FILES if len(watches) >= _READ_BYTES else watches.count(b"tfd:")
-
-    def _bytes_of_locks(self, pids: list[str]) -> int:
-        """Of theirs among all locks that this /proc shows."""
-        locks = self._read("locks", _READ_BYTES)
-        owners = set(map(str.encode, pids))
-        num_locks = sum(not owners.isdisjoint(line.split()[4:6]) for line in locks.splitlines())
-        return (_MOST_LOCKS if num_locks and len(locks) >= _READ_BYTES else num_locks) * _LOCK_BYTES
 
     def _read(self, path: str, num_bytes: int = 8192) -> bytes:
         """The beginning of a file of /proc, or nothing when its process has just ended or hides it."""

@@ -21,6 +21,8 @@ from sandbox.settings import SandboxSettings
 from sandbox.wire import Hello, Job, Outcome, Wish
 
 STOP_SECONDS = 20.0
+OPEN_ATTEMPTS = 4
+OPEN_PAUSE_SECONDS = 0.1
 _BOOTSTRAP = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -40,6 +42,10 @@ def check_level(level: Level, minimum: Level) -> None:
 
 class KeeperLost(Exception):
     """The keeper ended, or does not answer; what it was asked says nothing about the code."""
+
+
+class KeeperGone(KeeperLost):
+    """The keeper ended without an answer."""
 
 
 class Keeper(Protocol):
@@ -131,8 +137,8 @@ class KeeperProcess:
         try:
             (length,) = wire.HEADER.unpack(await self._reader.readexactly(wire.HEADER.size))
             return await self._reader.readexactly(length)
-        except asyncio.IncompleteReadError:
-            raise KeeperLost("the run's keeper ended without an answer") from None
+        except (asyncio.IncompleteReadError, ConnectionError):
+            raise KeeperGone("the run's keeper ended without an answer") from None
 
     def cancel(self) -> None:
         """End the run that goes on, if one does; it is answered all the same."""
@@ -168,7 +174,19 @@ class Namespaces:
         return self._spawner is not None and self._spawner.is_alive
 
     async def open(self, wish: Wish) -> KeeperProcess:
-        """A new keeper, forked by the spawner. Raises KeeperLost, IsolationRefused, OSError."""
+        """A new keeper, forked by the spawner. One that is gone before it was ready ran nothing, so another is asked
+        for, a few times: whatever ends keepers may be about to end the spawner too.
+
+        Raises KeeperLost, IsolationRefused, OSError.
+        """
+        for _ in range(OPEN_ATTEMPTS - 1):
+            try:
+                return await self._open_once(wish)
+            except KeeperGone:
+                await asyncio.sleep(OPEN_PAUSE_SECONDS)
+        return await self._open_once(wish)
+
+    async def _open_once(self, wish: Wish) -> KeeperProcess:
         spawner = self._spawner or await self._replace(None)
         try:
             connection = spawner.connect(wish)
@@ -196,9 +214,9 @@ class Namespaces:
         spawner, hello = await asyncio.to_thread(Spawner.start, self._settings, self.toolchains.packages)
         try:
             if hello.level is None:
-                advice = (
-                    "Allow unprivileged user namespaces, choose the backend docker, or accept the level weak by name"
-                )
+                advice = "Allow unprivileged user namespaces, or choose the backend docker"
+                if self._settings.minimum_level != Level.WEAK:
+                    advice += ", or accept the level weak by name"
                 raise IsolationRefused(f"cannot isolate: {hello.problem}. {advice}")
             level = Level(hello.level)
             check_level(level, self._settings.minimum_level)

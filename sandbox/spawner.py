@@ -37,9 +37,11 @@ def main(descriptor: int, weak_parent: str, packages: tuple[str, ...]) -> None:
     interpreter = Interpreter.of_this_process()
     program = _read_program()
     problem = _try_namespaces(interpreter, packages, is_root=is_root)
-    if problem and not (weak_parent and _has_landlock()):
-        server.sendall(pack_packet(Hello(None, problem)))
-        return
+    if problem:
+        refusal = _why_not_weak(interpreter, packages, is_root=is_root) if weak_parent else problem
+        if refusal:
+            server.sendall(pack_packet(Hello(None, refusal)))
+            return
     with contextlib.ExitStack() as stack:
         place = Place.find()
         if place:
@@ -92,11 +94,21 @@ def _try_namespaces(interpreter: Interpreter, packages: tuple[str, ...], *, is_r
     return said
 
 
-def _has_landlock() -> bool:
+def _why_not_weak(interpreter: Interpreter, packages: tuple[str, ...], *, is_root: bool) -> str:
+    """Why the level `weak` cannot be had here either, or nothing."""
     try:
-        return kernel.MACHINE in ("x86_64", "aarch64") and kernel.landlock_version() >= 1
-    except OSError:
-        return False
+        version = kernel.landlock_version()
+    except OSError as error:
+        return f"the level weak needs Landlock: {error.strerror or error}"
+    if version < kernel.LANDLOCK_TRUNCATES:
+        return "the level weak needs Linux 6.2 or newer: before, Landlock does not keep files from being emptied"
+    closed = weak.find_closed_folder((*interpreter.paths(), *packages)) if is_root else None
+    if closed is not None:
+        return (
+            f"at the level weak runs of a sandbox that is root have users of their own, who may not enter {closed}, "
+            f"where its Python is: install Python elsewhere, or run the sandbox as an ordinary user"
+        )
+    return ""
 
 
 def _serve(server: socket.socket, setup: Setup) -> None:

@@ -2,11 +2,11 @@
 less by name.
 
 What holds: files of the host can be neither read nor written except the system's libraries, the Python and the run's
-folder, nor can modes, owners and times be changed by path; no sockets; no signals to the server; limits for each
-process; time, output and memory of the whole run are measured and enforced. What does not: a run's folder is an
-ordinary folder of the host, its size bounded only file by file; whether a file of the host exists, and its size, can be
-learned; the host's process numbers can be guessed; if its keeper is killed, processes that the code had forked may
-outlive it. Only the standard library; loads under `python -S`.
+folder, nor can modes, owners, times and attributes be changed, by path or by an open file; no sockets, no System V or
+POSIX queues; no signals to the server; limits for each process; time, output and memory of the whole run are measured
+and enforced. What does not: a run's folder is an ordinary folder of the host, its size bounded only file by file;
+whether a file of the host exists, and its size, can be learned; the host's process numbers can be guessed; if its
+keeper is killed, processes that the code had forked may outlive it. Only the standard library; loads under `python -S`.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ import sys
 import time
 from collections import deque
 from dataclasses import dataclass
+from pathlib import Path
 
 from sandbox import isolation, kernel
 
@@ -140,6 +141,16 @@ def fence(box: str, readable: tuple[str, ...], *, has_cgroup: bool) -> None:
     """Close off this process, about to become the code, but for its folder and what it may read."""
     devices = [f"/dev/{name}" for name in isolation.devices(has_cgroup=has_cgroup)]
     kernel.restrict_files(list(readable), [box, *devices])
+
+
+def find_closed_folder(paths: tuple[str, ...]) -> str | None:
+    """The first folder on the way to one of these paths, or itself, that other users may not enter."""
+    for path in map(Path, paths):
+        for each in (*reversed(path.parents), path):
+            with contextlib.suppress(FileNotFoundError):
+                if each.is_dir() and not each.stat().st_mode & stat.S_IXOTH:
+                    return str(each)
+    return None
 
 
 def keeps_signals_inside() -> bool:

@@ -10,6 +10,7 @@ Only the standard library; `PROGRAM` lies beside it in /box, not on any path of 
 """
 
 import contextlib
+import functools
 import gc
 import importlib
 import os
@@ -144,7 +145,7 @@ class Tally:
         """Processes have vanished whose time was added to nobody's."""
         self._last_seen: dict[str, float] = {}
         self._vanished_seconds = 0.0
-        self._ledger = Ledger(PROC)
+        self.ledger = Ledger(PROC)
 
     def reap(self, options: int) -> None:
         """Bury the dead; without WNOHANG until nobody is left."""
@@ -178,13 +179,14 @@ class Tally:
         self.hides_time = seen > inherited + TICK_SECONDS
         self.cpu_seconds = max(self.cpu_seconds, inherited, seen)
         if not has_cgroup:
-            self.held_bytes = max(self.held_bytes, self._ledger.count(pids, memory_bytes))
+            self.held_bytes = max(self.held_bytes, self.ledger.count(pids, memory_bytes))
             self.peak_bytes = max(self.peak_bytes, self.held_bytes)
 
 
 def _watch(control: socket.socket, tally: Tally, order: Order, terms: Terms) -> Ending:
     """Wait until the run's first process has ended, or all of them together have outgrown a limit, or the keeper says
     so."""
+    find_pids = functools.partial(weak.descendants, PROC, os.getpid()) if terms.readable else _others
     main_pidfd = os.pidfd_open(tally.main_pid)
     poll = select.poll()
     poll.register(main_pidfd, select.POLLIN)
@@ -202,9 +204,11 @@ def _watch(control: socket.socket, tally: Tally, order: Order, terms: Terms) -> 
             tally.reap(os.WNOHANG)
             if tally.wait_status is not None:
                 return Ending.EXITED
+            if tally.ledger.has_too_many_locks(find_pids):
+                return Ending.MEMORY
             if terms.has_cgroup and terms.has_processor_counter:
                 continue  # the keeper looks at what the kernel counts
-            pids = weak.descendants(PROC, os.getpid()) if terms.readable else _others()
+            pids = find_pids()
             tally.look(pids, memory_bytes=order.memory_bytes, has_cgroup=terms.has_cgroup)
             if tally.held_bytes > order.memory_bytes:
                 return Ending.MEMORY

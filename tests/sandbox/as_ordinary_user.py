@@ -1,6 +1,6 @@
 """Run a command as an ordinary user: `python as_ordinary_user.py UID COMMAND…`; without namespaces if UID ends in "!".
 
-From root it becomes that user; as another user it stays who it is.
+From root it becomes that user, and stays root if UID is 0; as another user it stays who it is.
 
 The interpreter and the repository may lie under a folder closed to others (/root). In a mount namespace of this process
 only, such folders are replaced by open ones that hold nothing else.
@@ -53,12 +53,13 @@ def forbid_namespaces() -> None:
     load, equal, give_back, allow, denied = 0x20, 0x15, 0x06, 0x7FFF0000, 0x00050000 | errno.EPERM
     unshare = number_of("unshare", kernel.MACHINE)
     program = ((load, 0, 0, 0), (equal, 0, 1, unshare), (give_back, 0, 0, denied), (give_back, 0, 0, allow))
-    kernel.drop_capabilities()
+    if os.getuid() != 0:
+        kernel.drop_capabilities()
     kernel.install_filter(b"".join(struct.pack("<HBBI", *instruction) for instruction in program))
 
 
 def main(uid: int, command: list[str], *, without_namespaces: bool) -> None:
-    if os.getuid() == 0:
+    if os.getuid() == 0 and uid != 0:
         open_paths([Path(os.path.realpath(sys.base_prefix)), Path(sys.prefix), REPOSITORY])
         os.setgroups([])
         os.setresgid(uid, uid, uid)

@@ -43,6 +43,8 @@ class SandboxServer:
     ordinary_user: bool = False
     without_namespaces: bool = False
     """As an ordinary user whom the system denies them."""
+    user: int = ORDINARY_UID
+    """Whom the server becomes in these two cases."""
     arguments: tuple[str, ...] = ()
     key: str | None = None
     port: int = field(default_factory=free_port)
@@ -51,7 +53,7 @@ class SandboxServer:
         command = [sys.executable, "-m", "sandbox", "--port", str(self.port), "--die-with-parent", *self.arguments]
         if self.ordinary_user or self.without_namespaces:
             helper = str(Path(__file__).with_name("as_ordinary_user.py"))
-            user = f"{ORDINARY_UID}{'!' if self.without_namespaces else ''}"
+            user = f"{self.user}{'!' if self.without_namespaces else ''}"
             command = [sys.executable, helper, user, *command]
         environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(REPOSITORY), "BAIT": SECRET}
         if self.key is not None:

@@ -6,7 +6,9 @@ import os
 import random
 import signal
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -60,6 +62,22 @@ def test_health_says_that_the_spawner_is_gone_until_a_run_has_brought_it_back() 
         assert server.health().status == "recovering"
         assert server.run("print(1)").stdout == "1\n"
         assert server.health().status == "ok"
+
+
+@pytest.mark.parametrize("keepers_first", [True, False], ids=["keepers-first", "spawner-first"])
+def test_a_spawner_killed_together_with_its_keepers_costs_no_run_its_answer(keepers_first: bool) -> None:
+    code = "import time; time.sleep(0.2); print(1)"
+    with SandboxServer(arguments=("--slots", "4")) as server, ThreadPoolExecutor(4) as pool:
+        for _ in range(4):
+            runs = [pool.submit(server.run, code) for _ in range(4)]
+            wait_until(lambda: server.health().running == 4)
+            (spawner,) = spawners_of(server)
+            keepers = [pid for pid in children_of(spawner) if parent_of(pid) == spawner]
+            for pid in (*keepers, spawner) if keepers_first else (spawner, *keepers):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                time.sleep(0.005)  # so that the server turns to what is killed next
+            assert [(run.result().status, run.result().stdout) for run in runs] == [(Status.OK, "1\n")] * 4
 
 
 @pytest.mark.parametrize("ordinary_user", [False, True], ids=["this-user", "ordinary-user"])

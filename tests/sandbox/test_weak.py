@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import tempfile
 import textwrap
 import time
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from sandbox.contract import Level, Limits, RunResult, Status
-from tests.sandbox.conftest import ORDINARY_UID, SECRET, SandboxServer, host_processes
+from sandbox.weak import find_closed_folder
+from tests.sandbox.conftest import ORDINARY_UID, SECRET, SandboxServer, host_processes, skip_unless_root
 
 pytestmark = pytest.mark.integration
 
@@ -42,6 +44,33 @@ def test_without_being_asked_for_by_name_the_server_refuses_to_start(capfd: pyte
     with pytest.raises(RuntimeError, match="did not start: 3"), SandboxServer(without_namespaces=True):
         pass
     assert "Operation not permitted" in capfd.readouterr().out
+
+
+def test_root_s_python_under_a_closed_folder_is_said_in_one_sentence(
+    data_dir: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    skip_unless_root()
+    closed = find_closed_folder((os.path.realpath(sys.base_prefix),))
+    if closed is None:
+        pytest.skip("needs a Python that other users cannot reach")
+    arguments = ("--minimum-level", "weak", "--data-dir", str(data_dir))
+    with (
+        pytest.raises(RuntimeError, match="did not start: 3"),
+        SandboxServer(without_namespaces=True, user=0, arguments=arguments),
+    ):
+        pass
+    assert f"who may not enter {closed}, where its Python is" in capfd.readouterr().out
+
+
+def test_the_first_folder_that_others_may_not_enter_is_found() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        inner = Path(name, "shut", "inner")
+        inner.mkdir(parents=True)
+        for folder in (Path(name), inner.parent, inner):
+            folder.chmod(0o755)
+        assert find_closed_folder((str(inner), "/usr/not/there")) is None
+        inner.parent.chmod(0o750)
+        assert find_closed_folder(("/usr", str(inner))) == str(inner.parent)
 
 
 def test_every_result_says_weak(weak: SandboxServer) -> None:
