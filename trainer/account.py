@@ -69,6 +69,7 @@ def _record(
         kind=kind,
         answers=list(source.answers),
         sources=list(source.names),
+        speakers=list(source.speakers),
         weight=weight,
         share=share,
         cost=cost,

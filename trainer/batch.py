@@ -140,7 +140,14 @@ def _name(answer: LessonAnswer) -> str:
 
 
 def _source(*answers: LessonAnswer) -> Source:
-    return Source(tuple(answer.id for answer in answers), tuple(_name(answer) for answer in answers))
+    """The answers and all that their experts were shown, each once."""
+    speakers = {speaker.answer_id: speaker for answer in reversed(answers) for speaker in reversed(answer.speakers)}
+    ids = dict.fromkeys(answer.id for answer in answers)
+    names = dict.fromkeys(_name(answer) for answer in answers)
+    for speaker in (speaker for answer in answers for speaker in answer.speakers if speaker.answer_id not in ids):
+        ids[speaker.answer_id] = None
+        names[f"{speaker.expert}@{speaker.expert_version}, shown to another expert"] = None
+    return Source(tuple(ids), tuple(names), tuple(speakers[i] for i in ids if i in speakers))
 
 
 # --- the teacher's context ---
@@ -215,6 +222,7 @@ def _make_context(
         source=Source(
             (*(solution.source.answers if solution else ()), *source.answers),
             (*(solution.source.names if solution else ()), *source.names),
+            (*(solution.source.speakers if solution else ()), *source.speakers),
         ),
     )
 
@@ -244,7 +252,8 @@ def _find_correction(
     for correction in reversed(corrections):
         weight = config.weight_of(correction.expert, correction.weight)
         if correction.task_id == lesson.task_id and correction.group_id < lesson.group_id and weight > 0:
-            source = Source((correction.answer_id,), (f"{correction.expert}: an earlier correction",))
+            speakers = () if correction.speaker is None else (correction.speaker,)
+            source = Source((correction.answer_id,), (f"{correction.expert}: an earlier correction",), speakers)
             return _Shown(correction.solution, weight, source)
     return None
 
@@ -266,7 +275,7 @@ def _choose_sibling(lesson: LessonFacts, siblings: Sequence[LessonFacts], config
                 continue
             source = _source(*verdicts)
             names = (f"sibling {sibling.rollout_id}", *source.names)
-            return _Shown(sibling.text, 1.0, Source(source.answers, names), from_sibling=True)
+            return _Shown(sibling.text, 1.0, replace(source, names=names), from_sibling=True)
     return None
 
 
@@ -350,7 +359,7 @@ def _read_samples(
             raise ValueError(f"{_name(answer)}: token id {unknown[0]} is outside the vocabulary of {vocabulary.size}")
         source = _source(answer)
         if config.continuations == "imitate":
-            named = Source(source.answers, tuple(f"{name}: the rest of a continuation" for name in source.names))
+            named = replace(source, names=tuple(f"{name}: the rest of a continuation" for name in source.names))
             room = vocabulary.max_positions - len(lesson.prompt_token_ids)
             rests += [
                 ImitationRow(answer.expert, weight, ids, _from(start, ids), named)

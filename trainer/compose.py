@@ -7,7 +7,7 @@ Not covered: gradients and micro-batches (`step`), what an objective is (`losses
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -203,4 +203,4 @@ def _find_same(rows: Sequence[Row], targets: Sequence[ImitationRow]) -> list[int
 
 
 def _own_success(row: Row) -> tuple[Source, float]:
-    return Source(row.verdicts.answers, ("the policy's own success", *row.verdicts.names)), 1.0
+    return replace(row.verdicts, names=("the policy's own success", *row.verdicts.names)), 1.0

@@ -6,6 +6,8 @@ No tensor, no weight, no clock: everything here can be sent to another rank.
 from dataclasses import dataclass
 from uuid import UUID
 
+from services.contracts.updates import Speaker
+
 SUCCESS = 0.5  # a score from here on counts as solved
 
 
@@ -20,10 +22,11 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a term came from: the answers that made it, and in words."""
+    """Where a term came from: the answers that made it, in words, and everybody whose words stand in it."""
 
     answers: tuple[UUID, ...]
     names: tuple[str, ...]
+    speakers: tuple[Speaker, ...] = ()
 
 
 @dataclass(frozen=True)

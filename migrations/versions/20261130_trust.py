@@ -5,7 +5,8 @@ Follows: 20261122_words_have_authors
 
 Our own experts are marked by the names that our installer has given them so far. Of the answers there are, those of
 experts that may train now count. An answer may quote the metadata that its expert was granted; one of the second stage
-was shown every earlier answer about its rollout, so it may quote what they may.
+was shown every earlier answer about its rollout, so it may quote what they may. Questions whose context is not made of
+these answers any more lose it.
 """
 
 import sqlalchemy as sa
@@ -19,8 +20,13 @@ depends_on = None
 
 LIVE = sa.text("status <> 'retired'")
 
+IS_OWN = (
+    "own IN ('execution', 'tool-call', 'exact-match', 'reference', 'reasoning-gym', 'self-evaluation', 'teacher', "
+    "'human')"
+)
+
 OWN = """
-UPDATE expert SET own = name WHERE trusted AND status <> 'retired' AND name IN
+UPDATE expert SET own = name WHERE trusted AND name IN
 ('execution', 'tool-call', 'exact-match', 'reference', 'reasoning-gym', 'self-evaluation', 'teacher', 'human')
 """
 
@@ -55,6 +61,11 @@ UPDATE consultation q SET shown = ARRAY(
 WHERE q.stage = 2
 """
 
+UNMATCHED = """
+UPDATE consultation SET shown = '{}', ask = jsonb_set(ask, '{context}', '[]')
+WHERE stage = 2 AND cardinality(shown) <> jsonb_array_length(ask -> 'context')
+"""
+
 DERIVE_SECOND = """
 UPDATE answer a SET derived_from = ARRAY(
     SELECT DISTINCT k FROM answer s, unnest(s.derived_from || a.derived_from) k WHERE s.id = ANY (q.shown) ORDER BY k
@@ -69,12 +80,13 @@ def upgrade() -> None:
     op.add_column("expert", sa.Column("looked_at", sa.DateTime(timezone=True)))
     op.execute(OWN)
     op.execute(RETIRE_DOUBLES)
+    op.create_check_constraint(op.f("ck_expert_own"), "expert", IS_OWN)
     op.create_index("uq_expert_live_endpoint", "expert", ["endpoint"], unique=True, postgresql_where=LIVE)
     op.create_index("uq_expert_live_own", "expert", ["own"], unique=True, postgresql_where=LIVE)
     op.add_column("consultation", sa.Column("shown", postgresql.ARRAY(sa.Uuid()), server_default="{}", nullable=False))
     op.add_column("answer", sa.Column("could_train", sa.Boolean(), server_default="true", nullable=False))
     op.add_column("answer", sa.Column("derived_from", postgresql.ARRAY(sa.Text()), server_default="{}", nullable=False))
-    for change in (COUNT, DERIVE_FIRST, SHOW, DERIVE_SECOND):
+    for change in (COUNT, DERIVE_FIRST, SHOW, DERIVE_SECOND, UNMATCHED):
         op.execute(change)
 
 
@@ -85,5 +97,6 @@ def downgrade() -> None:
     op.drop_column("consultation", "shown")
     op.drop_index("uq_expert_live_own", table_name="expert")
     op.drop_index("uq_expert_live_endpoint", table_name="expert")
+    op.drop_constraint(op.f("ck_expert_own"), "expert")
     op.drop_column("expert", "looked_at")
     op.drop_column("expert", "own")

@@ -37,6 +37,19 @@ EXPERT_CHANGES: StatusChanges[ExpertStatus] = {
 }
 
 
+class OwnKind(StrEnum):
+    """Our own experts, as our installer registers them. What a service calls itself makes it none of these."""
+
+    EXECUTION = "execution"
+    TOOL_CALL = "tool-call"
+    EXACT_MATCH = "exact-match"
+    REFERENCE = "reference"
+    REASONING_GYM = "reasoning-gym"
+    SELF_EVALUATION = "self-evaluation"
+    TEACHER = "teacher"
+    HUMAN = "human"
+
+
 class Descriptor(Contract):
     """What an expert says of itself at `GET {endpoint}/v1/expert`.
 
@@ -209,4 +222,5 @@ class Expert(View):
     consecutive_failures: int
     retry_at: datetime | None
     report: ConformanceReport
+    own: OwnKind | None
     created_at: datetime

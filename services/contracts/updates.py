@@ -33,12 +33,26 @@ class TermKind(StrEnum):
     SCORE = "score"
 
 
+class Speaker(Contract):
+    """An expert whose words stand in a term: its registration, its version then, and the answer that said them.
+
+    shown_to: the answer whose expert was shown these words; None where they made the term themselves.
+    """
+
+    answer_id: UUID
+    expert_id: UUID
+    expert: str
+    expert_version: str
+    shown_to: UUID | None = None
+
+
 class TermRecord(Contract):
     """One expert distribution that shaped one rollout in one update: its sources, context and share.
 
     share: its part of all terms' parts of the loss, 0..1, each without its sign and with what earlier tokens are
     charged for it; cost: nats a token; context_sha256: the exact
-    text the teacher was shown; answers: every answer that made it; weight: the trust in them, or a score's advantage.
+    text the teacher was shown; answers: every answer that made it, those that its experts were shown too; speakers: who
+    gave them; weight: the trust in them, or a score's advantage.
     """
 
     kind: TermKind
@@ -50,6 +64,7 @@ class TermRecord(Contract):
     context_sha256: str | None = None
     teacher_sha256: str | None = None
     sources: list[str] = []
+    speakers: list[Speaker] = []
 
 
 class UpdateLesson(View):

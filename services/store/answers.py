@@ -1,16 +1,26 @@
 """Answers: what experts said, with their distributions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from uuid import UUID
 
-from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy import any_, func, select
+from sqlalchemy.orm import Session, aliased
 
 from services.contracts.answers import AnswerContent, AnswerStatus, Distribution, Feedback
 from services.contracts.tasks import Split
 from services.errors import NotFound
 from services.store import distributions, trust
 from services.store.models import AnswerRow, ConsultationRow, DistributionRow, ExpertRow, RolloutRow, TaskRow
+
+
+@dataclass(frozen=True)
+class Trace:
+    """An answer that the expert of another answer was shown, and who gave it."""
+
+    shown_to: UUID
+    answer: AnswerRow
+    expert: ExpertRow
 
 
 class DistributionNotFound(NotFound):
@@ -61,6 +71,53 @@ def counting(session: Session, rollout_id: UUID) -> Sequence[AnswerRow]:
         .where(AnswerRow.rollout_id == rollout_id, trust.counts(AnswerRow, ExpertRow))
         .order_by(AnswerRow.id)
     ).all()
+
+
+def verdicts(session: Session, rollout_ids: Sequence[UUID]) -> dict[UUID, float | None]:
+    """The lowest score of the verifiers about each rollout, of the answers that counted when it was settled and still
+    count; None where no answer of a verifier counts. A rollout that no verifier scored is left out."""
+    counted = func.min(AnswerRow.score).filter(trust.counts(AnswerRow, ExpertRow))
+    rows = session.execute(
+        select(AnswerRow.rollout_id, counted)
+        .join(ExpertRow, ExpertRow.id == AnswerRow.expert_id)
+        .join(RolloutRow, RolloutRow.id == AnswerRow.rollout_id)
+        .where(
+            AnswerRow.rollout_id.in_(rollout_ids),
+            AnswerRow.score.is_not(None),
+            ExpertRow.descriptor["verifier"].as_boolean(),
+            RolloutRow.settled_at.is_(None) | (AnswerRow.created_at <= RolloutRow.settled_at),
+        )
+        .group_by(AnswerRow.rollout_id)
+    )
+    return dict(rows.all())
+
+
+def trace(session: Session, answer_ids: Sequence[UUID]) -> dict[UUID, list[Trace]]:
+    """Of each answer, everything that its expert was shown, and what those experts were shown, and so on."""
+    shown: dict[UUID, list[Trace]] = {}
+    asked = set(answer_ids)
+    while asked:
+        heard = aliased(AnswerRow)
+        rows = session.execute(
+            select(AnswerRow.id, heard, ExpertRow)
+            .join(ConsultationRow, ConsultationRow.id == AnswerRow.consultation_id)
+            .join(heard, heard.id == any_(ConsultationRow.shown))
+            .join(ExpertRow, ExpertRow.id == heard.expert_id)
+            .where(AnswerRow.id.in_(asked))
+            .order_by(heard.id)
+        )
+        found: set[UUID] = set()
+        for answer_id, said, expert in rows:
+            shown.setdefault(answer_id, []).append(Trace(answer_id, said, expert))
+            found.add(said.id)
+        asked = found - shown.keys()
+    return {answer_id: list(_follow(answer_id, shown)) for answer_id in answer_ids}
+
+
+def _follow(answer_id: UUID, shown: Mapping[UUID, Sequence[Trace]]) -> Iterator[Trace]:
+    for one in shown.get(answer_id, ()):
+        yield one
+        yield from _follow(one.answer.id, shown)
 
 
 def distribution(session: Session, answer_id: UUID) -> Distribution:

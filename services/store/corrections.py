@@ -27,7 +27,7 @@ from services.contracts.ids import new_id
 from services.contracts.rollouts import Purpose, RolloutStatus
 from services.contracts.tasks import Split
 from services.errors import Conflict, InvalidInput, NotFound
-from services.store import consultations, ranking, rollouts
+from services.store import consultations, ranking, rollouts, trust
 from services.store.models import (
     AttemptRow,
     ConsultationRow,
@@ -61,7 +61,7 @@ class NothingChanged(InvalidInput):
 class NoHumanExpert(Conflict):
     """No human expert is registered, so there is no queue to put an item in."""
 
-    hint = "Register the human expert's endpoint with POST /v1/experts."
+    hint = "The start of the stack registers it; activate it with POST /v1/experts/{id}/activate if it is paused."
 
 
 class NotCorrectable(InvalidInput):
@@ -133,12 +133,12 @@ def ask_for(session: Session, rollout_id: UUID) -> CorrectionRow:
     expert = session.scalar(
         select(ExpertRow).where(
             ExpertRow.lineage_id == rollout.lineage_id,
-            ExpertRow.name == ranking.HUMAN_EXPERT,
+            trust.is_people(ExpertRow),
             ExpertRow.status.in_([ExpertStatus.ACTIVE.value, ExpertStatus.PROBATION.value]),
         )
     )
     if expert is None:
-        raise NoHumanExpert(f"no expert named {ranking.HUMAN_EXPERT!r} is active")
+        raise NoHumanExpert("no human expert is asked now")
     question = session.scalar(
         select(ConsultationRow)
         .where(ConsultationRow.rollout_id == rollout.id, ConsultationRow.expert_id == expert.id)

@@ -4,7 +4,7 @@ A trainer takes whole groups (siblings share a baseline) and, beside them, late 
 its owner must renew it, and only the owner's commit counts (see `services.store.updates`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
@@ -14,14 +14,12 @@ from sqlalchemy import ColumnElement, Select, case, exists, func, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from services.contracts.answers import AnswerStatus, Distribution, Feedback
-from services.contracts.base import JsonObject
 from services.contracts.corrections import CorrectionStatus
-from services.contracts.experts import Descriptor, ExpertStatus
 from services.contracts.lessons import Lesson, LessonStatus
 from services.contracts.rollouts import GroupStatus, RolloutStatus, Sampling
 from services.contracts.tasks import Message
-from services.contracts.updates import UpdateStatus
-from services.store import distributions, policies
+from services.contracts.updates import Speaker, UpdateStatus
+from services.store import answers, distributions, policies, trust
 from services.store.models import (
     AnswerRow,
     CorrectionRow,
@@ -43,10 +41,12 @@ MAX_ALONE: Final = 64
 
 @dataclass(frozen=True)
 class LessonAnswer:
-    """An answer a lesson may use. weight: its expert's, 0 unless the expert is active.
+    """An answer a lesson may use. weight: its expert's; 0 where it does not count, or something its expert was shown
+    does not.
 
     from_reference: the expert was given the task's reference, so its solution is the same for every rollout.
-    corrected: a person wrote the solution about this very rollout.
+    corrected: a person wrote the solution about this very rollout. speakers: who gave it, then everybody whose words
+    they were shown.
     """
 
     id: UUID
@@ -59,6 +59,7 @@ class LessonAnswer:
     distribution: Distribution | None
     from_reference: bool
     corrected: bool
+    speakers: tuple[Speaker, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class LessonFacts:
     """A claimed lesson with its rollout, task and answers, free of the session.
 
     policy_number: the place of the version that sampled the rollout among those that served (`policies.place`); None
-    where it is unknown.
+    where it is unknown. score: the verdict of those verifiers that still count.
     """
 
     lesson_id: UUID
@@ -103,6 +104,7 @@ class EarlierCorrection:
     group_id: UUID
     solution: str
     created_at: datetime
+    speaker: Speaker | None = None
 
 
 def set_aside_stale(session: Session, lineage_id: UUID, max_staleness: int) -> int:
@@ -281,30 +283,38 @@ def load(session: Session, lessons: Sequence[LessonRow]) -> list[LessonFacts]:
     ).all()
     about = {lesson_id: (rollout, task, size, number) for lesson_id, rollout, task, size, number in rows}
     said = _load_answers(session, ids)
-    return [_join_facts(lesson, *about[lesson.id], tuple(said.get(lesson.id, ()))) for lesson in lessons]
+    verdicts = answers.verdicts(session, [row.rollout_id for row in lessons])
+    return [_join_facts(lesson, *about[lesson.id], tuple(said.get(lesson.id, ())), verdicts) for lesson in lessons]
 
 
 def earlier_corrections(session: Session, task_ids: Sequence[UUID]) -> list[EarlierCorrection]:
-    """Every standing correction of these tasks by an active expert, oldest first."""
+    """Every correction of these tasks that counts, oldest first."""
     rows = session.execute(
-        select(AnswerRow, ExpertRow.name, ExpertRow.weight, RolloutRow.task_id, RolloutRow.group_id)
+        select(AnswerRow, ExpertRow, RolloutRow.task_id, RolloutRow.group_id)
         .join(CorrectionRow, CorrectionRow.consultation_id == AnswerRow.consultation_id)
         .join(ExpertRow, ExpertRow.id == AnswerRow.expert_id)
         .join(RolloutRow, RolloutRow.id == AnswerRow.rollout_id)
         .where(
             RolloutRow.task_id.in_(task_ids),
-            AnswerRow.status == AnswerStatus.CURRENT.value,
             AnswerRow.solution.is_not(None),
             CorrectionRow.status == CorrectionStatus.SUBMITTED.value,
             CorrectionRow.held_until.is_(None) | (CorrectionRow.held_until <= func.now()),
-            ExpertRow.status == ExpertStatus.ACTIVE.value,
-            ExpertRow.weight > 0,
+            trust.counts(AnswerRow, ExpertRow),
         )
         .order_by(AnswerRow.id)
     )
     return [
-        EarlierCorrection(row.id, expert, weight, task_id, group_id, row.solution or "", row.created_at)
-        for row, expert, weight, task_id, group_id in rows
+        EarlierCorrection(
+            row.id,
+            expert.name,
+            expert.weight,
+            task_id,
+            group_id,
+            row.solution or "",
+            row.created_at,
+            _name_speaker(row, expert),
+        )
+        for row, expert, task_id, group_id in rows
     ]
 
 
@@ -354,33 +364,49 @@ def _load_answers(session: Session, lesson_ids: Sequence[UUID]) -> dict[UUID, li
         )
         .where(LessonAnswerRow.lesson_id.in_(lesson_ids), AnswerRow.status == AnswerStatus.CURRENT.value)
         .order_by(AnswerRow.id)
-    )
+    ).all()
+    heard = answers.trace(session, list({answer.id for _, answer, *_ in rows}))
     said: dict[UUID, list[LessonAnswer]] = {}
     for lesson_id, answer, expert, distribution, verdict in rows:
-        said.setdefault(lesson_id, []).append(_join_answer(answer, expert, distribution, verdict is not None))
+        joined = _join_answer(answer, expert, distribution, verdict is not None, heard[answer.id])
+        said.setdefault(lesson_id, []).append(joined)
     return said
 
 
 def _join_answer(
-    answer: AnswerRow, expert: ExpertRow, distribution: DistributionRow | None, corrected: bool
+    answer: AnswerRow,
+    expert: ExpertRow,
+    distribution: DistributionRow | None,
+    corrected: bool,
+    heard: Sequence[answers.Trace],
 ) -> LessonAnswer:
-    active = expert.status == ExpertStatus.ACTIVE.value
+    counts = trust.counts(answer, expert) and all(trust.counts(one.answer, one.expert) for one in heard)
     return LessonAnswer(
         id=answer.id,
         expert=expert.name,
         expert_version=answer.expert_version,
-        weight=expert.weight if active else 0.0,
+        weight=expert.weight if counts else 0.0,
         score=answer.score,
         feedback=None if answer.feedback is None else Feedback.model_validate(answer.feedback),
         solution=answer.solution,
         distribution=None if distribution is None else distributions.unpack(distribution),
-        from_reference="reference" in _granted_keys(expert.descriptor, expert.granted),
+        from_reference="reference" in trust.read_keys(expert),
         corrected=corrected,
+        speakers=(
+            _name_speaker(answer, expert),
+            *(_name_speaker(one.answer, one.expert, one.shown_to) for one in heard),
+        ),
     )
 
 
-def _granted_keys(descriptor: JsonObject, granted: Sequence[str]) -> set[str]:
-    return set(Descriptor.model_validate(descriptor).metadata_keys) & set(granted)
+def _name_speaker(answer: AnswerRow, expert: ExpertRow, shown_to: UUID | None = None) -> Speaker:
+    return Speaker(
+        answer_id=answer.id,
+        expert_id=expert.id,
+        expert=expert.name,
+        expert_version=answer.expert_version,
+        shown_to=shown_to,
+    )
 
 
 def _join_facts(
@@ -390,6 +416,7 @@ def _join_facts(
     group_size: int,
     policy_number: int | None,
     said: tuple[LessonAnswer, ...],
+    verdicts: Mapping[UUID, float | None],
 ) -> LessonFacts:
     logprobs = rollout.sampler_logprobs
     return LessonFacts(
@@ -412,6 +439,6 @@ def _join_facts(
         tokenized_at_ingest=rollout.tokenized_at_ingest,
         finish_reason=rollout.finish_reason,
         policy_number=policy_number,
-        score=rollout.score,
+        score=None if rollout.score is None else verdicts.get(rollout.id, rollout.score),
         answers=said,
     )

@@ -44,7 +44,7 @@ from services.contracts.consultations import CONSULTATION_CHANGES, ConsultationS
 from services.contracts.corrections import CORRECTION_CHANGES, CorrectionStatus
 from services.contracts.effects import EFFECT_CHANGES, EffectSide, EffectStatus
 from services.contracts.evaluations import EVALUATION_CHANGES, EvaluationStatus
-from services.contracts.experts import EXPERT_CHANGES, ExpertStatus
+from services.contracts.experts import EXPERT_CHANGES, ExpertStatus, OwnKind
 from services.contracts.ids import new_id
 from services.contracts.lessons import LESSON_CHANGES, LessonStatus
 from services.contracts.persons import LinkPurpose, Role
@@ -412,6 +412,7 @@ class ExpertRow(Base):
     __tablename__ = "expert"
     __table_args__ = (
         _one_of("status", ExpertStatus),
+        _one_of("own", OwnKind),
         Index("uq_expert_live_name", "name", unique=True, postgresql_where=text("status <> 'retired'")),
         Index("uq_expert_live_endpoint", "endpoint", unique=True, postgresql_where=text("status <> 'retired'")),
         Index("uq_expert_live_own", "own", unique=True, postgresql_where=text("status <> 'retired'")),

@@ -12,11 +12,8 @@ from sqlalchemy.orm import Session
 
 from services.contracts.answers import AnswerStatus
 from services.contracts.corrections import CorrectionStatus, Opinion
-from services.contracts.experts import ExpertStatus
+from services.store import trust
 from services.store.models import AnswerRow, ConsultationRow, CorrectionRow, ExpertRow, RolloutRow
-
-HUMAN_EXPERT = "human"
-"""The name of the expert behind the queue."""
 
 INDEPENDENT_STAGE = 1
 """Experts of the second stage are shown what the first said; their agreement proves nothing."""
@@ -25,8 +22,8 @@ INDEPENDENT_STAGE = 1
 def read_disagreement(rollout_id: UUID) -> ScalarSelect[float]:
     """The highest less the lowest score that independent experts gave the rollout, 0..1; 0 with fewer than two.
 
-    Independent are experts that were asked without seeing other answers, are not on probation, and are not people: a
-    person is asked to settle what the others disagree about. Scores are exact decimals here, so that 0.9 and 0.9 are
+    Independent are experts that were asked without seeing other answers, may train, and are not people: a person is
+    asked to settle what the others disagree about. Scores are exact decimals here, so that 0.9 and 0.9 are
     0 apart in every order of arrival.
     """
     score = cast(AnswerRow.score, Numeric)
@@ -37,11 +34,10 @@ def read_disagreement(rollout_id: UUID) -> ScalarSelect[float]:
         .join(ExpertRow, ExpertRow.id == AnswerRow.expert_id)
         .where(
             AnswerRow.rollout_id == rollout_id,
-            AnswerRow.status == AnswerStatus.CURRENT.value,
             AnswerRow.score.is_not(None),
             ConsultationRow.stage == INDEPENDENT_STAGE,
-            ExpertRow.status != ExpertStatus.PROBATION.value,
-            ExpertRow.name != HUMAN_EXPERT,
+            trust.counts(AnswerRow, ExpertRow),
+            ~trust.is_people(ExpertRow),
         )
         .scalar_subquery()
     )
@@ -73,24 +69,22 @@ def rank_again(session: Session, rollout_id: UUID) -> None:
 def read_opinions(session: Session, rollout_id: UUID) -> list[Opinion]:
     """What experts other than people said about the rollout, oldest first, with whether each score was counted."""
     rows = session.execute(
-        select(AnswerRow, ExpertRow.name, ExpertRow.status, ConsultationRow.stage)
+        select(AnswerRow, ExpertRow, ConsultationRow.stage)
         .join(ConsultationRow, ConsultationRow.id == AnswerRow.consultation_id)
         .join(ExpertRow, ExpertRow.id == AnswerRow.expert_id)
         .where(
             AnswerRow.rollout_id == rollout_id,
             AnswerRow.status == AnswerStatus.CURRENT.value,
-            ExpertRow.name != HUMAN_EXPERT,
+            ~trust.is_people(ExpertRow),
         )
         .order_by(AnswerRow.id)
     )
     return [
         Opinion.model_validate(
             {
-                "expert": name,
+                "expert": expert.name,
                 "expert_version": answer.expert_version,
-                "counted": answer.score is not None
-                and stage == INDEPENDENT_STAGE
-                and status != ExpertStatus.PROBATION.value,
+                "counted": answer.score is not None and stage == INDEPENDENT_STAGE and trust.counts(answer, expert),
                 "score": answer.score,
                 "feedback": answer.feedback,
                 "solution": answer.solution,
@@ -98,7 +92,7 @@ def read_opinions(session: Session, rollout_id: UUID) -> list[Opinion]:
                 "evidence": answer.evidence,
             }
         )
-        for answer, name, status, stage in rows
+        for answer, expert, stage in rows
     ]
 
 

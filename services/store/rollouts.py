@@ -137,8 +137,8 @@ def advance_unheld(session: Session, limit: int) -> list[UUID]:
 
 def _settle(session: Session, rollout: RolloutRow) -> None:
     said = answers.counting(session, rollout.id)
+    rollout.score = answers.verdicts(session, [rollout.id]).get(rollout.id)
     rollout.settled_at = func.now()
-    rollout.score = _verdict(session, said)
     asked = session.execute(
         select(ConsultationRow.status, trust.may_train(ExpertRow))
         .join(ExpertRow, ExpertRow.id == ConsultationRow.expert_id)
@@ -161,16 +161,6 @@ def say_unanswered(purpose: str, num_asked: int, num_training: int) -> str:
     if num_asked or purpose == Purpose.TRAIN.value:
         return "no expert answered"
     return "nobody is asked about rollouts of this purpose"
-
-
-def _verdict(session: Session, said: Sequence[AnswerRow]) -> float | None:
-    """The lowest score of the verifiers; None when none gave one."""
-    scores = [
-        row.score
-        for row in said
-        if row.score is not None and session.get_one(ExpertRow, row.expert_id).descriptor.get("verifier")
-    ]
-    return min(scores, default=None)
 
 
 def open_lesson(session: Session, rollout: RolloutRow, said: Sequence[AnswerRow], *, late: bool) -> LessonRow:

@@ -5,40 +5,33 @@ erased, its words leave those questions, and what the experts said with them in 
 rollouts; questions are locked after them, in the order of their ids.
 """
 
-from sqlalchemy import (
-    ARRAY,
-    Boolean,
-    ColumnElement,
-    Text,
-    case,
-    cast,
-    delete,
-    func,
-    literal,
-    or_,
-    select,
-    update,
-)
-from sqlalchemy.dialects.postgresql import JSONB, JSONPATH
+from sqlalchemy import ColumnElement, any_, case, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from services.contracts.answers import AnswerStatus
 from services.contracts.consultations import ConsultationStatus
 from services.contracts.effects import EffectStatus
+from services.contracts.experts import Ask
 from services.contracts.rollouts import RolloutStatus
-from services.store import rollouts
+from services.store import rollouts, trust
 from services.store.id_lists import Ids, listed
-from services.store.models import AnswerRow, AttemptRow, ConsultationRow, DistributionRow, EffectRow, RolloutRow
-from services.store.ranking import HUMAN_EXPERT
-
-_OF_OTHERS = f'$.context[*] ? (@.expert != "{HUMAN_EXPERT}")'
+from services.store.models import (
+    AnswerRow,
+    AttemptRow,
+    ConsultationRow,
+    DistributionRow,
+    EffectRow,
+    ExpertRow,
+    RolloutRow,
+)
 
 
 def was_shown(of_rollouts: Ids) -> ColumnElement[bool]:
     """A condition on questions about these rollouts: what a person wrote is part of them."""
-    holds = cast({"context": [{"expert": HUMAN_EXPERT}]}, JSONB)
-    in_it = ConsultationRow.ask.op("@>", return_type=Boolean())(holds)
-    return ConsultationRow.rollout_id.in_(of_rollouts) & in_it
+    of_people = select(AnswerRow.id).join(ExpertRow, ExpertRow.id == AnswerRow.expert_id)
+    shown = AnswerRow.id == any_(ConsultationRow.shown)
+    in_it = of_people.where(AnswerRow.rollout_id == ConsultationRow.rollout_id, shown, trust.is_people(ExpertRow))
+    return ConsultationRow.rollout_id.in_(of_rollouts) & in_it.exists()
 
 
 def withdraw_answers(session: Session, answers: Ids) -> None:
@@ -65,11 +58,14 @@ def take_out(session: Session, of_rollouts: Ids, reason: str) -> None:
     whose answer was to come later: the expert has the words. The answers are withdrawn before this is called, for
     rollouts move on with those that are left.
     """
-    found = select(ConsultationRow.id).where(was_shown(of_rollouts)).order_by(ConsultationRow.id)
-    shown = listed(session.scalars(found.with_for_update()).all())
+    found = select(ConsultationRow).where(was_shown(of_rollouts)).order_by(ConsultationRow.id)
+    rows = session.scalars(found.with_for_update()).all()
+    for row in rows:
+        _hide_people(session, row)
+    session.flush()
+    shown = listed([row.id for row in rows])
     questions = update(ConsultationRow).where(ConsultationRow.id.in_(shown))
-    status, nothing_left = ConsultationRow.status, func.jsonb_array_length(ConsultationRow.ask["context"]) == 0
-    others = func.jsonb_path_query_array(ConsultationRow.ask, cast(_OF_OTHERS, JSONPATH))
+    status, nothing_left = ConsultationRow.status, func.cardinality(ConsultationRow.shown) == 0
     asked, pending, waiting = (
         word.value for word in (ConsultationStatus.ASKED, ConsultationStatus.PENDING, ConsultationStatus.WAITING)
     )
@@ -81,10 +77,7 @@ def take_out(session: Session, of_rollouts: Ids, reason: str) -> None:
             ended_at=func.coalesce(AttemptRow.ended_at, func.now()),
             reason=reason,
         ),
-        questions.values(
-            ask=func.jsonb_set(ConsultationRow.ask, literal(["context"], ARRAY(Text())), others),
-            reason=case((ConsultationRow.reason.is_not(None), reason)),
-        ),
+        questions.values(reason=case((ConsultationRow.reason.is_not(None), reason))),
         questions.where(status == asked, ~nothing_left).values(status=pending, lease_until=None, sent_at=None),
         questions.where(status == pending, nothing_left).values(status=asked),  # a question ends from there
         questions.where(status.in_([asked, waiting])).values(
@@ -98,6 +91,23 @@ def take_out(session: Session, of_rollouts: Ids, reason: str) -> None:
     )
     for rollout_id in session.scalars(still_open.order_by(RolloutRow.id)).all():
         rollouts.advance(session, rollout_id)
+
+
+def _hide_people(session: Session, question: ConsultationRow) -> None:
+    """Take people's words out of the question's context."""
+    of_people = (
+        select(AnswerRow.id)
+        .join(ExpertRow, ExpertRow.id == AnswerRow.expert_id)
+        .where(AnswerRow.id.in_(question.shown), trust.is_people(ExpertRow))
+    )
+    hidden = set(session.scalars(of_people))
+    kept = [
+        (answer_id, said)
+        for answer_id, said in zip(question.shown, Ask.model_validate(question.ask).context, strict=True)
+        if answer_id not in hidden
+    ]
+    question.shown = [answer_id for answer_id, _ in kept]
+    question.ask = question.ask | {"context": [said.model_dump(mode="json") for _, said in kept]}
 
 
 def forget_effects(session: Session, of_corrections: Ids, reason: str) -> None:

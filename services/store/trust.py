@@ -15,7 +15,7 @@ from typing import Any, overload
 from sqlalchemy import ColumnElement
 
 from services.contracts.answers import AnswerStatus
-from services.contracts.experts import Descriptor, ExpertStatus
+from services.contracts.experts import Descriptor, ExpertStatus, OwnKind
 from services.store.models import AnswerRow, ExpertRow
 
 ACTIVE, QUARANTINED = ExpertStatus.ACTIVE.value, ExpertStatus.QUARANTINED.value
@@ -63,3 +63,18 @@ def derive(expert: ExpertRow, metadata: Collection[str], shown: Iterable[AnswerR
 def may_see(expert: ExpertRow, answer: AnswerRow) -> bool:
     """Whether the expert may be shown the answer: everything that it may quote was granted to it."""
     return set(answer.derived_from) <= set(expert.granted)
+
+
+@overload
+def is_people(expert: ExpertRow) -> bool: ...
+
+
+@overload
+def is_people(expert: type[ExpertRow]) -> ColumnElement[bool]: ...
+
+
+def is_people(expert: Any) -> Any:
+    """Whether it is our own expert behind the people's queue; of the table, the condition that says so."""
+    if isinstance(expert, ExpertRow):
+        return expert.own == OwnKind.HUMAN.value
+    return expert.own.is_not_distinct_from(OwnKind.HUMAN.value)

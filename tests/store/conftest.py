@@ -9,7 +9,7 @@ from sqlalchemy import Engine, event
 from sqlalchemy.orm import Session
 
 from services.contracts.answers import AnswerKind
-from services.contracts.experts import Descriptor
+from services.contracts.experts import Descriptor, OwnKind
 from services.contracts.rollouts import Purpose, Rollout, RolloutCreate, Sampling
 from services.contracts.tasks import Message, Split, TaskCreate
 from services.store import groups, ingest, lineages, rollouts, tasks
@@ -77,7 +77,7 @@ class World:
         granted: tuple[str, ...] = (),
         rollouts_per_group: int | None = None,
     ) -> ExpertRow:
-        """A registered expert that nobody runs."""
+        """A registered expert that nobody runs; our own if it is to be people's."""
         descriptor = Descriptor(
             name=name,
             version="1",
@@ -100,6 +100,7 @@ class World:
             weight=1.0,
             rollouts_per_group=rollouts_per_group,
             report={"endpoint": "", "descriptor": None, "checks": []},
+            own=name if name == OwnKind.HUMAN.value else None,
         )
         session.add(row)
         session.flush()

@@ -141,6 +141,7 @@ class Filler:
                     "checks": [{"name": n, "passed": p, "detail": d, "required": True} for n, p, d in checks],
                 },
                 created_at=self.began,
+                own=name if name == "human" else None,
             )
         self.session.add_all(made.values())
         self.session.flush()

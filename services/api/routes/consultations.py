@@ -18,10 +18,9 @@ from services.contracts.experts import ConsultResponse
 from services.errors import Conflict, PreceptorError
 from services.experts import signatures
 from services.jobs import dispatch
-from services.store import browse, consultations, experts, lineages
+from services.store import browse, consultations, experts, lineages, trust
 from services.store.audit import Actor
 from services.store.models import ExpertRow
-from services.store.ranking import HUMAN_EXPERT
 from services.store.store import Store
 
 router = build_router("consultations")
@@ -103,7 +102,7 @@ def _check_unsigned(store: Store, consultation_id: UUID) -> None:
 
 
 def _check_answers_itself(expert: ExpertRow) -> None:
-    if expert.name == HUMAN_EXPERT:
+    if trust.is_people(expert):
         raise AnsweredByPeople("people answer this question, by way of its correction")
 
 
