@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import httpx2
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from services.contracts.experts import Expert, ExpertCreate
+from services.contracts.experts import Expert, ExpertCreate, OwnKind
 from services.errors import PreceptorError
 from services.policy.client import PolicyClient
 from services.settings import Settings
@@ -22,9 +22,9 @@ REGISTRATION_SECONDS = 120  # a conformance run asks the policy to score a few t
 
 @dataclass(frozen=True)
 class OwnExpert:
-    """One of our own experts: where it is mounted, what it may see, how much it is asked."""
+    """One of our own experts: what it may see, how much it is asked. It is mounted at the name of its kind."""
 
-    path: str
+    kind: OwnKind
     granted: tuple[str, ...] = ()
     weight: float = 1.0
     group_fraction: float = 1.0
@@ -33,15 +33,18 @@ class OwnExpert:
     """Left out where the experts' process does not serve it: it needs a package that need not be installed."""
 
 
+SHOWN_TO_TEACHER = ("tests", "tools", "expected_result", "answer", "reference", "reasoning_gym")
+"""The remote teacher is shown what other experts say, which may quote what they were given."""
+
 OWN_EXPERTS = (
-    OwnExpert("execution", granted=("tests",)),
-    OwnExpert("tool-call", granted=("tools", "expected_result")),
-    OwnExpert("exact-match", granted=("answer",)),
-    OwnExpert("reference", granted=("reference",)),
-    OwnExpert("reasoning-gym", granted=("reasoning_gym",), optional=True),
-    OwnExpert("self-evaluation", rollouts_per_group=2),
-    OwnExpert("teacher", group_fraction=0.25),
-    OwnExpert("human", group_fraction=0.25, rollouts_per_group=1),
+    OwnExpert(OwnKind.EXECUTION, granted=("tests",)),
+    OwnExpert(OwnKind.TOOL_CALL, granted=("tools", "expected_result")),
+    OwnExpert(OwnKind.EXACT_MATCH, granted=("answer",)),
+    OwnExpert(OwnKind.REFERENCE, granted=("reference",)),
+    OwnExpert(OwnKind.REASONING_GYM, granted=("reasoning_gym",), optional=True),
+    OwnExpert(OwnKind.SELF_EVALUATION, rollouts_per_group=2),
+    OwnExpert(OwnKind.TEACHER, granted=SHOWN_TO_TEACHER, group_fraction=0.25),
+    OwnExpert(OwnKind.HUMAN, group_fraction=0.25, rollouts_per_group=1),
 )
 
 
@@ -87,7 +90,7 @@ def prepare_lineage(settings: Settings) -> None:
 
 
 def register_own_experts(settings: Settings, api_key: str) -> list[Expert]:
-    """Register our own experts through the API, as anyone registers theirs; those already there only move.
+    """Register our own experts through the API, with the owner's key; those already there only move.
 
     Errors: RegistrationFailed.
     """
@@ -96,21 +99,21 @@ def register_own_experts(settings: Settings, api_key: str) -> list[Expert]:
         base_url=settings.api_url, headers={"Authorization": f"Bearer {api_key}"}, timeout=REGISTRATION_SECONDS
     ) as client:
         for own in OWN_EXPERTS:
-            if own.optional and not _is_served(f"{settings.experts_url}/{own.path}"):
+            if own.optional and not _is_served(f"{settings.experts_url}/{own.kind}"):
                 continue
             wanted = ExpertCreate.model_validate(
                 {
-                    "endpoint": f"{settings.experts_url}/{own.path}",
+                    "endpoint": f"{settings.experts_url}/{own.kind}",
                     "granted": own.granted,
                     "trusted": True,
                     "weight": own.weight,
                     "group_fraction": own.group_fraction,
                     "rollouts_per_group": own.rollouts_per_group,
-                    "temperature": settings.teacher_temperature if own.path == "teacher" else 1.0,
+                    "temperature": settings.teacher_temperature if own.kind is OwnKind.TEACHER else 1.0,
                     "signing_secret": settings.expert_secret or None,
                 }
             )
-            registered.append(_register(client, wanted))
+            registered.append(_register(client, own.kind, wanted))
     return registered
 
 
@@ -124,9 +127,9 @@ def _is_served(endpoint: str) -> bool:
 @retry(
     retry=retry_if_exception_type(httpx2.TransportError), stop=stop_after_delay(30), wait=wait_fixed(1), reraise=True
 )
-def _register(client: httpx2.Client, wanted: ExpertCreate) -> Expert:
+def _register(client: httpx2.Client, kind: OwnKind, wanted: ExpertCreate) -> Expert:
     response = client.post(
-        "/v1/experts", content=wanted.model_dump_json(), headers={"Content-Type": "application/json"}
+        f"/v1/experts/own/{kind}", content=wanted.model_dump_json(), headers={"Content-Type": "application/json"}
     )
     if not response.is_success:
         raise RegistrationFailed(f"{wanted.endpoint}: {response.text[:2000]}")

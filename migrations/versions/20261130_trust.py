@@ -19,6 +19,7 @@ branch_labels = None
 depends_on = None
 
 LIVE = sa.text("status <> 'retired'")
+LIVE_STRANGERS = sa.text("status <> 'retired' AND own IS NULL")
 
 IS_OWN = (
     "own IN ('execution', 'tool-call', 'exact-match', 'reference', 'reasoning-gym', 'self-evaluation', 'teacher', "
@@ -81,6 +82,8 @@ def upgrade() -> None:
     op.execute(OWN)
     op.execute(RETIRE_DOUBLES)
     op.create_check_constraint(op.f("ck_expert_own"), "expert", IS_OWN)
+    op.drop_index("uq_expert_live_name", table_name="expert")
+    op.create_index("uq_expert_live_name", "expert", ["name"], unique=True, postgresql_where=LIVE_STRANGERS)
     op.create_index("uq_expert_live_endpoint", "expert", ["endpoint"], unique=True, postgresql_where=LIVE)
     op.create_index("uq_expert_live_own", "expert", ["own"], unique=True, postgresql_where=LIVE)
     op.add_column("consultation", sa.Column("shown", postgresql.ARRAY(sa.Uuid()), server_default="{}", nullable=False))
@@ -97,6 +100,8 @@ def downgrade() -> None:
     op.drop_column("consultation", "shown")
     op.drop_index("uq_expert_live_own", table_name="expert")
     op.drop_index("uq_expert_live_endpoint", table_name="expert")
+    op.drop_index("uq_expert_live_name", table_name="expert")
+    op.create_index("uq_expert_live_name", "expert", ["name"], unique=True, postgresql_where=LIVE)
     op.drop_constraint(op.f("ck_expert_own"), "expert")
     op.drop_column("expert", "looked_at")
     op.drop_column("expert", "own")

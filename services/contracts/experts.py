@@ -222,5 +222,5 @@ class Expert(View):
     consecutive_failures: int
     retry_at: datetime | None
     report: ConformanceReport
-    own: OwnKind | None
+    own: OwnKind | None = None
     created_at: datetime

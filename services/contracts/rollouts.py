@@ -192,9 +192,12 @@ class Rollout(View):
 
 
 class RolloutDetail(Rollout):
-    """A rollout with its tokens: everything it can be trained from."""
+    """A rollout with its tokens: everything it can be trained from.
 
-    prompt_token_ids: list[int]
+    prompt_token_ids: null where it shows the task's reference to somebody who may not read it.
+    """
+
+    prompt_token_ids: list[int] | None
     token_ids: list[int]
     sampler_logprobs: list[float] | None
     action_mask: list[bool]

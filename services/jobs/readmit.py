@@ -1,34 +1,54 @@
-"""Looking after quarantined experts, every few seconds: one that answers as it was registered is asked again."""
+"""Looking at experts, every few seconds: one in quarantine that answers as it was registered is asked again, and one
+that is asked but has become another goes back to probation."""
 
 import asyncio
 from collections.abc import Sequence
 
 import structlog
 
+from services.contracts.experts import Descriptor
 from services.experts.client import EndpointRefused, ExpertUnavailable
 from services.jobs.app import app, shares
 from services.jobs.runtime import Runtime, runtime
-from services.store import quarantine
+from services.store import experts, quarantine
 from services.store.quarantine import Look
 
-MOST_AT_ONCE = 4
+MOST_AT_ONCE = 8
 
 log = structlog.get_logger(__name__)
+
+Found = Descriptor | ExpertUnavailable | EndpointRefused
 
 
 @app.task(name="readmit")
 @shares.bound("readmit")
 def readmit() -> None:
-    """Look after those that are due; safe to deliver twice, since each is given out once a minute."""
+    """Look at those that are due; safe to deliver twice, since each is given out once a minute."""
     held = runtime()
     with held.store.transaction() as session:
-        due = quarantine.take_due(session, MOST_AT_ONCE)
-    faults = held.run(_find_faults(held, due))
-    for look, reason in zip(due, faults, strict=True):
-        _note(held, look, reason)
+        away = quarantine.take_due(session, MOST_AT_ONCE)
+        asked = experts.take_unseen(session, MOST_AT_ONCE)
+    found = held.run(_describe_all(held, [*away, *asked]))
+    for look, descriptor in zip(away, found[: len(away)], strict=True):
+        _look_after(held, look, descriptor)
+    for look, descriptor in zip(asked, found[len(away) :], strict=True):
+        if isinstance(descriptor, Descriptor) and descriptor != look.descriptor:
+            _note_changed(held, look, descriptor)
 
 
-def _note(held: Runtime, look: Look, reason: str | None) -> None:
+async def _describe_all(held: Runtime, looks: Sequence[Look]) -> list[Found]:
+    return await asyncio.gather(*(_describe(held, look) for look in looks))
+
+
+async def _describe(held: Runtime, look: Look) -> Found:
+    try:
+        return await held.experts.describe(look.endpoint, look.signing_secret)
+    except (ExpertUnavailable, EndpointRefused) as error:
+        return error
+
+
+def _look_after(held: Runtime, look: Look, found: Found) -> None:
+    reason = _find_fault(look, found)
     with held.store.transaction() as session:
         if reason is not None:
             quarantine.postpone(session, look.expert_id, reason)
@@ -37,16 +57,18 @@ def _note(held: Runtime, look: Look, reason: str | None) -> None:
             log.info("expert asked again", expert=look.name)
 
 
-async def _find_faults(held: Runtime, looks: Sequence[Look]) -> list[str | None]:
-    return await asyncio.gather(*(_find_fault(held, look) for look in looks))
-
-
-async def _find_fault(held: Runtime, look: Look) -> str | None:
-    """Why it cannot be asked again; None when it answers as the version that was registered."""
-    try:
-        descriptor = await held.experts.describe(look.endpoint, look.signing_secret)
-    except (ExpertUnavailable, EndpointRefused) as error:
-        return str(error)
-    if descriptor.version != look.version:
-        return f"it answers as version {descriptor.version}, registered is {look.version}: register it again"
+def _find_fault(look: Look, found: Found) -> str | None:
+    """Why it cannot be asked again; None when it answers as what was registered."""
+    if not isinstance(found, Descriptor):
+        return str(found)
+    if found.version != look.descriptor.version:
+        return f"it answers as version {found.version}, registered is {look.descriptor.version}: register it again"
+    if found != look.descriptor:
+        return "it describes itself otherwise than it was registered: register it again"
     return None
+
+
+def _note_changed(held: Runtime, look: Look, found: Descriptor) -> None:
+    with held.store.transaction() as session:
+        if experts.note_changed(session, look.expert_id, found):
+            log.warning("expert changed", expert=look.name, registered=look.descriptor.version, found=found.version)

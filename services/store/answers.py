@@ -7,11 +7,21 @@ from uuid import UUID
 from sqlalchemy import any_, func, select
 from sqlalchemy.orm import Session, aliased
 
-from services.contracts.answers import AnswerContent, AnswerStatus, Distribution, Feedback
+from services.contracts.answers import Answer, AnswerContent, AnswerStatus, Distribution, Feedback
+from services.contracts.persons import RIGHTS, Right, Role
 from services.contracts.tasks import Split
 from services.errors import NotFound
 from services.store import distributions, trust
-from services.store.models import AnswerRow, ConsultationRow, DistributionRow, ExpertRow, RolloutRow, TaskRow
+from services.store.models import (
+    AnswerRow,
+    ConsultationRow,
+    CorrectionRow,
+    DistributionRow,
+    ExpertRow,
+    PersonRow,
+    RolloutRow,
+    TaskRow,
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,7 @@ def record(session: Session, consultation: ConsultationRow, rollout: RolloutRow,
     """Store an answer, with whether it may ever train. A solution about a task that is not for training is not kept."""
     expert = session.get_one(ExpertRow, consultation.expert_id)
     task = session.get_one(TaskRow, rollout.task_id)
-    shown = session.scalars(select(AnswerRow).where(AnswerRow.id.in_(consultation.shown))).all()
+    shown = _find_shown(session, consultation, expert)
     row = AnswerRow(
         lineage_id=rollout.lineage_id,
         consultation_id=consultation.id,
@@ -52,6 +62,28 @@ def record(session: Session, consultation: ConsultationRow, rollout: RolloutRow,
     if content.distribution is not None:
         distributions.add(session, row, content.distribution)
     return row
+
+
+def _find_shown(session: Session, consultation: ConsultationRow, expert: ExpertRow) -> Sequence[AnswerRow]:
+    """What the expert had in view when it answered: a person at the desk sees what the others have said by now."""
+    if not trust.is_people(expert):
+        return session.scalars(select(AnswerRow).where(AnswerRow.id.in_(consultation.shown))).all()
+    role = session.scalar(
+        select(PersonRow.role)
+        .join(CorrectionRow, CorrectionRow.person_id == PersonRow.id)
+        .where(CorrectionRow.consultation_id == consultation.id)
+    )
+    rights = RIGHTS[Role(role)] if role else frozenset[Right]()
+    return [row for row in current(session, consultation.rollout_id) if trust.may_see(rights, row)]
+
+
+def view(row: AnswerRow, rights: frozenset[Right]) -> Answer:
+    """The contract of a row, as a person with these rights may see it: without words that may quote metadata that is
+    hidden from them."""
+    answer = Answer.model_validate(row)
+    if trust.may_see(rights, row):
+        return answer
+    return answer.model_copy(update={"feedback": None, "solution": None, "evidence": None})
 
 
 def current(session: Session, rollout_id: UUID) -> Sequence[AnswerRow]:

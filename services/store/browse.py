@@ -13,12 +13,12 @@ from services.contracts.consultations import Attempt, Consultation, Consultation
 from services.contracts.corrections import Correction, CorrectionStatus
 from services.contracts.evaluations import Evaluation
 from services.contracts.experts import Expert, ExpertStatus
-from services.contracts.persons import Person
+from services.contracts.persons import Person, Right
 from services.contracts.policies import PolicyStatus, PolicyVersion
 from services.contracts.rollouts import Purpose, Rollout, RolloutStatus
 from services.contracts.tasks import Split, Task
 from services.contracts.updates import Update, UpdateStatus
-from services.store import consultations, corrections, evaluations, experts, policies, tasks, updates
+from services.store import answers, consultations, corrections, evaluations, experts, policies, tasks, updates
 from services.store.models import (
     AnswerRow,
     AttemptRow,
@@ -125,11 +125,13 @@ def consultation(session: Session, consultation_id: UUID) -> ConsultationDetail:
     )
 
 
-def list_answers(session: Session, rollout_id: UUID, *, cursor: str | None, limit: int) -> Page[Answer]:
-    """Answers about a rollout, withdrawn ones too. Errors: BadCursor."""
+def list_answers(
+    session: Session, rollout_id: UUID, rights: frozenset[Right], *, cursor: str | None, limit: int
+) -> Page[Answer]:
+    """Answers about a rollout, withdrawn ones too, as a person with these rights may see them. Errors: BadCursor."""
     query = select(AnswerRow).where(AnswerRow.rollout_id == rollout_id)
     rows, following = newest_first(session, query, AnswerRow.id, cursor, limit)
-    return Page[Answer](items=[Answer.model_validate(row) for row in rows], next_cursor=following)
+    return Page[Answer](items=[answers.view(row, rights) for row in rows], next_cursor=following)
 
 
 def list_corrections(

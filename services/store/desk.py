@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from services.contracts.base import Page
 from services.contracts.corrections import CorrectionItem, CorrectionOutcome, CorrectionStatus
 from services.contracts.lessons import Lesson
+from services.contracts.persons import Right
 from services.contracts.tasks import Message
 from services.store import corrections, drafts, effects, lessons, ranking, undo, updates
 from services.store.corrections import view
@@ -39,8 +40,9 @@ class Prompt:
     policy_version: str | None
 
 
-def item(session: Session, row: CorrectionRow, person_id: UUID) -> CorrectionItem:
-    """The item with what this person needs to correct it: prompt, answer, what experts said, their own draft."""
+def item(session: Session, row: CorrectionRow, person_id: UUID, rights: frozenset[Right]) -> CorrectionItem:
+    """The item with what this person needs to correct it: prompt, answer, what experts said as far as their rights let
+    them see it, their own draft."""
     rollout = session.get_one(RolloutRow, row.rollout_id)
     task = session.get_one(TaskRow, rollout.task_id)
     return CorrectionItem(
@@ -48,7 +50,7 @@ def item(session: Session, row: CorrectionRow, person_id: UUID) -> CorrectionIte
         domain=task.domain,
         messages=[Message.model_validate(message) for message in task.messages],
         rollout_text=rollout.text,
-        opinions=ranking.read_opinions(session, rollout.id),
+        opinions=ranking.read_opinions(session, rollout.id, rights),
         chosen_because=ranking.explain_choice(row),
         draft=drafts.find(session, row.id, person_id),
     )

@@ -1,6 +1,8 @@
 """Experts: registered services, their versions, and what becomes of their open questions when they leave."""
 
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
 from uuid import UUID
 
 from sqlalchemy import func, select
@@ -8,10 +10,19 @@ from sqlalchemy.orm import Session
 
 from services.contracts.base import check_change
 from services.contracts.consultations import ConsultationStatus
-from services.contracts.experts import EXPERT_CHANGES, ConformanceReport, Expert, ExpertCreate, ExpertStatus
+from services.contracts.experts import (
+    EXPERT_CHANGES,
+    ConformanceReport,
+    Descriptor,
+    Expert,
+    ExpertCreate,
+    ExpertStatus,
+    OwnKind,
+)
 from services.errors import Conflict, InvalidInput, NotFound
-from services.store import consultations, quarantine
+from services.store import audit, consultations, quarantine
 from services.store.models import ConsultationRow, ExpertRow, RolloutRow
+from services.store.quarantine import Look
 
 UNSETTLED = (ConsultationStatus.PENDING.value, ConsultationStatus.ASKED.value, ConsultationStatus.WAITING.value)
 
@@ -33,7 +44,24 @@ class NotConformant(Conflict):
 
 
 class ExpertNameTaken(Conflict):
-    """An expert of this name serves another lineage."""
+    """Another expert has this name: a service is known by its endpoint and not by what it calls itself."""
+
+    hint = (
+        "Let it describe itself under a name of its own. If it is that expert at a new address, say so with "
+        "POST /v1/experts/{id}/move."
+    )
+
+
+class EndpointTaken(Conflict):
+    """Another expert is registered at this endpoint."""
+
+    hint = "Retire that expert first, or register it anew with POST /v1/experts."
+
+
+class ExpertRetired(Conflict):
+    """A retired expert does not come back."""
+
+    hint = "Register its URL with POST /v1/experts: it gets a new id and starts on probation."
 
 
 @dataclass(frozen=True)
@@ -52,13 +80,6 @@ def get(session: Session, expert_id: UUID) -> ExpertRow:
     return row
 
 
-def find_live(session: Session, name: str) -> ExpertRow | None:
-    """The expert of this name that is not retired."""
-    return session.scalar(
-        select(ExpertRow).where(ExpertRow.name == name, ExpertRow.status != ExpertStatus.RETIRED.value)
-    )
-
-
 def view(row: ExpertRow) -> Expert:
     """The contract of a row; its signing secret stays in the store."""
     return Expert.model_validate(row)
@@ -67,26 +88,83 @@ def view(row: ExpertRow) -> Expert:
 def register(session: Session, lineage_id: UUID, wanted: ExpertCreate, report: ConformanceReport) -> Registration:
     """Register what a conformance run found: on probation, or active when it is trusted and every check held.
 
-    The same name and descriptor again is the same expert with a new report and settings; a changed descriptor is a
-    new row, and the old one retires. Errors: NotAnExpert (422), ExpertNameTaken (409).
+    The expert at the same endpoint with the same descriptor is the same expert, with a new report and settings. Where
+    the descriptor has changed it is a new row, and the old one retires.
+
+    Errors: NotAnExpert (422); ExpertNameTaken, EndpointTaken (409).
     """
+    _take_turn(session)
+    row = _find_at(session, report.endpoint)
+    return _register(session, lineage_id, row, wanted, report)
+
+
+def move(
+    session: Session, lineage_id: UUID, expert_id: UUID, wanted: ExpertCreate, report: ConformanceReport
+) -> Registration:
+    """Register this expert at another endpoint. It goes through probation there, unless it is trusted.
+
+    Errors: ExpertNotFound (404); NotAnExpert (422); ExpertRetired, ExpertNameTaken, EndpointTaken (409).
+    """
+    _take_turn(session)
+    row = get(session, expert_id)
+    if row.status == ExpertStatus.RETIRED.value:
+        raise ExpertRetired(f"the expert {row.name!r} retired: {row.reason}")
+    if row.endpoint != report.endpoint and row.status == ExpertStatus.ACTIVE.value and not wanted.trusted:
+        row.status, row.reason = ExpertStatus.PROBATION.value, "it moved to another endpoint"
+        session.flush()
+    return _register(session, lineage_id, row, wanted, report)
+
+
+def install(
+    session: Session, lineage_id: UUID, own: OwnKind, wanted: ExpertCreate, report: ConformanceReport
+) -> Registration:
+    """Register one of our own experts, wherever its process listens now.
+
+    Errors: NotAnExpert (422); EndpointTaken (409).
+    """
+    _take_turn(session)
+    live = ExpertRow.status != ExpertStatus.RETIRED.value
+    row = session.scalar(select(ExpertRow).where(ExpertRow.own == own.value, live))
+    row = row or _find_at(session, report.endpoint)
+    if row is not None:
+        row.own = own.value
+    return _register(session, lineage_id, row, wanted, report, own)
+
+
+def _take_turn(session: Session) -> None:
+    """One registration at a time."""
+    session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended("expert", 0))))
+
+
+def _find_at(session: Session, endpoint: str) -> ExpertRow | None:
+    live = ExpertRow.status != ExpertStatus.RETIRED.value
+    return session.scalar(select(ExpertRow).where(ExpertRow.endpoint == endpoint, live))
+
+
+def _register(
+    session: Session,
+    lineage_id: UUID,
+    row: ExpertRow | None,
+    wanted: ExpertCreate,
+    report: ConformanceReport,
+    own: OwnKind | None = None,
+) -> Registration:
+    """Write the findings into the expert's row, or into a new one where there is none or its descriptor changed."""
     descriptor = report.descriptor
     if descriptor is None:
         failed = next((f"{check.name}: {check.detail}" for check in report.checks if not check.passed), "no descriptor")
         raise NotAnExpert(f"{wanted.endpoint} is not an expert ({failed})")
-    # Two registrations of one name at once take turns.
-    session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"expert\n{descriptor.name}", 0))))
+    _check_free(session, lineage_id, row, descriptor.name, report.endpoint, own)
     described = descriptor.model_dump(mode="json")
-    row = find_live(session, descriptor.name)
-    if row is not None and row.lineage_id != lineage_id:
-        raise ExpertNameTaken(f"the expert {descriptor.name!r} is registered for another lineage")
     replaced = None
     if row is not None and row.descriptor != described:
         retire(session, row.id, f"replaced by version {descriptor.version}")
+        own = own or (None if row.own is None else OwnKind(row.own))
         row, replaced = None, row
     if row is None:
         row = ExpertRow(lineage_id=lineage_id, name=descriptor.name, version=descriptor.version, descriptor=described)
         row.status = ExpertStatus.PROBATION.value
+        row.own = None if own is None else own.value
         session.add(row)
     row.endpoint = report.endpoint
     row.granted = [*wanted.granted]
@@ -114,6 +192,60 @@ def register(session: Session, lineage_id: UUID, wanted: ExpertCreate, report: C
     session.flush()
     session.refresh(row)
     return Registration(expert=row, replaced=replaced)
+
+
+def _check_free(
+    session: Session, lineage_id: UUID, row: ExpertRow | None, name: str, endpoint: str, own: OwnKind | None
+) -> None:
+    """Pass when no other live expert has the endpoint, or the name; our own may share their names with strangers."""
+    others = select(ExpertRow).where(ExpertRow.status != ExpertStatus.RETIRED.value)
+    if row is not None:
+        if row.lineage_id != lineage_id:
+            raise EndpointTaken(f"the expert {row.name!r} at {row.endpoint} is registered for another lineage")
+        others = others.where(ExpertRow.id != row.id)
+    if (there := session.scalar(others.where(ExpertRow.endpoint == endpoint).limit(1))) is not None:
+        raise EndpointTaken(f"the expert {there.name!r} ({there.id}) is registered at {endpoint}")
+    if own is not None or (row is not None and row.own is not None):
+        return
+    if (namesake := session.scalar(others.where(ExpertRow.name == name).limit(1))) is not None:
+        raise ExpertNameTaken(f"the name {name!r} is that of the expert {namesake.id} at {namesake.endpoint}")
+
+
+LOOK_EVERY: Final = timedelta(minutes=1)
+"""How often an expert that is asked is looked at: whether it still is what was registered."""
+
+
+def take_unseen(session: Session, limit: int) -> list[Look]:
+    """Experts that are asked and were not looked at for a while; nobody else is given them until the next time."""
+    asked = (ExpertStatus.ACTIVE.value, ExpertStatus.PROBATION.value)
+    is_due = ExpertRow.looked_at.is_(None) | (ExpertRow.looked_at <= func.now() - LOOK_EVERY)
+    rows = session.scalars(
+        select(ExpertRow)
+        .where(ExpertRow.status.in_(asked), is_due)
+        .order_by(ExpertRow.looked_at.nulls_first())
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    ).all()
+    looks = [quarantine.look_at(row) for row in rows]
+    for row in rows:
+        row.looked_at = func.now()
+    return looks
+
+
+def note_changed(session: Session, expert_id: UUID, found: Descriptor) -> bool:
+    """Send an expert that describes itself otherwise than it was registered back to probation, and write it down.
+
+    False where it is what it was, or is not active any more.
+    """
+    row = _lock(session, expert_id)
+    if row.descriptor == found.model_dump(mode="json") or row.status != ExpertStatus.ACTIVE.value:
+        return False
+    row.status = ExpertStatus.PROBATION.value
+    row.reason = (
+        f"it describes itself as {found.name} {found.version} now, otherwise than it was registered: register it again"
+    )
+    audit.record(session, audit.SYSTEM, "experts.changed", "expert", row.id, {"registered": row.version})
+    return True
 
 
 def activate(session: Session, expert_id: UUID) -> ExpertRow:

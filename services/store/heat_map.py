@@ -13,8 +13,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from services.contracts.answers import AnswerStatus, SamplesDistribution, TopKDistribution
-from services.contracts.updates import UpdateStatus
-from services.store import distributions, vocabularies
+from services.contracts.persons import Right
+from services.contracts.updates import TermRecord, UpdateStatus
+from services.store import distributions, trust, vocabularies
 from services.store.models import (
     AnswerRow,
     DistributionRow,
@@ -85,8 +86,14 @@ class HeatMap:
     voices: tuple[str, ...]
 
 
-def read(session: Session, rollout: RolloutRow, start: int = 0, limit: int = MAX_TOKENS) -> HeatMap:
-    """The rollout's heat map, or a piece of it."""
+def read(
+    session: Session,
+    rollout: RolloutRow,
+    start: int = 0,
+    limit: int = MAX_TOKENS,
+    rights: frozenset[Right] = frozenset(Right),
+) -> HeatMap:
+    """The rollout's heat map, or a piece of it, with the voices that a person with these rights may hear."""
     texts = vocabularies.texts(session, rollout.tokenizer_hash)
     used = _find_used(session, rollout.id)
     costs: Sequence[float] | None = None
@@ -95,8 +102,8 @@ def read(session: Session, rollout: RolloutRow, start: int = 0, limit: int = MAX
     if used is not None:
         lesson, number = used
         costs = lesson.token_costs
-        said |= _read_teacher(session, lesson, number, texts)
-    said |= _read_experts(session, rollout, texts)
+        said |= _read_teacher(session, lesson, number, texts, rights)
+    said |= _read_experts(session, rollout, texts, rights)
     to_go = None if costs is None else sum_later(costs)
     tokens = []
     for index in range(start, min(start + limit, len(rollout.token_ids))):
@@ -163,10 +170,15 @@ def _find_used(session: Session, rollout_id: UUID) -> tuple[UpdateLessonRow, int
 
 
 def _read_teacher(
-    session: Session, lesson: UpdateLessonRow, number: int, texts: Sequence[str]
+    session: Session, lesson: UpdateLessonRow, number: int, texts: Sequence[str], rights: frozenset[Right]
 ) -> dict[str, dict[int, tuple[Choice, ...]]]:
     row = session.get(TeacherChoicesRow, (lesson.update_id, lesson.lesson_id))
     if row is None:
+        return {}
+    told = {answer_id for term in lesson.terms for answer_id in TermRecord.model_validate(term).answers}
+    if not all(
+        trust.may_see(rights, said) for said in session.scalars(select(AnswerRow).where(AnswerRow.id.in_(told)))
+    ):
         return {}
     top = distributions.unpack_top_k(row.packed, row.num_rows, row.width)
     own = {
@@ -178,17 +190,19 @@ def _read_teacher(
 
 
 def _read_experts(
-    session: Session, rollout: RolloutRow, texts: Sequence[str]
+    session: Session, rollout: RolloutRow, texts: Sequence[str], rights: frozenset[Right]
 ) -> dict[str, dict[int, tuple[Choice, ...]]]:
     rows = session.execute(
-        select(DistributionRow, ExpertRow.name)
+        select(DistributionRow, ExpertRow.name, AnswerRow)
         .join(AnswerRow, AnswerRow.id == DistributionRow.answer_id)
         .join(ExpertRow, ExpertRow.id == AnswerRow.expert_id)
         .where(AnswerRow.rollout_id == rollout.id, AnswerRow.status == AnswerStatus.CURRENT.value)
         .order_by(AnswerRow.id)
     )
     said: dict[str, dict[int, tuple[Choice, ...]]] = {}
-    for row, name in rows:
+    for row, name, answer in rows:
+        if not trust.may_see(rights, answer):
+            continue
         told = distributions.unpack(row)
         if isinstance(told, TopKDistribution):
             said[name] = {

@@ -407,13 +407,14 @@ class RolloutRow(Base):
 
 
 class ExpertRow(Base):
-    """A registered expert service. A new version of it is a new row of the same endpoint."""
+    """A registered expert service: it is known by its id and endpoint, whatever it calls itself. A new version of it
+    is a new row of the same endpoint."""
 
     __tablename__ = "expert"
     __table_args__ = (
         _one_of("status", ExpertStatus),
         _one_of("own", OwnKind),
-        Index("uq_expert_live_name", "name", unique=True, postgresql_where=text("status <> 'retired'")),
+        Index("uq_expert_live_name", "name", unique=True, postgresql_where=text("status <> 'retired' AND own IS NULL")),
         Index("uq_expert_live_endpoint", "endpoint", unique=True, postgresql_where=text("status <> 'retired'")),
         Index("uq_expert_live_own", "own", unique=True, postgresql_where=text("status <> 'retired'")),
     )

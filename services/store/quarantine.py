@@ -14,7 +14,7 @@ from uuid import UUID
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from services.contracts.experts import ExpertStatus
+from services.contracts.experts import Descriptor, ExpertStatus
 from services.store.models import ExpertRow
 
 FIRST_PAUSE: Final = timedelta(seconds=10)
@@ -25,13 +25,19 @@ LOOK_LEASE: Final = timedelta(minutes=1)
 
 @dataclass(frozen=True)
 class Look:
-    """A quarantined expert that is due to be looked after: whether this version answers there."""
+    """An expert that is due to be looked at: whether what was registered answers there."""
 
     expert_id: UUID
     name: str
     endpoint: str
-    version: str
+    descriptor: Descriptor
     signing_secret: str | None
+
+
+def look_at(row: ExpertRow) -> Look:
+    """Where to look, and what should be found."""
+    described = Descriptor.model_validate(row.descriptor | {"version": row.version})
+    return Look(row.id, row.name, row.endpoint, described, row.signing_secret)
 
 
 def note_failure(session: Session, expert_id: UUID, reason: str, quarantine_after: int) -> None:
@@ -65,7 +71,7 @@ def take_due(session: Session, limit: int) -> Sequence[Look]:
         .limit(limit)
         .with_for_update(skip_locked=True)
     ).all()
-    looks = [Look(row.id, row.name, row.endpoint, row.version, row.signing_secret) for row in rows]
+    looks = [look_at(row) for row in rows]
     for row in rows:
         row.retry_at = func.now() + LOOK_LEASE
     return looks

@@ -12,11 +12,15 @@ from sqlalchemy.orm import Session
 
 from services.contracts.answers import AnswerStatus
 from services.contracts.corrections import CorrectionStatus, Opinion
-from services.store import trust
+from services.contracts.persons import Right
+from services.store import answers, trust
 from services.store.models import AnswerRow, ConsultationRow, CorrectionRow, ExpertRow, RolloutRow
 
 INDEPENDENT_STAGE = 1
 """Experts of the second stage are shown what the first said; their agreement proves nothing."""
+
+
+SHOWN = {"score", "feedback", "solution", "distribution_kind", "evidence"}
 
 
 def read_disagreement(rollout_id: UUID) -> ScalarSelect[float]:
@@ -66,8 +70,9 @@ def rank_again(session: Session, rollout_id: UUID) -> None:
     )
 
 
-def read_opinions(session: Session, rollout_id: UUID) -> list[Opinion]:
-    """What experts other than people said about the rollout, oldest first, with whether each score was counted."""
+def read_opinions(session: Session, rollout_id: UUID, rights: frozenset[Right] = frozenset(Right)) -> list[Opinion]:
+    """What experts other than people said about the rollout, oldest first, with whether each score was counted; as a
+    person with these rights may see it."""
     rows = session.execute(
         select(AnswerRow, ExpertRow, ConsultationRow.stage)
         .join(ConsultationRow, ConsultationRow.id == AnswerRow.consultation_id)
@@ -85,11 +90,7 @@ def read_opinions(session: Session, rollout_id: UUID) -> list[Opinion]:
                 "expert": expert.name,
                 "expert_version": answer.expert_version,
                 "counted": answer.score is not None and stage == INDEPENDENT_STAGE and trust.counts(answer, expert),
-                "score": answer.score,
-                "feedback": answer.feedback,
-                "solution": answer.solution,
-                "distribution_kind": answer.distribution_kind,
-                "evidence": answer.evidence,
+                **answers.view(answer, rights).model_dump(include=SHOWN),
             }
         )
         for answer, expert, stage in rows

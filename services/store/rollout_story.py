@@ -10,7 +10,9 @@ from sqlalchemy.orm import Session
 from services.contracts.answers import Answer
 from services.contracts.consultations import Attempt
 from services.contracts.lessons import Lesson
+from services.contracts.persons import Right
 from services.contracts.updates import TermRecord
+from services.store.answers import view as view_answer
 from services.store.models import (
     AnswerRow,
     AttemptRow,
@@ -84,13 +86,13 @@ class Story:
     lessons: tuple[LessonStory, ...]
 
 
-def read(session: Session, rollout: RolloutRow) -> Story:
-    """The story of a rollout."""
+def read(session: Session, rollout: RolloutRow, rights: frozenset[Right]) -> Story:
+    """The story of a rollout, as a person with these rights may see it."""
     return Story(
         rollout=rollout,
         task=session.get_one(TaskRow, rollout.task_id),
         siblings=tuple(_find_siblings(session, rollout)),
-        questions=tuple(_read_questions(session, rollout.id)),
+        questions=tuple(_read_questions(session, rollout.id, rights)),
         lessons=tuple(_read_lessons(session, rollout.id)),
     )
 
@@ -105,7 +107,7 @@ def _find_siblings(session: Session, rollout: RolloutRow) -> list[Sibling]:
     return [Sibling(*row) for row in rows]
 
 
-def _read_questions(session: Session, rollout_id: UUID) -> list[QuestionStory]:
+def _read_questions(session: Session, rollout_id: UUID, rights: frozenset[Right]) -> list[QuestionStory]:
     rows = session.execute(
         select(ConsultationRow, ExpertRow.name, ExpertRow.descriptor["verifier"].as_boolean())
         .join(ExpertRow, ExpertRow.id == ConsultationRow.expert_id)
@@ -120,7 +122,7 @@ def _read_questions(session: Session, rollout_id: UUID) -> list[QuestionStory]:
         tries.setdefault(one.consultation_id, []).append(Attempt.model_validate(one))
     answers: dict[UUID, list[Answer]] = {}
     for said in session.scalars(select(AnswerRow).where(AnswerRow.rollout_id == rollout_id).order_by(AnswerRow.id)):
-        answers.setdefault(said.consultation_id, []).append(Answer.model_validate(said))
+        answers.setdefault(said.consultation_id, []).append(view_answer(said, rights))
     return [
         QuestionStory(
             id=row.id,

@@ -11,7 +11,8 @@ from services.contracts.base import JsonObject
 from services.contracts.consultations import ConsultationStatus
 from services.contracts.ids import new_id
 from services.contracts.lessons import LessonStatus
-from services.contracts.rollouts import Purpose, RolloutStatus
+from services.contracts.persons import Right
+from services.contracts.rollouts import Purpose, RolloutDetail, RolloutStatus
 from services.errors import NotFound
 from services.store import answers, consultations, trust
 from services.store.models import (
@@ -46,6 +47,16 @@ def get(session: Session, rollout_id: UUID) -> RolloutRow:
     if row is None:
         raise RolloutNotFound(f"no rollout {rollout_id}")
     return row
+
+
+def detail(session: Session, row: RolloutRow, rights: frozenset[Right]) -> RolloutDetail:
+    """The contract of a row with its tokens, as a person with these rights may see it: a probe's prompt may show the
+    task's reference."""
+    found = RolloutDetail.model_validate(row)
+    group = session.get_one(GroupRow, row.group_id)
+    if "shown_solution" not in group.sampling or trust.may_read_metadata(rights):
+        return found
+    return found.model_copy(update={"prompt_token_ids": None})
 
 
 def add_drawn(

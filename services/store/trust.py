@@ -16,6 +16,7 @@ from sqlalchemy import ColumnElement
 
 from services.contracts.answers import AnswerStatus
 from services.contracts.experts import Descriptor, ExpertStatus, OwnKind
+from services.contracts.persons import Right
 from services.store.models import AnswerRow, ExpertRow
 
 ACTIVE, QUARANTINED = ExpertStatus.ACTIVE.value, ExpertStatus.QUARANTINED.value
@@ -60,9 +61,17 @@ def derive(expert: ExpertRow, metadata: Collection[str], shown: Iterable[AnswerR
     return read_keys(expert).intersection(metadata).union(*(answer.derived_from for answer in shown))
 
 
-def may_see(expert: ExpertRow, answer: AnswerRow) -> bool:
-    """Whether the expert may be shown the answer: everything that it may quote was granted to it."""
-    return set(answer.derived_from) <= set(expert.granted)
+def may_see(viewer: ExpertRow | frozenset[Right], answer: AnswerRow) -> bool:
+    """Whether the viewer may be shown the words of the answer: an expert that was granted everything that it may quote,
+    or a person whose rights let them read the metadata of tasks."""
+    if isinstance(viewer, ExpertRow):
+        return set(answer.derived_from) <= set(viewer.granted)
+    return not answer.derived_from or may_read_metadata(viewer)
+
+
+def may_read_metadata(rights: frozenset[Right]) -> bool:
+    """Whether a person with these rights may read hidden tests, references and the rest of a task's metadata."""
+    return Right.OPERATE in rights
 
 
 @overload

@@ -223,7 +223,9 @@ def test_an_expert_that_was_shown_the_text_loses_its_answer_too(
         rollout = consultations.get(session, answer.consultation_id).rollout_id
         shown = [ContextAnswer(expert="human", solution=SAID[0]), ContextAnswer(expert="judge", score=0.0)]
         ask = Ask(kinds=[AnswerKind.FEEDBACK], context=shown)
-        question = consultations.open_one(session, session.get_one(RolloutRow, rollout), teacher, 2, ask)
+        judged = session.scalars(select(AnswerRow.id).where(AnswerRow.solution.is_(None))).first() or new_id()
+        on = session.get_one(RolloutRow, rollout)
+        question = consultations.open_one(session, on, teacher, 2, ask, shown=[answer.id, judged])
         consultation_id = question.id
         session.add(
             AnswerRow(
@@ -361,9 +363,9 @@ def test_an_expert_was_shown_the_text_though_people_were_not_asked_any_more(
     made(ann.post(f"/v1/corrections/{item}/claim"))
     made(ann.post(f"/v1/corrections/{item}/submit", {"verdict": "corrected", "text": "one more zebra"}))
     with store.transaction() as session:
-        experts.pause(session, human.id, "nobody is there")
-    with store.transaction() as session:
         consultations.settle(session, question, ConsultResult(score=0.0))
+    with store.transaction() as session:
+        experts.pause(session, human.id, "nobody is there")
     ask_reader(store, rollout.id)
     made(api.post(f"/v1/persons/{corrected}/erase"))
     assert find_words(store, "zebra") == {}

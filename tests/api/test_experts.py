@@ -1,6 +1,6 @@
 """Registering experts by URL, and what becomes of them and their questions."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from uuid import UUID
 
@@ -11,6 +11,7 @@ from services.contracts.answers import AnswerKind
 from services.contracts.base import Json, JsonObject
 from services.contracts.consultations import InvalidAnswer
 from services.contracts.experts import ConsultResult, Descriptor
+from services.contracts.persons import Role
 from services.experts.app import create_expert_app
 from services.store import consultations, quarantine, rollouts
 from services.store.models import ConsultationRow, ExpertRow
@@ -26,10 +27,10 @@ HTML = b"<!doctype html><title>Sign in</title>"
 
 
 @contextmanager
-def expert(descriptor: Descriptor | None = None, secret: str | None = None) -> Iterator[str]:
+def expert(descriptor: Descriptor | None = None, secret: str | None = None, port: int = 0) -> Iterator[str]:
     """A real expert's URL."""
     sample = SampleExpert(descriptor=descriptor or make_descriptor(kinds=(AnswerKind.SCORE,)))
-    with serve(create_expert_app(sample, secret)) as url:
+    with serve(create_expert_app(sample, secret), port=port) as url:
         yield url
 
 
@@ -67,12 +68,13 @@ def test_a_quarantined_expert_that_fails_its_checks_comes_back_without_weight(ap
     described = make_descriptor(kinds=(AnswerKind.SCORE,))
     with expert(described) as url:
         first = register(api, url, trusted=True)
+    path = f"/v1/experts/{first['id']}/move"
     with store.transaction() as session:
         for _ in range(2):
             quarantine.note_failure(session, UUID(str(first["id"])), "away", quarantine_after=2)
         assert session.scalars(select(ExpertRow.was_active)).one()
     with serve_raw(reply_with(described.model_dump_json().encode())) as url:
-        again = register(api, url, trusted=True)
+        again = made(api.post(path, {"endpoint": url, "trusted": True}))
     assert (again["id"], again["status"]) == (first["id"], "quarantined")
     with store.transaction() as session:
         assert quarantine.readmit(session, UUID(str(first["id"])), quarantine_after=2)
@@ -132,20 +134,68 @@ def test_a_secret_that_cannot_sign_is_refused(refusing: Api) -> None:
         refused(refusing.post("/v1/experts", {"endpoint": url, "signing_secret": "whsec_" + "!" * 30}), 422)
 
 
-def test_the_same_service_again_is_the_same_expert_with_its_new_address_and_settings(api: Api) -> None:
+def test_the_same_service_again_is_the_same_expert_with_its_new_settings(api: Api) -> None:
+    with expert() as url:
+        first = register(api, url, trusted=True)
+        second = register(api, url, trusted=True, weight=2)
+    assert (second["id"], second["weight"], second["status"]) == (first["id"], 2, "active")
+
+
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_a_service_that_calls_itself_like_another_expert_is_refused_and_the_other_stays(api: Api, version: str) -> None:
+    with expert() as url:
+        first = register(api, url, trusted=True, signing_secret=None)
+    stranger = make_descriptor(kinds=(AnswerKind.SCORE,)).model_copy(update={"version": version})
+    with expert(stranger) as elsewhere:
+        for trusted in (False, True):
+            problem = refused(api.post("/v1/experts", {"endpoint": elsewhere, "trusted": trusted}), 409)
+    assert str(first["id"]) in str(problem["detail"])
+    assert items(api.get("/v1/experts")) == [first]
+
+
+def test_an_expert_moves_where_somebody_says_so_and_goes_through_probation_there(api: Api) -> None:
     with expert() as url:
         first = register(api, url, trusted=True)
     with expert() as elsewhere:
-        second = register(api, elsewhere, trusted=True, weight=2)
-    assert second["id"] == first["id"]
-    assert (second["endpoint"], second["weight"], second["status"]) == (elsewhere, 2, "active")
+        path = f"/v1/experts/{first['id']}/move"
+        moved = made(api.post(path, {"endpoint": elsewhere, "weight": 2}))
+        assert (moved["id"], moved["endpoint"], moved["weight"]) == (first["id"], elsewhere, 2)
+        assert (moved["status"], moved["reason"]) == ("probation", "it moved to another endpoint")
+        assert made(api.post(path, {"endpoint": elsewhere, "trusted": True}))["status"] == "active"
+        made(api.post(f"/v1/experts/{first['id']}/retire"))
+        refused(api.post(path, {"endpoint": elsewhere}), 409)
+        assert register(api, elsewhere)["id"] != first["id"]
+
+
+@pytest.mark.parametrize("kind", ["human", "reference", "teacher", "execution"])
+def test_a_stranger_with_the_name_of_one_of_ours_is_none_of_ours(api: Api, kind: str) -> None:
+    descriptor = make_descriptor(kinds=(AnswerKind.SCORE,)).model_copy(update={"name": kind})
+    with expert(descriptor) as url:
+        stranger = register(api, url)
+        assert (stranger["own"], stranger["status"]) == (None, "probation")
+    with expert(descriptor) as ours:
+        own = made(api.post(f"/v1/experts/own/{kind}", {"endpoint": ours, "trusted": True}))
+        assert (own["own"], own["status"]) == (kind, "active")
+        assert own["id"] != stranger["id"]
+    with expert(descriptor) as later:
+        again = made(api.post(f"/v1/experts/own/{kind}", {"endpoint": later, "trusted": True}))
+        assert (again["id"], again["endpoint"], again["status"]) == (own["id"], later, "active")
+    with expert(descriptor) as elsewhere:
+        refused(api.post("/v1/experts", {"endpoint": elsewhere}), 409)
+
+
+def test_only_who_administers_installs_our_own_experts(api: Api, someone: Callable[[str, Role], Api]) -> None:
+    operator = someone("olga", Role.OPERATOR)
+    with expert() as url:
+        refused(operator.post("/v1/experts/own/human", {"endpoint": url}), 403)
 
 
 def test_a_changed_version_goes_back_to_probation_and_the_old_one_retires(api: Api) -> None:
     descriptor = make_descriptor(kinds=(AnswerKind.SCORE,))
     with expert(descriptor) as url:
         first = register(api, url, trusted=True)
-    with expert(descriptor.model_copy(update={"version": "2"})) as url:
+        port = int(url.rpartition(":")[2])
+    with expert(descriptor.model_copy(update={"version": "2"}), port=port) as url:
         second = register(api, url)
     assert second["id"] != first["id"]
     assert (second["version"], second["status"]) == ("2", "probation")

@@ -6,14 +6,24 @@ import pytest
 from sqlalchemy import func, select, update
 
 from services.contracts.answers import AnswerKind, Feedback
-from services.contracts.experts import ConsultResult
-from services.store import consultations, experts, quarantine, rollouts, stats
-from services.store.models import AnswerRow, ConsultationRow, ExpertRow, LessonAnswerRow, LessonRow, RolloutRow
+from services.contracts.experts import ConsultResult, Descriptor
+from services.store import consultations, corrections, experts, lessons, quarantine, ranking, rollouts, stats
+from services.store.lessons import LessonFacts
+from services.store.models import (
+    AnswerRow,
+    AuditRow,
+    ConsultationRow,
+    ExpertRow,
+    LessonAnswerRow,
+    LessonRow,
+    RolloutRow,
+)
 from services.store.store import Store
 from tests.store.conftest import World
 
 pytestmark = pytest.mark.integration
 
+SOLVES = (AnswerKind.SOLUTION,)
 WITHOUT_WEIGHT = ("probation", "paused", "retired", "quarantined", "weight 0")
 
 
@@ -186,3 +196,128 @@ def test_the_status_names_who_is_waited_for_and_not_the_trainer(store: Store, wo
     assert "3 rollouts wait for the expert judge, since" in words
     assert "experts have answered" in words
     assert "trainer" not in words
+
+
+def test_a_second_expert_is_shown_what_counts_and_what_its_own_grants_cover(store: Store, world: World) -> None:
+    with store.transaction() as session:
+        world.expert(session, "key", kinds=SOLVES, verifier=False, metadata_keys=("answer",), granted=("answer",))
+        world.expert(session, "critic", kinds=(AnswerKind.FEEDBACK,), verifier=False)
+        world.expert(session, "newcomer", kinds=SOLVES, verifier=False, status="probation")
+        world.expert(session, "stranger", kinds=SOLVES, verifier=False, needs_answers=True)
+        world.expert(session, "insider", kinds=SOLVES, verifier=False, needs_answers=True, granted=("answer",))
+        [rollout] = world.drawn(session, world.task(session), size=1)
+    first = ask(store)
+    settle(store, first["newcomer"], ConsultResult(solution="planted"))
+    settle(store, first["key"], ConsultResult(solution="1"))
+    settle(store, first["critic"], ConsultResult(feedback=Feedback(text="no")))
+    second = ask(store)
+    shown = {name: [said.expert for said in asked.request.ask.context] for name, asked in second.items()}
+    assert shown == {"stranger": ["critic"], "insider": ["key", "critic"]}
+    settle(store, second["insider"], ConsultResult(solution="1, as I was told"))
+    with store.transaction() as session:
+        of_whom = select(ExpertRow.name, AnswerRow.derived_from).join(AnswerRow, AnswerRow.expert_id == ExpertRow.id)
+        derived = dict(session.execute(of_whom).all())
+    assert derived == {"newcomer": [], "key": ["answer"], "critic": [], "insider": ["answer"]}, "at second hand, too"
+    assert read(store, rollout).status == "open"
+
+
+def test_a_second_expert_that_may_see_nothing_is_not_asked(store: Store, world: World) -> None:
+    with store.transaction() as session:
+        world.expert(session, "key", kinds=SOLVES, verifier=False, metadata_keys=("answer",), granted=("answer",))
+        world.expert(session, "stranger", kinds=SOLVES, verifier=False, needs_answers=True)
+        [rollout] = world.drawn(session, world.task(session), size=1)
+    settle(store, ask(store)["key"], ConsultResult(solution="1"))
+    assert ask(store) == {}
+    assert read(store, rollout).status == "ready"
+
+
+def facts(store: Store) -> LessonFacts:
+    """The one lesson there is, as a trainer reads it."""
+    with store.transaction() as session:
+        [one] = lessons.load(session, session.scalars(select(LessonRow)).all())
+        return one
+
+
+def test_everybody_whose_words_a_second_expert_was_shown_is_named_with_its_registration(
+    store: Store, world: World
+) -> None:
+    with store.transaction() as session:
+        critic = world.expert(session, "critic", kinds=(AnswerKind.FEEDBACK,), verifier=False)
+        teacher = world.expert(session, "teacher", kinds=SOLVES, verifier=False, needs_answers=True)
+        world.drawn(session, world.task(session), size=1)
+    settle(store, ask(store)["critic"], ConsultResult(feedback=Feedback(text="no")))
+    settle(store, ask(store)["teacher"], ConsultResult(solution="yes"))
+    said = {answer.expert: answer for answer in facts(store).answers}["teacher"]
+    assert [(one.expert_id, one.expert_version, one.shown_to) for one in said.speakers] == [
+        (teacher.id, "1", None),
+        (critic.id, "1", said.id),
+    ]
+    assert said.weight == 1
+    demote(store, "critic", "retired")
+    weights = {answer.expert: answer.weight for answer in facts(store).answers}
+    assert weights == {"critic": 0, "teacher": 0}, "what stands on words that no longer count does not count"
+
+
+@pytest.mark.parametrize("how", ["paused", "retired", "weight 0"])
+def test_a_verdict_that_no_longer_counts_trains_nothing(store: Store, world: World, how: str) -> None:
+    with store.transaction() as session:
+        world.expert(session, "judge")
+        world.expert(session, "critic", kinds=(AnswerKind.FEEDBACK,), verifier=False)
+        world.drawn(session, world.task(session), size=1)
+    asked = ask(store)
+    settle(store, asked["judge"], ConsultResult(score=1.0))
+    settle(store, asked["critic"], ConsultResult(feedback=Feedback(text="no")))
+    assert facts(store).score == 1.0
+    demote(store, "judge", how)
+    assert facts(store).score is None
+    if how == "paused":
+        with store.transaction() as session:
+            session.execute(update(ExpertRow).where(ExpertRow.name == "judge").values(status="active"))
+        assert facts(store).score == 1.0, "it counts again with its expert"
+
+
+@pytest.mark.parametrize("how", WITHOUT_WEIGHT)
+def test_the_human_queue_is_not_ordered_by_scores_without_weight(store: Store, world: World, how: str) -> None:
+    with store.transaction() as session:
+        world.expert(session, "first")
+        world.expert(session, "second")
+        world.expert(session, "newcomer", status="probation")
+        [rollout] = world.drawn(session, world.task(session), size=1)
+    asked = ask(store)
+    settle(store, asked["first"], ConsultResult(score=0.25))
+    settle(store, asked["newcomer"], ConsultResult(score=1.0))
+    demote(store, "newcomer", how)
+    settle(store, asked["second"], ConsultResult(score=0.5))
+    with store.transaction() as session:
+        assert session.scalar(select(ranking.read_disagreement(rollout.id))) == 0.25
+        assert {o.expert for o in ranking.read_opinions(session, rollout.id) if o.counted} == {"first", "second"}
+
+
+def test_an_expert_of_the_name_human_is_not_people(store: Store, world: World) -> None:
+    with store.transaction() as session:
+        row = world.expert(session, "human")
+        row.own = None
+        [rollout] = world.drawn(session, world.task(session), size=1)
+        with pytest.raises(corrections.NoHumanExpert):
+            corrections.ask_for(session, rollout.id)
+    settle(store, ask(store)["human"], ConsultResult(score=0.5))
+    with store.transaction() as session:
+        assert [said.expert for said in ranking.read_opinions(session, rollout.id)] == ["human"]
+
+
+def test_an_expert_that_has_become_another_goes_back_to_probation_and_the_trail_says_so(
+    store: Store, world: World
+) -> None:
+    with store.transaction() as session:
+        judge = world.expert(session, "judge")
+        described = Descriptor.model_validate(judge.descriptor)
+    with store.transaction() as session:
+        [look] = experts.take_unseen(session, 8)
+        assert (look.expert_id, look.descriptor) == (judge.id, described)
+        assert experts.take_unseen(session, 8) == []
+        assert not experts.note_changed(session, judge.id, described)
+        assert experts.note_changed(session, judge.id, described.model_copy(update={"domains": ["code/*"]}))
+    with store.transaction() as session:
+        row = experts.get(session, judge.id)
+        assert (row.status, "register it again" in (row.reason or "")) == ("probation", True)
+        assert session.scalars(select(AuditRow.action)).all() == ["experts.changed"]

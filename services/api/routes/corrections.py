@@ -7,7 +7,7 @@ from uuid import UUID
 from fastapi import Query
 from sqlalchemy.orm import Session
 
-from services.api.auth import CallerDep, Right, needs
+from services.api.auth import Caller, CallerDep, Right, needs
 from services.api.deps import PagingDep, SettingsDep, StoreDep
 from services.api.once import OnceDep
 from services.api.routes.common import build_router, problems
@@ -70,14 +70,14 @@ def claim_correction(caller: CallerDep, store: StoreDep, settings: SettingsDep, 
     """
     with store.transaction() as session:
         lineage = lineages.get(session, settings.lineage)
-        return once(session, lambda: _claim(session, lineage.id, caller.id))
+        return once(session, lambda: _claim(session, lineage.id, caller))
 
 
-def _claim(session: Session, lineage_id: UUID, person_id: UUID) -> CorrectionItem:
-    row = corrections.claim(session, lineage_id, person_id)
+def _claim(session: Session, lineage_id: UUID, caller: Caller) -> CorrectionItem:
+    row = corrections.claim(session, lineage_id, caller.id)
     if row is None:
         raise NothingToCorrect("there is nothing to correct at the moment")
-    return desk.item(session, row, person_id)
+    return desk.item(session, row, caller.id, caller.rights)
 
 
 @router.post(
@@ -93,7 +93,9 @@ def claim_one_correction(correction_id: UUID, caller: CallerDep, store: StoreDep
     with store.transaction() as session:
         return once(
             session,
-            lambda: desk.item(session, corrections.claim_one(session, correction_id, caller.id), caller.id),
+            lambda: desk.item(
+                session, corrections.claim_one(session, correction_id, caller.id), caller.id, caller.rights
+            ),
         )
 
 
@@ -211,7 +213,10 @@ def undo_correction(correction_id: UUID, caller: CallerDep, store: StoreDep, onc
     Errors: CorrectionNotFound (404), NotYours, TooLateToUndo naming the update that has it, NotWaiting (409).
     """
     with store.transaction() as session:
-        return once(session, lambda: desk.item(session, undo.take_back(session, correction_id, caller.id), caller.id))
+        return once(
+            session,
+            lambda: desk.item(session, undo.take_back(session, correction_id, caller.id), caller.id, caller.rights),
+        )
 
 
 @router.get("/corrections", dependencies=[needs(Right.READ)], responses=problems(422))

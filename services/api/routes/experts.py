@@ -1,6 +1,7 @@
 """Experts: services registered by URL, their conformance, and whether they are asked and trained on."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Annotated
 from uuid import UUID
 
@@ -10,15 +11,16 @@ from sqlalchemy.orm import Session
 
 from services.api.auth import Right, needs
 from services.api.deps import PagingDep, SettingsDep, StoreDep
-from services.api.once import OnceDep
+from services.api.once import Once, OnceDep
 from services.api.routes.common import build_router, problems
 from services.contracts.base import Contract, Page
-from services.contracts.experts import ConformanceReport, Expert, ExpertCreate, ExpertStatus
+from services.contracts.experts import ConformanceReport, Expert, ExpertCreate, ExpertStatus, OwnKind
 from services.experts import conformance
 from services.experts.client import ExpertClient
 from services.jobs import dispatch
 from services.settings import Settings
 from services.store import browse, experts, lineages
+from services.store.store import Store
 
 router = build_router("experts")
 
@@ -38,26 +40,72 @@ def register_expert(body: ExpertCreate, store: StoreDep, settings: SettingsDep, 
     """Register an expert by its URL: its descriptor is read, the conformance suite runs, its report is stored.
 
     It starts on probation (consulted, but its answers train nothing), or `active` when it is `trusted` and every
-    check held. The same service again gets a new report; a changed version takes the old one's place, which retires.
+    check held. An expert is known by its endpoint: the same one again gets a new report and settings; where its
+    descriptor has changed, a new version takes the old one's place, which retires. What a service calls itself gives
+    it nothing: the name of another live expert is refused.
 
     Errors: NotAnExpert for an address that is not allowed, does not answer, redirects or answers HTML or anything else
-    but a descriptor, SecretUnusable (422); ExpertNameTaken (409).
+    but a descriptor, SecretUnusable (422); ExpertNameTaken, EndpointTaken (409).
     """
+    return _check_and(experts.register, body, store, settings, once)
+
+
+@router.post(
+    "/experts/{expert_id}/move",
+    dependencies=[needs(Right.OPERATE)],
+    responses=problems(404, 409, 413, 415, 422),
+)
+def move_expert(expert_id: UUID, body: ExpertCreate, store: StoreDep, settings: SettingsDep, once: OnceDep) -> Expert:
+    """Register an expert at another address, with new settings. It goes through probation there, unless `trusted`.
+
+    Errors: ExpertNotFound (404), NotAnExpert, SecretUnusable (422), ExpertRetired, ExpertNameTaken, EndpointTaken
+    (409).
+    """
+    with store.transaction() as session:
+        experts.get(session, expert_id)
+    return _check_and(
+        lambda session, lineage_id, *said: experts.move(session, lineage_id, expert_id, *said),
+        body,
+        store,
+        settings,
+        once,
+    )
+
+
+@router.post("/experts/own/{kind}", dependencies=[needs(Right.ADMINISTER)], responses=problems(409, 413, 415, 422))
+def install_expert(kind: OwnKind, body: ExpertCreate, store: StoreDep, settings: SettingsDep, once: OnceDep) -> Expert:
+    """Register one of Preceptor's own experts where its process listens now: what `preceptor up` and `init` do.
+
+    Errors: NotAnExpert, SecretUnusable (422), EndpointTaken (409).
+    """
+    return _check_and(
+        lambda session, lineage_id, *said: experts.install(session, lineage_id, kind, *said),
+        body,
+        store,
+        settings,
+        once,
+    )
+
+
+def _check_and(
+    register: Callable[[Session, UUID, ExpertCreate, ConformanceReport], experts.Registration],
+    body: ExpertCreate,
+    store: Store,
+    settings: Settings,
+    once: Once,
+) -> Expert:
+    """Run the conformance suite, then write down what it found."""
     with store.transaction() as session:
         once.check(session)
         lineage_id = lineages.get(session, settings.lineage).id
     report = asyncio.run(_check(str(body.endpoint).rstrip("/"), body.signing_secret, settings))
     with store.transaction() as session:
-        return once(session, lambda: _register(session, lineage_id, body, report))
+        return once(session, lambda: experts.view(register(session, lineage_id, body, report).expert))
 
 
 async def _check(endpoint: str, secret: str | None, settings: Settings) -> ConformanceReport:
     async with ExpertClient(settings.allowed_expert_networks) as client:
         return await conformance.check(endpoint, secret, client)
-
-
-def _register(session: Session, lineage_id: UUID, body: ExpertCreate, report: ConformanceReport) -> Expert:
-    return experts.view(experts.register(session, lineage_id, body, report).expert)
 
 
 @router.get("/experts", dependencies=[needs(Right.READ)], responses=problems(422))

@@ -8,7 +8,7 @@ from fastapi import Query, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials
 from pydantic import BaseModel
 
-from services.api.auth import BearerDep, Right, needs
+from services.api.auth import BearerDep, CallerDep, Right, needs
 from services.api.deps import PagingDep, SettingsDep, StoreDep
 from services.api.ingest import IngestDep, Row, Sender
 from services.api.limits import ContractRoute
@@ -141,10 +141,11 @@ def list_rollouts(
 
 
 @router.get("/rollouts/{rollout_id}", dependencies=[needs(Right.READ)], responses=problems(404))
-def get_rollout(rollout_id: UUID, store: StoreDep) -> RolloutDetail:
-    """One rollout with its tokens. Errors: RolloutNotFound (404)."""
+def get_rollout(rollout_id: UUID, caller: CallerDep, store: StoreDep) -> RolloutDetail:
+    """One rollout with its tokens. Owners and operators see the prompt of a probe that was shown the reference; for
+    others it is null. Errors: RolloutNotFound (404)."""
     with store.transaction() as session:
-        return RolloutDetail.model_validate(rollouts.get(session, rollout_id))
+        return rollouts.detail(session, rollouts.get(session, rollout_id), caller.rights)
 
 
 @router.get("/rollouts/{rollout_id}/consultations", dependencies=[needs(Right.READ)], responses=problems(404, 422))
@@ -164,8 +165,12 @@ def list_consultations_of_rollout(rollout_id: UUID, store: StoreDep, paging: Pag
 
 
 @router.get("/rollouts/{rollout_id}/answers", dependencies=[needs(Right.READ)], responses=problems(404, 422))
-def list_answers_of_rollout(rollout_id: UUID, store: StoreDep, paging: PagingDep) -> Page[Answer]:
-    """What experts said about a rollout, newest first. Errors: RolloutNotFound (404), BadCursor (422)."""
+def list_answers_of_rollout(rollout_id: UUID, caller: CallerDep, store: StoreDep, paging: PagingDep) -> Page[Answer]:
+    """What experts said about a rollout, newest first. Owners and operators see all of it; for others `feedback`,
+    `solution` and `evidence` of an expert that was given metadata of the task are null, for they may quote it.
+
+    Errors: RolloutNotFound (404), BadCursor (422).
+    """
     with store.transaction() as session:
         rollout = rollouts.get(session, rollout_id)
-        return browse.list_answers(session, rollout.id, cursor=paging.cursor, limit=paging.limit)
+        return browse.list_answers(session, rollout.id, caller.rights, cursor=paging.cursor, limit=paging.limit)

@@ -334,7 +334,7 @@ class Bench:
 
 def _read_bench(session: Session, row: CorrectionRow, visitor: Visitor) -> Bench:
     return Bench(
-        desk.item(session, row, visitor.id),
+        desk.item(session, row, visitor.id, visitor.caller.rights),
         session.get_one(RolloutRow, row.rollout_id).token_ids,
         desk.count_left(session, row.lineage_id, visitor.id),
         desk.last_decided(session, row.lineage_id, visitor.id),

@@ -68,6 +68,7 @@ def show_rollout(
     """One rollout; of a long one the tokens from `start` on. Errors: RolloutNotFound (404)."""
     with store.transaction() as session:
         row = rollouts.get(session, rollout_id)
-        story = rollout_story.read(session, row)
-        heat = heat_map.read(session, row, start // MAX_TOKENS * MAX_TOKENS)
+        rights = visitor.caller.rights
+        story = rollout_story.read(session, row, rights)
+        heat = heat_map.read(session, row, start // MAX_TOKENS * MAX_TOKENS, rights=rights)
     return page(visitor, "rollouts/one.html", story=story, heat=heat, page_size=MAX_TOKENS, hottest=HOTTEST)

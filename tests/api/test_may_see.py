@@ -1,0 +1,82 @@
+"""What callers without the right to a task's metadata see of what experts made of it."""
+
+from collections.abc import Callable
+from uuid import UUID
+
+import pytest
+from sqlalchemy import select
+
+from services.contracts.answers import AnswerKind, Feedback
+from services.contracts.experts import ConsultResult
+from services.contracts.persons import Role
+from services.contracts.rollouts import Purpose
+from services.store import consultations
+from services.store.models import ConsultationRow, GroupRow
+from services.store.store import Store
+from tests.api.conftest import Api, items, made
+from tests.store.conftest import World
+
+pytestmark = pytest.mark.integration
+
+QUOTED = "the hidden case returned 41"
+
+
+@pytest.fixture
+def judged(store: Store, world: World) -> UUID:
+    """A rollout that a judge with a grant and a critic without one have said something about."""
+    with store.transaction() as session:
+        world.expert(session, "judge", metadata_keys=("answer",), granted=("answer",))
+        world.expert(session, "critic", kinds=(AnswerKind.FEEDBACK,), verifier=False)
+        world.expert(session, "human", kinds=(AnswerKind.SOLUTION,), verifier=False).group_fraction = 0
+        [rollout] = world.drawn(session, world.task(session), size=1)
+        ids = session.scalars(select(ConsultationRow.id)).all()
+        questions = consultations.claim(session, ids, lease_seconds=60)
+    for question in questions:
+        words = Feedback(text="too long")
+        said = ConsultResult(feedback=words)
+        if question.expert_name == "judge":
+            words = Feedback(text=QUOTED)
+            said = ConsultResult(score=0.0, feedback=words, solution=QUOTED, evidence={"got": QUOTED})
+        with store.transaction() as session:
+            consultations.settle(session, question, said)
+    return rollout.id
+
+
+@pytest.mark.parametrize("role", [Role.ANNOTATOR, Role.SERVICE])
+def test_words_that_may_quote_metadata_are_null_for_who_may_not_read_metadata(
+    api: Api, someone: Callable[[str, Role], Api], judged: UUID, role: Role
+) -> None:
+    path = f"/v1/rollouts/{judged}/answers"
+    assert QUOTED in str(items(api.get(path)))
+    assert QUOTED in str(items(someone("olga", Role.OPERATOR).get(path)))
+    critic, judge = items(someone("sam", role).get(path))
+    assert (judge["feedback"], judge["solution"], judge["evidence"], judge["score"]) == (None, None, None, 0)
+    assert "too long" in str(critic["feedback"])
+
+
+def test_an_owners_key_that_is_narrowed_to_reading_does_not_read_them(api: Api, judged: UUID) -> None:
+    key = made(api.post("/v1/keys", {"name": "ci", "scopes": ["read"]}))["api_key"]
+    assert QUOTED not in str(items(Api(api.http, str(key)).get(f"/v1/rollouts/{judged}/answers")))
+
+
+def test_an_annotators_item_has_no_words_that_may_quote_metadata(
+    api: Api, someone: Callable[[str, Role], Api], judged: UUID
+) -> None:
+    item = made(api.post("/v1/corrections", {"rollout_id": str(judged)}))["id"]
+    assert QUOTED in str(made(api.post(f"/v1/corrections/{item}/claim"))["opinions"])
+    made(api.post(f"/v1/corrections/{item}/release"))
+    opinions = made(someone("ann", Role.ANNOTATOR).post(f"/v1/corrections/{item}/claim"))["opinions"]
+    assert QUOTED not in str(opinions)
+    assert "too long" in str(opinions)
+
+
+def test_the_prompt_of_a_probe_that_was_shown_the_reference_is_for_who_may_read_it(
+    api: Api, someone: Callable[[str, Role], Api], store: Store, world: World
+) -> None:
+    with store.transaction() as session:
+        [plain] = world.drawn(session, world.task(session), size=1, purpose=Purpose.PROBE)
+        [shown] = world.drawn(session, world.task(session), size=1, purpose=Purpose.PROBE)
+        session.get_one(GroupRow, shown.group_id).sampling = {"shown_solution": "1"}
+    reader = someone("sam", Role.SERVICE)
+    for caller, rollout, prompt in ((api, shown, [7]), (reader, plain, [7]), (reader, shown, None)):
+        assert made(caller.get(f"/v1/rollouts/{rollout.id}"))["prompt_token_ids"] == prompt
