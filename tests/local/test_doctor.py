@@ -306,7 +306,16 @@ def test_each_expert_is_asked_for_its_version(
 )
 def test_the_sandboxs_isolation_is_judged(up: Installation, level: str, verdict: Verdict) -> None:
     sandbox = FastAPI()
-    health = {"status": "ok", "level": level, "python_version": "3.11", "slots": 2, "running": 0, "queue": 0}
+    health = {
+        "status": "ok",
+        "level": level,
+        "protects": [],
+        "leaves_open": [],
+        "python_version": "3.11",
+        "slots": 2,
+        "running": 0,
+        "queue": 0,
+    }
     health |= {"queue_limit": 1, "languages": {}, "zygotes_replaced": 0, "runs_retried": 0}
 
     @sandbox.get("/healthz")
