@@ -28,8 +28,10 @@ MOST_LOCKS: Final = 4096
 """Of one run. No cgroup is charged for them, whatever counts its other memory."""
 _READ_BYTES: Final = 1 << 20
 """Of one file of /proc. One that is longer is taken for as long as it can be."""
-_COST_FACTOR: Final = 9
-"""Looking at what the kernel keeps takes at most a tenth of the time."""
+_WATCHES_BYTES: Final = 64 << 10
+"""Of what an epoll watches; a program that opens each file once does not fill a half of it."""
+_COST_FACTOR: Final = 3
+"""Looking at what the kernel keeps takes at most a quarter of the time."""
 
 
 class Ledger:
@@ -48,7 +50,7 @@ class Ledger:
         statuses = [self._read(f"{pid}/status") for pid in pids]
         own = sum(_kilobytes(each, b"RssAnon:", b"RssShmem:") for each in statuses) * 1024
         tables = sum(_kilobytes(each, b"VmPTE:") for each in statuses) * 1024
-        kernel_bytes = tables + self._look_at_kernel(pids)
+        kernel_bytes = tables + self._look_at_kernel(pids, enough_bytes)
         if own + kernel_bytes > enough_bytes and len(pids) > 1:
             own = sum(map(self._share, pids, statuses)) * 1024
         return own + kernel_bytes
@@ -67,49 +69,53 @@ class Ledger:
         share = _kilobytes(self._read(f"{pid}/smaps_rollup"), b"Pss_Anon:", b"Pss_Shmem:")
         return share or _kilobytes(status, b"RssAnon:", b"RssShmem:")
 
-    def _look_at_kernel(self, pids: list[str]) -> int:
-        """Bytes that the kernel keeps for them, page tables aside; from the last look when that was dear."""
+    def _look_at_kernel(self, pids: list[str], enough_bytes: int) -> int:
+        """Bytes that the kernel keeps for them, page tables aside; from the last look when that was dear. It looks no
+        further when it has found enough."""
         started = time.monotonic()
         if started >= self._next_look:
-            of_mapping = _MAPPING_BYTES + _ANCESTOR_BYTES * self._num_processes
-            num_mappings = sum(max(0, self._num_mappings(pid) - _FREE_MAPPINGS) for pid in pids)
-            self._kernel_bytes = num_mappings * of_mapping + self._bytes_of_files(pids)
+            self._kernel_bytes = 0
+            kept: set[str] = set()
+            for pid in pids:
+                self._kernel_bytes += self._bytes_of_mappings(pid) + self._bytes_of_files(pid, kept)
+                if self._kernel_bytes > enough_bytes:
+                    break
             now = time.monotonic()
             self._next_look = now + _COST_FACTOR * (now - started)
         return self._kernel_bytes
 
-    def _num_mappings(self, pid: str) -> int:
+    def _bytes_of_mappings(self, pid: str) -> int:
         maps = self._read(f"{pid}/maps", _READ_BYTES)
-        return _MOST_MAPPINGS if len(maps) >= _READ_BYTES else maps.count(b"\n")
+        num_mappings = _MOST_MAPPINGS if len(maps) >= _READ_BYTES else maps.count(b"\n")
+        return max(0, num_mappings - _FREE_MAPPINGS) * (_MAPPING_BYTES + _ANCESTOR_BYTES * self._num_processes)
 
-    def _bytes_of_files(self, pids: list[str]) -> int:
-        """What is behind their open files: pipes and sockets, each once, and the watches of epolls."""
-        kept: set[str] = set()
+    def _bytes_of_files(self, pid: str, kept: set[str]) -> int:
+        """What is behind a process's open files: pipes and sockets, but for those that are in `kept` already, and the
+        watches of epolls."""
+        try:
+            folder = os.open(f"{pid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._proc)
+        except PermissionError:  # it hides itself, or has ended and waits to be buried
+            return _MOST_FILES * _SOCKET_BYTES if b"VmPTE:" in self._read(f"{pid}/status") else 0
+        except OSError:
+            return 0
         num_bytes = 0
-        for pid in pids:
-            try:
-                folder = os.open(f"{pid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._proc)
-            except FileNotFoundError:
-                continue
-            except PermissionError:  # it hides itself
-                num_bytes += _MOST_FILES * _SOCKET_BYTES
-                continue
-            try:
-                for number in os.listdir(folder):
-                    target = _read_link(number, folder)
-                    if target.startswith(("pipe:", "socket:")):
-                        kept.add(target)
-                    elif target == "anon_inode:[eventpoll]":
-                        num_bytes += self._num_watches(pid, number) * _WATCH_BYTES
-            except OSError:  # it has just ended
-                continue
-            finally:
-                os.close(folder)
-        return num_bytes + sum(_PIPE_BYTES if each.startswith("pipe:") else _SOCKET_BYTES for each in kept)
+        try:
+            for number in os.listdir(folder):
+                target = _read_link(number, folder)
+                if target == "anon_inode:[eventpoll]":
+                    num_bytes += self._num_watches(pid, number) * _WATCH_BYTES
+                elif target.startswith(("pipe:", "socket:")) and target not in kept:
+                    kept.add(target)
+                    num_bytes += _PIPE_BYTES if target.startswith("pipe:") else _SOCKET_BYTES
+        except OSError:  # it has just ended
+            pass
+        finally:
+            os.close(folder)
+        return num_bytes
 
     def _num_watches(self, pid: str, number: str) -> int:
-        watches = self._read(f"{pid}/fdinfo/{number}", _READ_BYTES)
-        return _MOST_FILES * _MOST_FILES if len(watches) >= _READ_BYTES else watches.count(b"tfd:")
+        watches = self._read(f"{pid}/fdinfo/{number}", _WATCHES_BYTES)
+        return _MOST_FILES * _MOST_FILES if len(watches) >= _WATCHES_BYTES else watches.count(b"tfd:")
 
     def _read(self, path: str, num_bytes: int = 8192) -> bytes:
         """The beginning of a file of /proc, or nothing when its process has just ended or hides it."""

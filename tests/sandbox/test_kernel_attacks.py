@@ -335,6 +335,18 @@ def test_what_programs_of_tasks_do_goes_on_working(server: SandboxServer) -> Non
     assert (result.status, result.stdout.splitlines()) == (Status.OK, expected), result
 
 
+def test_children_that_nobody_has_buried_yet_hold_no_memory(server: SandboxServer) -> None:
+    code = """
+    for _ in range(10):
+        if os.fork() == 0: os._exit(0)
+    time.sleep(1)
+    print("done")
+    """
+    result = run(server, textwrap.dedent(code), SMALL)
+    assert (result.status, result.stdout) == (Status.OK, "done\n"), result
+    assert result.peak_memory_bytes < 60 << 20
+
+
 def test_numpy_computes_within_its_address_space(server: SandboxServer) -> None:
     code = """
     import numpy as np
