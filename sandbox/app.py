@@ -30,6 +30,7 @@ from sandbox.contract import (
 )
 from sandbox.errors import IsolationRefused, SandboxError, SandboxStopping
 from sandbox.fusion import RunCodeRequest, RunCodeResponse, translate_request, translate_result
+from sandbox.json_bounds import JsonBounds, TooMuchJson
 from sandbox.levels import LEAVES_OPEN, PROTECTS
 from sandbox.logs import LogRequests
 from sandbox.metrics import PATH as METRICS_PATH
@@ -240,7 +241,8 @@ async def _answer_gone(_: Request, __: Exception) -> Response:
 
 class _Gate:
     """Stands before everything else: refuses a caller without the key before anything of the body is received, and a
-    body above MAX_BODY_BYTES, by its announced length or when it has grown past it. Whom it refuses it hangs up on.
+    body above MAX_BODY_BYTES, by its announced length or when it has grown past it, or one of too many values. Whom it
+    refuses it hangs up on.
 
     /metrics alone is open to this machine without the key, and has a key of its own, which opens nothing else."""
 
@@ -308,15 +310,21 @@ def _write_key(key: str) -> tuple[bytes, ...]:
 
 
 def _bounded(receive: Receive) -> Receive:
-    """Receives a request whose body is not too large. Of all exceptions FastAPI lets HTTPException through."""
-    num_bytes = 0
+    """Receives a request whose body is not too large, and holds no more values than are parsed. Of all exceptions
+    FastAPI lets HTTPException through."""
+    num_bytes, bounds = 0, JsonBounds()
 
     async def receive_bounded() -> Message:
         nonlocal num_bytes
         message = await receive()
-        num_bytes += len(message.get("body", b""))
+        piece = message.get("body", b"")
+        num_bytes += len(piece)
         if num_bytes > MAX_BODY_BYTES:
             raise HTTPException(413, _TOO_LARGE, _HANG_UP)
+        try:
+            bounds.take(piece)
+        except TooMuchJson as error:
+            raise HTTPException(413, str(error), _HANG_UP) from None
         return message
 
     return receive_bounded

@@ -6,6 +6,7 @@ own, tracebacks that begin at the code, exit codes and atexit as usual. Another 
 Only the standard library.
 """
 
+import _imp
 import atexit
 import contextlib
 import gc
@@ -94,8 +95,7 @@ def _set_up(control: socket.socket, proc: int, order: Order, descriptors: tuple[
         isolation.enter_box()
     files = unpack_payload(_read_whole(payload))
     isolation.write_files(files, executable=order.main_file if order.argv else "")
-    # what came with the code is found first when it is imported, as from a script's folder
-    _forget(path.partition("/")[0].removesuffix(".py") for path in files)
+    _forget(_find_shadowed(files))
     sys.path_importer_cache.pop(isolation.BOX, None)
     if order.wants_box:
         box = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -109,6 +109,17 @@ def _set_up(control: socket.socket, proc: int, order: Order, descriptors: tuple[
         kernel.forget_capabilities()
     kernel.install_filter(_filter)
     return files[order.main_file]
+
+
+def _find_shadowed(files: Iterable[str]) -> list[str]:
+    """Modules in whose place the run's own files are found when they are imported, as from a script's folder: not
+    those that every interpreter has from its start, nor any by a file with a dot in its name, which no import finds."""
+    names = {path.partition("/")[0].removesuffix(".py") for path in files}
+    own = {name for name in names if name not in _FROM_THE_START and not _imp.is_frozen(name)}
+    return [name for name in sys.modules if name.partition(".")[0] in own]
+
+
+_FROM_THE_START: Final = frozenset({*sys.builtin_module_names, "__main__", "encodings"})
 
 
 def _read_whole(descriptor: int) -> bytes:
@@ -138,7 +149,9 @@ def _become_interpreter(terms: Terms) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     gc.enable()  # `random` has a new seed: it sees to that itself after a fork
     if terms.flavour == Flavour.NUMPY:
-        sys.modules["numpy.random"].seed()
+        numpy_random = sys.modules.get("numpy.random")
+        if numpy_random is not None:  # else the code has a numpy of its own
+            numpy_random.seed()
     for number, errors in enumerate(("surrogateescape", "surrogateescape", "backslashreplace")):
         name = ("stdin", "stdout", "stderr")[number]
         stream = _open_stream(number, f"<{name}>", errors)

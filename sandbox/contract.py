@@ -32,6 +32,10 @@ MAX_BATCH_OUTPUT_BYTES = 16 << 20
 """Of all runs of a batch together, both outputs of each: an answer is built whole in memory."""
 MAX_BATCH_COLLECTED_BYTES = 16 << 20
 """Of all files collected from the runs of a batch; each run that collects has an equal part, at most MAX_FILE_BYTES."""
+MAX_UNKNOWN_FIELDS = 16
+"""Each is told of; an object with more of them is refused as a whole."""
+MAX_VALUE_DEPTH = 99
+"""Of arrays and objects within each other, in what a call is given and has to return."""
 MAX_TESTS = 256
 MAX_PROGRAM_TESTS = 2048
 """Found in one program of tests."""
@@ -132,14 +136,30 @@ def _check_path(path: str) -> str:
     return path
 
 
+def _check_number_of_files(files: object) -> object:
+    if isinstance(files, dict) and len(files) > MAX_FILES:
+        raise ValueError(f"{len(files)} files, of at most {MAX_FILES}")
+    return files
+
+
 FileBytes = Annotated[bytes, BeforeValidator(_decode_base64), PlainSerializer(_encode_base64, str, when_used="json")]
 """Raw bytes in Python, standard base64 in JSON."""
 BoxPath = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_check_path)]
 """A path below the run's folder."""
+FewFiles = BeforeValidator(_check_number_of_files)
+"""Before each of them is looked at: of a million wrong ones a million errors would be made."""
 
 
 class Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_number_of_fields(cls, value: object) -> object:
+        """Of a million unknown fields a million errors would be made."""
+        if isinstance(value, dict) and len(value) > len(cls.model_fields) + MAX_UNKNOWN_FIELDS:
+            raise ValueError(f"{len(value)} fields, of at most {len(cls.model_fields)}")
+        return value
 
 
 class Limits(Frozen):
@@ -162,7 +182,7 @@ class RunRequest(Frozen):
     code: str = Field(max_length=MAX_CODE_CHARS)
     language: Language = Language.PYTHON
     stdin: str = Field("", max_length=MAX_STDIN_CHARS)
-    files: dict[BoxPath, FileBytes] = Field(default_factory=dict, max_length=MAX_FILES)
+    files: Annotated[dict[BoxPath, FileBytes], FewFiles] = Field(default_factory=dict, max_length=MAX_FILES)
     limits: Limits = Limits()
     collect: tuple[BoxPath, ...] = Field((), max_length=MAX_FILES)
     """Paths of regular files to return after the run."""
@@ -243,12 +263,14 @@ class Verdict(StrEnum):
     """The solution, or the test, raised an exception; or the solution's process ended."""
     TIMEOUT = "timeout"
     MEMORY = "memory"
+    SKIPPED = "skipped"
+    """The tests say themselves that it is not to be run here, as unittest's `skip` does; it counts neither way."""
     NOT_RUN = "not_run"
     """There was no time left for it, or the solution did not come to it again after an earlier test had ended it."""
 
 
 class ProgramTests(Frozen):
-    """Python that tests a Python solution: functions `test_*`, unittest or `Test*` classes, a function
+    """Python that tests a Python solution: functions `test_*`, what unittest finds, `Test*` classes, a function
     `check(candidate)` with an entry point, or else each assertion, call, or loop with an assertion at top level.
 
     A test that ends the solution's process, or is not answered in time, costs only itself: the next one gets a new
@@ -268,12 +290,27 @@ class ProgramTests(Frozen):
     """Run solution and tests in one process. A solution could then read its tests and fake the verdict."""
 
 
+def _check_depth(value: JsonValue) -> JsonValue:
+    depth, level = 0, [value]
+    while level := [each for each in level if isinstance(each, list | dict)]:
+        depth += 1
+        if depth > MAX_VALUE_DEPTH:
+            raise ValueError(f"nested more than {MAX_VALUE_DEPTH} deep")
+        level = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each)]
+    return value
+
+
+CallValue = Annotated[JsonValue, AfterValidator(_check_depth)]
+"""Up to MAX_VALUE_DEPTH deep. All that one call is given, and what it returns, can each be sent between two processes
+up to 16 MiB of JSON, and 2^19 arrays and objects, of which tuples, dicts and sets count twice."""
+
+
 class CallTest(Frozen):
     function: str = Field(min_length=1, max_length=200)
     """Its name; `Class.method` is called on a new object of the class."""
-    args: tuple[JsonValue, ...] = ()
-    kwargs: dict[str, JsonValue] = {}
-    expected: JsonValue
+    args: tuple[CallValue, ...] = ()
+    kwargs: dict[str, CallValue] = {}
+    expected: CallValue
     """Compared as data: floats to a relative 1e-6 (1e-12 near zero), integers exactly, tuples as lists."""
 
 
@@ -345,7 +382,7 @@ class JudgeResult(Frozen):
     they had an answer of it (`tests_failed_to_load`)."""
     reason: str
     passed: bool
-    """Whether there were tests and all of them passed."""
+    """Whether a test passed, and every other one passed or was skipped."""
     tests: tuple[TestVerdict, ...]
     mode: JudgeMode
     stdout: str

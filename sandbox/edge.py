@@ -20,6 +20,8 @@ MAX_HEAD_BYTES: Final = 32 << 10
 MAX_HEADERS: Final = 100
 MAX_FRAMING_BYTES: Final = 1 << 20
 """Of a body's chunk sizes, chunk extensions and trailers together. Trailers are dropped."""
+MAX_BODIES_BYTES: Final = 256 << 20
+"""Of the bodies of all requests of a server that are not answered yet; above it 503."""
 MAX_SENT_AHEAD: Final = 8
 """Requests on one connection that wait for the answer to an earlier one."""
 HEAD_SECONDS: Final = 10.0
@@ -38,6 +40,7 @@ SPARE_CONNECTIONS: Final = 50
 LOOK_SECONDS: Final = 2.0
 LINGER_SECONDS: Final = 1.0
 """How long what a refused caller still sends is thrown away: closed at once, it would not see why."""
+_BETWEEN_COUNTS: Final = 1 << 20
 _SLICE_BYTES: Final = 16 << 10
 """Parsed at once, so that no bound is passed by more."""
 
@@ -57,6 +60,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._refusal: tuple[int, str] | None = None
         self._head_deadline: float | None = now + HEAD_SECONDS
         self._body_deadline = now
+        self.num_body_bytes = 0
         self._num_unsent = 0
         self._has_drained = False
         self._stuck_since = now
@@ -107,7 +111,20 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._num_overhead -= len(body)
+        if self._owes_answer:
+            self.num_body_bytes += len(body)
+            if self.num_body_bytes % _BETWEEN_COUNTS < len(body):
+                self._count_bodies()
         super().on_body(body)
+
+    def _count_bodies(self) -> None:
+        others = (each for each in self.connections if isinstance(each, BoundedProtocol))
+        if sum(each.num_body_bytes for each in others) > MAX_BODIES_BYTES:
+            self._stop(503, "the bodies of other requests take all the memory that there is for bodies")
+
+    def on_response_complete(self) -> None:
+        self.num_body_bytes = 0
+        super().on_response_complete()
 
     def on_message_complete(self) -> None:
         self._is_in_body = False

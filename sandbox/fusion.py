@@ -6,11 +6,21 @@ without isolation; no file leaves or enters the run's folder; times are at most 
 """
 
 from enum import StrEnum
-from typing import Final
+from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sandbox.contract import BoxPath, FileBytes, Language, Limits, RunRequest, RunResult, Status
+from sandbox.contract import (
+    MAX_FILES,
+    BoxPath,
+    FewFiles,
+    FileBytes,
+    Language,
+    Limits,
+    RunRequest,
+    RunResult,
+    Status,
+)
 from sandbox.errors import LanguageUnavailable
 
 MAX_SECONDS: Final = 120.0
@@ -45,8 +55,8 @@ class RunCodeRequest(BaseModel):
     run_timeout: float = Field(10, gt=0, allow_inf_nan=False)
     memory_limit_MB: int = -1
     stdin: str | None = None
-    files: dict[str, FileBytes | None] = {}
-    fetch_files: tuple[str, ...] = ()
+    files: Annotated[dict[str, FileBytes | None], FewFiles] = Field({}, max_length=MAX_FILES)
+    fetch_files: tuple[str, ...] = Field((), max_length=MAX_FILES)
 
 
 class CommandResult(BaseModel):

@@ -15,12 +15,12 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Final, TypeAlias
 
+from sandbox.json_bounds import JsonBounds, TooMuchJson
+
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
 MAX_LINE_BYTES: Final = 16 << 20
 MAX_DEPTH: Final = 100
-MAX_CONTAINERS: Final = 1 << 19
-"""Of one message: what they take on the other side stays below the memory of any process of tests."""
 MAX_EXPONENT: Final = 4300
 """Of a Decimal, either way; as many digits as Python reads and writes of an integer. Numbers beyond it can be sent in a
 few bytes and take all time and memory once something is done with them."""
@@ -73,7 +73,7 @@ def encode(value: object, refer: Callable[[object], Json], depth: int = 0) -> Js
         number = int.__index__(value)
         return number if number.bit_length() < 64 else {"int": hex(number)}
     if isinstance(value, float):
-        return {"float": float.hex(value)}
+        return value if kind is float else float.fromhex(float.hex(value))
     if isinstance(value, str):
         return str.__str__(value)
     below = depth + 1
@@ -82,7 +82,7 @@ def encode(value: object, refer: Callable[[object], Json], depth: int = 0) -> Js
     if isinstance(value, tuple):
         return {"tuple": [encode(item, refer, below) for item in tuple.__iter__(value)]}
     if isinstance(value, dict):
-        return {"dict": [[encode(k, refer, below), encode(v, refer, below)] for k, v in dict.items(value)]}
+        return {"dict": [encode(part, refer, below) for pair in dict.items(value) for part in pair]}
     if isinstance(value, set):
         return {"set": [encode(item, refer, below) for item in set.__iter__(value)]}
     if isinstance(value, frozenset):
@@ -139,9 +139,8 @@ def _decode(content: Json, resolve: Callable[[Json], object], deadline: Deadline
             return items if tag == "set" else frozenset(items)
         if tag == "dict" and isinstance(inner, list):
             pairs: dict[object, object] = {}
-            for item in inner:
+            for key, value in zip(inner[::2], inner[1::2], strict=True):
                 _check(deadline)
-                key, value = item  # type: ignore[misc, str-unpack]
                 pairs[below(key)] = below(value)
             return pairs
         if tag in _TEXTS and isinstance(inner, str):
@@ -180,7 +179,6 @@ def _fraction(text: str) -> Fraction:
 _SEQUENCES: Final[dict[str, Callable[[list[object]], object]]] = {"tuple": tuple, "deque": deque}
 _TEXTS: Final[dict[str, Callable[[str], object]]] = {
     "int": lambda text: int(text, 16),
-    "float": float.fromhex,
     "bytes": bytes.fromhex,
     "bytearray": bytearray.fromhex,
     "Decimal": _decimal,
@@ -193,12 +191,20 @@ _TEXTS: Final[dict[str, Callable[[str], object]]] = {
 
 def pack_line(message: Json) -> bytes:
     """One message as it travels."""
-    return json.dumps(message).encode("ascii") + b"\n"
+    text = json.dumps(message, ensure_ascii=False, separators=(",", ":"))
+    return text.encode("utf-8", "surrogatepass") + b"\n"
 
 
 def is_too_large(line: bytes) -> bool:
-    """Whether the other end would refuse it."""
-    return len(line) > MAX_LINE_BYTES or line.count(b"[") + line.count(b"{") > MAX_CONTAINERS
+    """Whether the other end would refuse it, so that what its values take stays below the memory of a process of
+    tests."""
+    if len(line) > MAX_LINE_BYTES:
+        return True
+    try:
+        JsonBounds(max_values=MAX_LINE_BYTES).take(line)
+    except TooMuchJson:
+        return True
+    return False
 
 
 def write_line(descriptor: int, line: bytes, wait: Callable[[], None] | None = None) -> None:
@@ -248,7 +254,7 @@ class LineReader:
         if is_too_large(line):
             raise Broken("a message that is too large")
         try:
-            message = json.loads(line)
+            message = json.loads(line.decode("utf-8", "surrogatepass"))
         except (ValueError, RecursionError, MemoryError) as error:
             raise Broken(f"a message that is no JSON: {error}") from error
         if not isinstance(message, dict):

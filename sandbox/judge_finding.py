@@ -17,7 +17,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from sandbox.judge_codec import Json, shorten, show
 from sandbox.judge_remote import LoadError, Solution, SolutionModule, show_call
@@ -27,6 +27,8 @@ TESTS_FILE: Final = "tests.py"
 CALLS: Final = "calls"
 PROGRAM: Final = "program"
 _EQUAL, _TRUE = "__judge_equal__", "__judge_true__"
+_LOAD_TESTS: Final = "load_tests"
+"""With what unittest lets a module choose its tests."""
 RELATIVE_ERROR: Final = 1e-6
 ABSOLUTE_ERROR: Final = 1e-12
 """Left by sums of numbers that cancel out."""
@@ -34,6 +36,7 @@ ABSOLUTE_ERROR: Final = 1e-12
 
 _DEFINITIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 _Definition: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+_ExcInfo: TypeAlias = tuple[type[BaseException], BaseException, types.TracebackType | None]
 
 
 class Failed(AssertionError):
@@ -182,10 +185,12 @@ def _find_in_program(source: str, entry_point: str, solution: Solution | types.M
     has_check = bool(entry_point) and any(
         isinstance(node, ast.FunctionDef) and node.name == "check" for node in definitions
     )
-    if has_check or any(name.startswith(("test", "Test")) for name in named) or _has_unittest(definitions):
+    is_found = any(name.startswith(("test", "Test")) or name == _LOAD_TESTS for name in named)
+    if has_check or is_found or _has_unittest(definitions):
+        tree.body = [node for node in tree.body if not _is_main(node)]
         _execute(_Rewriter(_Texts(source)).visit(tree).body, names)
         check = [Test("check", lambda: _finish(names["check"](names["candidate"])))] if has_check else []
-        return check + _collect(named, names)
+        return check + _collect(named, module)
     names["__name__"] = "__main__"
     return _find_statements(tree, source, names)
 
@@ -233,6 +238,13 @@ def _has_unittest(definitions: Sequence[_Definition]) -> bool:
     )
 
 
+def _is_main(node: ast.stmt) -> bool:
+    """Whether it is `unittest.main()`, which would run the tests on its own and end the process."""
+    if not isinstance(node, ast.Expr) or not isinstance(node.value, ast.Call):
+        return False
+    return ast.unparse(node.value.func) == "unittest.main"
+
+
 def _free_names(module: symtable.SymbolTable) -> frozenset[str]:
     """The names the tests use, do not define anywhere for the whole module, and do not have from Python: the only ones
     the solution may fill without being asked for them by name."""
@@ -269,19 +281,20 @@ def _execute(statements: list[ast.stmt], names: dict[str, object]) -> None:
     exec(compile(ast.Module(statements, []), TESTS_FILE, "exec", dont_inherit=True), names)  # noqa: S102
 
 
-def _collect(named: list[str], names: dict[str, object]) -> list[Test]:
+def _collect(named: list[str], module: types.ModuleType) -> list[Test]:
+    names = module.__dict__
     tests: list[Test] = []
+    has_cases = _LOAD_TESTS in named
     for name in named:
         found = names.get(name)
         if isinstance(found, type) and hasattr(found, "assertEqual"):  # a unittest.TestCase
-            methods = [method for method in dir(found) if method.startswith("test")]
-            tests += [Test(f"{name}.{method}", _make_case(found, method)) for method in methods]
+            has_cases = True
         elif isinstance(found, type) and name.startswith("Test"):
             methods = [method for base in reversed(found.__mro__) for method in vars(base) if method.startswith("test")]
             tests += [Test(f"{name}.{method}", _make_method(found, method)) for method in dict.fromkeys(methods)]
         elif not isinstance(found, type) and callable(found) and name.startswith("test"):
             tests.append(Test(name, _make_function(found)))
-    return tests
+    return [*tests, *(_find_cases(module) if has_cases else ())]
 
 
 def _finish(returned: object) -> None:
@@ -300,18 +313,103 @@ def _make_function(found: Callable[[], object]) -> Callable[[], None]:
     return functools.update_wrapper(test, found)  # with the marks that unittest's decorators leave
 
 
-def _make_case(owner: type, method: str) -> Callable[[], None]:
-    """One test of a unittest.TestCase, with what its class sets up."""
+class _Outcome:
+    """What unittest tells of the case that it runs now. No class of its own: only tests that use unittest load it."""
+
+    failfast = shouldStop = False
+    _testRunEntered = True  # or each suite would tear classes and modules down at its end
+    _moduleSetUpFailed = False
+    _previousTestClass: type | None = None
+
+    def __init__(self) -> None:
+        self.begin()
+        self._fixture: BaseException | None = None
+
+    def begin(self) -> None:
+        self._is_passed = False
+        self._problem: BaseException | None = None
+        self._skip: BaseException | None = None
+
+    def raise_problem(self) -> None:
+        """Raise what went wrong, or SkipTest. A case of which nothing was told stands below a failed set-up."""
+        if self._problem is not None:
+            raise self._problem
+        if not self._is_passed:
+            raise self._skip or self._fixture or Failed("unittest did not run it")
+
+    def keep_fixture(self) -> None:
+        """Remember what the set-up of a class or module met, for the cases below it that are then not run."""
+        self._fixture = self._problem or self._skip or self._fixture
+
+    def startTest(self, test: object) -> None: ...
+
+    def stopTest(self, test: object) -> None: ...
+
+    def addSuccess(self, test: object) -> None:
+        self._is_passed = True
+
+    def addExpectedFailure(self, test: object, error: _ExcInfo) -> None:
+        self._is_passed = True
+
+    def addUnexpectedSuccess(self, test: object) -> None:
+        self._problem = self._problem or Failed("unexpected success")
+
+    def addError(self, test: object, error: _ExcInfo) -> None:
+        self._problem = self._problem or error[1]
+
+    addFailure = addError
+
+    def addSubTest(self, test: object, subtest: object, error: _ExcInfo | None) -> None:
+        if error is not None:
+            self.addError(test, error)
+
+    def addSkip(self, test: object, reason: str) -> None:
+        self._skip = importlib.import_module("unittest").SkipTest(reason)
+
+
+def _find_cases(module: types.ModuleType) -> list[Test]:
+    """The cases that unittest finds, in its order, each run by it, with what it does before and after the classes and
+    the module they are in. Raises what `load_tests` raises, as text."""
+    unittest = importlib.import_module("unittest")
+    loader = unittest.TestLoader()
+    cases = list(_flatten(loader.loadTestsFromModule(module)))
+    if loader.errors:
+        raise RuntimeError(loader.errors[0])
+    outcome = _Outcome()
+    tests = []
+    for number, case in enumerate(cases):
+        method = getattr(case, "_testMethodName", "")
+        if not hasattr(case, "asyncSetUp") and hasattr(case, method):  # else it runs coroutines itself
+            setattr(case, method, _make_function(getattr(case, method)))
+        following = cases[number + 1] if number + 1 < len(cases) else None
+        suite = unittest.TestSuite([case])
+        tests.append(Test(f"{type(case).__name__}.{method}", _make_case(suite, case, following, outcome)))
+    return tests
+
+
+def _flatten(suite: Any) -> Iterator[Any]:
+    for test in suite:
+        if hasattr(test, "__iter__"):
+            yield from _flatten(test)
+        else:
+            yield test
+
+
+def _make_case(suite: Any, case: object, following: object, outcome: _Outcome) -> Callable[[], None]:
+    kind = type(case)
 
     def test() -> None:
-        owner.setUpClass()  # type: ignore[attr-defined]
-        try:
-            case = owner(method)
-            if not hasattr(case, "asyncSetUp"):  # else it runs coroutines itself
-                setattr(case, method, _make_function(getattr(case, method)))
-            case.debug()
-        finally:
-            owner.tearDownClass()  # type: ignore[attr-defined]
+        outcome.begin()
+        suite.run(outcome)
+        if outcome._moduleSetUpFailed or getattr(kind, "_classSetupFailed", False):
+            outcome.keep_fixture()
+        if type(following) is not kind:
+            suite._tearDownPreviousClass(following, outcome)
+            # nothing is left to tear down of the class before; of the module there is
+            outcome._previousTestClass = type(kind.__name__, (), {"__module__": kind.__module__})
+        if following is None:
+            suite._handleModuleTearDown(outcome)
+        outcome.raise_problem()
 
     return test
 

@@ -246,5 +246,5 @@ def _run_test(number: int, test: Test, connection: Solution | None, input_of: Ca
             return line("failed", str(failed))
         case BaseException() as other:
             if type(other).__name__ == "SkipTest":  # of unittest, which is only there when the tests load it
-                return line("not_run", f"skipped: {other}")
+                return line("skipped", str(other))
             return line("error", f"{type(other).__name__}: {other}", trace=_explain(other, TESTS_FILE))

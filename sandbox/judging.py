@@ -1,6 +1,7 @@
 """From a solution and its tests to jobs, and from what comes back to verdicts."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Literal
 
@@ -214,7 +215,7 @@ class Sittings:
         """What became of every test."""
         judged = list(self._verdicts.values())
         problem = self._problem
-        if not self._was_asked and judged and all(test.verdict == Verdict.PASSED for test in judged):
+        if not self._was_asked and _is_passed(judged):
             problem = ("tests_failed_to_load", "the tests passed without asking the solution anything")
         status, reason = problem or ("judged", "the tests were run")
         if problem:
@@ -225,7 +226,7 @@ class Sittings:
         return JudgeResult(
             status=status,
             reason=reason,
-            passed=bool(judged) and all(test.verdict == Verdict.PASSED for test in judged),
+            passed=_is_passed(judged),
             tests=tuple(judged),
             mode=JudgeMode.ONE_PROCESS if self._live else JudgeMode.TWO_PROCESSES,
             stdout=self._stdout,
@@ -260,6 +261,11 @@ class Sittings:
         return Verdict.ERROR, f"{who} {solution.reason}, in the middle of it"
 
 
+def _is_passed(tests: Sequence[TestVerdict]) -> bool:
+    verdicts = {test.verdict for test in tests}
+    return Verdict.PASSED in verdicts and verdicts <= {Verdict.PASSED, Verdict.SKIPPED}
+
+
 def _explain_tests(tests: RunResult) -> tuple[Verdict, str]:
     """What it was when the tests' process ended while it did not wait for the solution."""
     if tests.status == Status.TIMEOUT:
@@ -284,8 +290,8 @@ def _make_verdict(name: str, ended: _Ended, lost: tuple[Verdict, str]) -> TestVe
 
 
 def stdio_limits(limits: Limits, expected: str) -> Limits:
-    """The limits of a run whose output has to be seen whole to be right."""
-    enough = min(1 << 20, max(limits.output_bytes, 2 * len(expected.encode()) + 1024))
+    """The limits of a run whose output has to be seen whole to be right, white space that does not count included."""
+    enough = max(limits.output_bytes, 2 * len(expected.encode()) + 1024)
     return limits.model_copy(update={"output_bytes": enough})
 
 
@@ -294,7 +300,7 @@ def judge_stdio(number: int, case: StdioTest, run: RunResult) -> TestVerdict:
     name = f"input {number + 1}"
     shown = {"input": _shorten(case.stdin), "expected": _shorten(case.stdout), "got": _shorten(run.stdout)}
     match run.status:
-        case Status.OK if not run.stdout_truncated and _lines(run.stdout) == _lines(case.stdout):
+        case Status.OK if not run.stdout_truncated and _is_same(run.stdout, case.stdout):
             return TestVerdict(name=name, verdict=Verdict.PASSED)
         case Status.OK | Status.OUTPUT:
             message = "too much output" if run.stdout_truncated else "wrong output"
@@ -338,6 +344,10 @@ def join_stdio(
         isolation=level,
         compilation=compilation,
     )
+
+
+def _is_same(got: str, expected: str) -> bool:
+    return got == expected or _lines(got) == _lines(expected)
 
 
 def _lines(text: str) -> list[str]:

@@ -178,8 +178,9 @@ class Runner:
                 continue
             limits = judging.stdio_limits(request.limits, case.stdout)
             one = RunRequest(code=request.solution, language=request.language, stdin=case.stdin, limits=limits)
-            runs.append(await self._run_program(slot, one, tools, program))
-            verdicts.append(judging.judge_stdio(number, case, runs[-1]))
+            run = await self._run_program(slot, one, tools, program)
+            verdicts.append(await asyncio.to_thread(judging.judge_stdio, number, case, run))
+            runs.append(run.model_copy(update={"stdout": "", "stderr": ""}))
         compilation = program.compilation if program is not None else None
         return judging.join_stdio(verdicts, runs, self.level, compilation)
 

@@ -42,6 +42,7 @@ PROGRAM: Final = (
     "__init__",
     "child",
     "isolation",
+    "json_bounds",
     "judge_codec",
     "judge_finding",
     "judge_remote",

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sandbox.json_bounds import JsonBounds, TooMuchJson
 from services.contracts.base import Json
 from services.contracts.strict_json import NotStrictJson, parse_json, read_contract
 from services.errors import InvalidInput, PreceptorError
@@ -26,6 +27,7 @@ MAX_BODY_BYTES: Final = 8 * 1024 * 1024
 LINGER_BYTES: Final = 64 * 1024 * 1024
 LINGER_SECONDS: Final = 2.0
 MAX_SHOWN_CHARS: Final = 100
+JSON: Final = "application/json"
 
 
 class BodyTooLarge(PreceptorError):
@@ -86,32 +88,48 @@ class RequestLimits:
         if "\0" in scope["path"] or b"%00" in scope["query_string"] or b"\0" in scope["query_string"]:
             await render_error(AddressNotText("the address holds a NUL character"))(scope, receive, send)
             return
-        declared = Headers(scope=scope).get("content-length", "0")
+        headers = Headers(scope=scope)
+        declared = headers.get("content-length", "0")
         if declared.isdecimal() and int(declared) > self._max:
-            await self._refuse(f"the body has {int(declared):,} bytes", scope, receive, send)
+            await self._refuse(self._too_large(f"the body has {int(declared):,} bytes"), scope, receive, send)
             return
-        body = bytearray()
+        body, bounds = bytearray(), JsonBounds()
+        is_json = _media_type(headers) == JSON
         more = True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return
-            body += message.get("body", b"")
+            piece = message.get("body", b"")
+            body += piece
             more = message.get("more_body", False)
+            try:
+                if is_json:
+                    bounds.take(piece)
+            except TooMuchJson as error:
+                await self._refuse(BodyTooLarge(f"{error}: no more are read"), scope, receive, send)
+                return
             if len(body) > self._max:
-                await self._refuse("the body goes on", scope, receive, send)
+                await self._refuse(self._too_large("the body goes on"), scope, receive, send)
                 return
         whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
         await self._app(scope, lambda: _replay(whole, receive), send)
 
-    async def _refuse(self, what: str, scope: Scope, receive: Receive, send: Send) -> None:
-        response = render_error(BodyTooLarge(f"{what}; at most {self._max:,} bytes are accepted"), scope["path"])
+    def _too_large(self, what: str) -> BodyTooLarge:
+        return BodyTooLarge(f"{what}; at most {self._max:,} bytes are accepted")
+
+    async def _refuse(self, error: BodyTooLarge, scope: Scope, receive: Receive, send: Send) -> None:
+        response = render_error(error, scope["path"])
         headers = [*response.raw_headers, (b"connection", b"close")]
         await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
         await send({"type": "http.response.body", "body": response.body, "more_body": True})
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(_discard(receive), LINGER_SECONDS)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _media_type(headers: Headers) -> str:
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 async def _replay(whole: list[Message], receive: Receive) -> Message:
@@ -170,8 +188,8 @@ class StrictRoute(APIRoute):
             if len(checked.query_params.multi_items()) != len(checked.query_params):  # no parameter of ours is a list
                 raise ParameterTwice("the query has a parameter more than once")
             if reads_body and await checked.body():
-                media_type = checked.headers.get("content-type", "").partition(";")[0].strip().lower()
-                if media_type != "application/json":
+                media_type = _media_type(checked.headers)
+                if media_type != JSON:
                     raise WrongMediaType(f"the body is declared as {media_type[:100] or 'nothing'}")
                 await checked.json()
             return await handle(checked)

@@ -5,11 +5,15 @@ No NaN or infinity, no key twice in an object, no NUL, no half of a surrogate pa
 
 import json
 import math
-from typing import NoReturn, TypeVar
+from collections import Counter
+from typing import Final, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from services.contracts.base import Json
+
+MAX_KEYS: Final = 10_000
+"""Of one object. Each that a contract does not know would be told of."""
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -76,10 +80,12 @@ def _parse_finite(text: str) -> float:
 
 
 def _build_object(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+    if len(pairs) > MAX_KEYS:
+        raise NotStrictJson(f"an object has {len(pairs):,} keys; at most {MAX_KEYS:,} are read")
     built = dict(pairs)
     if len(built) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in built if keys.count(key) > 1)
+        counts = Counter(key for key, _ in pairs)
+        twice = next(key for key in built if counts[key] > 1)
         raise NotStrictJson(f"the key {twice!r} appears twice in one object")
     return built
 

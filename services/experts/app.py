@@ -29,6 +29,7 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
+from sandbox.json_bounds import JsonBounds, TooMuchJson
 from services.contracts.answers import AnswerKind, check_against_rollout
 from services.contracts.base import Contract, JsonObject, Problem
 from services.contracts.experts import ConsultAbstain, ConsultLater, ConsultRequest, ConsultResult, Descriptor
@@ -423,9 +424,13 @@ async def _read_body(request: Request, max_bytes: int) -> bytes:
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes:
         raise TooLarge(f"the question has {declared} bytes; at most {max_bytes} are read")
-    body = bytearray()
+    body, bounds = bytearray(), JsonBounds()
     async for chunk in request.stream():
         body += chunk
+        try:
+            bounds.take(chunk)
+        except TooMuchJson as error:
+            raise TooLarge(str(error)) from None
         if len(body) > max_bytes:
             raise TooLarge(f"the question has more than {max_bytes} bytes")
     return bytes(body)

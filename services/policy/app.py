@@ -24,9 +24,10 @@ from fastapi import Depends, FastAPI, Header, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sandbox import edge
+from sandbox.json_bounds import JsonBounds, TooMuchJson
 from services import logs, metrics
 from services.contracts.base import Problem
 from services.errors import PreceptorError, ServiceUnavailable
@@ -139,7 +140,7 @@ def create_app(engine: Engine, key: str = "", metrics_key: str = "") -> FastAPI:
         await run_in_threadpool(engine.close)
 
     def require_key(authorization: Annotated[str, Header()] = "") -> None:
-        if key and not hmac.compare_digest(authorization.encode(), f"Bearer {key}".encode()):
+        if not _is_key(authorization, key):
             raise KeyRefused("the key is missing or wrong")
 
     app = DocumentedApp(
@@ -149,7 +150,7 @@ def create_app(engine: Engine, key: str = "", metrics_key: str = "") -> FastAPI:
     app.add_exception_handler(RequestValidationError, _render_invalid)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(Exception, _render_fault)
-    app.add_middleware(LimitBody)
+    app.add_middleware(LimitBody, key=key)
     app.add_middleware(logs.BindRequestId)
     guarded = [Depends(require_key)]
 
@@ -269,14 +270,20 @@ async def _wait(future: "Future[R]", request: Request) -> R:
         wrapped.cancel()
 
 
+def _is_key(authorization: str, key: str) -> bool:
+    return not key or hmac.compare_digest(authorization.encode(), f"Bearer {key}".encode())
+
+
 class LimitBody:
-    """ASGI middleware that refuses bodies which are too large or do not state their length.
+    """ASGI middleware that refuses bodies which come without the key, are too large, hold too many values, or do not
+    state their length.
 
     Plain ASGI: starlette's own middleware base hides from a route that its client has hung up.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, key: str) -> None:
         self._app = app
+        self._key = key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -284,14 +291,35 @@ class LimitBody:
             return
         request = Request(scope)
         length = request.headers.get("content-length")
-        if length is None and "transfer-encoding" in request.headers:
+        has_body = length is not None or "transfer-encoding" in request.headers
+        refusal: PreceptorError
+        if has_body and not _is_key(request.headers.get("authorization", ""), self._key):
+            refusal = KeyRefused("the key is missing or wrong")
+        elif length is None and has_body:
             refusal = BodyTooLarge("a body must state its length (Content-Length)")
         elif length is not None and (not length.isdecimal() or int(length) > MAX_BODY_BYTES):
             refusal = BodyTooLarge(f"a body may have {MAX_BODY_BYTES} bytes at most")
         else:
-            await self._app(scope, receive, send)
+            await self._app(scope, _bounded(receive), send)
             return
-        await render_error(refusal, request.url.path)(scope, receive, send)
+        response = render_error(refusal, request.url.path)
+        response.headers["Connection"] = "close"  # what of the body is still to come is not read
+        await response(scope, receive, send)
+
+
+def _bounded(receive: Receive) -> Receive:
+    """Receives a body that holds no more values than are parsed. FastAPI lets HTTPException through."""
+    bounds = JsonBounds()
+
+    async def receive_bounded() -> Message:
+        message = await receive()
+        try:
+            bounds.take(message.get("body", b""))
+        except TooMuchJson as error:
+            raise HTTPException(413, str(error), {"Connection": "close"}) from None
+        return message
+
+    return receive_bounded
 
 
 def _render_invalid(request: Request, error: Exception) -> Response:

@@ -97,6 +97,19 @@ def test_a_body_that_is_not_strict_json_is_refused(refusing: Api, body: bytes, r
     assert reason in str(refused(refusing.post_bytes("/v1/tasks", body), 422)["detail"])
 
 
+@pytest.mark.parametrize("unit", [b"[],", b"{},", b"1,", b'{"a":[]},'])
+def test_a_body_of_very_many_values_is_refused_before_it_is_parsed(refusing: Api, unit: bytes) -> None:
+    body = b'{"messages": [' + unit * ((MAX_BODY_BYTES - 100) // len(unit)) + b"0]}"
+    problem = refused(refusing.post_bytes("/v1/tasks", body), 413)
+    assert "the body has more than" in str(problem["detail"])
+
+
+def test_an_object_of_very_many_keys_is_refused_in_one_sentence(refusing: Api) -> None:
+    keys = b",".join(b'"k%d":0' % number for number in range(500_000))
+    for body in (b"{" + keys + b"}", b"{" + keys + b',"k1":0}'):
+        assert "500,00" in str(refused(refusing.post_bytes("/v1/tasks", body), 422)["detail"])
+
+
 def test_text_outside_the_basic_plane_is_kept(api: Api) -> None:
     content = "\U0001f40d and \u00e9"
     body = json.dumps(task_body(messages=[{"role": "user", "content": content}])).encode()

@@ -284,14 +284,15 @@ def test_a_body_that_is_no_question_is_422_and_never_500(body: bytes) -> None:
         assert reply.json()["title"] == "Invalid question"
 
 
-def test_a_body_beyond_the_limit_is_413_whether_its_length_is_declared_or_not() -> None:
+def test_a_body_beyond_the_limits_is_413_whether_its_length_is_declared_or_not() -> None:
     headers = {"Content-Type": "application/json"}
     chunk = b" " * 1_000_000
     with serve(create_expert_app(SampleExpert())) as url:
         declared = httpx2.post(f"{url}/v1/consult", content=chunk * 9, headers=headers)
         streamed = httpx2.post(f"{url}/v1/consult", content=(chunk for _ in range(9)), headers=headers)
         assert len(chunk) * 9 > MAX_BODY_BYTES
-        assert declared.status_code == streamed.status_code == 413
+        many = httpx2.post(f"{url}/v1/consult", content=b"[[" + b"[]," * 1_000_000 + b"0]]", headers=headers)
+        assert declared.status_code == streamed.status_code == many.status_code == 413
 
 
 def test_another_content_type_is_415_and_an_unknown_path_is_a_problem_document() -> None:

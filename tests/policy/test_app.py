@@ -121,11 +121,29 @@ def test_a_body_too_large_is_refused_before_it_is_read(url: str) -> None:
     connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=10)
     with contextlib.closing(connection):
         connection.putrequest("POST", "/v1/sample")
+        connection.putheader("Authorization", f"Bearer {KEY}")
         connection.putheader("Content-Length", str(MAX_BODY_BYTES + 1))
         connection.endheaders()
         reply = connection.getresponse()
         assert reply.status == 413
         assert "bytes at most" in Problem.model_validate_json(reply.read()).detail
+
+
+def test_nothing_of_a_body_is_read_without_the_key(url: str) -> None:
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=10)
+    with contextlib.closing(connection):
+        connection.putrequest("POST", "/v1/sample")
+        connection.putheader("Content-Length", "1000")
+        connection.endheaders(b"{")
+        assert connection.getresponse().status == 401
+
+
+def test_a_body_of_very_many_values_is_refused_before_it_is_parsed(url: str) -> None:
+    headers = {"Authorization": f"Bearer {KEY}"}
+    body = b'{"prompts":[' + b"[]," * 1_000_000 + b"0]}"
+    reply = httpx2.post(f"{url}/v1/sample", content=body, headers=headers | {"Content-Type": "application/json"})
+    assert reply.status_code == 413
+    assert "arrays and objects" in Problem.model_validate_json(reply.content).detail
 
 
 def test_health_needs_no_key_and_everything_else_does(url: str) -> None:

@@ -35,6 +35,42 @@ def test_numpy_s_random_numbers_differ_from_run_to_run(sandbox: SandboxServer) -
     assert len({run(sandbox, Language.PYTHON_NUMPY, code).stdout for _ in range(3)}) == 3
 
 
+NAMES = [
+    *("numpy.random.py", "numpy.py", "numpy/random.py", "os.path.py", "os.py", "sys.py", "builtins.py"),
+    *("encodings.py", "__main__.py", "__init__.py", ".py", "random.py", "json.py", "threading.py", "sandbox.py"),
+]
+
+
+@pytest.mark.parametrize("language", [Language.PYTHON, Language.PYTHON_NUMPY])
+def test_a_file_may_be_called_like_any_module(sandbox: SandboxServer, language: Language) -> None:
+    if sandbox.health().languages[language] != "available":
+        pytest.skip(sandbox.health().languages[language])
+    names = [
+        "numpy.random.py",
+        "numpy.py",
+        "numpy/random.py",
+        "os.path.py",
+        "os.py",
+        "sys.py",
+        "builtins.py",
+        "encodings.py",
+    ]
+    names += [
+        "__main__.py",
+        "__init__.py",
+        ".py",
+        "random.py",
+        "json.py",
+        "threading.py",
+        "sandbox.py",
+        "sandbox/child.py",
+    ]
+    for name in names:
+        code = f"import os, sys, math\nprint(os.getpid() > 0, sys.maxsize > 0, math.pi > 3, open({name!r}).read())"
+        result = sandbox.post(RunRequest(code=code, language=language, files={name: b"1"}, limits=LIMITS))
+        assert (result.status, result.stdout) == (Status.OK, "True True True 1\n"), (name, result)
+
+
 def test_plain_python_has_no_numpy(sandbox: SandboxServer) -> None:
     assert "ModuleNotFoundError" in sandbox.run("import numpy").stderr
 

@@ -308,3 +308,16 @@ def parent_of(pid: int) -> int:
     with contextlib.suppress(OSError):
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     return 0
+
+
+@pytest.mark.parametrize("unit", [b"[],", b"{},", b"1,", b'"a",', b'{"a":[]},', b"[" * 100])
+def test_a_body_of_very_many_values_is_refused_while_it_arrives(sandbox: SandboxServer, unit: bytes) -> None:
+    body = b'{"code": [' + unit * ((20 << 20) // len(unit)) + b"0]}"
+    head = (
+        f"POST /v1/judge HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {sandbox.key}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", sandbox.port), timeout=30) as connection:
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(head.encode() + body)
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 413")
