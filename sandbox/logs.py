@@ -1,11 +1,12 @@
 """How the server logs: one line an event on standard output, as key=value or as one JSON object a line.
 
-A request is logged when it is answered, with the id its caller gave it in `X-Request-Id`. What runs print is never
-logged.
+A request is logged when it is answered, with the id its caller gave it in `X-Request-Id`. What a caller writes cannot
+end its line; lines of a traceback begin with blanks. What runs print is never logged.
 """
 
 import json
 import logging
+import re
 import sys
 import time
 from datetime import UTC, datetime
@@ -20,6 +21,8 @@ from sandbox.watching import StatusWatch
 MAX_REQUEST_ID: Final = 100
 UNLOGGED_PATHS: Final = ("/healthz", "/metrics")
 """Asked for every few seconds by machines."""
+
+_NOT_PLAIN: Final = re.compile(r"[\s=\"\\]")
 
 log = logging.getLogger("sandbox")
 
@@ -47,9 +50,23 @@ class _Formatter(logging.Formatter):
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
         if self._is_json:
-            return json.dumps(fields, ensure_ascii=False)
-        said = [str(fields.pop("timestamp")), f"[{fields.pop('level')}]", str(fields.pop("event"))]
-        return " ".join([*said, *(f"{name}={value}" for name, value in fields.items())])
+            return _escape(json.dumps(fields, ensure_ascii=False))
+        trace = str(fields.pop("exception", "")).splitlines()
+        said = [str(fields.pop("timestamp")), f"[{fields.pop('level')}]", _escape(str(fields.pop("event")))]
+        line = " ".join([*said, *(f"{name}={_quote(str(value))}" for name, value in fields.items())])
+        return "\n".join([line, *(f"  {_escape(text)}" for text in trace)])
+
+
+def _escape(text: str) -> str:
+    """The text without what could end its line, or have a terminal do something: as JSON writes such characters."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in text)
+
+
+def _quote(value: str) -> str:
+    """The value so that it cannot be taken for several fields."""
+    return _escape(json.dumps(value, ensure_ascii=False)) if _NOT_PLAIN.search(value) or not value else _escape(value)
 
 
 def configure(log_format: LogFormat) -> None:

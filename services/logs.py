@@ -1,12 +1,14 @@
 """How processes log: one line an event on standard output, time first, the ids as fields of the same names everywhere.
 
 `PRECEPTOR_LOG_FORMAT` is `text` (key=value, for people) or `json` (one object a line, for collectors). What libraries
-log (uvicorn, Celery, kombu) goes the same way. Tracebacks come without the values of locals, which could be keys.
+log (uvicorn, Celery, kombu) goes the same way. Tracebacks come without the values of locals, which could be keys. What
+a caller writes cannot end its line: lines of a traceback begin with blanks.
 
 The ids: `rollout_id`, `consultation_id`, `group_id`, `lesson_id`, `update` (its number) with `update_id`, `version` (of
 the policy). `request_id` is what a caller of ours sent along: the id of the consultation it works on.
 """
 
+import json
 import logging
 import sys
 from typing import Final, Literal
@@ -74,12 +76,34 @@ def configure() -> None:
 
 def _renderers(log_format: Literal["text", "json"]) -> list[Processor]:
     if log_format == "text":
-        return [structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)]
+        return [
+            _escape_fields,
+            structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+            _indent_others,
+        ]
     return [
         structlog.processors.format_exc_info,
         _put_first("timestamp", "level", "event"),
         structlog.processors.JSONRenderer(ensure_ascii=False),
+        lambda _, __, line: escape(str(line)),
     ]
+
+
+def escape(text: str) -> str:
+    """The text without what could end its line, or have a terminal do something: as JSON writes such characters."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in text)
+
+
+def _escape_fields(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    return {name: escape(value) if isinstance(value, str) else value for name, value in event.items()}
+
+
+def _indent_others(_: WrappedLogger, __: str, text: object) -> str:
+    """The lines of a traceback, so that none of them can be taken for an event."""
+    first, *others = str(text).splitlines()
+    return "\n".join([first, *(f"  {escape(line)}" for line in others)])
 
 
 def _put_first(*names: str) -> Processor:

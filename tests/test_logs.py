@@ -81,3 +81,21 @@ def test_what_a_caller_sent_along_is_in_every_line_of_its_request() -> None:
         "asyncio.run(call([(b'x-request-id', b'c-1')])); asyncio.run(call([]))\n"
     )
     assert [line.get("request_id") for line in as_json(program)] == ["c-1", None]
+
+
+@pytest.mark.parametrize("log_format", ["json", "text"])
+@pytest.mark.parametrize("end", ["\n", "\r", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029", "\x1b[2K", "\u202e"])
+def test_what_a_caller_writes_never_begins_a_line(log_format: str, end: str) -> None:
+    forged = f"a{end}2026-01-01T00:00:00Z [info] forged"
+    program = (
+        f"forged = {forged!r}\n"
+        "log.info('one', request_id=forged)\n"
+        "log.info(forged)\n"
+        "log.info('three', reason=ValueError(forged), many={'a': forged})\n"
+        "logging.getLogger('uvicorn.error').warning('four %s', forged)\n"
+        "try: raise ValueError(forged)\nexcept ValueError: log.exception('five')\n"
+    )
+    lines = [line for line in log(program, log_format) if not line.startswith("  ")]
+    assert len(lines) == 5
+    assert all(line.isprintable() for line in lines)
+    assert not any(line.startswith("2026-01-01") for line in lines)
