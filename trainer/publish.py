@@ -5,12 +5,15 @@ them agree again. A candidate that was left over goes through the gate again, or
 since. The old version serves until the new one does. A server that is away holds up nothing but the next version.
 
 What the trainer can measure alone comes first. Then the server proves the version and samples from it in one go,
-between two steps of what it is doing.
+between two steps of what it is doing. While training goes on that part is done beside it, by a thread that touches no
+weights; there is at most one such version.
 """
 
 import shutil
+import threading
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -22,6 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from services import space
 from services.contracts.policies import GateCheck, GateReport
+from services.errors import PreceptorError
 from services.policy.artifacts import ArtifactNotFound, ArtifactStore
 from services.policy.client import PolicyClient, PolicyRefused, PolicyUnavailable
 from services.policy.contract import (
@@ -40,16 +44,26 @@ from services.store.lessons import LessonFacts
 from services.store.models import PolicyVersionRow
 from trainer import gate
 from trainer.config import TrainerConfig
-from trainer.ledger import Ledger
+from trainer.ledger import Ledger, StopRequested
 from trainer.state import TrainerState, read_adapter
 from trainer.teacher import trainable, with_weights
 
 PROBE_TOKENS = 64  # of an answer; enough to see any layer that differs
 SAMPLES_PER_PROBE = 1
 MAX_DRAWN_TOKENS = 256
+FINISH_SECONDS = 30.0  # for a version that is being proved, when the trainer is told to stop
 KEEP_LOADED = 4  # versions the server holds: enough for what was asked of an older one to be finished
 
 log = structlog.get_logger("trainer")
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What the trainer found of a candidate that passed so far. own: its logprobs over the probe, [T, V] each."""
+
+    checks: tuple[GateCheck, ...]
+    probe: tuple[LessonFacts, ...]
+    own: tuple[Tensor, ...]
 
 
 class Publisher:
@@ -68,19 +82,37 @@ class Publisher:
         self.artifacts = artifacts
         self._settings = settings
         self._config = config
+        self._beside: threading.Thread | None = None
 
-    def settle(self, state: TrainerState, *, resting: bool = False) -> str | None:
+    @property
+    def is_busy(self) -> bool:
+        """Whether a version is with the server, beside the training."""
+        return self._beside is not None and self._beside.is_alive()
+
+    def finish(self) -> None:
+        """Wait a while for what is with the server."""
+        if self._beside is not None:
+            self._beside.join(FINISH_SECONDS)
+
+    def settle(self, state: TrainerState, *, resting: bool = False, beside: bool = False) -> str | None:
         """Gate what is left over, publish what is due, and make the server serve what the rows say.
 
         resting: no update will follow for now, so whatever was trained is due.
+        beside: return while the server still has the version to prove; nothing else is published until it has.
         Returns the name of a version that began to serve.
         """
+        if self._beside is not None:
+            if beside and self._beside.is_alive():
+                return None
+            self._beside.join()
+            self._beside = None
         try:
-            served = self._gate_candidates(state)
+            served = self._gate_candidates(state, beside)
             if self._is_due(state, resting):
                 self._add_candidate(state)
-                served = self._gate_candidates(state)
-            self._restore(state)
+                served = self._gate_candidates(state, beside)
+            if not self.is_busy:
+                self._restore(state)
         except PolicyUnavailable as error:
             log.warning("the policy server is away", reason=error.detail)
             return None
@@ -111,28 +143,51 @@ class Publisher:
         )
         log.info("candidate", version=row.name, update=state.number)
 
-    def _gate_candidates(self, state: TrainerState) -> str | None:
+    def _gate_candidates(self, state: TrainerState, beside: bool) -> str | None:
         served = None
         for row in self._ledger.transact(lambda session: policies.candidates(session, self._ledger.lineage.id)):
             if row.update_number != state.number:
                 self._reject(row, None, f"overtaken: the weights are at update {state.number} by now")
-            elif self._pass_gate(state, row):
-                served = row.name
+            elif not self.is_busy and (measured := self._measure(state, row)) is not None:
+                if beside:
+                    self._beside = threading.Thread(
+                        target=self._pass_beside, args=(row, measured), name="publish", daemon=True
+                    )
+                    self._beside.start()
+                elif self._pass_gate(row, measured):
+                    served = row.name
         return served
 
-    def _pass_gate(self, state: TrainerState, row: PolicyVersionRow) -> bool:
+    def _measure(self, state: TrainerState, row: PolicyVersionRow) -> Measured | None:
+        """What the trainer can say of a candidate alone; None when that is enough to reject it: the server hears of no
+        version that has run away."""
+        probe = choose_probe(self._ledger.used_last(), self._config.gate_rollouts)
+        checks = [gate.check_finite(count_bad(state.model))]
+        own: list[Tensor] = []
+        if GateReport(checks=checks).passed:
+            own = probe_logprobs(state.model, probe)
+            checks += self._compare(state, row, probe, own)
+        if (report := GateReport(checks=checks)).passed:
+            return Measured(tuple(checks), tuple(probe), tuple(own))
+        self._refuse(row, report)
+        return None
+
+    def _pass_beside(self, row: PolicyVersionRow, measured: Measured) -> None:
+        try:
+            self._pass_gate(row, measured)
+        except PreceptorError as error:  # the server is away, or another trainer took over: later settled
+            log.warning("version not published", version=row.name, reason=error.detail)
+        except StopRequested:
+            log.info("version left to the next start", version=row.name)
+
+    def _pass_gate(self, row: PolicyVersionRow, measured: Measured) -> bool:
         """Serve a candidate or reject it. Raises PolicyUnavailable with the row as it was."""
         if row.artifact_sha256 is None:
             raise ValueError(f"{row.name} has no weights")  # a constraint of the table
-        probe = choose_probe(self._ledger.used_last(), self._config.gate_rollouts)
-        checks = [gate.check_finite(count_bad(state.model))]
+        checks = list(measured.checks)
         try:
-            if GateReport(checks=checks).passed:
-                own = probe_logprobs(state.model, probe)
-                checks += self._compare(state, row, probe, own)
-                if GateReport(checks=checks).passed:  # the server hears of no version that has run away
-                    self._client.load_version(row.name, row.artifact_sha256)
-                    checks += self._prove(row.name, probe, own, draw=True)
+            self._client.load_version(row.name, row.artifact_sha256)
+            checks += self._prove(row.name, measured.probe, measured.own, draw=True)
             report = GateReport(checks=checks)
             if report.passed:
                 self._client.serve_version(row.name)
@@ -140,12 +195,15 @@ class Publisher:
             self._reject(row, GateReport(checks=checks), f"the policy server refused it: {error.detail}")
             return False
         if not report.passed:
-            failed = ", ".join(check.name for check in checks if not check.passed)
-            self._reject(row, report, f"the gate refused it: {failed}")
+            self._refuse(row, report)
             return False
         self._ledger.transact(lambda session: policies.serve(session, row.id, report))
         log.info("serving", version=row.name, **{check.name: round(check.value, 5) for check in checks})
         return True
+
+    def _refuse(self, row: PolicyVersionRow, report: GateReport) -> None:
+        failed = ", ".join(check.name for check in report.checks if not check.passed)
+        self._reject(row, report, f"the gate refused it: {failed}")
 
     def _reject(self, row: PolicyVersionRow, report: GateReport | None, reason: str) -> None:
         self._ledger.transact(lambda session: policies.reject(session, row.id, report, reason))

@@ -165,6 +165,7 @@ class Leader:
                     self.await_room(f"paused: {error.detail}")
         finally:
             self.ranks.share(Order(end=True))
+            self.publisher.finish()
             self.lock.release()
             self.wake.close()
             self.client.close()
@@ -188,7 +189,7 @@ class Leader:
             return
         self.catch_up()
         outlook = self.ledger.look(self.state.number)
-        if self.settle_policy(outlook) and self.fall_back():
+        if self.fall_back() or (self.settle_policy(outlook) and self.fall_back()):
             return
         claim = self.claim(outlook)
         if claim is not None:
@@ -224,7 +225,7 @@ class Leader:
 
         Killed before the ledger has it, the next start does the same again; afterwards it continues from there.
         """
-        fallback = self.ledger.find_fallback(self.config.max_refusals)
+        fallback = None if self.publisher.is_busy else self.ledger.find_fallback(self.config.max_refusals)
         if fallback is None:
             return False
         version = fallback.version
@@ -260,7 +261,7 @@ class Leader:
         if resting == self.rested and time.monotonic() - self.settled_at < SETTLE_SECONDS:
             return False
         with self.pulse.spending("publishing", "publishing"):
-            self.publisher.settle(self.state, resting=resting)
+            self.publisher.settle(self.state, resting=resting, beside=not resting)
         self.settled_at, self.rested = time.monotonic(), resting
         return True
 

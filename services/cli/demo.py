@@ -160,7 +160,7 @@ def train(
     goal = start.num_updates + plan.num_updates
     began = time.monotonic()
     api.post("/v1/loop", LoopSwitch(sampling=True, training=True, max_updates=goal), LoopState)
-    seen, rates = start.num_updates, report.Rates()
+    seen, rates, is_late = start.num_updates, report.Rates(), False
     with progress.bar("updates") as bar:
         while True:
             check()
@@ -178,8 +178,8 @@ def train(
             if status.num_updates >= goal:
                 break
             if time.monotonic() > deadline:
-                trained.notes.append(f"Time was up after {status.num_updates - start.num_updates} updates.")
-                progress.say(trained.notes[-1])
+                is_late = True
+                progress.say("The time is up; an update under way is still finished.")
                 break
             time.sleep(POLL_SECONDS)
     api.post("/v1/loop", LoopSwitch(sampling=False, training=False), LoopState)
@@ -187,6 +187,9 @@ def train(
     if trained.correction is not None and trained.correction_update is None:
         trained.correction_update = _find_update(api, trained.correction.id, progress)
     trained.num_updates = api.get("/v1/status", Status).num_updates - start.num_updates
+    if is_late:
+        trained.notes.append(f"Time was up after {trained.num_updates} of {plan.num_updates} updates.")
+        progress.say(trained.notes[-1])
     trained.training_seconds = time.monotonic() - began
     return trained
 

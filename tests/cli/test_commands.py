@@ -1,22 +1,25 @@
 """Every command that reaches the api, with --json and in words, against the real api."""
 
 import json
+import math
 from datetime import UTC, datetime
+from typing import cast
 from uuid import UUID
 
 import pytest
 from rich.console import Console
 
 from services.cli import demo
-from services.cli.client import ApiClient
+from services.cli.client import ApiClient, ApiProblem
 from services.cli.options import api_of
 from services.cli.progress import Progress
 from services.contracts.answers import AnswerKind
+from services.contracts.base import Problem
 from services.contracts.consultations import ConsultationStatus
 from services.contracts.experts import ConsultResult
 from services.contracts.ids import new_id
 from services.contracts.rollouts import GroupStatus, Purpose, Sampling
-from services.contracts.status import Status
+from services.contracts.status import LoopSwitch, Status
 from services.settings import Settings
 from services.store import consultations, corrections, groups, loop, tasks
 from services.store.models import ConsultationRow, CorrectionRow, GroupRow, RolloutRow, UpdateRow
@@ -240,3 +243,35 @@ def test_the_demo_skips_an_item_whose_task_has_no_reference(
     with store.transaction() as session:
         reasons = {row.skip_reason for row in session.query(CorrectionRow)}
     assert reasons == {"task t has no reference that the demo could correct with"}
+
+
+class ClockedApi:
+    """Says that 14 updates are made while the loop trains, and 15 once it is told to stop."""
+
+    def __init__(self, status: Status) -> None:
+        self.status, self.num_updates = status, 0
+
+    def get(self, path: str, kind: object) -> Status:
+        assert path == "/v1/status"
+        now = self.status.model_copy(update={"num_updates": self.num_updates, "processes": []})
+        self.num_updates = max(self.num_updates, 14)
+        return now
+
+    def post(self, path: str, body: object, kind: object) -> object:
+        if path == "/v1/corrections/claim":
+            raise ApiProblem(Problem(type="t", title="t", status=404, detail="nothing to correct"))
+        if isinstance(body, LoopSwitch) and body.training is False:
+            self.num_updates = 15  # the one that was under way
+        return None
+
+    def pages(self, path: str, limit: int, query: object) -> list[object]:
+        return []
+
+
+def test_the_demo_counts_the_update_that_was_under_way_when_the_time_was_up(cli: CommandLine) -> None:
+    api: ApiClient = api_of(None, None)
+    clocked = cast(ApiClient, ClockedApi(api.get("/v1/status", Status)))
+    api.close()
+    quiet = Progress(Console(quiet=True))
+    trained = demo.train(clocked, demo.DemoPlan(num_updates=16), quiet, lambda: None, deadline=-math.inf)
+    assert (trained.num_updates, trained.notes) == (15, ["Time was up after 15 of 16 updates."])

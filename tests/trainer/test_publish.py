@@ -1,6 +1,7 @@
 """Versions on their way to the server: proved, gated, served, and put right after a crash of either side."""
 
 import math
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from services.contracts.policies import GateReport, PolicyStatus
 from services.contracts.rollouts import Purpose, Sampling
 from services.policy.app import create_app
 from services.policy.artifacts import ArtifactStore
+from services.policy.contract import ProveRequest, Version
 from services.policy.engine_transformers import EmbeddedEngine, EngineSettings
 from services.policy.modeling import load_policy
 from services.store import groups, policies
@@ -107,6 +109,30 @@ def test_a_version_is_published_after_every_second_update_and_serves(
     ]
     assert row.update_number == 2
     assert next(check.value for check in report.checks if check.name == "kl_base") > 0
+
+
+def test_training_goes_on_while_the_server_proves_a_version(
+    world: World, store: Store, set_up: SetUp, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = set_up(server)
+    prove, may_go_on = bench.client.prove_version, threading.Event()
+
+    def prove_later(name: str, request: ProveRequest) -> Version:
+        assert may_go_on.wait(60)
+        return prove(name, request)
+
+    monkeypatch.setattr(bench.client, "prove_version", prove_later)
+    for _ in range(2):
+        bench.update()
+    assert bench.publisher.settle(bench.state, beside=True) is None
+    assert bench.publisher.is_busy
+    for _ in range(2):
+        bench.update()
+    assert bench.publisher.settle(bench.state, beside=True) is None  # the next one is due, and waits for the first
+    assert statuses(store) == {"base": "serving", "main-v1": "candidate"}
+    may_go_on.set()
+    assert bench.publisher.settle(bench.state) == "main-v2"
+    assert statuses(store) == {"base": "superseded", "main-v1": "superseded", "main-v2": "serving"}
 
 
 def test_when_training_rests_whatever_was_trained_is_published(
