@@ -84,7 +84,7 @@ def _build_row(
     """The row without its teacher's context. Raises ValueError where the lesson would mean nothing."""
     _check_rollout(lesson, vocabulary)
     sampling = lesson.sampling
-    full_softmax = sampling is not None and sampling.top_p == 1 and sampling.top_k == 0
+    full_softmax = sampling is not None and sampling.temperature > 0 and sampling.top_p == 1 and sampling.top_k == 0
     labels, imitations = _read_corrections(lesson, tokenizer, vocabulary, config)
     samples, rests = _read_samples(lesson, tokenizer, vocabulary, config)
     return Row(
@@ -97,7 +97,7 @@ def _build_row(
         prompt_ids=lesson.prompt_token_ids,
         token_ids=lesson.token_ids,
         action_mask=lesson.action_mask,
-        temperature=1.0 if sampling is None else sampling.temperature,
+        temperature=(sampling.temperature if sampling is not None else 0) or 1.0,  # greedy: as logprobs are told of it
         sampler_logprobs=lesson.sampler_logprobs,
         credited=lesson.sampler_logprobs is not None and full_softmax and not lesson.tokenized_at_ingest,
         stopped=lesson.finish_reason == "stop",
@@ -421,7 +421,9 @@ def _read_corrections(
     for answer, weight in _speaking(lesson, config):
         if not answer.corrected or not answer.solution:
             continue
-        departure = find_departure(tokenizer, lesson.token_ids, answer.solution, vocabulary.eos_token_ids)
+        departure = find_departure(
+            tokenizer, lesson.token_ids, answer.solution, vocabulary.eos_token_ids, lesson.answer_start
+        )
         if departure is None:
             continue
         if len(lesson.prompt_token_ids) + len(departure.token_ids) > vocabulary.max_positions:

@@ -3,8 +3,9 @@
 The two texts are compared as bytes, because a token may end inside a character; the departure is then moved back to a
 token boundary of the rollout. The kept prefix keeps the rollout's own ids and is never tokenised again.
 
-A person corrects the whole text, tool turns included. What a tool said is not the policy's to learn: the corrected
-text is laid beside the rollout, and tokens that stand for a tool turn are not learned, changed or not.
+A person corrects the last turn of the policy; earlier turns stay as they are. Where a tool spoke inside that turn,
+without a mark of the chat template, what it said is not the policy's to learn: the corrected text is laid beside the
+rollout, and tokens that stand for the tool's are not learned, changed or not.
 """
 
 from collections.abc import Sequence
@@ -34,14 +35,20 @@ class Departure:
 
 
 def find_departure(
-    tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], corrected: str, eos_token_ids: Sequence[int]
+    tokenizer: PreTrainedTokenizerBase,
+    token_ids: Sequence[int],
+    corrected: str,
+    eos_token_ids: Sequence[int],
+    start: int = 0,
 ) -> Departure | None:
-    """What the person changed; None where the texts are the same. A closing end token is not text.
+    """What the person changed of the turn that begins at `start`; None where the texts are the same.
+
+    The token that ends the turn is not text, and what follows that is no part of it.
 
     Raises ValueError if the tokenizer cannot spell the corrected text after the kept ids.
     """
-    ended = bool(token_ids) and token_ids[-1] in eos_token_ids
-    spoken = list(token_ids[:-1] if ended else token_ids)
+    end = next((place for place in range(start, len(token_ids)) if token_ids[place] in eos_token_ids), None)
+    spoken = list(token_ids[start:end])
     if decode_ids(tokenizer, spoken) == corrected:
         return None
     kept = _count_kept(tokenizer, spoken, corrected)
@@ -50,12 +57,12 @@ def find_departure(
         kept += 1
         rest = rest[1:]
     ends = not rest
-    if ended:
-        rest = [*rest, token_ids[-1]]
+    if end is not None:
+        rest = [*rest, token_ids[end]]
     elif ends:
         rest = [eos_token_ids[0]]
-    inside = kept < len(token_ids)
-    return Departure(kept, (*spoken[:kept], *rest), ends, rest[0] if inside else None)
+    inside = kept < len(spoken) or end is not None
+    return Departure(start + kept, (*token_ids[: start + kept], *rest), ends, rest[0] if inside else None)
 
 
 def find_learned(token_ids: Sequence[int], action_mask: Sequence[bool], departure: Departure) -> tuple[bool, ...]:

@@ -12,12 +12,13 @@ import uvicorn
 from fastapi import FastAPI
 
 from services.policy.contract import (
+    AnswerRead,
+    AnswersBatch,
+    AnswersRead,
     Counters,
-    DetokenizeBatch,
     DetokenizeRequest,
     PolicyInfo,
     Text,
-    TextBatch,
     TokenIds,
     TokenIdsBatch,
     TokenizeBatch,
@@ -77,10 +78,11 @@ async def tokenize_batch(body: TokenizeBatch) -> TokenIdsBatch:
     return TokenIdsBatch(token_ids=[_tokenize(item) for item in body.items], tokenizer_hash=TOKENIZER)
 
 
-@app.post("/v1/detokenize/batch")
-async def detokenize_batch(body: DetokenizeBatch) -> TextBatch:
-    """Texts of several lists of ids."""
-    return TextBatch(texts=[_detokenize(item) for item in body.items])
+@app.post("/v1/answers/batch")
+async def read_answers(body: AnswersBatch) -> AnswersRead:
+    """Answers of several rollouts, all of one turn."""
+    texts = [_detokenize(item.token_ids) for item in body.items]
+    return AnswersRead(answers=[AnswerRead(text=text, turns=[], start=0) for text in texts])
 
 
 if __name__ == "__main__":

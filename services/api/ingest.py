@@ -393,6 +393,8 @@ def _draft(place: _Place, task: KnownTask, tokens: Tokens, joined: dict[tuple[in
         prompt_token_ids=tokens.prompt_token_ids,
         token_ids=tokens.token_ids,
         text=tokens.text,
+        turns=tokens.turns,
+        answer_start=tokens.answer_start,
         group_id=group_id,
         label=label if group_id is None else None,
         once=place.once,

@@ -15,9 +15,10 @@ from uuid import UUID
 from sqlalchemy.orm import Session
 
 from services.contracts.rollouts import MAX_ROLLOUT_TOKENS, RolloutCreate
+from services.contracts.tasks import Message
 from services.errors import InvalidInput
 from services.policy.client import PolicyClient, PolicyRefused, PolicyUnavailable
-from services.policy.contract import MAX_TEXTS, TokenizeRequest
+from services.policy.contract import MAX_TEXTS, AnswerRead, AnswerTokens, TokenizeRequest
 from services.store import ingest
 from services.store.ingest import KnownTask
 
@@ -42,11 +43,14 @@ class RolloutTooLong(InvalidInput):
 
 @dataclass(frozen=True)
 class Tokens:
-    """A rollout as the policy's tokenizer reads it."""
+    """A rollout as the policy's tokenizer reads it: text is its answer, which begins at the token `answer_start`;
+    turns come before that in the rollout."""
 
     prompt_token_ids: Sequence[int]
     token_ids: Sequence[int]
     text: str
+    turns: Sequence[Message] = ()
+    answer_start: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ class Reader:
         ids_of = dict(zip((number for number, _ in given), ids_of_texts, strict=True))
         max_context = self._find_context()
         read: list[Tokens | InvalidInput | PolicyRefused] = []
-        mute: dict[int, list[int]] = {}
+        mute: dict[int, AnswerTokens] = {}
         for number, (task, rollout) in enumerate(wanted):
             prompt, ids = prompts[task.id], ids_of.get(number, rollout.token_ids)
             assert ids is not None, "the contract asks for text or token_ids"
@@ -111,12 +115,12 @@ class Reader:
             else:
                 read.append(Tokens(prompt, ids, _keepable(rollout.text or "")))
                 if rollout.text is None:
-                    mute[number] = ids
-        texts = _ask(list(mute.values()), self._policy.detokenize_batch, _weigh_ids)
-        for number, text in zip(mute, texts, strict=True):
+                    mute[number] = AnswerTokens(token_ids=list(ids), action_mask=rollout.action_mask)
+        answers = _ask(list(mute.values()), self._policy.read_answers, _weigh_rollout)
+        for number, answer in zip(mute, answers, strict=True):
             tokens = read[number]
             assert isinstance(tokens, Tokens)
-            read[number] = text if isinstance(text, PolicyRefused) else replace(tokens, text=_keepable(text))
+            read[number] = answer if isinstance(answer, PolicyRefused) else _with_answer(tokens, answer)
         return read
 
     def _read_prompts(self, tasks: dict[UUID, KnownTask]) -> "dict[UUID, array[int] | PolicyRefused]":
@@ -178,8 +182,13 @@ def _weigh_text(request: TokenizeRequest) -> int:
     return len(request.text or "") + sum(len(message.content) for message in request.messages or [])
 
 
-def _weigh_ids(ids: list[int]) -> int:
-    return CHARS_PER_TOKEN * len(ids)
+def _weigh_rollout(rollout: AnswerTokens) -> int:
+    return 2 * CHARS_PER_TOKEN * len(rollout.token_ids)
+
+
+def _with_answer(tokens: Tokens, answer: AnswerRead) -> Tokens:
+    turns = [turn.model_copy(update={"content": _keepable(turn.content)}) for turn in answer.turns]
+    return replace(tokens, text=_keepable(answer.text), turns=turns, answer_start=answer.start)
 
 
 def _ask(items: list[T], call: Callable[[list[T]], Sequence[R]], weigh: Callable[[T], int]) -> list[R | PolicyRefused]:

@@ -113,10 +113,15 @@ class AskedTask(Contract):
 
 
 class AskedRollout(Contract):
-    """The rollout the question is about."""
+    """The rollout the question is about: text is the policy's last turn, without the token that ended it.
+
+    turns: what was said in the rollout before that turn, after the task's messages; absent where nothing was. token_ids
+    are those of the whole rollout, and spans count them.
+    """
 
     id: UUID
     text: str
+    turns: list[Message] | None = None
     token_ids: list[TokenId]
     tokenizer_hash: Sha256
     policy_version: str | None = None

@@ -2,13 +2,13 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 from uuid import UUID
 
 from pydantic import Field, model_validator
 
+from services.contracts import foreign
 from services.contracts.base import (
-    Bool,
     Contract,
     Float,
     Int,
@@ -20,7 +20,7 @@ from services.contracts.base import (
     TokenId,
     View,
 )
-from services.contracts.tasks import Split
+from services.contracts.tasks import Message, Split
 
 MAX_ROLLOUT_TOKENS = 32_768
 MAX_ROLLOUT_CHARS = 1_000_000
@@ -67,14 +67,34 @@ GROUP_CHANGES: StatusChanges[GroupStatus] = {
 
 
 class Sampling(Contract):
-    """How tokens were drawn. Training defaults to temperature 1 over the full softmax (no top-p, no top-k)."""
+    """How tokens were drawn. Training defaults to temperature 1 over the full softmax (no top-p, no top-k).
 
-    temperature: Annotated[Float, Field(gt=0, le=10)] = 1.0
+    temperature 0: the likeliest token each time. Other systems' spellings are taken: `max_tokens` or
+    `max_completion_tokens` for `max_new_tokens`, -1 for no `top_k`, one string or null for `stop`.
+    """
+
+    temperature: Annotated[Float, Field(ge=0, le=10)] = 1.0
     top_p: Annotated[Float, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[Int, Field(ge=0)] = 0
     max_new_tokens: Annotated[Int, Field(ge=1, le=MAX_ROLLOUT_TOKENS)] = 64
     stop: list[str] = []
     seed: Seed | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_other_spellings(cls, sent: Any) -> Any:
+        if not isinstance(sent, dict):
+            return sent
+        read = dict(sent)
+        for name in ("max_tokens", "max_completion_tokens"):
+            if name in read and "max_new_tokens" not in read:
+                read["max_new_tokens"] = read.pop(name)
+        if read.get("top_k") == -1:
+            read["top_k"] = 0
+        if "stop" in read and (read["stop"] is None or isinstance(read["stop"], str)):
+            read["stop"] = [] if read["stop"] is None else [read["stop"]]
+        foreign.refuse_names(read, cls.model_fields, of="sampling")
+        return read
 
 
 class RolloutCreate(Contract):
@@ -82,19 +102,26 @@ class RolloutCreate(Contract):
 
     Token ids may come with the sampler's logprobs (nats, one a token, at the sampling temperature) and an action mask
     (false where the policy did not choose the token, e.g. a tool's turn). Text has neither: only the local term trains.
-    `policy_version` names one of the lineage's own versions, where it was sampled from one.
+    `policy_version` names one of the lineage's own versions, where it was sampled from one. The mask may be of 0 and 1;
+    a logprob just above 0 (by rounding) is 0, and one of a token that the mask leaves out may be null.
     """
 
     task_id: UUID
     text: Annotated[str, Field(min_length=1, max_length=MAX_ROLLOUT_CHARS)] | None = None
     token_ids: Annotated[list[TokenId], Field(min_length=1, max_length=MAX_ROLLOUT_TOKENS)] | None = None
     tokenizer_hash: Sha256 | None = None
-    sampler_logprobs: list[Annotated[Float, Field(ge=-1e4, le=0)]] | None = None
-    action_mask: list[Bool] | None = None
+    sampler_logprobs: list[foreign.LogProb | None] | None = None
+    action_mask: list[foreign.Flag] | None = None
     sampling: Sampling | None = None
     policy_version: Annotated[str, Field(min_length=1, max_length=200)] | None = None
     group_id: UUID | None = None
     purpose: Purpose = Purpose.TRAIN
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_known_names(cls, sent: Any) -> Any:
+        foreign.refuse_names(sent, cls.model_fields, of="a rollout")
+        return sent
 
     @model_validator(mode="after")
     def _text_or_tokens(self) -> Self:
@@ -113,7 +140,16 @@ class RolloutCreate(Contract):
                 raise ValueError(f"{name} has {len(values)} entries for {len(self.token_ids)} token_ids")
         if self.action_mask is not None and not any(self.action_mask):
             raise ValueError("action_mask marks no token as an action")
+        for place, logprob in enumerate(self.sampler_logprobs or ()):
+            if logprob is None and (self.action_mask is None or self.action_mask[place]):
+                raise ValueError(f"sampler_logprobs is null at {place}, where the policy chose the token")
         return self
+
+    @property
+    def known_logprobs(self) -> list[float] | None:
+        """The sampler's logprobs; 0 where a token was not the policy's to choose and none was sent."""
+        sent = self.sampler_logprobs
+        return None if sent is None else [0.0 if logprob is None else logprob for logprob in sent]
 
 
 class BatchedRollout(RolloutCreate):
@@ -194,6 +230,7 @@ class Rollout(View):
 class RolloutDetail(Rollout):
     """A rollout with its tokens: everything it can be trained from.
 
+    text is the policy's last turn, which begins at the token `answer_start`; turns, if any, come before it.
     prompt_token_ids: null where it shows the task's reference to somebody who may not read it.
     """
 
@@ -202,4 +239,6 @@ class RolloutDetail(Rollout):
     sampler_logprobs: list[float] | None
     action_mask: list[bool]
     tokenizer_hash: str
+    turns: list[Message] | None
+    answer_start: int
     sampling: JsonObject | None

@@ -33,7 +33,8 @@ from services.contracts.base import Problem
 from services.errors import PreceptorError, ServiceUnavailable
 from services.policy.contract import (
     MAX_BODY_BYTES,
-    DetokenizeBatch,
+    AnswersBatch,
+    AnswersRead,
     DetokenizeRequest,
     Health,
     Pieces,
@@ -44,7 +45,6 @@ from services.policy.contract import (
     ScoreRequest,
     ScoreResponse,
     Text,
-    TextBatch,
     TokenIds,
     TokenIdsBatch,
     TokenizeBatch,
@@ -211,10 +211,11 @@ def create_app(engine: Engine, key: str = "", metrics_key: str = "") -> FastAPI:
         token_ids = [engine.tokenize(item.messages, item.text) for item in body.items]
         return TokenIdsBatch(token_ids=token_ids, tokenizer_hash=engine.info().tokenizer_hash)
 
-    @app.post("/v1/detokenize/batch", dependencies=guarded, responses=_OF_BODIES)
-    def detokenize_batch(body: DetokenizeBatch) -> TextBatch:
-        """Texts of several lists of token ids. Errors: as /v1/detokenize, for all if for one."""
-        return TextBatch(texts=[engine.detokenize(item) for item in body.items])
+    @app.post("/v1/answers/batch", dependencies=guarded, responses=_OF_BODIES)
+    def read_answers(body: AnswersBatch) -> AnswersRead:
+        """The answers in several rollouts. Errors: PromptRefused (422) for ids outside the vocabulary, for all if for
+        one."""
+        return AnswersRead(answers=[engine.read_answer(item) for item in body.items])
 
     @app.post("/v1/versions", dependencies=guarded, responses=_OF_BODIES | _problems(404, 409, 503))
     def load_version(body: VersionCreate) -> Version:

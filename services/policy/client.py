@@ -15,7 +15,10 @@ from services import logs
 from services.contracts.problems import read_problem, read_retry_after
 from services.errors import PreceptorError, ServiceUnavailable
 from services.policy.contract import (
-    DetokenizeBatch,
+    AnswerRead,
+    AnswersBatch,
+    AnswersRead,
+    AnswerTokens,
     DetokenizeRequest,
     Health,
     Pieces,
@@ -26,7 +29,6 @@ from services.policy.contract import (
     ScoreRequest,
     ScoreResponse,
     Text,
-    TextBatch,
     TokenIds,
     TokenIdsBatch,
     TokenizeBatch,
@@ -117,9 +119,9 @@ class PolicyClient:
         """Token ids of at most `MAX_TEXTS` messages or texts; if one is refused, all are."""
         return self._ask("POST", "/v1/tokenize/batch", TokenizeBatch(items=items), TokenIdsBatch).token_ids
 
-    def detokenize_batch(self, items: list[list[int]]) -> list[str]:
-        """Texts of at most `MAX_TEXTS` lists of token ids; if one is refused, all are."""
-        return self._ask("POST", "/v1/detokenize/batch", DetokenizeBatch(items=items), TextBatch).texts
+    def read_answers(self, items: list[AnswerTokens]) -> list[AnswerRead]:
+        """The answers in at most `MAX_TEXTS` rollouts; if one is refused, all are."""
+        return self._ask("POST", "/v1/answers/batch", AnswersBatch(items=items), AnswersRead).answers
 
     def load_version(self, name: str, sha256: str) -> Version:
         """Load an adapter from the artifacts folder under a name; loading the same one again changes nothing."""

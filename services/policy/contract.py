@@ -8,7 +8,7 @@
     POST   /v1/detokenize               DetokenizeRequest -> Text
     POST   /v1/pieces                   DetokenizeRequest -> Pieces
     POST   /v1/tokenize/batch           TokenizeBatch   -> TokenIdsBatch
-    POST   /v1/detokenize/batch         DetokenizeBatch -> TextBatch
+    POST   /v1/answers/batch            AnswersBatch    -> AnswersRead
     POST   /v1/versions                 VersionCreate   -> Version
     POST   /v1/versions/{name}/prove    ProveRequest    -> Version
     POST   /v1/versions/{name}/serve                    -> Version
@@ -243,18 +243,32 @@ class TokenIdsBatch(Contract):
     tokenizer_hash: Sha256
 
 
-class DetokenizeBatch(Contract):
-    """Several lists of token ids to be turned into text; if one is refused, all are."""
+class AnswerTokens(Contract):
+    """A rollout's tokens, and which of them the policy chose; all of them where `action_mask` is absent."""
 
-    items: Annotated[
-        list[Annotated[list[TokenId], Field(max_length=MAX_ROLLOUT_TOKENS)]], Field(min_length=1, max_length=MAX_TEXTS)
-    ]
+    token_ids: TokenIdList
+    action_mask: list[bool] | None = None
 
 
-class TextBatch(Contract):
-    """Their texts, in order."""
+class AnswersBatch(Contract):
+    """Several rollouts whose answers are to be read; if one is refused, all are."""
 
-    texts: list[str]
+    items: Annotated[list[AnswerTokens], Field(min_length=1, max_length=MAX_TEXTS)]
+
+
+class AnswerRead(Contract):
+    """The last turn of a rollout that the policy chose tokens of: its text, without the token that ends it; the turns
+    before it in the rollout; the token at which it begins."""
+
+    text: str
+    turns: list[Message]
+    start: int
+
+
+class AnswersRead(Contract):
+    """Their answers, in order."""
+
+    answers: list[AnswerRead]
 
 
 class VersionCreate(Contract):

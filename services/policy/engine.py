@@ -12,6 +12,8 @@ from typing import Protocol
 from services.contracts.tasks import Message
 from services.errors import Conflict, InvalidInput, NotFound, ServiceUnavailable
 from services.policy.contract import (
+    AnswerRead,
+    AnswerTokens,
     PolicyInfo,
     ProveRequest,
     SampleRequest,
@@ -96,6 +98,9 @@ class Engine(Protocol):
 
     def detokenize(self, token_ids: list[int]) -> str:
         """Text of token ids. Raises PromptRefused (422) for ids outside the vocabulary."""
+
+    def read_answer(self, rollout: AnswerTokens) -> AnswerRead:
+        """The answer in a rollout. Raises PromptRefused (422) for ids outside the vocabulary."""
 
     def sample(self, request: SampleRequest) -> "Future[SampleResponse]":
         """Accept prompts; the future holds the answers, and cancelling it drops the work.

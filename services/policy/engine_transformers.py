@@ -27,6 +27,8 @@ from services.contracts.tasks import Message
 from services.policy.artifacts import ArtifactStore
 from services.policy.contract import (
     BASE_VERSION,
+    AnswerRead,
+    AnswerTokens,
     Counters,
     PolicyInfo,
     ProveRequest,
@@ -167,6 +169,10 @@ class EmbeddedEngine:
     def detokenize(self, token_ids: list[int]) -> str:
         """Text of token ids. Raises PromptRefused (422) for ids outside the vocabulary."""
         return self._reader.detokenize(token_ids)
+
+    def read_answer(self, rollout: AnswerTokens) -> AnswerRead:
+        """The answer in a rollout. Raises PromptRefused (422) for ids outside the vocabulary."""
+        return self._reader.read_answer(rollout)
 
     def sample(self, request: SampleRequest) -> "Future[SampleResponse]":
         """Accept prompts; the future holds the answers, and cancelling it drops the work.

@@ -31,6 +31,8 @@ from services.policy.base_adapter import store_base_adapter
 from services.policy.base_probe import BaseProbe
 from services.policy.contract import (
     BASE_VERSION,
+    AnswerRead,
+    AnswerTokens,
     Counters,
     PolicyInfo,
     ProbeResult,
@@ -212,6 +214,10 @@ class VllmEngine:
     def detokenize(self, token_ids: list[int]) -> str:
         """Text of token ids. Raises PromptRefused (422) for ids outside the vocabulary."""
         return self._reader.detokenize(token_ids)
+
+    def read_answer(self, rollout: AnswerTokens) -> AnswerRead:
+        """The answer in a rollout. Raises PromptRefused (422) for ids outside the vocabulary."""
+        return self._reader.read_answer(rollout)
 
     def sample(self, request: SampleRequest) -> "Future[SampleResponse]":
         """Accept prompts; the future holds the answers, and cancelling it drops the work at the server.

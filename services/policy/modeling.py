@@ -28,7 +28,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from services.contracts.tasks import Message
 from services.errors import InvalidInput
-from services.policy import plain_text
+from services.policy import plain_text, turns
 from services.policy.artifacts import ArtifactRefused, hash_file
 
 LOGITS_PER_CHUNK: Final = 32 * 1024 * 1024
@@ -97,9 +97,13 @@ def load_policy(path: Path, device: str = "cpu", dtype: torch.dtype = torch.floa
 
 
 def _find_eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Every id that ends an answer; first the tokenizer's own, which is the one that ends a turn of a chat."""
+    """Every id that ends an answer; first the one that the chat template ends a turn with, then the tokenizer's own."""
     stated = model.generation_config.eos_token_id if model.generation_config is not None else None
-    ids = [tokenizer.eos_token_id, *(sorted(stated) if isinstance(stated, list) else [stated])]
+    ids = [
+        turns.find_turn_end(tokenizer),
+        tokenizer.eos_token_id,
+        *(sorted(stated) if isinstance(stated, list) else [stated]),
+    ]
     found = tuple(dict.fromkeys(int(i) for i in ids if i is not None))
     if not found:
         raise ModelRefused("the model has no end-of-sequence token: its answers could never end")

@@ -70,7 +70,7 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> l
         for one in messages
     ]
     try:
-        text = _apply(tokenizer, turns, answer=True)
+        text = apply_template(tokenizer, turns, answer=True)
     except (TemplateError, ValueError) as error:
         raise InvalidInput(f"the chat template refuses these messages: {error}") from error
     ids: list[int] = []
@@ -82,6 +82,19 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> l
         rest = rest.replace(marks.end, "")
         ids += _encode_inside(tokenizer, rest, frozenset()) if ids else _plain(tokenizer, rest)
     return ids
+
+
+def apply_template(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *, answer: bool) -> str:
+    """The text that the chat template makes of turns, up to where the policy would answer or to the last one's end.
+
+    Raises TemplateError or ValueError if it refuses them.
+    """
+    return cast(str, tokenizer.apply_chat_template(turns, add_generation_prompt=answer, tokenize=False))
+
+
+def read_template_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of what a chat template wrote inside a conversation: its control tokens are tokens."""
+    return _encode_inside(tokenizer, text, frozenset())
 
 
 def find_control_tokens(tokenizer: PreTrainedTokenizerBase) -> ControlTokens:
@@ -107,13 +120,9 @@ def _find_control_tokens(tokenizer: PreTrainedTokenizerBase, template: str | Non
 def _render_probes(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
     for roles in _PROBES:
         try:
-            yield _apply(tokenizer, [{"role": role, "content": "a"} for role in roles], answer=False)
+            yield apply_template(tokenizer, [{"role": role, "content": "a"} for role in roles], answer=False)
         except (TemplateError, ValueError):  # the template knows no such role, or another order
             continue
-
-
-def _apply(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *, answer: bool) -> str:
-    return cast(str, tokenizer.apply_chat_template(turns, add_generation_prompt=answer, tokenize=False))
 
 
 def _control_in(message: Message, control: ControlTokens) -> frozenset[int]:

@@ -3,8 +3,9 @@
 import threading
 from collections.abc import Sequence
 
-from services.contracts.tasks import Message
-from services.policy.contract import SampleRequest, ScoreRequest
+from services.contracts.tasks import MAX_PROMPT_CHARS, Message
+from services.policy import turns
+from services.policy.contract import AnswerRead, AnswerTokens, SampleRequest, ScoreRequest
 from services.policy.engine import PromptRefused
 from services.policy.modeling import LoadedPolicy, decode_ids, encode_text, render_prompt
 
@@ -15,6 +16,7 @@ class PromptReader:
     def __init__(self, policy: LoadedPolicy, max_context: int) -> None:
         self._tokenizer = policy.tokenizer
         self._vocab_size = policy.vocab_size
+        self._end_token_ids = policy.eos_token_ids
         self._max_context = max_context
         self._lock = threading.Lock()
 
@@ -30,6 +32,15 @@ class PromptReader:
         self._require_known_ids(token_ids, "token_ids")
         with self._lock:
             return decode_ids(self._tokenizer, token_ids)
+
+    def read_answer(self, rollout: AnswerTokens) -> AnswerRead:
+        """The answer in a rollout. Raises PromptRefused for ids outside the vocabulary."""
+        self._require_known_ids(rollout.token_ids, "token_ids")
+        chosen = rollout.action_mask or [True] * len(rollout.token_ids)
+        with self._lock:
+            answer = turns.read_answer(self._tokenizer, rollout.token_ids, chosen, self._end_token_ids)
+        before = [turn.model_copy(update={"content": turn.content[:MAX_PROMPT_CHARS]}) for turn in answer.turns]
+        return AnswerRead(text=answer.text, turns=before, start=answer.start)
 
     def read_prompts(self, request: SampleRequest) -> list[list[int]]:
         """The token ids of each prompt. Raises PromptRefused if one is too long or has unknown ids."""

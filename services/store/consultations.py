@@ -289,6 +289,7 @@ def _question(session: Session, row: ConsultationRow, now: datetime, timeout_sec
             rollout=AskedRollout(
                 id=rollout.id,
                 text=rollout.text,
+                turns=None if rollout.turns is None else [Message.model_validate(turn) for turn in rollout.turns],
                 token_ids=rollout.token_ids,
                 tokenizer_hash=rollout.tokenizer_hash,
                 policy_version=rollout.policy_version,

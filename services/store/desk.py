@@ -48,7 +48,7 @@ def item(session: Session, row: CorrectionRow, person_id: UUID, rights: frozense
     return CorrectionItem(
         **view(row).model_dump(),
         domain=task.domain,
-        messages=[Message.model_validate(message) for message in task.messages],
+        messages=[Message.model_validate(message) for message in [*task.messages, *(rollout.turns or [])]],
         rollout_text=rollout.text,
         opinions=ranking.read_opinions(session, rollout.id, rights),
         chosen_because=ranking.explain_choice(row),
@@ -91,7 +91,7 @@ def prompt(session: Session, row: CorrectionRow) -> Prompt:
     """What the item is about: the task's messages and the policy's answer."""
     rollout = session.get_one(RolloutRow, row.rollout_id)
     task = session.get_one(TaskRow, rollout.task_id)
-    messages = [Message.model_validate(message) for message in task.messages]
+    messages = [Message.model_validate(message) for message in [*task.messages, *(rollout.turns or [])]]
     return Prompt(task.domain, messages, rollout.text, rollout.policy_version)
 
 

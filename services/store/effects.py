@@ -39,7 +39,8 @@ MAX_FAILURES = 8  # about three minutes: a policy server that restarted has its 
 class Measurement:
     """What to ask a version: the probability of `text` after the prompt, and its own likeliest answer.
 
-    text is None where the answer was fine as it is: then the rollout's own tokens are scored.
+    The prompt holds the rollout's earlier turns. text is None where the answer was fine as it is: then the rollout's
+    own tokens are scored.
     """
 
     effect_id: UUID
@@ -183,9 +184,9 @@ def claim(session: Session, ids: Sequence[UUID]) -> list[Measurement]:
                 effect_id=row.id,
                 attempt=row.attempts,
                 version=row.version,
-                prompt_token_ids=tuple(rollout.prompt_token_ids),
-                token_ids=tuple(rollout.token_ids),
-                action_mask=tuple(rollout.action_mask),
+                prompt_token_ids=(*rollout.prompt_token_ids, *rollout.token_ids[: rollout.answer_start]),
+                token_ids=tuple(rollout.token_ids[rollout.answer_start :]),
+                action_mask=tuple(rollout.action_mask[rollout.answer_start :]),
                 text=item.text,
             )
         )

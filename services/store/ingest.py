@@ -37,7 +37,8 @@ _GROUP: Final = (
 _ROLLOUT: Final = (
     *("id", "lineage_id", "task_id", "split", "purpose", "group_id", "index_in_group", "status", "reason"),
     *("policy_version", "prompt_token_ids", "token_ids", "sampler_logprobs", "action_mask", "tokenizer_hash"),
-    *("tokenized_at_ingest", "sampling", "text", "finish_reason", "created_at", "settled_at"),
+    *("tokenized_at_ingest", "sampling", "text", "turns", "answer_start", "finish_reason"),
+    *("created_at", "settled_at"),
 )
 _CONSULTATION: Final = (
     *("id", "lineage_id", "rollout_id", "expert_id", "expert_version", "stage", "ask", "status", "deadline"),
@@ -87,7 +88,8 @@ class KnownTask:
 class Draft:
     """A rollout that passed `check`, as the policy's tokenizer reads it.
 
-    Drafts with the same `label` form one new group; `group_id` names one that is there. Never both.
+    text is the answer, which begins at the token `answer_start`, after `turns`. Drafts with the same `label` form one
+    new group; `group_id` names one that is there. Never both.
     """
 
     rollout: RolloutCreate
@@ -95,6 +97,8 @@ class Draft:
     prompt_token_ids: Sequence[int]
     token_ids: Sequence[int]
     text: str
+    turns: Sequence[Message] = ()
+    answer_start: int = 0
     group_id: UUID | None = None
     label: Hashable = None
     once: idempotency.Request | None = None
@@ -421,14 +425,22 @@ class _Batch:
             copying.text(view.policy_version),
             copying.integers(draft.prompt_token_ids),
             copying.integers(draft.token_ids),
-            copying.reals(rollout.sampler_logprobs),
+            copying.reals(rollout.known_logprobs),
             copying.booleans(rollout.action_mask or [True] * view.num_tokens),
             copying.text(self._lineage.tokenizer_hash),
             copying.boolean(view.tokenized_at_ingest),
             copying.NULL if rollout.sampling is None else copying.jsonb(rollout.sampling.model_dump_json().encode()),
             copying.text(view.text),
+            _encode_turns(draft.turns),
+            copying.integer(draft.answer_start),
             copying.text(view.finish_reason),
             copying.timestamp(view.created_at),
             copying.timestamp(view.settled_at),
         ]
         return b"".join(fields), view
+
+
+def _encode_turns(turns: Sequence[Message]) -> bytes:
+    if not turns:
+        return copying.NULL
+    return copying.jsonb(json.dumps([turn.model_dump(mode="json") for turn in turns]).encode())

@@ -66,8 +66,9 @@ class LessonAnswer:
 class LessonFacts:
     """A claimed lesson with its rollout, task and answers, free of the session.
 
-    policy_number: the place of the version that sampled the rollout among those that served (`policies.place`); None
-    where it is unknown. score: the verdict of those verifiers that still count.
+    text: of the policy's last turn, which begins at the token `answer_start`. policy_number: the place of the version
+    that sampled the rollout among those that served (`policies.place`); None where it is unknown. score: the verdict of
+    those verifiers that still count.
     """
 
     lesson_id: UUID
@@ -91,6 +92,7 @@ class LessonFacts:
     policy_number: int | None
     score: float | None
     answers: tuple[LessonAnswer, ...]
+    answer_start: int = 0
 
 
 @dataclass(frozen=True)
@@ -433,6 +435,7 @@ def _join_facts(
         prompt_token_ids=tuple(rollout.prompt_token_ids),
         token_ids=tuple(rollout.token_ids),
         text=rollout.text,
+        answer_start=rollout.answer_start,
         sampler_logprobs=None if logprobs is None else tuple(logprobs),
         action_mask=tuple(rollout.action_mask),
         sampling=None if rollout.sampling is None else Sampling.model_validate(rollout.sampling),

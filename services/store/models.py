@@ -395,6 +395,8 @@ class RolloutRow(Base):
     tokenized_at_ingest: Mapped[bool] = mapped_column(server_default="false")
     sampling: Mapped[JsonObject | None]
     text: Mapped[str]
+    turns: Mapped[list[JsonObject] | None] = mapped_column(JSONB)
+    answer_start: Mapped[int] = mapped_column(server_default="0")
     finish_reason: Mapped[str]
     score: Mapped[float | None] = mapped_column(Float)
     created_at: Mapped[datetime] = _now()

@@ -35,10 +35,11 @@ class Segment:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Where each token of an answer ends in its text. ends: in characters."""
+    """Where each token of an answer ends in its text. ends: in characters; start: the first token of the answer."""
 
     text: str
     ends: tuple[int, ...]
+    start: int = 0
 
     def characters(self, start: int, end: int) -> tuple[int, int]:
         """The characters [from, to) of tokens [start, end), cut at the end of the answer."""
@@ -53,7 +54,7 @@ class Tokens:
         if not inside:
             return None
         first = inside[0]
-        while first > 0 and begins[first - 1] == self.ends[first - 1]:
+        while first > self.start and begins[first - 1] == self.ends[first - 1]:
             first -= 1
         return first, inside[-1] + 1
 
@@ -68,21 +69,23 @@ class Tokens:
         return ",".join(str(units[end]) for end in self.ends)
 
 
-def align(pieces: Sequence[str], text: str) -> Tokens | None:
+def align(pieces: Sequence[str], text: str, start: int) -> Tokens | None:
     """Where the tokens end in the text; None where they do not spell it, as of an answer that was cleaned by hand.
 
-    What tokens add beyond the text (the end of the sequence) counts as nothing.
+    What tokens write before `start` (earlier turns) or beyond the text (the end of the sequence) counts as nothing.
     """
-    spelled = "".join(pieces).replace("\x00", "\ufffd")
+    spelled = "".join(pieces[start:]).replace("\x00", "\ufffd")
     if not spelled.startswith(text):
         return None
-    return Tokens(text, tuple(min(end, len(text)) for end in accumulate(len(piece) for piece in pieces)))
+    ends = accumulate(len(piece) for piece in pieces[start:])
+    return Tokens(text, (*[0] * start, *(min(end, len(text)) for end in ends)), start)
 
 
-def read_tokens(policy: PolicyClient, token_ids: Sequence[int], text: str) -> Tokens | None:
-    """Where the tokens of an answer end; None where the policy server cannot say it now, or they do not spell it."""
+def read_tokens(policy: PolicyClient, token_ids: Sequence[int], text: str, start: int) -> Tokens | None:
+    """Where the tokens of an answer that begins at `start` end; None where the policy server cannot say it now, or they
+    do not spell it."""
     try:
-        return align(_read_pieces(policy, tuple(token_ids)), text)
+        return align(_read_pieces(policy, tuple(token_ids)), text, start)
     except (PolicyUnavailable, PolicyRefused):
         return None
 

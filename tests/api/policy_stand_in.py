@@ -10,9 +10,13 @@ from collections.abc import Mapping
 from fastapi import FastAPI, Response
 
 from services.contracts.base import Problem
+from services.contracts.tasks import Message
 from services.policy.contract import (
+    AnswerRead,
+    AnswersBatch,
+    AnswersRead,
+    AnswerTokens,
     Counters,
-    DetokenizeBatch,
     DetokenizeRequest,
     FinishReason,
     Pieces,
@@ -25,7 +29,6 @@ from services.policy.contract import (
     ScoreRequest,
     ScoreResponse,
     Text,
-    TextBatch,
     TokenIds,
     TokenIdsBatch,
     TokenizeBatch,
@@ -35,6 +38,7 @@ from services.problems import render
 
 TOKENIZER = "a" * 64
 VOCAB = 256
+END = 4
 MAX_CONTEXT = 1000
 
 
@@ -50,7 +54,7 @@ def create_app(probabilities: Mapping[str, float] | None = None) -> FastAPI:
             base_sha256="b" * 64,
             tokenizer_hash=TOKENIZER,
             vocab_size=VOCAB,
-            eos_token_ids=[0],
+            eos_token_ids=[END],
             max_context=MAX_CONTEXT,
             device="cpu",
             dtype="float32",
@@ -99,11 +103,20 @@ def create_app(probabilities: Mapping[str, float] | None = None) -> FastAPI:
     def tokenize_batch(body: TokenizeBatch) -> TokenIdsBatch:
         return TokenIdsBatch(token_ids=[tokenize(item).token_ids for item in body.items], tokenizer_hash=TOKENIZER)
 
-    @app.post("/v1/detokenize/batch")
-    def detokenize_batch(body: DetokenizeBatch) -> TextBatch:
-        return TextBatch(texts=["".join(map(chr, item)) for item in body.items])
+    @app.post("/v1/answers/batch")
+    def read_answers(body: AnswersBatch) -> AnswersRead:
+        return AnswersRead(answers=[_read_answer(item) for item in body.items])
 
     return app
+
+
+def _read_answer(rollout: AnswerTokens) -> AnswerRead:
+    """Turns end with `END`, and a `T` begins a tool's."""
+    *before, answer = "".join(map(chr, rollout.token_ids)).removesuffix(chr(END)).split(chr(END))
+    turns = [
+        Message(role="tool" if turn.startswith("T") else "assistant", content=turn.removeprefix("T")) for turn in before
+    ]
+    return AnswerRead(text=answer, turns=turns, start=sum(len(turn) + 1 for turn in before))
 
 
 def _not_loaded(version: str) -> Response:

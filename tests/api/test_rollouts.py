@@ -14,9 +14,10 @@ from services.store import consultations
 from services.store.models import ConsultationRow, ExpertRow, LessonRow
 from services.store.store import Store
 from tests.api.conftest import Api, items, made, refused, task_body
-from tests.api.policy_stand_in import MAX_CONTEXT, TOKENIZER
+from tests.api.policy_stand_in import END, MAX_CONTEXT, TOKENIZER
 from tests.experts.samples import OTHER_SECRET, SECRET
 from tests.store.conftest import World
+from tests.store.test_flow import ask_all
 
 pytestmark = pytest.mark.integration
 
@@ -40,6 +41,35 @@ def test_token_ids_are_kept_exactly_as_they_were_sampled(api: Api) -> None:
     assert rollout["text"] == "Hi!"
     assert rollout["prompt_token_ids"] == [ord(c) for c in "What is t?"]
     assert rollout["tokenized_at_ingest"] is False
+
+
+def test_experts_get_the_last_turn_without_its_end_and_earlier_turns_as_messages(
+    api: Api, store: Store, world: World
+) -> None:
+    with store.transaction() as session:
+        world.expert(session)
+    ids: list[Json] = [ord(c) for c in "call\x04Tit is 4\x04so 4\x04"]
+    mask: list[Json] = [*[True] * 5, *[False] * 9, *[True] * 5]
+    sent: JsonObject = {"task_id": api.task()["id"], "tokenizer_hash": TOKENIZER, "token_ids": ids, "action_mask": mask}
+    answer = made(api.post("/v1/rollouts", sent))
+    [question] = ask_all(store)
+    asked = question.request.rollout
+    turns = [("assistant", "call"), ("tool", "it is 4")]
+    assert (asked.text, asked.token_ids) == ("so 4", ids)
+    assert [(turn.role, turn.content) for turn in asked.turns or []] == turns
+    rollout = made(api.get(f"/v1/rollouts/{answer['id']}"))
+    assert (rollout["text"], rollout["answer_start"], rollout["num_tokens"]) == ("so 4", 14, 19)
+    assert rollout["turns"] == [{"role": role, "content": content} for role, content in turns]
+
+
+def test_an_answer_of_one_turn_has_none_before_it(api: Api, store: Store, world: World) -> None:
+    with store.transaction() as session:
+        world.expert(session)
+    sent: JsonObject = {"task_id": api.task()["id"], "tokenizer_hash": TOKENIZER, "token_ids": [52, END]}
+    assert made(api.post("/v1/rollouts", sent))["text"] == "4"
+    [question] = ask_all(store)
+    assert question.request.rollout.turns is None
+    assert '"turns"' not in question.request.model_dump_json(exclude_none=True)  # older experts know no such field
 
 
 def test_text_is_tokenised_once_at_ingest_and_has_no_sampler(api: Api) -> None:
@@ -83,7 +113,9 @@ def test_what_is_not_exactly_of_its_type_or_known_here_is_refused(api: Api) -> N
         {"token_ids": [1.0]},
         {"token_ids": ["1"]},
         {"action_mask": ["yes"]},
-        {"action_mask": [1]},
+        {"action_mask": [2]},
+        {"sampler_logprobs": [0.1]},
+        {"sampler_logprobs": [None]},
         {"sampling": {"seed": 2**63}},
         {"policy_version": "never-made"},
         {"policy_version": "x" * 201},
@@ -91,6 +123,60 @@ def test_what_is_not_exactly_of_its_type_or_known_here_is_refused(api: Api) -> N
     ]
     for change in wrong:
         refused(api.post("/v1/rollouts", good | change), 422)
+
+
+def test_what_other_samplers_write_is_taken_as_it_is_meant(api: Api) -> None:
+    sent: JsonObject = {
+        "task_id": api.task()["id"],
+        "token_ids": [72, 105, 33],
+        "tokenizer_hash": TOKENIZER,
+        "sampler_logprobs": [1e-7, None, -0.5],
+        "action_mask": [1, 0, 1],
+        "sampling": {"temperature": 0, "max_tokens": 40, "top_k": -1, "stop": "\n"},
+    }
+    answer = made(api.post("/v1/rollouts", sent))
+    rollout = made(api.get(f"/v1/rollouts/{answer['id']}"))
+    assert (rollout["sampler_logprobs"], rollout["action_mask"]) == ([0.0, 0.0, -0.5], [True, False, True])
+    wanted: JsonObject = {
+        "temperature": 0.0,
+        "max_new_tokens": 40,
+        "top_k": 0,
+        "stop": ["\n"],
+        "top_p": 1.0,
+        "seed": None,
+    }
+    assert rollout["sampling"] == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("reward", 1.0, "reward is not a field of a rollout: a score is an expert's answer"),
+        ("logprobs", None, "logprobs is not a field of a rollout; the sampler's log-probabilities"),
+        ("response_token_ids", [72], "go into token_ids"),
+        ("completion", "Hi", "completion is not a field of a rollout; the answer goes into text"),
+        ("prompt", "What?", "prompt is not a field of a rollout: its prompt is that of its task"),
+        ("max_tokens", 64, "max_tokens is not a field of a rollout; it belongs into sampling"),
+        (
+            "loss_mask",
+            [1],
+            "loss_mask is not a field of a rollout; which tokens the policy chose goes into action_mask",
+        ),
+        ("finish_reason", "eos", "finish_reason is not a field of a rollout"),
+        ("sampler_logprob", [-0.1], "sampler_logprob is not a field of a rollout; did you mean sampler_logprobs?"),
+        ("sampling", {"min_p": 0.1}, "min_p is not a field of sampling"),
+        ("sampling", {"temprature": 1}, "temprature is not a field of sampling; did you mean temperature?"),
+    ],
+)
+def test_a_field_of_another_system_is_refused_in_a_sentence_that_names_it(
+    api: Api, name: str, value: Json, sentence: str
+) -> None:
+    good: JsonObject = {"task_id": api.task()["id"], "token_ids": [72], "tokenizer_hash": TOKENIZER}
+    assert sentence in str(refused(api.post("/v1/rollouts", good | {name: value}), 422)["errors"])
+    batch: JsonObject = {"rollouts": [good, good | {name: value}]}
+    problem = str(refused(api.post("/v1/rollouts/batch", batch), 422)["errors"])
+    assert sentence in problem
+    assert "rollouts.1" in problem
 
 
 def test_nobody_is_asked_about_a_chat(api: Api) -> None:

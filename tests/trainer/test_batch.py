@@ -261,6 +261,27 @@ def test_a_corrected_answer_ends_where_the_rollout_had_ended(policy: LoadedPolic
     assert imitation.learned == (False,) * 5 + (True,)
 
 
+def test_a_greedy_rollout_trains_the_local_term_at_temperature_one(policy: LoadedPolicy) -> None:
+    row = only(policy, replace(facts(policy, answers=(reference(),)), sampling=Sampling(temperature=0)))
+    assert (row.credited, row.temperature) == (False, 1.0)
+
+
+def test_a_correction_is_of_the_last_turn_and_earlier_ones_stay(policy: LoadedPolicy) -> None:
+    eos = policy.eos_token_ids[0]
+    before = (*encode_text(policy.tokenizer, "f(6)"), eos, *encode_text(policy.tokenizer, "|42|"))
+    ids = (*before, *encode_text(policy.tokenizer, "so 41"), eos, *encode_text(policy.tokenizer, "\n"))
+    mask = (*[True] * 5, *[False] * 4, *[True] * 6, False)
+    said = answer(expert="human", solution="so 42", corrected=True)
+    lesson = replace(
+        facts(policy, answers=(said,)), token_ids=ids, action_mask=mask, answer_start=9, sampler_logprobs=None
+    )
+    row = only(policy, lesson)
+    [label], [imitation] = row.labels, row.imitations
+    assert (label.step, decode_ids(policy.tokenizer, [label.token_id])) == (13, "2")
+    assert imitation.token_ids == (*before, *encode_text(policy.tokenizer, "so 42"), eos)
+    assert imitation.learned == (*[False] * 14, True)
+
+
 def test_a_late_lesson_has_only_the_terms_of_its_own_answer_and_no_siblings(policy: LoadedPolicy) -> None:
     group = siblings(policy, {2, 5})
     late = replace(

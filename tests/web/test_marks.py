@@ -13,7 +13,7 @@ BIDI_CONTROLS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 
 
 def tokens(*pieces: str) -> Tokens:
-    found = align(pieces, "".join(pieces))
+    found = align(pieces, "".join(pieces), 0)
     assert found is not None
     return found
 
@@ -39,10 +39,10 @@ def test_ends_are_counted_as_browsers_count() -> None:
 
 
 def test_a_token_after_the_text_ends_with_it_and_tokens_of_another_text_are_refused() -> None:
-    found = align(["ab", "c", "<end>"], "abc")
+    found = align(["ab", "c", "<end>"], "abc", 0)
     assert found is not None
     assert found.ends == (2, 3, 3)
-    assert align(["ab", "d"], "abc") is None
+    assert align(["ab", "d"], "abc", 0) is None
 
 
 def test_an_answer_is_marked_where_remarks_lie_and_overlaps_carry_both() -> None:
@@ -91,3 +91,10 @@ def test_a_difference_is_told_word_by_word() -> None:
 
 def test_texts_too_long_to_compare_while_one_waits_are_not_compared() -> None:
     assert compare("a " * MAX_WORDS, "b") is None
+
+
+def test_tokens_of_earlier_turns_count_as_nothing() -> None:
+    found = align(["call", "<end>", "4", "2", "<end>"], "42", 2)
+    assert found is not None
+    assert found.ends == (0, 0, 1, 2, 2)
+    assert found.find("42") == (2, 4)

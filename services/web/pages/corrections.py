@@ -291,7 +291,7 @@ def _read_work(house: House, correction_id: UUID, form: WorkForm) -> Work:
     if form.quote and form.remark.strip():
         with house.store.transaction() as session:
             rollout = session.get_one(RolloutRow, corrections.get(session, correction_id).rollout_id)
-        tokens = marks.read_tokens(house.policy, rollout.token_ids, rollout.text)
+        tokens = marks.read_tokens(house.policy, rollout.token_ids, rollout.text, rollout.answer_start)
         if tokens is None:
             raise TokensUnknown("the remark could not be put on a part of the answer")
         place = tokens.find(form.quote)
@@ -328,14 +328,17 @@ class Bench:
 
     item: CorrectionItem
     token_ids: list[int]
+    answer_start: int
     left: desk.Left
     last: CorrectionOutcome | None
 
 
 def _read_bench(session: Session, row: CorrectionRow, visitor: Visitor) -> Bench:
+    rollout = session.get_one(RolloutRow, row.rollout_id)
     return Bench(
         desk.item(session, row, visitor.id, visitor.caller.rights),
-        session.get_one(RolloutRow, row.rollout_id).token_ids,
+        rollout.token_ids,
+        rollout.answer_start,
         desk.count_left(session, row.lineage_id, visitor.id),
         desk.last_decided(session, row.lineage_id, visitor.id),
     )
@@ -352,7 +355,7 @@ def _show_desk(
     theirs: Draft | None = None,
 ) -> Response:
     item, draft = bench.item, bench.item.draft
-    tokens = marks.read_tokens(house.policy, bench.token_ids, item.rollout_text)
+    tokens = marks.read_tokens(house.policy, bench.token_ids, item.rollout_text, bench.answer_start)
     if work is None:
         work = (
             Work(item.rollout_text, "", [], 0)

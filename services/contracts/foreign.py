@@ -1,0 +1,86 @@
+"""Rollouts as other systems write them: what is taken as it is meant, and a sentence for every name that is not.
+
+A sampler's mask of 0 and 1 is one of booleans, a log-probability of +1e-7 is 0 with a rounding error. A reward has no
+place in a rollout, but whoever sends one should read where it belongs.
+"""
+
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
+from typing import Annotated, Final
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from services.contracts.base import Bool, Float
+
+ROUNDING: Final = 1e-3
+"""In nats: how far above 0 a log-probability may be for its sampler's rounding."""
+
+
+def _read_flag(value: object) -> object:
+    return bool(value) if type(value) in (int, float) and value in (0, 1) else value
+
+
+Flag = Annotated[Bool, BeforeValidator(_read_flag)]
+"""A boolean, or 0 or 1."""
+
+LogProb = Annotated[Float, Field(ge=-1e4, le=ROUNDING), AfterValidator(lambda value: min(value, 0.0))]
+"""A log-probability in nats; one just above 0 is 0."""
+
+_SCORE: Final = (
+    "is not a field of a rollout: a score is an expert's answer. Register a verifier for the task's domain "
+    "(docs/experts.md), which is asked about every rollout"
+)
+_PROMPT: Final = "is not a field of a rollout: its prompt is that of its task, named by task_id"
+_IDS: Final = "is not a field of a rollout; the sampled ids go into token_ids"
+_TEXT: Final = "is not a field of a rollout; the answer goes into text, or as ids into token_ids"
+_MASK: Final = "is not a field of a rollout; which tokens the policy chose goes into action_mask"
+_LOGPROBS: Final = (
+    "is not a field of a rollout; the sampler's log-probabilities, one number a token, go into sampler_logprobs"
+)
+_SAMPLING: Final = "is not a field of a rollout; it belongs into sampling"
+_ENDED: Final = "is not a field of a rollout: how it ended is read off its tokens. Leave it out"
+_NARROWS: Final = (
+    "is not a field of sampling: what was drawn with it is not of the policy's own distribution. Leave sampling and "
+    "sampler_logprobs out; the rollout then trains the local term only"
+)
+
+_BELONGS: Final[Mapping[str, Collection[str]]] = {
+    _SCORE: ("reward", "rewards", "score", "scores", "return", "returns", "advantage", "advantages", "label"),
+    _PROMPT: ("prompt", "messages", "prompt_ids", "prompt_token_ids", "input_ids", "question"),
+    _IDS: ("response_token_ids", "output_token_ids", "completion_token_ids", "response_ids", "output_ids", "tokens"),
+    _TEXT: ("completion", "response", "output", "answer", "content", "generated_text", "message", "choices"),
+    _MASK: ("mask", "loss_mask", "response_mask", "assistant_mask", "assistant_masks", "attention_mask"),
+    _LOGPROBS: ("logprobs", "logprob", "log_probs", "token_logprobs", "old_log_probs", "response_logprobs"),
+    _SAMPLING: (
+        "temperature",
+        "top_p",
+        "top_k",
+        "max_tokens",
+        "max_new_tokens",
+        "max_completion_tokens",
+        "seed",
+        "stop",
+    ),
+    _ENDED: ("finish_reason", "stop_reason", "truncated"),
+}
+_OF_ROLLOUT: Final = {name: sentence for sentence, names in _BELONGS.items() for name in names}
+_OF_SAMPLING: Final = dict.fromkeys(
+    ("min_p", "typical_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias"), _NARROWS
+) | {
+    "n": "is not a field of sampling: a rollout is one answer; send siblings with the same group",
+    "do_sample": "is not a field of sampling: the likeliest token each time is temperature 0",
+}
+
+
+def refuse_names(sent: object, known: Collection[str], *, of: str) -> None:
+    """Pass when all names are fields. Raises ValueError with a sentence for the first that is not."""
+    if not isinstance(sent, Mapping):
+        return
+    told = _OF_SAMPLING if of == "sampling" else _OF_ROLLOUT
+    for name in sent:
+        if name in known:
+            continue
+        if name in told:
+            raise ValueError(f"{name} {told[name]}")
+        if near := get_close_matches(str(name), known, n=1):
+            raise ValueError(f"{str(name)[:100]} is not a field of {of}; did you mean {near[0]}?")
