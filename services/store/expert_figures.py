@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, aliased
 
 from services.contracts.answers import AnswerStatus
 from services.contracts.corrections import CorrectionStatus
-from services.store import tallies
+from services.store import tallies, trust
 from services.store.evaluations import PASS_SCORE
 from services.store.models import AnswerRow, AttemptRow, ConsultationRow, CorrectionRow, ExpertRow
 from services.store.statistics import Interval, wilson_interval
@@ -104,7 +104,7 @@ def latency(session: Session, expert_id: UUID) -> Latency | None:
 
 
 def agreement_with_verifiers(session: Session, expert_id: UUID) -> Agreement | None:
-    """Its newest scores against those of other verifiers on the same rollouts; None where nobody else scored."""
+    """Its newest scores against those of other verifiers that count, on the same rollouts; None where there is none."""
     own = _newest_scores(expert_id)
     other = aliased(AnswerRow)
     same = (other.score > PASS_SCORE) == (own.c.score > PASS_SCORE)
@@ -115,8 +115,8 @@ def agreement_with_verifiers(session: Session, expert_id: UUID) -> Agreement | N
         .join(ExpertRow, ExpertRow.id == other.expert_id)
         .where(
             other.expert_id != expert_id,
-            other.status == AnswerStatus.CURRENT.value,
             other.score.is_not(None),
+            trust.counts(other, ExpertRow),
             ExpertRow.descriptor["verifier"].as_boolean(),
         )
     ).one()

@@ -184,6 +184,20 @@ def test_an_expert_that_is_back_in_another_version_stays_out(
     assert "register it again" in (found.reason or "")
 
 
+def test_an_active_expert_that_has_become_another_is_noticed_without_being_registered_again(
+    worker: str, store: Store, world: World
+) -> None:
+    prepare(store, world, worker)
+    readmit()
+    assert read_expert(store).status == "active"
+    with store.transaction() as session:
+        [row] = session.scalars(select(ExpertRow)).all()
+        row.descriptor, row.looked_at = row.descriptor | {"domains": ["math"]}, None  # as if it had been like this
+    readmit()
+    found = read_expert(store)
+    assert (found.status, "register it again" in (found.reason or "")) == ("probation", True)
+
+
 def test_an_expert_that_was_let_in_and_fails_goes_back_at_once_and_loses_no_question(
     worker: str, store: Store, world: World
 ) -> None:

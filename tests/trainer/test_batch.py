@@ -12,6 +12,7 @@ from services.contracts.answers import Continuation, Feedback, FeedbackSpan, Sam
 from services.contracts.ids import new_id
 from services.contracts.rollouts import Sampling
 from services.contracts.templates import Template
+from services.contracts.updates import Speaker
 from services.policy.modeling import LoadedPolicy, decode_ids, encode_text
 from services.store.lessons import EarlierCorrection, LessonFacts
 from tests.trainer.world import ANSWERS, answer, facts, reference
@@ -185,6 +186,16 @@ def test_a_context_has_the_weight_of_the_most_trusted_who_speak_in_it(policy: Lo
     remarks = [answer(weight=weight, feedback=Feedback(text=f"from {weight}")) for weight in (0.25, 2.0, 1.0)]
     [context] = only(policy, facts(policy, answers=tuple(remarks))).contexts
     assert context.weight == CONFIG.conditioned_weight * 2.0
+
+
+def test_a_term_names_everybody_whose_words_stand_in_it(policy: LoadedPolicy) -> None:
+    told, teller = answer(feedback=Feedback(text="five is wrong")), new_id()
+    own = Speaker(answer_id=told.id, expert_id=new_id(), expert="judge", expert_version="1")
+    heard = Speaker(answer_id=teller, expert_id=new_id(), expert="critic", expert_version="2", shown_to=told.id)
+    [context] = only(policy, facts(policy, answers=(replace(told, speakers=(own, heard)),))).contexts
+    assert context.source.answers == (told.id, teller)
+    assert context.source.names == ("judge@1", "critic@2, shown to another expert")
+    assert context.source.speakers == (own, heard)
 
 
 def test_an_expert_that_is_not_active_trains_nothing_whatever_the_settings_say(policy: LoadedPolicy) -> None:
