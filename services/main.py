@@ -14,7 +14,7 @@ from services.contracts.experts import Expert, ExpertCreate, OwnKind
 from services.errors import PreceptorError
 from services.policy.client import PolicyClient
 from services.settings import Settings
-from services.store import lineages, migrate, persons
+from services.store import lineages, loop, migrate, persons
 from services.store.store import Store
 
 REGISTRATION_SECONDS = 120  # a conformance run asks the policy to score a few times
@@ -85,6 +85,18 @@ def prepare_lineage(settings: Settings) -> None:
             lineages.ensure(
                 session, settings.lineage, info.model, info.base_sha256, info.tokenizer_hash, info.vocab_size
             )
+    finally:
+        store.close()
+
+
+def switch_loop(settings: Settings, *, on: bool) -> None:
+    """Turn the lineage's loop on without an end, or pause it, before anything runs that would draw or train."""
+    store = Store(settings.database_url, pool_size=1)
+    try:
+        with store.transaction() as session:
+            lineage_id = lineages.get(session, settings.lineage).id
+            loop.switch(session, lineage_id, sampling=on, training=on)
+            loop.stop_after(session, lineage_id, None)
     finally:
         store.close()
 

@@ -143,6 +143,8 @@ def show_correction(correction_id: UUID, home: Home = None, url: Url = None, as_
 
     def words() -> None:
         typer.echo(f"{found.status.value}, used by updates: {used}")
+        if found.waits_for is not None:
+            typer.echo(f"not used yet: {found.waits_for}")
         for effect in found.effects:
             typer.echo(f"update {effect.update_number} {effect.side.value} ({effect.version}): {_say(effect)}")
 

@@ -24,11 +24,13 @@ from services.policy.convert import resolve_model
 
 
 @contextmanager
-def _stack(home: Path | None, model: str | None, threads: int, progress: Progress) -> Iterator[tuple[Stack, ApiClient]]:
+def _stack(
+    home: Path | None, model: str | None, threads: int, progress: Progress, loop_on: bool | None = None
+) -> Iterator[tuple[Stack, ApiClient]]:
     layout = Layout.open(home)
     folder = resolve_model(model or os.environ.get("PRECEPTOR_MODEL"), progress.say)
     progress.say(f"the policy is {folder.name}; the data folder is {layout.root}")
-    with running(layout, folder, report=progress.say, policy_threads=threads) as stack:
+    with running(layout, folder, report=progress.say, policy_threads=threads, loop_on=loop_on) as stack:
         if stack.new_owner_key is not None:
             progress.say(f"the owner's API key, shown this once: {stack.new_owner_key}")
             progress.say(f"(this machine's command line keeps it in {layout.root / 'credentials.json'})")
@@ -89,7 +91,7 @@ def _keep_report(
 
 
 def run(home: Path | None, model: str | None, threads: int, *, paused: bool, as_json: bool) -> None:
-    """Start the stack, turn its loop on, and say what it does until Ctrl-C."""
+    """Start the stack with its loop on or paused, and say what it does until Ctrl-C."""
     progress = Progress(Console(stderr=as_json))
 
     def tell(event: str, content: JsonObject, words: str) -> None:
@@ -97,10 +99,14 @@ def run(home: Path | None, model: str | None, threads: int, *, paused: bool, as_
         if as_json:
             typer.echo(json.dumps({"event": event, **content}))
 
-    with _stack(home, model, threads, progress) as (stack, api):
+    with _stack(home, model, threads, progress, loop_on=not paused) as (stack, api):
         try:
-            api.post("/v1/loop", LoopSwitch(sampling=not paused, training=True, no_end=True), LoopState)
-            tell("running", {"api_url": api.url}, "the loop runs; `preceptor status` shows it, Ctrl-C stops it")
+            words = (
+                "paused: nothing is drawn and nothing is trained; the loop runs after `preceptor loop on`"
+                if paused
+                else "the loop runs; `preceptor status` shows it, Ctrl-C stops it"
+            )
+            tell("paused" if paused else "running", {"api_url": api.url}, words)
             pages = _pages_url(stack, api)
             tell(
                 "pages",

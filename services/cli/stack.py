@@ -93,7 +93,9 @@ def up(
     home: Home = None,
     model: Model = None,
     threads: Threads = DEFAULT_THREADS,
-    paused: Annotated[bool, typer.Option("--paused", help="Start without drawing rollouts.")] = False,
+    paused: Annotated[
+        bool, typer.Option("--paused", help="Start with the loop paused: nothing is drawn and nothing trained.")
+    ] = False,
     as_json: AsJsonLines = False,
 ) -> None:
     """Start the stack on the data folder and train on whatever tasks arrive, until Ctrl-C or `preceptor down`."""
@@ -110,7 +112,7 @@ class Switch(StrEnum):
 
 
 def switch_loop(
-    to: Annotated[Switch, typer.Argument(help="on: draw rollouts and train; off: finish the step at hand and rest.")],
+    to: Annotated[Switch, typer.Argument(help="on: draw rollouts and train; off: pause, after the step at hand.")],
     until: Annotated[
         int | None, typer.Option(min=1, help="Stop after the update of this number.", show_default=False)
     ] = None,
@@ -118,7 +120,7 @@ def switch_loop(
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Turn the loop of a running stack on or off; whatever is drawn and asked is kept."""
+    """Turn the loop of a running stack on, or pause it; whatever is drawn and asked is kept."""
     on = to is Switch.ON
     wanted = LoopSwitch(sampling=on, training=on, max_updates=until, no_end=on and until is None)
     with api_of(home, url) as api:

@@ -178,9 +178,11 @@ class CorrectionItem(Correction):
 class CorrectionOutcome(Correction):
     """What became of a correction: the updates that used it, and what the policy said before and after each.
 
-    undo_until: until when its person may take it back, where they still may.
+    waits_for: why no update has used it, where none has. undo_until: until when its person may take it back, where
+    they still may.
     """
 
     update_numbers: list[int]
+    waits_for: str | None
     effects: list[CorrectionEffect]
     undo_until: datetime | None

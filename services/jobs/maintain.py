@@ -4,6 +4,7 @@ No draws are planned or sent while there is too little room on a disk; the reaso
 """
 
 import os
+import socket
 
 import structlog
 from sqlalchemy import text
@@ -33,6 +34,8 @@ _LOCK = 0x7072656365707402  # two sweeps at once would only wait for each other
 _MAX_RESENT = 256
 _MAX_MEASURED = 32  # at once: short answers that the policy server draws in one go
 
+MAX_SKEW_SECONDS = 60.0
+
 log = structlog.get_logger(__name__)
 
 
@@ -53,6 +56,7 @@ def maintain() -> None:
         tallies.fold(session)
         lineage = lineages.get(session, settings.lineage)
         processes.beat(session, "sweep", os.getpid(), "sweeping", {})
+        _compare_clock(session)
         effects.plan(session, lineage.id)
         unmeasured = effects.take_due(session, resend_seconds=settings.resend_seconds, limit=_MAX_MEASURED)
         planned = []
@@ -83,6 +87,18 @@ def _look_for_room(store: Store, settings: Settings) -> str | None:
         shortage = space.find_shortage(settings, _database_bytes(session) if settings.max_database_gb else 0)
         loop.block(session, lineages.get(session, settings.lineage).id, shortage)
     return shortage
+
+
+def _compare_clock(session: Session) -> None:
+    """Say under a name of this machine's own that its clock is wrong, for as long as it is. Nothing here goes by it:
+    rows are compared with the database's clock, and so are deadlines and signatures."""
+    name = f"{processes.CLOCK_OF}{socket.gethostname()}"
+    ahead = processes.compare_clock(session)
+    if abs(ahead) <= MAX_SKEW_SECONDS:
+        processes.forget(session, name)
+        return
+    words = f"{abs(ahead) / 60:.0f} minutes {'ahead of' if ahead > 0 else 'behind'} the database's clock"
+    processes.beat(session, name, os.getpid(), words, {})
 
 
 def _database_bytes(session: Session) -> int:

@@ -627,6 +627,8 @@ def _judge_skew(check: str, seconds: float, most: float) -> Finding:
 
 
 def _judge_beat(name: str, activity: str, silent: float) -> Finding:
+    if name.startswith(processes.CLOCK_OF):  # said by a worker on that machine for as long as it is so
+        return fail(name, activity, "Set that machine's clock (NTP).") if silent < 60 else ok(name, f"was {activity}")
     if activity == "stopped" or silent < 60:
         return ok(f"process {name}", activity)
     todo = "Worker or beat stands still: see their logs." if name == "sweep" else "See its log."

@@ -49,10 +49,13 @@ class OwnerKeyMissing(PreceptorError):
 
 
 @contextmanager
-def running(layout: Layout, model: Path, *, report: Callable[[str], None], policy_threads: int) -> Iterator[Stack]:
+def running(
+    layout: Layout, model: Path, *, report: Callable[[str], None], policy_threads: int, loop_on: bool | None = None
+) -> Iterator[Stack]:
     """The whole stack, healthy, until the block ends.
 
-    model: a folder in Hugging Face's format. The processes inherit this process's environment.
+    model: a folder in Hugging Face's format. loop_on: how the loop begins; None leaves it as it was. The processes
+    inherit this process's environment.
     Errors: FolderInUse, ProcessFailed with the last lines of the log, LineageModelDiffers, RegistrationFailed,
     OwnerKeyMissing, DatabaseNewer.
     """
@@ -64,6 +67,8 @@ def running(layout: Layout, model: Path, *, report: Callable[[str], None], polic
         api_key = _keep_key(layout, settings, new_owner_key)
         supervisor.start(*engines(settings, layout, model, policy_threads))
         main.prepare_lineage(settings)
+        if loop_on is not None:
+            main.switch_loop(settings, on=loop_on)
         supervisor.start(*faces(settings))
         report("registering the experts")
         main.register_own_experts(settings, api_key)

@@ -392,7 +392,7 @@ def submit(session: Session, correction_id: UUID, person_id: UUID, said: Correct
     row.held_until = func.now() + timedelta(seconds=said.hold_seconds) if said.hold_seconds else None
     session.execute(delete(DraftRow).where(DraftRow.correction_id == row.id, DraftRow.person_id == person_id))
     session.flush()
-    consultations.settle_late(session, row.consultation_id, result)
+    consultations.settle_late(session, row.consultation_id, result, at_once=True)
     session.refresh(row)
     return row
 

@@ -12,7 +12,7 @@ from services.contracts.corrections import CorrectionItem, CorrectionOutcome, Co
 from services.contracts.lessons import Lesson
 from services.contracts.persons import Right
 from services.contracts.tasks import Message
-from services.store import corrections, drafts, effects, lessons, ranking, undo, updates
+from services.store import corrections, drafts, effects, lessons, ranking, undo, unused, updates
 from services.store.corrections import view
 from services.store.models import AnswerRow, CorrectionRow, LessonAnswerRow, LessonRow, RolloutRow, TaskRow
 from services.store.pages import decode_moment, encode_moment
@@ -76,10 +76,13 @@ def outcomes(session: Session, rows: Sequence[CorrectionRow]) -> list[Correction
         numbers.setdefault(consultation_id, set()).update(used.get(answer_id, ()))
     measured = effects.of_corrections(session, [row.id for row in rows])
     undo_until = undo.until(session, rows)
+    unused_rows = [row for row in rows if not numbers.get(row.consultation_id)]
+    waits_for = unused.explain(session, unused_rows)
     return [
         CorrectionOutcome(
             **view(row).model_dump(),
             update_numbers=sorted(numbers.get(row.consultation_id, ())),
+            waits_for=waits_for.get(row.id),
             effects=measured.get(row.id, []),
             undo_until=undo_until.get(row.id),
         )

@@ -137,7 +137,8 @@ def _open_sides(session: Session, step: UpdateRow, used: Sequence[UUID]) -> None
 
 
 def take_due(session: Session, *, resend_seconds: float, limit: int) -> list[UUID]:
-    """The effects that one message is to be sent for now, all of one version: the one that has waited longest.
+    """The effects that one message is to be sent for now, all of one version: the newest that waits, since a policy
+    server that is given many versions lets go of the oldest.
 
     None while another message's are being measured: they are asked of the policy server that the rollouts are drawn
     from, and it changes weights for every version.
@@ -148,10 +149,20 @@ def take_due(session: Session, *, resend_seconds: float, limit: int) -> list[UUI
     if session.scalar(select(exists().where(is_pending, is_sent | is_leased))):
         return []
     waits = (is_pending, EffectRow.not_before <= func.now())
-    oldest = select(EffectRow.version).where(*waits).order_by(EffectRow.not_before, EffectRow.id).limit(1)
+    newest = (
+        select(EffectRow.version)
+        .join(CorrectionRow, CorrectionRow.id == EffectRow.correction_id)
+        .join(
+            PolicyVersionRow,
+            (PolicyVersionRow.lineage_id == CorrectionRow.lineage_id) & (PolicyVersionRow.name == EffectRow.version),
+        )
+        .where(*waits)
+        .order_by(PolicyVersionRow.number.desc())
+        .limit(1)
+    )
     due = (
         select(EffectRow.id)
-        .where(*waits, EffectRow.version == oldest.scalar_subquery())
+        .where(*waits, EffectRow.version == newest.scalar_subquery())
         .order_by(EffectRow.not_before, EffectRow.id)
         .limit(limit)
         .with_for_update(skip_locked=True)

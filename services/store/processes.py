@@ -1,13 +1,17 @@
 """Processes: the last word of each, for `preceptor status`."""
 
+import time
 from collections.abc import Sequence
 
-from sqlalchemy import func, select
+from sqlalchemy import Double, delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from services.contracts.base import JsonObject
 from services.store.models import ProcessRow
+
+CLOCK_OF = "clock of "
+"""Begins the name under which a worker's machine is named whose clock is wrong; there only while it is."""
 
 
 def beat(session: Session, name: str, pid: int, activity: str, counters: JsonObject) -> None:
@@ -15,6 +19,17 @@ def beat(session: Session, name: str, pid: int, activity: str, counters: JsonObj
     values = {"pid": pid, "activity": activity, "counters": counters, "beat_at": func.now()}
     statement = insert(ProcessRow).values(name=name, **values)
     session.execute(statement.on_conflict_do_update(index_elements=["name"], set_=values))
+
+
+def forget(session: Session, name: str) -> None:
+    """Take back what was said under this name."""
+    session.execute(delete(ProcessRow).where(ProcessRow.name == name))
+
+
+def compare_clock(session: Session) -> float:
+    """Seconds by which this machine's clock is ahead of the database's; negative where it is behind."""
+    theirs: float = session.scalars(select(func.extract("epoch", func.clock_timestamp()).cast(Double))).one()
+    return time.time() - theirs
 
 
 def latest(session: Session) -> Sequence[ProcessRow]:

@@ -161,8 +161,16 @@ def _settle(session: Session, rollout: RolloutRow) -> None:
         return
     rollout.status = RolloutStatus.READY.value
     session.flush()
-    if rollout.purpose == Purpose.TRAIN.value and said:
-        open_lesson(session, rollout, said, late=False)
+    taught = set(
+        session.scalars(
+            select(LessonAnswerRow.answer_id)
+            .join(LessonRow, LessonRow.id == LessonAnswerRow.lesson_id)
+            .where(LessonRow.rollout_id == rollout.id)
+        )
+    )
+    untaught = [row for row in said if row.id not in taught]
+    if rollout.purpose == Purpose.TRAIN.value and untaught:
+        open_lesson(session, rollout, untaught, late=False)
 
 
 def say_unanswered(purpose: str, num_asked: int, num_training: int) -> str:

@@ -20,6 +20,7 @@ from services.store.tallies import Tally
 RECENT_ROLLOUTS = 128  # a pass rate of the last few groups, not of the whole history
 RECENT_UPDATES = 5
 NOUNS = ("task", "rollout_group", "rollout", "consultation", "lesson", "correction")
+PAUSED = "the loop is paused: nothing is drawn and nothing is trained; `preceptor loop on` starts it"
 BACKLOG_FULL = "the backlog is full: no draws until the trainer has used some of it"
 BACKLOG_OPEN = "the backlog is full: no draws until experts have answered about some of it"
 
@@ -48,6 +49,7 @@ def status(
     waits_for = [
         *([refused] if refused is not None else []),
         *_waits_of_switches(switches, num_updates, shortage),
+        *_waits_of_draws(session, lineage.id),
         *_waits_of_tasks(session, lineage.id, max_groups_per_task),
         *waiting.describe(waited_for, datetime.now(UTC)),
         *([_say_full(told["rollout"], told["lesson"])] if max_backlog - backlog < group_size else []),
@@ -85,14 +87,28 @@ def status(
 
 
 def _waits_of_switches(switches: LoopRow, num_updates: int, shortage: str | None) -> Iterator[str]:
-    if not switches.sampling:
+    if not switches.sampling and not switches.training:
+        yield PAUSED
+    elif not switches.sampling:
         yield "sampling is off"
-    if not switches.training:
+    elif not switches.training:
         yield "training is off"
     if (blocked := switches.blocked_by or shortage) is not None:
         yield blocked
     if switches.max_updates is not None and num_updates >= switches.max_updates:
         yield f"it was told to stop after update {switches.max_updates}"
+
+
+def _waits_of_draws(session: Session, lineage_id: UUID) -> Iterator[str]:
+    """Why draws that could be made now are not: the policy server lacks the version they need, or is away."""
+    waits = (
+        GroupRow.lineage_id == lineage_id,
+        GroupRow.status == GroupStatus.PENDING.value,
+        GroupRow.reason.is_not(None),
+    )
+    num, reason = session.execute(select(func.count(), func.max(GroupRow.reason)).where(*waits)).one()
+    if num:
+        yield f"{num} {'draw waits' if num == 1 else 'draws wait'}: {reason}"
 
 
 def _waits_of_tasks(session: Session, lineage_id: UUID, max_groups_per_task: int) -> Iterator[str]:
