@@ -178,8 +178,8 @@ class CorrectionItem(Correction):
 class CorrectionOutcome(Correction):
     """What became of a correction: the updates that used it, and what the policy said before and after each.
 
-    waits_for: why no update has used it, where none has. undo_until: until when its person may take it back, where
-    they still may.
+    waits_for: why no update has used a submitted one; lists leave it out. undo_until: until when its person may take it
+    back, where they still may.
     """
 
     update_numbers: list[int]

@@ -51,7 +51,7 @@ def maintain() -> None:
             return
         due = consultations.sweep(session, resend_seconds=settings.resend_seconds, limit=_MAX_RESENT)
         corrections.free_expired(session)
-        freed = lessons.free_expired(session)
+        freed = lessons.free_expired(session) + corrections.teach_waiting(session)
         evaluations.finish_complete(session)
         tallies.fold(session)
         lineage = lineages.get(session, settings.lineage)

@@ -324,13 +324,10 @@ def settle(session: Session, question: Question, outcome: Outcome) -> list[UUID]
     return pending_of(session, [rollout.id])
 
 
-def settle_late(
-    session: Session, consultation_id: UUID, outcome: ConsultResult | ConsultAbstain, *, at_once: bool = False
-) -> ConsultationRow:
+def settle_late(session: Session, consultation_id: UUID, outcome: ConsultResult | ConsultAbstain) -> ConsultationRow:
     """The answer to a waiting question. If its rollout was ready already, a second lesson opens with this answer alone.
 
-    at_once: it opens in any case, so that the answer waits for nobody else's. Errors: ConsultationNotFound (404),
-    NotWaiting (409).
+    Errors: ConsultationNotFound (404), NotWaiting (409).
     """
     rollout_id = get(session, consultation_id).rollout_id
     rollout = session.scalars(select(RolloutRow).where(RolloutRow.id == rollout_id).with_for_update()).one()
@@ -338,15 +335,14 @@ def settle_late(
     if row.status != ConsultationStatus.WAITING.value:
         raise NotWaiting(f"consultation {consultation_id} is {row.status}, not waiting")
     answer = _conclude(session, row, rollout, outcome)
-    _teach_late(session, rollout, answer, at_once=at_once)
+    _teach_late(session, rollout, answer)
     rollouts.advance(session, rollout.id)
     return row
 
 
-def _teach_late(session: Session, rollout: RolloutRow, answer: AnswerRow | None, *, at_once: bool = False) -> None:
-    """Open a lesson with an answer that counts and came after its rollout was ready, or that is to wait for nobody."""
-    may = {RolloutStatus.READY.value, *([RolloutStatus.OPEN.value] if at_once else [])}
-    if answer is None or rollout.status not in may or rollout.purpose != Purpose.TRAIN.value:
+def _teach_late(session: Session, rollout: RolloutRow, answer: AnswerRow | None) -> None:
+    """Open a lesson with an answer that counts and came after its rollout was ready."""
+    if answer is None or rollout.status != RolloutStatus.READY.value or rollout.purpose != Purpose.TRAIN.value:
         return
     if trust.counts(answer, session.get_one(ExpertRow, answer.expert_id)):
         rollouts.open_lesson(session, rollout, [answer], late=True)

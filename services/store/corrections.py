@@ -8,7 +8,7 @@ correction, as everywhere.
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, any_, delete, func, literal, select, update
+from sqlalchemy import ColumnElement, Select, any_, delete, exists, func, literal, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -29,16 +29,20 @@ from services.contracts.tasks import Split
 from services.errors import Conflict, InvalidInput, NotFound
 from services.store import consultations, ranking, rollouts, trust
 from services.store.models import (
+    AnswerRow,
     AttemptRow,
     ConsultationRow,
     CorrectionRow,
     DraftRow,
     ExpertRow,
+    LessonAnswerRow,
     RolloutRow,
 )
 
 LEASE = timedelta(minutes=30)  # to read a rollout and write its correction without hurry
 LEAVING = timedelta(minutes=2)  # a page that is loaded again, or come back to, is not left
+PATIENCE = timedelta(minutes=1)  # what others say about the same answer mostly comes within it
+MOST_AT_ONCE = 64  # lessons a sweep opens; the next one goes on
 ASKED_FOR = 1.0  # the priority of an item that somebody asked for; the queue's own have 0
 
 
@@ -392,7 +396,7 @@ def submit(session: Session, correction_id: UUID, person_id: UUID, said: Correct
     row.held_until = func.now() + timedelta(seconds=said.hold_seconds) if said.hold_seconds else None
     session.execute(delete(DraftRow).where(DraftRow.correction_id == row.id, DraftRow.person_id == person_id))
     session.flush()
-    consultations.settle_late(session, row.consultation_id, result, at_once=True)
+    consultations.settle_late(session, row.consultation_id, result)
     session.refresh(row)
     return row
 
@@ -428,6 +432,33 @@ def free_expired(session: Session) -> None:
         )
     )
     consultations.withdraw_items(session, session.scalars(ended).all())
+
+
+def teach_waiting(session: Session) -> int:
+    """Give corrections of rollouts that still wait for other experts a lesson of their own; how many.
+
+    A person's words wait for others' for `PATIENCE` and no longer, and what they teach is read off the rollout itself.
+    """
+    waiting = session.execute(
+        select(RolloutRow, AnswerRow)
+        .join(CorrectionRow, CorrectionRow.rollout_id == RolloutRow.id)
+        .join(AnswerRow, AnswerRow.consultation_id == CorrectionRow.consultation_id)
+        .join(ExpertRow, ExpertRow.id == AnswerRow.expert_id)
+        .where(
+            RolloutRow.status == RolloutStatus.OPEN.value,
+            RolloutRow.purpose == Purpose.TRAIN.value,
+            CorrectionRow.status == CorrectionStatus.SUBMITTED.value,
+            CorrectionRow.decided_at < func.now() - PATIENCE,
+            trust.counts(AnswerRow, ExpertRow),
+            ~exists().where(LessonAnswerRow.answer_id == AnswerRow.id),
+        )
+        .order_by(RolloutRow.id)
+        .limit(MOST_AT_ONCE)
+        .with_for_update(of=RolloutRow, skip_locked=True)
+    ).all()
+    for rollout, answer in waiting:
+        rollouts.open_lesson(session, rollout, [answer], late=True)
+    return len(waiting)
 
 
 def _free_leases(session: Session) -> None:

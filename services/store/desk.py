@@ -57,12 +57,17 @@ def item(session: Session, row: CorrectionRow, person_id: UUID, rights: frozense
 
 
 def outcome(session: Session, row: CorrectionRow) -> CorrectionOutcome:
-    """The item with the numbers of the applied updates that used it, in order, and what each changed."""
-    return outcomes(session, [row])[0]
+    """The item with the numbers of the applied updates that used it, in order, and what each changed; where there is
+    none, with the reason."""
+    found = outcomes(session, [row])[0]
+    if found.update_numbers or found.status is not CorrectionStatus.SUBMITTED:
+        return found
+    return found.model_copy(update={"waits_for": unused.explain(session, row)})
 
 
 def outcomes(session: Session, rows: Sequence[CorrectionRow]) -> list[CorrectionOutcome]:
-    """Items with the numbers of the applied updates that used each, in order, and what each changed."""
+    """Items with the numbers of the applied updates that used each, in order, and what each changed; `waits_for` is not
+    told of many at once."""
     # by the rollout, for which there is an index over all answers; for the consultation only over current ones
     said = session.execute(
         select(AnswerRow.id, AnswerRow.consultation_id).where(
@@ -76,13 +81,11 @@ def outcomes(session: Session, rows: Sequence[CorrectionRow]) -> list[Correction
         numbers.setdefault(consultation_id, set()).update(used.get(answer_id, ()))
     measured = effects.of_corrections(session, [row.id for row in rows])
     undo_until = undo.until(session, rows)
-    unused_rows = [row for row in rows if not numbers.get(row.consultation_id)]
-    waits_for = unused.explain(session, unused_rows)
     return [
         CorrectionOutcome(
             **view(row).model_dump(),
             update_numbers=sorted(numbers.get(row.consultation_id, ())),
-            waits_for=waits_for.get(row.id),
+            waits_for=None,
             effects=measured.get(row.id, []),
             undo_until=undo_until.get(row.id),
         )

@@ -19,7 +19,7 @@ from services.contracts.lessons import Lesson, LessonStatus
 from services.contracts.rollouts import GroupStatus, RolloutStatus, Sampling
 from services.contracts.tasks import Message
 from services.contracts.updates import Speaker, UpdateStatus
-from services.store import answers, distributions, policies, trust
+from services.store import answers, distributions, policies, rollouts, trust
 from services.store.models import (
     AnswerRow,
     CorrectionRow,
@@ -112,7 +112,8 @@ class EarlierCorrection:
 def set_aside_stale(session: Session, lineage_id: UUID, max_staleness: int) -> int:
     """Set aside what waits and was sampled so many versions ago; how many. Only versions that served count.
 
-    Late lessons never age: what they teach is read off the rollout itself.
+    Late lessons never age: what they teach is read off the rollout itself. So does what a person wrote about a rollout
+    that is stale by now, which goes on in a late lesson of its own.
     """
     stale = (
         select(LessonRow.id)
@@ -139,7 +140,28 @@ def set_aside_stale(session: Session, lineage_id: UUID, max_staleness: int) -> i
             reason=f"stale: sampled over {max_staleness} serving versions ago",
         )
     )
+    _keep_corrections(session, ids)
     return len(ids)
+
+
+def _keep_corrections(session: Session, lesson_ids: Sequence[UUID]) -> None:
+    """Give the corrections in these lessons, which were set aside, lessons of their own."""
+    kept = session.execute(
+        select(RolloutRow, AnswerRow)
+        .join(LessonRow, LessonRow.rollout_id == RolloutRow.id)
+        .join(LessonAnswerRow, LessonAnswerRow.lesson_id == LessonRow.id)
+        .join(AnswerRow, AnswerRow.id == LessonAnswerRow.answer_id)
+        .join(ExpertRow, ExpertRow.id == AnswerRow.expert_id)
+        .join(CorrectionRow, CorrectionRow.consultation_id == AnswerRow.consultation_id)
+        .where(
+            LessonRow.id.in_(lesson_ids),
+            CorrectionRow.status == CorrectionStatus.SUBMITTED.value,
+            trust.counts(AnswerRow, ExpertRow),
+        )
+        .order_by(RolloutRow.id)
+    ).all()
+    for rollout, answer in kept:
+        rollouts.open_lesson(session, rollout, [answer], late=True)
 
 
 def count_ready_groups(session: Session, lineage_id: UUID) -> int:

@@ -1,16 +1,12 @@
 """Why a submitted correction has trained nothing so far, in words for the person who wrote it.
 
-A correction has a lesson of its own from the moment it is submitted, which waits for nobody else's answer and never
-ages; the oldest of them train first.
+A correction of an answer that is judged already has a lesson of its own at once; one that other experts are still
+asked about waits a minute for them (`corrections.teach_waiting`). Such lessons never age, and the oldest train first.
 """
-
-from collections.abc import Sequence
-from uuid import UUID
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session, aliased
 
-from services.contracts.corrections import CorrectionStatus
 from services.contracts.lessons import LessonStatus
 from services.contracts.rollouts import RolloutStatus
 from services.contracts.updates import UpdateStatus
@@ -28,12 +24,8 @@ from services.store.models import (
 )
 
 
-def explain(session: Session, rows: Sequence[CorrectionRow]) -> dict[UUID, str]:
-    """What each of these corrections waits for, or why it was set aside; of one that is not submitted, no entry."""
-    return {row.id: _explain(session, row) for row in rows if row.status == CorrectionStatus.SUBMITTED.value}
-
-
-def _explain(session: Session, row: CorrectionRow) -> str:
+def explain(session: Session, row: CorrectionRow) -> str:
+    """What a submitted correction waits for, or why it was set aside."""
     lesson = session.scalars(
         select(LessonRow)
         .join(LessonAnswerRow, LessonAnswerRow.lesson_id == LessonRow.id)
@@ -70,6 +62,8 @@ def _explain_missing(session: Session, row: CorrectionRow) -> str:
     rollout = session.get_one(RolloutRow, row.rollout_id)
     if rollout.status == RolloutStatus.SET_ASIDE.value:
         return f"its rollout was set aside: {rollout.reason}"
+    if rollout.status == RolloutStatus.OPEN.value:
+        return "other experts are still asked about the same answer; it waits a minute for them at most"
     return "its answer was withdrawn, or did not count when it was given"
 
 

@@ -169,6 +169,8 @@ def test_the_loop_turns_feedback_into_policy_versions_and_survives_a_restart(
     start: Callable[[], Running], home: Path, tmp_path: Path
 ) -> None:
     stack = start()
+    assert not stack.status().loop.sampling
+    assert not stack.status().loop.training
     file = tmp_path / "tasks.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in tasks()))
     assert json.loads(stack.cli("tasks", "import", str(file), "--json")) == {"num_created": 20, "num_existing": 0}

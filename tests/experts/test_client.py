@@ -6,7 +6,8 @@ import json
 import socket
 import time
 from collections.abc import Callable, Coroutine
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import TypeVar
 
 import aiohttp
@@ -215,6 +216,23 @@ def test_a_busy_expert_says_when_to_come_back(extra: str, seconds: float) -> Non
         with pytest.raises(ExpertUnavailable) as raised:
             consult(url)
         assert raised.value.retry_after == seconds
+
+
+def test_a_busy_expert_may_name_a_time_and_is_never_asked_to_be_left_alone_for_longer_than_an_hour() -> None:
+    at = datetime.now(UTC) + timedelta(minutes=10)
+    for wish, seconds in ((format_datetime(at, usegmt=True), 600.0), ("999999", 3600.0)):
+        with serve_raw(reply_with(b"{}", "429 Too Many Requests", extra=f"Retry-After: {wish}\r\n")) as url:
+            with pytest.raises(ExpertUnavailable) as raised:
+                consult(url)
+            assert raised.value.retry_after == pytest.approx(seconds, abs=60)
+
+
+def test_an_experts_wrong_clock_is_no_wrong_answer() -> None:
+    body, question = result(score=1), make_question(kinds=ALL_KINDS)
+    signed = signatures.sign(SECRET, str(question.consultation_id), body, datetime.now(UTC) + timedelta(minutes=45))
+    extra = "".join(f"{name}: {value}\r\n" for name, value in signed.items())
+    with serve_raw(reply_with(body, extra=extra)) as url, pytest.raises(ExpertUnavailable, match="45 minutes ahead"):
+        consult(url, question, SECRET)
 
 
 @pytest.mark.parametrize("status", ["401 Unauthorized", "403 Forbidden", "404 Not Found"])

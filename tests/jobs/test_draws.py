@@ -1,0 +1,113 @@
+"""Which draws are made when, and by which version."""
+
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import func, select, update
+
+from services.contracts.policies import GateReport
+from services.contracts.rollouts import Purpose, Sampling
+from services.jobs.app import app
+from services.jobs.runtime import runtime
+from services.jobs.sample import sample
+from services.store import groups, lineages, loop, policies, stats
+from services.store.models import GroupRow, RolloutRow
+from services.store.store import Store
+from tests.api import policy_stand_in
+from tests.serving import serve
+from tests.store.conftest import World
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def versions() -> dict[str, float]:
+    """What the policy server holds: at first the base alone, as after every start."""
+    return {"base": 0.5}
+
+
+@pytest.fixture
+def worker(
+    database_url: str, redis_url: str, versions: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """This process as a worker, with a policy over HTTP that holds these versions."""
+    with serve(policy_stand_in.create_app(versions)) as url:
+        monkeypatch.setenv("PRECEPTOR_DATABASE_URL", database_url)
+        monkeypatch.setenv("PRECEPTOR_REDIS_URL", redis_url)
+        monkeypatch.setenv("PRECEPTOR_POLICY_URL", url)
+        monkeypatch.setattr(app.conf, "broker_url", redis_url)
+        runtime.cache_clear()
+        yield
+        runtime().close()
+    runtime.cache_clear()
+
+
+def plan(store: Store, world: World, *purposes: Purpose) -> list[GroupRow]:
+    """Draws of one rollout each."""
+    with store.transaction() as session:
+        return [
+            groups.add(session, world.task(session, f"t{i}"), purpose=purpose, size=1, sampling=Sampling())
+            for i, purpose in enumerate(purposes)
+        ]
+
+
+def draw_again(store: Store, group: GroupRow) -> None:
+    """As the sweep does, once its pause is over."""
+    with store.transaction() as session:
+        session.execute(update(GroupRow).values(not_before=func.now()))
+    sample([str(group.id)])
+
+
+def waits(store: Store) -> list[str]:
+    with store.transaction() as session:
+        lineage = lineages.get(session, "main")
+        return stats.status(session, lineage, max_backlog=48, max_groups_per_task=8, group_size=8).waits_for
+
+
+@pytest.mark.usefixtures("worker")
+def test_draws_wait_for_the_version_that_serves_and_are_never_made_by_another(
+    store: Store, world: World, versions: dict[str, float]
+) -> None:
+    with store.transaction() as session:
+        row = policies.add_candidate(session, world.lineage_id, artifact_sha256="d" * 64, update_number=1)
+        policies.serve(session, row.id, GateReport(checks=[]))
+    [group] = plan(store, world, Purpose.TRAIN)
+    for _ in range(12):  # however long it takes
+        draw_again(store, group)
+    with store.transaction() as session:
+        waiting = session.get_one(GroupRow, group.id)
+        assert (waiting.status, waiting.failures) == ("pending", 0)
+        assert not session.scalars(select(RolloutRow)).all()
+    assert any("main-v1" in line for line in waits(store))
+
+    versions["main-v1"] = 0.5  # the trainer has brought it back
+    draw_again(store, group)
+    with store.transaction() as session:
+        assert session.scalars(select(RolloutRow.policy_version)).all() == ["main-v1"]
+    assert not any("main-v1" in line for line in waits(store))
+
+
+def due(store: Store, max_in_flight: int = 4) -> set[object]:
+    """The draws sent now."""
+    with store.transaction() as session:
+        return set(groups.take_due(session, max_in_flight=max_in_flight, resend_seconds=30))
+
+
+def test_a_paused_loop_draws_nothing_that_was_planned_and_evaluations_go_on(store: Store, world: World) -> None:
+    train, evaluation = plan(store, world, Purpose.TRAIN, Purpose.EVALUATION)
+    with store.transaction() as session:
+        loop.switch(session, world.lineage_id, sampling=False, training=False)
+    assert due(store) == {evaluation.id}
+    assert any("paused" in line for line in waits(store))
+    with store.transaction() as session:
+        loop.switch(session, world.lineage_id, sampling=True, training=True)
+    assert due(store) == {train.id}
+    assert not any("paused" in line for line in waits(store))
+
+
+def test_an_evaluation_leaves_the_loop_a_share_of_the_draws(store: Store, world: World) -> None:
+    planned = plan(store, world, *[Purpose.EVALUATION] * 8, *[Purpose.TRAIN] * 3)
+    trains = {group.id for group in planned if group.purpose == Purpose.TRAIN.value}
+    with store.transaction() as session:
+        loop.switch(session, world.lineage_id, sampling=True, training=True)
+    assert len(due(store, max_in_flight=8) & trains) == 2
