@@ -22,6 +22,7 @@ from services.contracts.corrections import (
     CorrectionStatus,
     CorrectionSubmit,
 )
+from services.contracts.edits import keep_unmeant
 from services.contracts.experts import Ask, ConsultResult, Descriptor, ExpertStatus
 from services.contracts.ids import new_id
 from services.contracts.rollouts import Purpose, RolloutStatus
@@ -369,19 +370,24 @@ def _offer(session: Session, row: CorrectionRow) -> None:
 def submit(session: Session, correction_id: UUID, person_id: UUID, said: CorrectionSubmit) -> CorrectionRow:
     """Write down what the person decided: the item, the human expert's answer and its late lesson, all or nothing.
 
-    A corrected rollout scores 0 and the text is the solution; one that is fine scores 1. Errors: CorrectionNotFound
+    A corrected rollout scores 0 and the text is the solution; one that is fine scores 1. Only what the person meant to
+    change counts (`contracts.edits`): where that is nothing, the answer is fine. Errors: CorrectionNotFound
     (404), NotYours (409), NotWaiting (409) when the question ended meanwhile, InvalidInput (422) for spans that do not
     fit the rollout, NothingChanged (422) for a correction that says what the policy said.
     """
     row = _hold(session, correction_id, person_id, CorrectionStatus.SUBMITTED)
+    rollout = session.get_one(RolloutRow, row.rollout_id)
+    if said.text == rollout.text:
+        raise NothingChanged("the corrected text is the answer as it was")
+    text = None if said.text is None else keep_unmeant(rollout.text, said.text)
+    if text == rollout.text:
+        text = None
+    verdict = "fine" if text is None else "corrected"
     result = ConsultResult(
-        score=0.0 if said.verdict == "corrected" else 1.0,
-        solution=said.text,
+        score=0.0 if verdict == "corrected" else 1.0,
+        solution=text,
         feedback=Feedback(text=said.comment, spans=said.spans) if said.comment.strip() or said.spans else None,
     )
-    rollout = session.get_one(RolloutRow, row.rollout_id)
-    if said.text is not None and _lines(said.text) == _lines(rollout.text):
-        raise NothingChanged("the corrected text is the answer as it was")
     try:
         check_against_rollout(
             result, num_tokens=rollout.num_tokens, tokenizer_hash=rollout.tokenizer_hash, vocab_size=None
@@ -389,8 +395,8 @@ def submit(session: Session, correction_id: UUID, person_id: UUID, said: Correct
     except ValueError as error:
         raise InvalidInput(str(error)) from None
     row.status = CorrectionStatus.SUBMITTED.value
-    row.verdict = said.verdict
-    row.text = said.text
+    row.verdict = verdict
+    row.text = text
     row.comment = said.comment
     row.decided_at = func.now()
     row.held_until = func.now() + timedelta(seconds=said.hold_seconds) if said.hold_seconds else None
@@ -399,10 +405,6 @@ def submit(session: Session, correction_id: UUID, person_id: UUID, said: Correct
     consultations.settle_late(session, row.consultation_id, result)
     session.refresh(row)
     return row
-
-
-def _lines(text: str) -> list[str]:
-    return text.splitlines()
 
 
 def skip(session: Session, correction_id: UUID, person_id: UUID, why: CorrectionSkip) -> CorrectionRow:

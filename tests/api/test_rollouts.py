@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 
 from services.contracts.base import Json, JsonObject
-from services.contracts.experts import ConsultLater
+from services.contracts.experts import ConsultLater, ConsultResult
 from services.contracts.persons import Role
 from services.experts import signatures
 from services.store import consultations
@@ -17,7 +17,7 @@ from tests.api.conftest import Api, items, made, refused, task_body
 from tests.api.policy_stand_in import END, MAX_CONTEXT, TOKENIZER
 from tests.experts.samples import OTHER_SECRET, SECRET
 from tests.store.conftest import World
-from tests.store.test_flow import ask_all
+from tests.store.test_flow import ask_all, settle
 
 pytestmark = pytest.mark.integration
 
@@ -177,6 +177,24 @@ def test_a_field_of_another_system_is_refused_in_a_sentence_that_names_it(
     problem = str(refused(api.post("/v1/rollouts/batch", batch), 422)["errors"])
     assert sentence in problem
     assert "rollouts.1" in problem
+
+
+def test_an_answer_from_elsewhere_leaves_the_policys_pass_rate_alone(api: Api, store: Store, world: World) -> None:
+    with store.transaction() as session:
+        world.expert(session)
+    task = api.task()
+    for said in ({"text": "310"}, {"text": "4", "policy_version": "base"}):
+        made(api.post("/v1/rollouts", {"task_id": task["id"], **said}))
+    for question in ask_all(store):
+        settle(store, question, ConsultResult(score=float(question.request.rollout.text == "310")))
+    [rate] = items_of(made(api.get("/v1/status")), "pass_rates")
+    assert (rate["num_judged"], rate["pass_rate"]) == (1, 0.0)
+
+
+def items_of(view: JsonObject, name: str) -> list[JsonObject]:
+    found = view[name]
+    assert isinstance(found, list)
+    return [one for one in found if isinstance(one, dict)]
 
 
 def test_nobody_is_asked_about_a_chat(api: Api) -> None:

@@ -358,8 +358,26 @@ def test_a_correction_that_changes_nothing_is_refused(queue: Queue) -> None:
     ana, _ = queue.person("ana")
     claim(queue, ana)
     with pytest.raises(NothingChanged):
-        submit(queue, item, ana, CorrectionSubmit(verdict="corrected", text="abc\r\n"))
+        submit(queue, item, ana, CorrectionSubmit(verdict="corrected", text="abc"))
     assert queue.read(item).status == "claimed"
+
+
+def test_a_text_that_an_editor_alone_changed_is_kept_as_fine(queue: Queue) -> None:
+    item = put(queue, "a")
+    ana, _ = queue.person("ana")
+    claim(queue, ana)
+    submit(queue, item, ana, CorrectionSubmit(verdict="corrected", text="abc\r\n", comment="good"))
+    row = queue.read(item)
+    assert (row.status, row.verdict, row.text, row.comment) == ("submitted", "fine", None, "good")
+
+
+def test_a_correction_learns_no_newline_that_an_editor_added(queue: Queue) -> None:
+    item = put(queue, "a")
+    ana, _ = queue.person("ana")
+    claim(queue, ana)
+    submit(queue, item, ana, CorrectionSubmit(verdict="corrected", text="abd\n"))
+    row = queue.read(item)
+    assert (row.verdict, row.text) == ("corrected", "abd")
 
 
 def test_a_skip_says_why_in_a_word_or_in_words(queue: Queue) -> None:
