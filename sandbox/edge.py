@@ -8,10 +8,13 @@ For other rooms too: it imports nothing of the sandbox.
 """
 
 import asyncio
+import ctypes
 import json
 import resource
+import socket
+import struct
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
@@ -41,6 +44,10 @@ LOOK_SECONDS: Final = 2.0
 LINGER_SECONDS: Final = 1.0
 """How long what a refused caller still sends is thrown away: closed at once, it would not see why."""
 _BETWEEN_COUNTS: Final = 1 << 20
+_LARGE_BYTES: Final = 1 << 20
+_TRIM_SECONDS: Final = 1.0
+_RESET_AT_CLOSE: Final = struct.pack("ii", 1, 0)
+_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of the GNU library alone
 _SLICE_BYTES: Final = 16 << 10
 """Parsed at once, so that no bound is passed by more."""
 
@@ -51,6 +58,8 @@ class _Refused(Exception):
 
 class BoundedProtocol(HttpToolsProtocol):
     """HTTP as uvicorn speaks it, within bounds."""
+
+    _next_trim: ClassVar[float] = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -72,6 +81,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._look_again.cancel()
         self._tell_gone()
+        if max(self._num_unsent, self.num_body_bytes) > _LARGE_BYTES:
+            self._give_memory_back()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -123,6 +134,8 @@ class BoundedProtocol(HttpToolsProtocol):
             self._stop(503, "the bodies of other requests take all the memory that there is for bodies")
 
     def on_response_complete(self) -> None:
+        if self.num_body_bytes > _LARGE_BYTES:
+            self._give_memory_back()
         self.num_body_bytes = 0
         super().on_response_complete()
 
@@ -178,6 +191,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._look_again = self.loop.call_later(LOOK_SECONDS, self._look)
         now = self.loop.time()
         if self._is_stuck(now):
+            # without the reset the kernel would keep what it has of the answer
+            connection: socket.socket = self.transport.get_extra_info("socket")
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
             self.transport.abort()
         elif self._refusal is not None or self.transport.is_closing():
             return
@@ -191,6 +207,13 @@ class BoundedProtocol(HttpToolsProtocol):
                 self._head_deadline = now + HEAD_SECONDS
             elif now > self._head_deadline:
                 self.transport.close()
+
+    def _give_memory_back(self) -> None:
+        """Have the allocator return what was held, soon, when the application has let go of it too."""
+        now = self.loop.time()
+        if _trim is not None and now >= BoundedProtocol._next_trim:
+            BoundedProtocol._next_trim = now + _TRIM_SECONDS
+            self.loop.call_later(_TRIM_SECONDS, _trim, 0)
 
     def _is_stuck(self, now: float) -> bool:
         """Whether an answer has been lying here for too long."""
