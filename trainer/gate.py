@@ -4,8 +4,14 @@ Not covered: measuring the numbers (`publish`), and whether the version is any b
 """
 
 import math
+from typing import Final
 
 from services.contracts.policies import GateCheck
+
+PROBE: Final = "probe_difference"
+KL_BASE: Final = "kl_base"
+KL_PREVIOUS: Final = "kl_previous"
+LENGTH: Final = "length_ratio"
 
 
 def check_finite(num_bad: int) -> GateCheck:
@@ -15,7 +21,7 @@ def check_finite(num_bad: int) -> GateCheck:
 
 def check_probe(max_difference: float, tolerance: float, num_tokens: int) -> GateCheck:
     """The server computes the trainer's logprobs: the largest difference over the probe, in nats."""
-    return _bounded("probe_difference", max_difference, tolerance, f"{num_tokens} tokens")
+    return _bounded(PROBE, max_difference, tolerance, f"{num_tokens} tokens")
 
 
 def check_kl(name: str, kl: float, bound: float) -> GateCheck:
@@ -26,7 +32,7 @@ def check_kl(name: str, kl: float, bound: float) -> GateCheck:
 def check_length(new_tokens: float, old_tokens: float, ratio: float) -> GateCheck:
     """Answers have not become `ratio` times longer or shorter; in tokens. The value is the larger of the two ratios."""
     new, old = max(new_tokens, 1.0), max(old_tokens, 1.0)
-    return _bounded("length_ratio", max(new / old, old / new), ratio, f"{new_tokens:.1f} after {old_tokens:.1f} tokens")
+    return _bounded(LENGTH, max(new / old, old / new), ratio, f"{new_tokens:.1f} after {old_tokens:.1f} tokens")
 
 
 def _bounded(name: str, value: float, bound: float, detail: str) -> GateCheck:

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from services import space
-from services.contracts.policies import GateCheck, GateReport
+from services.contracts.policies import GateCheck, GateReport, PolicyStatus
 from services.errors import PreceptorError
 from services.policy.artifacts import ArtifactNotFound, ArtifactStore
 from services.policy.client import PolicyClient, PolicyRefused, PolicyUnavailable
@@ -125,13 +125,29 @@ class Publisher:
         return served
 
     def _is_due(self, state: TrainerState, resting: bool) -> bool:
-        def read(session: Session) -> int:
+        def read(session: Session) -> tuple[PolicyVersionRow, int]:
             lineage_id = self._ledger.lineage.id
             back = fallbacks.newest(session, lineage_id)  # nothing is unpublished of what training fell back to
-            return max(policies.latest(session, lineage_id).update_number, 0 if back is None else back.after_update)
+            return policies.latest(session, lineage_id), 0 if back is None else back.after_update
 
-        unpublished = state.number - self._ledger.transact(read)
+        newest, left_behind = self._ledger.transact(read)
+        if newest.update_number == state.number > left_behind and self._would_pass(newest):
+            return True
+        unpublished = state.number - max(newest.update_number, left_behind)
         return unpublished >= (1 if resting else self._config.publish_every)
+
+    def _would_pass(self, row: PolicyVersionRow) -> bool:
+        """Whether the gate refused a version by bounds that have been set otherwise since, so that it would pass."""
+        if row.status != PolicyStatus.REJECTED.value or row.gate is None:
+            return False
+        bounds = {
+            gate.PROBE: self._config.gate_tolerance,
+            gate.KL_BASE: self._config.gate_max_kl_base,
+            gate.KL_PREVIOUS: self._config.gate_max_kl_previous,
+            gate.LENGTH: self._config.gate_length_ratio,
+        }
+        failed = [check for check in GateReport.model_validate(row.gate).checks if not check.passed]
+        return bool(failed) and all(0 <= check.value <= bounds.get(check.name, -1.0) for check in failed)
 
     def _add_candidate(self, state: TrainerState) -> None:
         scratch = self.artifacts.root / f".publishing-{state.number}"
@@ -243,8 +259,8 @@ class Publisher:
             with with_weights(model, read_adapter(model, self.artifacts.adapter(serving.artifact_sha256))):
                 previous = probe_logprobs(model, probe)
         return [
-            gate.check_kl("kl_base", mean_kl(own, base), config.gate_max_kl_base),
-            gate.check_kl("kl_previous", mean_kl(own, previous), config.gate_max_kl_previous),
+            gate.check_kl(gate.KL_BASE, mean_kl(own, base), config.gate_max_kl_base),
+            gate.check_kl(gate.KL_PREVIOUS, mean_kl(own, previous), config.gate_max_kl_previous),
         ]
 
     @property

@@ -251,6 +251,20 @@ def test_a_version_that_fails_the_gate_is_rejected_and_the_old_one_serves_on(
     assert bench.publisher.settle(bench.state, resting=True) is None  # not tried again with the same weights
 
 
+def test_with_other_bounds_the_very_weights_that_were_refused_are_published_at_once(
+    world: World, store: Store, set_up: SetUp, server: str
+) -> None:
+    refusing = set_up(server, CONFIG.model_copy(update={"gate_max_kl_previous": 1e-9}))
+    refusing.update()
+    assert refusing.publisher.settle(refusing.state, resting=True) is None
+    for bound in (1e-8, 1e-7):  # other bounds that it would not pass either
+        still = set_up(server, CONFIG.model_copy(update={"gate_max_kl_previous": bound}))
+        assert still.publisher.settle(refusing.state, resting=True) is None
+    assert statuses(store) == {"base": "serving", "main-v1": "rejected"}
+    sane = set_up(server)
+    assert sane.publisher.settle(refusing.state, resting=True) == "main-v2"
+
+
 @pytest.mark.parametrize("factor", [30.0, -30.0])
 def test_a_policy_that_ran_away_is_refused_at_the_default_bounds_before_the_server_hears_of_it(
     world: World, store: Store, set_up: SetUp, server: str, factor: float
