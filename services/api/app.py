@@ -17,6 +17,7 @@ from services.api.ingest import Ingest
 from services.api.limits import RequestLimits
 from services.api.metrics import LoopCollector
 from services.api.routes import (
+    answers,
     audit,
     consultations,
     corrections,
@@ -24,6 +25,7 @@ from services.api.routes import (
     experts,
     health,
     keys,
+    lessons,
     loop,
     persons,
     policies,
@@ -55,6 +57,8 @@ ROUTERS = (
     rollouts,
     experts,
     consultations,
+    answers,
+    lessons,
     corrections,
     policies,
     updates,

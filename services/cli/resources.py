@@ -15,10 +15,12 @@ from services.cli.corrections import corrections
 from services.cli.lists import format_rows, list_page
 from services.cli.options import AsJson, Home, Limit, Url, api_of, show
 from services.cli.progress import Progress
+from services.contracts.answers import Answer
 from services.contracts.base import JsonObject
 from services.contracts.consultations import ConsultationDetail, ConsultationStatus
 from services.contracts.evaluations import Evaluation, EvaluationCreate, EvaluationDetail
-from services.contracts.experts import ConformanceReport, Expert, ExpertCreate
+from services.contracts.experts import ConformanceReport, Expert, ExpertCreate, ExpertRegistered
+from services.contracts.lessons import LessonStatus
 from services.contracts.policies import PolicyVersion
 from services.contracts.rollouts import Rollout, RolloutCreate, RolloutDetail, RolloutStatus
 from services.contracts.tasks import Task
@@ -28,6 +30,8 @@ tasks = typer.Typer(no_args_is_help=True, help="Prompts to train and measure on.
 rollouts = typer.Typer(no_args_is_help=True, help="Sampled answers; also those sampled elsewhere.")
 questions = typer.Typer(no_args_is_help=True, help="Questions to experts: what was asked, and what failed.")
 experts = typer.Typer(no_args_is_help=True, help="Services that judge, correct or teach. docs/experts.md: write one.")
+answers = typer.Typer(no_args_is_help=True, help="What experts said about rollouts, and withdrawing it.")
+lessons = typer.Typer(no_args_is_help=True, help="Rollouts with the answers that may train them.")
 policies = typer.Typer(no_args_is_help=True, help="Published policy versions.")
 updates = typer.Typer(no_args_is_help=True, help="The ledger: every optimizer step and what it used.")
 
@@ -39,6 +43,8 @@ def add_to(app: typer.Typer) -> None:
         ("rollouts", rollouts),
         ("experts", experts),
         ("consultations", questions),
+        ("answers", answers),
+        ("lessons", lessons),
         ("corrections", corrections),
         ("policies", policies),
         ("updates", updates),
@@ -107,7 +113,7 @@ def list_rollouts(
     limit: Limit = 20,
     as_json: AsJson = False,
 ) -> None:
-    """List rollouts, newest first."""
+    """List rollouts, newest first. A rollout that is set aside has no lesson; `preceptor lessons list` has those."""
     columns = ("id", "purpose", "status", "score", "policy_version", "num_tokens", "reason", "text")
     list_page("/v1/rollouts", home, url, limit, as_json, columns, {"status": status.value if status else None})
 
@@ -150,7 +156,7 @@ def add_expert(
     endpoint: Annotated[str, typer.Argument(help="The service's URL; it answers GET {endpoint}/v1/expert.")],
     grant: Annotated[list[str] | None, typer.Option(help="A metadata key it may see; repeat for more.")] = None,
     trusted: Annotated[bool, typer.Option("--trusted", help="Active at once, without probation.")] = False,
-    weight: Annotated[float, typer.Option(min=0)] = 1.0,
+    weight: Annotated[float, typer.Option(min=0, help="Its weight in the loss, beside other experts.")] = 1.0,
     group_fraction: Annotated[float, typer.Option(min=0, max=1, help="Share of groups it is asked about.")] = 1.0,
     rollouts_per_group: Annotated[
         int | None, typer.Option(min=1, help="Rollouts of a group it is asked about.")
@@ -160,7 +166,11 @@ def add_expert(
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Register a service by its URL: its contract is checked and the report kept; it starts on probation."""
+    """Register a service by its URL: its contract is checked and the report kept; it starts on probation.
+
+    Adding the same service again checks it again and sets every option anew: one that is left out goes back to its
+    default. What changed is said.
+    """
     body = ExpertCreate.model_validate(
         {
             "endpoint": endpoint,
@@ -173,8 +183,16 @@ def add_expert(
         }
     )
     with api_of(home, url) as api:
-        expert = api.post("/v1/experts", body, Expert)
-    show(expert, as_json, lambda: typer.echo(f"{expert.name} {expert.version} is {expert.status.value}: {expert.id}"))
+        expert = api.post("/v1/experts", body, ExpertRegistered)
+
+    def words() -> None:
+        typer.echo(f"{expert.name} {expert.version} is {expert.status.value}: {expert.id}")
+        for line in expert.changed:
+            typer.echo(f"changed: {line}")
+        for line in expert.warnings:
+            typer.secho(f"warning: {line}", fg="yellow")
+
+    show(expert, as_json, words)
 
 
 @experts.command("list")
@@ -225,11 +243,12 @@ def _expert_action(action: str) -> None:
         "activate": "Let an expert train (or ask it again after a pause).",
         "pause": "Stop asking an expert; its open questions wait.",
         "retire": "Stop asking an expert for good; its open questions end.",
+        "requeue": "Ask an expert's dead questions again; one in quarantine goes back to probation.",
     }
     experts.command(action, help=help_of[action])(act)
 
 
-for _action in ("activate", "pause", "retire"):
+for _action in ("activate", "pause", "retire", "requeue"):
     _expert_action(_action)
 
 
@@ -252,6 +271,40 @@ def requeue_consultation(consultation_id: UUID, home: Home = None, url: Url = No
     with api_of(home, url) as api:
         asked = api.post(f"/v1/consultations/{consultation_id}/requeue", None, ConsultationDetail)
     show(asked, as_json, lambda: typer.echo(f"{asked.expert_name} is asked again: {asked.status.value}"))
+
+
+@answers.command("list")
+def list_answers(
+    rollout_id: Annotated[UUID, typer.Argument(help="The rollout they are about.")],
+    home: Home = None,
+    url: Url = None,
+    limit: Limit = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List what experts said about a rollout, newest first, withdrawn answers too."""
+    columns = ("id", "expert_id", "status", "score", "distribution_kind", "solution", "feedback")
+    list_page(f"/v1/rollouts/{rollout_id}/answers", home, url, limit, as_json, columns)
+
+
+@answers.command("withdraw")
+def withdraw_answer(answer_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+    """Withdraw an answer for good: nothing learns from it or is shown it from now on. Applied updates stay."""
+    with api_of(home, url) as api:
+        gone = api.post(f"/v1/answers/{answer_id}/withdraw", None, Answer)
+    show(gone, as_json, lambda: typer.echo(f"answer {gone.id} is {gone.status.value}"))
+
+
+@lessons.command("list")
+def list_lessons(
+    status: Annotated[LessonStatus | None, typer.Option(help="Only those.")] = None,
+    home: Home = None,
+    url: Url = None,
+    limit: Limit = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List lessons, newest first. `preceptor status` counts these; a rollout set aside never became one."""
+    columns = ("id", "rollout_id", "late", "status", "reason", "created_at")
+    list_page("/v1/lessons", home, url, limit, as_json, columns, {"status": status.value if status else None})
 
 
 @policies.command("list")

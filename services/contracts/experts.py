@@ -229,3 +229,16 @@ class Expert(View):
     report: ConformanceReport
     own: OwnKind | None = None
     created_at: datetime
+
+    @property
+    def ungranted(self) -> list[str]:
+        """The metadata keys that it declares to need and is not granted."""
+        return [key for key in self.descriptor.metadata_keys if key not in self.granted]
+
+
+class ExpertRegistered(Expert):
+    """An expert as it was registered. changed: the settings that this registration changed, each with what it was and
+    is; empty for a new expert. warnings: what its owner will want to know before it is asked."""
+
+    changed: list[str] = []
+    warnings: list[str] = []

@@ -13,6 +13,7 @@ from services.contracts.consultations import Attempt, Consultation, Consultation
 from services.contracts.corrections import Correction, CorrectionStatus
 from services.contracts.evaluations import Evaluation
 from services.contracts.experts import Expert, ExpertStatus
+from services.contracts.lessons import Lesson, LessonStatus
 from services.contracts.persons import Person, Right
 from services.contracts.policies import PolicyStatus, PolicyVersion
 from services.contracts.rollouts import Purpose, Rollout, RolloutStatus
@@ -26,6 +27,7 @@ from services.store.models import (
     CorrectionRow,
     EvaluationRow,
     ExpertRow,
+    LessonRow,
     PersonRow,
     PolicyVersionRow,
     RolloutRow,
@@ -82,6 +84,23 @@ def list_rollouts(
     query = _only(query, RolloutRow.policy_version, policy_version)
     rows, following = newest_first(session, query, RolloutRow.id, cursor, limit)
     return Page[Rollout](items=[Rollout.model_validate(row) for row in rows], next_cursor=following)
+
+
+def list_lessons(
+    session: Session,
+    lineage_id: UUID,
+    *,
+    status: LessonStatus | None,
+    rollout_id: UUID | None,
+    cursor: str | None,
+    limit: int,
+) -> Page[Lesson]:
+    """Lessons. Errors: BadCursor."""
+    query = select(LessonRow).where(LessonRow.lineage_id == lineage_id)
+    query = _only(query, LessonRow.status, status)
+    query = _only(query, LessonRow.rollout_id, rollout_id)
+    rows, following = newest_first(session, query, LessonRow.id, cursor, limit)
+    return Page[Lesson](items=[Lesson.model_validate(row) for row in rows], next_cursor=following)
 
 
 def list_experts(

@@ -95,7 +95,7 @@ def preview(session: Session, person_id: UUID) -> Erasure:
     made = _find_made(session, person_id)
     piece = _pieces(person_id, made).c
     found = select(piece.noun, func.length(piece.words).label("num_chars")).subquery()
-    num_lessons = session.scalar(select(func.count()).select_from(_emptied(made).subquery())) or 0
+    num_lessons = session.scalar(select(func.count()).select_from(emptied(made).subquery())) or 0
     return _report(session, person_id, found, made, num_lessons, is_done=False)
 
 
@@ -121,16 +121,16 @@ def erase(session: Session, person_id: UUID) -> Erasure:
     _take_out(session, person_id, made)
     session.execute(text("LOCK TABLE lesson IN SHARE ROW EXCLUSIVE MODE"))  # last: nobody claims or settles meanwhile
     _begin_again(session, person_id)
-    emptied = session.scalars(_emptied(made)).all()
+    no_longer = session.scalars(emptied(made)).all()
     session.execute(
         update(LessonRow)
-        .where(LessonRow.id.in_(listed(emptied)))
+        .where(LessonRow.id.in_(listed(no_longer)))
         .values(status=LessonStatus.WITHDRAWN.value, reason=REASON, owner=None, lease_until=None)
         .execution_options(synchronize_session=False)
     )
-    _forget_teachers(session, made)
+    forget_teachers(session, made)
     kept = select(ErasedTextRow.noun, ErasedTextRow.num_chars).where(ErasedTextRow.erasure_id == row.id).subquery()
-    report = _report(session, person_id, kept, made, len(emptied), is_done=True)
+    report = _report(session, person_id, kept, made, len(no_longer), is_done=True)
     row.report = report.model_dump(mode="json")
     _forget_person(session, person)
     return report
@@ -223,7 +223,7 @@ def _keep_hashes(session: Session, erasure_id: UUID, person_id: UUID, made: Sequ
     session.execute(insert(ErasedTextRow).from_select(columns, hashes))
 
 
-def _emptied(made: Sequence[UUID]) -> Select[UUID]:
+def emptied(made: Sequence[UUID]) -> Select[UUID]:
     """The lessons not yet used that nothing is left in."""
     touched = select(LessonAnswerRow.lesson_id).where(LessonAnswerRow.answer_id.in_(listed(made)))
     gone = listed(made).subquery("gone")
@@ -327,7 +327,7 @@ def _take_out(session: Session, person_id: UUID, made: Sequence[UUID]) -> None:
     )
 
 
-def _forget_teachers(session: Session, made: Sequence[UUID]) -> None:
+def forget_teachers(session: Session, made: Sequence[UUID]) -> None:
     """What a teacher that was shown the text would have said is the text again, token by token."""
     lessons = select(LessonRow.id).join(RolloutRow, RolloutRow.id == LessonRow.rollout_id)
     session.execute(

@@ -1,5 +1,6 @@
 """Experts: registered services, their versions, and what becomes of their open questions when they leave."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
@@ -8,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from services.contracts.base import check_change
+from services.contracts.base import JsonObject, check_change
 from services.contracts.consultations import ConsultationStatus
 from services.contracts.experts import (
     EXPERT_CHANGES,
@@ -78,6 +79,14 @@ def get(session: Session, expert_id: UUID) -> ExpertRow:
     if row is None:
         raise ExpertNotFound(f"no expert {expert_id}")
     return row
+
+
+def settings_by_id(session: Session, lineage_id: UUID, names: Sequence[str]) -> dict[UUID, JsonObject]:
+    """These settings of every expert of the lineage that is not retired."""
+    rows = session.scalars(
+        select(ExpertRow).where(ExpertRow.lineage_id == lineage_id, ExpertRow.status != ExpertStatus.RETIRED.value)
+    )
+    return {row.id: view(row).model_dump(mode="json", include=set(names)) for row in rows}
 
 
 def view(row: ExpertRow) -> Expert:

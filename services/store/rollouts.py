@@ -173,6 +173,13 @@ def _settle(session: Session, rollout: RolloutRow) -> None:
         open_lesson(session, rollout, untaught, late=False)
 
 
+def judge_again(session: Session, rollout: RolloutRow) -> None:
+    """Give a settled rollout the verdict of the answers that are left."""
+    if rollout.settled_at is not None:
+        rollout.score = answers.verdicts(session, [rollout.id]).get(rollout.id)
+        session.flush()
+
+
 def say_unanswered(purpose: str, num_asked: int, num_training: int) -> str:
     """Why a rollout without an answer that counts is set aside."""
     if num_asked and not num_training:

@@ -5,7 +5,7 @@ erased, its words leave those questions, and what the experts said with them in 
 rollouts; questions are locked after them, in the order of their ids.
 """
 
-from sqlalchemy import ColumnElement, any_, case, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, any_, case, delete, func, literal, or_, select, update
 from sqlalchemy.orm import Session
 
 from services.contracts.answers import AnswerStatus
@@ -58,10 +58,22 @@ def take_out(session: Session, of_rollouts: Ids, reason: str) -> None:
     whose answer was to come later: the expert has the words. The answers are withdrawn before this is called, for
     rollouts move on with those that are left.
     """
-    found = select(ConsultationRow).where(was_shown(of_rollouts)).order_by(ConsultationRow.id)
+    _take_out(session, was_shown(of_rollouts), trust.is_people(ExpertRow), reason)
+
+
+def take_answer_out(session: Session, answer: AnswerRow, reason: str) -> None:
+    """Take one answer out of the questions that it was shown in, as `take_out` does with people's words."""
+    shown = literal(answer.id) == any_(ConsultationRow.shown)
+    of_rollout = ConsultationRow.rollout_id == answer.rollout_id
+    _take_out(session, of_rollout & shown, AnswerRow.id == answer.id, reason)
+
+
+def _take_out(session: Session, asked_with: ColumnElement[bool], which: ColumnElement[bool], reason: str) -> None:
+    """asked_with: the questions; which: the answers, joined to their experts, that leave them."""
+    found = select(ConsultationRow).where(asked_with).order_by(ConsultationRow.id)
     rows = session.scalars(found.with_for_update()).all()
     for row in rows:
-        _hide_people(session, row)
+        _hide(session, row, which)
     session.flush()
     shown = listed([row.id for row in rows])
     questions = update(ConsultationRow).where(ConsultationRow.id.in_(shown))
@@ -93,14 +105,14 @@ def take_out(session: Session, of_rollouts: Ids, reason: str) -> None:
         rollouts.advance(session, rollout_id)
 
 
-def _hide_people(session: Session, question: ConsultationRow) -> None:
-    """Take people's words out of the question's context."""
-    of_people = (
+def _hide(session: Session, question: ConsultationRow, which: ColumnElement[bool]) -> None:
+    """Take these answers out of the question's context."""
+    leaving = (
         select(AnswerRow.id)
         .join(ExpertRow, ExpertRow.id == AnswerRow.expert_id)
-        .where(AnswerRow.id.in_(question.shown), trust.is_people(ExpertRow))
+        .where(AnswerRow.id.in_(question.shown), which)
     )
-    hidden = set(session.scalars(of_people))
+    hidden = set(session.scalars(leaving))
     kept = [
         (answer_id, said)
         for answer_id, said in zip(question.shown, Ask.model_validate(question.ask).context, strict=True)

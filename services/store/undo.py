@@ -38,7 +38,9 @@ REASON = "the correction was taken back"
 class TooLateToUndo(Conflict):
     """The correction cannot be taken back any more; nothing was changed."""
 
-    hint = "Ask an operator to withdraw the answer; the ledger says which updates it shaped."
+    hint = (
+        "Ask an operator to withdraw the answer (`preceptor answers withdraw`); the ledger says which updates used it."
+    )
 
 
 def until(session: Session, rows: Sequence[CorrectionRow]) -> dict[UUID, datetime]:

@@ -35,6 +35,12 @@ def expert(descriptor: Descriptor | None = None, secret: str | None = None, port
 
 
 def register(api: Api, endpoint: str, **changes: Json) -> JsonObject:
+    """The expert as it is read afterwards too."""
+    told = register_and_be_told(api, endpoint, **changes)
+    return {name: value for name, value in told.items() if name not in ("changed", "warnings")}
+
+
+def register_and_be_told(api: Api, endpoint: str, **changes: Json) -> JsonObject:
     return made(api.post("/v1/experts", {"endpoint": endpoint, **changes}))
 
 
@@ -48,6 +54,18 @@ def test_a_registered_expert_starts_on_probation_with_its_report(api: Api) -> No
     assert registered["endpoint"] == url
     assert made(api.get(f"/v1/experts/{registered['id']}")) == registered
     assert items(api.get("/v1/experts")) == [registered]
+
+
+def test_who_registers_is_told_of_metadata_that_is_not_granted_and_of_what_changed(api: Api) -> None:
+    with expert(make_descriptor(kinds=(AnswerKind.SCORE,), metadata_keys=("answer", "tests"))) as url:
+        first = register_and_be_told(api, url, granted=["answer"], weight=0.5)
+        again = register_and_be_told(api, url, granted=["answer", "tests"])
+    assert isinstance(first["warnings"], list)
+    [warning] = first["warnings"]
+    assert "needs the metadata tests" in str(warning)
+    assert f"`preceptor experts add {url} --grant answer --grant tests`" in str(warning)
+    assert (first["changed"], again["warnings"]) == ([], [])
+    assert again["changed"] == ["granted: answer → answer, tests", "weight: 0.5 → 1.0"]
 
 
 def test_a_trusted_expert_that_passes_is_active_at_once(api: Api) -> None:

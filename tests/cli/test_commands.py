@@ -8,6 +8,7 @@ from uuid import UUID
 
 import pytest
 from rich.console import Console
+from sqlalchemy import update
 
 from services.cli import demo
 from services.cli.client import ApiClient, ApiProblem
@@ -110,6 +111,27 @@ def test_experts_are_listed_paused_and_retired(cli: CommandLine, store: Store, w
         assert cli.json("experts", action, expert_id)["status"] == status
     assert cli.refused("experts", "activate", expert_id)["detail"], "nobody answers at its address"
     assert cli.refused("experts", "add", "not a url")["error"]
+
+
+def test_an_experts_dead_questions_are_asked_again(cli: CommandLine, store: Store, world: World) -> None:
+    with store.transaction() as session:
+        expert_id = world.expert(session, "judge").id
+        world.drawn(session, world.task(session), size=1)
+        session.execute(update(ConsultationRow).values(status=ConsultationStatus.DEAD.value, reason="away"))
+    assert cli.words("experts", "requeue", expert_id) == "judge is active\n"
+    assert [row["status"] for row in cli.rows("consultations", "list")] == ["pending"]
+
+
+def test_lessons_and_answers_are_listed_and_an_answer_is_withdrawn(
+    cli: CommandLine, store: Store, queued: list[RolloutRow]
+) -> None:
+    [shown, _] = cli.rows("lessons", "list", "--status", "ready")
+    assert shown["reason"] is None
+    assert cli.words("lessons", "list", "--status", "set_aside") == "none\n"
+    [said] = cli.rows("answers", "list", shown["rollout_id"])
+    assert cli.words("answers", "withdraw", said["id"]) == f"answer {said['id']} is withdrawn\n"
+    [gone] = cli.rows("lessons", "list", "--status", "withdrawn")
+    assert gone["reason"] == "an answer of it was withdrawn"
 
 
 def test_a_correction_goes_through_the_command_line(cli: CommandLine, queued: list[RolloutRow]) -> None:

@@ -1,8 +1,8 @@
 """Experts: services registered by URL, their conformance, and whether they are asked and trained on."""
 
 import asyncio
-from collections.abc import Callable
-from typing import Annotated
+from collections.abc import Callable, Iterator
+from typing import Annotated, Final
 from uuid import UUID
 
 from fastapi import Body
@@ -13,8 +13,15 @@ from services.api.auth import Right, needs
 from services.api.deps import PagingDep, SettingsDep, StoreDep
 from services.api.once import Once, OnceDep
 from services.api.routes.common import build_router, problems
-from services.contracts.base import Contract, Page
-from services.contracts.experts import ConformanceReport, Expert, ExpertCreate, ExpertStatus, OwnKind
+from services.contracts.base import Contract, Json, Page
+from services.contracts.experts import (
+    ConformanceReport,
+    Expert,
+    ExpertCreate,
+    ExpertRegistered,
+    ExpertStatus,
+    OwnKind,
+)
 from services.experts import conformance
 from services.experts.client import ExpertClient
 from services.jobs import dispatch
@@ -36,13 +43,14 @@ WhyBody = Annotated[Why, Body()]
 
 
 @router.post("/experts", status_code=201, dependencies=[needs(Right.OPERATE)], responses=problems(409, 413, 415, 422))
-def register_expert(body: ExpertCreate, store: StoreDep, settings: SettingsDep, once: OnceDep) -> Expert:
+def register_expert(body: ExpertCreate, store: StoreDep, settings: SettingsDep, once: OnceDep) -> ExpertRegistered:
     """Register an expert by its URL: its descriptor is read, the conformance suite runs, its report is stored.
 
     It starts on probation (consulted, but its answers train nothing), or `active` when it is `trusted` and every
-    check held. An expert is known by its endpoint: the same one again gets a new report and settings; where its
-    descriptor has changed, a new version takes the old one's place, which retires. What a service calls itself gives
-    it nothing: the name of another live expert is refused.
+    check held. An expert is known by its endpoint: the same one again gets a new report and all settings anew, those
+    left out as if it were new; `changed` names what is different. Where its descriptor has changed, a new version takes
+    the old one's place, which retires. What a service calls itself gives it nothing: the name of another live expert is
+    refused. `warnings` names metadata that it declares and was not granted.
 
     Errors: NotAnExpert for an address that is not allowed, does not answer, redirects or answers HTML or anything else
     but a descriptor, SecretUnusable (422); ExpertNameTaken, EndpointTaken (409).
@@ -93,14 +101,60 @@ def _check_and(
     store: Store,
     settings: Settings,
     once: Once,
-) -> Expert:
+) -> ExpertRegistered:
     """Run the conformance suite, then write down what it found."""
     with store.transaction() as session:
         once.check(session)
         lineage_id = lineages.get(session, settings.lineage).id
     report = asyncio.run(_check(str(body.endpoint).rstrip("/"), body.signing_secret, settings))
     with store.transaction() as session:
-        return once(session, lambda: experts.view(register(session, lineage_id, body, report).expert))
+        return once(
+            session, lambda: _register(session, lineage_id, lambda: register(session, lineage_id, body, report))
+        )
+
+
+SETTINGS: Final = (
+    "endpoint",
+    "version",
+    "status",
+    "granted",
+    "trusted",
+    "weight",
+    "group_fraction",
+    "rollouts_per_group",
+    "top_k",
+    "temperature",
+)
+"""What registering again may change."""
+
+
+def _register(session: Session, lineage_id: UUID, register: Callable[[], experts.Registration]) -> ExpertRegistered:
+    before = experts.settings_by_id(session, lineage_id, SETTINGS)
+    done = register()
+    after = experts.view(done.expert)
+    old = before.get(after.id if done.replaced is None else done.replaced.id)
+    new = after.model_dump(mode="json")
+    changed = (
+        []
+        if old is None
+        else [f"{name}: {_tell(old[name])} → {_tell(new[name])}" for name in SETTINGS if old[name] != new[name]]
+    )
+    return ExpertRegistered(**after.model_dump(), changed=changed, warnings=[*_warn_of_metadata(after)])
+
+
+def _tell(setting: Json) -> str:
+    if isinstance(setting, list):
+        return ", ".join(map(str, setting)) or "nothing"
+    return "not set" if setting is None else str(setting)
+
+
+def _warn_of_metadata(expert: Expert) -> Iterator[str]:
+    if expert.ungranted:
+        options = " ".join(f"--grant {key}" for key in expert.descriptor.metadata_keys)
+        yield (
+            f"it needs the metadata {', '.join(expert.ungranted)} and was not granted it, so it cannot judge: "
+            f"`preceptor experts add {expert.endpoint} {options}` grants it"
+        )
 
 
 async def _check(endpoint: str, secret: str | None, settings: Settings) -> ConformanceReport:

@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from services.api.auth import Right
 from services.api.deps import PagingDep, SettingsDep, StoreDep
+from services.contracts.answers import AnswerKind
 from services.contracts.base import Contract
 from services.contracts.experts import EXPERT_CHANGES, ExpertStatus
 from services.jobs import dispatch
@@ -73,6 +74,7 @@ def show_expert(expert_id: UUID, visitor: VisitorDep, store: StoreDep) -> Respon
         "experts/one.html",
         expert=expert,
         figures=figures,
+        only_scores=list(expert.descriptor.kinds) == [AnswerKind.SCORE],
         recent=recent.items,
         may_become={status.value for status in may_become},
         limits={"questions": NEWEST_QUESTIONS, "answers": NEWEST_ANSWERS, "updates": NEWEST_UPDATES},

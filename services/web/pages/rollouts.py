@@ -9,11 +9,22 @@ from starlette.responses import Response
 from services.api.auth import Right
 from services.api.deps import PagingDep, SettingsDep, StoreDep
 from services.contracts.rollouts import Purpose, RolloutStatus
-from services.store import browse, heat_map, lineages, policies, rollout_story, rollouts
+from services.jobs import dispatch
+from services.store import (
+    audit,
+    browse,
+    consultations,
+    heat_map,
+    lineages,
+    policies,
+    rollout_story,
+    rollouts,
+    withdrawals,
+)
 from services.store.heat_map import HOTTEST, MAX_TOKENS
 from services.web.forms import build_pages
 from services.web.lists import Chosen, list_path
-from services.web.visitors import VisitorDep, needs, page
+from services.web.visitors import VisitorDep, go_to, needs, page
 
 NUM_VERSIONS = 50  # in the filter, the newest
 
@@ -72,3 +83,16 @@ def show_rollout(
         story = rollout_story.read(session, row, rights)
         heat = heat_map.read(session, row, start // MAX_TOKENS * MAX_TOKENS, rights=rights)
     return page(visitor, "rollouts/one.html", story=story, heat=heat, page_size=MAX_TOKENS, hottest=HOTTEST)
+
+
+@router.post("/answers/{answer_id}/withdraw", dependencies=[needs(Right.OPERATE)])
+def withdraw_answer(answer_id: UUID, visitor: VisitorDep, store: StoreDep) -> Response:
+    """Withdraw an answer for good. Errors: AnswerNotFound (404), IllegalStatusChange (409)."""
+    with store.transaction() as session:
+        gone = withdrawals.withdraw(session, answer_id)
+        rollout_id = gone.rollout_id
+        audit.record(session, visitor.actor, "answers.withdraw", "answer", answer_id)
+        opened = consultations.pending_of(session, [rollout_id])
+    dispatch.consultations(opened)
+    dispatch.lessons()
+    return go_to(visitor, f"/rollouts/{rollout_id}", notice="The answer is withdrawn: nothing learns from it any more.")
