@@ -71,6 +71,8 @@ def status_lines(status: Status) -> Iterator[str]:
     yield f"backlog: {status.backlog} rollouts drawn or planned and not yet trained on"
     for line in status.waits_for:
         yield f"waits: {line}"
+    for line in status.unjudged:
+        yield f"note: {line}"
     yield f"updates: {status.num_updates}{_pace(status.last_updates)}"
     for update in sorted(status.last_updates, key=lambda u: u.number):
         yield "  " + update_line(update, status).split("; train")[0]

@@ -82,6 +82,8 @@ def import_tasks(
         done = starter.import_file(api, Path(source)) if made is None else starter.import_tasks(api, made)
     result: JsonObject = {"num_created": done.num_created, "num_existing": done.num_existing}
     show(result, as_json, lambda: typer.echo(f"{done.num_created} new tasks, {done.num_existing} known already"))
+    for note in done.notes:
+        typer.echo(note, err=True)
 
 
 @tasks.command("list")

@@ -50,10 +50,11 @@ def read_tasks(path: Path) -> list[TaskCreate]:
 
 @dataclass(frozen=True)
 class Imported:
-    """How many tasks of a file are new, and how many were there already."""
+    """How many tasks of a file are new, and how many were there already; notes: which of them nobody can judge."""
 
     num_created: int
     num_existing: int
+    notes: list[str]
 
 
 def import_file(api: ApiClient, path: Path) -> Imported:
@@ -67,7 +68,8 @@ def import_tasks(api: ApiClient, tasks: list[TaskCreate]) -> Imported:
         api.post("/v1/tasks/import", TaskImport(tasks=[task.model_dump(mode="json") for task in batch]), TaskImported)
         for batch in _batches(tasks)
     ]
-    return Imported(sum(r.num_created for r in replies), sum(r.num_existing for r in replies))
+    notes = list(dict.fromkeys(note for reply in replies for note in reply.notes))
+    return Imported(sum(r.num_created for r in replies), sum(r.num_existing for r in replies), notes)
 
 
 def _batches(tasks: list[TaskCreate]) -> Iterator[list[TaskCreate]]:

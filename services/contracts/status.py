@@ -78,7 +78,8 @@ class WaitedFor(Contract):
 
 
 class Status(Contract):
-    """The state of one lineage's loop; `waits_for` says in words what keeps it from drawing or training more."""
+    """The state of one lineage's loop; `waits_for` says in words what keeps it from drawing or training more,
+    `unjudged` which domains with tasks no active verifier covers."""
 
     lineage: str
     model: str
@@ -88,6 +89,7 @@ class Status(Contract):
     backlog: int
     waits_for: list[str]
     waited_for: list[WaitedFor] = []
+    unjudged: list[str] = []
     groups: dict[str, int]
     rollouts: dict[str, int]
     consultations: dict[str, int]

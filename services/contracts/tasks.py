@@ -147,8 +147,9 @@ class ImportedTask(View):
 
 
 class TaskImported(View):
-    """What an import did."""
+    """What an import did; notes: a sentence for each domain with tasks that no active verifier can judge."""
 
     num_created: int
     num_existing: int
     tasks: list[ImportedTask]
+    notes: list[str] = []

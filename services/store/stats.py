@@ -12,7 +12,7 @@ from services.contracts.rollouts import GroupStatus, Purpose, RolloutStatus
 from services.contracts.status import LoopState, PassRate, ProcessState, Status, TaskCount, UpdateSummary
 from services.contracts.tasks import Split
 from services.contracts.updates import UpdateStatus
-from services.store import fallbacks, groups, loop, policies, processes, tallies, updates, waiting
+from services.store import coverage, fallbacks, groups, loop, policies, processes, tallies, updates, waiting
 from services.store.evaluations import PASS_SCORE
 from services.store.models import GroupRow, LineageRow, LoopRow, RolloutRow, TaskRow, UpdateRow
 from services.store.tallies import Tally
@@ -64,6 +64,7 @@ def status(
         backlog=backlog,
         waits_for=waits_for,
         waited_for=waited_for,
+        unjudged=coverage.explain_domains(session, lineage.id, (tally.kind for tally in told["task"] if tally.num > 0)),
         groups=train_groups,
         rollouts=tallies.by_word(told["rollout"], Purpose.TRAIN.value),
         consultations=tallies.by_word(told["consultation"]),

@@ -179,6 +179,24 @@ def test_a_field_of_another_system_is_refused_in_a_sentence_that_names_it(
     assert "rollouts.1" in problem
 
 
+def test_an_import_and_the_status_say_which_tasks_nobody_can_judge(api: Api, store: Store, world: World) -> None:
+    with store.transaction() as session:
+        world.expert(session, "runner", metadata_keys=("tests",), granted=("tests",), status="probation")
+    row = task_body("HumanEval/0", domain="code/python", metadata={"entry_point": "f", "test": "check(f)"})
+    hint = "Their rollouts get no score until a verifier does (docs/experts.md)."
+    uncovered = f"tasks of the domain code/python cannot be judged: no active verifier covers it. {hint}"
+    assert made(api.post("/v1/tasks/import", {"tasks": [row]}))["notes"] == [uncovered]
+    missing = f"no active verifier covers the domain code/python. {hint}"
+    assert made(api.get("/v1/status"))["unjudged"] == [missing]
+    with store.transaction() as session:
+        session.query(ExpertRow).update({"status": "active"})
+    unmet = f"tasks of the domain code/python cannot be judged: the verifier runner needs the metadata tests. {hint}"
+    assert made(api.post("/v1/tasks/import", {"tasks": [row]}))["notes"] == [unmet]
+    assert made(api.get("/v1/status"))["unjudged"] == []
+    good = row | {"key": "good", "metadata": {"tests": {"entry_point": "f", "cases": [{"args": [], "expected": 1}]}}}
+    assert made(api.post("/v1/tasks/import", {"tasks": [good]}))["notes"] == []
+
+
 def test_an_answer_from_elsewhere_leaves_the_policys_pass_rate_alone(api: Api, store: Store, world: World) -> None:
     with store.transaction() as session:
         world.expert(session)

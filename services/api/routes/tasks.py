@@ -16,7 +16,7 @@ from services.api.space import needs_space
 from services.contracts.base import JsonObject, Page
 from services.contracts.tasks import ImportedTask, Split, Task, TaskCreate, TaskImport, TaskImported
 from services.problems import describe_errors
-from services.store import browse, lineages, tasks
+from services.store import browse, coverage, lineages, tasks
 
 router = build_router("tasks")
 
@@ -88,7 +88,13 @@ def _import(session: Session, lineage_id: UUID, wanted: list[TaskCreate]) -> Tas
             done.append(ImportedTask(row=number, id=row.id, key=row.key, created=created))
     _refuse(bad)
     num_created = sum(one.created for one in done)
-    return TaskImported(num_created=num_created, num_existing=len(done) - num_created, tasks=done)
+    kinds = [(task.domain, frozenset(task.metadata)) for task in wanted]
+    return TaskImported(
+        num_created=num_created,
+        num_existing=len(done) - num_created,
+        tasks=done,
+        notes=coverage.explain_tasks(session, lineage_id, kinds),
+    )
 
 
 def _refuse(bad: list[JsonObject]) -> None:
