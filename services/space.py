@@ -4,6 +4,8 @@ What is asked: the data folder's disk, the disk of an embedded database, the dat
 says the database has. The disk of a database elsewhere cannot be seen from here; its size can be bounded.
 """
 
+from __future__ import annotations
+
 import errno
 import os
 import shutil
@@ -12,10 +14,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from services.errors import ServiceUnavailable
-from services.settings import Settings
+
+if TYPE_CHECKING:  # the supervisor, which every command of the stack loads, asks for `find_full` alone
+    from services.settings import Settings
 
 GB: Final = 1_000_000_000
 SIZE_KEPT_SECONDS: Final = 60.0
