@@ -255,7 +255,7 @@ class Shootout:
     def run(self) -> list[Section]:
         """Everything that is missing, and what there is to say of each world."""
         policies = self._prepare()
-        base_sha256 = {world: hash_base(path) for world, path in policies.items()}
+        base_sha256 = {world: hash_base(path)[0] for world, path in policies.items()}
         gaps = {
             world: self.pool.submit(
                 gap_of,

@@ -83,7 +83,13 @@ def prepare_lineage(settings: Settings) -> None:
             info = policy.info()
         with store.transaction() as session:
             lineages.ensure(
-                session, settings.lineage, info.model, info.base_sha256, info.tokenizer_hash, info.vocab_size
+                session,
+                settings.lineage,
+                info.model,
+                info.base_sha256,
+                info.tokenizer_hash,
+                info.vocab_size,
+                former_sha256=info.former_base_sha256,
             )
     finally:
         store.close()

@@ -46,6 +46,7 @@ class CheckpointDiffers(PreceptorError):
 class TrainerState:
     """The weights in training. number: of the last update made. average: the EMA teacher, None if it is frozen.
 
+    base_names: the hashes by which checkpoints may name the base.
     Shape: position_mean [POSITIONS], the running mean of the cost-to-go by position, in nats.
     """
 
@@ -53,6 +54,7 @@ class TrainerState:
     tokenizer: PreTrainedTokenizerBase
     vocabulary: Vocabulary
     base_sha256: str
+    base_names: frozenset[str]
     optimizer: torch.optim.Optimizer
     average: Weights | None
     position_mean: Tensor
@@ -81,6 +83,7 @@ def begin(policy: LoadedPolicy, config: TrainerConfig) -> TrainerState:
         tokenizer=policy.tokenizer,
         vocabulary=Vocabulary(policy.vocab_size, policy.eos_token_ids, policy.max_positions),
         base_sha256=policy.base_sha256,
+        base_names=policy.names,
         optimizer=_make_optimizer(model, config),
         average=copy_weights(model) if config.teacher_ema > 0 else None,
         position_mean=torch.zeros(POSITIONS),
@@ -119,7 +122,7 @@ def restore(state: TrainerState, checkpoints: ArtifactStore, address: str, confi
     """
     folder = checkpoints.path(address)
     facts = json.loads((folder / FACTS).read_text())
-    if facts["format"] != FORMAT or facts["base_sha256"] != state.base_sha256:
+    if facts["format"] != FORMAT or facts["base_sha256"] not in state.base_names:
         raise CheckpointDiffers(f"checkpoint {address[:12]}… was made with another base model")
     tensors = load_file(folder / TENSORS)
     averages = {name.removeprefix("average."): t for name, t in tensors.items() if name.startswith("average.")}

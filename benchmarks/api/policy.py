@@ -39,6 +39,7 @@ async def show_policy() -> PolicyInfo:
     return PolicyInfo(
         model="stand-in",
         base_sha256=BASE,
+        former_base_sha256=BASE,
         tokenizer_hash=TOKENIZER,
         vocab_size=VOCAB,
         eos_token_ids=[0],

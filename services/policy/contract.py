@@ -351,10 +351,14 @@ class Counters(Contract):
 
 
 class PolicyInfo(Contract):
-    """What the process serves. max_context bounds prompt plus new tokens."""
+    """What the process serves. max_context bounds prompt plus new tokens.
+
+    former_base_sha256: how a lineage begun by an earlier release, which looked at fewer files, knows the same base.
+    """
 
     model: str
     base_sha256: Sha256
+    former_base_sha256: Sha256
     tokenizer_hash: Sha256
     vocab_size: int
     eos_token_ids: list[TokenId]

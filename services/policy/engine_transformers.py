@@ -151,6 +151,7 @@ class EmbeddedEngine:
             return PolicyInfo(
                 model=self._name,
                 base_sha256=self._policy.base_sha256,
+                former_base_sha256=self._policy.former_sha256,
                 tokenizer_hash=self._policy.tokenizer_hash,
                 vocab_size=self._policy.vocab_size,
                 eos_token_ids=list(self._policy.eos_token_ids),
@@ -208,7 +209,7 @@ class EmbeddedEngine:
             if (loaded := self._versions.find_loaded(request)) is not None:
                 return loaded
         folder = self._artifacts.adapter(request.sha256)
-        deltas = read_deltas(folder, self._model, self._policy.base_sha256)
+        deltas = read_deltas(folder, self._model, self._policy.names)
         with self._changed:
             return self._versions.add(request, deltas)
 

@@ -196,6 +196,7 @@ class VllmEngine:
             return PolicyInfo(
                 model=self._name,
                 base_sha256=self._policy.base_sha256,
+                former_base_sha256=self._policy.former_sha256,
                 tokenizer_hash=self._policy.tokenizer_hash,
                 vocab_size=self._policy.vocab_size,
                 eos_token_ids=list(self._policy.eos_token_ids),
@@ -417,7 +418,7 @@ class VllmEngine:
 
     async def _load(self, sha256: str) -> None:
         folder = await asyncio.to_thread(self._artifacts.adapter, sha256)
-        await asyncio.to_thread(read_deltas, folder, self._policy.model, self._policy.base_sha256)
+        await asyncio.to_thread(read_deltas, folder, self._policy.model, self._policy.names)
         await self._vllm.load_adapter(sha256, str(self._server_artifacts / sha256))
 
     async def _watch(self) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,15 +54,25 @@ class AdapterRefused(ArtifactRefused):
 
 @dataclass(frozen=True)
 class LoadedPolicy:
-    """A model with its tokenizer and what identifies them. vocab_size: the number of rows of the output layer."""
+    """A model with its tokenizer and what identifies them. vocab_size: the number of rows of the output layer.
+
+    former_sha256: how the base was identified when only its config and its safetensors files counted; adapters,
+    checkpoints and lineages from then name it so.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     tokenizer_hash: str
     base_sha256: str
+    former_sha256: str
     eos_token_ids: tuple[int, ...]
     vocab_size: int
     max_positions: int
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The hashes by which stored weights may name this base."""
+        return frozenset({self.base_sha256, self.former_sha256})
 
 
 def load_policy(path: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> LoadedPolicy:
@@ -85,11 +95,13 @@ def load_policy(path: Path, device: str = "cpu", dtype: torch.dtype = torch.floa
     vocab_size = count_vocabulary(model)
     if len(tokenizer) > vocab_size:
         raise ModelRefused(f"the tokenizer in {path} has {len(tokenizer)} tokens for {vocab_size} rows of the model")
+    base_sha256, former_sha256 = hash_base(path)
     return LoadedPolicy(
         model=model,
         tokenizer=tokenizer,
         tokenizer_hash=hash_tokenizer(tokenizer),
-        base_sha256=hash_base(path),
+        base_sha256=base_sha256,
+        former_sha256=former_sha256,
         eos_token_ids=_find_eos_ids(model, tokenizer),
         vocab_size=vocab_size,
         max_positions=int(model.config.max_position_embeddings),
@@ -115,21 +127,26 @@ VOCABULARIES: Final = frozenset({"merges.txt", "vocab.txt"})
 """Text files that a tokenizer is read from."""
 
 
-def hash_base(path: Path) -> str:
-    """The sha256 that identifies a base model: over the name and content of every file in its folder.
+def hash_base(path: Path) -> tuple[str, str]:
+    """The sha256 that identifies a base model, over the name and content of every file in its folder; and the former
+    one, over its config and its safetensors files alone.
 
     Weights of every format, their index, config, generation settings, tokenizer, chat template and adapters all change
     what is computed. Documents, licenses and hidden files do not. Links count as what they point to.
     Raises ModelRefused where a link points nowhere.
     """
-    digest = hashlib.sha256()
+    lines = {}
     for file in sorted(_find_files(path)):
         try:
-            sha256 = hash_file(file)
+            lines[file] = f"{file.relative_to(path).as_posix()}:{hash_file(file)}\n"
         except OSError as error:
             raise ModelRefused(f"{file} cannot be read: {error.strerror}") from None
-        digest.update(f"{file.relative_to(path).as_posix()}:{sha256}\n".encode())
-    return digest.hexdigest()
+    formerly = {path / "config.json", *path.glob("*.safetensors")}
+    return _digest(lines.values()), _digest(line for file, line in lines.items() if file in formerly)
+
+
+def _digest(lines: Iterable[str]) -> str:
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _find_files(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
@@ -412,9 +429,10 @@ def load_adapter(model: PreTrainedModel, folder: Path, trainable: bool = False) 
         return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
 
 
-def read_deltas(folder: Path, model: PreTrainedModel, base_sha256: str | None = None) -> dict[str, LoraDelta]:
+def read_deltas(folder: Path, model: PreTrainedModel, bases: Set[str] | None = None) -> dict[str, LoraDelta]:
     """The weight changes of a stored adapter, by the name of the layer's weight, on the CPU in float32.
 
+    bases: the hashes of which it must name one.
     Raises AdapterRefused if it was trained on another base, is not plain LoRA, names layers that the model lacks,
     has wrong shapes or numbers that are not finite.
     """
@@ -429,8 +447,8 @@ def read_deltas(folder: Path, model: PreTrainedModel, base_sha256: str | None = 
         if config.get(feature):
             raise AdapterRefused(f"the adapter uses {feature}; only plain LoRA can be served")
     base = config.get("base_model_name_or_path")
-    if base_sha256 is not None and base != base_sha256:
-        raise AdapterRefused(f"the adapter was trained on base {base}, this is {base_sha256}")
+    if bases is not None and base not in bases:
+        raise AdapterRefused(f"the adapter was trained on base {base}, this is {' or '.join(sorted(bases))}")
     scale = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
         tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 - not a dict

@@ -26,14 +26,24 @@ def get(session: Session, name: str) -> LineageRow:
 
 
 def ensure(
-    session: Session, name: str, model: str, base_sha256: str, tokenizer_hash: str, vocab_size: int
+    session: Session,
+    name: str,
+    model: str,
+    base_sha256: str,
+    tokenizer_hash: str,
+    vocab_size: int,
+    *,
+    former_sha256: str | None = None,
 ) -> LineageRow:
     """The lineage, made with its base as policy version 0 when it is new.
 
+    former_sha256: how an earlier release identified this base; a lineage that names it so gets the present hash.
     Errors: LineageModelDiffers when it exists with other weights or another tokenizer.
     """
     row = session.scalar(select(LineageRow).where(LineageRow.name == name))
     if row is not None:
+        if row.base_sha256 == former_sha256:
+            row.base_sha256 = base_sha256
         if (row.base_sha256, row.tokenizer_hash) != (base_sha256, tokenizer_hash):
             raise LineageModelDiffers(
                 f"lineage {name!r} was begun with the weights {row.base_sha256[:12]}…, not {base_sha256[:12]}…",

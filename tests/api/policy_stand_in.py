@@ -52,6 +52,7 @@ def create_app(probabilities: Mapping[str, float] | None = None) -> FastAPI:
         return PolicyInfo(
             model="tiny",
             base_sha256="b" * 64,
+            former_base_sha256="b" * 64,
             tokenizer_hash=TOKENIZER,
             vocab_size=VOCAB,
             eos_token_ids=[END],

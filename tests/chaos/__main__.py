@@ -47,8 +47,8 @@ def run(arguments: Sequence[str]) -> int:
         else:
             shutil.rmtree(folder, ignore_errors=True)
     sys.stdout.write(json.dumps(asdict(counts), indent=2) + "\n")
-    if counts.violations:
-        sys.stdout.write(f"VIOLATED: {counts.violations}\n")
+    if counts.violations or counts.starved_floods:
+        sys.stdout.write(f"VIOLATED: {counts.violations}; floods that kept others waiting: {counts.starved_floods}\n")
         return 1
     sys.stdout.write("every invariant holds\n")
     return 0

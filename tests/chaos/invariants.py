@@ -5,6 +5,7 @@
 
 from sqlalchemy import text
 
+from services.store.effects import MAX_FAILURES
 from services.store.models import Base
 from services.store.store import Store
 
@@ -28,7 +29,9 @@ STATUSES = {
     "an update is started": "SELECT id FROM \"update\" WHERE status = 'started'",
     "a version is a candidate": "SELECT id FROM policy_version WHERE status = 'candidate'",
     "an evaluation is running": "SELECT id FROM evaluation WHERE status = 'running'",
-    "an effect is pending": "SELECT id FROM correction_effect WHERE status = 'pending'",
+    "an effect is pending though nobody will try it again": (
+        f"SELECT id FROM correction_effect WHERE status = 'pending' AND failures >= {MAX_FAILURES}"  # noqa: S608
+    ),
     "an active expert's question is pending or asked": (
         "SELECT c.id FROM consultation c JOIN expert e ON e.id = c.expert_id "
         "WHERE c.status IN ('pending', 'asked') AND e.status = 'active'"
@@ -115,10 +118,13 @@ NUMBERS = {
         'SELECT v.id FROM policy_version v WHERE v.number > 0 AND NOT EXISTS (SELECT FROM "update" u '
         "WHERE u.lineage_id = v.lineage_id AND u.number = v.update_number AND u.status = 'applied')"
     ),
-    "an update starts from no earlier checkpoint": (
+    "an update starts neither from the one before it nor from a fallback after that one": (
         "SELECT u.id FROM \"update\" u WHERE u.status = 'applied' AND u.number > 1 AND NOT EXISTS "
-        '(SELECT FROM "update" p WHERE p.lineage_id = u.lineage_id '
-        "AND p.status = 'applied' AND p.number < u.number AND p.checkpoint_sha256 = u.parent_sha256)"
+        "(SELECT FROM \"update\" p WHERE p.lineage_id = u.lineage_id AND p.status = 'applied' "
+        "AND p.number = u.number - 1 AND u.fell_back_to IS NULL AND p.checkpoint_sha256 = u.parent_sha256) "
+        "AND NOT EXISTS (SELECT FROM fallback f JOIN policy_version v ON v.id = f.version_id "
+        "WHERE f.lineage_id = u.lineage_id AND f.after_update = u.number - 1 "
+        "AND v.name = u.fell_back_to AND f.checkpoint_sha256 = u.parent_sha256)"
     ),
 }
 

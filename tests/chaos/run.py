@@ -8,7 +8,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from uuid import UUID
 
 from sqlalchemy import text
 
@@ -20,7 +19,8 @@ from services.local import stack
 from services.policy.modeling import make_tiny_policy
 from services.settings import Settings
 from services.store.store import Store
-from tests.chaos import disk, people
+from tests.chaos import disk
+from tests.chaos.flood import flood_corrections
 from tests.chaos.invariants import find_violations
 from tests.chaos.processes import VICTIMS, Victims
 from tests.chaos.strangers import serve_strangers
@@ -30,6 +30,7 @@ QUIET_SECONDS = 420.0
 FROZEN_SECONDS = 12.0  # longer than the deadline of every call that a request makes
 FULL_SECONDS = 12.0
 FLOOD = 40  # corrections at once
+FLOOD_SECONDS = 10.0  # watched after the last of them
 SETTINGS = {
     "PRECEPTOR_GROUP_SIZE": str(GROUP_SIZE),
     "PRECEPTOR_MAX_NEW_TOKENS": "8",
@@ -51,13 +52,14 @@ SETTINGS = {
 
 @dataclass
 class Counts:
-    """What happened, and what the database says afterwards. `violations` must be empty."""
+    """What happened, and what the database says afterwards. `violations` and `starved_floods` must be none."""
 
     tasks: int = 0
     disturbances: dict[str, int] = field(default_factory=dict)
     not_disturbed: dict[str, str] = field(default_factory=dict)
     ended_by_themselves: dict[str, int] = field(default_factory=dict)
     corrections: int = 0
+    starved_floods: int = 0
     refused_by_busy: int = 0
     answered_by_confident: int = 0
     rollouts: dict[str, int] = field(default_factory=dict)
@@ -191,23 +193,9 @@ class _Chaos:
             filler.unlink()
 
     def _flood(self) -> None:
-        """Correct as many answers at once as there are, once there are enough of them."""
-        enough = min(FLOOD, self.counts.tasks * GROUP_SIZE // 2)
-        deadline = time.monotonic() + 60
-        while (
-            self._scalar("SELECT count(*) FROM rollout WHERE status = 'ready'") < enough and time.monotonic() < deadline
-        ):
-            time.sleep(1)
-        with self._store.transaction() as session:
-            rows = session.scalars(
-                text(
-                    "SELECT r.id FROM rollout r WHERE r.status = 'ready' AND NOT EXISTS "
-                    "(SELECT FROM correction c WHERE c.rollout_id = r.id) ORDER BY r.id LIMIT :flood"
-                ),
-                {"flood": FLOOD},
-            ).all()
-        taken = people.correct(self._api, [UUID(str(row)) for row in rows], "four")
-        self.counts.corrections += len(taken)
+        found = flood_corrections(self._api, self._store, FLOOD, FLOOD_SECONDS, self._say)
+        self.counts.corrections += found.num_corrections
+        self.counts.starved_floods += found.is_starved
 
     def _scalar(self, query: str) -> int:
         """A count; asked again while the database is away."""
@@ -232,7 +220,6 @@ class _Chaos:
         return self._scalar(
             "SELECT (SELECT count(*) FROM rollout WHERE status = 'open')"
             " + (SELECT count(*) FROM lesson WHERE status IN ('open', 'ready', 'claimed'))"
-            " + (SELECT count(*) FROM correction_effect WHERE status = 'pending')"
             " + (SELECT count(*) FROM policy_version WHERE status = 'candidate')"
             " + (SELECT count(*) FROM consultation c JOIN expert e ON e.id = c.expert_id"
             "    WHERE c.status IN ('pending', 'asked') AND e.status = 'active')"

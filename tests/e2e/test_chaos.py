@@ -21,8 +21,10 @@ def test_every_invariant_holds_when_everything_is_disturbed(
     counts = run_chaos(20, seed=1, folder=folder, disturb_every=3.0, say=print, environ=monkeypatch.setenv)
     assert counts.violations == {}
     assert all(counts.disturbances.values())
-    assert counts.rollouts == {"ready": 40}
-    assert counts.lessons == {"used": 40 + counts.corrections}
+    assert counts.starved_floods == 0
+    assert set(counts.rollouts) == {"ready"}
+    assert set(counts.lessons) == {"used"}
+    assert counts.lessons["used"] >= 40 + counts.corrections
     assert counts.applied_updates >= 2
     assert counts.refused_by_busy > 0
     assert counts.answered_by_confident > 0

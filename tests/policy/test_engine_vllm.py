@@ -181,7 +181,7 @@ def test_the_base_is_asked_for_as_an_adapter_that_changes_nothing(
     (asked,) = {body["model"] for _, body in bench.server.asked}
     assert asked in bench.server.adapters
     assert isinstance(asked, str)
-    for delta in read_deltas(store.adapter(asked), policy.model, policy.base_sha256).values():
+    for delta in read_deltas(store.adapter(asked), policy.model, policy.names).values():
         assert not bool((delta.up @ delta.down).any())
 
 

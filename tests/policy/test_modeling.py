@@ -138,20 +138,28 @@ def test_the_same_adapter_always_has_the_same_address(model_folder: Path, tmp_pa
 def test_an_adapter_of_another_base_is_refused(model_folder: Path, tmp_path: Path, policy: LoadedPolicy) -> None:
     make_adapter(model_folder, tmp_path / "a", seed=1)
     with pytest.raises(AdapterRefused, match="trained on base"):
-        read_deltas(tmp_path / "a", policy.model, base_sha256="0" * 64)
+        read_deltas(tmp_path / "a", policy.model, {"0" * 64})
+
+
+def test_an_adapter_that_names_its_base_by_the_former_hash_is_taken(
+    tmp_path: Path, model_folder: Path, policy: LoadedPolicy
+) -> None:
+    assert policy.former_sha256 != policy.base_sha256
+    save_adapter(add_lora(load_policy(model_folder).model), tmp_path / "a", policy.former_sha256)
+    assert read_deltas(tmp_path / "a", policy.model, policy.names)
 
 
 def test_an_adapter_of_other_shapes_or_with_nan_is_refused(tmp_path: Path, policy: LoadedPolicy) -> None:
     wide = load_policy(make_tiny_policy(tmp_path / "wide", hidden_size=256))
     save_adapter(add_lora(wide.model, r=4), tmp_path / "wide-adapter", policy.base_sha256)
     with pytest.raises(AdapterRefused, match="shape"):
-        read_deltas(tmp_path / "wide-adapter", policy.model, policy.base_sha256)
+        read_deltas(tmp_path / "wide-adapter", policy.model, policy.names)
     broken = add_lora(load_policy(make_tiny_policy(tmp_path / "same", hidden_size=128)).model, r=4)
     with torch.no_grad():
         next(p for name, p in broken.named_parameters() if "lora_A" in name).fill_(float("nan"))
     save_adapter(broken, tmp_path / "nan", policy.base_sha256)
     with pytest.raises(AdapterRefused, match="not finite"):
-        read_deltas(tmp_path / "nan", policy.model, policy.base_sha256)
+        read_deltas(tmp_path / "nan", policy.model, policy.names)
 
 
 def test_a_prompt_is_rendered_up_to_where_the_policy_answers(policy: LoadedPolicy) -> None:
@@ -206,9 +214,9 @@ def test_two_folders_that_differ_in_a_file_that_is_computed_with_are_two_bases(t
         (folder / name).parent.mkdir(parents=True)
         (folder / "config.json").write_text("{}")
         (folder / name).write_bytes(b"weights %d" % number)
-    assert hash_base(folders[0]) != hash_base(folders[1])
+    assert hash_base(folders[0])[0] != hash_base(folders[1])[0]
     (folders[1] / name).write_bytes(b"weights 0")
-    assert hash_base(folders[0]) == hash_base(folders[1])
+    assert hash_base(folders[0])[0] == hash_base(folders[1])[0]
 
 
 def test_a_base_is_what_its_links_point_to_whatever_is_written_about_it(tmp_path: Path) -> None:
@@ -218,14 +226,14 @@ def test_a_base_is_what_its_links_point_to_whatever_is_written_about_it(tmp_path
     (blobs / "1").write_bytes(b"weights")
     (plain / "model.safetensors").write_bytes(b"weights")
     (linked / "model.safetensors").symlink_to(blobs / "1")
-    before = hash_base(linked)
-    assert before == hash_base(plain)
+    before = hash_base(linked)[0]
+    assert before == hash_base(plain)[0]
     for name in ("README.md", "LICENSE", ".gitattributes"):
         (linked / name).write_text("about it")
     (linked / "again").symlink_to(linked)
-    assert hash_base(linked) == before
+    assert hash_base(linked)[0] == before
     (blobs / "1").write_bytes(b"others")
-    assert hash_base(linked) != before
+    assert hash_base(linked)[0] != before
     (blobs / "1").unlink()
     with pytest.raises(ModelRefused, match=r"model\.safetensors cannot be read"):
         hash_base(linked)

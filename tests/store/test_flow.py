@@ -417,4 +417,11 @@ def test_the_same_key_with_the_same_content_is_one_task_and_with_other_content_r
 
 def test_a_lineage_refuses_another_model(store: Store, world: World) -> None:
     with pytest.raises(LineageModelDiffers), store.transaction() as session:
-        ensure(session, "main", "other", "c" * 64, TOKENIZER, 1000)
+        ensure(session, "main", "other", "c" * 64, TOKENIZER, 1000, former_sha256="d" * 64)
+
+
+def test_a_lineage_that_knows_its_model_by_the_former_hash_gets_the_present_one(store: Store, world: World) -> None:
+    with store.transaction() as session:
+        former = world.lineage(session).base_sha256
+        found = ensure(session, "main", "other", "c" * 64, TOKENIZER, 1000, former_sha256=former)
+        assert (found.id, found.base_sha256) == (world.lineage_id, "c" * 64)

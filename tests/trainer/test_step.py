@@ -482,6 +482,16 @@ def test_a_restored_checkpoint_continues_bit_for_bit(model_folder: Path, policy:
     assert save(resumed, store) == save(whole, store)
 
 
+def test_a_checkpoint_that_names_its_base_by_the_former_hash_is_taken(
+    model_folder: Path, policy: LoadedPolicy, tmp_path: Path
+) -> None:
+    store, state = ArtifactStore(tmp_path), fresh(model_folder)
+    address = save(replace(state, base_sha256=policy.former_sha256), store)
+    restore(state, store, address, CONFIG)
+    with pytest.raises(CheckpointDiffers):
+        restore(replace(state, base_names=frozenset({"0" * 64})), store, address, CONFIG)
+
+
 def test_a_checkpoint_of_another_shape_or_teacher_is_refused(model_folder: Path, tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path)
     address = save(fresh(model_folder), store)

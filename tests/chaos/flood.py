@@ -1,13 +1,12 @@
 """Post many corrections at once to a running stack, and watch whether anything else stands still.
 
-`python -m tests.flood --home DIR --corrections 500` floods the stack that `preceptor up --home DIR` runs, with its loop
-on; tests/e2e and others call `flood_corrections`. Told: the longest time without a sweep, and the longest time from a
-drawn rollout to its verdicts.
+`python -m tests.chaos.flood --home DIR --database URL --corrections 500` floods the stack that
+`preceptor up --home DIR` runs, with its loop on; the chaos run calls `flood_corrections`. Measured: the longest time
+without a sweep, and the longest time from a drawn rollout to its verdicts.
 """
 
 import argparse
 import json
-import os
 import sys
 import threading
 import time
@@ -28,6 +27,7 @@ from services.contracts.corrections import (
     CorrectionOutcome,
     CorrectionSubmit,
 )
+from services.contracts.ids import new_id
 from services.contracts.persons import PersonCreate, PersonCreated
 from services.contracts.rollouts import BatchedRollout, RolloutBatch, RolloutsStored
 from services.contracts.tasks import Message, TaskCreate, TaskImport, TaskImported
@@ -38,6 +38,7 @@ from services.store.store import Store, StoreUnavailable
 NUM_PEOPLE = 16
 NUM_TASKS = 50
 POLL_SECONDS = 0.5
+STARVED_SECONDS = 60.0
 
 
 @dataclass
@@ -55,11 +56,16 @@ class Flood:
     num_measured: int = 0
     num_unmeasured: int = 0
 
+    @property
+    def is_starved(self) -> bool:
+        """Whether corrections kept the sweep or a verdict waiting for longer than a minute."""
+        return max(self.longest_sweep_silence, self.longest_verdict) > STARVED_SECONDS
+
 
 def flood_corrections(
     api: ApiClient, store: Store, num_corrections: int, seconds: float, say: Callable[[str], None]
 ) -> Flood:
-    """Correct so many answers at once, then watch for so many seconds more."""
+    """Correct so many answers to new tasks at once, then watch for so many seconds more."""
     stop = threading.Event()
     silence: list[float] = []
     items = _open_items(api, num_corrections)
@@ -87,14 +93,15 @@ def flood_corrections(
 
 def _open_items(api: ApiClient, num: int) -> list[UUID]:
     """Rollouts from elsewhere, each put into the human queue."""
+    name = new_id().hex
     tasks = [
         TaskCreate(
-            key=f"flood-{i}",
+            key=f"flood-{name}-{i}",
             domain="math",
             messages=[Message(role="user", content=f"{i} + {i}?")],
             metadata={"answer": str(2 * i), "reference": str(2 * i)},
         ).model_dump(mode="json")
-        for i in range(NUM_TASKS)
+        for i in range(min(num, NUM_TASKS))
     ]
     imported = api.post("/v1/tasks/import", TaskImport(tasks=tasks), TaskImported).tasks
     rows = [BatchedRollout(task_id=imported[i % len(imported)].id, text=f"{i}") for i in range(num)]
@@ -111,7 +118,7 @@ def _correct(api: ApiClient, items: Sequence[UUID]) -> None:
     """Every item by somebody, as many people at once as there are."""
 
     def work(person: int) -> None:
-        with _person(api, person) as own:
+        with _new_person(api) as own:
             for item in items[person::NUM_PEOPLE]:
                 own.post(f"/v1/corrections/{item}/claim", None, CorrectionItem)
                 body = CorrectionSubmit(verdict="corrected", text=f"the sum is {item.int % 97}")
@@ -122,8 +129,8 @@ def _correct(api: ApiClient, items: Sequence[UUID]) -> None:
 
 
 @contextmanager
-def _person(api: ApiClient, number: int) -> Iterator[ApiClient]:
-    made = api.post("/v1/persons", PersonCreate(name=f"flood-{os.getpid()}-{number}"), PersonCreated)
+def _new_person(api: ApiClient) -> Iterator[ApiClient]:
+    made = api.post("/v1/persons", PersonCreate(name=f"flood-{new_id().hex}"), PersonCreated)
     with ApiClient(api.url, made.api_key) as own:
         yield own
 
@@ -162,7 +169,7 @@ def _ask(store: Store, query: str, began: float | None = None) -> float:
 
 def run(arguments: Sequence[str]) -> int:
     """The command; 1 when the sweep or a verdict took longer than a minute."""
-    parser = argparse.ArgumentParser(prog="python -m tests.flood", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos.flood", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--home", type=Path, required=True, help="the data folder of the running stack")
     parser.add_argument("--database", required=True, help="its database's URL")
     parser.add_argument("--corrections", type=int, default=500)
@@ -181,7 +188,7 @@ def run(arguments: Sequence[str]) -> int:
         cleanup.callback(store.close)
         found = flood_corrections(api, store, options.corrections, options.seconds, say)
     say(json.dumps(asdict(found), indent=2))
-    return int(max(found.longest_sweep_silence, found.longest_verdict) > 60)
+    return int(found.is_starved)
 
 
 if __name__ == "__main__":
