@@ -57,9 +57,12 @@ kernel counts them for each user."""
 ANSWERS: Final = {
     # clone3 hides its flags from a filter, and a memfd is memory that no process shows as its own
     errno.ENOSYS: ("clone3", "memfd_create"),
-    # what a file system without extended attributes says, with which those who copy files are content
+    # what a file system without extended attributes says, with which those who copy files are content: after EPERM
+    # `cp -a`, `install` and `mv` from one file system to another fail
     errno.EOPNOTSUPP: (
         "getxattr", "lgetxattr", "fgetxattr", "getxattrat", "listxattr", "llistxattr", "flistxattr", "listxattrat",
+        "setxattr", "lsetxattr", "fsetxattr", "setxattrat", "removexattr", "lremovexattr", "fremovexattr",
+        "removexattrat",
     ),
 }  # fmt: skip
 """What some of the refused calls are answered with instead of EPERM, so that libraries take another way."""
