@@ -20,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 MAX_HEAD_BYTES: Final = 32 << 10
 """Of the request line and all headers."""
+_HEAD_TOO_LONG: Final = f"a request's head has at most {MAX_HEAD_BYTES} bytes"
 MAX_HEADERS: Final = 100
 MAX_FRAMING_BYTES: Final = 1 << 20
 """Of a body's chunk sizes, chunk extensions and trailers together. Trailers are dropped."""
@@ -96,7 +97,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._num_overhead += len(piece)
             super().data_received(piece)
             if self._num_overhead > (MAX_FRAMING_BYTES if self._is_in_body else MAX_HEAD_BYTES):
-                self._refuse(431, f"a request's head has at most {MAX_HEAD_BYTES} bytes")
+                self._refuse(431, _HEAD_TOO_LONG)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a header; a trailer is dropped, since the application has the head already."""
@@ -109,6 +110,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if len(self.pipeline) >= MAX_SENT_AHEAD:
             self._stop(429, f"at most {MAX_SENT_AHEAD} requests may wait for an earlier answer")
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD_BYTES:
+            self._stop(431, _HEAD_TOO_LONG)  # its last slice held the end of it
         has_body = any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers)
         if self.parser.should_upgrade() and has_body:  # the parser would drop the body
             self._stop(400, "no other protocol is spoken here: send a body without the header Upgrade")

@@ -232,12 +232,14 @@ def _with_counts(outcome: Outcome, group: Group | None, cpu_seconds: float) -> O
 
 
 def _ended_for_want_of_memory(outcome: Outcome) -> bool:
-    """Whether it ended as Python, C++ or V8 does when it gets no more."""
+    """Whether it ended, or hung, as Python, C++ or V8 does when it gets no more."""
     lines = outcome.stderr.rstrip().splitlines()
     last = lines[-1] if lines else b""
     if outcome.signal in (signal.SIGABRT, signal.SIGTRAP):
         return last == b"  what():  std::bad_alloc" or any(map(_is_fatal_to_v8, lines))
-    return outcome.exit_code == 1 and (last == b"MemoryError" or last.startswith(b"MemoryError: "))
+    # a thread that has no memory to begin with leaves the one that started it waiting for ever
+    stopped = outcome.exit_code == 1 or outcome.ending == Ending.WALL
+    return stopped and last.partition(b":")[0] == b"MemoryError"
 
 
 def _is_fatal_to_v8(line: bytes) -> bool:

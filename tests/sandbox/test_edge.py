@@ -94,6 +94,8 @@ def status_of(answer: bytes) -> int:
         ([HEAD, *[b"a: b\r\n" * 1000] * 200], 431),
         ([HEAD + b"a: ", *[b"x" * 65536] * 50], 431),
         ([HEAD, *[b"x" * 65536] * 50], 431),
+        ([HEAD + CLOSE + b"a: " + b"x" * 33000 + b"\r\n\r\n"], 431),
+        ([b"GET /" + b"x" * 33000 + b" HTTP/1.1\r\n" + CLOSE + b"\r\n"], 431),
         ([b"GET /", *[b"x" * 65536] * 50], 431),
         ([*[b"\r\n" * 30000] * 20], 431),
         ([POST + CHUNKED + b"0\r\n", *[b"a: b\r\n" * 10000] * 50], 431),

@@ -277,6 +277,20 @@ def test_a_c_program_that_gets_no_more_memory_is_reported_as_memory(server: Sand
     assert run(server, code, SMALL, Language.CPP, "").status == Status.MEMORY
 
 
+def test_a_thread_that_gets_no_memory_to_begin_with_is_reported_as_memory(server: SandboxServer) -> None:
+    """Its stack is had, and not a byte more: Python waits for it for ever."""
+    if server.health().level == Level.FULL:
+        pytest.skip("a stack that is not touched costs nothing in a cgroup")
+    code = """
+    import threading
+    threading.stack_size(SIZE)
+    thread = threading.Thread(target=print)
+    thread.start()
+    """.replace("SIZE", str(256 << 20))
+    result = run(server, code, Limits(wall_seconds=3, memory_bytes=256 << 20), prelude="")
+    assert result.status == Status.MEMORY, result
+
+
 def test_what_programs_of_tasks_do_goes_on_working(server: SandboxServer) -> None:
     code = """
     import asyncio, fcntl, mmap, multiprocessing, pathlib, shutil, signal, socket, sqlite3, subprocess, tempfile
