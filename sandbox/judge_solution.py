@@ -46,18 +46,23 @@ def serve(source: bytes, path: str, channel: int) -> NoReturn:
     except BaseException as error:  # noqa: BLE001 -- told to the other side
         loaded = {"loaded": False, "error": server.explain(error)}
     try:
-        write_line(channel, pack_line(loaded))
+        _answer(channel, loaded)
         reader = LineReader(channel)
         while True:
             question = reader.read()
-            write_line(channel, pack_line({"id": question["id"], **server.answer(question)}))
+            _answer(channel, {"id": question["id"], **server.answer(question)})
     except ChannelClosed:
         pass
     finally:
-        for stream in (sys.__stdout__, sys.__stderr__):
-            if stream is not None:
-                stream.flush()
         os._exit(0)
+
+
+def _answer(channel: int, answer: dict[str, Json]) -> None:
+    """Send it after what was printed: with the last answer the tests may be over, and this process ended by them."""
+    for stream in (sys.__stdout__, sys.__stderr__):
+        if stream is not None and not stream.closed:
+            stream.flush()
+    write_line(channel, pack_line(answer))
 
 
 class _Server:

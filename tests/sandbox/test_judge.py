@@ -181,6 +181,14 @@ def test_what_the_solution_prints_is_kept_apart(sandbox: SandboxServer) -> None:
     assert result.stdout == '{"tests": []}\nhi\nhi\n'
 
 
+def test_nothing_that_the_solution_prints_is_lost_when_its_tests_are_over(sandbox: SandboxServer) -> None:
+    """However soon its process is ended with theirs."""
+    solution = "import sys\ndef add(a, b):\n    print('out')\n    sys.stderr.write('error')\n    return a + b"
+    for _ in range(20):
+        result = ask(sandbox, solution, program("assert add(1, 2) == 3"))
+        assert (result.passed, result.stdout, result.stderr) == (True, "out\n", "error")
+
+
 def test_a_solution_that_does_not_load_is_told_apart(sandbox: SandboxServer) -> None:
     result = ask(sandbox, "def add(a, b) return a", program(CHECK, "add"))
     assert (result.status, result.passed, result.tests) == ("not_loaded", False, ())
