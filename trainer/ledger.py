@@ -124,6 +124,7 @@ class Ledger:
         self._config = config
         self._owner = owner
         self._stop = stop
+        self._unreleased: dict[UUID, str] = {}  # updates given up while the database could not take it, and why
 
     def transact(self, do: Callable[[Session], T]) -> T:
         """The outcome of one transaction, tried until the database is there. Raises StopRequested."""
@@ -169,9 +170,11 @@ class Ledger:
         )
 
     def look(self, number: int) -> Outlook:
-        """What there is to do after update `number`; sets stale lessons aside."""
+        """What there is to do after update `number`; sets stale lessons aside, releases what `abandon` could not."""
 
         def read(session: Session) -> Outlook:
+            for update_id, reason in self._unreleased.items():
+                updates.abandon(session, update_id, reason)
             if aside := lessons.set_aside_stale(session, self.lineage.id, self._settings.max_staleness):
                 log.info("stale lessons set aside", num_lessons=aside, max_staleness=self._settings.max_staleness)
             switches = loop.get(session, self.lineage.id)
@@ -183,7 +186,9 @@ class Ledger:
                 idle="paused" if ended or not switches.training else None,
             )
 
-        return self.transact(read)
+        outlook = self.transact(read)
+        self._unreleased.clear()
+        return outlook
 
     def claim(self, parent: StartingPoint) -> Claim | None:
         """Open an update over the oldest whole groups and late lessons; None if there was nothing to claim."""
@@ -245,11 +250,12 @@ class Ledger:
         )
 
     def abandon(self, claim: Claim, reason: str) -> None:
-        """Give the update up and release its lessons, if the database is there; otherwise their lease runs out."""
+        """Give the update up and release its lessons: now, or with the next `look` if the database cannot take it."""
         try:
             with self._store.transaction() as session:
                 updates.abandon(session, claim.update_id, reason)
         except StoreUnavailable as error:
+            self._unreleased[claim.update_id] = reason
             log.warning("update not released", update=claim.number, update_id=str(claim.update_id), reason=error.detail)
 
     def abandon_dead(self) -> int:

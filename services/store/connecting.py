@@ -42,8 +42,8 @@ class Patience:
     pool: float
 
 
-REQUEST: Final = Patience(answer=8, ping=2, connect=3, pool=3)
-"""Somebody waits for a page or an api's answer: the longest sum, ping and connect after the pool, stays under 10 s."""
+REQUEST: Final = Patience(answer=6, ping=2, connect=3, pool=3)
+"""Somebody waits for a page or an api's answer: the longest sum, an answer after the pool, stays under 10 s."""
 WORK: Final = Patience(answer=35, ping=5, connect=5, pool=10)
 """Workers and the trainer: longer than the server lets a statement run, so that its own error comes first."""
 LONG: Final = Patience(answer=6 * 3600, ping=6 * 3600, connect=10, pool=10)

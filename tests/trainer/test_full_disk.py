@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from services import space
 from services.store.store import Store
@@ -63,3 +64,46 @@ def test_a_full_disk_makes_the_trainer_wait_and_room_makes_it_go_on(
         wait_until("the second update", lambda: number_of(store, world) == 2, thread.is_alive)
     assert not [name for name in checkpoints if name.startswith(".saving")] or notices == "while it writes"
     assert not list((small_disk / "checkpoints" / "main").glob(".*"))
+
+
+NO_ROOM_TO_GIVE_UP = """
+create sequence tries;  -- not taken back with the transaction
+create function no_room() returns trigger language plpgsql as $$ begin
+    perform nextval('tries');
+    raise exception using errcode = 'disk_full', message = 'could not extend file';
+end $$;
+create trigger no_room before update on update for each row when (new.status = 'abandoned') execute function no_room()
+"""
+
+
+def has_tried(store: Store) -> bool:
+    """Whether an update was to be given up since there is no room for that."""
+    with store.transaction() as session:
+        return bool(session.scalar(text("select is_called from tries")))
+
+
+def test_an_update_that_a_full_database_could_not_give_up_is_given_up_with_room(
+    small_disk: Path,
+    store: Store,
+    world: World,
+    database_url: str,
+    redis_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(train, "FULL_SECONDS", 0.2)
+    monkeypatch.setattr(space, "FULL_BYTES", 0)  # the disk fills up between the look and the checkpoint
+    world.stop_after(1)
+    world.lessons(num_groups=2)
+    with training(settings_of(small_disk, database_url, redis_url), CONFIG) as thread:
+        wait_until("the first update", lambda: number_of(store, world) == 1, thread.is_alive)
+        with store.transaction() as session:
+            session.execute(text(NO_ROOM_TO_GIVE_UP))
+        ballast = fill(small_disk)
+        world.stop_after(None)
+        wait_until("it to give up", lambda: has_tried(store), thread.is_alive)
+        assert statuses_of(store).count("started") == 1
+        with store.transaction() as session:
+            session.execute(text("drop trigger no_room on update"))
+        ballast.unlink()
+        wait_until("the second update", lambda: number_of(store, world) == 2, thread.is_alive)
+    assert sorted(statuses_of(store)) == ["abandoned", "applied", "applied"]
