@@ -164,6 +164,9 @@ def add_expert(
         int | None, typer.Option(min=1, help="Rollouts of a group it is asked about.")
     ] = None,
     secret: Annotated[str | None, typer.Option(help="Signing secret, `whsec_…`.")] = None,
+    moved: Annotated[
+        UUID | None, typer.Option(help="The expert that is at this URL now; on probation again, unless --trusted.")
+    ] = None,
     home: Home = None,
     url: Url = None,
     as_json: AsJson = False,
@@ -185,7 +188,7 @@ def add_expert(
         }
     )
     with api_of(home, url) as api:
-        expert = api.post("/v1/experts", body, ExpertRegistered)
+        expert = api.post("/v1/experts" if moved is None else f"/v1/experts/{moved}/move", body, ExpertRegistered)
 
     def words() -> None:
         typer.echo(f"{expert.name} {expert.version} is {expert.status.value}: {expert.id}")

@@ -206,7 +206,10 @@ class RolloutsStored(Contract):
 
 
 class Rollout(View):
-    """A stored rollout without its tokens; `GET /v1/rollouts/{id}` adds them."""
+    """A stored rollout without its tokens; `GET /v1/rollouts/{id}` adds them.
+
+    text: empty for somebody who may not read the task's reference, where the policy was shown it.
+    """
 
     id: UUID
     lineage_id: UUID
@@ -231,7 +234,8 @@ class RolloutDetail(Rollout):
     """A rollout with its tokens: everything it can be trained from.
 
     text is the policy's last turn, which begins at the token `answer_start`; turns, if any, come before it.
-    prompt_token_ids: null where it shows the task's reference to somebody who may not read it.
+    prompt_token_ids: null, and the answer's tokens empty, where the policy was shown the task's reference, for somebody
+    who may not read it.
     """
 
     prompt_token_ids: list[int] | None

@@ -32,7 +32,7 @@ def readmit() -> None:
     for look, descriptor in zip(away, found[: len(away)], strict=True):
         _look_after(held, look, descriptor)
     for look, descriptor in zip(asked, found[len(away) :], strict=True):
-        if isinstance(descriptor, Descriptor) and descriptor != look.descriptor:
+        if not isinstance(descriptor, ExpertUnavailable) and descriptor != look.descriptor:
             _note_changed(held, look, descriptor)
 
 
@@ -68,7 +68,8 @@ def _find_fault(look: Look, found: Found) -> str | None:
     return None
 
 
-def _note_changed(held: Runtime, look: Look, found: Descriptor) -> None:
+def _note_changed(held: Runtime, look: Look, found: Descriptor | EndpointRefused) -> None:
+    said = found.detail if isinstance(found, EndpointRefused) else found
     with held.store.transaction() as session:
-        if experts.note_changed(session, look.expert_id, found):
-            log.warning("expert changed", expert=look.name, registered=look.descriptor.version, found=found.version)
+        if experts.note_changed(session, look.expert_id, said):
+            log.warning("expert changed", expert=look.name, registered=look.descriptor.version, found=str(said)[:500])

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from sqlalchemy import any_, func, select
+from sqlalchemy import ColumnElement, any_, func, select
 from sqlalchemy.orm import Session, aliased
 
 from services.contracts.answers import Answer, AnswerContent, AnswerStatus, Distribution, Feedback
@@ -100,15 +100,28 @@ def counting(session: Session, rollout_id: UUID) -> Sequence[AnswerRow]:
     return session.scalars(
         select(AnswerRow)
         .join(ExpertRow, ExpertRow.id == AnswerRow.expert_id)
-        .where(AnswerRow.rollout_id == rollout_id, trust.counts(AnswerRow, ExpertRow))
+        .where(AnswerRow.rollout_id == rollout_id, _stands())
         .order_by(AnswerRow.id)
     ).all()
+
+
+def _stands() -> ColumnElement[bool]:
+    """The condition that an answer counts, and all that its expert was shown."""
+    heard, heard_from = aliased(AnswerRow), aliased(ExpertRow)
+    discounted = (
+        select(heard.id)
+        .join(ConsultationRow, heard.id == any_(ConsultationRow.shown))
+        .join(heard_from, heard_from.id == heard.expert_id)
+        .where(ConsultationRow.id == AnswerRow.consultation_id, ~trust.counts(heard, heard_from))
+        .correlate(AnswerRow)
+    )
+    return trust.counts(AnswerRow, ExpertRow) & ~discounted.exists()
 
 
 def verdicts(session: Session, rollout_ids: Sequence[UUID]) -> dict[UUID, float | None]:
     """The lowest score of the verifiers about each rollout, of the answers that counted when it was settled and still
     count; None where no answer of a verifier counts. A rollout that no verifier scored is left out."""
-    counted = func.min(AnswerRow.score).filter(trust.counts(AnswerRow, ExpertRow))
+    counted = func.min(AnswerRow.score).filter(_stands())
     rows = session.execute(
         select(AnswerRow.rollout_id, counted)
         .join(ExpertRow, ExpertRow.id == AnswerRow.expert_id)

@@ -1,5 +1,6 @@
 """Lists for people: one page of each noun, newest first, filtered."""
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import TypeVar
 from uuid import UUID
@@ -19,7 +20,18 @@ from services.contracts.policies import PolicyStatus, PolicyVersion
 from services.contracts.rollouts import Purpose, Rollout, RolloutStatus
 from services.contracts.tasks import Split, Task
 from services.contracts.updates import Update, UpdateStatus
-from services.store import answers, consultations, corrections, evaluations, experts, policies, tasks, updates
+from services.store import (
+    answers,
+    consultations,
+    corrections,
+    evaluations,
+    experts,
+    policies,
+    rollouts,
+    tasks,
+    trust,
+    updates,
+)
 from services.store.models import (
     AnswerRow,
     AttemptRow,
@@ -62,6 +74,7 @@ def list_tasks(
 def list_rollouts(
     session: Session,
     lineage_id: UUID,
+    rights: frozenset[Right],
     *,
     task_id: UUID | None,
     group_id: UUID | None,
@@ -71,7 +84,7 @@ def list_rollouts(
     cursor: str | None,
     limit: int,
 ) -> Page[Rollout]:
-    """Rollouts without their tokens. Errors: BadCursor."""
+    """Rollouts without their tokens, as a person with these rights may see them. Errors: BadCursor."""
     query = (
         select(RolloutRow)
         .where(RolloutRow.lineage_id == lineage_id)
@@ -83,7 +96,10 @@ def list_rollouts(
     query = _only(query, RolloutRow.purpose, purpose)
     query = _only(query, RolloutRow.policy_version, policy_version)
     rows, following = newest_first(session, query, RolloutRow.id, cursor, limit)
-    return Page[Rollout](items=[Rollout.model_validate(row) for row in rows], next_cursor=following)
+    hidden = rollouts.find_hidden(session, rows, rights)
+    found = [Rollout.model_validate(row) for row in rows]
+    items = [one.model_copy(update={"text": ""}) if one.id in hidden else one for one in found]
+    return Page[Rollout](items=items, next_cursor=following)
 
 
 def list_lessons(
@@ -104,18 +120,25 @@ def list_lessons(
 
 
 def list_experts(
-    session: Session, lineage_id: UUID, *, status: ExpertStatus | None, cursor: str | None, limit: int
+    session: Session,
+    lineage_id: UUID,
+    rights: frozenset[Right],
+    *,
+    status: ExpertStatus | None,
+    cursor: str | None,
+    limit: int,
 ) -> Page[Expert]:
-    """Experts. Errors: BadCursor."""
+    """Experts, as a person with these rights may see them. Errors: BadCursor."""
     query = select(ExpertRow).where(ExpertRow.lineage_id == lineage_id)
     query = _only(query, ExpertRow.status, status)
     rows, following = newest_first(session, query, ExpertRow.id, cursor, limit)
-    return Page[Expert](items=[experts.view(row) for row in rows], next_cursor=following)
+    return Page[Expert](items=[experts.view(row, rights) for row in rows], next_cursor=following)
 
 
 def list_consultations(
     session: Session,
     lineage_id: UUID,
+    rights: frozenset[Right],
     *,
     rollout_id: UUID | None,
     expert_id: UUID | None,
@@ -123,25 +146,38 @@ def list_consultations(
     cursor: str | None,
     limit: int,
 ) -> Page[Consultation]:
-    """Consultations. Errors: BadCursor."""
+    """Consultations, as a person with these rights may see them. Errors: BadCursor."""
     query = select(ConsultationRow).where(ConsultationRow.lineage_id == lineage_id)
     query = _only(query, ConsultationRow.rollout_id, rollout_id)
     query = _only(query, ConsultationRow.expert_id, expert_id)
     query = _only(query, ConsultationRow.status, status)
     rows, following = newest_first(session, query, ConsultationRow.id, cursor, limit)
     names = _expert_names(session, {row.expert_id for row in rows})
-    items = [_view_consultation(row, names[row.expert_id]) for row in rows]
+    hidden = find_hidden(session, rows, rights)
+    items = [_view_consultation(row, names[row.expert_id], row.id in hidden) for row in rows]
     return Page[Consultation](items=items, next_cursor=following)
 
 
-def consultation(session: Session, consultation_id: UUID) -> ConsultationDetail:
-    """One consultation with its tries. Errors: ConsultationNotFound."""
+def find_hidden(session: Session, rows: Sequence[ConsultationRow], rights: frozenset[Right]) -> set[UUID]:
+    """Those of these questions whose reasons are hidden from a person with these rights: they may quote metadata."""
+    return set() if trust.may_read_metadata(rights) else consultations.find_quoting(session, rows)
+
+
+def consultation(session: Session, consultation_id: UUID, rights: frozenset[Right]) -> ConsultationDetail:
+    """One consultation with its tries, as a person with these rights may see it. Errors: ConsultationNotFound."""
     row = consultations.get(session, consultation_id)
     tries = session.scalars(select(AttemptRow).where(AttemptRow.consultation_id == row.id).order_by(AttemptRow.number))
     name = _expert_names(session, {row.expert_id})[row.expert_id]
+    is_hidden = bool(find_hidden(session, [row], rights))
     return ConsultationDetail(
-        **_view_consultation(row, name).model_dump(), tries=[Attempt.model_validate(one) for one in tries]
+        **_view_consultation(row, name, is_hidden).model_dump(), tries=[view_attempt(one, is_hidden) for one in tries]
     )
+
+
+def view_attempt(row: AttemptRow, is_hidden: bool) -> Attempt:
+    """The contract of a try; without its reason where that is hidden."""
+    attempt = Attempt.model_validate(row)
+    return attempt.model_copy(update={"reason": None}) if is_hidden else attempt
 
 
 def list_answers(
@@ -215,6 +251,8 @@ def _expert_names(session: Session, ids: set[UUID]) -> dict[UUID, str]:
     return {row.id: row.name for row in rows}
 
 
-def _view_consultation(row: ConsultationRow, expert_name: str) -> Consultation:
+def _view_consultation(row: ConsultationRow, expert_name: str, is_hidden: bool) -> Consultation:
     columns = {name: getattr(row, name) for name in Consultation.model_fields if name != "expert_name"}
+    if is_hidden:
+        columns["reason"] = None
     return Consultation.model_validate(columns | {"expert_name": expert_name})

@@ -98,6 +98,25 @@ def get(session: Session, consultation_id: UUID) -> ConsultationRow:
     return row
 
 
+def find_quoting(session: Session, rows: Sequence[ConsultationRow]) -> set[UUID]:
+    """Those of these questions whose experts were given metadata of the task, at second hand too: the reasons they give
+    may quote it."""
+    said = select(AnswerRow).where(AnswerRow.id.in_({answer_id for row in rows for answer_id in row.shown}))
+    shown = {answer.id: answer for answer in session.scalars(said)}
+    asked = session.execute(
+        select(ConsultationRow, ExpertRow, TaskRow.metadata_)
+        .join(ExpertRow, ExpertRow.id == ConsultationRow.expert_id)
+        .join(RolloutRow, RolloutRow.id == ConsultationRow.rollout_id)
+        .join(TaskRow, TaskRow.id == RolloutRow.task_id)
+        .where(ConsultationRow.id.in_({row.id for row in rows}))
+    )
+    return {
+        row.id
+        for row, expert, metadata in asked
+        if trust.derive(expert, metadata, [shown[answer_id] for answer_id in row.shown if answer_id in shown])
+    }
+
+
 def askable_experts(session: Session, lineage_id: UUID) -> Sequence[ExpertRow]:
     """The experts that new questions go to."""
     return session.scalars(
@@ -250,12 +269,28 @@ def claim(session: Session, ids: Sequence[UUID], *, lease_seconds: float) -> lis
     now: datetime = session.scalar(select(func.clock_timestamp()))  # type: ignore[assignment]
     questions = []
     for row in rows:
+        if row.shown and row.attempts == 0:
+            _choose_context_again(session, row)
         row.status = ConsultationStatus.ASKED.value
         row.attempts += 1
         row.lease_until = now + timedelta(seconds=lease_seconds)
         session.add(AttemptRow(consultation_id=row.id, number=row.attempts))
         questions.append(_question(session, row, now, lease_seconds * ANSWER_SHARE))
     return questions
+
+
+def _choose_context_again(session: Session, row: ConsultationRow) -> None:
+    """Leave out of a question that was never sent what has ceased to count, or to be granted, since it was opened.
+
+    Later tries say what the first said: the expert may have read it, and whatever it says then stands on it.
+    """
+    expert = session.get_one(ExpertRow, row.expert_id)
+    may_be_shown = {said.id for said in answers.counting(session, row.rollout_id) if trust.may_see(expert, said)}
+    context = Ask.model_validate(row.ask).context
+    kept = [(one, said) for one, said in zip(row.shown, context, strict=True) if one in may_be_shown]
+    if len(kept) < len(row.shown):
+        row.shown = [one for one, _ in kept]
+        row.ask = row.ask | {"context": [said.model_dump(mode="json") for _, said in kept]}
 
 
 def _question(session: Session, row: ConsultationRow, now: datetime, timeout_seconds: float) -> Question:
@@ -344,7 +379,7 @@ def _teach_late(session: Session, rollout: RolloutRow, answer: AnswerRow | None)
     """Open a lesson with an answer that counts and came after its rollout was ready."""
     if answer is None or rollout.status != RolloutStatus.READY.value or rollout.purpose != Purpose.TRAIN.value:
         return
-    if trust.counts(answer, session.get_one(ExpertRow, answer.expert_id)):
+    if answer in answers.counting(session, rollout.id):
         rollouts.open_lesson(session, rollout, [answer], late=True)
 
 

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from services.contracts.base import Page, check_change
 from services.contracts.consultations import Consultation, ConsultationStatus
 from services.contracts.experts import ExpertStatus
+from services.contracts.persons import Right
 from services.contracts.rollouts import GROUP_CHANGES, GroupStatus
 from services.errors import NotFound
 from services.store import browse, consultations
@@ -39,11 +40,14 @@ class DeadDraw:
     created_at: datetime
 
 
-def list_questions(session: Session, lineage_id: UUID, *, cursor: str | None, limit: int) -> Page[Consultation]:
-    """Dead questions, newest first. Errors: BadCursor."""
+def list_questions(
+    session: Session, lineage_id: UUID, rights: frozenset[Right], *, cursor: str | None, limit: int
+) -> Page[Consultation]:
+    """Dead questions, newest first, as a person with these rights may see them. Errors: BadCursor."""
     return browse.list_consultations(
         session,
         lineage_id,
+        rights,
         rollout_id=None,
         expert_id=None,
         status=ConsultationStatus.DEAD,

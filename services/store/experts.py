@@ -20,8 +20,9 @@ from services.contracts.experts import (
     ExpertStatus,
     OwnKind,
 )
+from services.contracts.persons import Right
 from services.errors import Conflict, InvalidInput, NotFound
-from services.store import audit, consultations, quarantine
+from services.store import audit, consultations, quarantine, ranking, trust
 from services.store.models import ConsultationRow, ExpertRow, RolloutRow
 from services.store.quarantine import Look
 
@@ -49,7 +50,7 @@ class ExpertNameTaken(Conflict):
 
     hint = (
         "Let it describe itself under a name of its own. If it is that expert at a new address, say so with "
-        "POST /v1/experts/{id}/move."
+        "`preceptor experts add URL --moved ID` (POST /v1/experts/{id}/move)."
     )
 
 
@@ -89,9 +90,12 @@ def settings_by_id(session: Session, lineage_id: UUID, names: Sequence[str]) -> 
     return {row.id: view(row).model_dump(mode="json", include=set(names)) for row in rows}
 
 
-def view(row: ExpertRow) -> Expert:
-    """The contract of a row; its signing secret stays in the store."""
-    return Expert.model_validate(row)
+def view(row: ExpertRow, rights: frozenset[Right] = frozenset(Right)) -> Expert:
+    """The contract of a row, as a person with these rights may see it; its signing secret stays in the store."""
+    expert = Expert.model_validate(row)
+    if expert.status is not ExpertStatus.QUARANTINED or trust.may_hear(rights, row):
+        return expert
+    return expert.model_copy(update={"reason": None})
 
 
 def register(session: Session, lineage_id: UUID, wanted: ExpertCreate, report: ConformanceReport) -> Registration:
@@ -199,6 +203,7 @@ def _register(
     if row.status == ExpertStatus.PROBATION.value and wanted.trusted and report.passed:
         row.status, row.reason = ExpertStatus.ACTIVE.value, None
     session.flush()
+    ranking.rank_scored_by(session, row.id)
     session.refresh(row)
     return Registration(expert=row, replaced=replaced)
 
@@ -241,18 +246,27 @@ def take_unseen(session: Session, limit: int) -> list[Look]:
     return looks
 
 
-def note_changed(session: Session, expert_id: UUID, found: Descriptor) -> bool:
+def note_changed(session: Session, expert_id: UUID, found: Descriptor | str) -> bool:
     """Send an expert that describes itself otherwise than it was registered back to probation, and write it down.
 
-    False where it is what it was, or is not active any more.
+    found: its descriptor, or why what answers there now is no expert. False where it is what it was, or is not active
+    any more.
     """
     row = _lock(session, expert_id)
-    if row.descriptor == found.model_dump(mode="json") or row.status != ExpertStatus.ACTIVE.value:
+    if row.status != ExpertStatus.ACTIVE.value:
+        return False
+    if isinstance(found, str):
+        row.reason = f"what answers there describes itself as no expert any more ({found[:1500]}): register it again"
+    elif row.descriptor != found.model_dump(mode="json"):
+        row.reason = (
+            f"it describes itself as {found.name} {found.version} now, otherwise than it was registered: "
+            "register it again"
+        )
+    else:
         return False
     row.status = ExpertStatus.PROBATION.value
-    row.reason = (
-        f"it describes itself as {found.name} {found.version} now, otherwise than it was registered: register it again"
-    )
+    session.flush()
+    ranking.rank_scored_by(session, row.id)
     audit.record(session, audit.SYSTEM, "experts.changed", "expert", row.id, {"registered": row.version})
     return True
 
@@ -262,6 +276,7 @@ def activate(session: Session, expert_id: UUID) -> ExpertRow:
     row = _change(session, expert_id, ExpertStatus.ACTIVE)
     if not ConformanceReport.model_validate(row.report).passed:
         raise NotConformant(f"the expert {row.name!r} failed its conformance run")
+    row.looked_at = None  # it may have become another meanwhile
     return row
 
 
@@ -336,6 +351,7 @@ def _change(session: Session, expert_id: UUID, new: ExpertStatus) -> ExpertRow:
     if new in (ExpertStatus.ACTIVE, ExpertStatus.PROBATION):
         row.reason = None
     session.flush()
+    ranking.rank_scored_by(session, row.id)
     return row
 
 

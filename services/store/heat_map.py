@@ -5,6 +5,7 @@ have said: our own teacher, as the update kept it, and experts that sent a distr
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from uuid import UUID
@@ -15,7 +16,7 @@ from sqlalchemy.orm import Session
 from services.contracts.answers import AnswerStatus, SamplesDistribution, TopKDistribution
 from services.contracts.persons import Right
 from services.contracts.updates import TermRecord, UpdateStatus
-from services.store import distributions, trust, vocabularies
+from services.store import distributions, rollouts, trust, vocabularies
 from services.store.models import (
     AnswerRow,
     DistributionRow,
@@ -94,6 +95,8 @@ def read(
     rights: frozenset[Right] = frozenset(Right),
 ) -> HeatMap:
     """The rollout's heat map, or a piece of it, with the voices that a person with these rights may hear."""
+    if rollouts.find_hidden(session, [rollout], rights):
+        return HeatMap((), None, None, 0, 0, True, ())
     texts = vocabularies.texts(session, rollout.tokenizer_hash)
     used = _find_used(session, rollout.id)
     costs: Sequence[float] | None = None
@@ -193,16 +196,18 @@ def _read_experts(
     session: Session, rollout: RolloutRow, texts: Sequence[str], rights: frozenset[Right]
 ) -> dict[str, dict[int, tuple[Choice, ...]]]:
     rows = session.execute(
-        select(DistributionRow, ExpertRow.name, AnswerRow)
+        select(DistributionRow, ExpertRow, AnswerRow)
         .join(AnswerRow, AnswerRow.id == DistributionRow.answer_id)
         .join(ExpertRow, ExpertRow.id == AnswerRow.expert_id)
         .where(AnswerRow.rollout_id == rollout.id, AnswerRow.status == AnswerStatus.CURRENT.value)
         .order_by(AnswerRow.id)
-    )
+    ).all()
+    num_namesakes = Counter(expert.name for _, expert, _ in rows)
     said: dict[str, dict[int, tuple[Choice, ...]]] = {}
-    for row, name, answer in rows:
+    for row, expert, answer in rows:
         if not trust.may_see(rights, answer):
             continue
+        name = expert.name if num_namesakes[expert.name] == 1 else f"{expert.name} ({str(expert.id)[-8:]})"
         told = distributions.unpack(row)
         if isinstance(told, TopKDistribution):
             said[name] = {

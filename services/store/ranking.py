@@ -7,8 +7,8 @@ the next item is the first entry of an index.
 
 from uuid import UUID
 
-from sqlalchemy import Numeric, ScalarSelect, cast, func, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import Numeric, ScalarSelect, cast, exists, func, select, update
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from services.contracts.answers import AnswerStatus
 from services.contracts.corrections import CorrectionStatus, Opinion
@@ -23,7 +23,10 @@ INDEPENDENT_STAGE = 1
 SHOWN = {"score", "feedback", "solution", "distribution_kind", "evidence"}
 
 
-def read_disagreement(rollout_id: UUID) -> ScalarSelect[float]:
+UNDECIDED = (CorrectionStatus.OPEN.value, CorrectionStatus.CLAIMED.value, CorrectionStatus.SKIPPED.value)
+
+
+def read_disagreement(rollout_id: UUID | InstrumentedAttribute[UUID]) -> ScalarSelect[float]:
     """The highest less the lowest score that independent experts gave the rollout, 0..1; 0 with fewer than two.
 
     Independent are experts that were asked without seeing other answers, may train, and are not people: a person is
@@ -61,11 +64,27 @@ def measure_uncertainty(rollout: RolloutRow) -> float:
 
 def rank_again(session: Session, rollout_id: UUID) -> None:
     """Bring the undecided items of a rollout in line with what experts have said about it by now."""
-    undecided = (CorrectionStatus.OPEN.value, CorrectionStatus.CLAIMED.value, CorrectionStatus.SKIPPED.value)
     session.execute(
         update(CorrectionRow)
-        .where(CorrectionRow.rollout_id == rollout_id, CorrectionRow.status.in_(undecided))
+        .where(CorrectionRow.rollout_id == rollout_id, CorrectionRow.status.in_(UNDECIDED))
         .values(disagreement=read_disagreement(rollout_id))
+        .execution_options(synchronize_session=False)
+    )
+
+
+def rank_scored_by(session: Session, expert_id: UUID) -> None:
+    """Bring the undecided items in line whose rollouts this expert scored: it may have gained or lost its weight."""
+    scored = exists().where(
+        AnswerRow.rollout_id == CorrectionRow.rollout_id,
+        AnswerRow.score.is_not(None),
+        AnswerRow.expert_id == ExpertRow.id,
+        ExpertRow.id == expert_id,
+        ~trust.is_people(ExpertRow),
+    )
+    session.execute(
+        update(CorrectionRow)
+        .where(CorrectionRow.status.in_(UNDECIDED), scored)
+        .values(disagreement=read_disagreement(CorrectionRow.rollout_id))
         .execution_options(synchronize_session=False)
     )
 

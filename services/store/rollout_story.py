@@ -13,6 +13,7 @@ from services.contracts.lessons import Lesson
 from services.contracts.persons import Right
 from services.contracts.updates import TermRecord
 from services.store.answers import view as view_answer
+from services.store.browse import find_hidden, view_attempt
 from services.store.models import (
     AnswerRow,
     AttemptRow,
@@ -115,11 +116,12 @@ def _read_questions(session: Session, rollout_id: UUID, rights: frozenset[Right]
         .order_by(ConsultationRow.stage, ConsultationRow.id)
     ).all()
     ids = [row.id for row, _, _ in rows]
+    hidden = find_hidden(session, [row for row, _, _ in rows], rights)
     tries: dict[UUID, list[Attempt]] = {}
     for one in session.scalars(
         select(AttemptRow).where(AttemptRow.consultation_id.in_(ids)).order_by(AttemptRow.number)
     ):
-        tries.setdefault(one.consultation_id, []).append(Attempt.model_validate(one))
+        tries.setdefault(one.consultation_id, []).append(view_attempt(one, one.consultation_id in hidden))
     answers: dict[UUID, list[Answer]] = {}
     for said in session.scalars(select(AnswerRow).where(AnswerRow.rollout_id == rollout_id).order_by(AnswerRow.id)):
         answers.setdefault(said.consultation_id, []).append(view_answer(said, rights))
@@ -132,7 +134,7 @@ def _read_questions(session: Session, rollout_id: UUID, rights: frozenset[Right]
             is_verifier=is_verifier,
             stage=row.stage,
             status=row.status,
-            reason=row.reason,
+            reason=None if row.id in hidden else row.reason,
             created_at=row.created_at,
             settled_at=row.settled_at,
             tries=tuple(tries.get(row.id, ())),

@@ -49,14 +49,30 @@ def get(session: Session, rollout_id: UUID) -> RolloutRow:
     return row
 
 
+def find_hidden(session: Session, rows: Sequence[RolloutRow], rights: frozenset[Right]) -> set[UUID]:
+    """Those of these rollouts whose words are hidden from a person with these rights: probes that were shown the task's
+    reference, and may repeat it."""
+    probes = {row.id: row.group_id for row in rows if row.purpose == Purpose.PROBE.value}
+    if not probes or trust.may_read_metadata(rights):
+        return set()
+    was_shown = func.jsonb_exists(GroupRow.sampling, "shown_solution")
+    groups = set(session.scalars(select(GroupRow.id).where(GroupRow.id.in_(set(probes.values())), was_shown)))
+    return {rollout_id for rollout_id, group_id in probes.items() if group_id in groups}
+
+
 def detail(session: Session, row: RolloutRow, rights: frozenset[Right]) -> RolloutDetail:
-    """The contract of a row with its tokens, as a person with these rights may see it: a probe's prompt may show the
-    task's reference."""
+    """The contract of a row with its tokens, as a person with these rights may see it."""
     found = RolloutDetail.model_validate(row)
-    group = session.get_one(GroupRow, row.group_id)
-    if "shown_solution" not in group.sampling or trust.may_read_metadata(rights):
+    if not find_hidden(session, [row], rights):
         return found
-    return found.model_copy(update={"prompt_token_ids": None})
+    hidden: dict[str, object] = {
+        "prompt_token_ids": None,
+        "text": "",
+        "token_ids": [],
+        "sampler_logprobs": None,
+        "action_mask": [],
+    }
+    return found.model_copy(update=hidden)
 
 
 def add_drawn(

@@ -69,6 +69,12 @@ def may_see(viewer: ExpertRow | frozenset[Right], answer: AnswerRow) -> bool:
     return not answer.derived_from or may_read_metadata(viewer)
 
 
+def may_hear(rights: frozenset[Right], expert: ExpertRow) -> bool:
+    """Whether a person with these rights may be told in its own words why the expert fails: they may quote what it was
+    given."""
+    return may_read_metadata(rights) or not read_keys(expert)
+
+
 def may_read_metadata(rights: frozenset[Right]) -> bool:
     """Whether a person with these rights may read hidden tests, references and the rest of a task's metadata."""
     return Right.OPERATE in rights

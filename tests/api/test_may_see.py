@@ -4,14 +4,14 @@ from collections.abc import Callable
 from uuid import UUID
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from services.contracts.answers import AnswerKind, Feedback
 from services.contracts.experts import ConsultResult
-from services.contracts.persons import Role
+from services.contracts.persons import RIGHTS, Role
 from services.contracts.rollouts import Purpose
-from services.store import consultations
-from services.store.models import ConsultationRow, GroupRow
+from services.store import consultations, heat_map, rollouts
+from services.store.models import AttemptRow, ConsultationRow, ExpertRow, GroupRow
 from services.store.store import Store
 from tests.api.conftest import Api, items, made
 from tests.store.conftest import World
@@ -54,6 +54,33 @@ def test_words_that_may_quote_metadata_are_null_for_who_may_not_read_metadata(
     assert "too long" in str(critic["feedback"])
 
 
+@pytest.mark.parametrize("role", [Role.ANNOTATOR, Role.SERVICE])
+def test_reasons_that_may_quote_metadata_are_null_for_who_may_not_read_metadata(
+    api: Api, someone: Callable[[str, Role], Api], judged: UUID, store: Store, role: Role
+) -> None:
+    with store.transaction() as session:
+        session.execute(update(ExpertRow).values(status="quarantined", reason=f"answers 500: {QUOTED}"))
+        session.execute(update(ConsultationRow).values(reason=QUOTED))
+        session.execute(update(AttemptRow).values(reason=QUOTED))
+        judge, critic = (
+            session.execute(
+                select(ConsultationRow.id, ExpertRow.id)
+                .join(ExpertRow, ExpertRow.id == ConsultationRow.expert_id)
+                .where(ExpertRow.name == name)
+            ).one()
+            for name in ("judge", "critic")
+        )
+    told = [f"/v1/consultations/{judge[0]}", f"/v1/consultations?expert_id={judge[1]}", f"/v1/experts/{judge[1]}"]
+    other = someone("sam", role)
+    for path in told:
+        assert QUOTED in api.get(path).text, path
+        assert QUOTED not in other.get(path).text, path
+    for path in (f"/v1/consultations/{critic[0]}", f"/v1/rollouts/{judged}/consultations", "/v1/experts"):
+        assert QUOTED in other.get(path).text, f"the critic was given nothing: {path}"
+    of_rollout = items(other.get(f"/v1/rollouts/{judged}/consultations"))
+    assert {one["expert_name"]: one["reason"] for one in of_rollout} == {"judge": None, "critic": QUOTED}
+
+
 def test_an_owners_key_that_is_narrowed_to_reading_does_not_read_them(api: Api, judged: UUID) -> None:
     key = made(api.post("/v1/keys", {"name": "ci", "scopes": ["read"]}))["api_key"]
     assert QUOTED not in str(items(Api(api.http, str(key)).get(f"/v1/rollouts/{judged}/answers")))
@@ -70,7 +97,7 @@ def test_an_annotators_item_has_no_words_that_may_quote_metadata(
     assert "too long" in str(opinions)
 
 
-def test_the_prompt_of_a_probe_that_was_shown_the_reference_is_for_who_may_read_it(
+def test_prompt_and_words_of_a_probe_that_was_shown_the_reference_are_for_who_may_read_it(
     api: Api, someone: Callable[[str, Role], Api], store: Store, world: World
 ) -> None:
     with store.transaction() as session:
@@ -79,4 +106,11 @@ def test_the_prompt_of_a_probe_that_was_shown_the_reference_is_for_who_may_read_
         session.get_one(GroupRow, shown.group_id).sampling = {"shown_solution": "1"}
     reader = someone("sam", Role.SERVICE)
     for caller, rollout, prompt in ((api, shown, [7]), (reader, plain, [7]), (reader, shown, None)):
-        assert made(caller.get(f"/v1/rollouts/{rollout.id}"))["prompt_token_ids"] == prompt
+        found = made(caller.get(f"/v1/rollouts/{rollout.id}"))
+        assert found["prompt_token_ids"] == prompt
+        listed = {one["id"]: one["text"] for one in items(caller.get("/v1/rollouts"))}[found["id"]]
+        assert bool(found["text"]) == bool(found["token_ids"]) == bool(listed) == (prompt is not None)
+    with store.transaction() as session:
+        row = rollouts.get(session, shown.id)
+        assert heat_map.read(session, row).tokens
+        assert not heat_map.read(session, row, rights=RIGHTS[Role.SERVICE]).tokens

@@ -3,8 +3,12 @@
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from sqlalchemy import func, select, update
@@ -196,6 +200,23 @@ def test_an_active_expert_that_has_become_another_is_noticed_without_being_regis
     readmit()
     found = read_expert(store)
     assert (found.status, "register it again" in (found.reason or "")) == ("probation", True)
+
+
+def test_an_active_expert_in_whose_place_something_else_answers_goes_back_to_probation(
+    worker: str, store: Store, world: World, tmp_path: Path
+) -> None:
+    prepare(store, world, worker)
+    (tmp_path / "v1").mkdir()
+    (tmp_path / "v1" / "expert").write_text("<html>under construction</html>")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        with store.transaction() as session:
+            session.execute(update(ExpertRow).values(endpoint=f"http://127.0.0.1:{server.server_port}"))
+        readmit()
+        server.shutdown()
+    found = read_expert(store)
+    assert (found.status, "no expert any more" in (found.reason or "")) == ("probation", True)
 
 
 def test_an_expert_that_was_let_in_and_fails_goes_back_at_once_and_loses_no_question(

@@ -10,7 +10,7 @@ from services.contracts.answers import AnswerKind, Continuation, SamplesDistribu
 from services.store import distributions, heat_map, vocabularies
 from services.store.distributions import TopK
 from services.store.heat_map import Choice
-from services.store.models import AnswerRow, RolloutRow, TeacherChoicesRow, UpdateLessonRow
+from services.store.models import AnswerRow, ExpertRow, RolloutRow, TeacherChoicesRow, UpdateLessonRow
 from services.store.store import Store
 from tests.store.conftest import TOKENIZER, World
 from tests.store.test_figures import answered, lesson, update
@@ -105,6 +105,22 @@ def test_experts_that_sent_a_distribution_are_heard_before_any_update(store: Sto
     assert found.voices == ("larger", "sampler")
     assert [choice.text for choice in found.tokens[0].voices[0].choices] == ["one", "four"]  # the likeliest first
     assert found.tokens[2].voices[1].choices == (Choice("four", 2 / 3), Choice("<end>", 1 / 3))
+
+
+@pytest.mark.integration
+def test_experts_of_one_name_are_two_voices(store: Store, world: World) -> None:
+    with store.transaction() as session:
+        row = rollout(session, world)
+        for token_id in (1, 4):
+            told = TopKDistribution(
+                tokenizer_hash=TOKENIZER, token_ids=[[token_id]] * 3, logprobs=[[0.0]] * 3, tail_mass=[0.0] * 3
+            )
+            given = answer(session, world, row, "larger")
+            distributions.add(session, given, told)
+            session.get_one(ExpertRow, given.expert_id).status = "retired"
+        found = heat_map.read(session, row)
+    assert len(found.voices) == 2
+    assert {voice.choices[0].text for voice in found.tokens[0].voices} == {"one", "four"}
 
 
 @pytest.mark.integration

@@ -13,6 +13,7 @@ from services.store.models import (
     AnswerRow,
     AuditRow,
     ConsultationRow,
+    CorrectionRow,
     ExpertRow,
     LessonAnswerRow,
     LessonRow,
@@ -231,6 +232,51 @@ def test_a_second_expert_that_may_see_nothing_is_not_asked(store: Store, world: 
     assert read(store, rollout).status == "ready"
 
 
+def test_what_ceased_to_count_or_to_be_granted_is_left_out_of_questions_that_were_not_sent_yet(
+    store: Store, world: World
+) -> None:
+    with store.transaction() as session:
+        world.expert(session, "key", kinds=SOLVES, verifier=False, metadata_keys=("answer",), granted=("answer",))
+        world.expert(session, "critic", kinds=(AnswerKind.FEEDBACK,), verifier=False)
+        world.expert(session, "other", kinds=(AnswerKind.FEEDBACK,), verifier=False)
+        world.expert(session, "second", kinds=SOLVES, verifier=False, needs_answers=True, granted=("answer",))
+        world.drawn(session, world.task(session), size=1)
+    first = ask(store)
+    settle(store, first["key"], ConsultResult(solution="1"))
+    settle(store, first["critic"], ConsultResult(feedback=Feedback(text="no")))
+    settle(store, first["other"], ConsultResult(feedback=Feedback(text="yes")))
+    demote(store, "other", "retired")
+    with store.transaction() as session:
+        session.execute(update(ExpertRow).where(ExpertRow.name == "second").values(granted=[]))
+    second = ask(store)["second"]
+    assert [said.expert for said in second.request.ask.context] == ["critic"]
+    settle(store, second, ConsultResult(solution="2"))
+    said = {answer.expert: answer for answer in facts(store).answers}
+    assert ([one.expert for one in said["second"].speakers], said["second"].weight) == (["second", "critic"], 1)
+
+
+@pytest.mark.parametrize("how", ["probation", "paused", "retired", "weight 0"])
+def test_a_verdict_that_stands_on_words_that_no_longer_count_is_none(store: Store, world: World, how: str) -> None:
+    with store.transaction() as session:
+        world.expert(session, "critic", kinds=(AnswerKind.FEEDBACK,), verifier=False)
+        world.expert(session, "judge", needs_answers=True)
+        drawn = world.drawn(session, world.task(session), size=2)
+    first = []
+    with store.transaction() as session:
+        first += consultations.claim(session, session.scalars(select(ConsultationRow.id)).all(), lease_seconds=60)
+    for question in first:
+        settle(store, question, ConsultResult(feedback=Feedback(text="no")))
+    with store.transaction() as session:
+        one, other = consultations.claim(session, session.scalars(select(ConsultationRow.id)).all(), lease_seconds=60)
+    settle(store, one, ConsultResult(score=1.0))
+    demote(store, "critic", how)
+    settle(store, other, ConsultResult(score=1.0))
+    assert [read(store, row).score for row in drawn if row.id == other.rollout_id] == [None]
+    with store.transaction() as session:
+        loaded = lessons.load(session, session.scalars(select(LessonRow)).all())
+    assert {lesson.rollout_id: lesson.score for lesson in loaded} == {one.rollout_id: None}
+
+
 def facts(store: Store) -> LessonFacts:
     """The one lesson there is, as a trainer reads it."""
     with store.transaction() as session:
@@ -293,6 +339,29 @@ def test_the_human_queue_is_not_ordered_by_scores_without_weight(store: Store, w
         assert {o.expert for o in ranking.read_opinions(session, rollout.id) if o.counted} == {"first", "second"}
 
 
+@pytest.mark.parametrize("how", ["paused", "retired"])
+def test_items_are_ranked_again_when_an_expert_that_scored_them_loses_its_weight(
+    store: Store, world: World, how: str
+) -> None:
+    with store.transaction() as session:
+        world.expert(session, "first")
+        world.expert(session, "second")
+        world.expert(session, "human", kinds=SOLVES, verifier=False).group_fraction = 0
+        [rollout] = world.drawn(session, world.task(session), size=1)
+        corrections.ask_for(session, rollout.id)
+    asked = ask(store)
+    settle(store, asked["first"], ConsultResult(score=0.25))
+    settle(store, asked["second"], ConsultResult(score=1.0))
+
+    def disagreement() -> float:
+        with store.transaction() as session:
+            return session.scalars(select(CorrectionRow.disagreement)).one()
+
+    assert disagreement() == 0.75
+    demote(store, "second", how)
+    assert disagreement() == 0
+
+
 def test_an_expert_of_the_name_human_is_not_people(store: Store, world: World) -> None:
     with store.transaction() as session:
         row = world.expert(session, "human")
@@ -321,3 +390,8 @@ def test_an_expert_that_has_become_another_goes_back_to_probation_and_the_trail_
         row = experts.get(session, judge.id)
         assert (row.status, "register it again" in (row.reason or "")) == ("probation", True)
         assert session.scalars(select(AuditRow.action)).all() == ["experts.changed"]
+        row.report = {"endpoint": "", "descriptor": row.descriptor, "checks": []}
+        experts.activate(session, judge.id)
+    with store.transaction() as session:
+        [look] = experts.take_unseen(session, 8)
+        assert look.expert_id == judge.id, "it is looked at again as soon as it is active"

@@ -7,7 +7,7 @@ from fastapi import Depends, Request
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.orm import Session
 
-from services.api.auth import BearerDep, Right, identify, needs, to_actor
+from services.api.auth import BearerDep, CallerDep, Right, identify, needs, to_actor
 from services.api.deps import HouseDep, PagingDep, SettingsDep, StoreDep
 from services.api.once import KeyHeader, Once, OnceDep, build_once
 from services.api.routes.common import build_router, problems
@@ -45,18 +45,21 @@ class SignatureRefused(PreceptorError):
 
 @router.get("/consultations", dependencies=[needs(Right.READ)], responses=problems(422))
 def list_consultations(
+    caller: CallerDep,
     store: StoreDep,
     settings: SettingsDep,
     paging: PagingDep,
     expert_id: UUID | None = None,
     status: ConsultationStatus | None = None,
 ) -> Page[Consultation]:
-    """Questions to experts, newest first. Errors: BadCursor (422)."""
+    """Questions to experts, newest first. Reasons in which an expert may quote metadata are null for all but owners and
+    operators. Errors: BadCursor (422)."""
     with store.transaction() as session:
         lineage = lineages.get(session, settings.lineage)
         return browse.list_consultations(
             session,
             lineage.id,
+            caller.rights,
             rollout_id=None,
             expert_id=expert_id,
             status=status,
@@ -66,10 +69,11 @@ def list_consultations(
 
 
 @router.get("/consultations/{consultation_id}", dependencies=[needs(Right.READ)], responses=problems(404))
-def get_consultation(consultation_id: UUID, store: StoreDep) -> ConsultationDetail:
-    """One question with every try at it. Errors: ConsultationNotFound (404)."""
+def get_consultation(consultation_id: UUID, caller: CallerDep, store: StoreDep) -> ConsultationDetail:
+    """One question with every try at it. Reasons in which an expert may quote metadata are null for all but owners and
+    operators. Errors: ConsultationNotFound (404)."""
     with store.transaction() as session:
-        return browse.consultation(session, consultation_id)
+        return browse.consultation(session, consultation_id, caller.rights)
 
 
 async def _get_once_of_expert(
@@ -152,7 +156,7 @@ def answer_late(
 def _settle(session: Session, consultation_id: UUID, body: ConsultResponse) -> ConsultationDetail:
     consultations.settle_late(session, consultation_id, body)
     session.expire_all()
-    return browse.consultation(session, consultation_id)
+    return browse.consultation(session, consultation_id, frozenset(Right))
 
 
 @router.post(
@@ -169,4 +173,4 @@ def requeue_consultation(consultation_id: UUID, store: StoreDep, once: OnceDep) 
 def _requeue(session: Session, consultation_id: UUID) -> ConsultationDetail:
     consultations.requeue(session, consultation_id)
     session.expire_all()
-    return browse.consultation(session, consultation_id)
+    return browse.consultation(session, consultation_id, frozenset(Right))

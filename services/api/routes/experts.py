@@ -9,7 +9,7 @@ from fastapi import Body
 from pydantic import Field
 from sqlalchemy.orm import Session
 
-from services.api.auth import Right, needs
+from services.api.auth import CallerDep, Right, needs
 from services.api.deps import PagingDep, SettingsDep, StoreDep
 from services.api.once import Once, OnceDep
 from services.api.routes.common import build_router, problems
@@ -63,7 +63,9 @@ def register_expert(body: ExpertCreate, store: StoreDep, settings: SettingsDep, 
     dependencies=[needs(Right.OPERATE)],
     responses=problems(404, 409, 413, 415, 422),
 )
-def move_expert(expert_id: UUID, body: ExpertCreate, store: StoreDep, settings: SettingsDep, once: OnceDep) -> Expert:
+def move_expert(
+    expert_id: UUID, body: ExpertCreate, store: StoreDep, settings: SettingsDep, once: OnceDep
+) -> ExpertRegistered:
     """Register an expert at another address, with new settings. It goes through probation there, unless `trusted`.
 
     Errors: ExpertNotFound (404), NotAnExpert, SecretUnusable (422), ExpertRetired, ExpertNameTaken, EndpointTaken
@@ -164,19 +166,22 @@ async def _check(endpoint: str, secret: str | None, settings: Settings) -> Confo
 
 @router.get("/experts", dependencies=[needs(Right.READ)], responses=problems(422))
 def list_experts(
-    store: StoreDep, settings: SettingsDep, paging: PagingDep, status: ExpertStatus | None = None
+    caller: CallerDep, store: StoreDep, settings: SettingsDep, paging: PagingDep, status: ExpertStatus | None = None
 ) -> Page[Expert]:
-    """Experts with their descriptors and conformance reports, newest first. Errors: BadCursor (422)."""
+    """Experts with their descriptors and conformance reports, newest first. Why one that was granted metadata is in
+    quarantine is null for all but owners and operators. Errors: BadCursor (422)."""
     with store.transaction() as session:
         lineage = lineages.get(session, settings.lineage)
-        return browse.list_experts(session, lineage.id, status=status, cursor=paging.cursor, limit=paging.limit)
+        return browse.list_experts(
+            session, lineage.id, caller.rights, status=status, cursor=paging.cursor, limit=paging.limit
+        )
 
 
 @router.get("/experts/{expert_id}", dependencies=[needs(Right.READ)], responses=problems(404))
-def get_expert(expert_id: UUID, store: StoreDep) -> Expert:
+def get_expert(expert_id: UUID, caller: CallerDep, store: StoreDep) -> Expert:
     """One expert. Errors: ExpertNotFound (404)."""
     with store.transaction() as session:
-        return experts.view(experts.get(session, expert_id))
+        return experts.view(experts.get(session, expert_id), caller.rights)
 
 
 @router.post("/experts/{expert_id}/activate", dependencies=[needs(Right.OPERATE)], responses=problems(404, 409))

@@ -117,6 +117,7 @@ def _describe(number: int, outcome: Outcome) -> BatchedOutcome:
 
 @router.get("/rollouts", dependencies=[needs(Right.READ)], responses=problems(422))
 def list_rollouts(
+    caller: CallerDep,
     store: StoreDep,
     settings: SettingsDep,
     paging: PagingDep,
@@ -125,12 +126,14 @@ def list_rollouts(
     status: RolloutStatus | None = None,
     purpose: Annotated[Purpose | None, Query(description="What the rollouts were drawn for.")] = None,
 ) -> Page[Rollout]:
-    """Rollouts without their tokens, newest first. Errors: BadCursor (422)."""
+    """Rollouts without their tokens, newest first. Only owners and operators see the text of probes that were shown the
+    reference. Errors: BadCursor (422)."""
     with store.transaction() as session:
         lineage = lineages.get(session, settings.lineage)
         return browse.list_rollouts(
             session,
             lineage.id,
+            caller.rights,
             task_id=task_id,
             group_id=group_id,
             status=status,
@@ -142,20 +145,24 @@ def list_rollouts(
 
 @router.get("/rollouts/{rollout_id}", dependencies=[needs(Right.READ)], responses=problems(404))
 def get_rollout(rollout_id: UUID, caller: CallerDep, store: StoreDep) -> RolloutDetail:
-    """One rollout with its tokens. Owners and operators see the prompt of a probe that was shown the reference; for
-    others it is null. Errors: RolloutNotFound (404)."""
+    """One rollout with its tokens. Owners and operators see the prompt and the words of a probe that was shown the
+    reference; for others they are null or empty. Errors: RolloutNotFound (404)."""
     with store.transaction() as session:
         return rollouts.detail(session, rollouts.get(session, rollout_id), caller.rights)
 
 
 @router.get("/rollouts/{rollout_id}/consultations", dependencies=[needs(Right.READ)], responses=problems(404, 422))
-def list_consultations_of_rollout(rollout_id: UUID, store: StoreDep, paging: PagingDep) -> Page[Consultation]:
-    """The questions asked about a rollout, newest first. Errors: RolloutNotFound (404), BadCursor (422)."""
+def list_consultations_of_rollout(
+    rollout_id: UUID, caller: CallerDep, store: StoreDep, paging: PagingDep
+) -> Page[Consultation]:
+    """The questions asked about a rollout, newest first. Reasons in which an expert may quote metadata are null
+    for all but owners and operators. Errors: RolloutNotFound (404), BadCursor (422)."""
     with store.transaction() as session:
         rollout = rollouts.get(session, rollout_id)
         return browse.list_consultations(
             session,
             rollout.lineage_id,
+            caller.rights,
             rollout_id=rollout.id,
             expert_id=None,
             status=None,

@@ -28,7 +28,9 @@ def show_dead(
     """Dead questions from `cursor` on and dead draws from `draws` on, newest first. Errors: BadCursor (422)."""
     with store.transaction() as session:
         lineage = lineages.get(session, settings.lineage)
-        questions = dead_letters.list_questions(session, lineage.id, cursor=paging.cursor, limit=paging.limit)
+        questions = dead_letters.list_questions(
+            session, lineage.id, visitor.caller.rights, cursor=paging.cursor, limit=paging.limit
+        )
         found = dead_letters.list_draws(session, lineage.id, cursor=draws, limit=paging.limit)
         queues = overview.queues(session, lineage.id)
     return page(visitor, "dead/list.html", questions=questions, draws=found, queues=queues)

@@ -40,7 +40,9 @@ def show_experts(
     """Experts with what they gave, newest first. Errors: LineageNotFound (404), BadCursor (422)."""
     with store.transaction() as session:
         lineage = lineages.get(session, settings.lineage)
-        found = browse.list_experts(session, lineage.id, status=status, cursor=paging.cursor, limit=paging.limit)
+        found = browse.list_experts(
+            session, lineage.id, visitor.caller.rights, status=status, cursor=paging.cursor, limit=paging.limit
+        )
         outcomes = expert_figures.outcomes(session, lineage.id)
         given = expert_figures.given(session, lineage.id)
         latency = {expert.id: expert_figures.latency(session, expert.id) for expert in found.items}
@@ -64,10 +66,11 @@ def show_expert(expert_id: UUID, visitor: VisitorDep, store: StoreDep) -> Respon
     with store.transaction() as session:
         row = experts.get(session, expert_id)
         figures = expert_figures.read(session, row)
+        rights = visitor.caller.rights
         recent = browse.list_consultations(
-            session, row.lineage_id, rollout_id=None, expert_id=row.id, status=None, cursor=None, limit=12
+            session, row.lineage_id, rights, rollout_id=None, expert_id=row.id, status=None, cursor=None, limit=12
         )
-        expert = experts.view(row)
+        expert = experts.view(row, rights)
     may_become = EXPERT_CHANGES.get(expert.status, frozenset())
     return page(
         visitor,

@@ -49,6 +49,7 @@ def show_rollouts(
         found = browse.list_rollouts(
             session,
             lineage.id,
+            visitor.caller.rights,
             task_id=task_id,
             group_id=group_id,
             status=status,

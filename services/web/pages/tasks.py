@@ -52,6 +52,7 @@ def show_task(task_id: UUID, visitor: VisitorDep, store: StoreDep, paging: Pagin
         found = browse.list_rollouts(
             session,
             row.lineage_id,
+            visitor.caller.rights,
             task_id=row.id,
             group_id=None,
             status=None,
