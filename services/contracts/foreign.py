@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Final
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from services.contracts.base import Bool, Float
 
@@ -20,7 +20,8 @@ def _read_flag(value: object) -> object:
     return bool(value) if type(value) in (int, float) and value in (0, 1) else value
 
 
-Flag = Annotated[Bool, BeforeValidator(_read_flag)]
+_FLAG_SCHEMA: Final = {"anyOf": [{"type": "boolean"}, {"type": "integer", "minimum": 0, "maximum": 1}]}
+Flag = Annotated[Bool, BeforeValidator(_read_flag), WithJsonSchema(_FLAG_SCHEMA, mode="validation")]
 """A boolean, or 0 or 1."""
 
 LogProb = Annotated[Float, Field(ge=-1e4, le=ROUNDING), AfterValidator(lambda value: min(value, 0.0))]

@@ -26,7 +26,7 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import Field, model_validator
 
 from services.contracts.answers import MAX_TOP_K
-from services.contracts.base import Contract, Name, Sha256, StatusChanges, TokenId
+from services.contracts.base import Bool, Contract, Name, Sha256, StatusChanges, TokenId
 from services.contracts.rollouts import MAX_ROLLOUT_CHARS, MAX_ROLLOUT_TOKENS
 from services.contracts.tasks import Message
 
@@ -247,7 +247,7 @@ class AnswerTokens(Contract):
     """A rollout's tokens, and which of them the policy chose; all of them where `action_mask` is absent."""
 
     token_ids: TokenIdList
-    action_mask: list[bool] | None = None
+    action_mask: list[Bool] | None = None
 
 
 class AnswersBatch(Contract):
