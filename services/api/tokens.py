@@ -41,6 +41,12 @@ class RolloutTooLong(InvalidInput):
     hint = "Send a shorter rollout, or one for a task with a shorter prompt."
 
 
+class PromptRepeated(InvalidInput):
+    """The rollout's tokens begin with those of its task's prompt, which comes before them anyway."""
+
+    hint = "Send only the tokens that were sampled after the prompt."
+
+
 @dataclass(frozen=True)
 class Tokens:
     """A rollout as the policy's tokenizer reads it: text is its answer, which begins at the token `answer_start`;
@@ -112,6 +118,8 @@ class Reader:
                 read.append(ids)
             elif (problem := _find_too_long(len(prompt), len(ids), max_context)) is not None:
                 read.append(problem)
+            elif rollout.text is None and list(ids[: len(prompt)]) == list(prompt):
+                read.append(PromptRepeated(f"token_ids begins with the {len(prompt):,} tokens of its task's prompt"))
             else:
                 read.append(Tokens(prompt, ids, _keepable(rollout.text or "")))
                 if rollout.text is None:

@@ -6,9 +6,10 @@ place in a rollout, but whoever sends one should read where it belongs.
 
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, WithJsonSchema
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from services.contracts.base import Bool, Float
 
@@ -46,23 +47,86 @@ _NARROWS: Final = (
 )
 
 _BELONGS: Final[Mapping[str, Collection[str]]] = {
-    _SCORE: ("reward", "rewards", "score", "scores", "return", "returns", "advantage", "advantages", "label"),
-    _PROMPT: ("prompt", "messages", "prompt_ids", "prompt_token_ids", "input_ids", "question"),
-    _IDS: ("response_token_ids", "output_token_ids", "completion_token_ids", "response_ids", "output_ids", "tokens"),
-    _TEXT: ("completion", "response", "output", "answer", "content", "generated_text", "message", "choices"),
-    _MASK: ("mask", "loss_mask", "response_mask", "assistant_mask", "assistant_masks", "attention_mask"),
-    _LOGPROBS: ("logprobs", "logprob", "log_probs", "token_logprobs", "old_log_probs", "response_logprobs"),
-    _SAMPLING: (
-        "temperature",
-        "top_p",
-        "top_k",
-        "max_tokens",
-        "max_new_tokens",
-        "max_completion_tokens",
-        "seed",
-        "stop",
+    _SCORE: frozenset(
+        [
+            "reward",
+            "rewards",
+            "score",
+            "scores",
+            "return",
+            "returns",
+            "advantage",
+            "advantages",
+            "label",
+            "values",
+            "rm_scores",
+            "token_level_scores",
+            "token_level_rewards",
+        ]
     ),
-    _ENDED: ("finish_reason", "stop_reason", "truncated"),
+    _PROMPT: frozenset(
+        [
+            "prompt",
+            "prompts",
+            "messages",
+            "question",
+            "input_ids",
+            "prompt_ids",
+            "prompt_token_ids",
+            "raw_prompt_ids",
+            "prompt_mask",
+            "prompt_logprobs",
+        ]
+    ),
+    _IDS: frozenset(
+        [
+            "tokens",
+            "responses",
+            "response_ids",
+            "response_token_ids",
+            "output_ids",
+            "output_token_ids",
+            "completion_ids",
+            "completion_token_ids",
+        ]
+    ),
+    _TEXT: frozenset(
+        ["completion", "completions", "response", "output", "answer", "content", "generated_text", "message", "choices"]
+    ),
+    _MASK: frozenset(
+        [
+            "mask",
+            "loss_mask",
+            "loss_masks",
+            "token_loss_mask",
+            "response_mask",
+            "completion_mask",
+            "assistant_mask",
+            "assistant_masks",
+            "attention_mask",
+            "env_mask",
+            "tool_mask",
+        ]
+    ),
+    _LOGPROBS: frozenset(
+        [
+            "logprobs",
+            "logprob",
+            "log_probs",
+            "token_logprobs",
+            "old_logprobs",
+            "old_log_probs",
+            "response_logprobs",
+            "completion_logprobs",
+            "rollout_logprobs",
+            "rollout_log_probs",
+            "generation_logprobs",
+        ]
+    ),
+    _SAMPLING: frozenset(
+        ["temperature", "top_p", "top_k", "max_tokens", "max_new_tokens", "max_completion_tokens", "seed", "stop"]
+    ),
+    _ENDED: frozenset(["finish_reason", "stop_reason", "truncated", "is_truncated"]),
 }
 _OF_ROLLOUT: Final = {name: sentence for sentence, names in _BELONGS.items() for name in names}
 _OF_SAMPLING: Final = dict.fromkeys(
@@ -73,15 +137,44 @@ _OF_SAMPLING: Final = dict.fromkeys(
 }
 
 
+_CHANGES_NOTHING: Final[Mapping[str, object]] = {
+    "n": 1,
+    "min_p": 0,
+    "typical_p": 1,
+    "repetition_penalty": 1,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+    "logit_bias": {},
+}
+"""Settings as samplers log them when they are off."""
+
+
+def without_defaults(sent: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without those that are off, and without null, which stands for the default."""
+    return {
+        name: value
+        for name, value in sent.items()
+        if value is not None and not (name in _CHANGES_NOTHING and value == _CHANGES_NOTHING[name])
+    }
+
+
 def refuse_names(sent: object, known: Collection[str], *, of: str) -> None:
-    """Pass when all names are fields. Raises ValueError with a sentence for the first that is not."""
+    """Pass when all names are fields, or nothing is known of them. Raises ValidationError with a sentence for each
+    that is not."""
     if not isinstance(sent, Mapping):
         return
     told = _OF_SAMPLING if of == "sampling" else _OF_ROLLOUT
+    errors: list[InitErrorDetails] = []
     for name in sent:
         if name in known:
             continue
         if name in told:
-            raise ValueError(f"{name} {told[name]}")
-        if near := get_close_matches(str(name), known, n=1):
-            raise ValueError(f"{str(name)[:100]} is not a field of {of}; did you mean {near[0]}?")
+            sentence = f"{name} {told[name]}"
+        elif near := get_close_matches(str(name), known, n=1, cutoff=0.7):
+            sentence = f"{str(name)[:100]} is not a field of {of}; did you mean {near[0]}?"
+        else:
+            continue
+        error = PydanticCustomError("unknown_name", "{sentence}", {"sentence": sentence})
+        errors.append({"type": error, "loc": (str(name)[:100],), "input": None})
+    if errors:
+        raise ValidationError.from_exception_data(of, errors)

@@ -2,10 +2,10 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Final, Self
 from uuid import UUID
 
-from pydantic import Field, model_validator
+from pydantic import AliasChoices, Field, model_validator
 
 from services.contracts import foreign
 from services.contracts.base import (
@@ -66,17 +66,28 @@ GROUP_CHANGES: StatusChanges[GroupStatus] = {
 }
 
 
+_MAX_NEW_TOKENS: Final = ("max_new_tokens", "max_tokens", "max_completion_tokens")
+
+
 class Sampling(Contract):
     """How tokens were drawn. Training defaults to temperature 1 over the full softmax (no top-p, no top-k).
 
     temperature 0: the likeliest token each time. Other systems' spellings are taken: `max_tokens` or
-    `max_completion_tokens` for `max_new_tokens`, -1 for no `top_k`, one string or null for `stop`.
+    `max_completion_tokens` for `max_new_tokens`, -1 for no `top_k`, one string for `stop`, null for a default, and
+    settings of theirs that are off (`n` 1, `presence_penalty` 0).
     """
 
     temperature: Annotated[Float, Field(ge=0, le=10)] = 1.0
     top_p: Annotated[Float, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[Int, Field(ge=0)] = 0
-    max_new_tokens: Annotated[Int, Field(ge=1, le=MAX_ROLLOUT_TOKENS)] = 64
+    max_new_tokens: Annotated[
+        Int,
+        Field(
+            ge=1,
+            le=MAX_ROLLOUT_TOKENS,
+            validation_alias=AliasChoices(*_MAX_NEW_TOKENS),
+        ),
+    ] = 64
     stop: list[str] = []
     seed: Seed | None = None
 
@@ -85,15 +96,12 @@ class Sampling(Contract):
     def _read_other_spellings(cls, sent: Any) -> Any:
         if not isinstance(sent, dict):
             return sent
-        read = dict(sent)
-        for name in ("max_tokens", "max_completion_tokens"):
-            if name in read and "max_new_tokens" not in read:
-                read["max_new_tokens"] = read.pop(name)
+        read = foreign.without_defaults(sent)
         if read.get("top_k") == -1:
             read["top_k"] = 0
-        if "stop" in read and (read["stop"] is None or isinstance(read["stop"], str)):
-            read["stop"] = [] if read["stop"] is None else [read["stop"]]
-        foreign.refuse_names(read, cls.model_fields, of="sampling")
+        if isinstance(read.get("stop"), str):
+            read["stop"] = [read["stop"]]
+        foreign.refuse_names(read, {*cls.model_fields, *_MAX_NEW_TOKENS}, of="sampling")
         return read
 
 

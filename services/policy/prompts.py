@@ -34,11 +34,17 @@ class PromptReader:
             return decode_ids(self._tokenizer, token_ids)
 
     def read_answer(self, rollout: AnswerTokens) -> AnswerRead:
-        """The answer in a rollout. Raises PromptRefused for ids outside the vocabulary."""
+        """The answer in a rollout. Raises PromptRefused for ids outside the vocabulary, and for a prompt among them."""
         self._require_known_ids(rollout.token_ids, "token_ids")
         chosen = rollout.action_mask or [True] * len(rollout.token_ids)
-        with self._lock:
-            answer = turns.read_answer(self._tokenizer, rollout.token_ids, chosen, self._end_token_ids)
+        try:
+            with self._lock:
+                answer = turns.read_answer(self._tokenizer, rollout.token_ids, chosen, self._end_token_ids)
+        except turns.PromptIncluded:
+            raise PromptRefused(
+                "token_ids begins with marks of turns that the policy did not choose; send what was sampled after the "
+                "prompt, without the prompt and its last mark"
+            ) from None
         before = [turn.model_copy(update={"content": turn.content[:MAX_PROMPT_CHARS]}) for turn in answer.turns]
         return AnswerRead(text=answer.text, turns=before, start=answer.start)
 

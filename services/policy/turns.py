@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, pairwise, product
 from typing import Final, Literal, cast
 
 from jinja2 import TemplateError
@@ -27,9 +27,15 @@ Role = Literal["system", "user", "assistant", "tool"]
 SURROGATES: Final = range(0xD800, 0xE000)
 """Code points that no text holds: decoding never gives one alone."""
 
-_SAID: Final = ("qzja", "qzjb", "qzjc", "qzjd", "qzje")
+_SAID: Final = ("qzja", "qzjb", "qzjc", "qzjd", "qzje", "qzjf")
 """Contents of a conversation that shows what a template puts between them."""
 _OTHERS: Final[tuple[Role, ...]] = ("user", "tool", "system")
+_BETWEEN: Final[tuple[tuple[Role, ...], ...]] = (*((one,) for one in _OTHERS), *product(_OTHERS, repeat=2))
+"""Who may speak between two answers: one, or two in a row, as several tools do that were called at once."""
+
+
+class PromptIncluded(ValueError):
+    """The tokens begin with turns, or marks of turns, that come before what the policy chose: they are its prompt's."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,9 @@ def read_answer(
     action_mask: Sequence[bool],
     end_token_ids: Sequence[int],
 ) -> Answer:
-    """The answer in a rollout's tokens. action_mask: which of them the policy chose."""
+    """The answer in a rollout's tokens. action_mask: which of them the policy chose. Raises PromptIncluded."""
+    if not action_mask[0] and token_ids[0] in (*_find_marks_of(tokenizer).tokens, tokenizer.bos_token_id):
+        raise PromptIncluded
     turns = list(_read_turns(tokenizer, token_ids, action_mask, end_token_ids))
     last = max((number for number, turn in enumerate(turns) if turn.chosen), default=0)
     before = tuple(Message.model_construct(role=turn.role, content=turn.text) for turn in turns[:last])
@@ -97,7 +105,7 @@ def read_answer(
 
 def find_turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The token that the chat template puts right after an answer; None where it puts none there."""
-    marks = _find_marks(tokenizer, cast(str | None, tokenizer.chat_template))
+    marks = _find_marks_of(tokenizer)
     ends = {marks.read(one.text[0]) for one in marks.separators if one.before == "assistant"}
     return ends.pop() if len(ends) == 1 else None
 
@@ -108,7 +116,7 @@ def _read_turns(
     action_mask: Sequence[bool],
     end_token_ids: Sequence[int],
 ) -> Iterator[_Turn]:
-    learned = _find_marks(tokenizer, cast(str | None, tokenizer.chat_template))
+    learned = _find_marks_of(tokenizer)
     marks = _Marks(tuple(dict.fromkeys((*learned.tokens, *end_token_ids))), learned.separators)
     pieces = _spell(tokenizer, token_ids, marks)
     spelled, reach = "".join(pieces), list(accumulate(len(piece) for piece in pieces))
@@ -130,8 +138,9 @@ def _read_turns(
                 words = words[
                     max((n for n, one in enumerate(words, start=1) if marks.read(one) is not None), default=0) :
                 ].strip()
-        if start == 0 or any(not one.isspace() and marks.read(one) is None for one in words):
-            own = chosen if role is None else role == "assistant"
+        own = chosen if role is None else role == "assistant"
+        said = any(not one.isspace() and marks.read(one) is None for one in words)
+        if start == 0 or said or (role == "assistant" and chosen):  # an answer may be empty
             yield _Turn(role or ("assistant" if own else "tool"), _name(tokenizer, words, marks), first, own and chosen)
         role, start = following, after
 
@@ -156,36 +165,38 @@ def _find_next(
     return stop, following, stop + length
 
 
+def _find_marks_of(tokenizer: PreTrainedTokenizerBase) -> _Marks:
+    return _find_marks(tokenizer, cast(str | None, tokenizer.chat_template))
+
+
 @lru_cache(maxsize=4)
 def _find_marks(tokenizer: PreTrainedTokenizerBase, template: str | None) -> _Marks:
-    """What the template puts between an answer and another's turn, and back. Only what begins with a control token may
-    end an answer: words may be the policy's own."""
+    """What the template puts between an answer and others' turns, between those, and back. Only what begins with a
+    control token may end an answer, and only what holds one the turn before another's: words may be their own."""
     control = find_control_tokens(tokenizer).turns
-    between: list[tuple[list[int], Role, Role]] = []
-    for other in _OTHERS if template is not None else ():
-        between += _read_between(tokenizer, other, control)
+    read = [one for roles in _BETWEEN if template is not None for one in _read_between(tokenizer, roles, control)]
+    between = list(dict.fromkeys(read))
     tokens = tuple(sorted({i for ids, _, _ in between for i in ids if i in control}))
     marks = _Marks(tokens, ())
     return _Marks(tokens, tuple(_Separator("".join(_spell(tokenizer, ids, marks)), *roles) for ids, *roles in between))
 
 
 def _read_between(
-    tokenizer: PreTrainedTokenizerBase, other: Role, control: frozenset[int]
-) -> Iterator[tuple[list[int], Role, Role]]:
-    roles: tuple[Role, ...] = ("user", "assistant", other, "assistant")
+    tokenizer: PreTrainedTokenizerBase, others: Sequence[Role], control: frozenset[int]
+) -> Iterator[tuple[tuple[int, ...], Role, Role]]:
+    roles: tuple[Role, ...] = ("user", "assistant", *others, "assistant", "user")  # some rewrite a last answer
     turns = [{"role": role, "content": said} for role, said in zip(roles, _SAID, strict=False)]
-    turns.append({"role": "user", "content": _SAID[-1]})  # some templates rewrite a last answer
     try:
         text = apply_template(tokenizer, turns, answer=False)
     except (TemplateError, ValueError):  # it knows no such role
         return
-    places = [text.find(said) for said in _SAID]
+    places = [text.find(said) for said in _SAID[: len(roles)]]
     if -1 in places or places != sorted(places):
         return
-    pairs: list[tuple[int, Role, Role]] = [(1, "assistant", other), (2, other, "assistant")]
-    for number, before, after in pairs:
-        ids = read_template_text(tokenizer, text[places[number] + len(_SAID[number]) : places[number + 1]])
-        if ids and (before != "assistant" or ids[0] in control):
+    for number, (before, after) in enumerate(pairwise(roles[1:-1]), start=1):
+        ids = tuple(read_template_text(tokenizer, text[places[number] + len(_SAID[number]) : places[number + 1]]))
+        marks = ids[:1] if before == "assistant" else ids
+        if ids and (after == "assistant" or control.intersection(marks)):
             yield ids, before, after
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from typing import cast
 from uuid import UUID
 
 import pytest
@@ -149,6 +150,26 @@ def test_what_other_samplers_write_is_taken_as_it_is_meant(api: Api) -> None:
 
 
 @pytest.mark.parametrize(
+    "off",
+    [
+        {"n": 1, "presence_penalty": 0, "repetition_penalty": 1.0, "min_p": 0.0, "logit_bias": {}},
+        {"max_tokens": None, "top_p": None, "temperature": None, "stop": None, "logit_bias": None},
+    ],
+)
+def test_settings_of_another_sampler_that_are_off_are_taken(api: Api, off: JsonObject) -> None:
+    sent: JsonObject = {"task_id": api.task()["id"], "token_ids": [72], "tokenizer_hash": TOKENIZER, "sampling": off}
+    made(api.post("/v1/rollouts", sent))
+
+
+def test_a_rollout_that_repeats_its_prompt_is_refused_by_name(api: Api) -> None:
+    task = api.task()["id"]
+    stored = made(api.post("/v1/rollouts", {"task_id": task, "text": "4"}))
+    prompt = cast(list[Json], made(api.get(f"/v1/rollouts/{stored['id']}"))["prompt_token_ids"])
+    sent: JsonObject = {"task_id": task, "token_ids": [*prompt, 52], "tokenizer_hash": TOKENIZER}
+    assert "begins with the" in str(refused(api.post("/v1/rollouts", sent), 422)["detail"])
+
+
+@pytest.mark.parametrize(
     ("name", "value", "sentence"),
     [
         ("reward", 1.0, "reward is not a field of a rollout: a score is an expert's answer"),
@@ -165,6 +186,11 @@ def test_what_other_samplers_write_is_taken_as_it_is_meant(api: Api) -> None:
         ("finish_reason", "eos", "finish_reason is not a field of a rollout"),
         ("sampler_logprob", [-0.1], "sampler_logprob is not a field of a rollout; did you mean sampler_logprobs?"),
         ("sampling", {"min_p": 0.1}, "min_p is not a field of sampling"),
+        ("sampling", {"max_tokens": 0}, "sampling.max_tokens"),
+        ("responses", [72], "responses is not a field of a rollout; the sampled ids go into token_ids"),
+        ("prompt_logprobs", [], "prompt_logprobs is not a field of a rollout: its prompt is that of its task"),
+        ("rollout_log_probs", [-0.1], "go into sampler_logprobs"),
+        ("reward", 1.0, "'where': 'body.reward'"),
         ("sampling", {"temprature": 1}, "temprature is not a field of sampling; did you mean temperature?"),
     ],
 )
@@ -172,10 +198,11 @@ def test_a_field_of_another_system_is_refused_in_a_sentence_that_names_it(
     api: Api, name: str, value: Json, sentence: str
 ) -> None:
     good: JsonObject = {"task_id": api.task()["id"], "token_ids": [72], "tokenizer_hash": TOKENIZER}
-    assert sentence in str(refused(api.post("/v1/rollouts", good | {name: value}), 422)["errors"])
+    errors = str(refused(api.post("/v1/rollouts", good | {name: value}), 422)["errors"])
+    assert sentence in errors
     batch: JsonObject = {"rollouts": [good, good | {name: value}]}
     problem = str(refused(api.post("/v1/rollouts/batch", batch), 422)["errors"])
-    assert sentence in problem
+    assert sentence.replace("body.", "body.rollouts.1.") in problem
     assert "rollouts.1" in problem
 
 

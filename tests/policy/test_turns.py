@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from services.contracts.tasks import Message
 from services.policy.modeling import LoadedPolicy, encode_text, render_prompt
-from services.policy.turns import find_turn_end, read_answer
+from services.policy.turns import PromptIncluded, find_turn_end, read_answer
 from tests.policy.test_plain_text import TOKENIZERS, each_tokenizer
 
 ENDS = {"ChatML": "<|im_end|>", "Llama 3": "<|eot_id|>", "Gemma": "<end_of_turn>"}
@@ -70,6 +70,50 @@ def test_the_last_turn_is_the_answer_and_earlier_ones_are_messages(name: str) ->
         answer = read_answer(tokenizer, ids, chosen, ends_of(tokenizer))
         assert (answer.text.strip(), list(answer.turns)) == ("so it is 4", said[:2])
         assert mask.index(True, len(encode_text(tokenizer, said[0].content)) + 1) == answer.start
+
+
+@pytest.mark.parametrize("name", ["ChatML", "Llama 3"])
+@pytest.mark.parametrize("roles", [("tool", "tool"), ("tool", "user"), ("tool", "tool", "tool")])
+def test_turns_of_others_in_a_row_are_messages_of_their_own(name: str, roles: tuple[str, ...]) -> None:
+    tokenizer = TOKENIZERS[name]
+    said = [
+        Message(role="assistant", content="call three"),
+        *(Message.model_validate({"role": role, "content": f"it says {n}"}) for n, role in enumerate(roles)),
+        Message(role="assistant", content="so it is 4"),
+    ]
+    messages = [Message(role="user", content="What is 2+2?"), *said]
+    ids = render_prompt(tokenizer, [*messages, Message(role="user", content="?")])[
+        len(render_prompt(tokenizer, messages[:1])) :
+    ]
+    called = len(encode_text(tokenizer, said[0].content)) + 1
+    answered = len(encode_text(tokenizer, said[-1].content)) + 1
+    ends = [n for n, one in enumerate(ids) if one == ends_of(tokenizer)[0]]
+    ids = ids[: ends[len(roles) + 1] + 1]
+    mask = [n < called or n >= len(ids) - answered for n in range(len(ids))]
+    answer = read_answer(tokenizer, ids, mask, ends_of(tokenizer))
+    assert (answer.text, list(answer.turns)) == ("so it is 4", said[:-1])
+
+
+@pytest.mark.parametrize("blank", ["", "\n"])
+def test_a_last_answer_without_words_is_the_answer(blank: str) -> None:
+    tokenizer = TOKENIZERS["ChatML"]
+    said = [Message(role="assistant", content="4"), Message(role="user", content="sure?")]
+    ids, mask = sampled(tokenizer, said)
+    last = [*encode_text(tokenizer, blank), *ends_of(tokenizer)]
+    answer = read_answer(tokenizer, [*ids, *last], [*mask, *(True for _ in last)], ends_of(tokenizer))
+    assert (answer.text, list(answer.turns)) == (blank, said)
+
+
+@pytest.mark.parametrize("name", ["ChatML", "Llama 3", "Gemma"])
+def test_a_prompt_that_was_sent_along_is_no_part_of_an_answer(name: str) -> None:
+    tokenizer = TOKENIZERS[name]
+    prompt = render_prompt(tokenizer, [Message(role="user", content="What is 2+2?")])
+    mark = prompt[len(prompt) - prompt[::-1].index(ends_of(tokenizer)[0]) :]
+    opening = mark[next(n for n, one in enumerate(mark) if str(tokenizer.decode([one])).startswith("<")) :]
+    four = [*encode_text(tokenizer, "4"), *ends_of(tokenizer)]
+    for before in (prompt, opening):
+        with pytest.raises(PromptIncluded):
+            read_answer(tokenizer, [*before, *four], [False] * len(before) + [True] * len(four), ends_of(tokenizer))
 
 
 def test_a_tool_that_spells_marks_of_turns_opens_none() -> None:
