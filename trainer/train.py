@@ -230,13 +230,11 @@ class Leader:
             return False
         version = fallback.version
         address = self.first if version.update_number == 0 else fallback.checkpoint_sha256
-        is_fresh = address is None or not self.checkpoints.contains(address)
+        is_fresh = address is None or not self.has_checkpoint(address)
         try:
             if address is None or is_fresh:
                 self.held = None
                 address = self.begin_from_adapter(version)
-            else:
-                self.checkpoints.path(address)
         except (ArtifactNotFound, ArtifactDamaged, ArtifactRefused) as error:
             log.error("training cannot fall back to what serves", version=version.name, reason=error.detail)
             return False
@@ -247,6 +245,15 @@ class Leader:
             refused=[one.name for one in fallback.refused],
             optimizer="fresh" if is_fresh else "as it was",
         )
+        return True
+
+    def has_checkpoint(self, address: str) -> bool:
+        """Whether a checkpoint is there and whole."""
+        try:
+            self.checkpoints.path(address)
+        except (ArtifactNotFound, ArtifactDamaged, ArtifactRefused) as error:
+            log.warning("checkpoint cannot be used", checkpoint=address[:12], reason=error.detail)
+            return False
         return True
 
     def begin_from_adapter(self, version: PolicyVersionRow) -> str:

@@ -111,7 +111,8 @@ def test_experts_are_listed_paused_and_retired(cli: CommandLine, store: Store, w
         assert cli.json("experts", action, expert_id)["status"] == status
     assert cli.refused("experts", "activate", expert_id)["detail"], "nobody answers at its address"
     assert cli.refused("experts", "add", "not a url")["error"]
-    assert cli.refused("experts", "add", "http://127.0.0.1:1", "--moved", str(new_id()))["status"] == 404
+    nobody = new_id()
+    assert cli.refused("experts", "add", "http://127.0.0.1:1", "--moved", nobody)["detail"] == f"no expert {nobody}"
 
 
 def test_an_experts_dead_questions_are_asked_again(cli: CommandLine, store: Store, world: World) -> None:

@@ -17,6 +17,7 @@ from tests.trainer.test_publish import policy_server
 from tests.trainer.training import settings_of, training, wait_until
 from tests.trainer.world import World
 from trainer.config import TrainerConfig
+from trainer.state import FACTS
 
 pytestmark = pytest.mark.integration
 
@@ -138,8 +139,9 @@ def policies_by_status(store: Store) -> dict[str, list[str]]:
     return found
 
 
+@pytest.mark.parametrize("fate", ["deleted", "damaged"])
 def test_without_its_checkpoint_training_starts_from_the_adapter_and_the_ledger_says_so(
-    tmp_path: Path, store: Store, world: World, database_url: str, redis_url: str, server: str
+    tmp_path: Path, store: Store, world: World, database_url: str, redis_url: str, server: str, fate: str
 ) -> None:
     world.lessons(num_groups=4)
     world.stop_after(1)
@@ -151,7 +153,11 @@ def test_without_its_checkpoint_training_starts_from_the_adapter_and_the_ledger_
     world.stop_after(2)
     with training(settings, REFUSES_ALL) as thread:
         wait_until("the refusal", lambda: "rejected" in policies_by_status(store), thread.is_alive)
-    shutil.rmtree(tmp_path / "checkpoints" / "main" / str(checkpoints_of(store)[0]))
+    checkpoint = tmp_path / "checkpoints" / "main" / str(checkpoints_of(store)[0])
+    if fate == "deleted":
+        shutil.rmtree(checkpoint)
+    else:
+        (checkpoint / FACTS).write_text("{}")
     world.stop_after(3)
     with training(settings, SANE.model_copy(update={"max_refusals": 1})) as thread:
         wait_until("the third update", lambda: number_of(store, world) == 3, thread.is_alive)
