@@ -364,9 +364,9 @@ def test_an_expert_was_shown_the_text_though_people_were_not_asked_any_more(
     made(ann.post(f"/v1/corrections/{item}/submit", {"verdict": "corrected", "text": "one more zebra"}))
     with store.transaction() as session:
         consultations.settle(session, question, ConsultResult(score=0.0))
+    ask_reader(store, rollout.id)
     with store.transaction() as session:
         experts.pause(session, human.id, "nobody is there")
-    ask_reader(store, rollout.id)
     made(api.post(f"/v1/persons/{corrected}/erase"))
     assert find_words(store, "zebra") == {}
 

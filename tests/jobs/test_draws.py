@@ -1,20 +1,14 @@
 """Which draws are made when, and by which version."""
 
-from collections.abc import Iterator
-
 import pytest
 from sqlalchemy import func, select, update
 
 from services.contracts.policies import GateReport
 from services.contracts.rollouts import Purpose, Sampling
-from services.jobs.app import app
-from services.jobs.runtime import runtime
 from services.jobs.sample import sample
 from services.store import groups, lineages, loop, policies, stats
 from services.store.models import GroupRow, RolloutRow
 from services.store.store import Store
-from tests.api import policy_stand_in
-from tests.serving import serve
 from tests.store.conftest import World
 
 pytestmark = pytest.mark.integration
@@ -24,22 +18,6 @@ pytestmark = pytest.mark.integration
 def versions() -> dict[str, float]:
     """What the policy server holds: at first the base alone, as after every start."""
     return {"base": 0.5}
-
-
-@pytest.fixture
-def worker(
-    database_url: str, redis_url: str, versions: dict[str, float], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[None]:
-    """This process as a worker, with a policy over HTTP that holds these versions."""
-    with serve(policy_stand_in.create_app(versions)) as url:
-        monkeypatch.setenv("PRECEPTOR_DATABASE_URL", database_url)
-        monkeypatch.setenv("PRECEPTOR_REDIS_URL", redis_url)
-        monkeypatch.setenv("PRECEPTOR_POLICY_URL", url)
-        monkeypatch.setattr(app.conf, "broker_url", redis_url)
-        runtime.cache_clear()
-        yield
-        runtime().close()
-    runtime.cache_clear()
 
 
 def plan(store: Store, world: World, *purposes: Purpose) -> list[GroupRow]:

@@ -1,7 +1,6 @@
 """What became of a correction: measured under the versions around the update that used it, once, and honestly."""
 
 import math
-from collections.abc import Iterator
 from uuid import UUID
 
 import pytest
@@ -11,7 +10,6 @@ from services.contracts.corrections import CorrectionSubmit
 from services.contracts.ids import new_id
 from services.contracts.policies import GateReport
 from services.contracts.updates import TermKind, TermRecord
-from services.jobs.app import app
 from services.jobs.effects import find_changed, measure
 from services.jobs.maintain import maintain
 from services.jobs.runtime import runtime
@@ -21,8 +19,6 @@ from services.store.models import AnswerRow, EffectRow, UpdateLessonRow
 from services.store.store import Store
 from services.store.updates import Contribution
 from services.web import progress
-from tests.api import policy_stand_in
-from tests.serving import serve
 from tests.store.conftest import World
 from tests.web.correcting import Queue, Said
 
@@ -59,22 +55,6 @@ def queue(store: Store, world: World) -> Queue:
 def versions() -> dict[str, float]:
     """What the policy server holds; tests take versions away."""
     return dict(PROBABILITIES)
-
-
-@pytest.fixture
-def worker(
-    database_url: str, redis_url: str, versions: dict[str, float], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[None]:
-    """This process as a worker, with a policy over HTTP that holds these versions."""
-    with serve(policy_stand_in.create_app(versions)) as url:
-        monkeypatch.setenv("PRECEPTOR_DATABASE_URL", database_url)
-        monkeypatch.setenv("PRECEPTOR_REDIS_URL", redis_url)
-        monkeypatch.setenv("PRECEPTOR_POLICY_URL", url)
-        monkeypatch.setattr(app.conf, "broker_url", redis_url)
-        runtime.cache_clear()
-        yield
-        runtime().close()
-    runtime.cache_clear()
 
 
 def correct(queue: Queue, said: CorrectionSubmit) -> UUID:

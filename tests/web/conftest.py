@@ -124,9 +124,12 @@ def key_id_of(store: Store, secret: str) -> str:
     return str(found[1].id)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> "Iterator[Chromium]":
-    """The system's Chromium, driven by Playwright; skips, and says so, where there is none."""
+    """The system's Chromium, driven by Playwright; skips, and says so, where there is none.
+
+    Ends with the module: while Playwright runs, no other test of this process may start an event loop.
+    """
     if not CHROMIUM.exists():
         pytest.skip(f"there is no {CHROMIUM}")
     from playwright.sync_api import sync_playwright

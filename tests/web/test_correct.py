@@ -79,7 +79,7 @@ def test_an_answer_is_corrected_from_claim_to_submission(
     )
     assert sent.headers["location"] == "/correct"
     row = queue.read(item)
-    assert (row.status, row.person_id, row.text, row.comment) == ("submitted", ana, "seven\n", "count")
+    assert (row.status, row.person_id, row.text, row.comment) == ("submitted", ana, "seven", "count")
     assert row.held_until is not None
     with queue.store.transaction() as session:
         acts = session.scalars(select(AuditRow.action).where(AuditRow.noun == "correction").order_by(AuditRow.id))

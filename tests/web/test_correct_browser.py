@@ -64,9 +64,10 @@ def put(queue: Queue, key: str = "t", answer: str = "one two three", **said: Sai
 
 
 def begin(page: "Page") -> None:
-    """Claim the next item."""
+    """Claim the next item, and wait for the page with its script."""
     page.click("#next")
     page.wait_for_selector("#desk")
+    page.wait_for_load_state("load")
 
 
 def wait_saved(page: "Page") -> None:
