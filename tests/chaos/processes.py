@@ -1,12 +1,9 @@
 """The product's processes, one by one: started, killed, frozen and started again as the supervisor would."""
 
 import shutil
-import signal
 import time
 from dataclasses import replace
 from pathlib import Path
-
-import psutil
 
 from services import main
 from services.cli.client import ApiClient
@@ -17,6 +14,7 @@ from services.local.process import LocalError
 from services.local.supervisor import ChildProcess, ProcessSpec
 from services.local.valkey import EmbeddedValkey
 from services.settings import Settings
+from tests.freezing import frozen
 
 VICTIMS = ("worker-1", "worker-2", "trainer", "valkey", "postgres")
 
@@ -78,14 +76,8 @@ class Victims:
 
     def freeze_postgres(self, seconds: float) -> None:
         """Stop every process of Postgres where it is, so that connections stay open and say nothing; then go on."""
-        assert self.postgres.pid is not None
-        postmaster = psutil.Process(self.postgres.pid)
-        frozen = [postmaster, *postmaster.children(recursive=True)]
-        for process in frozen:
-            process.send_signal(signal.SIGSTOP)
-        time.sleep(seconds)
-        for process in reversed(frozen):
-            process.send_signal(signal.SIGCONT)
+        with frozen(self.postgres):
+            time.sleep(seconds)
 
     def revive(self) -> list[str]:
         """Start again what ended by itself, as the supervisor would; their names."""

@@ -19,16 +19,17 @@ from services.local import stack
 from services.policy.modeling import make_tiny_policy
 from services.settings import Settings
 from services.store.store import Store
-from tests.chaos import disk
 from tests.chaos.flood import flood_corrections
 from tests.chaos.invariants import find_violations
 from tests.chaos.processes import VICTIMS, Victims
 from tests.chaos.strangers import serve_strangers
+from tests.disks import fill, mounted
 
 GROUP_SIZE = 2
 QUIET_SECONDS = 420.0
 FROZEN_SECONDS = 12.0  # longer than the deadline of every call that a request makes
 FULL_SECONDS = 12.0
+DISK_SIZE = "1500m"  # of the data folder, where a disk can be mounted
 FLOOD = 40  # corrections at once
 FLOOD_SECONDS = 10.0  # watched after the last of them
 SETTINGS = {
@@ -130,7 +131,8 @@ class _Chaos:
         with ExitStack() as cleanup:
             model = folder / "model"
             make_tiny_policy(model)
-            no_disk = cleanup.enter_context(disk.small_disk(folder / "data"))
+            (folder / "data").mkdir(mode=0o711)
+            no_disk = cleanup.enter_context(mounted(folder / "data", DISK_SIZE))
             victims = Victims(folder)
             cleanup.callback(victims.stop)
             victims.postgres.start()
@@ -186,7 +188,7 @@ class _Chaos:
         self.counts.violations = find_violations(self._store)
 
     def _fill_disk(self) -> None:
-        filler = disk.fill(self._victims.layout.root)
+        filler = fill(self._victims.layout.root)
         try:
             time.sleep(FULL_SECONDS)
         finally:

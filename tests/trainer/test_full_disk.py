@@ -8,7 +8,7 @@ from sqlalchemy import text
 
 from services import space
 from services.store.store import Store
-from tests.disks import small_disk
+from tests.disks import fill, small_disk
 from tests.trainer.test_loop import activity_of, number_of, statuses_of
 from tests.trainer.training import settings_of, training, wait_until
 from tests.trainer.world import World
@@ -20,17 +20,6 @@ __all__ = ["small_disk"]
 pytestmark = pytest.mark.integration
 
 CONFIG = TrainerConfig(lora_r=4, groups_per_update=1, patience_seconds=1)
-
-
-def fill(disk: Path) -> Path:
-    """Leave nothing."""
-    ballast = disk / "ballast"
-    with ballast.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(4096))
-        except OSError:
-            return ballast
 
 
 @pytest.mark.parametrize("notices", ["before it starts", "while it writes"])
