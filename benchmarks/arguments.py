@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from services.policy.convert import ModelUnavailable, resolve_model
+from services.policy.model.convert import ModelUnavailable, resolve_model
 
 
 def positive(text: str) -> int:

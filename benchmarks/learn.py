@@ -46,9 +46,9 @@ from benchmarks.shootout.runs import (
     train,
 )
 from benchmarks.shootout.worlds import SYNTHETIC, about, opened, prepare_policy, serving_judges, shown
-from services.cli.progress import Progress
+from services.cli.output.progress import Progress
 from services.contracts.tasks import Split
-from services.policy.modeling import hash_base
+from services.policy.model.modeling import hash_base
 
 DISTIL = Arm(name="distil", objective="distil")
 

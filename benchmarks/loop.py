@@ -26,15 +26,16 @@ from pathlib import Path
 from pydantic import TypeAdapter
 from rich.console import Console
 
-from services.cli import demo, measures, starter
 from services.cli.client import ApiClient
-from services.cli.progress import Progress
+from services.cli.commands import demo, starter
+from services.cli.output import measures
+from services.cli.output.progress import Progress
 from services.contracts.evaluations import Evaluation, EvaluationCreate, EvaluationDetail, TaskResult
 from services.contracts.tasks import Split
 from services.local.layout import Layout
-from services.local.stack import Stack, running
-from services.policy.convert import resolve_model
-from services.store.statistics import paired_difference
+from services.local.supervise.stack import Stack, running
+from services.policy.model.convert import resolve_model
+from services.store.views.estimates import paired_difference
 
 RESULTS = TypeAdapter(list[TaskResult])
 MARKER = "trained.json"  # in a kept data folder, once its training is finished

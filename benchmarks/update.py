@@ -31,13 +31,13 @@ from torch.nn.utils.rnn import pad_sequence
 from benchmarks.arguments import find_model, positive
 from benchmarks.loss import read_peak, reset_peak, run_apart
 from services.contracts.ids import new_id
-from services.policy.modeling import load_policy, make_tiny_policy
-from services.settings import Settings
+from services.policy.model.modeling import load_policy, make_tiny_policy
+from services.runtime.settings import Settings
+from trainer.batch.rows import Batch, Context, Row, Source
 from trainer.config import TrainerConfig
-from trainer.ranks import Ranks
-from trainer.rows import Batch, Context, Row, Source
-from trainer.state import begin
-from trainer.step import make_update
+from trainer.step.ranks import Ranks
+from trainer.step.state import begin
+from trainer.step.update import make_update
 
 NUM_PROMPTS = 8
 NUM_ROLLOUTS = 4
@@ -225,7 +225,7 @@ def measure_trl(case: Case, rows_at_once: int) -> Cost:
             peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
             callbacks=[Watch()],
         )
-        trainer.train()
+        trainer.loop.train()
     return clock.cost(read_peak(on_gpu=False) - memory["before"])
 
 

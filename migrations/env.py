@@ -3,10 +3,10 @@
 from alembic import context
 from sqlalchemy import Connection
 
-from services.settings import Settings
-from services.store.connecting import LONG, open_engine
+from services.runtime.settings import Settings
+from services.store.core.connecting import LONG, open_engine
+from services.store.core.transaction import sqlalchemy_url
 from services.store.models import Base
-from services.store.store import sqlalchemy_url
 
 
 def _run(connection: Connection) -> None:

@@ -11,10 +11,11 @@ from pathlib import Path
 import uvicorn
 from pydantic import SecretStr
 
-from sandbox import edge, kernel
-from sandbox.app import create_app
 from sandbox.contract import Level
-from sandbox.logs import LogFormat, configure
+from sandbox.http import edge
+from sandbox.http.logs import LogFormat, configure
+from sandbox.inside import kernel
+from sandbox.server.app import create_app
 from sandbox.settings import BackendName, SandboxSettings
 
 STOP_SECONDS = 2

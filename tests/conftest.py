@@ -19,8 +19,8 @@ import pytest
 import redis
 from psycopg import sql
 
-from services.local.postgres import EmbeddedPostgres
-from services.local.valkey import EmbeddedValkey
+from services.local.servers.postgres import EmbeddedPostgres
+from services.local.servers.valkey import EmbeddedValkey
 
 TEMPLATE = "migrated"
 
@@ -54,7 +54,7 @@ def fresh_database(postgres_server: EmbeddedPostgres) -> Callable[[], str]:
 
     Migrates once per session; each call copies the result (tens of milliseconds). The databases go with the server.
     """
-    from services.store import migrate  # only sessions that use a database need the store to import
+    from services.store.core import migrate  # only sessions that use a database need the store to import
 
     execute(postgres_server, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(TEMPLATE)))
     migrate.upgrade(postgres_server.url_of(TEMPLATE))

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import psutil
 
-from services.local.postgres import EmbeddedPostgres
+from services.local.servers.postgres import EmbeddedPostgres
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import uvicorn
 from starlette.types import ASGIApp
 
-from sandbox import edge
+from sandbox.http import edge
 
 
 @contextlib.contextmanager

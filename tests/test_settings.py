@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from services.secret_files import find_secret
-from services.settings import Settings
+from services.runtime.secret_files import find_secret
+from services.runtime.settings import Settings
 
 
 @pytest.fixture

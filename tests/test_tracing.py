@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 
 from services.contracts.ids import new_id
-from services.tracing import NoTracing, TracingMissing, open_tracing, place_of, read_traceparent
+from services.runtime.tracing import NoTracing, TracingMissing, open_tracing, place_of, read_traceparent
 
 GROUP = UUID("01a202fb-4945-710c-b9bf-eb2c9dc05be9")
 ROLLOUT = UUID("01a202fb-4946-7abc-8def-0123456789ab")
@@ -38,12 +38,14 @@ def test_rows_made_together_have_spans_of_their_own() -> None:
 
 def test_without_a_collector_nothing_is_recorded_and_no_sdk_is_loaded() -> None:
     assert isinstance(open_tracing("", "worker"), NoTracing)
-    asked = "import sys, services.tracing as t; t.open_tracing('', 'x'); print('opentelemetry.sdk' in sys.modules)"
+    asked = (
+        "import sys, services.runtime.tracing as t; t.open_tracing('', 'x'); print('opentelemetry.sdk' in sys.modules)"
+    )
     said = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True).stdout
     assert said.strip() == "False"
 
 
 def test_a_collector_without_what_sends_to_it_is_said_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "services.tracing_sdk", None)
+    monkeypatch.setitem(sys.modules, "services.runtime.tracing_sdk", None)
     with pytest.raises(TracingMissing, match=r"http://127\.0\.0\.1:4318"):
         open_tracing("http://127.0.0.1:4318", "of a test")

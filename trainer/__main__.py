@@ -11,9 +11,9 @@ from pathlib import Path
 
 import structlog
 
-from services import logs
-from services.errors import PreceptorError
-from services.settings import Settings
+from services.runtime import logs
+from services.runtime.errors import PreceptorError
+from services.runtime.settings import Settings
 from trainer.config import TrainerConfig
 
 
@@ -28,7 +28,7 @@ def main() -> int:
     given = parser.parse_args()
     settings = Settings()
     config = TrainerConfig() if given.model is None else TrainerConfig(model=given.model)
-    from trainer.train import run  # torch takes seconds to import: settings that are wrong are refused before
+    from trainer.loop.train import run  # torch takes seconds to import: settings that are wrong are refused before
 
     try:
         run(config, settings, stop)

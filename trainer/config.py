@@ -1,7 +1,7 @@
 """The trainer's settings, read once at its entrypoint. Environment: PRECEPTOR_TRAINER_*. Loads without torch.
 
 What the loop, the store and the other services share (leases, staleness, the sampler's limits) is in
-`services.settings`; here is what only the trainer needs. Names of choices are those of `trainer.losses.credit`.
+`services.runtime.settings`; here is what only the trainer needs. Names of choices are those of `trainer.losses.credit`.
 """
 
 import math

@@ -19,8 +19,8 @@ from sqlalchemy import text
 
 from benchmarks.api.fill import fill
 from benchmarks.api.stage import Stage
-from services.settings import Settings
-from services.store.pages import encode_cursor
+from services.runtime.settings import Settings
+from services.store.core.pages import encode_cursor
 from services.web.app import create_app
 
 TARGET_MS: Final = 200.0

@@ -20,8 +20,8 @@ from services.contracts.tasks import Message
 from services.jobs import dispatch
 from services.policy.client import PolicyClient
 from services.policy.contract import TokenizeRequest
-from services.settings import Settings
-from services.store import consultations, ingest, lineages, rollouts, tasks
+from services.runtime.settings import Settings
+from services.store.loop import consultations, ingest, lineages, rollouts, tasks
 from services.store.models import GroupRow, LineageRow, RolloutRow, TaskRow
 from services.web.__main__ import freeze_heap
 from services.web.app import create_app

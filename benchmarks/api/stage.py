@@ -21,11 +21,13 @@ from services.contracts.answers import AnswerKind
 from services.contracts.experts import Descriptor
 from services.contracts.tasks import Message, Split, TaskCreate
 from services.local.layout import free_port
-from services.local.postgres import EmbeddedPostgres
-from services.local.valkey import EmbeddedValkey
-from services.store import keys, lineages, migrate, persons, tasks
+from services.local.servers.postgres import EmbeddedPostgres
+from services.local.servers.valkey import EmbeddedValkey
+from services.store.core import migrate
+from services.store.core.transaction import Store
+from services.store.loop import lineages, tasks
 from services.store.models import ExpertRow
-from services.store.store import Store
+from services.store.people import keys, persons
 
 START_SECONDS = 60
 NUM_TASKS = 200

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from benchmarks.shootout.synthetic import Synthetic
-from services.policy.modeling import encode_text, load_policy, make_tiny_policy
+from services.policy.model.modeling import encode_text, load_policy, make_tiny_policy
 
 HIDDEN_SIZE = 192
 NUM_LAYERS = 3

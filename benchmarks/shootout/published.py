@@ -24,7 +24,7 @@ from benchmarks.shootout.questions import Question, ask_for_score
 from services.contracts.base import Json
 from services.contracts.strict_json import parse_json
 from services.contracts.tasks import Message, Split
-from services.experts.scorers import ExactMatchExpert
+from services.experts.own.scorers import ExactMatchExpert
 from services.policy.artifacts import hash_file
 
 NUM_VALIDATION: Final = 100

@@ -11,7 +11,7 @@ from services.contracts.base import JsonObject
 from services.contracts.experts import Ask, AskedRollout, AskedTask, ConsultRequest, ConsultResult
 from services.contracts.ids import new_id
 from services.contracts.tasks import Message, Split
-from services.experts.app import ExpertService
+from services.experts.protocol.app import ExpertService
 
 JUDGE_SECONDS = 120.0
 

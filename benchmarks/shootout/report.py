@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.shootout.results import Run, Tuning
 from benchmarks.shootout.runs import Arm, Budget, Gap, Setting
-from services.store.statistics import DIFFERENCE_OF_SHARES, SHARE, Interval, t_interval
+from services.store.views.estimates import DIFFERENCE_OF_SHARES, SHARE, Interval, t_interval
 
 COLOURS = (
     "#1b6ca8",

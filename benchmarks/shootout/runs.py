@@ -28,10 +28,11 @@ from services.contracts.rollouts import Sampling
 from services.contracts.tasks import Split
 from services.contracts.templates import Template, build_teacher_messages, strip_thinking
 from services.policy.contract import FinishReason, Sample, SamplePrompt, SampleRequest
-from services.policy.decode import ATTENTION, check_decoding
-from services.policy.ends import StopFinder
-from services.policy.engine import Tally
-from services.policy.modeling import (
+from services.policy.engines.base import Tally
+from services.policy.engines.decode import ATTENTION, check_decoding
+from services.policy.engines.sampler import PromptCache, Sampler
+from services.policy.engines.work import SampleJob, SampleUnit
+from services.policy.model.modeling import (
     LoadedPolicy,
     PolicyModel,
     decode_ids,
@@ -40,18 +41,17 @@ from services.policy.modeling import (
     project,
     render_prompt,
 )
-from services.policy.sampler import PromptCache, Sampler
-from services.policy.work import SampleJob, SampleUnit
-from services.settings import Settings
-from services.store.lessons import LessonAnswer, LessonFacts
-from services.store.statistics import pass_at_k
-from trainer.batch import build_batch
+from services.policy.text.ends import StopFinder
+from services.runtime.settings import Settings
+from services.store.ledger.lessons import LessonAnswer, LessonFacts
+from services.store.views.estimates import pass_at_k
+from trainer.batch.build import build_batch
+from trainer.batch.rows import SUCCESS
 from trainer.config import ObjectiveName, TrainerConfig
-from trainer.padding import read_responses
-from trainer.ranks import Ranks
-from trainer.rows import SUCCESS
-from trainer.state import begin
-from trainer.step import make_update
+from trainer.step.padding import read_responses
+from trainer.step.ranks import Ranks
+from trainer.step.state import begin
+from trainer.step.update import make_update
 
 MAX_ROWS = 256  # answers drawn at once
 PROBED = 8  # questions whose answers are read again for entropy and KL

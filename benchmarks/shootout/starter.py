@@ -12,14 +12,14 @@ from importlib.resources import files
 from pathlib import Path
 
 from benchmarks.shootout.questions import Question, ask_for_score
-from services.cli.starter import read_tasks
+from services.cli.commands.starter import read_tasks
 from services.contracts.tasks import Split, TaskCreate
-from services.experts.execution import ExecutionExpert
-from services.experts.sandbox_client import SandboxClient
-from services.experts.scorers import ToolCallExpert
+from services.experts.own.execution import ExecutionExpert
+from services.experts.own.sandbox_client import SandboxClient
+from services.experts.own.scorers import ToolCallExpert
 from services.local.layout import LOOPBACK, Layout, free_port
-from services.local.supervisor import ProcessSpec, Supervisor, answers_http
-from services.settings import Settings
+from services.local.supervise.supervisor import ProcessSpec, Supervisor, answers_http
+from services.runtime.settings import Settings
 
 FILES = {"functions": "functions.jsonl", "tool-calls": "tool_calls.jsonl"}
 AT_ONCE = 8  # answers judged at a time

@@ -10,7 +10,6 @@ import anyio
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
 
-from services import metrics
 from services.api import once, problems
 from services.api.deps import House
 from services.api.ingest import Ingest
@@ -35,12 +34,13 @@ from services.api.routes import (
 )
 from services.api.space import SpaceGuard
 from services.api.tokens import Reader
+from services.http import metrics
+from services.http.problems import DocumentedApp
 from services.policy.client import PolicyClient
-from services.problems import DocumentedApp
-from services.settings import Settings
-from services.store import migrate
-from services.store.connecting import REQUEST
-from services.store.store import Store
+from services.runtime.settings import Settings
+from services.store.core import migrate
+from services.store.core.connecting import REQUEST
+from services.store.core.transaction import Store
 
 DESCRIPTION = """
 Trains a language model continuously from every kind of feedback its owner has.

@@ -20,11 +20,11 @@ from services.contracts.audit import Via
 from services.contracts.persons import RIGHTS as RIGHTS
 from services.contracts.persons import Right as Right
 from services.contracts.persons import Role
-from services.errors import PreceptorError
-from services.settings import Settings
-from services.store import keys, persons
-from services.store.audit import Actor
+from services.runtime.errors import PreceptorError
+from services.runtime.settings import Settings
+from services.store.core.audit import Actor
 from services.store.models import ApiKeyRow, PersonRow
+from services.store.people import keys, persons
 
 
 class KeyMissing(PreceptorError):

@@ -10,8 +10,8 @@ import anyio
 from fastapi import Depends, Query, Request
 
 from services.policy.client import PolicyClient
-from services.settings import Settings
-from services.store.store import Store
+from services.runtime.settings import Settings
+from services.store.core.transaction import Store
 
 if TYPE_CHECKING:
     from services.api.space import SpaceGuard

@@ -31,15 +31,16 @@ from services.api.space import OutOfSpace, SpaceGuard
 from services.api.tokens import Reader, Tokens
 from services.contracts.base import JsonObject
 from services.contracts.rollouts import BatchedRollout, Rollout, RolloutCreate
-from services.errors import PreceptorError, ServiceUnavailable
 from services.jobs import dispatch
 from services.policy.client import PolicyUnavailable
-from services.settings import Settings
-from services.store import audit, idempotency, ingest, lineages
-from services.store.ingest import Draft, KnownTask, Outcome, Replayed
+from services.runtime.errors import PreceptorError, ServiceUnavailable
+from services.runtime.settings import Settings
+from services.store.core import audit, idempotency
+from services.store.core.transaction import Store
+from services.store.loop import ingest, lineages
+from services.store.loop.ingest import Draft, KnownTask, Outcome, Replayed
+from services.store.loop.tasks import TaskNotFound
 from services.store.models import LineageRow
-from services.store.store import Store
-from services.store.tasks import TaskNotFound
 
 MAX_LANES: Final = 4
 NEW_LANE_ROWS: Final = 128

@@ -17,11 +17,11 @@ from pydantic import BaseModel
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sandbox.json_bounds import JsonBounds, TooMuchJson
+from sandbox.inside.json_bounds import JsonBounds, TooMuchJson
 from services.contracts.base import Json
 from services.contracts.strict_json import NotStrictJson, parse_json, read_contract
-from services.errors import InvalidInput, PreceptorError
-from services.problems import render_error, shorten
+from services.http.problems import render_error, shorten
+from services.runtime.errors import InvalidInput, PreceptorError
 
 MAX_BODY_BYTES: Final = 8 * 1024 * 1024
 LINGER_BYTES: Final = 64 * 1024 * 1024

@@ -15,11 +15,12 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from services.jobs.app import LESSONS_QUEUE, app
-from services.settings import Settings
-from services.store import figures, lineages
-from services.store.figures import Figures
-from services.store.lineages import LineageNotFound
-from services.store.store import Store, StoreUnavailable
+from services.runtime.settings import Settings
+from services.store.core.transaction import Store, StoreUnavailable
+from services.store.loop import lineages
+from services.store.loop.lineages import LineageNotFound
+from services.store.views import under_way
+from services.store.views.under_way import Figures
 
 KEPT_SECONDS: Final = 2.0
 BROKER_SECONDS: Final = 1.0
@@ -61,7 +62,7 @@ class LoopCollector(Collector):
     def _of_database(self) -> Iterator[Metric]:
         try:
             with self._store.transaction() as session:
-                found = figures.read(session, lineages.get(session, self._settings.lineage).id)
+                found = under_way.read(session, lineages.get(session, self._settings.lineage).id)
         except LineageNotFound:
             yield GaugeMetricFamily("preceptor_database_up", "Whether the database answers.", 1)
             return
@@ -102,7 +103,7 @@ def _families(found: Figures) -> Iterator[Metric]:
     for noun in sorted({noun for noun, _ in found.counts}):
         family = GaugeMetricFamily(
             f"preceptor_{noun}",
-            f"By status, those under way or waiting for somebody; {figures.MOST} means at least.",
+            f"By status, those under way or waiting for somebody; {under_way.MOST} means at least.",
             labels=("status",),
         )
         for (of, status), count in found.counts.items():

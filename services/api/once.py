@@ -20,8 +20,8 @@ from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
 from services.api.auth import CallerDep, to_actor
-from services.store import audit, idempotency
-from services.store.audit import Actor
+from services.store.core import audit, idempotency
+from services.store.core.audit import Actor
 
 REPLAY_HEADER: Final = "Idempotent-Replay"
 

@@ -7,9 +7,9 @@ from sqlalchemy.orm import Session
 
 from services.api.auth import Caller
 from services.contracts.persons import LinkPurpose, LoginLink, PasswordLinkCreate, Role
-from services.errors import InvalidInput
-from services.store import logins, passwords, persons
+from services.runtime.errors import InvalidInput
 from services.store.models import LoginLinkRow
+from services.store.people import logins, passwords, persons
 
 LINK_PATH: Final = "/link/"
 

@@ -13,8 +13,8 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from services.contracts.base import JsonObject, Problem
-from services.errors import InvalidInput, PreceptorError
-from services.problems import MAX_TEXT_CHARS, TYPE_PREFIX, describe_errors, on_preceptor_error, render, shorten
+from services.http.problems import MAX_TEXT_CHARS, TYPE_PREFIX, describe_errors, on_preceptor_error, render, shorten
+from services.runtime.errors import InvalidInput, PreceptorError
 
 HINTS: Final[Mapping[int, str]] = {
     404: "GET /openapi.json lists every route.",

@@ -11,13 +11,13 @@ from typing import Final
 from fastapi import Depends
 from fastapi.params import Depends as Dependency
 
-from services import space
 from services.api.deps import HouseDep
-from services.errors import PreceptorError
-from services.settings import Settings
-from services.store import lineages, loop
-from services.store.lineages import LineageNotFound
-from services.store.store import Store
+from services.runtime import space
+from services.runtime.errors import PreceptorError
+from services.runtime.settings import Settings
+from services.store.core.transaction import Store
+from services.store.loop import lineages, switches
+from services.store.loop.lineages import LineageNotFound
 
 KEPT_SECONDS: Final = 1.0
 
@@ -54,7 +54,7 @@ class SpaceGuard:
     def _read_row(self) -> str | None:
         try:
             with self._store.transaction() as session:
-                return loop.get(session, lineages.get(session, self._settings.lineage).id).blocked_by
+                return switches.get(session, lineages.get(session, self._settings.lineage).id).blocked_by
         except LineageNotFound:
             return None
 

@@ -16,11 +16,11 @@ from sqlalchemy.orm import Session
 
 from services.contracts.rollouts import MAX_ROLLOUT_TOKENS, RolloutCreate
 from services.contracts.tasks import Message
-from services.errors import InvalidInput
 from services.policy.client import PolicyClient, PolicyRefused, PolicyUnavailable
 from services.policy.contract import MAX_TEXTS, AnswerRead, AnswerTokens, TokenizeRequest
-from services.store import ingest
-from services.store.ingest import KnownTask
+from services.runtime.errors import InvalidInput
+from services.store.loop import ingest
+from services.store.loop.ingest import KnownTask
 
 MAX_REMEMBERED_CHARS: Final = 16_000_000
 """Of prompts, which with their token ids takes some 100 MB at the worst."""

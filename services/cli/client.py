@@ -16,7 +16,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_d
 
 from services.contracts.base import JsonObject, Problem
 from services.contracts.problems import read_problem, read_retry_after
-from services.errors import PreceptorError
+from services.runtime.errors import PreceptorError
 
 M = TypeVar("M", bound=BaseModel)
 Query = Mapping[str, str | int | None]

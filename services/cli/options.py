@@ -11,10 +11,10 @@ from pydantic import BaseModel
 
 from services.cli.client import ApiClient
 from services.contracts.base import Json
-from services.errors import PreceptorError
 from services.local.credentials import read_credentials
 from services.local.layout import Layout, default_home
-from services.secret_files import find_secret
+from services.runtime.errors import PreceptorError
+from services.runtime.secret_files import find_secret
 
 Home = Annotated[
     Path | None,

@@ -13,8 +13,8 @@ import typer
 from rich.console import Console
 from typer.exceptions import TyperException
 
-from services.cli import backup, doctor, people, resources, stack
-from services.errors import InvalidInput, PreceptorError
+from services.cli.commands import backup, doctor, people, resources, stack
+from services.runtime.errors import InvalidInput, PreceptorError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -54,7 +54,7 @@ def run() -> int:
     except PreceptorError as error:
         told = error
     except Exception as error:
-        from services.cli import faults
+        from services.cli.output import faults
 
         known = faults.describe(error)
         if known is None:

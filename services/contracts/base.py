@@ -6,7 +6,7 @@ from typing import Annotated, Generic, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, Strict
 
-from services.errors import IllegalStatusChange
+from services.runtime.errors import IllegalStatusChange
 
 Json: TypeAlias = JsonValue
 JsonObject: TypeAlias = dict[str, JsonValue]

@@ -6,23 +6,24 @@ from urllib.parse import urlsplit
 import uvicorn
 from fastapi import FastAPI
 
-from sandbox import edge
-from services import logs, metrics
-from services.experts import reasoning
-from services.experts.app import create_expert_app
-from services.experts.execution import ExecutionExpert
-from services.experts.human import HumanExpert
-from services.experts.reasoning_gym import ReasoningGymExpert
-from services.experts.reference import ReferenceExpert
-from services.experts.sandbox_client import SandboxClient
-from services.experts.scorers import ExactMatchExpert, ToolCallExpert
-from services.experts.self_evaluation import SelfEvaluationExpert
-from services.experts.teacher import TeacherExpert
+from sandbox.http import edge
+from services.experts.own import reasoning
+from services.experts.own.execution import ExecutionExpert
+from services.experts.own.human import HumanExpert
+from services.experts.own.reasoning_gym import ReasoningGymExpert
+from services.experts.own.reference import ReferenceExpert
+from services.experts.own.sandbox_client import SandboxClient
+from services.experts.own.scorers import ExactMatchExpert, ToolCallExpert
+from services.experts.own.self_evaluation import SelfEvaluationExpert
+from services.experts.own.teacher import TeacherExpert
+from services.experts.protocol.app import create_expert_app
+from services.http import metrics
 from services.policy.client import PolicyClient
-from services.settings import Settings
-from services.store.connecting import REQUEST
-from services.store.store import Store
-from services.tracing import TraceRequests, open_tracing
+from services.runtime import logs
+from services.runtime.settings import Settings
+from services.runtime.tracing import TraceRequests, open_tracing
+from services.store.core.connecting import REQUEST
+from services.store.core.transaction import Store
 
 
 def build_app(settings: Settings) -> FastAPI:

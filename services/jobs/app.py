@@ -5,9 +5,9 @@ from kombu.entity import Queue
 from redis._parsers.base import BaseParser
 from redis.exceptions import ConnectionError as BrokerAway
 
-from services import alive, logs
 from services.jobs.shares import Shares
-from services.settings import Settings
+from services.runtime import alive, logs
+from services.runtime.settings import Settings
 
 
 class BrokerFull(BrokerAway):

@@ -19,14 +19,14 @@ from uuid import UUID
 import structlog
 
 from services.contracts.consultations import InvalidAnswer
-from services.experts.client import ExpertClient, ExpertUnavailable
+from services.experts.protocol.client import ExpertClient, ExpertUnavailable
 from services.jobs import dispatch
 from services.jobs.metrics import WorkerMeter, name_outcome
-from services.settings import Settings
-from services.store import consultations
-from services.store.consultations import Outcome, Place, Question
-from services.store.store import Store, StoreUnavailable
-from services.tracing import Kind, Span, Tracing, place_of
+from services.runtime.settings import Settings
+from services.runtime.tracing import Kind, Span, Tracing, place_of
+from services.store.core.transaction import Store, StoreUnavailable
+from services.store.loop import consultations
+from services.store.loop.consultations import Outcome, Place, Question
 
 MOST_AT_ONCE: Final = 128
 """To one expert from one process, whatever it says it can take: each is a connection."""

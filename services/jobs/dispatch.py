@@ -8,9 +8,9 @@ from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
 
 from services.jobs.app import LESSONS_QUEUE, app
-from services.settings import Settings
-from services.store import groups
-from services.store.store import Store
+from services.runtime.settings import Settings
+from services.store.core.transaction import Store
+from services.store.loop import groups
 
 CONSULTATIONS_PER_MESSAGE = 16  # asked concurrently by one task
 

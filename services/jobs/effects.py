@@ -14,8 +14,8 @@ from services.jobs.app import app, shares
 from services.jobs.runtime import Runtime, runtime
 from services.policy.client import PolicyRefused, PolicyUnavailable
 from services.policy.contract import SamplePrompt, SampleRequest, ScoreItem, ScoreRequest, TokenizeRequest
-from services.store import effects
-from services.store.effects import Measurement, Reading
+from services.store.corrections import effects
+from services.store.corrections.effects import Measurement, Reading
 
 POLICY_SECONDS = 45.0  # for a batch's scores, and for its answers; both end within the lease
 NOT_LOADED = frozenset({404, 409})  # the version is not loaded, or not proved yet; it may be again soon

@@ -10,25 +10,18 @@ import structlog
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from services import space
 from services.contracts.rollouts import Sampling
 from services.jobs import dispatch
 from services.jobs.app import app, shares
 from services.jobs.runtime import runtime
-from services.settings import Settings
-from services.store import (
-    consultations,
-    corrections,
-    effects,
-    evaluations,
-    groups,
-    lessons,
-    lineages,
-    loop,
-    processes,
-    tallies,
-)
-from services.store.store import Store
+from services.runtime import space
+from services.runtime.settings import Settings
+from services.store.core import row_counts
+from services.store.core.transaction import Store
+from services.store.corrections import corrections, effects
+from services.store.ledger import lessons
+from services.store.loop import consultations, evaluations, groups, lineages, processes
+from services.store.loop import switches as loop
 
 _LOCK = 0x7072656365707402  # two sweeps at once would only wait for each other
 _MAX_RESENT = 256
@@ -53,7 +46,7 @@ def maintain() -> None:
         corrections.free_expired(session)
         freed = lessons.free_expired(session) + corrections.teach_waiting(session)
         evaluations.finish_complete(session)
-        tallies.fold(session)
+        row_counts.fold(session)
         lineage = lineages.get(session, settings.lineage)
         processes.beat(session, "sweep", os.getpid(), "sweeping", {})
         _compare_clock(session)

@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from services.contracts.consultations import InvalidAnswer
 from services.contracts.experts import ConsultAbstain, ConsultLater, ConsultResult
-from services.experts.client import ExpertUnavailable, Outcome
+from services.experts.protocol.client import ExpertUnavailable, Outcome
 
 ANSWER_SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 DRAW_SECONDS: Final = (0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300)

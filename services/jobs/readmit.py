@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import structlog
 
 from services.contracts.experts import Descriptor
-from services.experts.client import EndpointRefused, ExpertUnavailable
+from services.experts.protocol.client import EndpointRefused, ExpertUnavailable
 from services.jobs.app import app, shares
 from services.jobs.runtime import Runtime, runtime
-from services.store import experts, quarantine
-from services.store.quarantine import Look
+from services.store.loop import experts, quarantine
+from services.store.loop.quarantine import Look
 
 MOST_AT_ONCE = 8
 

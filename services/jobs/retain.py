@@ -12,9 +12,12 @@ from sqlalchemy.orm import Session
 
 from services.jobs.app import app, shares
 from services.jobs.runtime import runtime
-from services.settings import Settings
-from services.store import drafts, idempotency, logins, retention
-from services.store.store import Store
+from services.runtime.settings import Settings
+from services.store.core import idempotency
+from services.store.core.transaction import Store
+from services.store.corrections import drafts
+from services.store.loop import retention
+from services.store.people import logins
 
 _LOCK: Final = 0x7072656365707403  # two at once would only wait for each other
 GROUPS_A_BATCH: Final = 100

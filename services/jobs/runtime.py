@@ -8,14 +8,14 @@ from typing import Any, TypeVar
 
 from celery.signals import worker_ready, worker_shutdown
 
-from services import metrics
-from services.experts.client import ExpertClient
+from services.experts.protocol.client import ExpertClient
+from services.http import metrics
 from services.jobs.asking import Asker
 from services.jobs.metrics import WorkerMeter
 from services.policy.client import PolicyClient
-from services.settings import Settings
-from services.store.store import Store
-from services.tracing import open_tracing
+from services.runtime.settings import Settings
+from services.runtime.tracing import open_tracing
+from services.store.core.transaction import Store
 
 DRAIN_SECONDS = 5.0
 """How long a worker that is told to stop waits for answers under way; later ones are asked again."""

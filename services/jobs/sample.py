@@ -12,10 +12,11 @@ from services.jobs.app import app, shares
 from services.jobs.runtime import runtime
 from services.policy.client import PolicyRefused, PolicyUnavailable
 from services.policy.contract import SampledPrompt, SamplePrompt, SampleRequest
-from services.store import consultations, groups, policies, rollouts
-from services.store.groups import Draw
-from services.store.rollouts import Sample
-from services.tracing import Attribute, Span, place_of
+from services.runtime.tracing import Attribute, Span, place_of
+from services.store.ledger import policies
+from services.store.loop import consultations, groups, rollouts
+from services.store.loop.groups import Draw
+from services.store.loop.rollouts import Sample
 
 NOT_READY = frozenset({404, 409})  # the version is not loaded, or not proved yet
 BACK_SECONDS = 3.0

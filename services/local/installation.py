@@ -8,11 +8,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from services.local import postgres, valkey
 from services.local.layout import Layout, given_database_url, given_redis_url
-from services.local.lock import FolderOfAnother
-from services.local.supervisor import RunState, read_running
-from services.settings import Settings
+from services.local.servers import postgres, valkey
+from services.local.supervise.lock import FolderOfAnother
+from services.local.supervise.supervisor import RunState, read_running
+from services.runtime.settings import Settings
 
 NAMED_BY_RUN = {"api": "api_url", "policy": "policy_url", "sandbox": "sandbox_url", "experts": "experts_url"}
 

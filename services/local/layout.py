@@ -1,7 +1,7 @@
 """The data folder: where each thing lies, and the secrets made on the first start.
 
 Everything Preceptor keeps on one machine is below one folder; deleting it forgets everything. (One exception, when
-run as root below a folder that is closed to others: the database's files, see `services/local/postgres.py`.)
+run as root below a folder that is closed to others: the database's files, see `services/local/servers/postgres.py`.)
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, SecretStr
 
-from services.local.process import LocalError
-from services.secret_files import find_secret
+from services.local.supervise.process import LocalError
+from services.runtime.secret_files import find_secret
 
 LOOPBACK = "127.0.0.1"
 

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from services.errors import InvalidInput, NotFound, PreceptorError
+from services.runtime.errors import InvalidInput, NotFound, PreceptorError
 
 ADAPTER_FILES: Final = frozenset({"adapter_config.json", "adapter_model.safetensors"})
 _ADDRESS: Final = re.compile(r"[0-9a-f]{64}")

@@ -11,9 +11,7 @@ from urllib.parse import quote
 import httpx2
 from pydantic import BaseModel, ValidationError
 
-from services import logs
 from services.contracts.problems import read_problem, read_retry_after
-from services.errors import PreceptorError, ServiceUnavailable
 from services.policy.contract import (
     AnswerRead,
     AnswersBatch,
@@ -36,6 +34,8 @@ from services.policy.contract import (
     Version,
     VersionCreate,
 )
+from services.runtime import logs
+from services.runtime.errors import PreceptorError, ServiceUnavailable
 
 CONNECT_SECONDS: Final = 5.0
 READ_SECONDS: Final = 600.0

@@ -526,7 +526,7 @@ class AnswerRow(Base):
     expert_version: Mapped[str]
     status: Mapped[str] = mapped_column(default=AnswerStatus.CURRENT.value)
     could_train: Mapped[bool] = mapped_column(server_default="true")
-    """Whether its expert could train when it answered; see `services.store.trust`."""
+    """Whether its expert could train when it answered; see `services.store.loop.trust`."""
     derived_from: Mapped[list[str]] = mapped_column(server_default="{}")
     """The metadata keys of the task that it may quote: those its expert was given, and those of what it was shown."""
     score: Mapped[float | None] = mapped_column(Float)
@@ -538,7 +538,7 @@ class AnswerRow(Base):
 
 
 class DistributionRow(Base):
-    """An expert distribution, packed: see `services.store.distributions`."""
+    """An expert distribution, packed: see `store.ledger.distributions`."""
 
     __tablename__ = "expert_distribution"
     __table_args__ = (CheckConstraint("kind IN ('topk', 'samples')", name="kind"),)
@@ -771,7 +771,7 @@ class UpdateLessonRow(Base):
 
 
 class TeacherChoicesRow(Base):
-    """The tokens our own teacher found likeliest along one lesson of one update: see `services.store.distributions`."""
+    """The tokens our own teacher found likeliest along one lesson of one update: see `store.ledger.distributions`."""
 
     __tablename__ = "teacher_choices"
     __table_args__ = (
@@ -853,7 +853,7 @@ class ProcessRow(Base):
 
 
 class VocabularyRow(Base):
-    """The text of every token of a tokenizer, packed: see `services.store.vocabularies`."""
+    """The text of every token of a tokenizer, packed: see `services.store.loop.vocabularies`."""
 
     __tablename__ = "vocabulary"
 
@@ -862,7 +862,7 @@ class VocabularyRow(Base):
 
 
 class TallyRow(Base):
-    """How many rows of a noun have a word: see `services.store.tallies`. The rows of `tally_change` come on top."""
+    """How many rows of a noun have a word: see `store.core.row_counts`. The rows of `tally_change` come on top."""
 
     __tablename__ = "tally"
 

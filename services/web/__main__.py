@@ -1,4 +1,4 @@
-"""`python -m services.web`: serves the api and the pages. Settings come from the environment (services/settings.py)."""
+"""`python -m services.web`: serves the api and the pages. Settings come from the environment (`runtime.settings`)."""
 
 import argparse
 import gc
@@ -9,9 +9,9 @@ import sys
 import structlog
 import uvicorn
 
-from sandbox import edge
-from services import logs
-from services.settings import Settings
+from sandbox.http import edge
+from services.runtime import logs
+from services.runtime.settings import Settings
 from services.web.app import create_app
 
 log = structlog.get_logger("services.web")

@@ -4,7 +4,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from services.api import app as api
-from services.settings import Settings
+from services.runtime.settings import Settings
 from services.web import assets, faults
 from services.web.pages import (
     account,

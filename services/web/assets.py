@@ -13,7 +13,7 @@ from typing import Final
 
 from fastapi import APIRouter, Request, Response
 
-from services.errors import NotFound
+from services.runtime.errors import NotFound
 
 FOLDER: Final = Path(__file__).parent / "static"
 FOREVER: Final = "public, max-age=31536000, immutable"

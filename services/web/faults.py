@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from services.contracts.base import Problem
-from services.errors import PreceptorError
+from services.runtime.errors import PreceptorError
 from services.web import rendering
 from services.web.security import add_headers
 from services.web.visitors import LoginNeeded

@@ -8,7 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.params import Depends as Dependency
 from pydantic import BaseModel, ValidationError
 
-from services.errors import InvalidInput
+from services.runtime.errors import InvalidInput
 from services.web.visitors import CSRF_FIELD, check_form, read_form
 
 F = TypeVar("F", bound=BaseModel)

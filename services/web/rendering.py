@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from services.web.assets import asset_url
-from services.web.hidden import reveal
+from services.web.presenters.hidden import reveal
 
 
 @cache

@@ -10,8 +10,8 @@ from typing import Final
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.errors import PreceptorError
-from services.problems import render_error
+from services.http.problems import render_error
+from services.runtime.errors import PreceptorError
 
 HEADERS: Final[Mapping[str, str]] = {
     "Content-Security-Policy": (

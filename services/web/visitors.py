@@ -25,9 +25,9 @@ from starlette.responses import HTMLResponse, Response
 from services.api.auth import Caller, NotAllowed, Right, to_caller
 from services.api.deps import HouseDep
 from services.contracts.audit import Via
-from services.errors import InvalidInput, PreceptorError
-from services.store import logins, persons
-from services.store.audit import Actor
+from services.runtime.errors import InvalidInput, PreceptorError
+from services.store.core.audit import Actor
+from services.store.people import logins, persons
 from services.web import navigation, rendering
 
 SESSION_COOKIE: Final = "preceptor_session"

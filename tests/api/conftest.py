@@ -15,11 +15,12 @@ from services.api.app import create_app
 from services.contracts.base import Json, JsonObject
 from services.contracts.persons import Role
 from services.jobs.app import app as celery
-from services.local.valkey import EmbeddedValkey
-from services.settings import Settings
-from services.store import lineages, persons
+from services.local.servers.valkey import EmbeddedValkey
+from services.runtime.settings import Settings
+from services.store.core.transaction import Store
+from services.store.loop import lineages
 from services.store.models import Base
-from services.store.store import Store
+from services.store.people import persons
 from tests.api import policy_stand_in
 from tests.api.policy_stand_in import TOKENIZER, VOCAB
 from tests.serving import serve

@@ -11,6 +11,7 @@ from fastapi import FastAPI, Response
 
 from services.contracts.base import Problem
 from services.contracts.tasks import Message
+from services.http.problems import render
 from services.policy.contract import (
     AnswerRead,
     AnswersBatch,
@@ -34,7 +35,6 @@ from services.policy.contract import (
     TokenizeBatch,
     TokenizeRequest,
 )
-from services.problems import render
 
 TOKENIZER = "a" * 64
 VOCAB = 256

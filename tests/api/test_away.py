@@ -10,10 +10,12 @@ import pytest
 
 from services.api.app import create_app
 from services.jobs.app import app as celery
-from services.local.postgres import EmbeddedPostgres
-from services.settings import Settings
-from services.store import lineages, migrate, persons
-from services.store.store import Store
+from services.local.servers.postgres import EmbeddedPostgres
+from services.runtime.settings import Settings
+from services.store.core import migrate
+from services.store.core.transaction import Store
+from services.store.loop import lineages
+from services.store.people import persons
 from tests.api.conftest import Api, items, made, refused, task_body
 from tests.api.policy_stand_in import TOKENIZER, VOCAB
 from tests.freezing import frozen

@@ -17,7 +17,10 @@ from services.contracts.persons import Role
 from services.contracts.rollouts import Purpose
 from services.contracts.tasks import Split
 from services.contracts.updates import TermKind, TermRecord
-from services.store import consultations, corrections, updates
+from services.store.core.transaction import Store
+from services.store.corrections import corrections
+from services.store.ledger import updates
+from services.store.loop import consultations
 from services.store.models import (
     AnswerRow,
     ConsultationRow,
@@ -28,7 +31,6 @@ from services.store.models import (
     RolloutRow,
     UpdateLessonRow,
 )
-from services.store.store import Store
 from tests.api.conftest import Api, items, made, refused
 from tests.serving import serve
 from tests.store.conftest import World

@@ -13,8 +13,11 @@ from services.contracts.experts import Ask, ConsultAbstain, ConsultLater, Consul
 from services.contracts.ids import new_id
 from services.contracts.persons import Role
 from services.contracts.updates import TermKind, TermRecord
-from services.store import consultations, effects, erasing, experts, lessons, logins, passwords, updates
-from services.store.consultations import Question
+from services.store.core.transaction import Store
+from services.store.corrections import effects
+from services.store.ledger import lessons, updates
+from services.store.loop import consultations, experts
+from services.store.loop.consultations import Question
 from services.store.models import (
     AnswerRow,
     ApiKeyRow,
@@ -32,7 +35,7 @@ from services.store.models import (
     UpdateLessonRow,
     UpdateRow,
 )
-from services.store.store import Store
+from services.store.people import erasing, logins, passwords
 from tests.api.conftest import Api, made, refused
 from tests.store.conftest import World
 

@@ -12,10 +12,10 @@ from services.contracts.base import Json, JsonObject
 from services.contracts.consultations import InvalidAnswer
 from services.contracts.experts import ConsultResult, Descriptor
 from services.contracts.persons import Role
-from services.experts.app import create_expert_app
-from services.store import consultations, quarantine, rollouts
+from services.experts.protocol.app import create_expert_app
+from services.store.core.transaction import Store
+from services.store.loop import consultations, quarantine, rollouts
 from services.store.models import ConsultationRow, ExpertRow
-from services.store.store import Store
 from tests.api.conftest import Api, items, made, refused
 from tests.experts.samples import SECRET, SampleExpert, make_descriptor
 from tests.serving import reply_with, serve, serve_raw

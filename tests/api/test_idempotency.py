@@ -9,9 +9,9 @@ from fastapi import FastAPI
 from sqlalchemy import func, select, text
 
 from services.contracts.persons import Role
-from services.store import idempotency
+from services.store.core import idempotency
+from services.store.core.transaction import Store
 from services.store.models import IdempotencyRow, PersonRow, TaskRow
-from services.store.store import Store
 from tests.api.conftest import Api, made, refused, task_body
 from tests.serving import serve
 

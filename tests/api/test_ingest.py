@@ -19,9 +19,9 @@ from services.contracts.base import Json, JsonObject
 from services.contracts.persons import Role
 from services.contracts.rollouts import RolloutCreate
 from services.policy.client import PolicyClient
-from services.settings import Settings
+from services.runtime.settings import Settings
+from services.store.core.transaction import Store
 from services.store.models import AuditRow, ConsultationRow, GroupRow, IdempotencyRow, RolloutRow
-from services.store.store import Store
 from tests.api.conftest import Api, count_rows, items, made, refused
 from tests.api.policy_stand_in import TOKENIZER, VOCAB
 from tests.serving import serve

@@ -19,11 +19,13 @@ from sqlalchemy import func, select
 from services.api.app import create_app
 from services.contracts.base import JsonObject
 from services.local.layout import free_port
-from services.local.postgres import EmbeddedPostgres
-from services.settings import Settings
-from services.store import lineages, migrate, persons
+from services.local.servers.postgres import EmbeddedPostgres
+from services.runtime.settings import Settings
+from services.store.core import migrate
+from services.store.core.transaction import Store
+from services.store.loop import lineages
 from services.store.models import ConsultationRow, RolloutRow
-from services.store.store import Store
+from services.store.people import persons
 from tests.api.conftest import Api, made, task_body
 from tests.api.policy_stand_in import TOKENIZER, VOCAB
 from tests.serving import serve

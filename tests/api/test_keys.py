@@ -9,8 +9,8 @@ from sqlalchemy.exc import DBAPIError
 
 from services.contracts.base import Json
 from services.contracts.persons import Role
-from services.store import audit
-from services.store.store import Store
+from services.store.core import audit
+from services.store.core.transaction import Store
 from tests.api.conftest import Api, items, made, refused, task_body
 
 pytestmark = pytest.mark.integration

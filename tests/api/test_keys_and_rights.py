@@ -10,9 +10,9 @@ from starlette.testclient import TestClient
 from services.api.app import create_app
 from services.api.auth import RIGHTS, Right
 from services.contracts.persons import Role
-from services.settings import Settings
-from services.store import keys, persons
-from services.store.store import Store
+from services.runtime.settings import Settings
+from services.store.core.transaction import Store
+from services.store.people import keys, persons
 from services.web.__main__ import is_loopback, main
 from tests.api.conftest import Api, made, refused, task_body
 from tests.store.conftest import World

@@ -7,8 +7,8 @@ import pytest
 from services.contracts.ids import new_id
 from services.contracts.rollouts import Purpose
 from services.contracts.tasks import Split
-from services.store.pages import BadCursor, decode_cursor, encode_cursor
-from services.store.store import Store
+from services.store.core.pages import BadCursor, decode_cursor, encode_cursor
+from services.store.core.transaction import Store
 from tests.api.conftest import Api, made, refused
 from tests.store.conftest import World
 

@@ -10,9 +10,10 @@ from services.contracts.answers import AnswerKind, Feedback
 from services.contracts.experts import ConsultResult
 from services.contracts.persons import RIGHTS, Role
 from services.contracts.rollouts import Purpose
-from services.store import consultations, heat_map, rollouts
+from services.store.core.transaction import Store
+from services.store.loop import consultations, rollouts
 from services.store.models import AttemptRow, ConsultationRow, ExpertRow, GroupRow
-from services.store.store import Store
+from services.store.views import heat_map
 from tests.api.conftest import Api, items, made
 from tests.store.conftest import World
 

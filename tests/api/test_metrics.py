@@ -9,9 +9,9 @@ from sqlalchemy import event
 
 from services.api.app import create_app
 from services.contracts.rollouts import Purpose
-from services.settings import Settings
-from services.store import processes
-from services.store.store import Store
+from services.runtime.settings import Settings
+from services.store.core.transaction import Store
+from services.store.loop import processes
 from tests.serving import serve
 from tests.store.conftest import World
 from tests.test_metrics import scrape, value

@@ -7,8 +7,8 @@ from sqlalchemy.exc import IntegrityError
 from services.api.problems import hide_rows
 from services.contracts.base import check_change
 from services.contracts.corrections import CORRECTION_CHANGES, CorrectionStatus
-from services.errors import IllegalStatusChange
-from services.store.store import Store
+from services.runtime.errors import IllegalStatusChange
+from services.store.core.transaction import Store
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,15 @@ import pytest
 from services.contracts.base import Json, JsonObject
 from services.contracts.experts import ConsultLater, ConsultResult
 from services.contracts.persons import Role
-from services.experts import signatures
-from services.store import consultations
+from services.experts.protocol import signatures
+from services.store.core.transaction import Store
+from services.store.loop import consultations
 from services.store.models import ConsultationRow, ExpertRow, LessonRow
-from services.store.store import Store
 from tests.api.conftest import Api, items, made, refused, task_body
 from tests.api.policy_stand_in import END, MAX_CONTEXT, TOKENIZER
 from tests.experts.samples import OTHER_SECRET, SECRET
 from tests.store.conftest import World
-from tests.store.test_flow import ask_all, settle
+from tests.store.loop.test_flow import ask_all, settle
 
 pytestmark = pytest.mark.integration
 

@@ -7,9 +7,10 @@ from starlette.testclient import TestClient
 
 from services.api.app import create_app
 from services.contracts.base import JsonObject
-from services.settings import Settings
-from services.store import loop, persons
-from services.store.store import Store
+from services.runtime.settings import Settings
+from services.store.core.transaction import Store
+from services.store.loop import switches
+from services.store.people import persons
 from tests.api.conftest import Api, refused, task_body
 from tests.store.conftest import World
 
@@ -40,6 +41,6 @@ def test_tasks_and_rollouts_are_refused_with_507_while_a_disk_is_full(
 
 def test_what_the_sweep_found_on_another_machine_counts_too(api: Api, store: Store, world: World) -> None:
     with store.transaction() as session:
-        loop.block(session, world.lineage_id, "the disk of the data folder has 0.1 GB left")
+        switches.block(session, world.lineage_id, "the disk of the data folder has 0.1 GB left")
     problem = refused(api.post("/v1/tasks", task_body()), 507)
     assert "0.1 GB" in str(problem["detail"])

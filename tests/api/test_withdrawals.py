@@ -10,9 +10,10 @@ from sqlalchemy.orm import Session
 from services.contracts.answers import AnswerKind, Feedback
 from services.contracts.experts import ConsultResult
 from services.contracts.persons import Role
-from services.store import consultations, lessons, rollouts, updates
+from services.store.core.transaction import Store
+from services.store.ledger import lessons, updates
+from services.store.loop import consultations, rollouts
 from services.store.models import AnswerRow, AuditRow, ConsultationRow, ExpertRow, LessonRow, UpdateRow
-from services.store.store import Store
 from tests.api.conftest import Api, items, made, refused
 from tests.store.conftest import World
 

@@ -27,10 +27,10 @@ from benchmarks.shootout.worlds import opened
 from services.contracts.base import JsonObject
 from services.contracts.tasks import Split
 from services.policy.contract import FinishReason, Sample
-from services.policy.modeling import load_policy, make_tiny_policy
-from services.store.lessons import LessonFacts
-from trainer.batch import build_batch
-from trainer.state import begin
+from services.policy.model.modeling import load_policy, make_tiny_policy
+from services.store.ledger.lessons import LessonFacts
+from trainer.batch.build import build_batch
+from trainer.step.state import begin
 
 
 def write(path: Path, rows: list[JsonObject]) -> None:

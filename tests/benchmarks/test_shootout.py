@@ -32,9 +32,9 @@ from benchmarks.shootout.runs import (
 )
 from benchmarks.shootout.synthetic import Fork, Rules, apply_rules
 from services.contracts.tasks import Message, Split
-from services.policy.modeling import load_policy, make_tiny_policy, prefill_prompt, score_responses
+from services.policy.model.modeling import load_policy, make_tiny_policy, prefill_prompt, score_responses
 from trainer.config import TrainerConfig
-from trainer.state import begin
+from trainer.step.state import begin
 
 DISTIL = Arm(name="distil", objective="distil")
 GRPO = Arm(name="grpo", objective="grpo", has_teacher=False)

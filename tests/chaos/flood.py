@@ -33,7 +33,7 @@ from services.contracts.rollouts import BatchedRollout, RolloutBatch, RolloutsSt
 from services.contracts.tasks import Message, TaskCreate, TaskImport, TaskImported
 from services.local.credentials import read_credentials
 from services.local.layout import Layout
-from services.store.store import Store, StoreUnavailable
+from services.store.core.transaction import Store, StoreUnavailable
 
 NUM_PEOPLE = 16
 NUM_TASKS = 50

@@ -5,9 +5,9 @@
 
 from sqlalchemy import text
 
-from services.store.effects import MAX_FAILURES
+from services.store.core.transaction import Store
+from services.store.corrections.effects import MAX_FAILURES
 from services.store.models import Base
-from services.store.store import Store
 
 _WITH_A_REASON = (
     ("rollout", "set_aside"),

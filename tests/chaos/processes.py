@@ -5,15 +5,15 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from services import main
+from services import prepare
 from services.cli.client import ApiClient
-from services.local import stack
 from services.local.layout import Layout, free_port
-from services.local.postgres import EmbeddedPostgres
-from services.local.process import LocalError
-from services.local.supervisor import ChildProcess, ProcessSpec
-from services.local.valkey import EmbeddedValkey
-from services.settings import Settings
+from services.local.servers.postgres import EmbeddedPostgres
+from services.local.servers.valkey import EmbeddedValkey
+from services.local.supervise import stack
+from services.local.supervise.process import LocalError
+from services.local.supervise.supervisor import ChildProcess, ProcessSpec
+from services.runtime.settings import Settings
 from tests.freezing import frozen
 
 VICTIMS = ("worker-1", "worker-2", "trainer", "valkey", "postgres")
@@ -31,14 +31,14 @@ class Victims:
 
     def bring_up(self, settings: Settings, model: Path) -> ApiClient:
         """Start everything but the two servers, which run already; the owner's client."""
-        key = main.prepare_database(settings)
+        key = prepare.prepare_database(settings)
         assert key is not None
         for spec in stack.engines(settings, self.layout, model, policy_threads=1):
             self.start(spec.name, spec)
-        main.prepare_lineage(settings)
+        prepare.prepare_lineage(settings)
         for spec in stack.faces(settings):
             self.start(spec.name, spec)
-        main.register_own_experts(settings, key)
+        prepare.register_own_experts(settings, key)
         worker, beat = stack.workers()
         for number in (1, 2):
             name = f"worker-{number}"

@@ -15,10 +15,10 @@ from services.cli.client import ApiClient, ApiProblem, ApiUnreachable
 from services.contracts.experts import Expert, ExpertCreate
 from services.contracts.status import LoopState, LoopSwitch
 from services.contracts.tasks import Message, TaskCreate, TaskImport, TaskImported
-from services.local import stack
-from services.policy.modeling import make_tiny_policy
-from services.settings import Settings
-from services.store.store import Store
+from services.local.supervise import stack
+from services.policy.model.modeling import make_tiny_policy
+from services.runtime.settings import Settings
+from services.store.core.transaction import Store
 from tests.chaos.flood import flood_corrections
 from tests.chaos.invariants import find_violations
 from tests.chaos.processes import VICTIMS, Victims

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 from services.contracts.answers import AnswerKind, Feedback
 from services.contracts.experts import ConsultRequest, ConsultResult, Descriptor
-from services.errors import ServiceUnavailable
-from services.experts.app import create_expert_app
+from services.experts.protocol.app import create_expert_app
+from services.runtime.errors import ServiceUnavailable
 from tests.serving import serve
 
 MANY_QUESTIONS = 256

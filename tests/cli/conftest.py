@@ -11,8 +11,8 @@ from fastapi import FastAPI
 
 from services.cli import program
 from services.contracts.base import Json, JsonObject
-from services.store import persons
-from services.store.store import Store
+from services.store.core.transaction import Store
+from services.store.people import persons
 from tests.api.conftest import app, broker, policy_url, settings, store, world
 from tests.serving import serve
 from tests.store.conftest import World

@@ -10,10 +10,10 @@ import pytest
 from rich.console import Console
 from sqlalchemy import update
 
-from services.cli import demo
 from services.cli.client import ApiClient, ApiProblem
+from services.cli.commands import demo
 from services.cli.options import api_of
-from services.cli.progress import Progress
+from services.cli.output.progress import Progress
 from services.contracts.answers import AnswerKind
 from services.contracts.base import Problem
 from services.contracts.consultations import ConsultationStatus
@@ -21,10 +21,11 @@ from services.contracts.experts import ConsultResult
 from services.contracts.ids import new_id
 from services.contracts.rollouts import GroupStatus, Purpose, Sampling
 from services.contracts.status import LoopSwitch, Status
-from services.settings import Settings
-from services.store import consultations, corrections, groups, loop, tasks
+from services.runtime.settings import Settings
+from services.store.core.transaction import Store
+from services.store.corrections import corrections
+from services.store.loop import consultations, groups, switches, tasks
 from services.store.models import ConsultationRow, CorrectionRow, GroupRow, RolloutRow, UpdateRow
-from services.store.store import Store
 from tests.cli.conftest import CommandLine
 from tests.store.conftest import World
 
@@ -220,7 +221,7 @@ def test_the_status_says_what_the_loop_waits_for(
         return [str(line) for line in found]
 
     with store.transaction() as session:
-        loop.switch(session, world.lineage_id, sampling=True, training=True)
+        switches.switch(session, world.lineage_id, sampling=True, training=True)
     assert waits() == ["there are no train tasks; import some"]
     with store.transaction() as session:
         task = world.task(session)
@@ -246,7 +247,7 @@ def test_the_status_says_what_the_loop_waits_for(
             size=settings.max_backlog_lessons,
             sampling=Sampling(),
         )
-        loop.switch(session, world.lineage_id, sampling=False, training=True)
+        switches.switch(session, world.lineage_id, sampling=False, training=True)
     assert waits() == [
         "sampling is off",
         drawn_out,

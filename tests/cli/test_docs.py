@@ -10,14 +10,14 @@ import pytest
 import typer.main
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
-from sandbox.app import create_app as create_sandbox
+from sandbox.server.app import create_app as create_sandbox
 from sandbox.settings import SandboxSettings
 from services.api.app import create_app
 from services.cli import program
 from services.experts.__main__ import build_app
-from services.policy.app import create_app as create_policy
-from services.policy.engine import Engine
-from services.settings import Settings
+from services.policy.engines.base import Engine
+from services.policy.server.app import create_app as create_policy
+from services.runtime.settings import Settings
 
 ROOT: Final = Path(__file__).parents[2]
 PAGES: Final = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from services.cli import program, stack
+from services.cli import program
+from services.cli.commands import stack
 from services.local.layout import Layout
-from services.local.stack import OwnerKeyMissing, _keep_key
-from services.settings import Settings
-from services.store import policies
-from services.store.store import Store
+from services.local.supervise.stack import OwnerKeyMissing, _keep_key
+from services.runtime.settings import Settings
+from services.store.core.transaction import Store
+from services.store.ledger import policies
 from tests.cli.conftest import CommandLine
 from tests.store.conftest import World
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from services.cli import program
+from services.cli.commands.stack import Presence, find_presence
 from services.cli.options import ApiKeyMissing, api_of
-from services.cli.stack import Presence, find_presence
 from services.local.credentials import Credentials, credentials_file
 from services.local.layout import Layout
-from services.local.lock import FolderLock
+from services.local.supervise.lock import FolderLock
 
 HERE = "http://127.0.0.1:8123"
 

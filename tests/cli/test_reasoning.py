@@ -2,9 +2,9 @@
 
 import pytest
 
-from services.cli import reasoning
+from services.cli.commands import reasoning
 from services.contracts.tasks import Split, TaskCreate
-from services.experts.reasoning import FamilyRefused
+from services.experts.own.reasoning import FamilyRefused
 from tests.cli.conftest import CommandLine
 
 

@@ -9,12 +9,13 @@ from uuid import UUID
 import pytest
 from rich.console import Console
 
-from services.cli import measures, report, starter
-from services.cli.progress import Progress
+from services.cli.commands import starter
+from services.cli.output import measures, report
+from services.cli.output.progress import Progress
 from services.contracts.evaluations import EvaluationDetail, EvaluationStatus, TaskResult
 from services.contracts.status import LoopState, PassRate, ProcessState, Status, TaskCount, UpdateSummary
 from services.contracts.tasks import Split
-from services.errors import InvalidInput
+from services.runtime.errors import InvalidInput
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -1,4 +1,4 @@
-"""What compose.yaml says of every container, read without an engine."""
+"""What docker-compose.yml says of every container, read without an engine."""
 
 import re
 import shutil
@@ -22,7 +22,7 @@ Service = Mapping[str, JsonValue]
 
 def read_services() -> dict[str, Service]:
     """Every service, of all profiles, with the defaults of its variables."""
-    text = VARIABLE.sub(r"\1", (REPOSITORY / "compose.yaml").read_text())
+    text = VARIABLE.sub(r"\1", (REPOSITORY / "docker-compose.yml").read_text())
     return TypeAdapter(dict[str, Service]).validate_python(yaml.safe_load(text)["services"])
 
 
@@ -105,7 +105,7 @@ def test_only_the_api_has_a_port_and_prometheus_when_asked_for_and_only_on_loopb
 
 
 def test_only_the_network_of_those_who_ask_elsewhere_leads_out() -> None:
-    networks = yaml.safe_load((REPOSITORY / "compose.yaml").read_text())["networks"]
+    networks = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())["networks"]
     assert [name for name, options in networks.items() if not (options or {}).get("internal")] == ["outside"]
     outside = {name for name, service in SERVICES.items() if "outside" in list_of(service, "networks")}
     assert outside == {"api", "worker", "model", "init", "cli", "operator", "prometheus"}

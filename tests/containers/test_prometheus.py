@@ -9,11 +9,11 @@ from typing import Final
 import pytest
 import yaml
 
-from services.store.figures import LIVE
+from services.store.views.under_way import LIVE
 
 REPOSITORY: Final = Path(__file__).parents[2]
 CONTAINERS: Final = REPOSITORY / "containers"
-COMPOSE: Final = yaml.safe_load((REPOSITORY / "compose.yaml").read_text())["services"]
+COMPOSE: Final = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())["services"]
 TARGETS: Final = {
     (name, group["port"])
     for job in yaml.safe_load((CONTAINERS / "prometheus.yaml").read_text())["scrape_configs"]

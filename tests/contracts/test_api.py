@@ -9,9 +9,10 @@ import pytest
 from schemathesis import Case
 
 from services.api.app import create_app
-from services.settings import Settings
-from services.store import lineages, persons
-from services.store.store import Store
+from services.runtime.settings import Settings
+from services.store.core.transaction import Store
+from services.store.loop import lineages
+from services.store.people import persons
 from tests.api.conftest import Api, broker, made, policy_url, task_body
 from tests.api.policy_stand_in import TOKENIZER, VOCAB
 from tests.contracts.checks import bounded, call, read_schema

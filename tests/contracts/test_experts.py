@@ -9,11 +9,11 @@ from fastapi import FastAPI
 from schemathesis import Case
 
 from services.experts.__main__ import build_app
-from services.policy.app import create_app
 from services.policy.artifacts import ArtifactStore
-from services.policy.engine_transformers import EmbeddedEngine, EngineSettings
-from services.policy.modeling import load_policy
-from services.settings import Settings
+from services.policy.engines.embedded import EmbeddedEngine, EngineSettings
+from services.policy.model.modeling import load_policy
+from services.policy.server.app import create_app
+from services.runtime.settings import Settings
 from tests.contracts.checks import bounded, call, read_schema
 from tests.policy.conftest import model_folder
 from tests.serving import serve

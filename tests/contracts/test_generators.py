@@ -14,15 +14,15 @@ from uuid import UUID
 import pytest
 from fastapi import FastAPI
 
-from sandbox.app import create_app as create_sandbox
+from sandbox.server.app import create_app as create_sandbox
 from sandbox.settings import SandboxSettings
 from services.api.app import create_app
 from services.experts.__main__ import build_app
-from services.policy.app import create_app as create_policy
-from services.policy.engine import Engine
-from services.settings import Settings
-from services.store import persons
-from services.store.store import Store
+from services.policy.engines.base import Engine
+from services.policy.server.app import create_app as create_policy
+from services.runtime.settings import Settings
+from services.store.core.transaction import Store
+from services.store.people import persons
 from tests.api.conftest import app, broker, policy_url, settings, store, world
 from tests.serving import serve
 

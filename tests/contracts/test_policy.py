@@ -7,10 +7,10 @@ from typing import Any, cast
 import pytest
 from schemathesis import Case
 
-from services.policy.app import create_app
 from services.policy.artifacts import ArtifactStore
-from services.policy.engine_transformers import EmbeddedEngine, EngineSettings
-from services.policy.modeling import load_policy
+from services.policy.engines.embedded import EmbeddedEngine, EngineSettings
+from services.policy.model.modeling import load_policy
+from services.policy.server.app import create_app
 from tests.contracts.checks import bounded, call, read_schema
 from tests.policy.conftest import model_folder
 from tests.serving import serve

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from schemathesis import Case
 
-from sandbox.app import create_app
+from sandbox.server.app import create_app
 from sandbox.settings import SandboxSettings
 from tests.contracts.checks import bounded, call, read_schema
 from tests.sandbox.conftest import SandboxServer

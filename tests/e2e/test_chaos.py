@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from services.store import lineages
-from services.store.store import Store
+from services.store.core.transaction import Store
+from services.store.loop import lineages
 from tests.chaos.invariants import find_uncovered, find_violations
 from tests.chaos.run import run_chaos
 

@@ -1,4 +1,4 @@
-"""The whole of compose.yaml on a real engine: healthy from nothing, trains, loses nothing when containers are killed,
+"""All of docker-compose.yml on a real engine: healthy from nothing, trains, loses nothing when containers are killed,
 and when everything is taken down and brought up again.
 
 Needs an engine with docker compose, and what the images are made of. Takes minutes; the first build more.
@@ -23,7 +23,7 @@ from services.contracts.status import LoopState, LoopSwitch, Status
 from services.contracts.tasks import TaskImport, TaskImported
 from services.contracts.updates import UpdateDetail
 from services.local.layout import free_port
-from services.policy.modeling import make_tiny_policy
+from services.policy.model.modeling import make_tiny_policy
 from tests.e2e.environment import SETTINGS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(3600)]
@@ -58,7 +58,7 @@ class Installation:
             "PRECEPTOR_ENV_FILE": str(self.folder / "settings.env"),
             "PRECEPTOR_THREADS": "1",
         }
-        files = ["--file", "compose.yaml", "--file", str(self.folder / "override.yaml")]
+        files = ["--file", "docker-compose.yml", "--file", str(self.folder / "override.yaml")]
         command = ["docker", "compose", *files, "--project-name", self.project, "--progress", "plain", *arguments]
         done = subprocess.run(command, cwd=REPOSITORY, env=environment, text=True, capture_output=True, check=False)
         if done.returncode:

@@ -20,7 +20,7 @@ from services.contracts.experts import (
 )
 from services.contracts.ids import new_id
 from services.contracts.tasks import Message
-from services.experts.app import ExpertAnswer
+from services.experts.protocol.app import ExpertAnswer
 
 SECRET = "whsec_" + base64.b64encode(b"a secret of thirty-two bytes....").decode()
 OTHER_SECRET = "whsec_" + base64.b64encode(b"not that secret but another one.").decode()

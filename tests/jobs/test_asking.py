@@ -12,17 +12,17 @@ from sqlalchemy import func, select
 
 from services.contracts.answers import AnswerKind
 from services.contracts.experts import ConsultRequest, ConsultResult, Descriptor
-from services.experts import client
-from services.experts.app import create_expert_app
+from services.experts.protocol import client
+from services.experts.protocol.app import create_expert_app
 from services.jobs.app import app
 from services.jobs.consult import consult
 from services.jobs.maintain import maintain
 from services.jobs.runtime import Runtime, runtime
-from services.local import doctor
-from services.local.findings import Verdict
-from services.store import processes
+from services.local.care import doctor
+from services.local.care.findings import Verdict
+from services.store.core.transaction import Store
+from services.store.loop import processes
 from services.store.models import ConsultationRow, ExpertRow
-from services.store.store import Store
 from tests.serving import reply_with, serve, serve_raw
 from tests.store.conftest import World
 

@@ -6,9 +6,11 @@ from sqlalchemy import func, select, update
 from services.contracts.policies import GateReport
 from services.contracts.rollouts import Purpose, Sampling
 from services.jobs.sample import sample
-from services.store import groups, lineages, loop, policies, stats
+from services.store.core.transaction import Store
+from services.store.ledger import policies
+from services.store.loop import groups, lineages, switches
 from services.store.models import GroupRow, RolloutRow
-from services.store.store import Store
+from services.store.views import status
 from tests.store.conftest import World
 
 pytestmark = pytest.mark.integration
@@ -39,7 +41,7 @@ def draw_again(store: Store, group: GroupRow) -> None:
 def waits(store: Store) -> list[str]:
     with store.transaction() as session:
         lineage = lineages.get(session, "main")
-        return stats.status(session, lineage, max_backlog=48, max_groups_per_task=8, group_size=8).waits_for
+        return status.status(session, lineage, max_backlog=48, max_groups_per_task=8, group_size=8).waits_for
 
 
 @pytest.mark.usefixtures("worker")
@@ -74,11 +76,11 @@ def due(store: Store, max_in_flight: int = 4) -> set[object]:
 def test_a_paused_loop_draws_nothing_that_was_planned_and_evaluations_go_on(store: Store, world: World) -> None:
     train, evaluation = plan(store, world, Purpose.TRAIN, Purpose.EVALUATION)
     with store.transaction() as session:
-        loop.switch(session, world.lineage_id, sampling=False, training=False)
+        switches.switch(session, world.lineage_id, sampling=False, training=False)
     assert due(store) == {evaluation.id}
     assert any("paused" in line for line in waits(store))
     with store.transaction() as session:
-        loop.switch(session, world.lineage_id, sampling=True, training=True)
+        switches.switch(session, world.lineage_id, sampling=True, training=True)
     assert due(store) == {train.id}
     assert not any("paused" in line for line in waits(store))
 
@@ -87,5 +89,5 @@ def test_an_evaluation_leaves_the_loop_a_share_of_the_draws(store: Store, world:
     planned = plan(store, world, *[Purpose.EVALUATION] * 8, *[Purpose.TRAIN] * 3)
     trains = {group.id for group in planned if group.purpose == Purpose.TRAIN.value}
     with store.transaction() as session:
-        loop.switch(session, world.lineage_id, sampling=True, training=True)
+        switches.switch(session, world.lineage_id, sampling=True, training=True)
     assert len(due(store, max_in_flight=8) & trains) == 2

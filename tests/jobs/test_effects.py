@@ -14,11 +14,12 @@ from services.jobs.effects import find_changed, measure
 from services.jobs.maintain import maintain
 from services.jobs.runtime import runtime
 from services.local.layout import free_port
-from services.store import corrections, desk, effects, lessons, policies, updates
+from services.store.core.transaction import Store
+from services.store.corrections import corrections, desk, effects
+from services.store.ledger import lessons, policies, updates
+from services.store.ledger.updates import Contribution
 from services.store.models import AnswerRow, EffectRow, UpdateLessonRow
-from services.store.store import Store
-from services.store.updates import Contribution
-from services.web import progress
+from services.web.presenters import progress
 from tests.store.conftest import World
 from tests.web.correcting import Queue, Said
 

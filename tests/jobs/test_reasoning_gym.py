@@ -3,15 +3,15 @@
 import pytest
 from sqlalchemy import select
 
-from services.cli import reasoning
-from services.experts.app import create_expert_app
-from services.experts.reasoning_gym import ReasoningGymExpert, write_answer
+from services.cli.commands import reasoning
+from services.experts.own.reasoning_gym import ReasoningGymExpert, write_answer
+from services.experts.protocol.app import create_expert_app
 from services.jobs.app import app
 from services.jobs.consult import consult
 from services.jobs.runtime import runtime
-from services.store import tasks
+from services.store.core.transaction import Store
+from services.store.loop import tasks
 from services.store.models import AnswerRow, ConsultationRow, LessonRow
-from services.store.store import Store
 from tests.serving import serve
 from tests.store.conftest import World
 

@@ -7,10 +7,10 @@ from sqlalchemy import func, select, text
 
 from services.jobs import retain
 from services.policy.artifacts import ArtifactStore
-from services.settings import Settings
-from services.store import policies
+from services.runtime.settings import Settings
+from services.store.core.transaction import Store
+from services.store.ledger import policies
 from services.store.models import GroupRow
-from services.store.store import Store
 from tests.store.conftest import World
 
 pytestmark = pytest.mark.integration

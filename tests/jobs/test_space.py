@@ -12,17 +12,18 @@ import torch
 from safetensors.torch import save_file
 from sqlalchemy import func, select
 
-from services import space
 from services.jobs.app import app
 from services.jobs.maintain import maintain
 from services.jobs.runtime import runtime
 from services.local.layout import free_port
-from services.local.valkey import EmbeddedValkey
+from services.local.servers.valkey import EmbeddedValkey
 from services.policy.artifacts import ArtifactStore
-from services.settings import Settings
-from services.store import groups, lineages, loop, stats
+from services.runtime import space
+from services.runtime.settings import Settings
+from services.store.core.transaction import Store
+from services.store.loop import groups, lineages, switches
 from services.store.models import GroupRow
-from services.store.store import Store
+from services.store.views import status
 from tests.disks import MB, small_disk
 from tests.store.conftest import World
 
@@ -133,7 +134,7 @@ def test_sampling_stops_when_the_disk_is_nearly_full_and_goes_on_by_itself(
     runtime.cache_clear()
     with store.transaction() as session:
         world.task(session)
-        loop.switch(session, world.lineage_id, sampling=True)
+        switches.switch(session, world.lineage_id, sampling=True)
     (small_disk / "ballast").write_bytes(bytes(12 * MB))
     maintain()
     assert any("PRECEPTOR_MIN_FREE_GB" in line for line in waits(store))
@@ -149,7 +150,7 @@ def test_sampling_stops_when_the_disk_is_nearly_full_and_goes_on_by_itself(
 def test_draws_that_were_planned_wait_while_the_loop_is_blocked(store: Store, world: World) -> None:
     with store.transaction() as session:
         world.task(session)
-        loop.block(session, world.lineage_id, "the disk is full")
+        switches.block(session, world.lineage_id, "the disk is full")
     with store.transaction() as session:
         from services.contracts.rollouts import Purpose, Sampling
         from services.store.models import TaskRow
@@ -158,14 +159,14 @@ def test_draws_that_were_planned_wait_while_the_loop_is_blocked(store: Store, wo
         planned = groups.add(session, task, purpose=Purpose.TRAIN, size=2, sampling=Sampling())
     with store.transaction() as session:
         assert groups.take_due(session, max_in_flight=4, resend_seconds=30) == []
-        loop.block(session, world.lineage_id, None)
+        switches.block(session, world.lineage_id, None)
         assert groups.take_due(session, max_in_flight=4, resend_seconds=30) == [planned.id]
 
 
 def waits(store: Store) -> list[str]:
     with store.transaction() as session:
         lineage = lineages.get(session, "main")
-        found = stats.status(session, lineage, max_backlog=48, max_groups_per_task=8, group_size=8)
+        found = status.status(session, lineage, max_backlog=48, max_groups_per_task=8, group_size=8)
     return found.waits_for
 
 

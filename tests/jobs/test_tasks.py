@@ -15,7 +15,7 @@ from sqlalchemy import func, select, update
 
 from services.contracts.answers import AnswerKind
 from services.contracts.experts import ConsultRequest, ConsultResult, Descriptor
-from services.experts.app import create_expert_app
+from services.experts.protocol.app import create_expert_app
 from services.jobs.app import app
 from services.jobs.consult import consult
 from services.jobs.maintain import maintain
@@ -23,9 +23,10 @@ from services.jobs.readmit import readmit
 from services.jobs.runtime import runtime
 from services.jobs.sample import sample
 from services.local.layout import free_port
-from services.store import loop, processes, rollouts, stats
+from services.store.core.transaction import Store
+from services.store.loop import processes, rollouts, switches
 from services.store.models import AttemptRow, ConsultationRow, ExpertRow, GroupRow, LineageRow, RolloutRow
-from services.store.store import Store
+from services.store.views import status as stats
 from tests.serving import serve
 from tests.store.conftest import World
 
@@ -241,7 +242,7 @@ def test_a_draw_while_the_policy_is_away_stays_pending_and_costs_no_attempt(
 ) -> None:
     with store.transaction() as session:
         world.task(session)
-        loop.switch(session, world.lineage_id, sampling=True)
+        switches.switch(session, world.lineage_id, sampling=True)
     maintain()
     with store.transaction() as session:
         groups = session.scalars(select(GroupRow)).all()
@@ -258,7 +259,7 @@ def test_the_sweep_plans_only_while_sampling_is_on(worker: str, store: Store, wo
     maintain()
     with store.transaction() as session:
         assert session.scalar(select(func.count()).select_from(GroupRow)) == 0
-        loop.switch(session, world.lineage_id, sampling=True)
+        switches.switch(session, world.lineage_id, sampling=True)
     maintain()
     with store.transaction() as session:
         assert session.scalar(select(func.count()).select_from(GroupRow)) == 1

@@ -13,21 +13,22 @@ from services.contracts.answers import AnswerKind
 from services.contracts.experts import ConsultRequest, ConsultResult, Descriptor
 from services.contracts.ids import new_id
 from services.contracts.rollouts import Purpose, Sampling
-from services.experts.app import create_expert_app
+from services.experts.protocol.app import create_expert_app
 from services.jobs.app import app as celery
 from services.jobs.consult import consult
 from services.jobs.runtime import runtime
 from services.jobs.sample import sample
 from services.policy.contract import SampleRequest
-from services.store import groups, lessons
+from services.runtime.tracing import TraceRequests, open_tracing
+from services.runtime.tracing_sdk import CollectorTracing
+from services.store.core.transaction import Store
+from services.store.ledger import lessons
+from services.store.loop import groups
 from services.store.models import ConsultationRow, LessonRow
-from services.store.store import Store
-from services.tracing import TraceRequests, open_tracing
-from services.tracing_sdk import CollectorTracing
 from tests.serving import serve
 from tests.store.conftest import TOKENIZER, World
-from trainer.ledger import Claim
-from trainer.spans import trace_update
+from trainer.loop.ledger import Claim
+from trainer.loop.spans import trace_update
 
 pytestmark = pytest.mark.integration
 

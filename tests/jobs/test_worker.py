@@ -15,15 +15,16 @@ from sqlalchemy import func, select, update
 from services.contracts.answers import AnswerKind
 from services.contracts.corrections import CorrectionSubmit
 from services.contracts.experts import ConsultRequest, ConsultResult, Descriptor
-from services.experts.app import create_expert_app
+from services.experts.protocol.app import create_expert_app
 from services.jobs.app import app
 from services.jobs.shares import Shares
-from services.local import stack
 from services.local.layout import free_port
-from services.local.valkey import EmbeddedValkey
-from services.store import corrections, effects, lineages, loop, processes
+from services.local.servers.valkey import EmbeddedValkey
+from services.local.supervise import stack
+from services.store.core.transaction import Store
+from services.store.corrections import corrections, effects
+from services.store.loop import lineages, processes, switches
 from services.store.models import ConsultationRow, EffectRow, ExpertRow
-from services.store.store import Store
 from tests.jobs.test_effects import publish, train
 from tests.serving import serve, serve_raw
 from tests.store.conftest import TOKENIZER, VOCAB, World
@@ -160,7 +161,7 @@ def test_measurements_that_hang_keep_neither_the_sweep_nor_verdicts_waiting(plac
 def test_a_worker_outlives_its_broker_though_a_task_was_running(place: Place) -> None:
     with place.store.transaction() as session:
         place.world.task(session)
-        loop.switch(session, place.world.lineage_id, sampling=True)
+        switches.switch(session, place.world.lineage_id, sampling=True)
     assert sweeps_again(place)  # and so it draws, which the policy server never answers
     for _ in range(2):
         place.valkey.kill()

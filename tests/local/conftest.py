@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from services.local.postgres import EmbeddedPostgres
+from services.local.servers.postgres import EmbeddedPostgres
 
 
 @pytest.fixture(autouse=True)

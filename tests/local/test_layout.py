@@ -18,8 +18,8 @@ from services.local.layout import (
     make_folder,
     write_private,
 )
-from services.local.lock import FolderOfAnother, is_locked
-from services.local.process import LocalError
+from services.local.supervise.lock import FolderOfAnother, is_locked
+from services.local.supervise.process import LocalError
 
 
 def mode(path: Path) -> int:
@@ -58,7 +58,7 @@ def test_a_lock_that_is_not_ours_to_look_at_is_said_so(tmp_path: Path, monkeypat
 
     (tmp_path / "file").write_text("")
     assert not is_locked(tmp_path / "file" / "run.lock")
-    monkeypatch.setattr("services.local.lock.os.open", refuse)
+    monkeypatch.setattr("services.local.supervise.lock.os.open", refuse)
     with pytest.raises(FolderOfAnother, match="another user"):
         is_locked(tmp_path / "run.lock")
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from services.policy.artifacts import ArtifactStore
-from services.policy.base_probe import forget_weights, measure_base
-from services.policy.engine import Engine
-from services.policy.engine_transformers import EmbeddedEngine, EngineSettings
-from services.policy.engine_vllm import VllmEngine, VllmSettings
-from services.policy.modeling import LoadedPolicy, add_lora, load_policy, make_tiny_policy, save_adapter
-from services.policy.vllm_client import VllmClient
-from tests.policy.vllm_server import VllmStandIn, make_app
+from services.policy.engines.base import Engine
+from services.policy.engines.base_probe import forget_weights, measure_base
+from services.policy.engines.embedded import EmbeddedEngine, EngineSettings
+from services.policy.engines.vllm import VllmEngine, VllmSettings
+from services.policy.engines.vllm_client import VllmClient
+from services.policy.model.modeling import LoadedPolicy, add_lora, load_policy, make_tiny_policy, save_adapter
+from tests.policy.engines.vllm_server import VllmStandIn, make_app
 from tests.serving import serve
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
-from sandbox import kernel  # noqa: E402
-from sandbox.kernel import Mount, Namespace  # noqa: E402
-from sandbox.syscalls import number_of  # noqa: E402
+from sandbox.inside import kernel  # noqa: E402
+from sandbox.inside.kernel import Mount, Namespace  # noqa: E402
+from sandbox.inside.syscalls import number_of  # noqa: E402
 
 ASIDE = Path("/mnt")
 

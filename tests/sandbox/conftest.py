@@ -124,7 +124,7 @@ class SandboxServer:
 
 @dataclass
 class ComposeServer(SandboxServer):
-    """The service `sandbox` of compose.yaml, opened to loopback, in a project of its own; `with` removes all of it."""
+    """The service `sandbox` of docker-compose.yml, opened to loopback, in a project of its own; `with` removes it."""
 
     key: str | None = SECRET
     project: str = f"preceptor-test-{os.getpid()}"
@@ -148,7 +148,7 @@ class ComposeServer(SandboxServer):
 
     def _compose(self, *arguments: str) -> str:
         """What docker compose says. Raises CalledProcessError."""
-        files = ["--file", "compose.yaml", "--file", "compose.publish.yaml"]
+        files = ["--file", "docker-compose.yml", "--file", "containers/publish.yaml"]
         command = ["docker", "compose", "--project-name", self.project, "--progress", "plain", *files, *arguments]
         environment = {**os.environ, "SANDBOX_API_KEY": self.key or "", "SANDBOX_PORT": str(self.port)}
         return subprocess.run(

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import kernel
 from sandbox.contract import Language, Level, Limits, RunRequest, RunResult, Status
-from sandbox.syscalls import ARCHITECTURES, NUMBERS
+from sandbox.inside import kernel
+from sandbox.inside.syscalls import ARCHITECTURES, NUMBERS
 from tests.sandbox.conftest import SECRET, SandboxServer, host_processes
-from tests.sandbox.test_seccomp import REFUSED
+from tests.sandbox.inside.test_seccomp import REFUSED
 
 pytestmark = pytest.mark.integration
 

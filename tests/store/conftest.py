@@ -12,10 +12,10 @@ from services.contracts.answers import AnswerKind
 from services.contracts.experts import Descriptor, OwnKind
 from services.contracts.rollouts import Purpose, Rollout, RolloutCreate, Sampling
 from services.contracts.tasks import Message, Split, TaskCreate
-from services.store import groups, ingest, lineages, rollouts, tasks
+from services.store.core.transaction import Store
+from services.store.loop import groups, ingest, lineages, rollouts, tasks
+from services.store.loop.rollouts import Sample
 from services.store.models import ExpertRow, LineageRow, RolloutRow, TaskRow
-from services.store.rollouts import Sample
-from services.store.store import Store
 
 VOCAB = 1000
 TOKENIZER = "a" * 64

@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from services.policy.modeling import LoadedPolicy, load_policy, make_tiny_policy
-from services.store.store import Store
+from services.policy.model.modeling import LoadedPolicy, load_policy, make_tiny_policy
+from services.store.core.transaction import Store
 from tests.trainer.world import World
 
 settings.register_profile("shared machine", deadline=None)

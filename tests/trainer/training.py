@@ -10,19 +10,19 @@ from pathlib import Path
 from services.contracts.ids import new_id
 from services.policy.artifacts import ArtifactStore
 from services.policy.client import PolicyClient
-from services.policy.modeling import load_policy
-from services.settings import Settings
-from services.store.fallbacks import StartingPoint
-from services.store.store import Store
+from services.policy.model.modeling import load_policy
+from services.runtime.settings import Settings
+from services.store.core.transaction import Store
+from services.store.ledger.fallbacks import StartingPoint
 from tests.trainer.world import World
-from trainer.batch import build_batch
+from trainer.batch.build import build_batch
 from trainer.config import TrainerConfig
-from trainer.ledger import Ledger, meet_lineage
-from trainer.publish import Publisher
-from trainer.ranks import Ranks
-from trainer.state import TrainerState, begin, save
-from trainer.step import make_update
-from trainer.train import run
+from trainer.loop.ledger import Ledger, meet_lineage
+from trainer.loop.publish import Publisher
+from trainer.loop.train import run
+from trainer.step.ranks import Ranks
+from trainer.step.state import TrainerState, begin, save
+from trainer.step.update import make_update
 
 NOWHERE = "http://127.0.0.1:9"  # nobody listens
 

@@ -15,7 +15,7 @@ from services.contracts.ids import new_id
 from services.contracts.persons import Role
 from services.contracts.rollouts import Sampling
 from services.contracts.tasks import Message, TaskCreate
-from services.policy.modeling import (
+from services.policy.model.modeling import (
     LoadedPolicy,
     decode_ids,
     encode_text,
@@ -23,8 +23,9 @@ from services.policy.modeling import (
     render_prompt,
     score_responses,
 )
-from services.store import answers, lineages, loop, persons, rollouts, tasks
-from services.store.lessons import LessonAnswer, LessonFacts
+from services.store.core.transaction import Store
+from services.store.ledger.lessons import LessonAnswer, LessonFacts
+from services.store.loop import answers, lineages, rollouts, switches, tasks
 from services.store.models import (
     AnswerRow,
     ConsultationRow,
@@ -36,7 +37,7 @@ from services.store.models import (
     RolloutRow,
     TaskRow,
 )
-from services.store.store import Store
+from services.store.people import persons
 
 ANSWERS = ("four", "it is 4", "five?", "2+2", "héllo", "no", "4", "IV")
 
@@ -58,7 +59,7 @@ class World:
 
     def stop_after(self, number: int | None) -> None:
         with self.store.transaction() as session:
-            loop.stop_after(session, self.lineage_id, number)
+            switches.stop_after(session, self.lineage_id, number)
 
     def expert(
         self,

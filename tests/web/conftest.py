@@ -12,9 +12,9 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from services.contracts.persons import Role
-from services.settings import Settings
-from services.store import keys, persons
-from services.store.store import Store
+from services.runtime.settings import Settings
+from services.store.core.transaction import Store
+from services.store.people import keys, persons
 from services.web.app import create_app
 from tests.api.conftest import broker, policy_url, settings, store, world
 from tests.serving import serve

@@ -11,10 +11,12 @@ from services.contracts.experts import ConsultResult
 from services.contracts.persons import Role
 from services.contracts.rollouts import Purpose, Sampling
 from services.contracts.tasks import Message, TaskCreate
-from services.store import consultations, corrections, groups, logins, persons, rollouts, tasks
+from services.store.core.transaction import Store
+from services.store.corrections import corrections
+from services.store.loop import consultations, groups, rollouts, tasks
+from services.store.loop.rollouts import Sample
 from services.store.models import CorrectionRow, ExpertRow, RolloutRow
-from services.store.rollouts import Sample
-from services.store.store import Store
+from services.store.people import logins, persons
 from tests.api.policy_stand_in import TOKENIZER
 from tests.store.conftest import World
 

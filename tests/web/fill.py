@@ -23,8 +23,11 @@ from services.contracts.experts import Descriptor
 from services.contracts.ids import new_id
 from services.contracts.rollouts import Sampling
 from services.contracts.tasks import Message, Split, TaskCreate
-from services.store import distributions, lineages, loop, processes, tallies, tasks, vocabularies
-from services.store.distributions import TopK
+from services.store.core import row_counts
+from services.store.core.transaction import Store
+from services.store.ledger import distributions
+from services.store.ledger.distributions import TopK
+from services.store.loop import lineages, processes, switches, tasks, vocabularies
 from services.store.models import (
     AnswerRow,
     AttemptRow,
@@ -42,7 +45,6 @@ from services.store.models import (
     UpdateLessonRow,
     UpdateRow,
 )
-from services.store.store import Store
 
 TOKENIZER = "a" * 64
 NUM_UPDATES = 24
@@ -373,14 +375,14 @@ def fill(store: Store, *, num_updates: int = NUM_UPDATES, seed: int = 0) -> UUID
         vocabulary = read_vocabulary()
         lineage = lineages.ensure(session, "main", "SmolLM2-135M-Instruct", "b" * 64, TOKENIZER, len(vocabulary))
         vocabularies.add(session, TOKENIZER, vocabulary)
-        loop.switch(session, lineage.id, sampling=True, training=True)
+        switches.switch(session, lineage.id, sampling=True, training=True)
         began = datetime.now(UTC) - timedelta(minutes=2 * num_updates + 10)
         filler = Filler(session, lineage.id, random.Random(seed), began, vocabulary)
         _run(filler, lineage.id, num_updates)
         beat: JsonObject = {"sampling_seconds": 812.0, "waiting_seconds": 40.0, "num_rollouts": 192}
         processes.beat(session, "worker", 4242, "drawing add_up-0", beat)
         processes.beat(session, "trainer", 4243, f"update {num_updates + 1}", {"model_seconds": 640.0})
-        tallies.fold(session)
+        row_counts.fold(session)
         return lineage.id
 
 

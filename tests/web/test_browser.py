@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import text
 
 from services.contracts.persons import Role
-from services.store.store import Store
+from services.store.core.transaction import Store
 from tests.store.conftest import World
 
 if TYPE_CHECKING:

@@ -4,10 +4,10 @@ from datetime import UTC, datetime
 
 import pytest
 
-from services.store.curves import Curves
-from services.store.statistics import DIFFERENCE_OF_SHARES, SHARE, Interval, t_interval
-from services.web import charts
-from services.web.charts import SIGHTS, choose_ticks, draw, draw_one, draw_versions
+from services.store.views.curves import Curves
+from services.store.views.estimates import DIFFERENCE_OF_SHARES, SHARE, Interval, t_interval
+from services.web.presenters import charts
+from services.web.presenters.charts import SIGHTS, choose_ticks, draw, draw_one, draw_versions
 from services.web.rendering import environment
 
 LOSS, PASS_RATE, KL = SIGHTS[0], SIGHTS[1], SIGHTS[2]

@@ -11,9 +11,9 @@ from sqlalchemy import func, select, update
 
 from services.contracts.answers import FeedbackSpan
 from services.contracts.base import Json
-from services.store import corrections, drafts
+from services.store.core.transaction import Store
+from services.store.corrections import corrections, drafts
 from services.store.models import AnswerRow, AuditRow, CorrectionRow
-from services.store.store import Store
 from services.web.visitors import SESSION_COOKIE
 from tests.store.conftest import World
 from tests.web.conftest import Browser

@@ -11,8 +11,8 @@ from starlette.testclient import TestClient
 
 from services.api.auth import identify
 from services.contracts.persons import Role
-from services.settings import Settings
-from services.store.store import Store
+from services.runtime.settings import Settings
+from services.store.core.transaction import Store
 from services.web import assets, navigation, rendering
 from services.web.app import PAGES, create_app
 from services.web.security import HEADERS

@@ -10,8 +10,8 @@ import pytest
 from sqlalchemy import text
 
 from services.contracts.persons import Role
-from services.store import erasing, logins, passwords, persons
-from services.store.store import Store
+from services.store.core.transaction import Store
+from services.store.people import erasing, logins, passwords, persons
 from services.web.__main__ import main
 from tests.store.conftest import World
 from tests.web.conftest import Browser, key_id_of

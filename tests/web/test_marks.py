@@ -4,10 +4,10 @@ import re
 import unicodedata
 from html import unescape
 
-from services.web import marks
-from services.web.differences import MAX_WORDS, compare
-from services.web.hidden import HIDDEN, exact, reveal, tell
-from services.web.marks import Remark, Tokens, align
+from services.web.presenters import marks
+from services.web.presenters.differences import MAX_WORDS, compare
+from services.web.presenters.hidden import HIDDEN, exact, reveal, tell
+from services.web.presenters.marks import Remark, Tokens, align
 
 BIDI_CONTROLS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 

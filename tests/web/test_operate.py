@@ -10,7 +10,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from services.contracts.persons import Role
-from services.settings import Settings
+from services.runtime.settings import Settings
+from services.store.core.transaction import Store
 from services.store.models import (
     AuditRow,
     ConsultationRow,
@@ -22,7 +23,6 @@ from services.store.models import (
     RolloutRow,
     TaskRow,
 )
-from services.store.store import Store
 from services.web.app import create_app
 from tests.web.conftest import Browser
 from tests.web.fill import fill

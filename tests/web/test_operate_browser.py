@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from services.settings import Settings
+from services.runtime.settings import Settings
+from services.store.core.transaction import Store
 from services.store.models import ConsultationRow, ExpertRow, GroupRow, LessonRow, RolloutRow
-from services.store.store import Store
 from services.web.app import create_app
 from tests.serving import serve
 from tests.web.fill import fill

@@ -7,10 +7,11 @@ from datetime import UTC, datetime
 import pytest
 
 from services.contracts.evaluations import EvaluationDetail
-from services.store import evaluations, updates
+from services.store.core.transaction import Store
+from services.store.ledger import updates
+from services.store.loop import evaluations
 from services.store.models import EvaluationRow, UpdateRow
-from services.store.store import Store
-from services.web.report import CorrectedAnswer, Report, render_report
+from services.web.presenters.report import CorrectedAnswer, Report, render_report
 from tests.web.fill import fill
 
 pytestmark = pytest.mark.integration

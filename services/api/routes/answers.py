@@ -10,7 +10,7 @@ from services.api.once import OnceDep
 from services.api.routes.common import build_router, problems
 from services.contracts.answers import Answer
 from services.jobs import dispatch
-from services.store import consultations, withdrawals
+from services.store.loop import consultations, withdrawals
 
 router = build_router("answers")
 

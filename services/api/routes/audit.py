@@ -12,7 +12,7 @@ from services.api.deps import PagingDep, StoreDep
 from services.api.routes.common import build_router, problems
 from services.contracts.audit import AuditEntry
 from services.contracts.base import Page
-from services.store import audit
+from services.store.core import audit
 
 router = build_router("audit")
 

@@ -6,7 +6,7 @@ from typing import Any, Final
 from fastapi import APIRouter
 
 from services.api.limits import StrictRoute
-from services.problems import document
+from services.http.problems import document
 
 MEANINGS: Final[Mapping[int, str]] = {
     401: "The API key is missing or not known.",

@@ -15,13 +15,14 @@ from services.contracts.audit import Via
 from services.contracts.base import Page
 from services.contracts.consultations import Consultation, ConsultationDetail, ConsultationStatus
 from services.contracts.experts import ConsultResponse
-from services.errors import Conflict, PreceptorError
-from services.experts import signatures
+from services.experts.protocol import signatures
 from services.jobs import dispatch
-from services.store import browse, consultations, experts, lineages, trust
-from services.store.audit import Actor
+from services.runtime.errors import Conflict, PreceptorError
+from services.store.core.audit import Actor
+from services.store.core.transaction import Store
+from services.store.loop import consultations, experts, lineages, trust
 from services.store.models import ExpertRow
-from services.store.store import Store
+from services.store.views import browse
 
 router = build_router("consultations")
 

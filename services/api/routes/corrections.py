@@ -24,9 +24,11 @@ from services.contracts.corrections import (
     DraftSave,
     DraftSaved,
 )
-from services.errors import NotFound
 from services.jobs import dispatch
-from services.store import browse, consultations, corrections, desk, drafts, lineages, undo
+from services.runtime.errors import NotFound
+from services.store.corrections import corrections, desk, drafts, undo
+from services.store.loop import consultations, lineages
+from services.store.views import browse
 
 router = build_router("corrections")
 

@@ -11,8 +11,9 @@ from services.api.routes.common import build_router, problems
 from services.contracts.base import Page
 from services.contracts.evaluations import Evaluation, EvaluationCreate, EvaluationDetail, GapProbeCreate
 from services.jobs.maintain import train_sampling
-from services.settings import Settings
-from services.store import browse, evaluations, lineages
+from services.runtime.settings import Settings
+from services.store.loop import evaluations, lineages
+from services.store.views import browse
 
 router = build_router("evaluations")
 

@@ -22,12 +22,13 @@ from services.contracts.experts import (
     ExpertStatus,
     OwnKind,
 )
-from services.experts import conformance
-from services.experts.client import ExpertClient
+from services.experts.protocol import conformance
+from services.experts.protocol.client import ExpertClient
 from services.jobs import dispatch
-from services.settings import Settings
-from services.store import browse, experts, lineages
-from services.store.store import Store
+from services.runtime.settings import Settings
+from services.store.core.transaction import Store
+from services.store.loop import experts, lineages
+from services.store.views import browse
 
 router = build_router("experts")
 

@@ -8,9 +8,9 @@ from fastapi import APIRouter
 from services.api.deps import House, HouseDep
 from services.api.routes.common import problems
 from services.contracts.base import Contract
-from services.errors import ServiceUnavailable
-from services.store import migrate
-from services.store.store import StoreUnavailable
+from services.runtime.errors import ServiceUnavailable
+from services.store.core import migrate
+from services.store.core.transaction import StoreUnavailable
 
 SECONDS: Final = 3.0
 """The longest a health check may take: whoever asks gives it five."""

@@ -7,7 +7,8 @@ from services.api.deps import PagingDep, SettingsDep, StoreDep
 from services.api.routes.common import build_router, problems
 from services.contracts.base import Page
 from services.contracts.lessons import Lesson, LessonStatus
-from services.store import browse, lineages
+from services.store.loop import lineages
+from services.store.views import browse
 
 router = build_router("lessons")
 

@@ -2,15 +2,16 @@
 
 from sqlalchemy.orm import Session
 
-from services import space
 from services.api.auth import Right, needs
 from services.api.deps import SettingsDep, StoreDep
 from services.api.once import OnceDep
 from services.api.routes.common import build_router, problems
 from services.contracts.status import LoopState, LoopSwitch, Status
 from services.jobs import dispatch
-from services.settings import Settings
-from services.store import lineages, loop, stats
+from services.runtime import space
+from services.runtime.settings import Settings
+from services.store.loop import lineages, switches
+from services.store.views import status
 
 router = build_router("loop")
 
@@ -19,7 +20,7 @@ router = build_router("loop")
 def get_status(store: StoreDep, settings: SettingsDep) -> Status:
     """What runs, counts by status, the backlog, pass rates, the last updates and every process's last word."""
     with store.transaction() as session:
-        return stats.status(
+        return status.status(
             session,
             lineages.get(session, settings.lineage),
             max_backlog=settings.max_backlog_lessons,
@@ -43,7 +44,7 @@ def switch_loop(body: LoopSwitch, store: StoreDep, settings: SettingsDep, once: 
 
 def _switch(session: Session, settings: Settings, body: LoopSwitch) -> LoopState:
     lineage_id = lineages.get(session, settings.lineage).id
-    row = loop.switch(session, lineage_id, sampling=body.sampling, training=body.training)
+    row = switches.switch(session, lineage_id, sampling=body.sampling, training=body.training)
     if body.no_end or body.max_updates is not None:
-        row = loop.stop_after(session, lineage_id, body.max_updates)
+        row = switches.stop_after(session, lineage_id, body.max_updates)
     return LoopState(sampling=row.sampling, training=row.training, max_updates=row.max_updates)

@@ -9,8 +9,10 @@ from services.api.deps import PagingDep, SettingsDep, StoreDep
 from services.api.routes.common import build_router, problems
 from services.contracts.base import Page
 from services.contracts.policies import PolicyStatus, PolicyVersion
-from services.errors import NotFound
-from services.store import browse, lineages, policies
+from services.runtime.errors import NotFound
+from services.store.ledger import policies
+from services.store.loop import lineages
+from services.store.views import browse
 
 router = build_router("policies")
 

@@ -28,10 +28,11 @@ from services.contracts.rollouts import (
     RolloutStatus,
     RowOutcome,
 )
-from services.errors import PreceptorError
-from services.problems import describe
-from services.store import browse, lineages, rollouts
-from services.store.ingest import Outcome, Replayed
+from services.http.problems import describe
+from services.runtime.errors import PreceptorError
+from services.store.loop import lineages, rollouts
+from services.store.loop.ingest import Outcome, Replayed
+from services.store.views import browse
 
 router = build_router("rollouts", ContractRoute)
 

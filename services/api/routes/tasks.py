@@ -15,8 +15,9 @@ from services.api.routes.common import build_router, problems
 from services.api.space import needs_space
 from services.contracts.base import JsonObject, Page
 from services.contracts.tasks import ImportedTask, Split, Task, TaskCreate, TaskImport, TaskImported
-from services.problems import describe_errors
-from services.store import browse, coverage, lineages, tasks
+from services.http.problems import describe_errors
+from services.store.loop import coverage, lineages, tasks
+from services.store.views import browse
 
 router = build_router("tasks")
 

@@ -9,7 +9,9 @@ from services.api.deps import PagingDep, SettingsDep, StoreDep
 from services.api.routes.common import build_router, problems
 from services.contracts.base import Page
 from services.contracts.updates import Update, UpdateDetail, UpdateStatus
-from services.store import browse, lineages, updates
+from services.store.ledger import updates
+from services.store.loop import lineages
+from services.store.views import browse
 
 router = build_router("updates")
 

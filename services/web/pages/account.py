@@ -11,8 +11,9 @@ from services.api.auth import NotAllowed
 from services.api.deps import StoreDep
 from services.contracts.base import Contract
 from services.contracts.persons import Role
-from services.store import audit, keys, logins, passwords
-from services.store.store import Store
+from services.store.core import audit
+from services.store.core.transaction import Store
+from services.store.people import keys, logins, passwords
 from services.web.forms import build_pages, form_of
 from services.web.pages.login import Secret, hash_typed, open_session
 from services.web.visitors import (

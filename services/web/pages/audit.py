@@ -10,7 +10,8 @@ from starlette.responses import Response
 
 from services.api.auth import Right
 from services.api.deps import PagingDep, StoreDep
-from services.store import audit, persons
+from services.store.core import audit
+from services.store.people import persons
 from services.web.forms import build_pages
 from services.web.visitors import VisitorDep, needs, page
 

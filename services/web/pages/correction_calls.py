@@ -11,7 +11,7 @@ from services.api.auth import Right
 from services.api.deps import StoreDep
 from services.api.limits import StrictRoute
 from services.contracts.corrections import Correction, Draft, DraftSave, DraftSaved
-from services.store import corrections, drafts
+from services.store.corrections import corrections, drafts
 from services.web.visitors import VisitorDep, check_form, needs
 
 router = APIRouter(include_in_schema=False, route_class=StrictRoute, dependencies=[Depends(check_form)])

@@ -30,15 +30,17 @@ from services.contracts.corrections import (
     Opinion,
     SkipKind,
 )
-from services.errors import InvalidInput, PreceptorError
 from services.jobs import dispatch
-from services.settings import Settings
-from services.store import audit, consultations, corrections, desk, drafts, lineages, undo
+from services.runtime.errors import InvalidInput, PreceptorError
+from services.runtime.settings import Settings
+from services.store.core import audit
+from services.store.core.transaction import Store
+from services.store.corrections import corrections, desk, drafts, undo
+from services.store.loop import consultations, lineages
 from services.store.models import CorrectionRow, RolloutRow
-from services.store.store import Store
-from services.web import differences, hidden, marks, progress
 from services.web.forms import build_pages, check_text, form_of
-from services.web.marks import Remark, Tokens
+from services.web.presenters import differences, hidden, marks, progress
+from services.web.presenters.marks import Remark, Tokens
 from services.web.visitors import Visitor, VisitorDep, go_to, needs, page
 
 HOLD_SECONDS = 20

@@ -9,8 +9,10 @@ from starlette.responses import Response
 from services.api.auth import Right
 from services.api.deps import PagingDep, SettingsDep, StoreDep
 from services.jobs import dispatch
-from services.store import audit, consultations, dead_letters, lineages, overview
-from services.store.dead_letters import MAX_AT_ONCE
+from services.store.core import audit
+from services.store.loop import consultations, dead_letters, lineages
+from services.store.loop.dead_letters import MAX_AT_ONCE
+from services.store.views import overview
 from services.web.forms import build_pages
 from services.web.visitors import VisitorDep, go_to, needs, page
 

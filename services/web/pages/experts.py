@@ -12,8 +12,11 @@ from services.contracts.answers import AnswerKind
 from services.contracts.base import Contract
 from services.contracts.experts import EXPERT_CHANGES, ExpertStatus
 from services.jobs import dispatch
-from services.store import audit, browse, expert_figures, experts, lineages
-from services.store.expert_figures import NEWEST_ANSWERS, NEWEST_QUESTIONS, NEWEST_UPDATES, Given
+from services.store.core import audit
+from services.store.loop import experts, lineages
+from services.store.views import browse
+from services.store.views import experts as expert_figures
+from services.store.views.experts import NEWEST_ANSWERS, NEWEST_QUESTIONS, NEWEST_UPDATES, Given
 from services.web.forms import build_pages, form_of
 from services.web.lists import Chosen, list_path
 from services.web.visitors import VisitorDep, go_to, needs, page

@@ -12,7 +12,8 @@ from services.api.deps import StoreDep
 from services.api.routes import keys as routes
 from services.contracts.base import Contract, Name
 from services.contracts.persons import KeyCreate, KeyRotate, Person, Right
-from services.store import audit, keys, persons
+from services.store.core import audit
+from services.store.people import keys, persons
 from services.web.forms import build_pages, form_of
 from services.web.visitors import Visitor, VisitorDep, go_to, page
 

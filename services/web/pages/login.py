@@ -14,9 +14,10 @@ from services.api.deps import StoreDep
 from services.contracts.audit import Via
 from services.contracts.base import Contract
 from services.contracts.persons import LinkPurpose
-from services.store import audit, keys, logins, passwords
-from services.store.audit import Actor
-from services.store.store import Store
+from services.store.core import audit
+from services.store.core.audit import Actor
+from services.store.core.transaction import Store
+from services.store.people import keys, logins, passwords
 from services.web.forms import build_pages, form_of
 from services.web.visitors import (
     SESSION_COOKIE,

@@ -10,18 +10,22 @@ from pydantic import Field
 from sqlalchemy.orm import Session
 from starlette.responses import JSONResponse, Response
 
-from services import space
 from services.api.auth import Right
 from services.api.deps import SettingsDep, StoreDep
 from services.contracts.base import Contract, Json
 from services.contracts.status import Status
-from services.errors import InvalidInput
-from services.settings import Settings
-from services.store import audit, curves, lineages, loop, overview, policies, stats, updates, version_figures
-from services.store.statistics import Interval
-from services.web import charts
-from services.web.charts import Chart, Tick, Whisker
+from services.runtime import space
+from services.runtime.errors import InvalidInput
+from services.runtime.settings import Settings
+from services.store.core import audit
+from services.store.ledger import policies, updates
+from services.store.loop import lineages, switches
+from services.store.views import curves, overview, versions
+from services.store.views import status as stats
+from services.store.views.estimates import Interval
 from services.web.forms import build_pages, form_of
+from services.web.presenters import charts
+from services.web.presenters.charts import Chart, Tick, Whisker
 from services.web.visitors import VisitorDep, go_to, needs, page
 
 SILENCE = timedelta(seconds=60)  # a process that lives says so every few seconds
@@ -100,9 +104,9 @@ def switch_loop(
     with store.transaction() as session:
         lineage = lineages.get(session, settings.lineage)
         if form.switch == "sampling":
-            loop.switch(session, lineage.id, sampling=is_on)
+            switches.switch(session, lineage.id, sampling=is_on)
         else:
-            loop.switch(session, lineage.id, training=is_on)
+            switches.switch(session, lineage.id, training=is_on)
         audit.record(session, visitor.actor, f"loop.{form.switch}", "lineage", lineage.id, {"on": is_on})
     return go_to(visitor, "/", notice=f"{form.switch.capitalize()} is {form.turn}.")
 
@@ -117,7 +121,7 @@ def end_loop(
         lineage = lineages.get(session, settings.lineage)
         if last is not None and last > 2**31 - 1:
             raise InvalidInput("no loop makes that many updates")
-        loop.stop_after(session, lineage.id, last)
+        switches.stop_after(session, lineage.id, last)
         audit.record(session, visitor.actor, "loop.end", "lineage", lineage.id, {"max_updates": last})
     return go_to(visitor, "/", notice="The loop goes on." if last is None else f"The loop stops after update {last}.")
 
@@ -176,6 +180,6 @@ def _read_curves(session: Session, settings: Settings) -> Drawn:
 def read_version_rates(session: Session, lineage_id: UUID) -> list[tuple[str, Interval]]:
     """The pass rate on train tasks of the newest versions that were judged, oldest first."""
     newest = policies.newest(session, lineage_id, before=None, limit=NUM_VERSIONS)
-    practice = version_figures.practice(session, lineage_id, {row.name for row in newest})
+    practice = versions.practice(session, lineage_id, {row.name for row in newest})
     rates = [(row.name, found.interval) for row in newest if (found := practice.get(row.name)) is not None]
     return [(name, interval) for name, interval in reversed(rates) if interval is not None]

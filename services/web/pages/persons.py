@@ -11,8 +11,9 @@ from services.api.auth import Right
 from services.api.deps import PagingDep, StoreDep
 from services.contracts.base import Contract, Name
 from services.contracts.persons import RIGHTS, PasswordLinkCreate, Person, Role, RoleChange
-from services.errors import InvalidInput
-from services.store import audit, erasing, keys, logins, passwords, persons, roster
+from services.runtime.errors import InvalidInput
+from services.store.core import audit
+from services.store.people import erasing, keys, logins, passwords, persons, roster
 from services.web.forms import build_pages, form_of
 from services.web.pages.account import MAX_KEYS
 from services.web.visitors import VisitorDep, go_to, needs, page

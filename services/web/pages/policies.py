@@ -7,8 +7,10 @@ from starlette.responses import Response
 from services.api.auth import Right
 from services.api.deps import PagingDep, SettingsDep, StoreDep
 from services.contracts.policies import PolicyStatus
-from services.store import browse, evaluations, lineages, policies, version_figures
+from services.store.ledger import policies
+from services.store.loop import evaluations, lineages
 from services.store.models import PolicyVersionRow
+from services.store.views import browse, versions
 from services.web.forms import build_pages
 from services.web.lists import Chosen, list_path
 from services.web.visitors import VisitorDep, needs, page
@@ -28,7 +30,7 @@ def show_policies(
     with store.transaction() as session:
         lineage = lineages.get(session, settings.lineage)
         found = browse.list_policies(session, lineage.id, status=status, cursor=paging.cursor, limit=paging.limit)
-        practice = version_figures.practice(session, lineage.id, {version.name for version in found.items})
+        practice = versions.practice(session, lineage.id, {version.name for version in found.items})
     return page(
         visitor,
         "policies/list.html",
@@ -47,11 +49,11 @@ def show_policy(name: str, visitor: VisitorDep, store: StoreDep, settings: Setti
         lineage = lineages.get(session, settings.lineage)
         row = policies.by_name(session, lineage.id, name)
         parent = None if row.parent_id is None else session.get_one(PolicyVersionRow, row.parent_id).name
-        practice = version_figures.practice(session, lineage.id, {row.name}).get(row.name)
-        comparisons = version_figures.compare(session, row)
-        measured = version_figures.evaluations_of(session, lineage.id, row.name)
+        practice = versions.practice(session, lineage.id, {row.name}).get(row.name)
+        comparisons = versions.compare(session, row)
+        measured = versions.evaluations_of(session, lineage.id, row.name)
         views = [evaluations.view(session, one) for one in measured]
-        made_by = version_figures.updates_of(session, row)
+        made_by = versions.updates_of(session, row)
         version = policies.view(row)
     return page(
         visitor,
@@ -83,7 +85,5 @@ def show_evaluation(evaluation_id: UUID, visitor: VisitorDep, store: StoreDep) -
         results = evaluations.results(session, row.id)
         shown = evaluations.results(session, row.id, solution_shown=True)
     num_samples = found.settings.get("num_samples")
-    changes = version_figures.compare_results(
-        results, shown or results, num_samples if isinstance(num_samples, int) else 1
-    )
+    changes = versions.compare_results(results, shown or results, num_samples if isinstance(num_samples, int) else 1)
     return page(visitor, "evaluations/one.html", evaluation=found, results=results, shown=shown, changes=changes)

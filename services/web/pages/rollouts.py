@@ -10,18 +10,11 @@ from services.api.auth import Right
 from services.api.deps import PagingDep, SettingsDep, StoreDep
 from services.contracts.rollouts import Purpose, RolloutStatus
 from services.jobs import dispatch
-from services.store import (
-    audit,
-    browse,
-    consultations,
-    heat_map,
-    lineages,
-    policies,
-    rollout_story,
-    rollouts,
-    withdrawals,
-)
-from services.store.heat_map import HOTTEST, MAX_TOKENS
+from services.store.core import audit
+from services.store.ledger import policies
+from services.store.loop import consultations, lineages, rollouts, withdrawals
+from services.store.views import browse, heat_map, rollout_story
+from services.store.views.heat_map import HOTTEST, MAX_TOKENS
 from services.web.forms import build_pages
 from services.web.lists import Chosen, list_path
 from services.web.visitors import VisitorDep, go_to, needs, page

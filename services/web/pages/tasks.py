@@ -7,7 +7,9 @@ from starlette.responses import Response
 from services.api.auth import Right
 from services.api.deps import PagingDep, SettingsDep, StoreDep
 from services.contracts.tasks import Split
-from services.store import browse, lineages, tallies, tasks
+from services.store.core import row_counts
+from services.store.loop import lineages, tasks
+from services.store.views import browse
 from services.web.forms import build_pages
 from services.web.lists import Chosen, list_path
 from services.web.visitors import VisitorDep, needs, page
@@ -31,7 +33,7 @@ def show_tasks(
         found = browse.list_tasks(
             session, lineage.id, split=split, domain=domain, family=family, cursor=paging.cursor, limit=paging.limit
         )
-        counts = tallies.read(session, lineage.id, ("task",))["task"]
+        counts = row_counts.read(session, lineage.id, ("task",))["task"]
     return page(
         visitor,
         "tasks/list.html",

@@ -6,10 +6,12 @@ from services.api.auth import Right
 from services.api.deps import PagingDep, SettingsDep, StoreDep
 from services.api.routes.updates import Number
 from services.contracts.updates import UpdateStatus
-from services.store import browse, lineages, updates
+from services.store.ledger import updates
+from services.store.loop import lineages
+from services.store.views import browse
 from services.web.forms import build_pages
-from services.web.ledger import weigh_sources
 from services.web.lists import Chosen, list_path
+from services.web.presenters.ledger import weigh_sources
 from services.web.visitors import VisitorDep, needs, page
 
 router = build_pages()

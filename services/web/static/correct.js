@@ -14,7 +14,7 @@
   const say = (words) => { find("said").textContent = words; };
   document.documentElement.dataset.script = "yes";
 
-  /* Characters that cannot be seen are shown as marks, as services/web/hidden.py does; the text stays what it is. */
+  /* Characters that cannot be seen are shown as marks, as services/web/presenters/hidden.py does; the text stays what it is. */
 
   const HIDDEN = /[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]|\r(?!\n)/g;
   const DIRECTIONS = {

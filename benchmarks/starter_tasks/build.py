@@ -1,0 +1,185 @@
+"""Writes the starter's two task files; `python -m benchmarks.starter_tasks.build` rewrites them byte for byte.
+
+Whole families are dealt to the splits by a hash of their name, so nobody picked what is held out. Every reference is
+executed before it is used: a function's expected values and a call's expected result are what our own reference
+gives. References stay on training tasks only. The format is documented in docs/tasks.md.
+
+It refuses to run anything but the sources written in this folder: model-written code belongs in the sandbox.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+from benchmarks.starter_tasks.function_families import FUNCTION_FAMILIES, FunctionFamily
+from benchmarks.starter_tasks.tool_families import POOLS, TOOL_FAMILIES, Tool, ToolFamily
+
+Split = Literal["train", "validation", "heldout"]
+
+FOLDER = Path(str(files("services.starter")))
+SYSTEM = "You answer every request with one fenced code block and nothing else."
+NUM_HELDOUT_FAMILIES = 15
+NUM_VALIDATION_FAMILIES = 7
+TASKS_PER_FAMILY = 5
+
+
+class Message(BaseModel):
+    """One chat message of a prompt."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class StarterTask(BaseModel):
+    """One line of a task file; `metadata` keys are those of docs/tasks.md."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    key: str
+    domain: Literal["code/python", "tool-call"]
+    family: str
+    split: Split
+    messages: tuple[Message, ...]
+    metadata: dict[str, JsonValue]
+
+
+def deal_splits(kind: str, families: list[str]) -> dict[str, Split]:
+    """The split of each family: 15 held out, 7 for validation, the others train; fixed by a hash of the name."""
+    order = sorted(families, key=lambda name: hashlib.sha256(f"{kind}/{name}".encode()).digest())
+    splits: dict[str, Split] = {}
+    for position, name in enumerate(order):
+        if position < NUM_HELDOUT_FAMILIES:
+            splits[name] = "heldout"
+        elif position < NUM_HELDOUT_FAMILIES + NUM_VALIDATION_FAMILIES:
+            splits[name] = "validation"
+        else:
+            splits[name] = "train"
+    return splits
+
+
+def run_reference(source: str, entry_point: str, arguments: list[JsonValue] | dict[str, JsonValue]) -> JsonValue:
+    """What our own `source` returns for these arguments, checked to survive a trip through JSON unchanged."""
+    namespace: dict[str, Callable[..., JsonValue]] = {}
+    exec(source, {}, namespace)  # noqa: S102  only ever the text of this folder's tables
+    function = namespace[entry_point]
+    function.__globals__[entry_point] = function
+    result = function(**arguments) if isinstance(arguments, dict) else function(*arguments)
+    if json.loads(json.dumps(result)) != result:
+        raise ValueError(f"{entry_point}: {result!r} is not a plain JSON value")
+    return result
+
+
+def fence(language: str, text: str) -> str:
+    """The text as the one fenced block that is a whole answer."""
+    return f"```{language}\n{text}\n```"
+
+
+def write_messages(prompt: str) -> tuple[Message, ...]:
+    """The prompt of a task, after the one system message that all of them share."""
+    return (Message(role="system", content=SYSTEM), Message(role="user", content=prompt))
+
+
+def write_function_tasks(family: FunctionFamily, split: Split) -> Iterator[StarterTask]:
+    """The tasks of one family of functions, in the order of its table."""
+    for name, description, body in family.members:
+        source = f"def {name}({family.parameters}):\n    {body}"
+        cases: list[JsonValue] = [
+            {"args": arguments, "expected": run_reference(source, name, arguments)} for arguments in family.inputs
+        ]
+        prompt = (
+            f"Write a Python function `{name}({family.parameters})` that returns {description}. "
+            "Answer with one fenced python block that holds only the function."
+        )
+        metadata: dict[str, JsonValue] = {"tests": {"entry_point": name, "cases": cases}}
+        if split == "train":
+            metadata["reference"] = fence("python", source)
+        yield StarterTask(
+            key=f"functions/{family.name}/{name}",
+            domain="code/python",
+            family=f"functions/{family.name}",
+            split=split,
+            messages=write_messages(prompt),
+            metadata=metadata,
+        )
+
+
+def write_tool_source(tool: Tool) -> str:
+    """The tool as Python source."""
+    return f"def {tool.name}({', '.join(name for name, _ in tool.parameters)}):\n    return {tool.expression}\n"
+
+
+def write_signature(tool: Tool) -> str:
+    """The tool as the prompt lists it: a call with its values left open."""
+    return json.dumps({"tool": tool.name, "arguments": {name: "..." for name, _ in tool.parameters}})
+
+
+def choose_arguments(tool: Tool, step: int) -> dict[str, JsonValue]:
+    """Values for the tool's parameters; `step` walks through the pools, two parameters of one pool never agree."""
+    return {
+        name: POOLS[pool][(step + 3 * place) % len(POOLS[pool])] for place, (name, pool) in enumerate(tool.parameters)
+    }
+
+
+def write_tool_tasks(family: ToolFamily, split: Split, offset: int) -> Iterator[StarterTask]:
+    """Five questions to the tools of one family, going round its tools and their wordings."""
+    source = "\n".join(write_tool_source(tool) for tool in family.tools)
+    listing = "\n".join(f"- {write_signature(tool)}: {tool.description}" for tool in family.tools)
+    for number in range(TASKS_PER_FAMILY):
+        tool = family.tools[number % len(family.tools)]
+        question = tool.questions[number // len(family.tools) % len(tool.questions)]
+        arguments = choose_arguments(tool, offset + number)
+        prompt = (
+            f"You can use these tools:\n{listing}\nRequest: {question.format(**arguments)}\n"
+            "Answer with one fenced json block that calls the right tool."
+        )
+        call = json.dumps({"tool": tool.name, "arguments": arguments})
+        metadata: dict[str, JsonValue] = {
+            "tools": {"source": source, "names": [tool.name for tool in family.tools]},
+            "expected_result": run_reference(source, tool.name, arguments),
+        }
+        if split == "train":
+            metadata["reference"] = fence("json", call)
+        yield StarterTask(
+            key=f"tools/{family.name}/{number + 1}",
+            domain="tool-call",
+            family=f"tools/{family.name}",
+            split=split,
+            messages=write_messages(prompt),
+            metadata=metadata,
+        )
+
+
+def build_functions() -> list[StarterTask]:
+    """All function tasks, in the order of their table."""
+    splits = deal_splits("functions", [family.name for family in FUNCTION_FAMILIES])
+    return [task for family in FUNCTION_FAMILIES for task in write_function_tasks(family, splits[family.name])]
+
+
+def build_tool_calls() -> list[StarterTask]:
+    """All tool-call tasks, in the order of their table."""
+    splits = deal_splits("tools", [family.name for family in TOOL_FAMILIES])
+    return [
+        task
+        for number, family in enumerate(TOOL_FAMILIES)
+        for task in write_tool_tasks(family, splits[family.name], number)
+    ]
+
+
+def render(tasks: list[StarterTask]) -> str:
+    """The tasks as JSON lines, one a line, with a newline at the end."""
+    return "".join(json.dumps(task.model_dump(mode="json"), ensure_ascii=False) + "\n" for task in tasks)
+
+
+def main() -> None:
+    """Write functions.jsonl and tool_calls.jsonl beside this file."""
+    (FOLDER / "functions.jsonl").write_text(render(build_functions()), encoding="utf-8")
+    (FOLDER / "tool_calls.jsonl").write_text(render(build_tool_calls()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

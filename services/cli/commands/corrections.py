@@ -1,0 +1,170 @@
+"""Commands of the human queue: the correction page's work without a browser."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+from uuid import UUID
+
+import typer
+
+from services.cli.client import ApiClient, ApiProblem
+from services.cli.options import AsJson, Home, Limit, Url, api_of, show
+from services.cli.output.lists import list_page
+from services.contracts.corrections import (
+    Correction,
+    CorrectionItem,
+    CorrectionOutcome,
+    CorrectionSkip,
+    CorrectionSubmit,
+    Draft,
+    DraftSave,
+    DraftSaved,
+    SkipKind,
+)
+from services.contracts.effects import CorrectionEffect
+from services.runtime.errors import InvalidInput
+
+corrections = typer.Typer(no_args_is_help=True, help="The human queue: claim an answer, correct it, see what it did.")
+
+
+@corrections.command("claim")
+def claim_correction(home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+    """Claim the next answer to correct; nobody else gets it while the lease runs."""
+    with api_of(home, url) as api:
+        item = api.post("/v1/corrections/claim", None, CorrectionItem)
+
+    def words() -> None:
+        typer.echo(f"item {item.id}, yours until {item.lease_until}")
+        for message in item.messages:
+            typer.echo(f"--- {message.role}\n{message.content}")
+        typer.echo(f"--- the policy's answer\n{item.rollout_text}")
+        typer.echo(f"--- then: preceptor corrections submit {item.id} --file FIXED.txt, or --fine, or skip")
+
+    show(item, as_json, words)
+
+
+@corrections.command("submit")
+def submit_correction(
+    correction_id: UUID,
+    file: Annotated[Path | None, typer.Option(help="The corrected answer; `-` reads standard input.")] = None,
+    fine: Annotated[bool, typer.Option("--fine", help="The answer is fine as it is.")] = False,
+    comment: Annotated[str, typer.Option(help="A remark the teacher may be shown.")] = "",
+    home: Home = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Submit the corrected answer of a claimed item."""
+    if fine == (file is not None):
+        raise InvalidInput("give either --file with the corrected answer or --fine")
+    text = None if file is None else (sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8"))
+    body = CorrectionSubmit(verdict="fine" if fine else "corrected", text=text, comment=comment)
+    with api_of(home, url) as api:
+        made = api.post(f"/v1/corrections/{correction_id}/submit", body, CorrectionOutcome)
+    show(made, as_json, lambda: typer.echo(f"{made.status.value}; `preceptor corrections show {made.id}` follows it"))
+
+
+@corrections.command("skip")
+def skip_correction(
+    correction_id: UUID,
+    reason: Annotated[str, typer.Argument(help="In words; needed with --kind other.")] = "",
+    kind: Annotated[SkipKind, typer.Option(help="Why, as one of the usual reasons.")] = SkipKind.OTHER,
+    home: Home = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Leave a claimed item to someone else, with a reason."""
+    if kind is SkipKind.OTHER and not reason.strip():
+        raise InvalidInput("say why in words, or choose a --kind that says it")
+    body = CorrectionSkip(kind=kind, reason=reason)
+    with api_of(home, url) as api:
+        made = api.post(f"/v1/corrections/{correction_id}/skip", body, CorrectionOutcome)
+    show(made, as_json, lambda: typer.echo(made.status.value))
+
+
+@corrections.command("draft")
+def save_draft(
+    correction_id: UUID,
+    file: Annotated[
+        Path | None, typer.Option(help="What to keep as the draft's text; `-` reads standard input.")
+    ] = None,
+    home: Home = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print your draft of an item, or keep a file as its text; the correction page shows the same draft."""
+    path = f"/v1/corrections/{correction_id}/draft"
+    with api_of(home, url) as api:
+        found = _find_draft(api, path)
+        if file is not None:
+            text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+            body = (
+                DraftSave(version=0, text=text)
+                if found is None
+                else DraftSave(version=found.version, text=text, comment=found.comment, spans=found.spans)
+            )
+            found = api.put(path, body, DraftSaved)
+    if found is None:
+        raise InvalidInput(f"you have no draft of correction {correction_id}; --file keeps one")
+    draft = found
+    show(draft, as_json, lambda: typer.echo(draft.text if file is None else f"kept as version {draft.version}"))
+
+
+def _find_draft(api: ApiClient, path: str) -> Draft | None:
+    try:
+        return api.get(path, Draft)
+    except ApiProblem as problem:
+        if problem.status_code != 404:
+            raise
+        return None
+
+
+@corrections.command("undo")
+def undo_correction(correction_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+    """Take back what you submitted or skipped, while no trainer has it; what you wrote is its draft."""
+    with api_of(home, url) as api:
+        item = api.post(f"/v1/corrections/{correction_id}/undo", None, CorrectionItem)
+    show(item, as_json, lambda: typer.echo(f"item {item.id} is yours again, until {item.lease_until}"))
+
+
+@corrections.command("release")
+def release_correction(correction_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+    """Give a claimed item back to the queue; a draft is kept."""
+    with api_of(home, url) as api:
+        made = api.post(f"/v1/corrections/{correction_id}/release", None, Correction)
+    show(made, as_json, lambda: typer.echo(made.status.value))
+
+
+@corrections.command("show")
+def show_correction(correction_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+    """Show what became of a correction: the updates that used it, and what the policy said before and after each."""
+    with api_of(home, url) as api:
+        found = api.get(f"/v1/corrections/{correction_id}", CorrectionOutcome)
+    used = ", ".join(map(str, found.update_numbers)) or "none yet"
+
+    def words() -> None:
+        typer.echo(f"{found.status.value}, used by updates: {used}")
+        if found.waits_for is not None:
+            typer.echo(f"not used yet: {found.waits_for}")
+        for effect in found.effects:
+            typer.echo(f"update {effect.update_number} {effect.side.value} ({effect.version}): {_say(effect)}")
+
+    show(found, as_json, words)
+
+
+def _say(effect: CorrectionEffect) -> str:
+    if effect.text_logprob is None or effect.span_logprob is None:
+        return "not measured yet" if effect.reason is None else f"not measured: {effect.reason}"
+    return f"logprob of the corrected span {effect.span_logprob:.2f}, of the whole text {effect.text_logprob:.2f} nats"
+
+
+@corrections.command("list")
+def list_corrections(home: Home = None, url: Url = None, limit: Limit = 20, as_json: AsJson = False) -> None:
+    """List the human queue, newest first."""
+    list_page(
+        "/v1/corrections",
+        home,
+        url,
+        limit,
+        as_json,
+        ("id", "rollout_id", "status", "verdict", "decided_at", "skip_reason"),
+    )

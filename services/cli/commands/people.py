@@ -1,0 +1,216 @@
+"""Commands about people: who there is, their keys, passwords and text, logging in, and the audit trail."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+from uuid import UUID
+
+import typer
+
+from services.cli.options import AsJson, Home, Limit, Url, api_of, show
+from services.cli.output.lists import list_page
+from services.contracts.persons import (
+    Erasure,
+    Key,
+    KeyCreate,
+    KeyCreated,
+    KeyRotate,
+    LoginLink,
+    PasswordLinkCreate,
+    Person,
+    PersonCreate,
+    PersonCreated,
+    Right,
+    Role,
+    RoleChange,
+)
+
+persons = typer.Typer(no_args_is_help=True, help="People and services, what they may, and erasing what they wrote.")
+keys = typer.Typer(no_args_is_help=True, help="API keys: several a person, each with a name, rights and an end.")
+
+DAY_SECONDS = 86_400
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    app.add_typer(persons, name="persons")
+    app.add_typer(keys, name="keys")
+    app.command("login")(login)
+    app.command("audit")(list_audit)
+
+
+def _show_key(person: PersonCreated) -> str:
+    """A person with their key; a repeated request, after a lost answer, gets none."""
+    lost = f"the answer with the key was lost; `preceptor persons rotate-key {person.id}` makes another"
+    return f"{person.name} ({person.role.value}): {person.api_key or lost}"
+
+
+@persons.command("add")
+def add_person(
+    name: str,
+    role: Annotated[Role, typer.Option(help="What the key may do.")] = Role.ANNOTATOR,
+    home: Home = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Add a person or service; its key is shown this once."""
+    with api_of(home, url) as api:
+        made = api.post("/v1/persons", PersonCreate(name=name, role=role), PersonCreated)
+    show(made, as_json, lambda: typer.echo(_show_key(made)))
+
+
+@persons.command("list")
+def list_persons(home: Home = None, url: Url = None, limit: Limit = 50, as_json: AsJson = False) -> None:
+    """List persons and services."""
+    list_page("/v1/persons", home, url, limit, as_json, ("id", "name", "role", "created_at"))
+
+
+@persons.command("role")
+def change_role(person_id: UUID, role: Role, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+    """Give a person another role, from their next call on."""
+    with api_of(home, url) as api:
+        changed = api.post(f"/v1/persons/{person_id}/role", RoleChange(role=role), Person)
+    show(changed, as_json, lambda: typer.echo(f"{changed.name} is {changed.role.value} now"))
+
+
+@persons.command("rotate-key")
+def rotate_key(person_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+    """Give a person a new key, shown this once; their old keys stop working."""
+    with api_of(home, url) as api:
+        made = api.post(f"/v1/persons/{person_id}/rotate-key", None, PersonCreated)
+    show(made, as_json, lambda: typer.echo(_show_key(made)))
+
+
+@persons.command("revoke-key")
+def revoke_key(person_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+    """Leave a person without a working key."""
+    with api_of(home, url) as api:
+        left = api.post(f"/v1/persons/{person_id}/revoke-key", None, Person)
+    show(left, as_json, lambda: typer.echo(f"{left.name} ({left.role.value}) has no key"))
+
+
+@persons.command("password-link")
+def link_password(
+    person_id: UUID,
+    reset: Annotated[bool, typer.Option("--reset", help="The password of now stops working at once.")] = False,
+    home: Home = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a link that lets a person set their password, once, within three days."""
+    with api_of(home, url) as api:
+        made = api.post(f"/v1/persons/{person_id}/password-link", PasswordLinkCreate(reset=reset), LoginLink)
+    show(made, as_json, lambda: typer.echo(_show_link(api.url, made)))
+
+
+@persons.command("erase")
+def erase_person(
+    person_id: UUID,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without this it only shows what it would do.")] = False,
+    home: Home = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take out what a person wrote, their name, keys, sessions and password; for good, and only with --yes."""
+    with api_of(home, url) as api:
+        found = api.get(f"/v1/persons/{person_id}/erasure", Erasure)
+        if yes:
+            found = api.post(f"/v1/persons/{person_id}/erase", None, Erasure)
+
+    def words() -> None:
+        kept = ", ".join(f"{num} of {noun}s" for noun, num in sorted(found.texts.items())) or "none"
+        typer.echo(f"texts: {kept} ({found.chars} characters); answers withdrawn: {found.answers}")
+        typer.echo(f"lessons not yet used, withdrawn: {found.lessons}")
+        shaped = ", ".join(str(update.number) for update in found.updates) or "none"
+        typer.echo(
+            f"updates it shaped: {shaped}; versions that carry them: {', '.join(found.policy_versions) or 'none'}"
+        )
+        typer.echo("erased" if found.is_done else "nothing was erased; add --yes to do it")
+
+    show(found, as_json, words)
+
+
+def _show_new_key(made: KeyCreated) -> str:
+    """A key with its secret; a repeated request, after a lost answer, gets none."""
+    return f"{made.name}: {made.api_key or 'the answer with the key was lost; rotate it'}"
+
+
+@keys.command("add")
+def add_key(
+    name: str,
+    person: Annotated[UUID | None, typer.Option("--person", help="Whose; one's own without it.")] = None,
+    scope: Annotated[list[Right] | None, typer.Option("--scope", help="A right it carries; all without it.")] = None,
+    days: Annotated[
+        int | None, typer.Option("--days", min=1, help="Ends after so many days; never without it.")
+    ] = None,
+    home: Home = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make one more key, shown this once; the others go on working."""
+    expires_at = None if days is None else datetime.now(UTC) + timedelta(days=days)
+    wanted = KeyCreate(person_id=person, name=name, scopes=scope or None, expires_at=expires_at)
+    with api_of(home, url) as api:
+        made = api.post("/v1/keys", wanted, KeyCreated)
+    show(made, as_json, lambda: typer.echo(_show_new_key(made)))
+
+
+@keys.command("list")
+def list_keys(
+    person: Annotated[UUID | None, typer.Option("--person", help="Whose; one's own without it.")] = None,
+    home: Home = None,
+    url: Url = None,
+    limit: Limit = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List keys, those that are over too."""
+    query = {"person_id": None if person is None else str(person)}
+    columns = ("id", "name", "prefix", "scopes", "expires_at", "last_used_at", "revoked_at")
+    list_page("/v1/keys", home, url, limit, as_json, columns, query)
+
+
+@keys.command("rotate")
+def rotate_one_key(
+    key_id: UUID,
+    grace_days: Annotated[int, typer.Option(min=0, max=30, help="How long the old key goes on.")] = 0,
+    home: Home = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put a new key in place of one, shown this once."""
+    with api_of(home, url) as api:
+        made = api.post(f"/v1/keys/{key_id}/rotate", KeyRotate(grace_seconds=grace_days * DAY_SECONDS), KeyCreated)
+    show(made, as_json, lambda: typer.echo(_show_new_key(made)))
+
+
+@keys.command("revoke")
+def revoke_one_key(key_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+    """Make a key work no more, at once."""
+    with api_of(home, url) as api:
+        over = api.post(f"/v1/keys/{key_id}/revoke", None, Key)
+    show(over, as_json, lambda: typer.echo(f"{over.name} is revoked"))
+
+
+def login(home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+    """Print a link that logs this key's holder in, in a browser, once, within 15 minutes."""
+    with api_of(home, url) as api:
+        made = api.post("/v1/persons/me/login-link", None, LoginLink)
+    show(made, as_json, lambda: typer.echo(_show_link(api.url, made)))
+
+
+def _show_link(url: str, made: LoginLink) -> str:
+    return f"{url.rstrip('/')}{made.path}" if made.path else "the answer with the link was lost; ask again"
+
+
+def list_audit(
+    person: Annotated[UUID | None, typer.Option("--person", help="Only what this person did.")] = None,
+    action: Annotated[str | None, typer.Option("--action", help="Only this, e.g. keys.revoke.")] = None,
+    noun_id: Annotated[str | None, typer.Option("--id", help="Only what was done to the thing with this id.")] = None,
+    home: Home = None,
+    url: Url = None,
+    limit: Limit = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List who did what, newest first."""
+    query = {"person_id": None if person is None else str(person), "action": action, "noun_id": noun_id}
+    columns = ("created_at", "person_name", "action", "noun", "noun_id", "via", "address")
+    list_page("/v1/audit", home, url, limit, as_json, columns, query)

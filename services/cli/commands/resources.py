@@ -1,0 +1,406 @@
+"""Commands that reach the api: one group for each kind of thing it keeps, and `eval`."""
+
+import asyncio
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+from uuid import UUID
+
+import typer
+from rich.console import Console
+
+from services.cli.commands import starter
+from services.cli.commands.corrections import corrections
+from services.cli.options import AsJson, Home, Limit, Url, api_of, show
+from services.cli.output import report
+from services.cli.output.lists import format_rows, list_page
+from services.cli.output.progress import Progress
+from services.contracts.answers import Answer
+from services.contracts.base import JsonObject
+from services.contracts.consultations import ConsultationDetail, ConsultationStatus
+from services.contracts.evaluations import Evaluation, EvaluationCreate, EvaluationDetail
+from services.contracts.experts import ConformanceReport, Expert, ExpertCreate, ExpertRegistered
+from services.contracts.lessons import LessonStatus
+from services.contracts.policies import PolicyVersion
+from services.contracts.rollouts import Rollout, RolloutCreate, RolloutDetail, RolloutStatus
+from services.contracts.tasks import Task
+from services.contracts.updates import UpdateDetail
+
+tasks = typer.Typer(no_args_is_help=True, help="Prompts to train and measure on. docs/tasks.md has the file format.")
+rollouts = typer.Typer(no_args_is_help=True, help="Sampled answers; also those sampled elsewhere.")
+questions = typer.Typer(no_args_is_help=True, help="Questions to experts: what was asked, and what failed.")
+experts = typer.Typer(no_args_is_help=True, help="Services that judge, correct or teach. docs/experts.md: write one.")
+answers = typer.Typer(no_args_is_help=True, help="What experts said about rollouts, and withdrawing it.")
+lessons = typer.Typer(no_args_is_help=True, help="Rollouts with the answers that may train them.")
+policies = typer.Typer(no_args_is_help=True, help="Published policy versions.")
+updates = typer.Typer(no_args_is_help=True, help="The ledger: every optimizer step and what it used.")
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    for name, group in (
+        ("tasks", tasks),
+        ("rollouts", rollouts),
+        ("experts", experts),
+        ("consultations", questions),
+        ("answers", answers),
+        ("lessons", lessons),
+        ("corrections", corrections),
+        ("policies", policies),
+        ("updates", updates),
+    ):
+        app.add_typer(group, name=name)
+    app.command("eval")(evaluate)
+
+
+@tasks.command("import")
+def import_tasks(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE|reasoning-gym:NAME", help="A JSONL file, one task a line; or a family, see below."
+        ),
+    ],
+    home: Home = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Import tasks from a file, or made by reasoning-gym. What is imported twice changes nothing.
+
+    A bad line stops the whole file. `reasoning-gym:` lists the families;
+    `reasoning-gym:NAME?size=100&heldout=20&seed=0` makes tasks of one, and its own settings are further parts of the
+    query (`&max_terms=4`).
+    """
+    from services.cli.commands import reasoning
+
+    if source == reasoning.PREFIX:
+        names = reasoning.list_families()
+        show(list(names), as_json, lambda: typer.echo("\n".join(names)))
+        return
+    made = None if not source.startswith(reasoning.PREFIX) else reasoning.make_tasks(reasoning.parse(source))
+    with api_of(home, url) as api:
+        done = starter.import_file(api, Path(source)) if made is None else starter.import_tasks(api, made)
+    result: JsonObject = {"num_created": done.num_created, "num_existing": done.num_existing}
+    show(result, as_json, lambda: typer.echo(f"{done.num_created} new tasks, {done.num_existing} known already"))
+    for note in done.notes:
+        typer.echo(note, err=True)
+
+
+@tasks.command("list")
+def list_tasks(home: Home = None, url: Url = None, limit: Limit = 20, as_json: AsJson = False) -> None:
+    """List tasks, newest first."""
+    list_page("/v1/tasks", home, url, limit, as_json, ("id", "key", "domain", "family", "split"))
+
+
+@tasks.command("show")
+def show_task(task_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+    """Show one task."""
+    with api_of(home, url) as api:
+        task = api.get(f"/v1/tasks/{task_id}", Task)
+
+    def words() -> None:
+        typer.echo(f"{task.key}  {task.domain}  {task.split.value}  family {task.family}")
+        for message in task.messages:
+            typer.echo(f"--- {message.role}\n{message.content}")
+        typer.echo(f"--- metadata: {', '.join(task.metadata) or 'none'}")
+
+    show(task, as_json, words)
+
+
+@rollouts.command("list")
+def list_rollouts(
+    status: Annotated[RolloutStatus | None, typer.Option(help="Only those.")] = None,
+    home: Home = None,
+    url: Url = None,
+    limit: Limit = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List rollouts, newest first. A rollout that is set aside has no lesson; `preceptor lessons list` has those."""
+    columns = ("id", "purpose", "status", "score", "policy_version", "num_tokens", "reason", "text")
+    list_page("/v1/rollouts", home, url, limit, as_json, columns, {"status": status.value if status else None})
+
+
+@rollouts.command("show")
+def show_rollout(rollout_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+    """Show one rollout with what the experts said of it."""
+    with api_of(home, url) as api:
+        rollout = api.get(f"/v1/rollouts/{rollout_id}", RolloutDetail)
+        asked = list(api.pages(f"/v1/rollouts/{rollout_id}/consultations", 200))
+
+    def words() -> None:
+        typer.echo(
+            f"{rollout.status.value}, {rollout.num_tokens} tokens by {rollout.policy_version}, score {rollout.score}"
+        )
+        typer.echo(rollout.text)
+        typer.echo("\n".join(format_rows(asked, ("expert_name", "stage", "status", "attempts", "reason"))))
+
+    result: JsonObject = {"rollout": rollout.model_dump(mode="json"), "consultations": list(asked)}
+    show(result, as_json, words)
+
+
+@rollouts.command("add")
+def add_rollout(
+    task_id: Annotated[UUID, typer.Argument(help="The task that was answered.")],
+    text: Annotated[str, typer.Argument(help="The answer's text; `-` reads it from standard input.")],
+    home: Home = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Add an answer sampled elsewhere, as text: it is tokenised once and trains the local term only."""
+    body = RolloutCreate(task_id=task_id, text=sys.stdin.read() if text == "-" else text)
+    with api_of(home, url) as api:
+        made = api.post("/v1/rollouts", body, Rollout)
+    show(made, as_json, lambda: typer.echo(str(made.id)))
+
+
+@experts.command("add")
+def add_expert(
+    endpoint: Annotated[str, typer.Argument(help="The service's URL; it answers GET {endpoint}/v1/expert.")],
+    grant: Annotated[list[str] | None, typer.Option(help="A metadata key it may see; repeat for more.")] = None,
+    trusted: Annotated[bool, typer.Option("--trusted", help="Active at once, without probation.")] = False,
+    weight: Annotated[float, typer.Option(min=0, help="Its weight in the loss, beside other experts.")] = 1.0,
+    group_fraction: Annotated[float, typer.Option(min=0, max=1, help="Share of groups it is asked about.")] = 1.0,
+    rollouts_per_group: Annotated[
+        int | None, typer.Option(min=1, help="Rollouts of a group it is asked about.")
+    ] = None,
+    secret: Annotated[str | None, typer.Option(help="Signing secret, `whsec_…`.")] = None,
+    moved: Annotated[
+        UUID | None, typer.Option(help="The expert that is at this URL now; on probation again, unless --trusted.")
+    ] = None,
+    home: Home = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Register a service by its URL: its contract is checked and the report kept; it starts on probation.
+
+    Adding the same service again checks it again and sets every option anew: one that is left out goes back to its
+    default. What changed is said.
+    """
+    body = ExpertCreate.model_validate(
+        {
+            "endpoint": endpoint,
+            "granted": grant or [],
+            "trusted": trusted,
+            "weight": weight,
+            "group_fraction": group_fraction,
+            "rollouts_per_group": rollouts_per_group,
+            "signing_secret": secret,
+        }
+    )
+    with api_of(home, url) as api:
+        expert = api.post("/v1/experts" if moved is None else f"/v1/experts/{moved}/move", body, ExpertRegistered)
+
+    def words() -> None:
+        typer.echo(f"{expert.name} {expert.version} is {expert.status.value}: {expert.id}")
+        for line in expert.changed:
+            typer.echo(f"changed: {line}")
+        for line in expert.warnings:
+            typer.secho(f"warning: {line}", fg="yellow")
+
+    show(expert, as_json, words)
+
+
+@experts.command("list")
+def list_experts(home: Home = None, url: Url = None, limit: Limit = 50, as_json: AsJson = False) -> None:
+    """List experts."""
+    columns = ("id", "name", "version", "status", "weight", "endpoint", "reason")
+    list_page("/v1/experts", home, url, limit, as_json, columns)
+
+
+@experts.command("check")
+def check_expert(
+    endpoint: Annotated[str, typer.Argument(help="The service's URL.")],
+    secret: Annotated[str | None, typer.Option(help="Signing secret, `whsec_…`.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the conformance suite against a service, without registering it; for those who write one."""
+    from services.experts.protocol import conformance
+    from services.experts.protocol.client import ExpertClient
+    from services.runtime.settings import Settings
+
+    async def run() -> ConformanceReport:
+        client = ExpertClient(Settings().allowed_expert_networks)
+        try:
+            return await conformance.check(endpoint, secret, client)
+        finally:
+            await client.close()
+
+    found = asyncio.run(run())
+
+    def words() -> None:
+        for check in found.checks:
+            mark = "ok  " if check.passed else ("FAIL" if check.required else "warn")
+            typer.echo(f"{mark}  {check.name}{': ' + check.detail if check.detail else ''}")
+        typer.echo("passed" if found.passed else "failed")
+
+    show(found, as_json, words)
+    if not found.passed:
+        raise typer.Exit(1)
+
+
+def _expert_action(action: str) -> None:
+    def act(expert_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+        with api_of(home, url) as api:
+            expert = api.post(f"/v1/experts/{expert_id}/{action}", None, Expert)
+        show(expert, as_json, lambda: typer.echo(f"{expert.name} is {expert.status.value}"))
+
+    help_of = {
+        "activate": "Let an expert train (or ask it again after a pause).",
+        "pause": "Stop asking an expert; its open questions wait.",
+        "retire": "Stop asking an expert for good; its open questions end.",
+        "requeue": "Ask an expert's dead questions again; one in quarantine goes back to probation.",
+    }
+    experts.command(action, help=help_of[action])(act)
+
+
+for _action in ("activate", "pause", "retire", "requeue"):
+    _expert_action(_action)
+
+
+@questions.command("list")
+def list_consultations(
+    status: Annotated[ConsultationStatus | None, typer.Option(help="Only those.")] = None,
+    home: Home = None,
+    url: Url = None,
+    limit: Limit = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List questions to experts, newest first."""
+    columns = ("id", "rollout_id", "expert_name", "stage", "status", "attempts", "reason")
+    list_page("/v1/consultations", home, url, limit, as_json, columns, {"status": status.value if status else None})
+
+
+@questions.command("requeue")
+def requeue_consultation(consultation_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+    """Ask a dead question once more."""
+    with api_of(home, url) as api:
+        asked = api.post(f"/v1/consultations/{consultation_id}/requeue", None, ConsultationDetail)
+    show(asked, as_json, lambda: typer.echo(f"{asked.expert_name} is asked again: {asked.status.value}"))
+
+
+@answers.command("list")
+def list_answers(
+    rollout_id: Annotated[UUID, typer.Argument(help="The rollout they are about.")],
+    home: Home = None,
+    url: Url = None,
+    limit: Limit = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List what experts said about a rollout, newest first, withdrawn answers too."""
+    columns = ("id", "expert_id", "status", "score", "distribution_kind", "solution", "feedback")
+    list_page(f"/v1/rollouts/{rollout_id}/answers", home, url, limit, as_json, columns)
+
+
+@answers.command("withdraw")
+def withdraw_answer(answer_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+    """Withdraw an answer for good: nothing learns from it or is shown it from now on. Applied updates stay."""
+    with api_of(home, url) as api:
+        gone = api.post(f"/v1/answers/{answer_id}/withdraw", None, Answer)
+    show(gone, as_json, lambda: typer.echo(f"answer {gone.id} is {gone.status.value}"))
+
+
+@lessons.command("list")
+def list_lessons(
+    status: Annotated[LessonStatus | None, typer.Option(help="Only those.")] = None,
+    home: Home = None,
+    url: Url = None,
+    limit: Limit = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List lessons, newest first. `preceptor status` counts these; a rollout set aside never became one."""
+    columns = ("id", "rollout_id", "late", "status", "reason", "created_at")
+    list_page("/v1/lessons", home, url, limit, as_json, columns, {"status": status.value if status else None})
+
+
+@policies.command("list")
+def list_policies(home: Home = None, url: Url = None, limit: Limit = 20, as_json: AsJson = False) -> None:
+    """List policy versions, newest first."""
+    list_page("/v1/policies", home, url, limit, as_json, ("name", "status", "update_number", "served_at", "reason"))
+
+
+@policies.command("show")
+def show_policy(name: str, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+    """Show one version with the gate it passed or failed."""
+    with api_of(home, url) as api:
+        version = api.get(f"/v1/policies/{name}", PolicyVersion)
+
+    def words() -> None:
+        typer.echo(f"{version.name} is {version.status.value}, after update {version.update_number}")
+        for check in version.gate.checks if version.gate else []:
+            mark = "ok  " if check.passed else "FAIL"
+            typer.echo(f"{mark}  {check.name}: {check.value:.4g} (bound {check.bound:.4g}) {check.detail}")
+
+    show(version, as_json, words)
+
+
+@updates.command("list")
+def list_updates(home: Home = None, url: Url = None, limit: Limit = 20, as_json: AsJson = False) -> None:
+    """List the ledger, newest first."""
+    list_page("/v1/updates", home, url, limit, as_json, ("number", "status", "objective", "applied_at", "reason"))
+
+
+@updates.command("show")
+def show_update(number: int, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+    """Show what one update used: every lesson, its terms, and the answers that made them."""
+    with api_of(home, url) as api:
+        update = api.get(f"/v1/updates/{number}", UpdateDetail)
+
+    def words() -> None:
+        typer.echo(f"update {update.number} is {update.status.value}, objective {update.objective}")
+        typer.echo("  ".join(f"{name} {report.number(value)}" for name, value in update.metrics.items()))
+        for lesson in update.lessons:
+            typer.echo(f"rollout {lesson.rollout_id}, staleness {lesson.staleness}")
+            for term in lesson.terms:
+                typer.echo(
+                    f"  {term.kind.value:<12} share {term.share:.3f}, cost {report.number(term.cost)} nats a token, "
+                    f"from {', '.join(term.sources) or 'nobody'}; answers {', '.join(map(str, term.answers))}"
+                )
+
+    show(update, as_json, words)
+
+
+def evaluate(
+    split: Annotated[
+        Literal["heldout", "validation"], typer.Option(help="Which tasks; those of train are trained on.")
+    ] = "heldout",
+    policy: Annotated[str | None, typer.Option(help="A policy version; the serving one by default.")] = None,
+    tasks: Annotated[int, typer.Option(min=1, help="Tasks a domain, spread over its families.")] = 15,
+    full: Annotated[bool, typer.Option("--full", help="All tasks of the split.")] = False,
+    samples: Annotated[int, typer.Option(min=1, max=256, help="Answers a task.")] = 8,
+    seed: Annotated[int, typer.Option(help="Chooses the tasks and every draw.")] = 0,
+    against: Annotated[UUID | None, typer.Option(help="An earlier evaluation to compare with.")] = None,
+    home: Home = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a policy version: pass@1 and pass@k by domain, with intervals over families."""
+    from services.cli.commands import demo
+    from services.cli.output import measures
+
+    wanted = EvaluationCreate.model_validate(
+        {
+            "split": split,
+            "policy_version": policy,
+            "num_tasks": None if full else tasks,
+            "num_samples": samples,
+            "seed": seed,
+        }
+    )
+    progress = Progress(Console(stderr=True))
+    with api_of(home, url) as api:
+        started = api.post("/v1/evaluations", wanted, Evaluation)
+        api.wait_with(time.sleep, progress.say)  # it is measured whether we look or not
+        found = demo.wait_for_evaluation(api, started.id, progress, lambda: None, f"{split} tasks")
+        earlier = None if against is None else api.get(f"/v1/evaluations/{against}", EvaluationDetail)
+
+    def words() -> None:
+        typer.echo(f"evaluation {found.id} of {found.policy_version}")
+        lines = (
+            measures.scores(found.results, samples)
+            if earlier is None
+            else measures.table(earlier.results, found.results, samples)
+        )
+        typer.echo("\n".join(lines))
+
+    show(found, as_json, words)

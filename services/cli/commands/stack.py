@@ -1,0 +1,269 @@
+"""Commands that start and stop the stack on this machine: up, down, status, demo, init."""
+
+import os
+import time
+from collections.abc import Iterator
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import psutil
+import typer
+
+from services.cli.client import ApiUnreachable
+from services.cli.options import AsJson, AsJsonLines, Home, Url, api_of, layout_of, show
+from services.cli.output import report
+from services.contracts.status import LoopState, LoopSwitch, Status
+from services.local.layout import Layout, write_private
+from services.local.supervise.lock import is_locked
+from services.local.supervise.supervisor import Stage, read_running, stop_running
+from services.runtime.errors import InvalidInput
+from services.runtime.secret_files import find_secret
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="A folder or Hugging Face id. [PRECEPTOR_MODEL, else the starter model SmolLM2-135M-Instruct]",
+        show_default=False,
+    ),
+]
+Threads = Annotated[int, typer.Option(min=1, help="Threads of the policy's engine.")]
+DEFAULT_THREADS = max(1, min(4, os.cpu_count() or 1))
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    app.command("demo")(run_demo)
+    app.command("up")(up)
+    app.command("down")(down)
+    app.command("status")(status)
+    app.command("init")(init)
+    app.command("key")(key)
+    app.command("loop")(switch_loop)
+
+
+def run_demo(
+    home: Home = None,
+    model: Model = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="Run it on the installation whose api is here, instead of starting one.", show_default=False),
+    ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(help="An operator's API key for it. [PRECEPTOR_API_KEY]", show_default=False),
+    ] = None,
+    minutes: Annotated[
+        float, typer.Option(min=1, help="Bound on the time after start-up; training gets a third at least.")
+    ] = 15.0,
+    updates: Annotated[int, typer.Option(min=1, help="Updates to make if the time allows.")] = 16,
+    tasks: Annotated[int, typer.Option(min=1, help="Held-out tasks a kind to measure on.")] = 15,
+    samples: Annotated[int, typer.Option(min=1, help="Answers a task when measuring.")] = 8,
+    seed: Annotated[int, typer.Option(help="Chooses tasks, their order and every draw.")] = 0,
+    threads: Threads = DEFAULT_THREADS,
+    full: Annotated[bool, typer.Option("--full", help="Measure on all held-out tasks, without a time bound.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run the main job once: import the starter tasks, measure, train, correct an answer, measure again, stop.
+
+    A report for the browser and the result as JSON are written to the data folder's `reports`.
+    `preceptor up` goes on from there. With --against the running installation does the work, with its own model,
+    settings and seed, and goes on running as before.
+    """
+    from services.cli.commands import demo, running
+
+    plan = demo.DemoPlan(
+        minutes=24 * 60 if full else minutes,
+        num_updates=updates,
+        num_eval_tasks=None if full else tasks,
+        num_samples=samples,
+        seed=seed,
+    )
+    os.environ["PRECEPTOR_SEED"] = os.environ["PRECEPTOR_TRAINER_SEED"] = str(seed)
+    if against is None:
+        running.demonstrate(home, model, threads, plan, as_json)
+        return
+    if model is not None:
+        raise InvalidInput("--model goes with a stack of this machine; the installation has a model already")
+    running.demonstrate_on(layout_of(home), against, key, plan, as_json)
+
+
+def up(
+    home: Home = None,
+    model: Model = None,
+    threads: Threads = DEFAULT_THREADS,
+    paused: Annotated[
+        bool, typer.Option("--paused", help="Start with the loop paused: nothing is drawn and nothing trained.")
+    ] = False,
+    as_json: AsJsonLines = False,
+) -> None:
+    """Start the stack on the data folder and train on whatever tasks arrive, until Ctrl-C or `preceptor down`."""
+    from services.cli.commands import running
+
+    running.run(home, model, threads, paused=paused, as_json=as_json)
+
+
+class Switch(StrEnum):
+    """What the loop is to do."""
+
+    ON = "on"
+    OFF = "off"
+
+
+def switch_loop(
+    to: Annotated[Switch, typer.Argument(help="on: draw rollouts and train; off: pause, after the step at hand.")],
+    until: Annotated[
+        int | None, typer.Option(min=1, help="Stop after the update of this number.", show_default=False)
+    ] = None,
+    home: Home = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Turn the loop of a running stack on, or pause it; whatever is drawn and asked is kept."""
+    on = to is Switch.ON
+    wanted = LoopSwitch(sampling=on, training=on, max_updates=until, no_end=on and until is None)
+    with api_of(home, url) as api:
+        state = api.post("/v1/loop", wanted, LoopState)
+    show(state, as_json, lambda: typer.echo(f"the loop is {to.value}"))
+
+
+def down(home: Home = None, as_json: AsJson = False) -> None:
+    """Stop what `up` or `demo` started on the data folder; returns when all of it is gone."""
+    outcome = stop_running(layout_of(home)).value
+    show({"outcome": outcome}, as_json, lambda: typer.echo(outcome))
+
+
+def status(
+    home: Home = None,
+    url: Url = None,
+    as_json: AsJson = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Again every two seconds, until Ctrl-C.")] = False,
+) -> None:
+    """Show the loop: what runs, what it waits for, how far it is."""
+    while True:
+        _show_status(home, url, as_json)
+        if not watch:
+            return
+        time.sleep(2)
+
+
+def _show_status(home: Path | None, url: str | None, as_json: bool) -> None:
+    layout = layout_of(home)
+    here = url is None and "PRECEPTOR_API_URL" not in os.environ
+    state = Presence.RUNNING if not here else find_presence(layout)
+    if state is not Presence.RUNNING:
+        show({"running": False, "state": state.value}, as_json, lambda: typer.echo(WORDS_OF_PRESENCE[state]))
+        return
+    try:
+        with api_of(home, url) as api:
+            current = api.get("/v1/status", Status)
+    except ApiUnreachable:
+        state = find_presence(layout)
+        if not here or state is Presence.RUNNING:
+            raise
+        show({"running": False, "state": state.value}, as_json, lambda: typer.echo(WORDS_OF_PRESENCE[state]))
+        return
+    lines = [*report.status_lines(current), *(_lines_of_sick(layout) if here else ())]
+    show(current, as_json, lambda: typer.echo("\n".join(lines)))
+
+
+def _lines_of_sick(layout: Layout) -> Iterator[str]:
+    """A line a process of the data folder that runs and has not answered its health check for long."""
+    state = read_running(layout)
+    for process in () if state is None else state.processes:
+        if process.stage is Stage.SICK:
+            yield f"{process.name}: not ready, it does not answer its health check; see {process.log}"
+
+
+class Presence(StrEnum):
+    """What is on a data folder."""
+
+    NOTHING = "not running"
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+
+
+WORDS_OF_PRESENCE = {
+    Presence.NOTHING: "nothing runs on this data folder; `preceptor up` starts it",
+    Presence.STARTING: "the stack on this data folder is starting",
+    Presence.STOPPING: "the stack on this data folder is stopping",
+}
+
+
+def find_presence(layout: Layout) -> Presence:
+    """Nothing; a stack whose api is not ready for the first time; one that runs; or the guards of one that ended."""
+    if not is_locked(layout.lock_file):
+        return Presence.NOTHING
+    running_now = read_running(layout)
+    if running_now is None:
+        return Presence.STOPPING
+    api = next((process for process in running_now.processes if process.name == "api"), None)
+    if api is None or api.stage is Stage.STARTING:
+        return Presence.STARTING
+    if api.pid is None or not psutil.pid_exists(api.pid):
+        return Presence.STOPPING
+    return Presence.RUNNING
+
+
+def init(
+    database: Annotated[bool, typer.Option("--database", help="Only the schema and the owner.")] = False,
+    experts: Annotated[bool, typer.Option("--experts", help="Register our own experts too, through the api.")] = False,
+    keep_key: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the owner's key to this file instead of printing it; without the file they get one more.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prepare a database and policy that somebody else runs: schema, owner, lineage. Repeating it changes nothing.
+
+    They are named by DATABASE_URL and PRECEPTOR_POLICY_URL.
+
+    Prints the owner's API key when it makes one; it is shown this once.
+    """
+
+    from services import prepare
+    from services.runtime.settings import Settings
+
+    settings = Settings()
+    keep = _keep_nowhere if keep_key is None else partial(write_private, keep_key)
+    is_lost = keep_key is not None and not keep_key.exists()
+    new_key = prepare.prepare_database(settings, keep, is_lost=is_lost)
+    shown = new_key if keep_key is None else None
+    words = "the database is ready" if shown is None else f"the owner's API key, shown this once: {shown}"
+    if new_key is not None and keep_key is not None:
+        words = f"the database is ready; the owner's API key is in {keep_key}"
+    # before the policy is asked, which may be away: the key is in nobody's hands yet
+    show({"new_owner_key": shown}, as_json, lambda: typer.echo(words))
+    if database:
+        return
+    prepare.prepare_lineage(settings)
+    if experts:
+        names = [expert.name for expert in prepare.register_own_experts(settings, new_key or _find_key())]
+        if not as_json:
+            typer.echo(f"experts registered: {', '.join(names)}")
+
+
+def _keep_nowhere(key: str) -> None:
+    """Whoever reads what is printed keeps the key."""
+
+
+def _find_key() -> str:
+    """The key of this installation's owner. Errors: OwnerKeyMissing."""
+
+    from services.local.supervise.stack import OwnerKeyMissing
+
+    key = find_secret("PRECEPTOR_API_KEY")
+    if not key:
+        raise OwnerKeyMissing("the database has an owner already, and no key of theirs is known here")
+    return key
+
+
+def key(home: Home = None, url: Url = None) -> None:
+    """Print the API key that commands send from here: on the machine that made the installation, the owner's."""
+    with api_of(home, url) as api:
+        typer.echo(api.key)

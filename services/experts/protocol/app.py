@@ -1,0 +1,486 @@
+"""The one HTTP shape of every expert, ours and anyone's: protocol 1 of the expert contract over a small Python object.
+
+An author writes a class with a `descriptor` and a `consult` method; `create_expert_app` adds the routes, signatures,
+idempotency, limits and typed refusals. What it refuses to do: turn a fault into an answer. A consult method that
+raises is a 500 or 503 problem document, and an answer that does not fit the question is never sent.
+
+Idempotency and the concurrency limit hold within one process: serve an expert from one worker process, or put its
+memory somewhere shared.
+"""
+
+import asyncio
+import contextvars
+import hashlib
+import inspect
+import math
+import re
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, Protocol, TypeAlias, runtime_checkable
+from uuid import UUID, uuid4
+
+import structlog
+from fastapi import APIRouter, FastAPI, Request, Response
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from sandbox.inside.json_bounds import JsonBounds, TooMuchJson
+from services.contracts.answers import AnswerKind, check_against_rollout
+from services.contracts.base import Contract, JsonObject, Problem
+from services.contracts.experts import ConsultAbstain, ConsultLater, ConsultRequest, ConsultResult, Descriptor
+from services.contracts.strict_json import NotStrictJson, parse_json
+from services.experts.protocol import signatures
+from services.http.problems import (
+    TYPE_PREFIX,
+    DocumentedApp,
+    body_of,
+    describe_errors,
+    document,
+    on_preceptor_error,
+    render,
+)
+from services.runtime.errors import Conflict, InvalidInput, PreceptorError, ServiceUnavailable
+
+log = structlog.get_logger(__name__)
+
+MAX_BODY_BYTES: Final = 8 * 1024 * 1024
+MAX_REMEMBERED_ANSWERS: Final = 4096
+MAX_REMEMBERED_BYTES: Final = 64 * 1024 * 1024
+
+MEANINGS: Final = {
+    401: "The signature is missing or does not hold.",
+    409: "The consultation id was used for another question.",
+    413: "The question is too large.",
+    415: "The question is not declared as application/json.",
+    422: "The question is not as protocol 1 says.",
+    429: "As many questions as the expert answers at once are being answered.",
+    500: "The expert's own fault.",
+    503: "Something the expert needs is away. Ask again after Retry-After seconds.",
+    504: "The deadline passed.",
+}
+_FAULT: Final = document({500: MEANINGS[500]})
+
+ExpertAnswer: TypeAlias = ConsultResult | ConsultAbstain | ConsultLater
+
+
+class ExpertService(Protocol):
+    """What an author writes. `consult` may be a plain function (it runs in a thread) or a coroutine function (it is
+    cancelled at the deadline). It raises `ServiceUnavailable` when something it needs is away; it never guesses."""
+
+    @property
+    def descriptor(self) -> Descriptor:
+        """What the expert says of itself; the same for as long as the process runs."""
+        ...
+
+    def consult(self, request: ConsultRequest, /) -> ExpertAnswer | Awaitable[ExpertAnswer]:
+        """The answer to one question. Its domain matches and the metadata it needs is there."""
+        ...
+
+
+@runtime_checkable
+class Closable(Protocol):
+    """An expert that holds connections; closed when the app stops."""
+
+    async def close(self) -> None:
+        """Give them back."""
+        ...
+
+
+class SignatureRefused(PreceptorError):
+    """The question is not signed with this expert's secret."""
+
+    status_code = 401
+    title = "Signature refused"
+    hint = "Sign the exact bytes of the body as the Standard Webhooks specification says, with the secret registered."
+
+
+class TooLarge(PreceptorError):
+    """The question is larger than this expert reads."""
+
+    status_code = 413
+    title = "Question too large"
+
+
+class NotJson(PreceptorError):
+    """The body is of another content type."""
+
+    status_code = 415
+    title = "Not JSON"
+    hint = "Send Content-Type: application/json."
+
+
+class QuestionInvalid(InvalidInput):
+    """The body is not a question of protocol 1."""
+
+    title = "Invalid question"
+
+    def __init__(self, detail: str, errors: Sequence[JsonObject]) -> None:
+        super().__init__(detail)
+        self.errors = tuple(errors)
+
+
+class QuestionChanged(Conflict):
+    """This consultation id came before with another question."""
+
+    title = "Another question with the same id"
+
+
+class Busy(PreceptorError):
+    """As many questions as the expert takes at a time are being answered."""
+
+    status_code = 429
+    title = "Busy"
+    hint = "Ask again after the time in Retry-After."
+
+
+class DeadlinePassed(PreceptorError):
+    """The answer did not come before the question's deadline."""
+
+    status_code = 504
+    title = "Deadline passed"
+
+
+class AnswerUnfit(PreceptorError):
+    """The expert's own answer does not fit the question, so it is not sent. A fault in the expert."""
+
+    title = "The expert's answer does not fit the question"
+
+
+class Health(Contract):
+    """The expert is up. running: questions being answered now."""
+
+    status: str = "ok"
+    name: str
+    version: str
+    running: int
+
+
+class AllHealth(Contract):
+    """The process of several experts is up."""
+
+    status: str = "ok"
+    experts: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """An answer as it was sent: the digest of its question, the status and the bytes."""
+
+    question: bytes
+    status: int
+    body: bytes
+
+
+class AnswerMemory:
+    """The answers given lately, by consultation id; the oldest go first when there are too many or too many bytes."""
+
+    def __init__(self, max_answers: int, max_bytes: int) -> None:
+        self._max_answers, self._max_bytes = max_answers, max_bytes
+        self._sent: OrderedDict[UUID, Sent] = OrderedDict()
+        self._num_bytes = 0
+
+    def get(self, consultation_id: UUID) -> Sent | None:
+        """The answer given to this consultation, if it is still remembered."""
+        sent = self._sent.get(consultation_id)
+        if sent is not None:
+            self._sent.move_to_end(consultation_id)
+        return sent
+
+    def put(self, consultation_id: UUID, sent: Sent) -> None:
+        """Remember an answer, forgetting the oldest ones beyond the limits."""
+        self._sent[consultation_id] = sent
+        self._num_bytes += len(sent.body)
+        while len(self._sent) > self._max_answers or (self._num_bytes > self._max_bytes and len(self._sent) > 1):
+            _, forgotten = self._sent.popitem(last=False)
+            self._num_bytes -= len(forgotten.body)
+
+
+class Desk:
+    """Where questions to one expert are taken: one answer an id, so many at a time, none after its deadline."""
+
+    def __init__(self, expert: ExpertService, memory: AnswerMemory) -> None:
+        self.descriptor = expert.descriptor
+        self._expert = expert
+        self._is_async = inspect.iscoroutinefunction(expert.consult)
+        self._threads = ThreadPoolExecutor(self.descriptor.max_concurrency, f"expert-{self.descriptor.name}")
+        self._memory = memory
+        self._running: dict[UUID, tuple[bytes, asyncio.Task[Sent]]] = {}
+
+    @property
+    def num_running(self) -> int:
+        """Questions being answered now."""
+        return len(self._running)
+
+    async def ask(self, request: ConsultRequest) -> Sent:
+        """The answer to a question, worked out once for each consultation id.
+
+        Errors: QuestionChanged (409), Busy (429), DeadlinePassed (504), and what the expert itself raises.
+        """
+        key, question = request.consultation_id, _digest(request)
+        if (sent := self._memory.get(key)) is not None:
+            _check_same(sent.question, question)
+            return sent
+        _seconds_left(request)  # a question that is over is not asked
+        if key in self._running:
+            asked, task = self._running[key]
+            _check_same(asked, question)
+        else:
+            if len(self._running) >= self.descriptor.max_concurrency:
+                busy = Busy(f"{self.descriptor.name} answers {self.descriptor.max_concurrency} questions at a time")
+                busy.retry_after_seconds = max(1, math.ceil(min(self.descriptor.usual_latency_seconds, 60)))
+                raise busy
+            task = asyncio.create_task(self._answer(request, question))
+            self._running[key] = (question, task)
+            task.add_done_callback(lambda done: self._finish(key, done))
+        await asyncio.wait({task}, timeout=_seconds_left(request))
+        if not task.done():
+            raise DeadlinePassed(f"{self.descriptor.name} had no answer by {request.deadline.isoformat()}")
+        return task.result()
+
+    async def close(self) -> None:
+        """Stop: questions in hand are dropped, to be asked again."""
+        for _, task in list(self._running.values()):
+            task.cancel()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        if isinstance(self._expert, Closable):
+            await self._expert.close()
+
+    def _finish(self, key: UUID, task: "asyncio.Task[Sent]") -> None:
+        del self._running[key]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("not answered", consultation_id=str(key), expert=self.descriptor.name, reason=repr(error))
+
+    async def _answer(self, request: ConsultRequest, question: bytes) -> Sent:
+        began = time.monotonic()
+        ids = {"consultation_id": str(request.consultation_id), "rollout_id": str(request.rollout.id)}
+        with structlog.contextvars.bound_contextvars(**ids):
+            answer = self._decline(request) or self._fit(request, await self._consult(request))
+            seconds = round(time.monotonic() - began, 3)
+            log.info("answered", expert=self.descriptor.name, outcome=answer.outcome, seconds=seconds)
+        status = 202 if isinstance(answer, ConsultLater) else 200
+        sent = Sent(question, status, answer.model_dump_json(exclude_none=True).encode())
+        self._memory.put(request.consultation_id, sent)
+        return sent
+
+    async def _consult(self, request: ConsultRequest) -> ExpertAnswer:
+        if self._is_async:
+            answer = self._expert.consult(request)
+        else:
+            loop = asyncio.get_running_loop()
+            here = contextvars.copy_context()  # the ids that are logged go along
+            answer = await loop.run_in_executor(self._threads, here.run, self._expert.consult, request)
+        if isinstance(answer, Awaitable):
+            try:
+                answer = await asyncio.wait_for(answer, _seconds_left(request))
+            except TimeoutError:
+                raise DeadlinePassed(f"{self.descriptor.name} had no answer at the deadline") from None
+        if not isinstance(answer, ConsultResult | ConsultAbstain | ConsultLater):
+            raise AnswerUnfit(f"consult returned a {type(answer).__name__}, not a result, an abstention or later")
+        return answer
+
+    def _decline(self, request: ConsultRequest) -> ConsultAbstain | None:
+        """The abstention that needs no asking: another domain, or metadata that was not granted."""
+        if not self.descriptor.matches(request.task.domain):
+            return ConsultAbstain(reason=f"tasks of the domain {request.task.domain!r} are not mine"[:2000])
+        missing = [key for key in self.descriptor.metadata_keys if key not in request.task.metadata]
+        if missing:
+            return ConsultAbstain(reason=f"the task's metadata lacks {', '.join(missing)}"[:2000])
+        return None
+
+    def _fit(self, request: ConsultRequest, answer: ExpertAnswer) -> ExpertAnswer:
+        """The answer cut to the kinds asked for. Raises AnswerUnfit when it is not what the descriptor promised."""
+        if not isinstance(answer, ConsultResult):
+            return answer
+        if undeclared := sorted(answer.kinds() - set(self.descriptor.kinds)):
+            raise AnswerUnfit(f"the descriptor does not declare {', '.join(undeclared)}")
+        rollout = request.rollout
+        try:
+            check_against_rollout(
+                answer, num_tokens=len(rollout.token_ids), tokenizer_hash=rollout.tokenizer_hash, vocab_size=None
+            )
+        except ValueError as error:
+            raise AnswerUnfit(str(error)) from error
+        asked = set(request.ask.kinds)
+        distribution = answer.distribution
+        keeps_distribution = distribution is not None and AnswerKind(distribution.kind) in asked
+        parts = {
+            "score": answer.score if AnswerKind.SCORE in asked else None,
+            "feedback": answer.feedback if AnswerKind.FEEDBACK in asked else None,
+            "solution": answer.solution if AnswerKind.SOLUTION in asked else None,
+            "distribution": distribution if keeps_distribution else None,
+        }
+        if all(part is None for part in parts.values()):
+            return ConsultAbstain(reason="nothing to say of the kinds asked for")
+        return answer.model_copy(update=parts)
+
+
+def create_expert_app(
+    experts: ExpertService | Sequence[ExpertService],
+    signing_secret: str | None = None,
+    *,
+    max_body_bytes: int = MAX_BODY_BYTES,
+) -> FastAPI:
+    """The HTTP service of one expert at `/`, or of several, each at `/NAME`.
+
+    With a secret (`whsec_` and base64), questions must be signed with it and answers are. Errors: SecretUnusable,
+    ValueError when names cannot be paths or collide.
+    """
+    if signing_secret is not None:
+        signatures.sign(signing_secret, "start", b"")  # an unusable secret is found now, not at the first question
+    several = isinstance(experts, Sequence)
+    desks: dict[str, Desk] = {}
+    for expert in experts if isinstance(experts, Sequence) else [experts]:
+        name = expert.descriptor.name
+        if several and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise ValueError(f"{name!r} cannot be part of a path; one of several experts needs such a name")
+        prefix = f"/{name}" if several else ""
+        if prefix in desks:
+            raise ValueError(f"two experts are called {name!r}")
+        desks[prefix] = Desk(expert, AnswerMemory(MAX_REMEMBERED_ANSWERS, MAX_REMEMBERED_BYTES))
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        for desk in desks.values():
+            await desk.close()
+
+    app = DocumentedApp(
+        title="Experts",
+        version="1",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        responses=_FAULT,
+        read_by_routes=[ConsultRequest],
+    )
+    for prefix, desk in desks.items():
+        app.include_router(_build_router(desk, signing_secret, max_body_bytes), prefix=prefix)
+    if several:
+        app.add_api_route("/healthz", _build_health_route(desks), methods=["GET"])
+    app.add_exception_handler(PreceptorError, on_preceptor_error)
+    app.add_exception_handler(HTTPException, _render_http_error)
+    app.add_exception_handler(Exception, _render_fault)
+    return app
+
+
+def _build_router(desk: Desk, secret: str | None, max_body_bytes: int) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/v1/expert", response_model=Descriptor)
+    async def describe(request: Request) -> Response:
+        """What the expert says of itself, as a Descriptor."""
+        asked = request.headers.get(signatures.ID_HEADER, "")
+        # anyone may ask this: an id with dots would let them choose more of what is signed than its id
+        message_id = asked if re.fullmatch(r"[A-Za-z0-9_-]{1,100}", asked) else f"msg_{uuid4().hex}"
+        return _reply(200, desk.descriptor.model_dump_json().encode(), secret, message_id)
+
+    @router.post(
+        "/v1/consult",
+        response_model=ConsultResult | ConsultAbstain,
+        responses={202: {"model": ConsultLater, "description": "The answer comes later."}, **document(MEANINGS)},
+        openapi_extra=body_of(ConsultRequest),
+    )
+    async def consult(request: Request) -> Response:
+        """Answer a ConsultRequest: 200 with a ConsultResult or ConsultAbstain, 202 with a ConsultLater.
+
+        Errors: SignatureRefused (401), QuestionChanged (409), TooLarge (413), NotJson (415), QuestionInvalid (422),
+        Busy (429), the expert's own fault (500), ServiceUnavailable (503), DeadlinePassed (504).
+        """
+        body = await _read_body(request, max_body_bytes)
+        message_id = ""
+        if secret is not None:
+            try:
+                message_id = signatures.verify(secret, request.headers, body)
+            except signatures.SignatureInvalid as error:
+                raise SignatureRefused(str(error)) from None
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            raise NotJson("the question's content type is not application/json")
+        sent = await desk.ask(_parse_question(body))
+        return _reply(sent.status, sent.body, secret, message_id)
+
+    @router.get("/healthz")
+    async def check_health() -> Health:
+        """That the expert is up."""
+        descriptor = desk.descriptor
+        return Health(name=descriptor.name, version=descriptor.version, running=desk.num_running)
+
+    return router
+
+
+def _build_health_route(desks: dict[str, Desk]) -> Callable[[], Awaitable[AllHealth]]:
+    async def check_health() -> AllHealth:
+        """That the process is up, and which experts it holds."""
+        return AllHealth(experts=[desk.descriptor.name for desk in desks.values()])
+
+    return check_health
+
+
+async def _read_body(request: Request, max_bytes: int) -> bytes:
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise TooLarge(f"the question has {declared} bytes; at most {max_bytes} are read")
+    body, bounds = bytearray(), JsonBounds()
+    async for chunk in request.stream():
+        body += chunk
+        try:
+            bounds.take(chunk)
+        except TooMuchJson as error:
+            raise TooLarge(str(error)) from None
+        if len(body) > max_bytes:
+            raise TooLarge(f"the question has more than {max_bytes} bytes")
+    return bytes(body)
+
+
+def _parse_question(body: bytes) -> ConsultRequest:
+    try:
+        parse_json(body)
+        return ConsultRequest.model_validate_json(body, strict=True)
+    except NotStrictJson as error:
+        raise QuestionInvalid(str(error), []) from None
+    except ValidationError as error:
+        errors = describe_errors(error.errors(include_url=False))
+        raise QuestionInvalid(f"{error.error_count()} fields are not as protocol 1 says", errors) from None
+
+
+def _reply(status: int, body: bytes, secret: str | None, message_id: str) -> Response:
+    headers = signatures.sign(secret, message_id, body) if secret is not None else {}
+    return Response(body, status, headers, media_type="application/json")
+
+
+def _digest(request: ConsultRequest) -> bytes:
+    """What the question is; a new deadline does not make it another question."""
+    return hashlib.sha256(request.model_dump_json(exclude={"deadline"}).encode()).digest()
+
+
+def _check_same(asked: bytes, question: bytes) -> None:
+    if asked != question:
+        raise QuestionChanged("this consultation id was used for another question")
+
+
+def _seconds_left(request: ConsultRequest) -> float:
+    left = (request.deadline - datetime.now(UTC)).total_seconds()
+    if left <= 0:
+        raise DeadlinePassed(f"the deadline {request.deadline.isoformat()} is over")
+    return left
+
+
+async def _render_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    problem = Problem(type="about:blank", title=error.detail, status=error.status_code, detail=error.detail)
+    response = render(problem)
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _render_fault(request: Request, error: Exception) -> Response:
+    """An exception nobody expected: named, not quoted, since its text may hold what the caller must not see."""
+    detail = f"the expert failed with {type(error).__name__}; its log says more"
+    return render(Problem(type=TYPE_PREFIX + "fault", title="The expert failed", status=500, detail=detail))
+
+
+__all__ = ["ExpertAnswer", "ExpertService", "ServiceUnavailable", "create_expert_app"]

@@ -1,0 +1,496 @@
+"""Corrections: the human queue, from the item a person is given to the updates that used what they wrote.
+
+An item belongs to a waiting consultation of the human expert. It is offered to one person at a time under a lease;
+submitting it records the answer and opens a late lesson in the same transaction. Locks are taken rollout first, then
+correction, as everywhere.
+"""
+
+from datetime import timedelta
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Select, any_, delete, exists, func, literal, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from services.contracts.answers import Feedback, check_against_rollout
+from services.contracts.base import check_change
+from services.contracts.consultations import CONSULTATION_CHANGES, SETTLED, ConsultationStatus
+from services.contracts.corrections import (
+    CORRECTION_CHANGES,
+    Correction,
+    CorrectionSkip,
+    CorrectionStatus,
+    CorrectionSubmit,
+)
+from services.contracts.edits import keep_unmeant
+from services.contracts.experts import Ask, ConsultResult, Descriptor, ExpertStatus
+from services.contracts.ids import new_id
+from services.contracts.rollouts import Purpose, RolloutStatus
+from services.contracts.tasks import Split
+from services.runtime.errors import Conflict, InvalidInput, NotFound
+from services.store.corrections import ranking
+from services.store.loop import consultations, rollouts, trust
+from services.store.models import (
+    AnswerRow,
+    AttemptRow,
+    ConsultationRow,
+    CorrectionRow,
+    DraftRow,
+    ExpertRow,
+    LessonAnswerRow,
+    RolloutRow,
+)
+
+LEASE = timedelta(minutes=30)  # to read a rollout and write its correction without hurry
+LEAVING = timedelta(minutes=2)  # a page that is loaded again, or come back to, is not left
+PATIENCE = timedelta(minutes=1)  # what others say about the same answer mostly comes within it
+MOST_AT_ONCE = 64  # lessons a sweep opens; the next one goes on
+ASKED_FOR = 1.0  # the priority of an item that somebody asked for; the queue's own have 0
+
+
+class CorrectionNotFound(NotFound):
+    """No correction with this id."""
+
+
+class NotYours(Conflict):
+    """The item is not held by this person: never claimed, or its lease ran out and someone else has it."""
+
+    hint = "Claim an item with POST /v1/corrections/claim and submit that one."
+
+
+class NothingChanged(InvalidInput):
+    """A correction that corrects nothing would teach that the answer is wrong and right at once."""
+
+    hint = "Submit it with the verdict `fine`, or skip it."
+
+
+class NoHumanExpert(Conflict):
+    """No human expert is registered, so there is no queue to put an item in."""
+
+    hint = "The start of the stack registers it; activate it with POST /v1/experts/{id}/activate if it is paused."
+
+
+class NotCorrectable(InvalidInput):
+    """Only train rollouts that were not set aside are corrected: a correction is there to train on."""
+
+
+def get(session: Session, correction_id: UUID) -> CorrectionRow:
+    """The item. Errors: CorrectionNotFound."""
+    row = session.get(CorrectionRow, correction_id)
+    if row is None:
+        raise CorrectionNotFound(f"no correction {correction_id}")
+    return row
+
+
+def view(row: CorrectionRow) -> Correction:
+    """The contract of a row."""
+    return Correction.model_validate(row)
+
+
+def open_item(session: Session, consultation_id: UUID, *, priority: float = 0.0) -> CorrectionRow:
+    """The item of a question to the human expert, put in the queue if it is not there yet.
+
+    Errors: ConsultationNotFound (404), NotCorrectable (422).
+    """
+    question = consultations.get(session, consultation_id)
+    rollout = session.get_one(RolloutRow, question.rollout_id, with_for_update=True)  # so that no answer is missed
+    _check_correctable(rollout)
+    session.execute(
+        insert(CorrectionRow)
+        .values(
+            id=new_id(),
+            lineage_id=rollout.lineage_id,
+            consultation_id=question.id,
+            rollout_id=rollout.id,
+            split=rollout.split,
+            status=CorrectionStatus.OPEN.value,
+            priority=priority,
+            disagreement=ranking.read_disagreement(rollout.id),
+            uncertainty=ranking.measure_uncertainty(rollout),
+        )
+        .on_conflict_do_nothing(index_elements=["consultation_id"])
+    )
+    row = session.scalars(
+        select(CorrectionRow).where(CorrectionRow.consultation_id == question.id).with_for_update()
+    ).one()
+    if row.status == CorrectionStatus.WITHDRAWN.value and row.verdict is None and question.status not in SETTLED:
+        _offer(session, row)  # asked once more
+    return row
+
+
+def _check_correctable(rollout: RolloutRow) -> None:
+    if rollout.split != Split.TRAIN.value:
+        raise NotCorrectable(f"rollout {rollout.id} answers a {rollout.split} task; only train tasks are corrected")
+    if rollout.purpose != Purpose.TRAIN.value:
+        raise NotCorrectable(f"rollout {rollout.id} was drawn for {rollout.purpose}, not to train on")
+
+
+def ask_for(session: Session, rollout_id: UUID) -> CorrectionRow:
+    """The item for this rollout, ahead of the queue's own; asking again finds the one that is there.
+
+    Errors: RolloutNotFound (404), NotCorrectable (422), NoHumanExpert (409), IllegalStatusChange (409) when the human
+    expert already declined this rollout.
+    """
+    rollout = rollouts.get(session, rollout_id)
+    session.refresh(rollout, with_for_update=True)
+    _check_correctable(rollout)
+    if rollout.status == RolloutStatus.SET_ASIDE.value:
+        raise NotCorrectable(f"rollout {rollout.id} was set aside: {rollout.reason}")
+    expert = session.scalar(
+        select(ExpertRow).where(
+            ExpertRow.lineage_id == rollout.lineage_id,
+            trust.is_people(ExpertRow),
+            ExpertRow.status.in_([ExpertStatus.ACTIVE.value, ExpertStatus.PROBATION.value]),
+        )
+    )
+    if expert is None:
+        raise NoHumanExpert("no human expert is asked now")
+    question = session.scalar(
+        select(ConsultationRow)
+        .where(ConsultationRow.rollout_id == rollout.id, ConsultationRow.expert_id == expert.id)
+        .with_for_update()
+    )
+    if question is None:
+        kinds = Descriptor.model_validate(expert.descriptor).kinds
+        question = consultations.open_one(session, rollout, expert, 1, Ask(kinds=kinds))
+    if question.status not in (ConsultationStatus.WAITING.value, ConsultationStatus.ANSWERED.value):
+        _leave_to_people(session, question)
+    row = open_item(session, question.id, priority=ASKED_FOR)
+    if row.status == CorrectionStatus.SKIPPED.value:
+        _offer(session, row)
+    row.priority = ASKED_FOR
+    session.flush()
+    return row
+
+
+def _leave_to_people(session: Session, question: ConsultationRow) -> None:
+    """Make the question wait for a person, without asking the expert over HTTP first; a worker that is asking right
+    now is fenced off by the raised attempt."""
+    steps = {
+        ConsultationStatus.DEAD: (ConsultationStatus.PENDING, ConsultationStatus.ASKED),
+        ConsultationStatus.PENDING: (ConsultationStatus.ASKED,),
+    }
+    for step in (*steps.get(ConsultationStatus(question.status), ()), ConsultationStatus.WAITING):
+        check_change(CONSULTATION_CHANGES, ConsultationStatus(question.status), step)
+        question.status = step.value
+        session.flush()
+    question.attempts += 1
+    question.reason = "a correction was asked for"
+    question.lease_until = None
+    question.settled_at = None
+    question.deadline = func.now() + consultations.LATE_DEADLINE
+    session.add(AttemptRow(consultation_id=question.id, number=question.attempts, outcome="ok", ended_at=func.now()))
+    session.flush()
+    rollouts.advance(session, question.rollout_id)
+
+
+def claim(session: Session, lineage_id: UUID, person_id: UUID) -> CorrectionRow | None:
+    """The next item for this person, leased to them; None when there is none.
+
+    What they hold already comes first, then what they left a draft of, then the queue in its order (see
+    `services.store.corrections.ranking`), then what others skipped; never what they skipped themselves. Items of an
+    expired lease count as open.
+    """
+    _take_turn(session, person_id)
+    row = _next(session, _waiting(lineage_id).where(_is_held_by(person_id)))
+    if row is None:
+        _free_leases(session)
+        waiting = _waiting(lineage_id).where(~was_skipped_by(person_id))
+        row = (
+            _next(session, waiting.where(_is_open(), _has_draft_of(person_id)))
+            or _next(session, waiting.where(_is_open()))
+            or _next(session, waiting.where(_was_skipped()))
+        )
+    return None if row is None else _lease_to(session, row, person_id)
+
+
+def find_held(session: Session, lineage_id: UUID, person_id: UUID) -> CorrectionRow | None:
+    """The item this person holds, if they hold one; takes nothing and waits for nobody."""
+    return session.scalar(_waiting(lineage_id).where(_is_held_by(person_id)).limit(1))
+
+
+def claim_one(session: Session, correction_id: UUID, person_id: UUID) -> CorrectionRow:
+    """This very item, leased to this person; whatever else they hold goes back to the queue, drafts are kept.
+
+    Errors: CorrectionNotFound (404), NotYours (409) while someone else holds it, NotWaiting (409) when its question
+    ended, IllegalStatusChange (409) when it was decided.
+    """
+    _take_turn(session, person_id)
+    row = lock(session, correction_id)
+    if row.status == CorrectionStatus.CLAIMED.value and row.person_id != person_id:
+        still = session.scalar(select(CorrectionRow.lease_until > func.now()).where(CorrectionRow.id == row.id))
+        if still:
+            raise NotYours(f"correction {correction_id} is held by someone else")
+        _give_back(session, row)
+    if row.status != CorrectionStatus.CLAIMED.value:
+        wanted = CorrectionStatus.OPEN if row.status == CorrectionStatus.SKIPPED.value else CorrectionStatus.CLAIMED
+        check_change(CORRECTION_CHANGES, CorrectionStatus(row.status), wanted)
+    question = consultations.get(session, row.consultation_id)
+    if question.status != ConsultationStatus.WAITING.value:
+        raise consultations.NotWaiting(f"the question behind correction {correction_id} is {question.status}")
+    hold_only(session, row, person_id)
+    return _lease_to(session, row, person_id)
+
+
+def hold_only(session: Session, row: CorrectionRow, person_id: UUID) -> None:
+    """Put every other item this person holds back in the queue: people work on one at a time."""
+    session.execute(
+        update(CorrectionRow)
+        .where(
+            CorrectionRow.person_id == person_id,
+            CorrectionRow.status == CorrectionStatus.CLAIMED.value,
+            CorrectionRow.id != row.id,
+            CorrectionRow.lineage_id == row.lineage_id,
+        )
+        .values(status=CorrectionStatus.OPEN.value, person_id=None, lease_until=None)
+    )
+
+
+def renew(session: Session, correction_id: UUID, person_id: UUID) -> CorrectionRow:
+    """Hold the item for another `LEASE`. Errors: CorrectionNotFound (404), NotYours (409) when it is not theirs."""
+    row = lock(session, correction_id)
+    if row.status != CorrectionStatus.CLAIMED.value or row.person_id != person_id:
+        raise NotYours(_say_who_has_it(row, person_id))
+    row.lease_until = func.now() + LEASE
+    session.flush()
+    session.refresh(row)
+    return row
+
+
+def leave(session: Session, correction_id: UUID, person_id: UUID) -> None:
+    """Let the lease end soon: its page was closed with nothing written. Who is back by then just renews it."""
+    session.execute(
+        update(CorrectionRow)
+        .where(
+            CorrectionRow.id == correction_id,
+            CorrectionRow.person_id == person_id,
+            CorrectionRow.status == CorrectionStatus.CLAIMED.value,
+            CorrectionRow.lease_until > func.now() + LEAVING,
+            CorrectionRow.id.not_in(select(DraftRow.correction_id).where(DraftRow.person_id == person_id)),
+        )
+        .values(lease_until=func.now() + LEAVING)
+    )
+
+
+def release(session: Session, correction_id: UUID, person_id: UUID) -> CorrectionRow:
+    """Give the item back to the queue; a draft is kept. Errors: CorrectionNotFound (404), NotYours (409)."""
+    row = lock(session, correction_id)
+    if row.status != CorrectionStatus.CLAIMED.value or row.person_id != person_id:
+        raise NotYours(_say_who_has_it(row, person_id))
+    _give_back(session, row)
+    return row
+
+
+def _say_who_has_it(row: CorrectionRow, person_id: UUID) -> str:
+    if row.status == CorrectionStatus.CLAIMED.value:
+        return f"the lease on correction {row.id} ran out and someone else has it now"
+    if row.status == CorrectionStatus.OPEN.value:
+        return f"the lease on correction {row.id} ran out and it is in the queue again"
+    by = "you" if row.person_id == person_id else "someone else"
+    return (
+        f"correction {row.id} was {row.status} by {by}"
+        if row.verdict or row.skip_kind
+        else (f"correction {row.id} is {row.status}")
+    )
+
+
+def _take_turn(session: Session, person_id: UUID) -> None:
+    """One claim of a person at a time, so that two tabs are given the same item."""
+    turn = func.hashtextextended(f"correction\n{person_id}", 0)
+    session.execute(select(func.pg_advisory_xact_lock(turn)))
+
+
+def _waiting(lineage_id: UUID) -> Select[CorrectionRow]:
+    """Items whose question still waits, in the queue's order."""
+    return (
+        select(CorrectionRow)
+        .join(ConsultationRow, ConsultationRow.id == CorrectionRow.consultation_id)
+        .where(CorrectionRow.lineage_id == lineage_id, ConsultationRow.status == ConsultationStatus.WAITING.value)
+        .order_by(
+            CorrectionRow.priority.desc(),
+            CorrectionRow.disagreement.desc(),
+            CorrectionRow.uncertainty.desc(),
+            CorrectionRow.id.desc(),
+        )
+    )
+
+
+def _is_open() -> ColumnElement[bool]:
+    return CorrectionRow.status == CorrectionStatus.OPEN.value
+
+
+def _was_skipped() -> ColumnElement[bool]:
+    return CorrectionRow.status == CorrectionStatus.SKIPPED.value
+
+
+def was_skipped_by(person_id: UUID) -> ColumnElement[bool]:
+    """A condition on items: this person is one of those who skipped it."""
+    return literal(person_id) == any_(CorrectionRow.skipped_by)
+
+
+def _has_draft_of(person_id: UUID) -> ColumnElement[bool]:
+    mine = select(DraftRow.correction_id).where(DraftRow.person_id == person_id)
+    return CorrectionRow.id.in_(mine)
+
+
+def _next(session: Session, query: Select[CorrectionRow]) -> CorrectionRow | None:
+    """The first row that nobody else is taking at this moment."""
+    return session.scalar(query.limit(1).with_for_update(skip_locked=True, of=CorrectionRow))
+
+
+def _is_held_by(person_id: UUID) -> ColumnElement[bool]:
+    return (CorrectionRow.status == CorrectionStatus.CLAIMED.value) & (CorrectionRow.person_id == person_id)
+
+
+def _lease_to(session: Session, row: CorrectionRow, person_id: UUID) -> CorrectionRow:
+    if row.status == CorrectionStatus.SKIPPED.value:
+        row.status = CorrectionStatus.OPEN.value
+        session.flush()
+    row.status = CorrectionStatus.CLAIMED.value
+    row.person_id = person_id
+    row.lease_until = func.now() + LEASE
+    row.skip_kind = row.skip_reason = row.decided_at = None
+    row.skipped_by = [other for other in row.skipped_by if other != person_id]
+    session.flush()
+    session.refresh(row)
+    return row
+
+
+def _give_back(session: Session, row: CorrectionRow) -> None:
+    row.status, row.person_id, row.lease_until = CorrectionStatus.OPEN.value, None, None
+    session.flush()
+
+
+def _offer(session: Session, row: CorrectionRow) -> None:
+    """Put an item that somebody skipped back in the queue, for everybody; why they did goes with them."""
+    row.skip_kind = row.skip_reason = row.decided_at = None
+    row.skipped_by = []
+    _give_back(session, row)
+
+
+def submit(session: Session, correction_id: UUID, person_id: UUID, said: CorrectionSubmit) -> CorrectionRow:
+    """Write down what the person decided: the item, the human expert's answer and its late lesson, all or nothing.
+
+    A corrected rollout scores 0 and the text is the solution; one that is fine scores 1. Only what the person meant to
+    change counts (`contracts.edits`): where that is nothing, the answer is fine. Errors: CorrectionNotFound
+    (404), NotYours (409), NotWaiting (409) when the question ended meanwhile, InvalidInput (422) for spans that do not
+    fit the rollout, NothingChanged (422) for a correction that says what the policy said.
+    """
+    row = _hold(session, correction_id, person_id, CorrectionStatus.SUBMITTED)
+    rollout = session.get_one(RolloutRow, row.rollout_id)
+    if said.text == rollout.text:
+        raise NothingChanged("the corrected text is the answer as it was")
+    text = None if said.text is None else keep_unmeant(rollout.text, said.text)
+    if text == rollout.text:
+        text = None
+    verdict = "fine" if text is None else "corrected"
+    result = ConsultResult(
+        score=0.0 if verdict == "corrected" else 1.0,
+        solution=text,
+        feedback=Feedback(text=said.comment, spans=said.spans) if said.comment.strip() or said.spans else None,
+    )
+    try:
+        check_against_rollout(
+            result, num_tokens=rollout.num_tokens, tokenizer_hash=rollout.tokenizer_hash, vocab_size=None
+        )
+    except ValueError as error:
+        raise InvalidInput(str(error)) from None
+    row.status = CorrectionStatus.SUBMITTED.value
+    row.verdict = verdict
+    row.text = text
+    row.comment = said.comment
+    row.decided_at = func.now()
+    row.held_until = func.now() + timedelta(seconds=said.hold_seconds) if said.hold_seconds else None
+    session.execute(delete(DraftRow).where(DraftRow.correction_id == row.id, DraftRow.person_id == person_id))
+    session.flush()
+    consultations.settle_late(session, row.consultation_id, result)
+    session.refresh(row)
+    return row
+
+
+def skip(session: Session, correction_id: UUID, person_id: UUID, why: CorrectionSkip) -> CorrectionRow:
+    """Leave the item to someone else; a draft is kept. Errors: CorrectionNotFound (404), NotYours (409)."""
+    row = _hold(session, correction_id, person_id, CorrectionStatus.SKIPPED)
+    row.status = CorrectionStatus.SKIPPED.value
+    row.skip_kind = why.kind.value
+    row.skip_reason = why.reason.strip() or None
+    row.skipped_by = [*row.skipped_by, person_id]
+    row.lease_until = None
+    row.decided_at = func.now()
+    session.flush()
+    session.refresh(row)
+    return row
+
+
+def free_expired(session: Session) -> None:
+    """Put items whose lease ran out back in the queue, and take out those whose question ended without a person."""
+    _free_leases(session)
+    # An item can be opened in the moment its question ends: the human expert is asked over HTTP.
+    ended = (
+        select(CorrectionRow.consultation_id)
+        .join(ConsultationRow, ConsultationRow.id == CorrectionRow.consultation_id)
+        .where(
+            CorrectionRow.status == CorrectionStatus.OPEN.value,
+            ConsultationRow.status.in_([status.value for status in SETTLED]),
+        )
+    )
+    consultations.withdraw_items(session, session.scalars(ended).all())
+
+
+def teach_waiting(session: Session) -> int:
+    """Give corrections of rollouts that still wait for other experts a lesson of their own; how many.
+
+    A person's words wait for others' for `PATIENCE` and no longer, and what they teach is read off the rollout itself.
+    """
+    waiting = session.execute(
+        select(RolloutRow, AnswerRow)
+        .join(CorrectionRow, CorrectionRow.rollout_id == RolloutRow.id)
+        .join(AnswerRow, AnswerRow.consultation_id == CorrectionRow.consultation_id)
+        .join(ExpertRow, ExpertRow.id == AnswerRow.expert_id)
+        .where(
+            RolloutRow.status == RolloutStatus.OPEN.value,
+            RolloutRow.purpose == Purpose.TRAIN.value,
+            CorrectionRow.status == CorrectionStatus.SUBMITTED.value,
+            CorrectionRow.decided_at < func.now() - PATIENCE,
+            trust.counts(AnswerRow, ExpertRow),
+            ~exists().where(LessonAnswerRow.answer_id == AnswerRow.id),
+        )
+        .order_by(RolloutRow.id)
+        .limit(MOST_AT_ONCE)
+        .with_for_update(of=RolloutRow, skip_locked=True)
+    ).all()
+    for rollout, answer in waiting:
+        rollouts.open_lesson(session, rollout, [answer], late=True)
+    return len(waiting)
+
+
+def _free_leases(session: Session) -> None:
+    session.execute(
+        update(CorrectionRow)
+        .where(
+            CorrectionRow.id.in_(
+                select(CorrectionRow.id)
+                .where(CorrectionRow.status == CorrectionStatus.CLAIMED.value, CorrectionRow.lease_until < func.now())
+                .with_for_update(skip_locked=True)
+            )
+        )
+        .values(status=CorrectionStatus.OPEN.value, person_id=None, lease_until=None)
+    )
+
+
+def lock(session: Session, correction_id: UUID) -> CorrectionRow:
+    """The item as it is now, locked behind its rollout until the transaction ends. Errors: CorrectionNotFound."""
+    row = get(session, correction_id)
+    session.execute(select(RolloutRow.id).where(RolloutRow.id == row.rollout_id).with_for_update())
+    session.refresh(row, with_for_update=True)
+    return row
+
+
+def _hold(session: Session, correction_id: UUID, person_id: UUID, new: CorrectionStatus) -> CorrectionRow:
+    row = lock(session, correction_id)
+    if row.status == CorrectionStatus.CLAIMED.value and row.person_id != person_id:
+        raise NotYours(f"correction {correction_id} is held by someone else")
+    if row.status == CorrectionStatus.OPEN.value:
+        raise NotYours(f"correction {correction_id} was not claimed")
+    check_change(CORRECTION_CHANGES, CorrectionStatus(row.status), new)
+    return row

@@ -1,0 +1,137 @@
+"""What experts were shown of people's corrections: it goes where the correction goes, and so does what they made of it.
+
+Experts of the second stage are asked with the answers that were given so far. When a correction is taken back or
+erased, its words leave those questions, and what the experts said with them in view is withdrawn. Callers hold the
+rollouts; questions are locked after them, in the order of their ids.
+"""
+
+from sqlalchemy import ColumnElement, any_, case, delete, func, literal, or_, select, update
+from sqlalchemy.orm import Session
+
+from services.contracts.answers import AnswerStatus
+from services.contracts.consultations import ConsultationStatus
+from services.contracts.effects import EffectStatus
+from services.contracts.experts import Ask
+from services.contracts.rollouts import RolloutStatus
+from services.store.core.id_lists import Ids, listed
+from services.store.loop import rollouts, trust
+from services.store.models import (
+    AnswerRow,
+    AttemptRow,
+    ConsultationRow,
+    DistributionRow,
+    EffectRow,
+    ExpertRow,
+    RolloutRow,
+)
+
+
+def was_shown(of_rollouts: Ids) -> ColumnElement[bool]:
+    """A condition on questions about these rollouts: what a person wrote is part of them."""
+    of_people = select(AnswerRow.id).join(ExpertRow, ExpertRow.id == AnswerRow.expert_id)
+    shown = AnswerRow.id == any_(ConsultationRow.shown)
+    in_it = of_people.where(AnswerRow.rollout_id == ConsultationRow.rollout_id, shown, trust.is_people(ExpertRow))
+    return ConsultationRow.rollout_id.in_(of_rollouts) & in_it.exists()
+
+
+def withdraw_answers(session: Session, answers: Ids) -> None:
+    """Take the words out of these answers, and never train on them again."""
+    session.execute(
+        delete(DistributionRow)
+        .where(DistributionRow.answer_id.in_(answers))
+        .execution_options(synchronize_session=False)
+    )
+    session.execute(
+        update(AnswerRow)
+        .where(AnswerRow.id.in_(answers))
+        .values(
+            status=AnswerStatus.WITHDRAWN.value, solution=None, feedback=None, evidence=None, distribution_kind=None
+        )
+        .execution_options(synchronize_session=False)
+    )
+
+
+def take_out(session: Session, of_rollouts: Ids, reason: str) -> None:
+    """Take people's words out of the questions about these rollouts, and out of why experts did not answer them.
+
+    Who is being asked is asked anew, without them; a question in which nothing else was shown ends, and so does one
+    whose answer was to come later: the expert has the words. The answers are withdrawn before this is called, for
+    rollouts move on with those that are left.
+    """
+    _take_out(session, was_shown(of_rollouts), trust.is_people(ExpertRow), reason)
+
+
+def take_answer_out(session: Session, answer: AnswerRow, reason: str) -> None:
+    """Take one answer out of the questions that it was shown in, as `take_out` does with people's words."""
+    shown = literal(answer.id) == any_(ConsultationRow.shown)
+    of_rollout = ConsultationRow.rollout_id == answer.rollout_id
+    _take_out(session, of_rollout & shown, AnswerRow.id == answer.id, reason)
+
+
+def _take_out(session: Session, asked_with: ColumnElement[bool], which: ColumnElement[bool], reason: str) -> None:
+    """asked_with: the questions; which: the answers, joined to their experts, that leave them."""
+    found = select(ConsultationRow).where(asked_with).order_by(ConsultationRow.id)
+    rows = session.scalars(found.with_for_update()).all()
+    for row in rows:
+        _hide(session, row, which)
+    session.flush()
+    shown = listed([row.id for row in rows])
+    questions = update(ConsultationRow).where(ConsultationRow.id.in_(shown))
+    status, nothing_left = ConsultationRow.status, func.cardinality(ConsultationRow.shown) == 0
+    asked, pending, waiting = (
+        word.value for word in (ConsultationStatus.ASKED, ConsultationStatus.PENDING, ConsultationStatus.WAITING)
+    )
+    for step in (
+        update(AttemptRow)
+        .where(AttemptRow.consultation_id.in_(shown), or_(AttemptRow.reason.is_not(None), AttemptRow.outcome.is_(None)))
+        .values(
+            outcome=func.coalesce(AttemptRow.outcome, "failed"),
+            ended_at=func.coalesce(AttemptRow.ended_at, func.now()),
+            reason=reason,
+        ),
+        questions.values(reason=case((ConsultationRow.reason.is_not(None), reason))),
+        questions.where(status == asked, ~nothing_left).values(status=pending, lease_until=None, sent_at=None),
+        questions.where(status == pending, nothing_left).values(status=asked),  # a question ends from there
+        questions.where(status.in_([asked, waiting])).values(
+            status=ConsultationStatus.ABSTAINED.value, reason=reason, lease_until=None, settled_at=func.now()
+        ),
+    ):
+        session.execute(step.execution_options(synchronize_session=False))
+    unsettled = select(ConsultationRow.rollout_id).where(ConsultationRow.id.in_(shown))
+    still_open = select(RolloutRow.id).where(
+        RolloutRow.id.in_(unsettled), RolloutRow.status == RolloutStatus.OPEN.value
+    )
+    for rollout_id in session.scalars(still_open.order_by(RolloutRow.id)).all():
+        rollouts.advance(session, rollout_id)
+
+
+def _hide(session: Session, question: ConsultationRow, which: ColumnElement[bool]) -> None:
+    """Take these answers out of the question's context."""
+    leaving = (
+        select(AnswerRow.id)
+        .join(ExpertRow, ExpertRow.id == AnswerRow.expert_id)
+        .where(AnswerRow.id.in_(question.shown), which)
+    )
+    hidden = set(session.scalars(leaving))
+    kept = [
+        (answer_id, said)
+        for answer_id, said in zip(question.shown, Ask.model_validate(question.ask).context, strict=True)
+        if answer_id not in hidden
+    ]
+    question.shown = [answer_id for answer_id, _ in kept]
+    question.ask = question.ask | {"context": [said.model_dump(mode="json") for _, said in kept]}
+
+
+def forget_effects(session: Session, of_corrections: Ids, reason: str) -> None:
+    """Take out what versions trained on these corrections answered: it may be the words again. None is asked any more.
+
+    How probable the words were stays.
+    """
+    effects = update(EffectRow).where(EffectRow.correction_id.in_(of_corrections))
+    for step in (
+        effects.values(answer=None),
+        effects.where(EffectRow.status == EffectStatus.PENDING.value).values(
+            status=EffectStatus.GONE.value, reason=reason
+        ),
+    ):
+        session.execute(step.execution_options(synchronize_session=False))

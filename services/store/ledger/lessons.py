@@ -1,0 +1,470 @@
+"""Lessons: which may be trained on next, who holds them, and everything a trainer needs to know about them.
+
+A trainer takes whole groups (siblings share a baseline) and, beside them, late lessons one by one. A claim is a lease:
+its owner must renew it, and only the owner's commit counts (see `services.store.ledger.updates`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Select, case, exists, func, select, update
+from sqlalchemy.orm import InstrumentedAttribute, Session
+
+from services.contracts.answers import AnswerStatus, Distribution, Feedback
+from services.contracts.corrections import CorrectionStatus
+from services.contracts.lessons import Lesson, LessonStatus
+from services.contracts.rollouts import GroupStatus, RolloutStatus, Sampling
+from services.contracts.tasks import Message
+from services.contracts.updates import Speaker, UpdateStatus
+from services.store.ledger import distributions, policies
+from services.store.loop import answers, rollouts, trust
+from services.store.models import (
+    AnswerRow,
+    CorrectionRow,
+    DistributionRow,
+    ExpertRow,
+    GroupRow,
+    LessonAnswerRow,
+    LessonRow,
+    PolicyVersionRow,
+    RolloutRow,
+    TaskRow,
+    UpdateLessonRow,
+    UpdateRow,
+)
+
+MAX_ALONE: Final = 64
+"""Rollouts from outside without siblings that one update takes: all that usually wait, and not hours of work."""
+
+
+@dataclass(frozen=True)
+class LessonAnswer:
+    """An answer a lesson may use. weight: its expert's; 0 where it does not count, or something its expert was shown
+    does not.
+
+    from_reference: the expert was given the task's reference, so its solution is the same for every rollout.
+    corrected: a person wrote the solution about this very rollout. speakers: who gave it, then everybody whose words
+    they were shown.
+    """
+
+    id: UUID
+    expert: str
+    expert_version: str
+    weight: float
+    score: float | None
+    feedback: Feedback | None
+    solution: str | None
+    distribution: Distribution | None
+    from_reference: bool
+    corrected: bool
+    speakers: tuple[Speaker, ...] = ()
+
+
+@dataclass(frozen=True)
+class LessonFacts:
+    """A claimed lesson with its rollout, task and answers, free of the session.
+
+    text: of the policy's last turn, which begins at the token `answer_start`. policy_number: the place of the version
+    that sampled the rollout among those that served (`policies.place`); None where it is unknown. score: the verdict of
+    those verifiers that still count.
+    """
+
+    lesson_id: UUID
+    rollout_id: UUID
+    group_id: UUID
+    group_size: int
+    index_in_group: int
+    ordinal: int
+    late: bool
+    task_id: UUID
+    domain: str
+    messages: tuple[Message, ...]
+    prompt_token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    text: str
+    sampler_logprobs: tuple[float, ...] | None
+    action_mask: tuple[bool, ...]
+    sampling: Sampling | None
+    tokenized_at_ingest: bool
+    finish_reason: str
+    policy_number: int | None
+    score: float | None
+    answers: tuple[LessonAnswer, ...]
+    answer_start: int = 0
+
+
+@dataclass(frozen=True)
+class EarlierCorrection:
+    """What a person wrote in place of a rollout of an earlier group of the same task."""
+
+    answer_id: UUID
+    expert: str
+    weight: float
+    task_id: UUID
+    group_id: UUID
+    solution: str
+    created_at: datetime
+    speaker: Speaker | None = None
+
+
+def set_aside_stale(session: Session, lineage_id: UUID, max_staleness: int) -> int:
+    """Set aside what waits and was sampled so many versions ago; how many. Only versions that served count.
+
+    Late lessons never age: what they teach is read off the rollout itself. So does what a person wrote about a rollout
+    that is stale by now, which goes on in a late lesson of its own.
+    """
+    stale = (
+        select(LessonRow.id)
+        .join(RolloutRow, RolloutRow.id == LessonRow.rollout_id)
+        .join(
+            PolicyVersionRow,
+            (PolicyVersionRow.name == RolloutRow.policy_version) & (PolicyVersionRow.lineage_id == lineage_id),
+        )
+        .where(
+            LessonRow.lineage_id == lineage_id,
+            LessonRow.status == LessonStatus.READY.value,
+            ~LessonRow.late,
+            policies.is_stale(lineage_id, max_staleness),
+        )
+        .order_by(LessonRow.id)
+        .with_for_update(of=LessonRow, skip_locked=True)
+    )
+    ids = session.scalars(stale).all()
+    session.execute(
+        update(LessonRow)
+        .where(LessonRow.id.in_(ids), LessonRow.status == LessonStatus.READY.value)
+        .values(
+            status=LessonStatus.SET_ASIDE.value,
+            reason=f"stale: sampled over {max_staleness} serving versions ago",
+        )
+    )
+    _keep_corrections(session, ids)
+    return len(ids)
+
+
+def _keep_corrections(session: Session, lesson_ids: Sequence[UUID]) -> None:
+    """Give the corrections in these lessons, which were set aside, lessons of their own."""
+    kept = session.execute(
+        select(RolloutRow, AnswerRow)
+        .join(LessonRow, LessonRow.rollout_id == RolloutRow.id)
+        .join(LessonAnswerRow, LessonAnswerRow.lesson_id == LessonRow.id)
+        .join(AnswerRow, AnswerRow.id == LessonAnswerRow.answer_id)
+        .join(ExpertRow, ExpertRow.id == AnswerRow.expert_id)
+        .join(CorrectionRow, CorrectionRow.consultation_id == AnswerRow.consultation_id)
+        .where(
+            LessonRow.id.in_(lesson_ids),
+            CorrectionRow.status == CorrectionStatus.SUBMITTED.value,
+            trust.counts(AnswerRow, ExpertRow),
+        )
+        .order_by(RolloutRow.id)
+    ).all()
+    for rollout, answer in kept:
+        rollouts.open_lesson(session, rollout, [answer], late=True)
+
+
+def count_ready_groups(session: Session, lineage_id: UUID) -> int:
+    """How many groups could be claimed now, apart from rollouts that came alone."""
+    return session.scalars(
+        select(func.count()).select_from(_claimable_groups(lineage_id).where(~_IS_ALONE).subquery())
+    ).one()
+
+
+def count_ready_alone(session: Session, lineage_id: UUID) -> int:
+    """How many rollouts from outside without siblings could be claimed now."""
+    return session.scalars(
+        select(func.count()).select_from(_claimable_groups(lineage_id).where(_IS_ALONE).subquery())
+    ).one()
+
+
+def count_ready_late(session: Session, lineage_id: UUID) -> int:
+    """How many late lessons could be claimed now."""
+    return session.scalars(
+        select(func.count()).where(
+            LessonRow.lineage_id == lineage_id,
+            LessonRow.late,
+            LessonRow.status == LessonStatus.READY.value,
+            ~_is_held(LessonRow.rollout_id),
+        )
+    ).one()
+
+
+def claim(
+    session: Session, lineage_id: UUID, owner: UUID, *, num_groups: int, max_late: int, lease_seconds: float
+) -> list[LessonRow]:
+    """Take up to `num_groups` whole groups, up to `MAX_ALONE` rollouts that came from outside without siblings and up
+    to `max_late` late lessons, under a lease.
+
+    Groups are taken from each domain in turn, the oldest of every domain before the second of any, so that an update
+    mixes domains wherever several wait; which domains go first is told by age, so none waits for ever. A group is
+    whole when all its rollouts are drawn and settled. What another owner holds is passed over. The rows are ordered by
+    group, place in the group and ordinal, late lessons last.
+    """
+    groups = [
+        *_take_groups(session, _claimable_groups(lineage_id).where(~_IS_ALONE), num_groups),
+        *_take_groups(session, _claimable_groups(lineage_id).where(_IS_ALONE), MAX_ALONE),
+    ]
+    late = session.scalars(
+        select(LessonRow.id)
+        .where(
+            LessonRow.lineage_id == lineage_id,
+            LessonRow.late,
+            LessonRow.status == LessonStatus.READY.value,
+            ~_is_held(LessonRow.rollout_id),
+        )
+        .order_by(LessonRow.id)
+        .limit(max_late)
+        .with_for_update(skip_locked=True)
+    ).all()
+    claimed = session.scalars(
+        update(LessonRow)
+        .where(
+            LessonRow.lineage_id == lineage_id,
+            LessonRow.status == LessonStatus.READY.value,
+            (LessonRow.group_id.in_(groups) & ~LessonRow.late) | LessonRow.id.in_(late),
+        )
+        .values(status=LessonStatus.CLAIMED.value, owner=owner, lease_until=_lease(lease_seconds), reason=None)
+        .returning(LessonRow)
+        .execution_options(populate_existing=True)
+    ).all()
+    index = dict(
+        session.execute(
+            select(RolloutRow.id, RolloutRow.index_in_group).where(RolloutRow.id.in_([r.rollout_id for r in claimed]))
+        ).all()
+    )
+    return sorted(claimed, key=lambda row: (row.late, row.group_id, index[row.rollout_id], row.ordinal))
+
+
+def _take_groups(session: Session, groups: Select[UUID], limit: int) -> Sequence[UUID]:
+    """Lock up to so many of these groups, from each domain in turn."""
+    in_domain = func.row_number().over(partition_by=TaskRow.domain, order_by=GroupRow.id)
+    ranked = groups.join(TaskRow, TaskRow.id == GroupRow.task_id).add_columns(in_domain.label("turn")).subquery()
+    return session.scalars(
+        select(GroupRow.id)
+        .join(ranked, ranked.c.id == GroupRow.id)
+        .order_by(ranked.c.turn, GroupRow.id)
+        .limit(limit)
+        .with_for_update(of=GroupRow, skip_locked=True)
+    ).all()
+
+
+def renew(session: Session, owner: UUID, lease_seconds: float) -> int:
+    """Extend the leases of everything the owner holds; how many lessons that is."""
+    renewed = session.scalars(
+        update(LessonRow)
+        .where(LessonRow.owner == owner, LessonRow.status == LessonStatus.CLAIMED.value)
+        .values(lease_until=_lease(lease_seconds))
+        .returning(LessonRow.id)
+    )
+    return len(renewed.all())
+
+
+def free_expired(session: Session) -> int:
+    """Release lessons whose lease ran out, and abandon the updates they were claimed for; how many lessons."""
+    expired = session.scalars(
+        select(LessonRow.id)
+        .where(LessonRow.status == LessonStatus.CLAIMED.value, LessonRow.lease_until < func.now())
+        .order_by(LessonRow.id)
+        .with_for_update(skip_locked=True)
+    ).all()
+    held_by = select(UpdateLessonRow.update_id).where(
+        UpdateLessonRow.lesson_id.in_(expired), UpdateLessonRow.status == UpdateStatus.STARTED.value
+    )
+    abandoned = session.scalars(
+        update(UpdateRow)
+        .where(UpdateRow.id.in_(held_by), UpdateRow.status == UpdateStatus.STARTED.value)
+        .values(status=UpdateStatus.ABANDONED.value, reason="the lease ran out")
+        .returning(UpdateRow.id)
+    ).all()
+    session.execute(
+        update(UpdateLessonRow)
+        .where(UpdateLessonRow.update_id.in_(abandoned))
+        .values(status=UpdateStatus.ABANDONED.value)
+    )
+    session.execute(
+        update(LessonRow)
+        .where(LessonRow.id.in_(expired))
+        .values(status=LessonStatus.READY.value, owner=None, lease_until=None)
+    )
+    return len(expired)
+
+
+def load(session: Session, lessons: Sequence[LessonRow]) -> list[LessonFacts]:
+    """Everything about claimed lessons, in their order."""
+    ids = [row.id for row in lessons]
+    rows = session.execute(
+        select(LessonRow.id, RolloutRow, TaskRow, GroupRow.size, _place())
+        .join(RolloutRow, RolloutRow.id == LessonRow.rollout_id)
+        .join(TaskRow, TaskRow.id == RolloutRow.task_id)
+        .join(GroupRow, GroupRow.id == RolloutRow.group_id)
+        .outerjoin(
+            PolicyVersionRow,
+            (PolicyVersionRow.name == RolloutRow.policy_version)
+            & (PolicyVersionRow.lineage_id == RolloutRow.lineage_id),
+        )
+        .where(LessonRow.id.in_(ids))
+    ).all()
+    about = {lesson_id: (rollout, task, size, number) for lesson_id, rollout, task, size, number in rows}
+    said = _load_answers(session, ids)
+    verdicts = answers.verdicts(session, [row.rollout_id for row in lessons])
+    return [_join_facts(lesson, *about[lesson.id], tuple(said.get(lesson.id, ())), verdicts) for lesson in lessons]
+
+
+def earlier_corrections(session: Session, task_ids: Sequence[UUID]) -> list[EarlierCorrection]:
+    """Every correction of these tasks that counts, oldest first."""
+    rows = session.execute(
+        select(AnswerRow, ExpertRow, RolloutRow.task_id, RolloutRow.group_id)
+        .join(CorrectionRow, CorrectionRow.consultation_id == AnswerRow.consultation_id)
+        .join(ExpertRow, ExpertRow.id == AnswerRow.expert_id)
+        .join(RolloutRow, RolloutRow.id == AnswerRow.rollout_id)
+        .where(
+            RolloutRow.task_id.in_(task_ids),
+            AnswerRow.solution.is_not(None),
+            CorrectionRow.status == CorrectionStatus.SUBMITTED.value,
+            CorrectionRow.held_until.is_(None) | (CorrectionRow.held_until <= func.now()),
+            trust.counts(AnswerRow, ExpertRow),
+        )
+        .order_by(AnswerRow.id)
+    )
+    return [
+        EarlierCorrection(
+            row.id,
+            expert.name,
+            expert.weight,
+            task_id,
+            group_id,
+            row.solution or "",
+            row.created_at,
+            _name_speaker(row, expert),
+        )
+        for row, expert, task_id, group_id in rows
+    ]
+
+
+def _place() -> ColumnElement[int | None]:
+    """Of the rollout's version; none where no version of ours is named."""
+    return case((PolicyVersionRow.id.is_not(None), policies.place(PolicyVersionRow)))
+
+
+def view(row: LessonRow) -> Lesson:
+    """The contract of a row."""
+    return Lesson.model_validate(row)
+
+
+def _lease(seconds: float) -> ColumnElement[datetime]:
+    return func.now() + timedelta(seconds=seconds)
+
+
+def _is_held(rollout_id: ColumnElement[UUID] | InstrumentedAttribute[UUID]) -> ColumnElement[bool]:
+    """A person who just corrected the rollout may still change their mind (`CorrectionSubmit.hold_seconds`)."""
+    return exists().where(CorrectionRow.rollout_id == rollout_id, CorrectionRow.held_until > func.now())
+
+
+_IS_ALONE: Final = GroupRow.external & (GroupRow.size == 1)
+
+
+def _claimable_groups(lineage_id: UUID) -> Select[UUID]:
+    in_group = LessonRow.group_id == GroupRow.id
+    return select(GroupRow.id).where(
+        GroupRow.lineage_id == lineage_id,
+        GroupRow.status == GroupStatus.SAMPLED.value,
+        exists().where(in_group, LessonRow.status == LessonStatus.READY.value, ~LessonRow.late),
+        ~exists().where(in_group, LessonRow.status == LessonStatus.OPEN.value),
+        ~exists().where(RolloutRow.group_id == GroupRow.id, RolloutRow.status == RolloutStatus.OPEN.value),
+    )
+
+
+def _load_answers(session: Session, lesson_ids: Sequence[UUID]) -> dict[UUID, list[LessonAnswer]]:
+    rows = session.execute(
+        select(LessonAnswerRow.lesson_id, AnswerRow, ExpertRow, DistributionRow, CorrectionRow.verdict)
+        .join(AnswerRow, AnswerRow.id == LessonAnswerRow.answer_id)
+        .join(ExpertRow, ExpertRow.id == AnswerRow.expert_id)
+        .outerjoin(DistributionRow, DistributionRow.answer_id == AnswerRow.id)
+        .outerjoin(
+            CorrectionRow,
+            (CorrectionRow.consultation_id == AnswerRow.consultation_id)
+            & (CorrectionRow.status == CorrectionStatus.SUBMITTED.value),
+        )
+        .where(LessonAnswerRow.lesson_id.in_(lesson_ids), AnswerRow.status == AnswerStatus.CURRENT.value)
+        .order_by(AnswerRow.id)
+    ).all()
+    heard = answers.trace(session, list({answer.id for _, answer, *_ in rows}))
+    said: dict[UUID, list[LessonAnswer]] = {}
+    for lesson_id, answer, expert, distribution, verdict in rows:
+        joined = _join_answer(answer, expert, distribution, verdict is not None, heard[answer.id])
+        said.setdefault(lesson_id, []).append(joined)
+    return said
+
+
+def _join_answer(
+    answer: AnswerRow,
+    expert: ExpertRow,
+    distribution: DistributionRow | None,
+    corrected: bool,
+    heard: Sequence[answers.Trace],
+) -> LessonAnswer:
+    counts = trust.counts(answer, expert) and all(trust.counts(one.answer, one.expert) for one in heard)
+    return LessonAnswer(
+        id=answer.id,
+        expert=expert.name,
+        expert_version=answer.expert_version,
+        weight=expert.weight if counts else 0.0,
+        score=answer.score,
+        feedback=None if answer.feedback is None else Feedback.model_validate(answer.feedback),
+        solution=answer.solution,
+        distribution=None if distribution is None else distributions.unpack(distribution),
+        from_reference="reference" in trust.read_keys(expert),
+        corrected=corrected,
+        speakers=(
+            _name_speaker(answer, expert),
+            *(_name_speaker(one.answer, one.expert, one.shown_to) for one in heard),
+        ),
+    )
+
+
+def _name_speaker(answer: AnswerRow, expert: ExpertRow, shown_to: UUID | None = None) -> Speaker:
+    return Speaker(
+        answer_id=answer.id,
+        expert_id=expert.id,
+        expert=expert.name,
+        expert_version=answer.expert_version,
+        shown_to=shown_to,
+    )
+
+
+def _join_facts(
+    lesson: LessonRow,
+    rollout: RolloutRow,
+    task: TaskRow,
+    group_size: int,
+    policy_number: int | None,
+    said: tuple[LessonAnswer, ...],
+    verdicts: Mapping[UUID, float | None],
+) -> LessonFacts:
+    logprobs = rollout.sampler_logprobs
+    return LessonFacts(
+        lesson_id=lesson.id,
+        rollout_id=rollout.id,
+        group_id=rollout.group_id,
+        group_size=group_size,
+        index_in_group=rollout.index_in_group,
+        ordinal=lesson.ordinal,
+        late=lesson.late,
+        task_id=task.id,
+        domain=task.domain,
+        messages=tuple(Message.model_validate(message) for message in task.messages),
+        prompt_token_ids=tuple(rollout.prompt_token_ids),
+        token_ids=tuple(rollout.token_ids),
+        text=rollout.text,
+        answer_start=rollout.answer_start,
+        sampler_logprobs=None if logprobs is None else tuple(logprobs),
+        action_mask=tuple(rollout.action_mask),
+        sampling=None if rollout.sampling is None else Sampling.model_validate(rollout.sampling),
+        tokenized_at_ingest=rollout.tokenized_at_ingest,
+        finish_reason=rollout.finish_reason,
+        policy_number=policy_number,
+        score=None if rollout.score is None else verdicts.get(rollout.id, rollout.score),
+        answers=said,
+    )

@@ -1,0 +1,185 @@
+"""Answers: what experts said, with their distributions."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, any_, func, select
+from sqlalchemy.orm import Session, aliased
+
+from services.contracts.answers import Answer, AnswerContent, AnswerStatus, Distribution, Feedback
+from services.contracts.persons import RIGHTS, Right, Role
+from services.contracts.tasks import Split
+from services.runtime.errors import NotFound
+from services.store.ledger import distributions
+from services.store.loop import trust
+from services.store.models import (
+    AnswerRow,
+    ConsultationRow,
+    CorrectionRow,
+    DistributionRow,
+    ExpertRow,
+    PersonRow,
+    RolloutRow,
+    TaskRow,
+)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """An answer that the expert of another answer was shown, and who gave it."""
+
+    shown_to: UUID
+    answer: AnswerRow
+    expert: ExpertRow
+
+
+class DistributionNotFound(NotFound):
+    """The answer has no distribution."""
+
+
+def record(session: Session, consultation: ConsultationRow, rollout: RolloutRow, content: AnswerContent) -> AnswerRow:
+    """Store an answer, with whether it may ever train. A solution about a task that is not for training is not kept."""
+    expert = session.get_one(ExpertRow, consultation.expert_id)
+    task = session.get_one(TaskRow, rollout.task_id)
+    shown = _find_shown(session, consultation, expert)
+    row = AnswerRow(
+        lineage_id=rollout.lineage_id,
+        consultation_id=consultation.id,
+        rollout_id=rollout.id,
+        split=rollout.split,
+        expert_id=consultation.expert_id,
+        expert_version=consultation.expert_version,
+        could_train=trust.may_train(expert),
+        derived_from=sorted(trust.derive(expert, task.metadata_, shown)),
+        score=content.score,
+        feedback=None if content.feedback is None else content.feedback.model_dump(mode="json"),
+        solution=content.solution if rollout.split == Split.TRAIN.value else None,
+        distribution_kind=None if content.distribution is None else content.distribution.kind,
+        evidence=content.evidence,
+    )
+    session.add(row)
+    session.flush()
+    if content.distribution is not None:
+        distributions.add(session, row, content.distribution)
+    return row
+
+
+def _find_shown(session: Session, consultation: ConsultationRow, expert: ExpertRow) -> Sequence[AnswerRow]:
+    """What the expert had in view when it answered: a person at the desk sees what the others have said by now."""
+    if not trust.is_people(expert):
+        return session.scalars(select(AnswerRow).where(AnswerRow.id.in_(consultation.shown))).all()
+    role = session.scalar(
+        select(PersonRow.role)
+        .join(CorrectionRow, CorrectionRow.person_id == PersonRow.id)
+        .where(CorrectionRow.consultation_id == consultation.id)
+    )
+    rights = RIGHTS[Role(role)] if role else frozenset[Right]()
+    return [row for row in current(session, consultation.rollout_id) if trust.may_see(rights, row)]
+
+
+def view(row: AnswerRow, rights: frozenset[Right]) -> Answer:
+    """The contract of a row, as a person with these rights may see it: without words that may quote metadata that is
+    hidden from them."""
+    answer = Answer.model_validate(row)
+    if trust.may_see(rights, row):
+        return answer
+    return answer.model_copy(update={"feedback": None, "solution": None, "evidence": None})
+
+
+def current(session: Session, rollout_id: UUID) -> Sequence[AnswerRow]:
+    """The answers about a rollout that were not withdrawn, oldest first."""
+    return session.scalars(
+        select(AnswerRow)
+        .where(AnswerRow.rollout_id == rollout_id, AnswerRow.status == AnswerStatus.CURRENT.value)
+        .order_by(AnswerRow.id)
+    ).all()
+
+
+def counting(session: Session, rollout_id: UUID) -> Sequence[AnswerRow]:
+    """The answers about a rollout that may train now, oldest first."""
+    return session.scalars(
+        select(AnswerRow)
+        .join(ExpertRow, ExpertRow.id == AnswerRow.expert_id)
+        .where(AnswerRow.rollout_id == rollout_id, _stands())
+        .order_by(AnswerRow.id)
+    ).all()
+
+
+def _stands() -> ColumnElement[bool]:
+    """The condition that an answer counts, and all that its expert was shown."""
+    heard, heard_from = aliased(AnswerRow), aliased(ExpertRow)
+    discounted = (
+        select(heard.id)
+        .join(ConsultationRow, heard.id == any_(ConsultationRow.shown))
+        .join(heard_from, heard_from.id == heard.expert_id)
+        .where(ConsultationRow.id == AnswerRow.consultation_id, ~trust.counts(heard, heard_from))
+        .correlate(AnswerRow)
+    )
+    return trust.counts(AnswerRow, ExpertRow) & ~discounted.exists()
+
+
+def verdicts(session: Session, rollout_ids: Sequence[UUID]) -> dict[UUID, float | None]:
+    """The lowest score of the verifiers about each rollout, of the answers that counted when it was settled and still
+    count; None where no answer of a verifier counts. A rollout that no verifier scored is left out."""
+    counted = func.min(AnswerRow.score).filter(_stands())
+    rows = session.execute(
+        select(AnswerRow.rollout_id, counted)
+        .join(ExpertRow, ExpertRow.id == AnswerRow.expert_id)
+        .join(RolloutRow, RolloutRow.id == AnswerRow.rollout_id)
+        .where(
+            AnswerRow.rollout_id.in_(rollout_ids),
+            AnswerRow.score.is_not(None),
+            ExpertRow.descriptor["verifier"].as_boolean(),
+            RolloutRow.settled_at.is_(None) | (AnswerRow.created_at <= RolloutRow.settled_at),
+        )
+        .group_by(AnswerRow.rollout_id)
+    )
+    return dict(rows.all())
+
+
+def trace(session: Session, answer_ids: Sequence[UUID]) -> dict[UUID, list[Trace]]:
+    """Of each answer, everything that its expert was shown, and what those experts were shown, and so on."""
+    shown: dict[UUID, list[Trace]] = {}
+    asked = set(answer_ids)
+    while asked:
+        heard = aliased(AnswerRow)
+        rows = session.execute(
+            select(AnswerRow.id, heard, ExpertRow)
+            .join(ConsultationRow, ConsultationRow.id == AnswerRow.consultation_id)
+            .join(heard, heard.id == any_(ConsultationRow.shown))
+            .join(ExpertRow, ExpertRow.id == heard.expert_id)
+            .where(AnswerRow.id.in_(asked))
+            .order_by(heard.id)
+        )
+        found: set[UUID] = set()
+        for answer_id, said, expert in rows:
+            shown.setdefault(answer_id, []).append(Trace(answer_id, said, expert))
+            found.add(said.id)
+        asked = found - shown.keys()
+    return {answer_id: list(_follow(answer_id, shown)) for answer_id in answer_ids}
+
+
+def _follow(answer_id: UUID, shown: Mapping[UUID, Sequence[Trace]]) -> Iterator[Trace]:
+    for one in shown.get(answer_id, ()):
+        yield one
+        yield from _follow(one.answer.id, shown)
+
+
+def distribution(session: Session, answer_id: UUID) -> Distribution:
+    """The answer's distribution. Errors: DistributionNotFound."""
+    row = session.get(DistributionRow, answer_id)
+    if row is None:
+        raise DistributionNotFound(f"answer {answer_id} has no distribution")
+    return distributions.unpack(row)
+
+
+def content(session: Session, row: AnswerRow) -> AnswerContent:
+    """The answer as the contract has it."""
+    return AnswerContent.model_construct(
+        score=row.score,
+        feedback=None if row.feedback is None else Feedback.model_validate(row.feedback),
+        solution=row.solution,
+        distribution=None if row.distribution_kind is None else distribution(session, row.id),
+        evidence=row.evidence,
+    )

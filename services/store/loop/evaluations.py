@@ -1,0 +1,208 @@
+"""Evaluations: a policy version's answers to a split's tasks, as the verifiers judged them.
+
+An evaluation is its groups; nothing is computed twice. The teacher-student gap is one too, on train tasks with the
+purpose `probe`: half of its groups show the solution first.
+"""
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from sqlalchemy import Float, Integer, case, cast, func, select
+from sqlalchemy.orm import Session
+
+from services.contracts.evaluations import Evaluation, EvaluationCreate, EvaluationStatus, TaskResult
+from services.contracts.rollouts import GroupStatus, Purpose, RolloutStatus, Sampling
+from services.contracts.tasks import Split
+from services.runtime.errors import InvalidInput, NotFound
+from services.store.ledger import policies
+from services.store.loop import groups, tasks
+from services.store.models import EvaluationRow, GroupRow, PolicyVersionRow, RolloutRow, TaskRow
+
+PASS_SCORE = 0.5  # a verdict above this is a pass; execution and executed calls score 0 or 1
+
+
+class EvaluationNotFound(NotFound):
+    """No evaluation with this id."""
+
+
+class NothingToEvaluate(InvalidInput):
+    """The split has no tasks."""
+
+    hint = "Import tasks with `preceptor tasks import FILE` first."
+
+
+def create(
+    session: Session, lineage_id: UUID, wanted: EvaluationCreate, sampling: Sampling
+) -> tuple[EvaluationRow, list[UUID]]:
+    """Plan an evaluation; returns it and its groups' ids, to be sent after the commit.
+
+    Errors: NothingToEvaluate (422), PolicyVersionNotFound (404), WeightsDeleted (409).
+    """
+    version = _version(session, lineage_id, wanted.policy_version)
+    chosen = tasks.spread_over_families(session, lineage_id, wanted.split, wanted.num_tasks, wanted.seed)
+    if not chosen:
+        raise NothingToEvaluate(f"there is no task of the split {wanted.split.value!r}")
+    row = EvaluationRow(
+        lineage_id=lineage_id,
+        policy_version=version.name,
+        split=wanted.split.value,
+        settings=wanted.model_dump(mode="json") | {"sampling": sampling.model_dump(mode="json")},
+    )
+    session.add(row)
+    session.flush()
+    planned = [
+        groups.add(
+            session,
+            task,
+            purpose=Purpose.EVALUATION,
+            size=wanted.num_samples,
+            sampling=sampling.model_copy(update={"seed": _seed(wanted.seed, index)}),
+            evaluation_id=row.id,
+            policy_version=version.name,
+        )
+        for index, task in enumerate(chosen)
+    ]
+    return row, [group.id for group in planned]
+
+
+def create_gap_probe(
+    session: Session, lineage_id: UUID, *, num_tasks: int, num_samples: int, seed: int, sampling: Sampling
+) -> tuple[EvaluationRow, list[UUID]]:
+    """Plan the measurement of the student-teacher gap: each train task drawn plainly and with its reference shown.
+
+    num_tasks: a domain. Errors: NothingToEvaluate when no train task carries a reference.
+    """
+    version = _version(session, lineage_id, None)
+    chosen = [
+        task
+        for task in tasks.spread_over_families(session, lineage_id, Split.TRAIN, num_tasks, seed)
+        if "reference" in task.metadata_
+    ]
+    if not chosen:
+        raise NothingToEvaluate("no train task carries a reference, so there is no solution to show a teacher")
+    row = EvaluationRow(
+        lineage_id=lineage_id,
+        policy_version=version.name,
+        split=Split.TRAIN.value,
+        settings={"probe": "gap", "num_tasks": num_tasks, "num_samples": num_samples, "seed": seed},
+    )
+    session.add(row)
+    session.flush()
+    ids = []
+    for index, task in enumerate(chosen):
+        for solution in (None, str(task.metadata_["reference"])):
+            group = groups.add(
+                session,
+                task,
+                purpose=Purpose.PROBE,
+                size=num_samples,
+                sampling=sampling.model_copy(update={"seed": _seed(seed, index)}),
+                evaluation_id=row.id,
+                policy_version=version.name,
+                shown_solution=solution,
+            )
+            ids.append(group.id)
+    return row, ids
+
+
+def _version(session: Session, lineage_id: UUID, name: str | None) -> PolicyVersionRow:
+    version = policies.serving(session, lineage_id) if name is None else policies.by_name(session, lineage_id, name)
+    if version is None:
+        raise policies.PolicyVersionNotFound("no policy version serves", hint="Name one with policy_version.")
+    policies.require_weights(version)
+    return version
+
+
+def _seed(seed: int, index: int) -> int:
+    return (seed * 1_000_003 + index) % 2**31
+
+
+def get(session: Session, evaluation_id: UUID) -> EvaluationRow:
+    """The evaluation. Errors: EvaluationNotFound."""
+    row = session.get(EvaluationRow, evaluation_id)
+    if row is None:
+        raise EvaluationNotFound(f"no evaluation {evaluation_id}")
+    return row
+
+
+def view(session: Session, row: EvaluationRow) -> Evaluation:
+    """The evaluation with how far it has come."""
+    wanted, dead = session.execute(
+        select(
+            func.coalesce(func.sum(GroupRow.size), 0),
+            func.coalesce(func.sum(case((GroupRow.status == GroupStatus.DEAD.value, GroupRow.size), else_=0)), 0),
+        ).where(GroupRow.evaluation_id == row.id)
+    ).one()
+    settled = session.scalar(
+        select(func.count())
+        .select_from(RolloutRow)
+        .join(GroupRow, GroupRow.id == RolloutRow.group_id)
+        .where(GroupRow.evaluation_id == row.id, RolloutRow.status != RolloutStatus.OPEN.value)
+    )
+    return Evaluation.model_validate(
+        {
+            "id": row.id,
+            "lineage_id": row.lineage_id,
+            "policy_version": row.policy_version,
+            "split": row.split,
+            "status": row.status,
+            "settings": row.settings,
+            "created_at": row.created_at,
+            "finished_at": row.finished_at,
+            "num_rollouts": int(wanted),
+            "num_settled": int(settled or 0) + int(dead),
+        }
+    )
+
+
+def results(session: Session, evaluation_id: UUID, *, solution_shown: bool = False) -> list[TaskResult]:
+    """Passes by task, of the answers that have a verdict; `solution_shown` picks a gap probe's teacher half."""
+    shown = func.jsonb_exists(GroupRow.sampling, "shown_solution")
+    judged = RolloutRow.score.is_not(None)
+    rows = session.execute(
+        select(
+            TaskRow.id,
+            TaskRow.key,
+            TaskRow.domain,
+            TaskRow.family,
+            func.sum(cast(judged, Integer)),
+            func.coalesce(func.sum(cast(RolloutRow.score > PASS_SCORE, Integer)), 0),
+            func.sum(cast(~judged, Integer)),
+            func.avg(cast(func.cardinality(RolloutRow.token_ids), Float)),
+        )
+        .join(GroupRow, GroupRow.task_id == TaskRow.id)
+        .join(RolloutRow, RolloutRow.group_id == GroupRow.id)
+        .where(GroupRow.evaluation_id == evaluation_id, shown if solution_shown else ~shown)
+        .group_by(TaskRow.id)
+        .order_by(TaskRow.domain, TaskRow.family, TaskRow.key)
+    )
+    return [
+        TaskResult(
+            task_id=task_id,
+            key=key,
+            domain=domain,
+            family=family,
+            num_judged=num_judged,
+            num_passed=num_passed,
+            num_unjudged=num_unjudged,
+            mean_tokens=mean_tokens,
+        )
+        for task_id, key, domain, family, num_judged, num_passed, num_unjudged, mean_tokens in rows
+    ]
+
+
+def finish_complete(session: Session) -> Sequence[UUID]:
+    """Mark the running evaluations done whose every group is drawn and judged; returns their ids."""
+    running = session.scalars(
+        select(EvaluationRow)
+        .where(EvaluationRow.status == EvaluationStatus.RUNNING.value)
+        .with_for_update(skip_locked=True)
+    ).all()
+    done = []
+    for row in running:
+        progress = view(session, row)
+        if progress.num_settled >= progress.num_rollouts:
+            row.status = EvaluationStatus.DONE.value
+            row.finished_at = func.now()
+            done.append(row.id)
+    return done

@@ -1,0 +1,267 @@
+"""Groups: prompts to be drawn, and the leases of who draws them.
+
+A group is the durable row behind a sampling message. A worker claims it, draws with no transaction open, and finishes
+with its attempt number as the fence: a worker whose lease was lost changes nothing.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from uuid import UUID
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from services.contracts.lessons import LessonStatus
+from services.contracts.rollouts import GroupStatus, Purpose, RolloutStatus, Sampling
+from services.contracts.tasks import Message
+from services.store.ledger import policies
+from services.store.loop import tasks
+from services.store.models import GroupRow, LessonRow, LoopRow, RolloutRow, TaskRow
+
+LOOP_SHARE = 4  # one place in so many is the loop's while evaluations wait
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A claimed group: what to draw, and the attempt that may finish it."""
+
+    group_id: UUID
+    lineage_id: UUID
+    attempt: int
+    task_id: UUID
+    messages: tuple[Message, ...]
+    size: int
+    sampling: Sampling
+    policy_version: str | None
+    """The version to draw with: the one the group names, else the one that serves now; None where none does."""
+    names_version: bool
+    shown_solution: str | None
+    """The solution a probe's prompt demonstrates first; None for the plain prompt."""
+
+
+def add(
+    session: Session,
+    task: TaskRow,
+    *,
+    purpose: Purpose,
+    size: int,
+    sampling: Sampling,
+    evaluation_id: UUID | None = None,
+    policy_version: str | None = None,
+    shown_solution: str | None = None,
+) -> GroupRow:
+    """Plan one group; `take_due` says when its message may be sent."""
+    row = GroupRow(
+        lineage_id=task.lineage_id,
+        task_id=task.id,
+        split=task.split,
+        purpose=purpose.value,
+        evaluation_id=evaluation_id,
+        policy_version=policy_version,
+        size=size,
+        sampling=sampling.model_dump(mode="json") | ({"shown_solution": shown_solution} if shown_solution else {}),
+    )
+    session.add(row)
+    if purpose is Purpose.TRAIN:
+        task.num_groups += 1
+    session.flush()
+    return row
+
+
+def backlog(session: Session, lineage_id: UUID) -> int:
+    """Train rollouts planned, open or waiting for the trainer: what back-pressure counts.
+
+    Those from outside do not count: however many are sent, the policy's own go on being drawn.
+    """
+    planned = session.scalar(
+        select(func.coalesce(func.sum(GroupRow.size), 0)).where(
+            GroupRow.lineage_id == lineage_id,
+            GroupRow.purpose == Purpose.TRAIN.value,
+            GroupRow.status.in_([GroupStatus.PENDING.value, GroupStatus.ASKED.value]),
+        )
+    )
+    unanswered = session.scalar(
+        select(func.count())
+        .select_from(RolloutRow)
+        .join(GroupRow, GroupRow.id == RolloutRow.group_id)
+        .where(
+            RolloutRow.status == RolloutStatus.OPEN.value,
+            RolloutRow.lineage_id == lineage_id,
+            RolloutRow.purpose == Purpose.TRAIN.value,
+            ~GroupRow.external,
+        )
+    )
+    untrained = session.scalar(
+        select(func.count())
+        .select_from(LessonRow)
+        .join(GroupRow, GroupRow.id == LessonRow.group_id)
+        .where(
+            LessonRow.lineage_id == lineage_id,
+            LessonRow.status.in_([LessonStatus.OPEN.value, LessonStatus.READY.value, LessonStatus.CLAIMED.value]),
+            ~LessonRow.late,
+            ~GroupRow.external,
+        )
+    )
+    return int(planned or 0) + int(unanswered or 0) + int(untrained or 0)
+
+
+def plan(
+    session: Session,
+    lineage_id: UUID,
+    *,
+    max_backlog: int,
+    max_groups_per_task: int,
+    size: int,
+    sampling: Sampling,
+    seed: int,
+) -> list[GroupRow]:
+    """Plan train groups until the backlog is full or no task may be drawn again."""
+    room = (max_backlog - backlog(session, lineage_id)) // size
+    if room <= 0:
+        return []
+    drawn = tasks.least_drawn(session, lineage_id, max_groups_per_task, room, seed)
+    return [
+        add(
+            session,
+            task,
+            purpose=Purpose.TRAIN,
+            size=size,
+            sampling=sampling.model_copy(update={"seed": _seed(seed, task)}),
+        )
+        for task in drawn
+    ]
+
+
+def _seed(seed: int, task: TaskRow) -> int:
+    """A seed of its own for every draw of every task, the same in every run with the same seed."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{task.key}:{task.num_groups}".encode()).digest()[:4]) >> 1
+
+
+def claim(session: Session, ids: Sequence[UUID], lease_seconds: float) -> list[Draw]:
+    """Lease the still pending ones of these groups to this worker."""
+    rows = session.scalars(
+        select(GroupRow)
+        .where(GroupRow.id.in_(ids), GroupRow.status == GroupStatus.PENDING.value, GroupRow.not_before <= func.now())
+        .order_by(GroupRow.id)
+        .with_for_update(skip_locked=True)
+    ).all()
+    draws = []
+    serving = {lineage_id: policies.serving(session, lineage_id) for lineage_id in {row.lineage_id for row in rows}}
+    for row in rows:
+        row.status = GroupStatus.ASKED.value
+        row.attempts += 1
+        row.lease_until = func.now() + timedelta(seconds=lease_seconds)
+        task = tasks.get(session, row.task_id)
+        sampling = dict(row.sampling)
+        shown = sampling.pop("shown_solution", None)
+        serves = serving[row.lineage_id]
+        draws.append(
+            Draw(
+                group_id=row.id,
+                lineage_id=row.lineage_id,
+                attempt=row.attempts,
+                task_id=task.id,
+                messages=tuple(Message.model_validate(m) for m in task.messages),
+                size=row.size,
+                sampling=Sampling.model_validate(sampling),
+                policy_version=row.policy_version or (None if serves is None else serves.name),
+                names_version=row.policy_version is not None,
+                shown_solution=None if shown is None else str(shown),
+            )
+        )
+    return draws
+
+
+def finish(session: Session, draw: Draw, policy_version: str) -> GroupRow | None:
+    """Mark the group sampled, if this attempt still holds it; None when another worker took over."""
+    return session.scalar(
+        update(GroupRow)
+        .where(
+            GroupRow.id == draw.group_id,
+            GroupRow.status == GroupStatus.ASKED.value,
+            GroupRow.attempts == draw.attempt,
+        )
+        .values(status=GroupStatus.SAMPLED.value, policy_version=policy_version, lease_until=None, reason=None)
+        .returning(GroupRow)
+    )
+
+
+def release(session: Session, draw: Draw, reason: str, *, retry_after: float, counts: bool, max_attempts: int) -> None:
+    """Give a draw back for another try; after `max_attempts` failures that count it is dead, the reason kept."""
+    row = session.scalar(
+        select(GroupRow)
+        .where(
+            GroupRow.id == draw.group_id,
+            GroupRow.status == GroupStatus.ASKED.value,
+            GroupRow.attempts == draw.attempt,
+        )
+        .with_for_update()
+    )
+    if row is None:
+        return
+    row.failures += int(counts)
+    row.reason = reason[:2000]
+    row.lease_until = None
+    if row.failures >= max_attempts:
+        row.status = GroupStatus.DEAD.value
+        return
+    row.status = GroupStatus.PENDING.value
+    row.sent_at = None
+    row.not_before = func.now() + timedelta(seconds=retry_after)
+
+
+def wanted_versions(session: Session, lineage_id: UUID) -> set[str]:
+    """The policy versions that planned draws name."""
+    names = select(GroupRow.policy_version).where(
+        GroupRow.lineage_id == lineage_id,
+        GroupRow.status.in_([GroupStatus.PENDING.value, GroupStatus.ASKED.value]),
+        GroupRow.policy_version.is_not(None),
+    )
+    return {str(name) for name in session.scalars(names.distinct())}
+
+
+def take_due(session: Session, *, max_in_flight: int, resend_seconds: float) -> list[UUID]:
+    """Free the groups of dead workers, then return those to be sent now, so that at most `max_in_flight` are under way.
+
+    None of a lineage whose loop is blocked, and no train rollouts while it is paused; with its sampling alone switched
+    off, what was planned is still drawn. Evaluations go first, for somebody waits for their result, but leave the loop
+    a share of the places.
+    """
+    session.execute(
+        update(GroupRow)
+        .where(
+            GroupRow.id.in_(
+                select(GroupRow.id)
+                .where(GroupRow.status == GroupStatus.ASKED.value, GroupRow.lease_until < func.now())
+                .with_for_update(skip_locked=True)
+            )
+        )
+        .values(status=GroupStatus.PENDING.value, lease_until=None, sent_at=None, reason="the worker's lease ran out")
+    )
+    fresh = GroupRow.sent_at >= func.now() - timedelta(seconds=resend_seconds)
+    pending = GroupRow.status == GroupStatus.PENDING.value
+    is_train = GroupRow.purpose == Purpose.TRAIN.value
+    under_way = dict(
+        session.execute(
+            select(is_train, func.count())
+            .where((GroupRow.status == GroupStatus.ASKED.value) | (pending & fresh))
+            .group_by(is_train)
+        ).all()
+    )
+    room = max_in_flight - sum(under_way.values())
+    if room <= 0:
+        return []
+    lineages = select(LoopRow.lineage_id).where(LoopRow.blocked_by.is_(None))
+    waiting = select(GroupRow.id).where(pending, GroupRow.not_before <= func.now(), GroupRow.sent_at.is_(None) | ~fresh)
+    asked_for = waiting.where(~is_train, GroupRow.lineage_id.in_(lineages))
+    of_loop = waiting.where(is_train, GroupRow.lineage_id.in_(lineages.where(LoopRow.sampling | LoopRow.training)))
+    others, trains = (
+        session.scalars(query.order_by(GroupRow.id).limit(room).with_for_update(skip_locked=True)).all()
+        for query in (asked_for, of_loop)
+    )
+    kept = min(max(max_in_flight // LOOP_SHARE - under_way.get(True, 0), 0), len(trains), room)
+    due = [*others[: room - kept], *trains][:room]
+    session.execute(update(GroupRow).where(GroupRow.id.in_(due)).values(sent_at=func.now()))
+    return due

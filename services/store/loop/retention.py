@@ -1,0 +1,253 @@
+"""Deleting old rows that nothing refers to, a bounded batch at a time.
+
+What goes: whole groups of rollouts, with their questions, answers, distributions and lessons, when they are old,
+nothing of them is under way, and none of these refers to them: an update of the ledger (applied, undone or abandoned),
+an evaluation, a correction somebody decided. Whole groups, since siblings share a baseline. And the single tries behind
+settled consultations.
+
+What stays: tasks, experts, persons, updates, versions, evaluations, everything an update used. So `explain` says of
+every update what it said before.
+
+Groups that stay are met again by every walk: a walk reads on from its mark, and begins anew when it has come to rows
+that are young.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, delete, exists, func, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session, aliased
+
+from services.contracts.consultations import ConsultationStatus
+from services.contracts.corrections import CorrectionStatus
+from services.contracts.lessons import LessonStatus
+from services.contracts.policies import PolicyStatus
+from services.contracts.rollouts import GroupStatus, RolloutStatus
+from services.store.ledger import policies
+from services.store.models import (
+    AnswerRow,
+    AttemptRow,
+    ConsultationRow,
+    CorrectionRow,
+    DistributionRow,
+    DraftRow,
+    GroupRow,
+    LessonAnswerRow,
+    LessonRow,
+    LineageRow,
+    PolicyVersionRow,
+    RetentionRow,
+    RolloutRow,
+    UpdateLessonRow,
+)
+
+UNUSED: Final = "unused_groups"
+ATTEMPTS: Final = "attempts"
+START: Final = UUID(int=0)
+
+DELETED_WITH_A_GROUP: Final = (
+    "consultation_attempt",
+    "expert_distribution",
+    "lesson_answer",
+    "lesson",
+    "correction_draft",
+    "correction",
+    "answer",
+    "consultation",
+    "rollout",
+    "rollout_group",
+)
+"""The tables whose rows go with a group, children first; a test holds that no other table refers to one of them, but
+those that keep a group."""
+KEEP_A_GROUP: Final = ("update_lesson", "correction_effect")
+
+
+@dataclass(frozen=True)
+class Walked:
+    """One batch: rows looked at, and deleted. at_end: the walk came to young rows and begins anew."""
+
+    num_seen: int
+    num_deleted: int
+    at_end: bool
+
+
+def first_id_at(session: Session, days: float) -> UUID:
+    """The smallest id that a row made `days` ago can have: ids begin with their time (UUIDv7)."""
+    now: datetime = session.scalar(select(func.now()))  # type: ignore[assignment]
+    milliseconds = int((now - timedelta(days=days)).timestamp() * 1000)
+    return UUID(int=max(0, milliseconds) << 80)
+
+
+def delete_unused_groups(session: Session, days: float, limit: int) -> Walked:
+    """Walk one batch of groups older than `days` and delete those that nothing refers to."""
+    mark = _mark(session, UNUSED)
+    ids = session.scalars(
+        select(GroupRow.id)
+        .where(GroupRow.id > mark, GroupRow.id < first_id_at(session, days))
+        .order_by(GroupRow.id)
+        .limit(limit)
+    ).all()
+    if not ids:
+        _set_mark(session, UNUSED, START, 0)
+        return Walked(0, 0, at_end=True)
+    gone = session.scalars(
+        select(GroupRow.id)
+        .where(GroupRow.id.in_(ids), GroupRow.evaluation_id.is_(None), ~_is_under_way(), ~_is_referred_to())
+        .order_by(GroupRow.id)
+        .with_for_update(skip_locked=True)
+    ).all()
+    _delete_groups(session, list(gone))
+    _set_mark(session, UNUSED, ids[-1], len(gone))
+    return Walked(len(ids), len(gone), at_end=len(ids) < limit)
+
+
+def _is_under_way() -> ColumnElement[bool]:
+    busy_lessons = (LessonStatus.OPEN.value, LessonStatus.READY.value, LessonStatus.CLAIMED.value)
+    busy_questions = (
+        ConsultationStatus.PENDING.value,
+        ConsultationStatus.ASKED.value,
+        ConsultationStatus.WAITING.value,
+    )
+    return (
+        GroupRow.status.in_([GroupStatus.PENDING.value, GroupStatus.ASKED.value])
+        | exists().where(RolloutRow.group_id == GroupRow.id, RolloutRow.status == RolloutStatus.OPEN.value)
+        | exists().where(LessonRow.group_id == GroupRow.id, LessonRow.status.in_(busy_lessons))
+        | exists().where(
+            RolloutRow.group_id == GroupRow.id,
+            ConsultationRow.rollout_id == RolloutRow.id,
+            ConsultationRow.status.in_(busy_questions),
+        )
+    )
+
+
+def _is_referred_to() -> ColumnElement[bool]:
+    decided = (CorrectionStatus.SUBMITTED.value, CorrectionStatus.CLAIMED.value)
+    return exists().where(
+        LessonRow.group_id == GroupRow.id, UpdateLessonRow.lesson_id == LessonRow.id
+    ) | exists().where(
+        RolloutRow.group_id == GroupRow.id,
+        CorrectionRow.rollout_id == RolloutRow.id,
+        CorrectionRow.status.in_(decided) | CorrectionRow.decided_at.is_not(None),
+    )
+
+
+def _delete_groups(session: Session, ids: list[UUID]) -> None:
+    if not ids:
+        return
+    rollouts = select(RolloutRow.id).where(RolloutRow.group_id.in_(ids)).scalar_subquery()
+    questions = select(ConsultationRow.id).where(ConsultationRow.rollout_id.in_(rollouts)).scalar_subquery()
+    said = select(AnswerRow.id).where(AnswerRow.rollout_id.in_(rollouts)).scalar_subquery()
+    lessons = select(LessonRow.id).where(LessonRow.group_id.in_(ids)).scalar_subquery()
+    items = select(CorrectionRow.id).where(CorrectionRow.rollout_id.in_(rollouts)).scalar_subquery()
+    for statement in (
+        delete(AttemptRow).where(AttemptRow.consultation_id.in_(questions)),
+        delete(DistributionRow).where(DistributionRow.answer_id.in_(said)),
+        delete(LessonAnswerRow).where(LessonAnswerRow.lesson_id.in_(lessons)),
+        delete(LessonRow).where(LessonRow.group_id.in_(ids)),
+        delete(DraftRow).where(DraftRow.correction_id.in_(items)),
+        delete(CorrectionRow).where(CorrectionRow.rollout_id.in_(rollouts)),
+        delete(AnswerRow).where(AnswerRow.rollout_id.in_(rollouts)),
+        delete(ConsultationRow).where(ConsultationRow.rollout_id.in_(rollouts)),
+        delete(RolloutRow).where(RolloutRow.group_id.in_(ids)),
+        delete(GroupRow).where(GroupRow.id.in_(ids)),
+    ):
+        session.execute(statement, execution_options={"synchronize_session": False})
+
+
+def delete_attempts(session: Session, days: float, limit: int) -> Walked:
+    """Delete one batch of the tries behind consultations that are older than `days` and settled."""
+    mark = _mark(session, ATTEMPTS)
+    rows = session.execute(
+        select(AttemptRow.consultation_id, AttemptRow.number)
+        .where(AttemptRow.consultation_id > mark, AttemptRow.consultation_id < first_id_at(session, days))
+        .order_by(AttemptRow.consultation_id, AttemptRow.number)
+        .limit(limit)
+    ).all()
+    if not rows:
+        _set_mark(session, ATTEMPTS, START, 0)
+        return Walked(0, 0, at_end=True)
+    ids = {row.consultation_id for row in rows}
+    settled = select(ConsultationRow.id).where(ConsultationRow.id.in_(ids), ConsultationRow.settled_at.is_not(None))
+    gone = session.scalars(
+        delete(AttemptRow)
+        .where(AttemptRow.consultation_id.in_(settled.scalar_subquery()))
+        .returning(AttemptRow.consultation_id),
+        execution_options={"synchronize_session": False},
+    ).all()
+    _set_mark(session, ATTEMPTS, max(ids), len(gone))
+    return Walked(len(rows), len(gone), at_end=len(rows) < limit)
+
+
+def retire_old_weights(session: Session, days: float, max_staleness: int) -> int:
+    """Mark the versions whose weights nobody needs any more, so that they cannot serve again; how many.
+
+    Old means superseded, rejected or withdrawn, and made more than `days` ago. Kept are those whose rollouts may still
+    be trained on by `max_staleness`, and those that planned draws name.
+    """
+    lineages = session.scalars(select(LineageRow.id)).all()
+    return sum(_retire_of_lineage(session, lineage_id, days, max_staleness) for lineage_id in lineages)
+
+
+def _retire_of_lineage(session: Session, lineage_id: UUID, days: float, max_staleness: int) -> int:
+    over = (PolicyStatus.SUPERSEDED.value, PolicyStatus.REJECTED.value, PolicyStatus.WITHDRAWN.value)
+    is_wanted = exists().where(
+        GroupRow.lineage_id == PolicyVersionRow.lineage_id,
+        GroupRow.policy_version == PolicyVersionRow.name,
+        GroupRow.status.in_([GroupStatus.PENDING.value, GroupStatus.ASKED.value]),
+    )
+    retired = session.scalars(
+        update(PolicyVersionRow)
+        .where(
+            PolicyVersionRow.status.in_(over),
+            PolicyVersionRow.artifact_sha256.is_not(None),
+            PolicyVersionRow.weights_deleted_at.is_(None),
+            PolicyVersionRow.created_at < func.now() - timedelta(days=days),
+            policies.is_stale(lineage_id, max_staleness),
+            ~is_wanted,
+        )
+        .values(weights_deleted_at=func.now())
+        .returning(PolicyVersionRow.id),
+        execution_options={"synchronize_session": False},
+    ).all()
+    return len(retired)
+
+
+def choose_deletable(session: Session, addresses: Collection[str]) -> list[str]:
+    """Those of these weights that only versions marked by `retire_old_weights` name; never some that no row names."""
+    kept = aliased(PolicyVersionRow)
+    return sorted(
+        str(address)
+        for address in session.scalars(
+            select(PolicyVersionRow.artifact_sha256)
+            .where(
+                PolicyVersionRow.artifact_sha256.in_(addresses),
+                PolicyVersionRow.weights_deleted_at.is_not(None),
+                ~exists().where(
+                    kept.artifact_sha256 == PolicyVersionRow.artifact_sha256, kept.weights_deleted_at.is_(None)
+                ),
+            )
+            .distinct()
+        )
+    )
+
+
+def _mark(session: Session, name: str) -> UUID:
+    return session.scalar(select(RetentionRow.mark).where(RetentionRow.name == name)) or START
+
+
+def _set_mark(session: Session, name: str, mark: UUID, num_deleted: int) -> None:
+    statement = insert(RetentionRow).values(name=name, mark=mark, num_deleted=num_deleted)
+    session.execute(
+        statement.on_conflict_do_update(
+            index_elements=["name"],
+            set_={
+                "mark": mark,
+                "num_deleted": RetentionRow.num_deleted + num_deleted,
+                "walked_at": func.now(),
+            },
+        )
+    )

@@ -1,0 +1,146 @@
+"""Tasks: prompts and their splits."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from uuid import UUID
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from services.contracts.base import Json
+from services.contracts.tasks import Split, Task, TaskCreate
+from services.runtime.errors import Conflict, InvalidInput, NotFound
+from services.store.models import TaskRow
+
+
+class TaskNotFound(NotFound):
+    """No task with this id."""
+
+
+class TaskKeyTaken(Conflict):
+    """The key names a task with other content; tasks are immutable because rollouts refer to them."""
+
+    hint = "Give the changed task a new key."
+
+
+class SplitsOverlap(InvalidInput):
+    """A family or prompt would be in train and in another split, so that what is measured had been trained on."""
+
+    hint = "Keep a family in one split, or give a truly different family another name."
+
+    def __init__(self, where: str, detail: str) -> None:
+        super().__init__(detail)
+        self.where = where
+
+
+def get(session: Session, task_id: UUID) -> TaskRow:
+    """The task. Errors: TaskNotFound."""
+    row = session.get(TaskRow, task_id)
+    if row is None:
+        raise TaskNotFound(f"no task {task_id}")
+    return row
+
+
+def add(session: Session, lineage_id: UUID, task: TaskCreate) -> tuple[TaskRow, bool]:
+    """The stored task and whether it is new; the same key with the same content is the same task.
+
+    Errors: TaskKeyTaken (409), SplitsOverlap (422).
+    """
+    content = task.model_dump(mode="json", exclude={"key"})
+    sha256 = _hash(content)
+    key = task.key or sha256[:32]
+    # Who adds tasks takes turns, so that two at once cannot put one family into two splits.
+    session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"tasks\n{lineage_id}", 0))))
+    row = session.scalar(select(TaskRow).where(TaskRow.lineage_id == lineage_id, TaskRow.key == key))
+    if row is not None:
+        if row.content_sha256 != sha256:
+            raise TaskKeyTaken(f"the key {key!r} already names another task")
+        return row, False
+    row = TaskRow(
+        lineage_id=lineage_id,
+        key=key,
+        domain=task.domain,
+        family=task.family or key,
+        split=task.split.value,
+        messages=content["messages"],
+        messages_sha256=_hash(content["messages"]),
+        metadata_=content["metadata"],
+        content_sha256=sha256,
+    )
+    _check_splits(session, row)
+    session.add(row)
+    session.flush()
+    return row, True
+
+
+def _hash(value: Json) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def _check_splits(session: Session, new: TaskRow) -> None:
+    """Pass when the task leaks nothing between train and the other splits. Errors: SplitsOverlap."""
+    train = Split.TRAIN.value
+    across = TaskRow.split != train if new.split == train else TaskRow.split == train
+    for where, same, what in (
+        ("messages", [TaskRow.messages_sha256 == new.messages_sha256], "the same messages are"),
+        ("family", [TaskRow.domain == new.domain, TaskRow.family == new.family], f"the family {new.family!r} is"),
+    ):
+        other = session.scalar(select(TaskRow).where(TaskRow.lineage_id == new.lineage_id, across, *same).limit(1))
+        if other is not None:
+            raise SplitsOverlap(
+                where, f"{what} in the split {other.split} already, with the task {other.key!r}, so not in {new.split}"
+            )
+
+
+def view(row: TaskRow) -> Task:
+    """The contract of a row."""
+    return Task.model_validate(
+        {name: getattr(row, name) for name in Task.model_fields if name != "metadata"} | {"metadata": row.metadata_}
+    )
+
+
+def least_drawn(session: Session, lineage_id: UUID, max_groups_per_task: int, limit: int, seed: int) -> list[TaskRow]:
+    """Train tasks to draw next: domains in turn, least drawn first, in an order that depends on the seed only."""
+    order = func.md5(TaskRow.key + str(seed))
+    turn = func.row_number().over(partition_by=TaskRow.domain, order_by=[TaskRow.num_groups, order]).label("turn")
+    candidates = (
+        select(TaskRow.id, turn, order.label("ord"))
+        .where(
+            TaskRow.lineage_id == lineage_id,
+            TaskRow.split == Split.TRAIN.value,
+            TaskRow.num_groups < max_groups_per_task,
+        )
+        .subquery()
+    )
+    return list(
+        session.scalars(
+            select(TaskRow)
+            .join(candidates, candidates.c.id == TaskRow.id)
+            .order_by(TaskRow.num_groups, candidates.c.turn, candidates.c.ord)
+            .limit(limit)
+        )
+    )
+
+
+def spread_over_families(
+    session: Session, lineage_id: UUID, split: Split, num_tasks: int | None, seed: int
+) -> Sequence[TaskRow]:
+    """At most `num_tasks` tasks a domain (all when None), taken from its families in turn."""
+    order = func.md5(TaskRow.key + str(seed))
+    within = func.row_number().over(partition_by=[TaskRow.domain, TaskRow.family], order_by=order).label("within")
+    inner = (
+        select(TaskRow.id, TaskRow.domain, within, func.md5(TaskRow.family + str(seed)).label("family_order"))
+        .where(TaskRow.lineage_id == lineage_id, TaskRow.split == split.value)
+        .subquery()
+    )
+    rank = (
+        func.row_number()
+        .over(partition_by=inner.c.domain, order_by=[inner.c.within, inner.c.family_order])
+        .label("rank")
+    )
+    ranked = select(inner.c.id, rank).subquery()
+    query = select(TaskRow).join(ranked, ranked.c.id == TaskRow.id).order_by(ranked.c.rank, TaskRow.domain)
+    if num_tasks is not None:
+        query = query.where(ranked.c.rank <= num_tasks)
+    return session.scalars(query).all()

@@ -1,0 +1,164 @@
+"""How policy versions did: on the train tasks they were sampled on, and before against after."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from services.contracts.evaluations import EvaluationStatus, TaskResult
+from services.contracts.updates import Update, UpdateStatus
+from services.store.core import row_counts
+from services.store.ledger import fallbacks, updates
+from services.store.loop import evaluations
+from services.store.models import EvaluationRow, PolicyVersionRow, UpdateRow
+from services.store.views.estimates import Interval, family_means, paired_difference, score, wilson_interval
+
+
+@dataclass(frozen=True)
+class Practice:
+    """The verdicts on a version's train rollouts. interval: Wilson's, of the share of rollouts that passed."""
+
+    num_judged: int
+    num_passed: int
+    interval: Interval | None
+
+
+@dataclass(frozen=True)
+class Change:
+    """A domain before and after: pass@k over families with 95 % intervals; rise: paired by family, if it can be."""
+
+    domain: str
+    k: int
+    before: Interval | None
+    after: Interval | None
+    rise: Interval | None
+    num_families: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two evaluations of one split with the same settings, the one of an earlier version first."""
+
+    split: str
+    before_id: UUID
+    after_id: UUID
+    before_version: str
+    after_version: str
+    changes: tuple[Change, ...]
+
+
+def practice(session: Session, lineage_id: UUID, versions: Collection[str]) -> dict[str, Practice]:
+    """By the names of these versions, exactly; rollouts of no version of ours are under the empty name."""
+    told = row_counts.read(session, lineage_id, ("verdict",), versions)["verdict"]
+    found = {}
+    for version, words in row_counts.by_kind(told).items():
+        passed, failed = words.get("passed", 0), words.get("failed", 0)
+        found[version] = Practice(passed + failed, passed, wilson_interval(passed, passed + failed))
+    return found
+
+
+def evaluations_of(session: Session, lineage_id: UUID, version: str, limit: int = 20) -> Sequence[EvaluationRow]:
+    """A version's evaluations, newest first."""
+    return session.scalars(
+        select(EvaluationRow)
+        .where(EvaluationRow.lineage_id == lineage_id, EvaluationRow.policy_version == version)
+        .order_by(EvaluationRow.id.desc())
+        .limit(limit)
+    ).all()
+
+
+def compare(session: Session, version: PolicyVersionRow) -> list[Comparison]:
+    """The version's finished evaluations against those of the newest version before it with the same settings.
+
+    The base is compared with where no version in between was measured.
+    """
+    found: dict[str, Comparison] = {}
+    for after in evaluations_of(session, version.lineage_id, version.name):
+        if after.status != EvaluationStatus.DONE.value or "probe" in after.settings or after.split in found:
+            continue
+        before = _find_before(session, version, after)
+        if before is not None:
+            found[after.split] = compare_two(session, before, after)
+    return [found[split] for split in sorted(found)]
+
+
+def _find_before(session: Session, version: PolicyVersionRow, after: EvaluationRow) -> EvaluationRow | None:
+    own = {key: value for key, value in after.settings.items() if key != "policy_version"}
+    rows = session.execute(
+        select(EvaluationRow, PolicyVersionRow.number)
+        .join(
+            PolicyVersionRow,
+            (PolicyVersionRow.name == EvaluationRow.policy_version)
+            & (PolicyVersionRow.lineage_id == EvaluationRow.lineage_id),
+        )
+        .where(
+            EvaluationRow.lineage_id == version.lineage_id,
+            EvaluationRow.split == after.split,
+            EvaluationRow.status == EvaluationStatus.DONE.value,
+            PolicyVersionRow.number < version.number,
+        )
+        .order_by(PolicyVersionRow.number.desc(), EvaluationRow.id.desc())
+        .limit(100)
+    )
+    for row, _ in rows:
+        if {key: value for key, value in row.settings.items() if key != "policy_version"} == own:
+            return row
+    return None
+
+
+def compare_two(session: Session, before: EvaluationRow, after: EvaluationRow) -> Comparison:
+    """Two evaluations side by side."""
+    num_samples = int(str(after.settings.get("num_samples", 1)))
+    return Comparison(
+        split=after.split,
+        before_id=before.id,
+        after_id=after.id,
+        before_version=before.policy_version,
+        after_version=after.policy_version,
+        changes=tuple(
+            compare_results(
+                evaluations.results(session, before.id), evaluations.results(session, after.id), num_samples
+            )
+        ),
+    )
+
+
+def compare_results(before: Sequence[TaskResult], after: Sequence[TaskResult], num_samples: int) -> list[Change]:
+    """pass@1 and pass@k by domain."""
+    changes = []
+    for domain in sorted({task.domain for task in (*before, *after)}):
+        old = [task for task in before if task.domain == domain]
+        new = [task for task in after if task.domain == domain]
+        for k in sorted({1, num_samples}):
+            changes.append(
+                Change(
+                    domain=domain,
+                    k=k,
+                    before=score(old, k),
+                    after=score(new, k),
+                    rise=paired_difference(old, new, k),
+                    num_families=len(family_means(new, k)),
+                )
+            )
+    return changes
+
+
+def updates_of(session: Session, version: PolicyVersionRow, limit: int = 50) -> list[Update]:
+    """The updates that made this version of its parent, newest first."""
+    first = 0
+    if version.parent_id is not None:
+        first = session.get_one(PolicyVersionRow, version.parent_id).update_number
+    rows = session.scalars(
+        select(UpdateRow)
+        .where(
+            UpdateRow.lineage_id == version.lineage_id,
+            UpdateRow.status == UpdateStatus.APPLIED.value,
+            UpdateRow.number > first,
+            fallbacks.carries(version.update_number, UpdateRow.number, version.lineage_id),
+        )
+        .order_by(UpdateRow.number.desc())
+        .limit(limit)
+    )
+    return [updates.view(row) for row in rows]

@@ -1,0 +1,68 @@
+"""A run's report as one file that needs nothing else: before and after, curves, updates, the correction.
+
+It is made of contracts alone, so it can be written beside any api, here or elsewhere.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from markupsafe import Markup
+
+from services.contracts.evaluations import EvaluationDetail
+from services.contracts.updates import UpdateDetail
+from services.store.views import curves, versions
+from services.web.assets import assets
+from services.web.presenters import charts
+from services.web.presenters.ledger import weigh_sources
+from services.web.rendering import render
+
+STYLES = ("app.css", "pages.css")
+
+
+@dataclass(frozen=True)
+class CorrectedAnswer:
+    """What a person made of an answer, and the update that used it; None while none has."""
+
+    before: str
+    after: str
+    comment: str
+    update_number: int | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything the report tells."""
+
+    lineage: str
+    model: str
+    made_at: datetime
+    before: EvaluationDetail
+    gap: EvaluationDetail
+    after: EvaluationDetail
+    updates: tuple[UpdateDetail, ...]
+    training_seconds: float
+    corrected: CorrectedAnswer | None
+    notes: tuple[str, ...]
+
+
+def render_report(report: Report) -> str:
+    """The report as HTML, its styles and drawings within."""
+    num_samples = report.before.settings.get("num_samples")
+    measured = [(one.number, one.applied_at or one.started_at, one.metrics) for one in report.updates]
+    return render(
+        "report.html",
+        report=report,
+        changes=versions.compare_results(
+            report.before.results, report.after.results, num_samples if isinstance(num_samples, int) else 1
+        ),
+        gaps=versions.compare_results(report.gap.results, report.gap.teacher_results, 1),
+        charts=charts.draw(curves.collect(measured)),
+        sources={one.number: weigh_sources(one.lessons) for one in report.updates},
+        styles=_inline_styles(),
+    )
+
+
+def _inline_styles() -> Markup:
+    """Our own style sheets as one element: the report is a file, with no server to ask for them."""
+    css = "\n".join(assets()[name].content.decode() for name in STYLES)
+    return Markup(f"<style>{css}</style>")  # noqa: S704 -- nothing in them comes from outside

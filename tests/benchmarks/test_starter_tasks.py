@@ -1,0 +1,154 @@
+"""The starter's tasks keep the promises of docs/tasks.md."""
+
+import ast
+import json
+import re
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pytest
+from pydantic import JsonValue
+
+from benchmarks.starter_tasks import build
+from benchmarks.starter_tasks.function_families import FUNCTION_FAMILIES
+from services.contracts.tasks import Split, TaskCreate
+
+KINDS = {"functions": "code/python", "tool_calls": "tool-call"}
+FENCED = re.compile(r"\A```(python|json)\n(.*)\n```\Z", re.DOTALL)
+
+
+def read_file(kind: str) -> str:
+    return (Path(build.__file__).parent / f"{kind}.jsonl").read_text(encoding="utf-8")
+
+
+def read_tasks(kind: str) -> list[TaskCreate]:
+    return [TaskCreate.model_validate_json(line) for line in read_file(kind).splitlines()]
+
+
+def test_the_generator_rewrites_the_committed_files_byte_for_byte() -> None:
+    assert build.render(build.build_functions()) == read_file("functions")
+    assert build.render(build.build_tool_calls()) == read_file("tool_calls")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_line_is_a_task_the_api_takes_under_a_key_of_its_own(kind: str) -> None:
+    tasks = read_tasks(kind)
+    assert len({task.key for task in tasks}) == len(tasks)
+    assert {task.domain for task in tasks} == {KINDS[kind]}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_there_are_enough_tasks_to_train_on_to_tune_with_and_to_hold_out(kind: str) -> None:
+    counts = Counter(task.split for task in read_tasks(kind))
+    assert counts[Split.TRAIN] >= 150
+    assert counts[Split.VALIDATION] >= 30
+    assert counts[Split.HELDOUT] >= 60
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whole_families_are_held_out(kind: str) -> None:
+    splits: defaultdict[str | None, set[Split]] = defaultdict(set)
+    sizes: Counter[str | None] = Counter()
+    for task in read_tasks(kind):
+        splits[task.family].add(task.split)
+        sizes[task.family] += 1
+    assert all(len(found) == 1 for found in splits.values())
+    held_out = [family for family, found in splits.items() if found == {Split.HELDOUT}]
+    assert len(held_out) >= 12
+    assert all(sizes[family] >= 5 for family in held_out)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_tasks_and_no_others_carry_a_reference(kind: str) -> None:
+    for task in read_tasks(kind):
+        assert ("reference" in task.metadata) == (task.split is Split.TRAIN), task.key
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_prompt_is_asked_twice(kind: str) -> None:
+    prompts = Counter(task.messages[-1].content for task in read_tasks(kind))
+    assert [prompt for prompt, times in prompts.items() if times > 1] == []
+
+
+def test_no_held_out_function_or_tool_has_the_name_of_another() -> None:
+    functions = Counter(task.metadata["tests"]["entry_point"] for task in read_tasks("functions"))  # type: ignore[index,call-overload]
+    assert max(functions.values()) == 1
+    families: defaultdict[str, set[str | None]] = defaultdict(set)
+    for task in read_tasks("tool_calls"):
+        for name in task.metadata["tools"]["names"]:  # type: ignore[index,call-overload,union-attr]
+            families[str(name)].add(task.family)
+    assert all(len(found) == 1 for found in families.values())
+
+
+def call_or_none(source: str, name: str, arguments: list[JsonValue]) -> str | None:
+    try:
+        return json.dumps(build.run_reference(source, name, arguments))
+    except Exception:  # noqa: BLE001  a function of numbers that is given words may fail in any way
+        return None
+
+
+def test_no_training_function_passes_the_tests_of_a_held_out_one() -> None:
+    splits = build.deal_splits("functions", [family.name for family in FUNCTION_FAMILIES])
+    training = [
+        (family.parameters.count(","), name, f"def {name}({family.parameters}):\n    {body}")
+        for family in FUNCTION_FAMILIES
+        if splits[family.name] == "train"
+        for name, _, body in family.members
+    ]
+    solved = []
+    for task in read_tasks("functions"):
+        if task.split is not Split.HELDOUT:
+            continue
+        cases = json.loads(json.dumps(task.metadata["tests"]))["cases"]
+        expected = [json.dumps(case["expected"]) for case in cases]
+        for num_commas, name, source in training:
+            if num_commas != len(cases[0]["args"]) - 1:
+                continue
+            if [call_or_none(source, name, case["args"]) for case in cases] == expected:
+                solved.append((task.key, name))
+    assert solved == []
+
+
+def test_a_function_has_four_cases_or_more_that_do_not_all_agree() -> None:
+    for task in read_tasks("functions"):
+        cases = json.loads(json.dumps(task.metadata["tests"]))["cases"]
+        assert len(cases) >= 4, task.key
+        assert len({json.dumps(case["expected"]) for case in cases}) >= 2, task.key
+
+
+def test_another_tool_of_the_family_never_gives_the_expected_result() -> None:
+    for task in read_tasks("tool_calls"):
+        if task.split is not Split.TRAIN:
+            continue
+        tools = json.loads(json.dumps(task.metadata["tools"]))
+        match = FENCED.match(str(task.metadata["reference"]))
+        assert match is not None
+        call = json.loads(match[2])
+        results = []
+        for name in tools["names"]:
+            try:
+                results.append(build.run_reference(tools["source"], name, list(call["arguments"].values())))
+            except TypeError:  # another number of parameters
+                continue
+        assert results.count(task.metadata["expected_result"]) == 1, task.key
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_reference_is_one_fenced_block_that_gives_the_expected_values(kind: str) -> None:
+    for task in read_tasks(kind):
+        if task.split is not Split.TRAIN:
+            continue
+        match = FENCED.match(str(task.metadata["reference"]))
+        assert match is not None, task.key
+        metadata = json.loads(json.dumps(task.metadata))
+        if match[1] == "python":
+            tree = ast.parse(match[2])
+            assert [type(node) for node in tree.body] == [ast.FunctionDef]
+            tests = metadata["tests"]
+            for case in tests["cases"]:
+                assert build.run_reference(match[2], tests["entry_point"], case["args"]) == case["expected"]
+        else:
+            call = json.loads(match[2])
+            assert set(call) == {"tool", "arguments"}
+            result = build.run_reference(metadata["tools"]["source"], call["tool"], call["arguments"])
+            assert result == metadata["expected_result"]

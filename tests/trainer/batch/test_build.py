@@ -1,0 +1,507 @@
+"""What the teacher is shown, which rollouts are siblings, and how answers become terms."""
+
+import itertools
+import math
+from dataclasses import replace
+from datetime import UTC, datetime
+from uuid import UUID
+
+import pytest
+
+from services.contracts.answers import Continuation, Feedback, FeedbackSpan, SamplesDistribution, TopKDistribution
+from services.contracts.ids import new_id
+from services.contracts.rollouts import Sampling
+from services.contracts.templates import Template
+from services.contracts.updates import Speaker
+from services.policy.model.modeling import LoadedPolicy, decode_ids, encode_text
+from services.store.ledger.lessons import EarlierCorrection, LessonFacts
+from tests.trainer.world import ANSWERS, answer, facts, reference
+from trainer.batch.build import build_batch, hash_batch, solution_target
+from trainer.batch.rows import Batch, Context, ImitationRow, Row, Vocabulary
+from trainer.config import TrainerConfig
+
+CONFIG = TrainerConfig(template=Template.TURNS, solutions="both", baseline="leave_one_out")
+
+
+def build(
+    policy: LoadedPolicy,
+    lessons: list[LessonFacts],
+    corrections: list[EarlierCorrection] | None = None,
+    config: TrainerConfig = CONFIG,
+) -> Batch:
+    vocabulary = Vocabulary(policy.vocab_size, policy.eos_token_ids, 512)
+    return build_batch(lessons, corrections or [], policy.tokenizer, vocabulary, config, newest_version=3)
+
+
+def only(policy: LoadedPolicy, lesson: LessonFacts, config: TrainerConfig = CONFIG) -> Row:
+    [row] = build(policy, [lesson], config=config).rows
+    return row
+
+
+def shown_to(policy: LoadedPolicy, row: Row) -> str:
+    [context] = row.contexts
+    return decode_ids(policy.tokenizer, context.prompt_ids)
+
+
+def context_of(row: Row) -> Context | None:
+    assert len(row.contexts) <= 1
+    return next(iter(row.contexts), None)
+
+
+def correction(text: str, group: int, task: int = 1) -> EarlierCorrection:
+    return EarlierCorrection(new_id(), "human", 1.0, UUID(int=task), UUID(int=group), text, datetime.now(UTC))
+
+
+def siblings(policy: LoadedPolicy, solved: set[int], size: int = 8) -> list[LessonFacts]:
+    """A group in which some answers passed."""
+    return [
+        facts(
+            policy,
+            ANSWERS[index],
+            index=index,
+            group_size=size,
+            score=1.0 if index in solved else 0.0,
+            answers=(answer(score=1.0 if index in solved else 0.0),),
+        )
+        for index in range(size)
+    ]
+
+
+def test_the_teacher_is_shown_the_reference_as_a_turn_and_the_question_again(policy: LoadedPolicy) -> None:
+    row = only(policy, facts(policy, answers=(reference("It is 4."),)))
+    assert shown_to(policy, row) == (
+        "<|im_start|>user\nWhat is 2+2?<|im_end|>\n<|im_start|>assistant\nIt is 4.<|im_end|>\n"
+        "<|im_start|>user\nWhat is 2+2?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    [context] = row.contexts
+    assert not context.from_rollout
+    assert row.covered
+
+
+def test_the_rollouts_own_ids_are_kept_and_never_tokenised_again(policy: LoadedPolicy) -> None:
+    odd = (encode_text(policy.tokenizer, "é")[0], 5, 2)  # half a character, then an end token inside
+    row = only(policy, facts(policy, token_ids=odd, action_mask=(True,) * 3, sampler_logprobs=(-1.0,) * 3))
+    assert row.token_ids == odd
+
+
+def test_an_earlier_correction_is_preferred_to_the_reference(policy: LoadedPolicy) -> None:
+    [row] = build(policy, [facts(policy, answers=(reference(),))], [correction("Four!", group=6)]).rows
+    [context] = row.contexts
+    assert context.solution == "Four!"
+
+
+@pytest.mark.parametrize(("group", "task"), [(7, 1), (8, 1), (6, 2)])
+def test_a_correction_of_this_group_of_a_later_one_or_of_another_task_is_never_shown(
+    policy: LoadedPolicy, group: int, task: int
+) -> None:
+    [row] = build(policy, [facts(policy)], [correction("Four!", group, task)]).rows
+    assert not row.contexts
+
+
+def test_of_several_earlier_corrections_the_newest_is_shown(policy: LoadedPolicy) -> None:
+    [row] = build(policy, [facts(policy)], [correction("old", 5), correction("new", 6)]).rows
+    [context] = row.contexts
+    assert context.solution == "new"
+
+
+def test_a_sibling_is_shown_only_to_the_other_half_and_the_halves_keep_their_own_baselines(
+    policy: LoadedPolicy,
+) -> None:
+    batch = build(policy, siblings(policy, solved={2, 5}))
+    shown = [context.solution if (context := context_of(row)) else None for row in batch.rows]
+    assert shown == [ANSWERS[5 if index % 2 == 0 else 2] for index in range(8)]
+    assert [row.half for row in batch.rows] == [0, 1] * 4
+    assert len({row.siblings for row in batch.rows}) == 1
+
+
+def test_without_a_success_in_the_other_half_a_rollout_has_no_teacher(policy: LoadedPolicy) -> None:
+    batch = build(policy, siblings(policy, solved={2}))
+    assert [bool(row.contexts) for row in batch.rows] == [False, True] * 4
+
+
+def test_a_group_of_fewer_than_eight_is_shown_no_siblings(policy: LoadedPolicy) -> None:
+    assert all(not row.contexts for row in build(policy, siblings(policy, {0, 1, 2}, size=6)).rows)
+
+
+def test_with_a_running_baseline_small_groups_may_show_any_sibling_but_never_the_rollout_itself(
+    policy: LoadedPolicy,
+) -> None:
+    config = CONFIG.model_copy(update={"baseline": "running_mean"})
+    batch = build(policy, siblings(policy, {3}, size=6), config=config)
+    assert [bool(row.contexts) for row in batch.rows] == [True, True, True, False, True, True]
+    assert {row.half for row in batch.rows} == {0}
+
+
+def test_contexts_that_are_fixed_given_the_prompt_leave_the_group_whole(policy: LoadedPolicy) -> None:
+    lessons = [facts(policy, text, index=index, answers=(reference(),)) for index, text in enumerate(ANSWERS)]
+    assert {row.half for row in build(policy, lessons).rows} == {0}
+    told = [replace(one, answers=(*one.answers, reference())) for one in siblings(policy, {2})]
+    assert {row.half for row in build(policy, told).rows} == {0}
+
+
+@pytest.mark.parametrize("solved", [set[int](), {2}, {2, 5}, set(range(8))])
+def test_what_the_group_answered_does_not_decide_whether_it_is_halved(policy: LoadedPolicy, solved: set[int]) -> None:
+    remark = answer(feedback=Feedback(text="look again"))
+    lessons = [replace(one, answers=(*one.answers, remark)) for one in siblings(policy, solved)]
+    assert [row.half for row in build(policy, lessons).rows] == [0, 1] * 4
+    reference_only = CONFIG.model_copy(update={"solutions": "reference"})
+    assert {row.half for row in build(policy, lessons, config=reference_only).rows} == {0}
+    running = CONFIG.model_copy(update={"baseline": "running_mean"})
+    assert {row.half for row in build(policy, lessons, config=running).rows} == {0}
+
+
+def test_a_group_nobody_scores_and_one_with_an_earlier_correction_stay_whole(policy: LoadedPolicy) -> None:
+    remark = answer(feedback=Feedback(text="look again"))
+    unscored = [replace(one, score=None, answers=(remark,)) for one in siblings(policy, set())]
+    assert {row.half for row in build(policy, unscored).rows} == {0}
+    corrected = build(policy, siblings(policy, {2}), [correction("four", group=0)])
+    assert {row.half for row in corrected.rows} == {0}
+
+
+def test_solutions_of_siblings_only_when_asked_for(policy: LoadedPolicy) -> None:
+    reference_only = CONFIG.model_copy(update={"solutions": "reference"})
+    assert all(not row.contexts for row in build(policy, siblings(policy, {2, 5}), config=reference_only).rows)
+    siblings_only = CONFIG.model_copy(update={"solutions": "siblings"})
+    lessons = [replace(fact, answers=(*fact.answers, reference())) for fact in siblings(policy, {2, 5})]
+    shown = {context.solution for row in build(policy, lessons, config=siblings_only).rows for context in row.contexts}
+    assert shown == {ANSWERS[2], ANSWERS[5]}
+
+
+def test_feedback_alone_is_shown_inside_the_question_and_its_credit_is_a_heuristic(policy: LoadedPolicy) -> None:
+    row = only(policy, facts(policy, answers=(answer(feedback=Feedback(text="five is wrong")),)))
+    assert "five is wrong" in shown_to(policy, row)
+    [context] = row.contexts
+    assert context.from_rollout
+    assert context.solution is None
+
+
+def test_the_turns_template_leaves_feedback_out_so_that_a_group_shares_one_context(policy: LoadedPolicy) -> None:
+    said = answer(feedback=Feedback(text="five is wrong"))
+    assert "five is wrong" not in shown_to(policy, only(policy, facts(policy, answers=(reference(), said))))
+    reprompt = CONFIG.model_copy(update={"template": Template.REPROMPT})
+    assert "five is wrong" in shown_to(policy, only(policy, facts(policy, answers=(reference(), said)), reprompt))
+
+
+def test_a_context_has_the_weight_of_the_most_trusted_who_speak_in_it(policy: LoadedPolicy) -> None:
+    remarks = [answer(weight=weight, feedback=Feedback(text=f"from {weight}")) for weight in (0.25, 2.0, 1.0)]
+    [context] = only(policy, facts(policy, answers=tuple(remarks))).contexts
+    assert context.weight == CONFIG.conditioned_weight * 2.0
+
+
+def test_a_term_names_everybody_whose_words_stand_in_it(policy: LoadedPolicy) -> None:
+    told, teller = answer(feedback=Feedback(text="five is wrong")), new_id()
+    own = Speaker(answer_id=told.id, expert_id=new_id(), expert="judge", expert_version="1")
+    heard = Speaker(answer_id=teller, expert_id=new_id(), expert="critic", expert_version="2", shown_to=told.id)
+    [context] = only(policy, facts(policy, answers=(replace(told, speakers=(own, heard)),))).contexts
+    assert context.source.answers == (told.id, teller)
+    assert context.source.names == ("judge@1", "critic@2, shown to another expert")
+    assert context.source.speakers == (own, heard)
+
+
+def test_an_expert_that_is_not_active_trains_nothing_whatever_the_settings_say(policy: LoadedPolicy) -> None:
+    config = CONFIG.model_copy(update={"expert_weights": {"reference": 5.0}})
+    row = only(policy, facts(policy, answers=(replace(reference(), weight=0.0),)), config)
+    assert not row.taught
+
+
+def test_a_score_alone_trains_nothing(policy: LoadedPolicy) -> None:
+    assert not only(policy, facts(policy, answers=(answer(score=1.0),))).taught
+
+
+def test_a_correction_of_this_rollout_gives_a_label_and_a_rest_and_is_not_shown_to_its_teacher(
+    policy: LoadedPolicy,
+) -> None:
+    said = answer(expert="human", solution="2+2=4!", corrected=True)
+    row = only(policy, facts(policy, "2+2=5!", answers=(said,), late=True))
+    assert not row.contexts
+    [label], [imitation] = row.labels, row.imitations
+    assert (label.step, label.token_id) == (4, encode_text(policy.tokenizer, "4")[0])
+    assert learned(policy, imitation) == "!"
+    assert imitation.num_learned == 1
+    assert label.source.answers == imitation.source.answers == (said.id,)
+
+
+def test_a_label_is_never_put_on_a_token_the_policy_did_not_choose(policy: LoadedPolicy) -> None:
+    said = answer(expert="human", solution="2+2=4!", corrected=True)
+    mask = (True,) * 4 + (False, True)
+    row = only(policy, facts(policy, "2+2=5!", answers=(said,), action_mask=mask))
+    assert not row.labels
+    assert [learned(policy, one) for one in row.imitations] == ["!"]
+
+
+TURNS = "f(6)|42|so 41"
+MASK = (True,) * 4 + (False,) * 4 + (True,) * 5  # the policy's call, what the tool said, and the policy again
+
+
+@pytest.mark.parametrize(
+    ("corrected", "label", "rest"),
+    [
+        pytest.param("f(6)|42|so 42", (12, "2"), "", id="after the tool turn"),
+        pytest.param("f(7)|42|so 42!", (2, "7"), ")so 42!", id="before it: what the tool said is not learned"),
+        pytest.param("f(6)|49|so 49", None, "so 49", id="inside it: what the person makes the tool say is not learned"),
+        pytest.param("f(6)|422|so 41", None, "so 41", id="put into it"),
+        pytest.param("f(6)", None, "", id="cut from it on"),
+        pytest.param("f(6)|42|so 41!", None, "!", id="after the end"),
+        pytest.param("xyz!", (0, "x"), "", id="all of it written anew, the tool turn with it"),
+    ],
+)
+def test_what_a_tool_said_is_never_imitated(
+    policy: LoadedPolicy, corrected: str, label: tuple[int, str] | None, rest: str
+) -> None:
+    said = answer(expert="human", solution=corrected, corrected=True)
+    row = only(policy, facts(policy, TURNS, answers=(said,), action_mask=MASK))
+    found = [(one.step, decode_ids(policy.tokenizer, [one.token_id])) for one in row.labels]
+    assert found == ([] if label is None else [label])
+    assert "".join(learned(policy, one) for one in row.imitations) == rest
+
+
+def learned(policy: LoadedPolicy, imitation: ImitationRow) -> str:
+    """The tokens that are learned, as text."""
+    return decode_ids(policy.tokenizer, list(itertools.compress(imitation.token_ids, imitation.learned)))
+
+
+def test_a_corrected_answer_ends_where_the_rollout_had_ended(policy: LoadedPolicy) -> None:
+    eos = policy.eos_token_ids[0]
+    said = answer(expert="human", solution="2+2=4", corrected=True)
+    ids = (*encode_text(policy.tokenizer, "2+2=5"), eos)
+    row = only(
+        policy, replace(facts(policy, answers=(said,)), token_ids=ids, action_mask=(True,) * 6, sampler_logprobs=None)
+    )
+    [label], [imitation] = row.labels, row.imitations
+    assert (label.step, imitation.token_ids) == (4, (*encode_text(policy.tokenizer, "2+2=4"), eos))
+    assert imitation.learned == (False,) * 5 + (True,)
+
+
+def test_a_greedy_rollout_trains_the_local_term_at_temperature_one(policy: LoadedPolicy) -> None:
+    row = only(policy, replace(facts(policy, answers=(reference(),)), sampling=Sampling(temperature=0)))
+    assert (row.credited, row.temperature) == (False, 1.0)
+
+
+def test_a_correction_is_of_the_last_turn_and_earlier_ones_stay(policy: LoadedPolicy) -> None:
+    eos = policy.eos_token_ids[0]
+    before = (*encode_text(policy.tokenizer, "f(6)"), eos, *encode_text(policy.tokenizer, "|42|"))
+    ids = (*before, *encode_text(policy.tokenizer, "so 41"), eos, *encode_text(policy.tokenizer, "\n"))
+    mask = (*[True] * 5, *[False] * 4, *[True] * 6, False)
+    said = answer(expert="human", solution="so 42", corrected=True)
+    lesson = replace(
+        facts(policy, answers=(said,)), token_ids=ids, action_mask=mask, answer_start=9, sampler_logprobs=None
+    )
+    row = only(policy, lesson)
+    [label], [imitation] = row.labels, row.imitations
+    assert (label.step, decode_ids(policy.tokenizer, [label.token_id])) == (13, "2")
+    assert imitation.token_ids == (*before, *encode_text(policy.tokenizer, "so 42"), eos)
+    assert imitation.learned == (*[False] * 14, True)
+
+
+def test_a_late_lesson_has_only_the_terms_of_its_own_answer_and_no_siblings(policy: LoadedPolicy) -> None:
+    group = siblings(policy, {2, 5})
+    late = replace(
+        facts(policy, "no", index=5, answers=(answer(feedback=Feedback(text="wrong")),)), late=True, ordinal=1
+    )
+    row = build(policy, [*group, late], [correction("Four!", 6)]).rows[-1]
+    [context] = row.contexts
+    assert context.solution is None
+    assert row.siblings == str(late.lesson_id)
+
+
+def top_k(length: int, policy: LoadedPolicy) -> TopKDistribution:
+    return TopKDistribution(
+        tokenizer_hash=policy.tokenizer_hash,
+        token_ids=[[4, 5]] * length,
+        logprobs=[[-0.6931472, -1.3862944]] * length,
+        tail_mass=[0.25] * length,
+    )
+
+
+def test_a_top_k_over_the_rollout_is_a_whole_coverage_term(policy: LoadedPolicy) -> None:
+    row = only(policy, facts(policy, "four", answers=(answer(expert="teacher", distribution=top_k(4, policy)),)))
+    assert row.covered
+    assert row.top_k[0].expert == "teacher"
+
+
+def test_a_top_k_over_another_length_makes_the_lesson_invalid_and_spares_its_siblings(policy: LoadedPolicy) -> None:
+    bad = facts(policy, "four", answers=(answer(distribution=top_k(3, policy)),))
+    good = facts(policy, "five", index=1, answers=(reference(),))
+    batch = build(policy, [bad, good])
+    assert [row.lesson_id for row in batch.rows] == [good.lesson_id]
+    assert "3 rows" in batch.invalid[bad.lesson_id]
+
+
+MEANINGFUL: dict[str, object] = {
+    "token_ids": (4, 5),
+    "action_mask": (True, True),
+    "sampler_logprobs": (-1.0, -1.0),
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"token_ids": (4, 100_000)}, "outside the vocabulary"),
+        ({"token_ids": (4,) * 600, "action_mask": (True,) * 600}, "the model reads 512"),
+        ({"action_mask": (False, False)}, "no token of the rollout is an action"),
+        ({"token_ids": ()}, "no tokens"),
+        ({"action_mask": (True,)}, "the action mask has 1 entries for 2 tokens"),
+        ({"sampler_logprobs": (-1.0,)}, "1 sampler logprobs for 2 tokens"),
+        ({"score": math.nan}, "its score nan lies outside 0..1"),
+    ],
+)
+def test_a_lesson_that_means_nothing_is_invalid_with_the_reason(
+    policy: LoadedPolicy, changes: dict[str, object], reason: str
+) -> None:
+    lesson = replace(facts(policy), **(MEANINGFUL | changes))  # type: ignore[arg-type]
+    batch = build(policy, [lesson])
+    assert not batch.rows
+    assert reason in batch.invalid[lesson.lesson_id]
+
+
+def test_top_p_text_and_unknown_samplers_get_no_credit_for_later_costs(policy: LoadedPolicy) -> None:
+    assert only(policy, facts(policy)).credited
+    assert not only(policy, facts(policy, sampling=Sampling(top_p=0.9))).credited
+    assert not only(policy, facts(policy, sampling=None)).credited
+    assert not only(policy, facts(policy, sampler_logprobs=None)).credited
+    assert not only(policy, facts(policy, tokenized_at_ingest=True)).credited
+
+
+def samples(policy: LoadedPolicy, text: str, **changes: object) -> Row:
+    base: dict[str, object] = {"tokenizer_hash": policy.tokenizer_hash}
+    distribution = SamplesDistribution.model_validate(base | changes)
+    return only(policy, facts(policy, text, answers=(answer(distribution=distribution),)))
+
+
+def test_a_continuation_counts_at_its_prefix_and_on_while_it_agrees_with_the_rollout(policy: LoadedPolicy) -> None:
+    ids = encode_text(policy.tokenizer, "four")
+    other = encode_text(policy.tokenizer, "x")[0]
+    row = samples(
+        policy,
+        "four",
+        prefixes=[1],
+        continuations=[[Continuation(token_ids=[ids[1], other, ids[3]]), Continuation(token_ids=[other])]],
+    )
+    assert row.samples[0].tokens == {1: (ids[1], other), 2: (other,)}
+    assert not row.samples[0].whole
+    assert not row.covered
+
+
+def test_drawn_prefixes_keep_their_probabilities_and_later_agreeing_tokens_do_not_count(policy: LoadedPolicy) -> None:
+    ids = encode_text(policy.tokenizer, "four")
+    row = samples(policy, "four", prefixes=[1], continuations=[[Continuation(token_ids=ids[1:])]], probabilities=[0.25])
+    assert row.samples[0].tokens == {1: (ids[1],)}
+    assert row.samples[0].probabilities == {1: 0.25}
+    assert row.covered
+
+
+def test_samples_at_every_action_token_cover_the_whole_rollout(policy: LoadedPolicy) -> None:
+    ids = encode_text(policy.tokenizer, "four")
+    row = samples(policy, "four", prefixes=[0], continuations=[[Continuation(token_ids=ids)]])
+    assert row.samples[0].whole
+
+
+def test_text_counts_only_where_tokenising_it_keeps_the_prefix(policy: LoadedPolicy) -> None:
+    row = samples(policy, "four", prefixes=[2], continuations=[[Continuation(text="xy")]])
+    assert row.samples[0].tokens == {2: (encode_text(policy.tokenizer, "x")[0],)}
+    half = facts(policy, "é!", answers=())
+    broken = SamplesDistribution(prefixes=[1], continuations=[[Continuation(text="x")]])
+    assert not only(policy, replace(half, answers=(answer(distribution=broken),))).samples
+
+
+def test_a_context_too_long_for_the_model_is_left_out(policy: LoadedPolicy) -> None:
+    assert not only(policy, facts(policy, answers=(reference("4" * 600),))).taught
+
+
+def test_sft_learns_the_very_solution_the_teacher_is_shown_to_its_end(policy: LoadedPolicy) -> None:
+    row = only(policy, facts(policy, answers=(reference("It is 4."),)))
+    target = solution_target(row, policy.tokenizer, Vocabulary(policy.vocab_size, policy.eos_token_ids, 512))
+    assert target is not None
+    assert decode_ids(policy.tokenizer, target.token_ids) == "It is 4.<|im_end|>"
+    assert target.source.answers == row.contexts[0].source.answers
+
+
+def test_the_batch_hash_names_lessons_answers_and_corrections(policy: LoadedPolicy) -> None:
+    lesson, shown = facts(policy, answers=(reference(),)), correction("Four!", 6)
+    known = hash_batch([lesson], [shown])
+    assert known == hash_batch([lesson], [shown])
+    assert known != hash_batch([lesson], [])
+    assert known != hash_batch([replace(lesson, answers=())], [shown])
+
+
+def test_staleness_is_counted_in_policy_versions(policy: LoadedPolicy) -> None:
+    assert only(policy, facts(policy, policy_number=1)).staleness == 2
+    assert only(policy, facts(policy, policy_number=None)).staleness is None
+
+
+PER_EXPERT = CONFIG.model_copy(update={"contexts": "per_expert"})
+
+
+def test_one_context_an_expert_shows_each_answer_by_itself(policy: LoadedPolicy) -> None:
+    said = [answer(expert=name, feedback=Feedback(text=f"{name} objects")) for name in ("judge", "critic")]
+    row = only(policy, facts(policy, answers=(reference(), *said)), PER_EXPERT)
+    shown = [decode_ids(policy.tokenizer, context.prompt_ids) for context in row.contexts]
+    assert [("It is 4." in text, "judge objects" in text, "critic objects" in text) for text in shown] == [
+        (True, False, False),
+        (False, True, False),
+        (False, False, True),
+    ]
+    assert [context.source.answers for context in row.contexts[1:]] == [(one.id,) for one in said]
+    assert [context.from_rollout for context in row.contexts] == [False, True, True]
+
+
+def test_feedback_on_spans_speaks_about_their_action_tokens_only(policy: LoadedPolicy) -> None:
+    spans = [FeedbackSpan(start=1, end=3, text="no"), FeedbackSpan(start=2, end=9, text="nor here")]
+    lesson = facts(policy, "2+2=5", answers=(answer(feedback=Feedback(spans=spans)),))
+    row = only(policy, replace(lesson, action_mask=(True, True, True, False, True)))
+    [context] = row.contexts
+    assert context.spans == ((1, 3), (2, 9))
+    assert row.spoken_about(context) == (1, 2, 4)
+    assert row.taught
+    assert not row.covered
+
+
+def test_spans_within_feedback_on_the_whole_leave_it_on_the_whole(policy: LoadedPolicy) -> None:
+    spans = [FeedbackSpan(start=1, end=3, text="no")]
+    row = only(policy, facts(policy, answers=(answer(feedback=Feedback(text="wrong", spans=spans)),)))
+    assert [context.spans for context in row.contexts] == [()]
+    assert row.covered
+
+
+IMITATE = CONFIG.model_copy(update={"continuations": "imitate"})
+
+
+def test_the_rest_of_a_continuation_is_dropped_or_imitated_after_its_samples(policy: LoadedPolicy) -> None:
+    ids = encode_text(policy.tokenizer, "four")
+    theirs = [ids[1], *encode_text(policy.tokenizer, "xyz")]
+    distribution = SamplesDistribution(
+        tokenizer_hash=policy.tokenizer_hash, prefixes=[1], continuations=[[Continuation(token_ids=theirs)]]
+    )
+    lesson = facts(policy, "four", answers=(answer(distribution=distribution),))
+    assert not only(policy, lesson).imitations
+    row = only(policy, lesson, IMITATE)
+    [rest] = row.imitations
+    assert decode_ids(policy.tokenizer, rest.token_ids) == "foxyz"
+    assert rest.learned == (False,) * 3 + (True,) * 2  # "o" agreed and "x" is a sample at the place where they parted
+    assert row.samples[0].tokens == only(policy, lesson).samples[0].tokens
+    assert "the rest of a continuation" in rest.source.names[0]
+
+
+def test_an_unknown_id_in_the_rest_of_a_continuation_makes_the_lesson_invalid(policy: LoadedPolicy) -> None:
+    theirs = [*encode_text(policy.tokenizer, "x"), 100_000]
+    distribution = SamplesDistribution(
+        tokenizer_hash=policy.tokenizer_hash, prefixes=[0], continuations=[[Continuation(token_ids=theirs)]]
+    )
+    lesson = facts(policy, "four", answers=(answer(distribution=distribution),))
+    assert (
+        "token id 100000 is outside the vocabulary" in build(policy, [lesson], config=IMITATE).invalid[lesson.lesson_id]
+    )
+
+
+def test_a_continuation_without_a_rest_leaves_nothing_to_imitate(policy: LoadedPolicy) -> None:
+    ids = encode_text(policy.tokenizer, "four")
+    distribution = SamplesDistribution(
+        tokenizer_hash=policy.tokenizer_hash, prefixes=[1], continuations=[[Continuation(token_ids=ids[1:])]]
+    )
+    assert not only(policy, facts(policy, "four", answers=(answer(distribution=distribution),)), IMITATE).imitations
+    late = SamplesDistribution(
+        tokenizer_hash=policy.tokenizer_hash, prefixes=[0], continuations=[[Continuation(token_ids=ids)]]
+    )
+    tool_turn = facts(policy, "four", action_mask=(False, True, True, True), answers=(answer(distribution=late),))
+    assert not only(policy, tool_turn, IMITATE).imitations

@@ -1,0 +1,454 @@
+"""From the store's lessons to typed rows: who says what about each token, and which rollouts are siblings.
+
+Pure but for the tokenizer: no tensor, no weight, no clock. Everything here can be sent to another rank.
+
+What the teacher is shown, first found: a person's correction of a rollout of an earlier group; the reference; another
+expert's solution about this rollout; a successful sibling's answer. Sibling solutions need groups of 8 or more, which
+are halved by the parity of their places wherever one may be shown: a half is shown solutions of the other half only and
+keeps a baseline of its own, or the baseline would depend on the token it is subtracted for. Smaller groups have none,
+unless the baseline does not come from siblings.
+
+Not covered: scoring (`teacher`), costs (`losses`), claiming (`ledger`).
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from uuid import UUID
+
+from transformers import PreTrainedTokenizerBase
+
+from services.contracts.answers import SamplesDistribution, TopKDistribution
+from services.contracts.templates import Template, build_teacher_messages, render_feedback, strip_thinking
+from services.policy.model.modeling import decode_ids, encode_text, render_prompt
+from services.runtime.errors import InvalidInput
+from services.store.ledger.lessons import EarlierCorrection, LessonAnswer, LessonFacts
+from trainer.batch.corrections import find_departure, find_learned
+from trainer.batch.rows import (
+    SUCCESS,
+    Batch,
+    Context,
+    ImitationRow,
+    LabelRow,
+    Row,
+    SampleRows,
+    Source,
+    TopKRows,
+    Vocabulary,
+)
+from trainer.config import TrainerConfig
+
+SMALLEST_HALVED_GROUP = 8
+MAX_FEEDBACK_CHARS = 4_000  # of all experts together, in one context
+
+
+def hash_batch(lessons: Sequence[LessonFacts], corrections: Sequence[EarlierCorrection]) -> str:
+    """The sha256 of what an update is made of: its lessons in order, their answers, and the corrections in view."""
+    content = [[str(lesson.lesson_id), [str(answer.id) for answer in lesson.answers]] for lesson in lessons]
+    shown = [str(correction.answer_id) for correction in corrections]
+    return hashlib.sha256(json.dumps([content, shown]).encode()).hexdigest()
+
+
+def build_batch(
+    lessons: Sequence[LessonFacts],
+    corrections: Sequence[EarlierCorrection],
+    tokenizer: PreTrainedTokenizerBase,
+    vocabulary: Vocabulary,
+    config: TrainerConfig,
+    newest_version: int,
+) -> Batch:
+    """Rows for claimed lessons, in their order. newest_version: number of the newest policy version."""
+    rows: list[Row] = []
+    invalid: dict[UUID, str] = {}
+    for lesson in lessons:
+        siblings = [other for other in lessons if other.group_id == lesson.group_id and not other.late]
+        try:
+            row = _build_row(lesson, tokenizer, vocabulary, config, newest_version)
+            contexts = _choose_contexts(lesson, siblings, corrections, tokenizer, vocabulary, config)
+            rows.append(replace(row, contexts=tuple(contexts)))
+        except ValueError as error:
+            invalid[lesson.lesson_id] = str(error)
+        except InvalidInput as error:  # the chat template refuses the messages
+            invalid[lesson.lesson_id] = error.detail
+    return Batch(tuple(_halve(rows, lessons, corrections, config)), invalid)
+
+
+def _build_row(
+    lesson: LessonFacts,
+    tokenizer: PreTrainedTokenizerBase,
+    vocabulary: Vocabulary,
+    config: TrainerConfig,
+    newest_version: int,
+) -> Row:
+    """The row without its teacher's context. Raises ValueError where the lesson would mean nothing."""
+    _check_rollout(lesson, vocabulary)
+    sampling = lesson.sampling
+    full_softmax = sampling is not None and sampling.temperature > 0 and sampling.top_p == 1 and sampling.top_k == 0
+    labels, imitations = _read_corrections(lesson, tokenizer, vocabulary, config)
+    samples, rests = _read_samples(lesson, tokenizer, vocabulary, config)
+    return Row(
+        lesson_id=lesson.lesson_id,
+        rollout_id=lesson.rollout_id,
+        group_id=lesson.group_id,
+        siblings=str(lesson.lesson_id if lesson.late else lesson.group_id),
+        half=0,
+        domain=lesson.domain,
+        prompt_ids=lesson.prompt_token_ids,
+        token_ids=lesson.token_ids,
+        action_mask=lesson.action_mask,
+        temperature=(sampling.temperature if sampling is not None else 0) or 1.0,  # greedy: as logprobs are told of it
+        sampler_logprobs=lesson.sampler_logprobs,
+        credited=lesson.sampler_logprobs is not None and full_softmax and not lesson.tokenized_at_ingest,
+        stopped=lesson.finish_reason == "stop",
+        score=lesson.score,
+        verdicts=_source(*(answer for answer, _ in _speaking(lesson, config) if answer.score is not None)),
+        staleness=None if lesson.policy_number is None else newest_version - lesson.policy_number,
+        top_k=tuple(_read_top_k(lesson, config)),
+        samples=tuple(samples),
+        labels=tuple(labels),
+        imitations=(*imitations, *rests),
+    )
+
+
+def _check_rollout(lesson: LessonFacts, vocabulary: Vocabulary) -> None:
+    if not lesson.prompt_token_ids or not lesson.token_ids:
+        raise ValueError("the rollout has no tokens")
+    ids = (*lesson.prompt_token_ids, *lesson.token_ids)
+    if min(ids) < 0 or max(ids) >= vocabulary.size:
+        raise ValueError(f"a token id is outside the vocabulary of {vocabulary.size}")
+    if len(ids) > vocabulary.max_positions:
+        raise ValueError(f"prompt and answer have {len(ids)} tokens; the model reads {vocabulary.max_positions}")
+    if len(lesson.action_mask) != len(lesson.token_ids):
+        raise ValueError(f"the action mask has {len(lesson.action_mask)} entries for {len(lesson.token_ids)} tokens")
+    if not any(lesson.action_mask):
+        raise ValueError("no token of the rollout is an action")
+    if lesson.sampler_logprobs is not None and len(lesson.sampler_logprobs) != len(lesson.token_ids):
+        raise ValueError(f"{len(lesson.sampler_logprobs)} sampler logprobs for {len(lesson.token_ids)} tokens")
+    if lesson.score is not None and not 0 <= lesson.score <= 1:
+        raise ValueError(f"its score {lesson.score} lies outside 0..1")
+
+
+def _speaking(lesson: LessonFacts, config: TrainerConfig) -> list[tuple[LessonAnswer, float]]:
+    """The answers that may train, with the trust in their experts."""
+    weighed = [(answer, config.weight_of(answer.expert, answer.weight)) for answer in lesson.answers]
+    return [(answer, weight) for answer, weight in weighed if weight > 0]
+
+
+def _name(answer: LessonAnswer) -> str:
+    return f"{answer.expert}@{answer.expert_version}"
+
+
+def _source(*answers: LessonAnswer) -> Source:
+    """The answers and all that their experts were shown, each once."""
+    speakers = {speaker.answer_id: speaker for answer in reversed(answers) for speaker in reversed(answer.speakers)}
+    ids = dict.fromkeys(answer.id for answer in answers)
+    names = dict.fromkeys(_name(answer) for answer in answers)
+    for speaker in (speaker for answer in answers for speaker in answer.speakers if speaker.answer_id not in ids):
+        ids[speaker.answer_id] = None
+        names[f"{speaker.expert}@{speaker.expert_version}, shown to another expert"] = None
+    return Source(tuple(ids), tuple(names), tuple(speakers[i] for i in ids if i in speakers))
+
+
+# --- the teacher's context ---
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A solution the teacher may be shown."""
+
+    text: str
+    weight: float
+    source: Source
+    from_rollout: bool = False
+    from_sibling: bool = False
+
+
+def _choose_contexts(
+    lesson: LessonFacts,
+    siblings: Sequence[LessonFacts],
+    corrections: Sequence[EarlierCorrection],
+    tokenizer: PreTrainedTokenizerBase,
+    vocabulary: Vocabulary,
+    config: TrainerConfig,
+) -> list[Context]:
+    """The teacher's prompts for one rollout: one of everything that was said, or one an answer. None where no answer
+    gives it anything to say, or where it would not fit."""
+    if config.conditioned_weight == 0:
+        return []
+    own = [pair for pair in _speaking(lesson, config) if not pair[0].from_reference]
+    remarks = [(answer, weight) for answer, weight in own if answer.feedback is not None]
+    solution = _choose_solution(lesson, siblings, corrections, config)
+    told: list[tuple[_Shown | None, list[tuple[LessonAnswer, float]]]]
+    if config.contexts == "per_expert":
+        told = [(solution, [])] if solution is not None else []
+        told += [(None, [remark]) for remark in remarks]
+    elif solution is not None and config.template is Template.TURNS:
+        told = [(solution, [])]  # this template shows the solution alone, so that the whole group shares one context
+    else:
+        told = [(solution, remarks)]
+    found = (_make_context(lesson, *one, tokenizer, vocabulary, config) for one in told)
+    return [context for context in found if context is not None]
+
+
+def _make_context(
+    lesson: LessonFacts,
+    solution: _Shown | None,
+    remarks: Sequence[tuple[LessonAnswer, float]],
+    tokenizer: PreTrainedTokenizerBase,
+    vocabulary: Vocabulary,
+    config: TrainerConfig,
+) -> Context | None:
+    said = [(answer, answer.feedback, weight) for answer, weight in remarks if answer.feedback is not None]
+    text = "\n\n".join(render_feedback(feedback) for _, feedback, _ in said)[:MAX_FEEDBACK_CHARS]
+    if solution is None and not text.strip():
+        return None
+    messages = build_teacher_messages(config.template, lesson.messages, solution.text if solution else None, text)
+    prompt_ids = render_prompt(tokenizer, messages)
+    if len(prompt_ids) + len(lesson.token_ids) > vocabulary.max_positions:
+        return None
+    on_spans = solution is None and not any(feedback.text.strip() for _, feedback, _ in said)
+    weights = [weight for _, _, weight in said] + ([solution.weight] if solution else [])
+    source = _source(*(answer for answer, _, _ in said))
+    computed = any(feedback.computed_from_rollout for _, feedback, _ in said)
+    return Context(
+        prompt_ids=tuple(prompt_ids),
+        sha256=hashlib.sha256(decode_ids(tokenizer, prompt_ids).encode()).hexdigest(),
+        solution=strip_thinking(solution.text) if solution else None,
+        spans=tuple((s.start, s.end) for _, feedback, _ in said for s in feedback.spans) if on_spans else (),
+        from_rollout=computed or (solution is not None and solution.from_rollout),
+        from_sibling=solution is not None and solution.from_sibling,
+        weight=config.conditioned_weight * max(weights),
+        source=Source(
+            (*(solution.source.answers if solution else ()), *source.answers),
+            (*(solution.source.names if solution else ()), *source.names),
+            (*(solution.source.speakers if solution else ()), *source.speakers),
+        ),
+    )
+
+
+def _choose_solution(
+    lesson: LessonFacts,
+    siblings: Sequence[LessonFacts],
+    corrections: Sequence[EarlierCorrection],
+    config: TrainerConfig,
+) -> _Shown | None:
+    """The solution to show, in the order of preference; a late lesson has only what its own answer says."""
+    if not lesson.late and (shown := _find_correction(lesson, corrections, config)):
+        return shown
+    for answer, weight in _speaking(lesson, config):
+        if answer.solution and not answer.corrected:
+            if not answer.from_reference:
+                return _Shown(answer.solution, weight, _source(answer), from_rollout=True)
+            if config.solutions != "siblings":
+                return _Shown(answer.solution, weight, _source(answer))
+    return _choose_sibling(lesson, siblings, config) if _may_show_siblings(lesson, config) else None
+
+
+def _find_correction(
+    lesson: LessonFacts, corrections: Sequence[EarlierCorrection], config: TrainerConfig
+) -> _Shown | None:
+    """What a person made of an earlier group's rollout of the same task."""
+    for correction in reversed(corrections):
+        weight = config.weight_of(correction.expert, correction.weight)
+        if correction.task_id == lesson.task_id and correction.group_id < lesson.group_id and weight > 0:
+            speakers = () if correction.speaker is None else (correction.speaker,)
+            source = Source((correction.answer_id,), (f"{correction.expert}: an earlier correction",), speakers)
+            return _Shown(correction.solution, weight, source)
+    return None
+
+
+def _may_show_siblings(lesson: LessonFacts, config: TrainerConfig) -> bool:
+    """Whether a sibling's success is shown where there is one and nothing better."""
+    is_large = config.baseline != "leave_one_out" or lesson.group_size >= SMALLEST_HALVED_GROUP
+    return not lesson.late and config.solutions != "reference" and is_large
+
+
+def _choose_sibling(lesson: LessonFacts, siblings: Sequence[LessonFacts], config: TrainerConfig) -> _Shown | None:
+    halved = config.baseline == "leave_one_out"
+    for sibling in siblings:
+        other_half = (sibling.index_in_group - lesson.index_in_group) % 2 == 1
+        solved = sibling.score is not None and sibling.score >= SUCCESS
+        if solved and sibling.rollout_id != lesson.rollout_id and (other_half or not halved):
+            verdicts = [a for a, _ in _speaking(sibling, config) if a.score is not None and a.score >= SUCCESS]
+            if not verdicts:
+                continue
+            source = _source(*verdicts)
+            names = (f"sibling {sibling.rollout_id}", *source.names)
+            return _Shown(sibling.text, 1.0, replace(source, names=names), from_sibling=True)
+    return None
+
+
+def _halve(
+    rows: Sequence[Row],
+    lessons: Sequence[LessonFacts],
+    corrections: Sequence[EarlierCorrection],
+    config: TrainerConfig,
+) -> list[Row]:
+    """Rows of groups that may be shown siblings' answers, numbered by their halves where the baseline needs it.
+
+    What decides does not depend on what the group answered: whether it is scored, and has no solution from elsewhere.
+    Were it whether a sibling did succeed, the baseline would depend on the answers it is subtracted for.
+    """
+    if config.baseline != "leave_one_out" or config.conditioned_weight == 0:
+        return list(rows)
+    of_row = {lesson.lesson_id: lesson for lesson in lessons}
+    scored = {row.siblings for row in rows if row.score is not None}
+    open_to = {
+        row.siblings
+        for row in rows
+        if row.siblings in scored
+        and _may_show_siblings(of_row[row.lesson_id], config)
+        and not _has_fixed_solution(of_row[row.lesson_id], corrections, config)
+    }
+    return [
+        replace(row, half=of_row[row.lesson_id].index_in_group % 2) if row.siblings in open_to else row for row in rows
+    ]
+
+
+def _has_fixed_solution(lesson: LessonFacts, corrections: Sequence[EarlierCorrection], config: TrainerConfig) -> bool:
+    """Whether it is shown an earlier correction or the reference, whatever its group is like."""
+    referred = any(answer.from_reference and answer.solution for answer, _ in _speaking(lesson, config))
+    return (referred and config.solutions != "siblings") or _find_correction(lesson, corrections, config) is not None
+
+
+# --- distributions and corrections ---
+
+
+def _read_top_k(lesson: LessonFacts, config: TrainerConfig) -> list[TopKRows]:
+    found = []
+    for answer, weight in _speaking(lesson, config):
+        distribution = answer.distribution
+        if isinstance(distribution, TopKDistribution):
+            if len(distribution.token_ids) != len(lesson.token_ids):
+                raise ValueError(f"{_name(answer)} has {len(distribution.token_ids)} rows for another rollout")
+            found.append(
+                TopKRows(
+                    expert=answer.expert,
+                    weight=weight,
+                    token_ids=tuple(tuple(ids) for ids in distribution.token_ids),
+                    logprobs=tuple(tuple(logprobs) for logprobs in distribution.logprobs),
+                    tail_mass=tuple(distribution.tail_mass),
+                    source=_source(answer),
+                )
+            )
+    return found
+
+
+@dataclass
+class _Continuations:
+    """Next tokens by place of the rollout, and what is left of each continuation: its tokens from the start of the
+    answer, and where those begin that are no samples of a state the student visited."""
+
+    tokens: dict[int, list[int]] = field(default_factory=dict)
+    rests: list[tuple[tuple[int, ...], int]] = field(default_factory=list)
+
+
+def _read_samples(
+    lesson: LessonFacts, tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary, config: TrainerConfig
+) -> tuple[list[SampleRows], list[ImitationRow]]:
+    found, rests = [], []
+    for answer, weight in _speaking(lesson, config):
+        distribution = answer.distribution
+        if not isinstance(distribution, SamplesDistribution):
+            continue
+        drawn = distribution.probabilities is not None
+        read = _read_continuations(lesson, distribution, tokenizer, follow=not drawn)
+        unknown = [i for ids, _ in read.rests for i in ids if not 0 <= i < vocabulary.size]
+        if unknown:
+            raise ValueError(f"{_name(answer)}: token id {unknown[0]} is outside the vocabulary of {vocabulary.size}")
+        source = _source(answer)
+        if config.continuations == "imitate":
+            named = replace(source, names=tuple(f"{name}: the rest of a continuation" for name in source.names))
+            room = vocabulary.max_positions - len(lesson.prompt_token_ids)
+            rests += [
+                ImitationRow(answer.expert, weight, ids, _from(start, ids), named)
+                for ids, start in read.rests
+                if len(ids) <= room
+            ]
+        if not read.tokens:
+            continue
+        tokens = {step: tuple(ids) for step, ids in sorted(read.tokens.items())}
+        probabilities = dict(zip(distribution.prefixes, distribution.probabilities or (), strict=drawn))
+        whole = not drawn and all(step in tokens for step, action in enumerate(lesson.action_mask) if action)
+        found.append(
+            SampleRows(
+                expert=answer.expert,
+                weight=weight,
+                tokens=tokens,
+                probabilities={step: probabilities[step] for step in tokens} if drawn else {},
+                whole=whole,
+                source=source,
+            )
+        )
+    return found, rests
+
+
+def _read_continuations(
+    lesson: LessonFacts, distribution: SamplesDistribution, tokenizer: PreTrainedTokenizerBase, follow: bool
+) -> _Continuations:
+    """Next tokens by place: the first of each continuation, and, to `follow`, later ones while they agree with the
+    rollout. Text counts only where tokenising it keeps the ids of its prefix."""
+    read = _Continuations()
+    for prefix, continuations in zip(distribution.prefixes, distribution.continuations, strict=True):
+        kept = list(lesson.token_ids[:prefix])
+        for continuation in continuations:
+            ids = continuation.token_ids
+            if ids is None:
+                whole = encode_text(tokenizer, decode_ids(tokenizer, kept) + (continuation.text or ""))
+                if whole[:prefix] != kept or len(whole) == prefix:
+                    continue
+                ids = whole[prefix:]
+            num_samples = 0
+            for step, token_id in zip(range(prefix, len(lesson.token_ids)), ids, strict=False):
+                if not lesson.action_mask[step]:
+                    break
+                read.tokens.setdefault(step, []).append(token_id)
+                num_samples += 1
+                if not follow or token_id != lesson.token_ids[step]:
+                    break
+            if 0 < num_samples < len(ids):
+                read.rests.append(((*kept, *ids), prefix + num_samples))
+    return read
+
+
+def _read_corrections(
+    lesson: LessonFacts, tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary, config: TrainerConfig
+) -> tuple[list[LabelRow], list[ImitationRow]]:
+    """A person's text in place of this rollout: a label where they departed, and the rest of it to imitate."""
+    labels: list[LabelRow] = []
+    imitations: list[ImitationRow] = []
+    for answer, weight in _speaking(lesson, config):
+        if not answer.corrected or not answer.solution:
+            continue
+        departure = find_departure(
+            tokenizer, lesson.token_ids, answer.solution, vocabulary.eos_token_ids, lesson.answer_start
+        )
+        if departure is None:
+            continue
+        if len(lesson.prompt_token_ids) + len(departure.token_ids) > vocabulary.max_positions:
+            raise ValueError("the corrected answer is longer than the model reads")
+        place = departure.num_kept
+        learned = find_learned(lesson.token_ids, lesson.action_mask, departure)
+        if departure.label is not None and lesson.action_mask[place]:
+            labels.append(LabelRow(answer.expert, weight, place, departure.label, _source(answer)))
+            learned = (*learned[:place], False, *learned[place + 1 :])
+        if any(learned):
+            imitations.append(ImitationRow(answer.expert, weight, departure.token_ids, learned, _source(answer)))
+    return labels, imitations
+
+
+def _from(start: int, ids: Sequence[int]) -> tuple[bool, ...]:
+    """All of the tokens from `start` on."""
+    return tuple(place >= start for place in range(len(ids)))
+
+
+def solution_target(row: Row, tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary) -> ImitationRow | None:
+    """What `sft` learns in a row's place: the solution its teacher would be shown, to its end."""
+    context = next((context for context in row.contexts if context.solution is not None), None)
+    if context is None or context.solution is None:
+        return None
+    ids = (*encode_text(tokenizer, context.solution), vocabulary.eos_token_ids[0])
+    if len(row.prompt_ids) + len(ids) > vocabulary.max_positions:
+        return None
+    return ImitationRow("solution", context.weight, ids, _from(0, ids), context.source)
