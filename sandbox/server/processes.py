@@ -250,7 +250,7 @@ class Spawner:
         control, other_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         interpreter = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
         weak_folder = str(settings.data_dir.resolve()) if settings.minimum_level == Level.WEAK else ""
-        parent = str(Path(__file__).resolve().parent.parent)
+        parent = str(Path(__file__).resolve().parents[2])
         arguments = [parent, str(other_end.fileno()), weak_folder, *packages]
         with other_end:
             process = subprocess.Popen(

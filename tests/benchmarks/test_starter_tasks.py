@@ -18,7 +18,7 @@ FENCED = re.compile(r"\A```(python|json)\n(.*)\n```\Z", re.DOTALL)
 
 
 def read_file(kind: str) -> str:
-    return (Path(build.__file__).parent / f"{kind}.jsonl").read_text(encoding="utf-8")
+    return (build.FOLDER / f"{kind}.jsonl").read_text(encoding="utf-8")
 
 
 def read_tasks(kind: str) -> list[TaskCreate]:
