@@ -45,7 +45,7 @@ class LoginNeeded(PreceptorError):
 
     status_code = 401
     title = "Please log in"
-    hint = "Your session may have ended. Log in, and you come back to this page."
+    hint = "Your session may have ended. After logging in you return to this page."
 
 
 class ForeignForm(PreceptorError):
@@ -168,9 +168,10 @@ def needs(right: Right) -> Dependency:
 
     def check(visitor: VisitorDep) -> None:
         if not visitor.caller.may(right):
+            who = f"{visitor.caller.name} ({visitor.caller.role.value})"
             raise NotAllowed(
-                f"you are logged in as {visitor.caller.name} ({visitor.caller.role.value}), who may not {right.value}",
-                hint="Ask an owner for another role, or log in as somebody else.",
+                f"you are logged in as {who}, which does not include the right to {right.value}",
+                hint="Ask an owner for another role, or log in as someone else.",
             )
 
     checked: Callable[[Visitor], None] = check
@@ -194,7 +195,7 @@ async def read_form(request: Request) -> FormData:
     try:
         return await request.form()
     except (LookupError, ValueError):  # a charset that is none, or one that cannot read these bytes
-        raise FormUnreadable("the form's text cannot be read in the charset it names") from None
+        raise FormUnreadable("the form's text cannot be read in the charset it declares") from None
 
 
 def _as_bytes(text: str) -> bytes:

@@ -347,7 +347,7 @@ def test_an_item_is_held_longer_kept_as_a_draft_given_back_and_claimed_by_name(
 def test_a_claimed_item_says_why_it_came_and_what_others_said(api: Api, drawn: list[RolloutRow]) -> None:
     ask(api, drawn[0])
     item = made(api.post("/v1/corrections/claim"))
-    assert item["chosen_because"] == "Somebody asked for a correction of this answer."
+    assert item["chosen_because"] == "A correction of this answer was requested."
     assert (item["disagreement"], item["uncertainty"], item["draft"]) == (0, 0.5, None)
     [said] = [one for one in item["opinions"] if isinstance(one, dict)]  # type: ignore[union-attr]
     assert (said["expert"], said["score"], said["counted"]) == ("judge", 0, True)

@@ -230,11 +230,11 @@ def test_what_is_not_seen_is_not_claimed(queue: Queue) -> None:
 
     assert say() == "Submitted. No update has used it yet."
     train(queue)
-    assert say() == "Used by update 1. What it changed is measured when a version with it is published."
+    assert say() == "Used by update 1. Its effect is measured when a version with it is published."
     publish(queue)
     with queue.store.transaction() as session:
         effects.plan(session, queue.world.lineage_id)
-    assert say() == "Used by update 1. What it changed is being measured."
+    assert say() == "Used by update 1. Its effect is being measured."
 
 
 @pytest.mark.integration

@@ -73,7 +73,7 @@ def test_an_answer_is_corrected_from_claim_to_submission(
     desk = page.get(f"/correct/{item}").text
     assert "What is t?" in desk
     assert "expected 7" in desk
-    assert "Somebody asked for a correction" in desk
+    assert "A correction of this answer was requested" in desk
     sent = page.send(
         f"/correct/{item}/submit", seen_on=f"/correct/{item}", text="seven\r\n", comment="count", verdict="corrected"
     )

@@ -152,7 +152,7 @@ def test_a_dead_letter_is_requeued(place: tuple[str, Store], look: "Callable[...
     rows = page.locator("section").first.locator("tbody tr")
     before = rows.count()
     page.get_by_role("button", name="Ask old-linter again").first.click()
-    page.get_by_text("The question is asked again.").wait_for()
+    page.get_by_text("The consultation will be retried.").wait_for()
     assert rows.count() == before - 1
     with store.transaction() as session:
         assert session.query(ConsultationRow).filter_by(status="pending").count() == 1

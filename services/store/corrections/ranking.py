@@ -119,9 +119,9 @@ def read_opinions(session: Session, rollout_id: UUID, rights: frozenset[Right] =
 def explain_choice(row: CorrectionRow) -> str:
     """Why the queue put this item where it did, in a sentence for people."""
     if row.priority > 0:
-        return "Somebody asked for a correction of this answer."
+        return "A correction of this answer was requested."
     if row.disagreement > 0:
-        return f"Experts disagree about it: their scores are {row.disagreement:.2f} apart (0 to 1)."
+        return f"Experts disagree: their scores differ by {row.disagreement:.2f} (scale 0 to 1)."
     if row.uncertainty > 0:
-        return f"The policy was unsure: its choices cost it {row.uncertainty:.2f} nats a token on average."
-    return "It is the newest answer that waits for a person."
+        return f"The policy was unsure: {row.uncertainty:.2f} nats per token on average."
+    return "It is the latest answer waiting for a person."

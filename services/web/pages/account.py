@@ -71,7 +71,7 @@ def change_password(
         if kept is not None:
             passwords.begin_try(session, name, address)
     if kept is not None and not passwords.is_right(kept.hash, form.current):
-        return _show(visitor, store, "The password of now is not right.", 403)
+        return _show(visitor, store, "The current password is not correct.", 403)
     try:
         new = hash_typed(name, form.new, form.again)
     except passwords.PasswordTooWeak as error:

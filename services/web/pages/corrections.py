@@ -58,19 +58,19 @@ class RemarksUnreadable(InvalidInput):
 class TooManyRemarks(InvalidInput):
     """There are more remarks on parts of the answer than are kept."""
 
-    hint = "Take some of them out, or say it in the comment on the whole answer."
+    hint = "Remove some, or put them in the comment on the whole answer."
 
 
 class QuoteNotFound(InvalidInput):
     """A remark quotes words that are not in the answer."""
 
-    hint = "Copy the words from the answer exactly as they stand there."
+    hint = "Copy the words exactly as they stand in the answer."
 
 
 class TokensUnknown(InvalidInput):
     """Where the answer's tokens are is not known now, so a remark cannot be put on a part of it."""
 
-    hint = "Say it in the comment on the whole answer, or try again when the policy server is back."
+    hint = "Put it in the comment on the whole answer, or try again when the policy server is back."
 
 
 class WorkForm(Contract):
@@ -226,7 +226,7 @@ def skip_item(
     Errors: CorrectionNotFound (404), NotYours (409), InvalidInput (422).
     """
     if form.kind is SkipKind.OTHER and not form.reason.strip():
-        raise InvalidInput("say why you skip it, or choose a reason that says it")
+        raise InvalidInput("choose a reason, or give one in words")
     with store.transaction() as session:
         corrections.skip(session, correction_id, visitor.id, CorrectionSkip(kind=form.kind, reason=form.reason))
         audit.record(session, visitor.actor, "corrections.skip", "correction", correction_id, {"kind": form.kind.value})
@@ -242,7 +242,7 @@ def release_item(correction_id: UUID, visitor: VisitorDep, store: StoreDep) -> R
     with store.transaction() as session:
         corrections.release(session, correction_id, visitor.id)
         audit.record(session, visitor.actor, "corrections.release", "correction", correction_id)
-    return go_to(visitor, "/correct", notice="The item is back in the queue; what you wrote is kept as a draft.")
+    return go_to(visitor, "/correct", notice="The item is back in the queue; your text is kept as a draft.")
 
 
 @router.post("/correct/{correction_id}/undo", dependencies=[needs(Right.CORRECT)])
@@ -251,7 +251,7 @@ def undo_item(correction_id: UUID, visitor: VisitorDep, store: StoreDep) -> Resp
     with store.transaction() as session:
         undo.take_back(session, correction_id, visitor.id)
         audit.record(session, visitor.actor, "corrections.undo", "correction", correction_id)
-    return go_to(visitor, f"/correct/{correction_id}", notice="Taken back: it is yours again, as you left it.")
+    return go_to(visitor, f"/correct/{correction_id}", notice="Undone: the answer is yours again, as you left it.")
 
 
 @router.post("/correct/{correction_id}/discard", dependencies=[needs(Right.CORRECT)])
@@ -259,7 +259,7 @@ def discard_item_draft(correction_id: UUID, visitor: VisitorDep, store: StoreDep
     """Throw the visitor's draft away. Errors: CorrectionNotFound (404)."""
     with store.transaction() as session:
         drafts.discard(session, corrections.get(session, correction_id).id, visitor.id)
-    return go_to(visitor, f"/correct/{correction_id}", notice="The draft is gone.")
+    return go_to(visitor, f"/correct/{correction_id}", notice="The draft is deleted.")
 
 
 def _is_held(row: CorrectionRow, visitor: Visitor) -> bool:

@@ -45,7 +45,7 @@ def requeue_question(consultation_id: UUID, visitor: VisitorDep, store: StoreDep
         consultations.requeue(session, consultation_id)
         audit.record(session, visitor.actor, "consultations.requeue", "consultation", consultation_id)
     dispatch.consultations([consultation_id])
-    return go_to(visitor, "/dead", notice="The question is asked again.")
+    return go_to(visitor, "/dead", notice="The consultation will be retried.")
 
 
 @router.post("/dead/questions/requeue", dependencies=[needs(Right.OPERATE)])
@@ -58,7 +58,7 @@ def requeue_questions(visitor: VisitorDep, store: StoreDep, settings: SettingsDe
             session, visitor.actor, "consultations.requeue_all", "lineage", lineage.id, {"questions": len(asked)}
         )
     dispatch.consultations(asked)
-    return go_to(visitor, "/dead", notice=_tell("question", "asked again", len(asked)))
+    return go_to(visitor, "/dead", notice=_tell("consultation", len(asked)))
 
 
 @router.post("/dead/draws/{draw_id}/requeue", dependencies=[needs(Right.OPERATE)])
@@ -67,7 +67,7 @@ def requeue_draw(draw_id: UUID, visitor: VisitorDep, store: StoreDep) -> Respons
     with store.transaction() as session:
         dead_letters.requeue_draw(session, draw_id)
         audit.record(session, visitor.actor, "draws.requeue", "rollout_group", draw_id)
-    return go_to(visitor, "/dead", notice="The prompt is drawn again.")
+    return go_to(visitor, "/dead", notice="The prompt will be retried.")
 
 
 @router.post("/dead/draws/requeue", dependencies=[needs(Right.OPERATE)])
@@ -77,9 +77,9 @@ def requeue_draws(visitor: VisitorDep, store: StoreDep, settings: SettingsDep) -
         lineage = lineages.get(session, settings.lineage)
         num = dead_letters.requeue_draws(session, lineage.id)
         audit.record(session, visitor.actor, "draws.requeue_all", "lineage", lineage.id, {"draws": num})
-    return go_to(visitor, "/dead", notice=_tell("prompt", "drawn again", num))
+    return go_to(visitor, "/dead", notice=_tell("prompt", num))
 
 
-def _tell(noun: str, done: str, num: int) -> str:
+def _tell(noun: str, num: int) -> str:
     more = "; press again for the rest" if num == MAX_AT_ONCE else ""
-    return f"{num} {noun}{' is' if num == 1 else 's are'} {done}{more}."
+    return f"{num} {noun}{'' if num == 1 else 's'} will be retried{more}."

@@ -93,7 +93,7 @@ def activate_expert(expert_id: UUID, visitor: VisitorDep, store: StoreDep) -> Re
     with store.transaction() as session:
         experts.activate(session, expert_id)
         audit.record(session, visitor.actor, "experts.activate", "expert", expert_id)
-    return go_to(visitor, f"/experts/{expert_id}", notice="The expert is active: its answers train.")
+    return go_to(visitor, f"/experts/{expert_id}", notice="The expert is active: its answers train the policy.")
 
 
 @router.post("/experts/{expert_id}/pause", dependencies=[needs(Right.OPERATE)])
@@ -104,7 +104,7 @@ def pause_expert(
     with store.transaction() as session:
         experts.pause(session, expert_id, form.reason)
         audit.record(session, visitor.actor, "experts.pause", "expert", expert_id)
-    return go_to(visitor, f"/experts/{expert_id}", notice="The expert is paused: it is asked nothing.")
+    return go_to(visitor, f"/experts/{expert_id}", notice="The expert is paused: it is not consulted.")
 
 
 @router.post("/experts/{expert_id}/retire", dependencies=[needs(Right.OPERATE)])
@@ -116,7 +116,7 @@ def retire_expert(
         experts.retire(session, expert_id, form.reason)
         audit.record(session, visitor.actor, "experts.retire", "expert", expert_id)
     dispatch.lessons()
-    return go_to(visitor, f"/experts/{expert_id}", notice="The expert is retired; its open questions have ended.")
+    return go_to(visitor, f"/experts/{expert_id}", notice="The expert is retired; its open consultations have ended.")
 
 
 @router.post("/experts/{expert_id}/requeue", dependencies=[needs(Right.OPERATE)])
@@ -129,4 +129,4 @@ def requeue_expert(expert_id: UUID, visitor: VisitorDep, store: StoreDep) -> Res
         _, asked = experts.requeue(session, expert_id)
         audit.record(session, visitor.actor, "experts.requeue", "expert", expert_id, {"questions": len(asked)})
     dispatch.consultations(asked)
-    return go_to(visitor, f"/experts/{expert_id}", notice=f"{len(asked)} dead questions are asked again.")
+    return go_to(visitor, f"/experts/{expert_id}", notice=f"{len(asked)} dead consultations will be retried.")

@@ -34,8 +34,8 @@ from services.web.visitors import (
 router = build_pages()
 log = structlog.get_logger(__name__)
 
-UNKNOWN_KEY = "This key is not known; it may have been mistyped, replaced or revoked, or have ended."
-WRONG_PASSWORD = "This name and password do not belong together."  # noqa: S105 - a sentence, no password
+UNKNOWN_KEY = "Unknown key: it may be mistyped, replaced, revoked or expired."
+WRONG_PASSWORD = "Wrong name or password."  # noqa: S105 - a sentence, no password
 
 Next = Annotated[str, Query(max_length=2000)]
 Secret = Annotated[str, Field(max_length=passwords.MAX_CHARS + 1, repr=False)]

@@ -123,7 +123,11 @@ def end_loop(
             raise InvalidInput("no loop makes that many updates")
         switches.stop_after(session, lineage.id, last)
         audit.record(session, visitor.actor, "loop.end", "lineage", lineage.id, {"max_updates": last})
-    return go_to(visitor, "/", notice="The loop goes on." if last is None else f"The loop stops after update {last}.")
+    return go_to(
+        visitor,
+        "/",
+        notice="The loop continues without an end." if last is None else f"The loop stops after update {last}.",
+    )
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ router = build_pages()
 
 ROLES: Final = {
     Role.ANNOTATOR: "reads, and corrects answers",
-    Role.OPERATOR: "also runs experts, loop and evaluations",
+    Role.OPERATOR: "also runs experts, the loop and evaluations",
     Role.OWNER: "may do everything",
     Role.SERVICE: "a program: reads, and sends tasks and rollouts",
 }
@@ -51,7 +51,7 @@ class NameNotTyped(InvalidInput):
     """The name that was typed is not the person's; nothing was erased."""
 
     title = "Not erased"
-    hint = "Type the person's name exactly to erase what they wrote."
+    hint = "Type the name exactly to erase this person."
 
 
 @router.get("/persons", dependencies=[needs(Right.ADMINISTER)])
@@ -156,7 +156,7 @@ def erase_person(
     """
     with store.transaction() as session:
         if persons.get(session, person_id).name != form.name:
-            raise NameNotTyped("the name that was typed is not this person's")
+            raise NameNotTyped("the typed name does not match")
         erasing.erase(session, person_id)
         audit.record(session, visitor.actor, "persons.erase", "person", person_id)
-    return go_to(visitor, f"/persons/{person_id}/erasure", notice="What this person wrote is erased.")
+    return go_to(visitor, f"/persons/{person_id}/erasure", notice="This person's texts are erased.")

@@ -89,4 +89,4 @@ def withdraw_answer(answer_id: UUID, visitor: VisitorDep, store: StoreDep) -> Re
         opened = consultations.pending_of(session, [rollout_id])
     dispatch.consultations(opened)
     dispatch.lessons()
-    return go_to(visitor, f"/rollouts/{rollout_id}", notice="The answer is withdrawn: nothing learns from it any more.")
+    return go_to(visitor, f"/rollouts/{rollout_id}", notice="The answer is withdrawn and no longer trained on.")

@@ -66,21 +66,21 @@ def say(found: CorrectionOutcome) -> str:
         why = f"{label}: {found.skip_reason}" if found.skip_reason else label
         return f"Skipped. {why}."
     if found.status is CorrectionStatus.WITHDRAWN:
-        return "Withdrawn: nobody waits for it any more."
+        return "Withdrawn: it is no longer needed."
     if found.status is not CorrectionStatus.SUBMITTED:
-        return "In the queue." if found.status is CorrectionStatus.OPEN else "Somebody is working on it."
+        return "In the queue." if found.status is CorrectionStatus.OPEN else "Someone is working on it."
     if not found.update_numbers:
         if found.held_until is not None and found.held_until > datetime.now(UTC):
-            return "Submitted. The trainer leaves it alone for a moment, so that it can be taken back."
+            return "Submitted. The trainer waits a moment so that you can undo it."
         return "Submitted. No update has used it yet."
     numbers = ", ".join(map(str, found.update_numbers))
     used = f"Used by update{'s' if len(found.update_numbers) > 1 else ''} {numbers}."
     first = next((use for use in by_update(found) if use.after is not None), None)
     if first is None:
-        return f"{used} What it changed is measured when a version with it is published."
+        return f"{used} Its effect is measured when a version with it is published."
     states = {side.effect.status for side in (first.before, first.after) if side is not None}
     if EffectStatus.PENDING in states:
-        return f"{used} What it changed is being measured."
+        return f"{used} Its effect is being measured."
     if EffectStatus.GONE in states:
-        return f"{used} What it changed could not be measured on both sides."
+        return f"{used} Its effect could not be measured on both sides."
     return used
