@@ -6,13 +6,11 @@ from sqlalchemy import Connection
 from services.runtime.settings import Settings
 from services.store.core.connecting import LONG, open_engine
 from services.store.core.transaction import sqlalchemy_url
-from services.store.models import Base
+from services.store.tables.schema import METADATA
 
 
 def _run(connection: Connection) -> None:
-    context.configure(
-        connection=connection, target_metadata=Base.metadata, compare_type=True, compare_server_default=True
-    )
+    context.configure(connection=connection, target_metadata=METADATA, compare_type=True, compare_server_default=True)
     with context.begin_transaction():
         context.run_migrations()
 

@@ -18,7 +18,3 @@ def upgrade() -> None:
     """Apply the change."""
     ${upgrades if upgrades else "pass"}
 
-
-def downgrade() -> None:
-    """Take the change back."""
-    ${downgrades if downgrades else "pass"}

@@ -78,6 +78,38 @@ def database_url(fresh_database: Callable[[], str], postgres_server: EmbeddedPos
     execute(postgres_server, sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
+NEXT_SCHEMA = "29991231_next"
+NEXT_MIGRATION = f'''"""a note on every lineage
+
+Revision: {NEXT_SCHEMA}
+Follows: {{newest}}
+"""
+
+from alembic import op
+
+revision = "{NEXT_SCHEMA}"
+down_revision = "{{newest}}"
+
+
+def upgrade() -> None:
+    op.execute("ALTER TABLE lineage ADD COLUMN note text DEFAULT 'none yet' NOT NULL")
+    op.execute("ALTER TABLE lineage ADD CONSTRAINT ck_lineage_name CHECK (name <> 'refused')")
+'''
+
+
+@pytest.fixture
+def next_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Make this code its next version, which knows one more migration, and return that one's name."""
+    from services.store.core import migrate
+
+    newest = migrate.find_head()
+    copied = tmp_path / "migrations"
+    shutil.copytree(migrate.MIGRATIONS, copied, ignore=shutil.ignore_patterns("__pycache__"))
+    (copied / "versions" / f"{NEXT_SCHEMA}.py").write_text(NEXT_MIGRATION.format(newest=newest))
+    monkeypatch.setattr(migrate, "MIGRATIONS", copied)
+    return NEXT_SCHEMA
+
+
 @pytest.fixture
 def redis_url(valkey_server: EmbeddedValkey) -> str:
     """The session's Valkey, emptied."""

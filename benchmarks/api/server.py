@@ -22,7 +22,8 @@ from services.policy.client import PolicyClient
 from services.policy.contract import TokenizeRequest
 from services.runtime.settings import Settings
 from services.store.loop import consultations, ingest, lineages, rollouts, tasks
-from services.store.models import GroupRow, LineageRow, RolloutRow, TaskRow
+from services.store.tables.base import LineageRow
+from services.store.tables.loop import GroupRow, RolloutRow, TaskRow
 from services.web.__main__ import freeze_heap
 from services.web.app import create_app
 

@@ -26,8 +26,8 @@ from services.local.servers.valkey import EmbeddedValkey
 from services.store.core import migrate
 from services.store.core.transaction import Store
 from services.store.loop import lineages, tasks
-from services.store.models import ExpertRow
 from services.store.people import keys, persons
+from services.store.tables.loop import ExpertRow
 
 START_SECONDS = 60
 NUM_TASKS = 200

@@ -23,8 +23,8 @@ from services.contracts.persons import Role
 from services.runtime.errors import PreceptorError
 from services.runtime.settings import Settings
 from services.store.core.audit import Actor
-from services.store.models import ApiKeyRow, PersonRow
 from services.store.people import keys, persons
+from services.store.tables.people import ApiKeyRow, PersonRow
 
 
 class KeyMissing(PreceptorError):

@@ -7,7 +7,7 @@ from uuid import UUID
 from services.api.auth import Caller, NotAllowed
 from services.contracts.persons import RIGHTS, KeyCreate, Right, Role
 from services.runtime.errors import InvalidInput
-from services.store.models import ApiKeyRow, PersonRow
+from services.store.tables.people import ApiKeyRow, PersonRow
 
 
 class ScopeNotInRole(InvalidInput):

@@ -40,7 +40,7 @@ from services.store.core.transaction import Store
 from services.store.loop import ingest, lineages
 from services.store.loop.ingest import Draft, KnownTask, Outcome, Replayed
 from services.store.loop.tasks import TaskNotFound
-from services.store.models import LineageRow
+from services.store.tables.base import LineageRow
 
 MAX_LANES: Final = 4
 NEW_LANE_ROWS: Final = 128

@@ -8,8 +8,8 @@ from sqlalchemy.orm import Session
 from services.api.auth import Caller
 from services.contracts.persons import LinkPurpose, LoginLink, PasswordLinkCreate, Role
 from services.runtime.errors import InvalidInput
-from services.store.models import LoginLinkRow
 from services.store.people import logins, passwords, persons
+from services.store.tables.people import LoginLinkRow
 
 LINK_PATH: Final = "/link/"
 

@@ -19,8 +19,8 @@ from services.local.servers.valkey import EmbeddedValkey
 from services.runtime.settings import Settings
 from services.store.core.transaction import Store
 from services.store.loop import lineages
-from services.store.models import Base
 from services.store.people import persons
+from services.store.tables.schema import METADATA
 from tests.api import policy_stand_in
 from tests.api.policy_stand_in import TOKENIZER, VOCAB
 from tests.serving import serve
@@ -173,7 +173,7 @@ def count_rows(store: Store) -> dict[str, int]:
     with store.transaction() as session:
         return {
             name: session.scalar(select(func.count()).select_from(table)) or 0
-            for name, table in Base.metadata.tables.items()
+            for name, table in METADATA.tables.items()
         }
 
 

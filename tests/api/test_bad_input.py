@@ -14,7 +14,7 @@ from services.api.limits import MAX_BODY_BYTES
 from services.contracts.base import Json, JsonObject
 from services.runtime.settings import Settings
 from services.store.core.transaction import Store
-from services.store.models import TaskRow
+from services.store.tables.loop import TaskRow
 from tests.api.conftest import Api, count_rows, items, made, refused, task_body
 from tests.api.policy_stand_in import TOKENIZER, VOCAB
 from tests.serving import serve

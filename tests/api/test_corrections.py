@@ -21,16 +21,9 @@ from services.store.core.transaction import Store
 from services.store.corrections import corrections
 from services.store.ledger import updates
 from services.store.loop import consultations
-from services.store.models import (
-    AnswerRow,
-    ConsultationRow,
-    CorrectionRow,
-    ExpertRow,
-    LessonAnswerRow,
-    LessonRow,
-    RolloutRow,
-    UpdateLessonRow,
-)
+from services.store.tables.corrections import CorrectionRow
+from services.store.tables.ledger import LessonAnswerRow, LessonRow, UpdateLessonRow
+from services.store.tables.loop import AnswerRow, ConsultationRow, ExpertRow, RolloutRow
 from tests.api.conftest import Api, items, made, refused
 from tests.serving import serve
 from tests.store.conftest import World

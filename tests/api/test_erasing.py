@@ -18,24 +18,13 @@ from services.store.corrections import effects
 from services.store.ledger import lessons, updates
 from services.store.loop import consultations, experts
 from services.store.loop.consultations import Question
-from services.store.models import (
-    AnswerRow,
-    ApiKeyRow,
-    Base,
-    CorrectionRow,
-    EffectRow,
-    ErasedTextRow,
-    ExpertRow,
-    IdempotencyRow,
-    LessonRow,
-    LoginSessionRow,
-    PasswordRow,
-    PersonRow,
-    RolloutRow,
-    UpdateLessonRow,
-    UpdateRow,
-)
 from services.store.people import erasing, logins, passwords
+from services.store.tables.corrections import CorrectionRow, EffectRow
+from services.store.tables.housekeeping import IdempotencyRow
+from services.store.tables.ledger import LessonRow, UpdateLessonRow, UpdateRow
+from services.store.tables.loop import AnswerRow, ExpertRow, RolloutRow
+from services.store.tables.people import ApiKeyRow, ErasedTextRow, LoginSessionRow, PasswordRow, PersonRow
+from services.store.tables.schema import METADATA
 from tests.api.conftest import Api, made, refused
 from tests.store.conftest import World
 
@@ -82,7 +71,7 @@ def find_words(store: Store, word: str) -> dict[str, int]:
     """How many rows of which table hold the word, anywhere in them."""
     found = {}
     with store.transaction() as session:
-        for name in Base.metadata.tables:
+        for name in METADATA.tables:
             holding = f'SELECT count(*) FROM "{name}" t WHERE t::text LIKE :word'  # noqa: S608 - our own names
             num = session.scalar(text(holding), {"word": f"%{word}%"})
             if num:

@@ -15,7 +15,7 @@ from services.contracts.persons import Role
 from services.experts.protocol.app import create_expert_app
 from services.store.core.transaction import Store
 from services.store.loop import consultations, quarantine, rollouts
-from services.store.models import ConsultationRow, ExpertRow
+from services.store.tables.loop import ConsultationRow, ExpertRow
 from tests.api.conftest import Api, items, made, refused
 from tests.experts.samples import SECRET, SampleExpert, make_descriptor
 from tests.serving import reply_with, serve, serve_raw

@@ -11,7 +11,9 @@ from sqlalchemy import func, select, text
 from services.contracts.persons import Role
 from services.store.core import idempotency
 from services.store.core.transaction import Store
-from services.store.models import IdempotencyRow, PersonRow, TaskRow
+from services.store.tables.housekeeping import IdempotencyRow
+from services.store.tables.loop import TaskRow
+from services.store.tables.people import PersonRow
 from tests.api.conftest import Api, made, refused, task_body
 from tests.serving import serve
 

@@ -21,7 +21,9 @@ from services.contracts.rollouts import RolloutCreate
 from services.policy.client import PolicyClient
 from services.runtime.settings import Settings
 from services.store.core.transaction import Store
-from services.store.models import AuditRow, ConsultationRow, GroupRow, IdempotencyRow, RolloutRow
+from services.store.tables.housekeeping import IdempotencyRow
+from services.store.tables.loop import ConsultationRow, GroupRow, RolloutRow
+from services.store.tables.people import AuditRow
 from tests.api.conftest import Api, count_rows, items, made, refused
 from tests.api.policy_stand_in import TOKENIZER, VOCAB
 from tests.serving import serve

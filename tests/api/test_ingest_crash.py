@@ -24,8 +24,8 @@ from services.runtime.settings import Settings
 from services.store.core import migrate
 from services.store.core.transaction import Store
 from services.store.loop import lineages
-from services.store.models import ConsultationRow, RolloutRow
 from services.store.people import persons
+from services.store.tables.loop import ConsultationRow, RolloutRow
 from tests.api.conftest import Api, made, task_body
 from tests.api.policy_stand_in import TOKENIZER, VOCAB
 from tests.serving import serve

@@ -12,7 +12,7 @@ from services.contracts.persons import RIGHTS, Role
 from services.contracts.rollouts import Purpose
 from services.store.core.transaction import Store
 from services.store.loop import consultations, rollouts
-from services.store.models import AttemptRow, ConsultationRow, ExpertRow, GroupRow
+from services.store.tables.loop import AttemptRow, ConsultationRow, ExpertRow, GroupRow
 from services.store.views import heat_map
 from tests.api.conftest import Api, items, made
 from tests.store.conftest import World

@@ -13,7 +13,8 @@ from services.contracts.persons import Role
 from services.experts.protocol import signatures
 from services.store.core.transaction import Store
 from services.store.loop import consultations
-from services.store.models import ConsultationRow, ExpertRow, LessonRow
+from services.store.tables.ledger import LessonRow
+from services.store.tables.loop import ConsultationRow, ExpertRow
 from tests.api.conftest import Api, items, made, refused, task_body
 from tests.api.policy_stand_in import END, MAX_CONTEXT, TOKENIZER
 from tests.experts.samples import OTHER_SECRET, SECRET

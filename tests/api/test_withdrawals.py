@@ -13,7 +13,9 @@ from services.contracts.persons import Role
 from services.store.core.transaction import Store
 from services.store.ledger import lessons, updates
 from services.store.loop import consultations, rollouts
-from services.store.models import AnswerRow, AuditRow, ConsultationRow, ExpertRow, LessonRow, UpdateRow
+from services.store.tables.ledger import LessonRow, UpdateRow
+from services.store.tables.loop import AnswerRow, ConsultationRow, ExpertRow
+from services.store.tables.people import AuditRow
 from tests.api.conftest import Api, items, made, refused
 from tests.store.conftest import World
 

@@ -4,7 +4,6 @@ import ast
 import json
 import re
 from collections import Counter, defaultdict
-from pathlib import Path
 
 import pytest
 from pydantic import JsonValue

@@ -25,7 +25,9 @@ from services.runtime.settings import Settings
 from services.store.core.transaction import Store
 from services.store.corrections import corrections
 from services.store.loop import consultations, groups, switches, tasks
-from services.store.models import ConsultationRow, CorrectionRow, GroupRow, RolloutRow, UpdateRow
+from services.store.tables.corrections import CorrectionRow
+from services.store.tables.ledger import UpdateRow
+from services.store.tables.loop import ConsultationRow, GroupRow, RolloutRow
 from tests.cli.conftest import CommandLine
 from tests.store.conftest import World
 

@@ -22,7 +22,7 @@ from services.local.care import doctor
 from services.local.care.findings import Verdict
 from services.store.core.transaction import Store
 from services.store.loop import processes
-from services.store.models import ConsultationRow, ExpertRow
+from services.store.tables.loop import ConsultationRow, ExpertRow
 from tests.serving import reply_with, serve, serve_raw
 from tests.store.conftest import World
 

@@ -9,7 +9,7 @@ from services.jobs.sample import sample
 from services.store.core.transaction import Store
 from services.store.ledger import policies
 from services.store.loop import groups, lineages, switches
-from services.store.models import GroupRow, RolloutRow
+from services.store.tables.loop import GroupRow, RolloutRow
 from services.store.views import status
 from tests.store.conftest import World
 

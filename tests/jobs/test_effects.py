@@ -18,7 +18,9 @@ from services.store.core.transaction import Store
 from services.store.corrections import corrections, desk, effects
 from services.store.ledger import lessons, policies, updates
 from services.store.ledger.updates import Contribution
-from services.store.models import AnswerRow, EffectRow, UpdateLessonRow
+from services.store.tables.corrections import EffectRow
+from services.store.tables.ledger import UpdateLessonRow
+from services.store.tables.loop import AnswerRow
 from services.web.presenters import progress
 from tests.store.conftest import World
 from tests.web.correcting import Queue, Said

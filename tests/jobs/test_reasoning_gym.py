@@ -11,7 +11,8 @@ from services.jobs.consult import consult
 from services.jobs.runtime import runtime
 from services.store.core.transaction import Store
 from services.store.loop import tasks
-from services.store.models import AnswerRow, ConsultationRow, LessonRow
+from services.store.tables.ledger import LessonRow
+from services.store.tables.loop import AnswerRow, ConsultationRow
 from tests.serving import serve
 from tests.store.conftest import World
 

@@ -10,7 +10,7 @@ from services.policy.artifacts import ArtifactStore
 from services.runtime.settings import Settings
 from services.store.core.transaction import Store
 from services.store.ledger import policies
-from services.store.models import GroupRow
+from services.store.tables.loop import GroupRow
 from tests.store.conftest import World
 
 pytestmark = pytest.mark.integration

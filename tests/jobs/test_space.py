@@ -22,7 +22,7 @@ from services.runtime import space
 from services.runtime.settings import Settings
 from services.store.core.transaction import Store
 from services.store.loop import groups, lineages, switches
-from services.store.models import GroupRow
+from services.store.tables.loop import GroupRow
 from services.store.views import status
 from tests.disks import MB, small_disk
 from tests.store.conftest import World
@@ -153,7 +153,7 @@ def test_draws_that_were_planned_wait_while_the_loop_is_blocked(store: Store, wo
         switches.block(session, world.lineage_id, "the disk is full")
     with store.transaction() as session:
         from services.contracts.rollouts import Purpose, Sampling
-        from services.store.models import TaskRow
+        from services.store.tables.loop import TaskRow
 
         task = session.scalars(select(TaskRow)).one()
         planned = groups.add(session, task, purpose=Purpose.TRAIN, size=2, sampling=Sampling())

@@ -25,7 +25,8 @@ from services.jobs.sample import sample
 from services.local.layout import free_port
 from services.store.core.transaction import Store
 from services.store.loop import processes, rollouts, switches
-from services.store.models import AttemptRow, ConsultationRow, ExpertRow, GroupRow, LineageRow, RolloutRow
+from services.store.tables.base import LineageRow
+from services.store.tables.loop import AttemptRow, ConsultationRow, ExpertRow, GroupRow, RolloutRow
 from services.store.views import status as stats
 from tests.serving import serve
 from tests.store.conftest import World

@@ -24,7 +24,8 @@ from services.runtime.tracing_sdk import CollectorTracing
 from services.store.core.transaction import Store
 from services.store.ledger import lessons
 from services.store.loop import groups
-from services.store.models import ConsultationRow, LessonRow
+from services.store.tables.ledger import LessonRow
+from services.store.tables.loop import ConsultationRow
 from tests.serving import serve
 from tests.store.conftest import TOKENIZER, World
 from trainer.loop.ledger import Claim

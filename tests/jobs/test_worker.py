@@ -24,7 +24,8 @@ from services.local.supervise import stack
 from services.store.core.transaction import Store
 from services.store.corrections import corrections, effects
 from services.store.loop import lineages, processes, switches
-from services.store.models import ConsultationRow, EffectRow, ExpertRow
+from services.store.tables.corrections import EffectRow
+from services.store.tables.loop import ConsultationRow, ExpertRow
 from tests.jobs.test_effects import publish, train
 from tests.serving import serve, serve_raw
 from tests.store.conftest import TOKENIZER, VOCAB, World

@@ -15,7 +15,8 @@ from services.contracts.tasks import Message, Split, TaskCreate
 from services.store.core.transaction import Store
 from services.store.loop import groups, ingest, lineages, rollouts, tasks
 from services.store.loop.rollouts import Sample
-from services.store.models import ExpertRow, LineageRow, RolloutRow, TaskRow
+from services.store.tables.base import LineageRow
+from services.store.tables.loop import ExpertRow, RolloutRow, TaskRow
 
 VOCAB = 1000
 TOKENIZER = "a" * 64

@@ -26,18 +26,10 @@ from services.policy.model.modeling import (
 from services.store.core.transaction import Store
 from services.store.ledger.lessons import LessonAnswer, LessonFacts
 from services.store.loop import answers, lineages, rollouts, switches, tasks
-from services.store.models import (
-    AnswerRow,
-    ConsultationRow,
-    CorrectionRow,
-    ExpertRow,
-    GroupRow,
-    LessonRow,
-    PolicyVersionRow,
-    RolloutRow,
-    TaskRow,
-)
 from services.store.people import persons
+from services.store.tables.corrections import CorrectionRow
+from services.store.tables.ledger import LessonRow, PolicyVersionRow
+from services.store.tables.loop import AnswerRow, ConsultationRow, ExpertRow, GroupRow, RolloutRow, TaskRow
 
 ANSWERS = ("four", "it is 4", "five?", "2+2", "héllo", "no", "4", "IV")
 

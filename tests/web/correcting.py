@@ -15,8 +15,9 @@ from services.store.core.transaction import Store
 from services.store.corrections import corrections
 from services.store.loop import consultations, groups, rollouts, tasks
 from services.store.loop.rollouts import Sample
-from services.store.models import CorrectionRow, ExpertRow, RolloutRow
 from services.store.people import logins, persons
+from services.store.tables.corrections import CorrectionRow
+from services.store.tables.loop import ExpertRow, RolloutRow
 from tests.api.policy_stand_in import TOKENIZER
 from tests.store.conftest import World
 

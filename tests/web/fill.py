@@ -28,22 +28,24 @@ from services.store.core.transaction import Store
 from services.store.ledger import distributions
 from services.store.ledger.distributions import TopK
 from services.store.loop import lineages, processes, switches, tasks, vocabularies
-from services.store.models import (
-    AnswerRow,
-    AttemptRow,
-    ConsultationRow,
-    CorrectionRow,
-    EvaluationRow,
-    ExpertRow,
-    GroupRow,
+from services.store.tables.corrections import CorrectionRow
+from services.store.tables.ledger import (
     LessonAnswerRow,
     LessonRow,
     PolicyVersionRow,
-    RolloutRow,
-    TaskRow,
     TeacherChoicesRow,
     UpdateLessonRow,
     UpdateRow,
+)
+from services.store.tables.loop import (
+    AnswerRow,
+    AttemptRow,
+    ConsultationRow,
+    EvaluationRow,
+    ExpertRow,
+    GroupRow,
+    RolloutRow,
+    TaskRow,
 )
 
 TOKENIZER = "a" * 64

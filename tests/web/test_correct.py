@@ -13,7 +13,9 @@ from services.contracts.answers import FeedbackSpan
 from services.contracts.base import Json
 from services.store.core.transaction import Store
 from services.store.corrections import corrections, drafts
-from services.store.models import AnswerRow, AuditRow, CorrectionRow
+from services.store.tables.corrections import CorrectionRow
+from services.store.tables.loop import AnswerRow
+from services.store.tables.people import AuditRow
 from services.web.visitors import SESSION_COOKIE
 from tests.store.conftest import World
 from tests.web.conftest import Browser

@@ -11,8 +11,8 @@ from sqlalchemy import func, update
 from services.contracts.answers import FeedbackSpan
 from services.store.core.transaction import Store
 from services.store.corrections import corrections, drafts
-from services.store.models import CorrectionRow
 from services.store.people import logins
+from services.store.tables.corrections import CorrectionRow
 from services.web.visitors import SESSION_COOKIE
 from tests.store.conftest import World
 from tests.web.correcting import Queue, Said

@@ -12,17 +12,9 @@ from starlette.testclient import TestClient
 from services.contracts.persons import Role
 from services.runtime.settings import Settings
 from services.store.core.transaction import Store
-from services.store.models import (
-    AuditRow,
-    ConsultationRow,
-    EvaluationRow,
-    ExpertRow,
-    GroupRow,
-    LessonRow,
-    LoopRow,
-    RolloutRow,
-    TaskRow,
-)
+from services.store.tables.ledger import LessonRow
+from services.store.tables.loop import ConsultationRow, EvaluationRow, ExpertRow, GroupRow, LoopRow, RolloutRow, TaskRow
+from services.store.tables.people import AuditRow
 from services.web.app import create_app
 from tests.web.conftest import Browser
 from tests.web.fill import fill

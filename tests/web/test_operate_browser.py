@@ -8,7 +8,8 @@ import pytest
 
 from services.runtime.settings import Settings
 from services.store.core.transaction import Store
-from services.store.models import ConsultationRow, ExpertRow, GroupRow, LessonRow, RolloutRow
+from services.store.tables.ledger import LessonRow
+from services.store.tables.loop import ConsultationRow, ExpertRow, GroupRow, RolloutRow
 from services.web.app import create_app
 from tests.serving import serve
 from tests.web.fill import fill

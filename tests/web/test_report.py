@@ -10,7 +10,8 @@ from services.contracts.evaluations import EvaluationDetail
 from services.store.core.transaction import Store
 from services.store.ledger import updates
 from services.store.loop import evaluations
-from services.store.models import EvaluationRow, UpdateRow
+from services.store.tables.ledger import UpdateRow
+from services.store.tables.loop import EvaluationRow
 from services.web.presenters.report import CorrectedAnswer, Report, render_report
 from tests.web.fill import fill
 

@@ -25,7 +25,7 @@ from services.store.ledger.lessons import EarlierCorrection, LessonFacts
 from services.store.ledger.updates import Contribution
 from services.store.loop import lineages, vocabularies
 from services.store.loop import switches as loop
-from services.store.models import LessonRow, PolicyVersionRow, UpdateLessonRow, UpdateRow
+from services.store.tables.ledger import LessonRow, PolicyVersionRow, UpdateLessonRow, UpdateRow
 from trainer.batch.build import hash_batch
 from trainer.config import TrainerConfig
 

@@ -42,7 +42,7 @@ from services.runtime.settings import Settings
 from services.store.ledger import fallbacks, policies
 from services.store.ledger.lessons import LessonFacts
 from services.store.loop import groups
-from services.store.models import PolicyVersionRow
+from services.store.tables.ledger import PolicyVersionRow
 from trainer.config import TrainerConfig
 from trainer.loop import gate
 from trainer.loop.ledger import Ledger, StopRequested

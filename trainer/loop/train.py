@@ -30,7 +30,7 @@ from services.store.core.locks import LineageLock
 from services.store.core.transaction import Store, StoreUnavailable
 from services.store.ledger.fallbacks import StartingPoint
 from services.store.ledger.updates import LeaseLost
-from services.store.models import PolicyVersionRow
+from services.store.tables.ledger import PolicyVersionRow
 from trainer.batch.build import build_batch
 from trainer.batch.rows import Batch
 from trainer.config import TrainerConfig

@@ -21,7 +21,7 @@ from services.runtime.errors import Conflict, PreceptorError
 from services.store.core.audit import Actor
 from services.store.core.transaction import Store
 from services.store.loop import consultations, experts, lineages, trust
-from services.store.models import ExpertRow
+from services.store.tables.loop import ExpertRow
 from services.store.views import browse
 
 router = build_router("consultations")

@@ -12,8 +12,8 @@ from services.api.once import OnceDep
 from services.api.routes.common import build_router, problems
 from services.contracts.base import Page
 from services.contracts.persons import Key, KeyCreate, KeyCreated, KeyRotate
-from services.store.models import ApiKeyRow
 from services.store.people import keys, persons
+from services.store.tables.people import ApiKeyRow
 
 router = build_router("keys")
 

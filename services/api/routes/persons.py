@@ -19,8 +19,8 @@ from services.contracts.persons import (
     PersonCreated,
     RoleChange,
 )
-from services.store.models import PersonRow
 from services.store.people import erasing, persons
+from services.store.tables.people import PersonRow
 from services.store.views import browse
 
 router = build_router("persons")

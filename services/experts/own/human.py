@@ -7,7 +7,7 @@ from services.contracts.experts import ConsultAbstain, ConsultLater, ConsultRequ
 from services.contracts.tasks import Split
 from services.store.core.transaction import Store
 from services.store.corrections import corrections
-from services.store.models import ConsultationRow, RolloutRow
+from services.store.tables.loop import ConsultationRow, RolloutRow
 
 
 class HumanExpert:

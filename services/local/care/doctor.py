@@ -45,7 +45,8 @@ from services.store.core.transaction import Store, StoreUnavailable
 from services.store.ledger import fallbacks, policies
 from services.store.loop import lineages, processes, switches
 from services.store.loop.lineages import LineageNotFound
-from services.store.models import ExpertRow, PolicyVersionRow
+from services.store.tables.ledger import PolicyVersionRow
+from services.store.tables.loop import ExpertRow
 
 ROOT: Final = Path(__file__).resolve().parents[3]
 GB: Final = space.GB

@@ -17,7 +17,7 @@ from services.contracts.audit import AuditEntry, Via
 from services.contracts.base import Json, Page
 from services.contracts.ids import new_id
 from services.store.core.pages import newest_first
-from services.store.models import AuditRow, PersonRow
+from services.store.tables.people import AuditRow, PersonRow
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from sqlalchemy import delete, func, select, text, tuple_
 from sqlalchemy.orm import Session
 
 from services.runtime.errors import Conflict
-from services.store.models import IdempotencyRow
+from services.store.tables.housekeeping import IdempotencyRow
 
 # Arrays, not lists of parameters: a statement whose text is always the same is read and planned once a connection.
 _FIND: Final = select(IdempotencyRow).from_statement(

@@ -1,13 +1,12 @@
-"""Bring a database to the newest schema, or back; what `preceptor` and the tests call."""
+"""Brings a database to the newest schema, forward only."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import make_url, text
+from sqlalchemy import Connection, make_url, text
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Session
 
@@ -16,25 +15,25 @@ from services.store.core.connecting import LONG, open_engine
 from services.store.core.transaction import sqlalchemy_url
 
 MIGRATIONS = Path(__file__).resolve().parents[3] / "migrations"
-_LOCK = 0x7072656365707401  # any constant of our own: two processes that migrate at once take turns
+_LOCK = 0x7072656365707401  # any constant that no other program uses
 
 
 class DatabaseUrlWrong(InvalidInput):
-    """What names the database is no address of a Postgres."""
+    """DATABASE_URL is not the address of a Postgres database."""
 
     title = "Not the address of a Postgres database"
     hint = "DATABASE_URL is written postgresql://USER:PASSWORD@HOST:PORT/NAME."
 
 
 class DatabaseNewer(Conflict):
-    """A newer version of Preceptor has migrated the database, or another program has; it is left alone."""
+    """A newer version of Preceptor, or another program, has migrated the database; it is left alone."""
 
     title = "The database is newer than this version of Preceptor"
     hint = "Install the version that migrated it, or restore a backup that was made before."
 
 
 def check_url(url: str) -> None:
-    """That a URL can be one of a Postgres; the server is not asked. Errors: DatabaseUrlWrong."""
+    """Pass when a URL can be that of a Postgres; the server is not asked. Errors: DatabaseUrlWrong."""
     try:
         driver = make_url(sqlalchemy_url(url)).drivername
     except (ArgumentError, ValueError) as error:  # neither quoted: the URL may hold a password
@@ -48,16 +47,6 @@ def config() -> Config:
     return Config(str(MIGRATIONS / "alembic.ini"))
 
 
-def upgrade(url: str, revision: str = "head") -> None:
-    """Migrate up to `revision`. Errors: DatabaseNewer, DatabaseUrlWrong."""
-    _run(url, lambda cfg: command.upgrade(cfg, revision))
-
-
-def downgrade(url: str, revision: str) -> None:
-    """Migrate down to `revision` (`base` is the empty database)."""
-    _run(url, lambda cfg: command.downgrade(cfg, revision))
-
-
 def find_head() -> str:
     """The newest revision this code has."""
     head = ScriptDirectory.from_config(config()).get_current_head()
@@ -66,7 +55,7 @@ def find_head() -> str:
 
 
 def knows(revision: str) -> bool:
-    """Whether this code has a revision; one it has not is a newer version's."""
+    """Whether this code has a revision; a revision it lacks belongs to a newer version."""
     return revision in {script.revision for script in ScriptDirectory.from_config(config()).walk_revisions()}
 
 
@@ -75,7 +64,11 @@ def find_revision(session: Session) -> str | None:
     return MigrationContext.configure(session.connection()).get_current_revision()
 
 
-def _run(url: str, do: Callable[[Config], None]) -> None:
+def upgrade(url: str) -> None:
+    """Migrate a database to the newest schema; two processes that do so at once take turns.
+
+    Errors: DatabaseNewer, DatabaseUrlWrong.
+    """
     check_url(url)
     engine = open_engine(sqlalchemy_url(url), LONG, connect_args={"application_name": "preceptor-migrate"})
     try:
@@ -83,16 +76,21 @@ def _run(url: str, do: Callable[[Config], None]) -> None:
             connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK})
             connection.commit()
             try:
-                present = MigrationContext.configure(connection).get_current_revision()
-                connection.rollback()
-                if present is not None and not knows(present):
-                    raise DatabaseNewer(f"the database is at {present}, this version knows no later than {find_head()}")
-                cfg = config()
-                cfg.attributes["connection"] = connection
-                do(cfg)
-                connection.commit()
+                _upgrade(connection)
             finally:
+                connection.rollback()
                 connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _LOCK})
                 connection.commit()
     finally:
         engine.dispose()
+
+
+def _upgrade(connection: Connection) -> None:
+    present = MigrationContext.configure(connection).get_current_revision()
+    connection.rollback()
+    if present is not None and not knows(present):
+        raise DatabaseNewer(f"the database is at {present}, this version knows no later than {find_head()}")
+    cfg = config()
+    cfg.attributes["connection"] = connection
+    command.upgrade(cfg, "head")
+    connection.commit()

@@ -15,7 +15,7 @@ from uuid import UUID
 from sqlalchemy import func, select, text, union_all
 from sqlalchemy.orm import Session
 
-from services.store.models import TallyChangeRow, TallyRow
+from services.store.tables.housekeeping import TallyChangeRow, TallyRow
 
 MAX_FOLDED = 50_000  # a second's worth; the rest waits for the next sweep
 

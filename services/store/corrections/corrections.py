@@ -30,16 +30,9 @@ from services.contracts.tasks import Split
 from services.runtime.errors import Conflict, InvalidInput, NotFound
 from services.store.corrections import ranking
 from services.store.loop import consultations, rollouts, trust
-from services.store.models import (
-    AnswerRow,
-    AttemptRow,
-    ConsultationRow,
-    CorrectionRow,
-    DraftRow,
-    ExpertRow,
-    LessonAnswerRow,
-    RolloutRow,
-)
+from services.store.tables.corrections import CorrectionRow, DraftRow
+from services.store.tables.ledger import LessonAnswerRow
+from services.store.tables.loop import AnswerRow, AttemptRow, ConsultationRow, ExpertRow, RolloutRow
 
 LEASE = timedelta(minutes=30)  # to read a rollout and write its correction without hurry
 LEAVING = timedelta(minutes=2)  # a page that is loaded again, or come back to, is not left

@@ -16,7 +16,9 @@ from services.store.core.pages import decode_moment, encode_moment
 from services.store.corrections import corrections, drafts, effects, ranking, undo, unused
 from services.store.corrections.corrections import view
 from services.store.ledger import lessons, updates
-from services.store.models import AnswerRow, CorrectionRow, LessonAnswerRow, LessonRow, RolloutRow, TaskRow
+from services.store.tables.corrections import CorrectionRow
+from services.store.tables.ledger import LessonAnswerRow, LessonRow
+from services.store.tables.loop import AnswerRow, RolloutRow, TaskRow
 
 COUNTED = 1_000  # where counting ends: nobody needs to know how much more than a thousand it is
 

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from services.contracts.corrections import CorrectionStatus, Draft, DraftSave, DraftSaved
 from services.runtime.errors import Conflict, NotFound
-from services.store.models import CorrectionRow, DraftRow
+from services.store.tables.corrections import CorrectionRow, DraftRow
 
 KEPT = timedelta(days=30)  # a draft of an item that somebody else decided; nobody looks for it longer
 DECIDED = (CorrectionStatus.SUBMITTED.value, CorrectionStatus.WITHDRAWN.value)

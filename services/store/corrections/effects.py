@@ -19,15 +19,9 @@ from services.contracts.effects import CorrectionEffect, EffectSide, EffectStatu
 from services.contracts.ids import new_id
 from services.contracts.updates import TermRecord, UpdateStatus
 from services.store.ledger import fallbacks
-from services.store.models import (
-    AnswerRow,
-    CorrectionRow,
-    EffectRow,
-    PolicyVersionRow,
-    RolloutRow,
-    UpdateLessonRow,
-    UpdateRow,
-)
+from services.store.tables.corrections import CorrectionRow, EffectRow
+from services.store.tables.ledger import PolicyVersionRow, UpdateLessonRow, UpdateRow
+from services.store.tables.loop import AnswerRow, RolloutRow
 
 MAX_PLANNED_UPDATES = 20  # at a time; the next sweep goes on
 LEASE = timedelta(minutes=2)  # a batch of scores and short answers; a busy policy server may take a while

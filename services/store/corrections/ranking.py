@@ -14,7 +14,8 @@ from services.contracts.answers import AnswerStatus
 from services.contracts.corrections import CorrectionStatus, Opinion
 from services.contracts.persons import Right
 from services.store.loop import answers, trust
-from services.store.models import AnswerRow, ConsultationRow, CorrectionRow, ExpertRow, RolloutRow
+from services.store.tables.corrections import CorrectionRow
+from services.store.tables.loop import AnswerRow, ConsultationRow, ExpertRow, RolloutRow
 
 INDEPENDENT_STAGE = 1
 """Experts of the second stage are shown what the first said; their agreement proves nothing."""

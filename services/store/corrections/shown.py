@@ -15,15 +15,8 @@ from services.contracts.experts import Ask
 from services.contracts.rollouts import RolloutStatus
 from services.store.core.id_lists import Ids, listed
 from services.store.loop import rollouts, trust
-from services.store.models import (
-    AnswerRow,
-    AttemptRow,
-    ConsultationRow,
-    DistributionRow,
-    EffectRow,
-    ExpertRow,
-    RolloutRow,
-)
+from services.store.tables.corrections import EffectRow
+from services.store.tables.loop import AnswerRow, AttemptRow, ConsultationRow, DistributionRow, ExpertRow, RolloutRow
 
 
 def was_shown(of_rollouts: Ids) -> ColumnElement[bool]:

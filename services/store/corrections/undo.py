@@ -22,16 +22,9 @@ from services.store.core.id_lists import listed
 from services.store.corrections import corrections, drafts, shown
 from services.store.ledger import updates
 from services.store.loop import consultations
-from services.store.models import (
-    AnswerRow,
-    ConsultationRow,
-    CorrectionRow,
-    LessonAnswerRow,
-    LessonRow,
-    RolloutRow,
-    UpdateLessonRow,
-    UpdateRow,
-)
+from services.store.tables.corrections import CorrectionRow
+from services.store.tables.ledger import LessonAnswerRow, LessonRow, UpdateLessonRow, UpdateRow
+from services.store.tables.loop import AnswerRow, ConsultationRow, RolloutRow
 
 WINDOW = timedelta(minutes=10)  # long enough to notice a slip, short enough that nobody counts on it
 REASON = "the correction was taken back"

@@ -11,17 +11,9 @@ from services.contracts.lessons import LessonStatus
 from services.contracts.rollouts import RolloutStatus
 from services.contracts.updates import UpdateStatus
 from services.store.loop import switches, trust
-from services.store.models import (
-    AnswerRow,
-    ConsultationRow,
-    CorrectionRow,
-    ExpertRow,
-    LessonAnswerRow,
-    LessonRow,
-    RolloutRow,
-    UpdateLessonRow,
-    UpdateRow,
-)
+from services.store.tables.corrections import CorrectionRow
+from services.store.tables.ledger import LessonAnswerRow, LessonRow, UpdateLessonRow, UpdateRow
+from services.store.tables.loop import AnswerRow, ConsultationRow, ExpertRow, RolloutRow
 
 
 def explain(session: Session, row: CorrectionRow) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
 from services.contracts.answers import Distribution, SamplesDistribution, TopKDistribution
-from services.store.models import AnswerRow, DistributionRow
+from services.store.tables.loop import AnswerRow, DistributionRow
 
 _WIDE = b"\x04"
 _NARROW = b"\x02"

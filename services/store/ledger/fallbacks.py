@@ -16,7 +16,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 from services.contracts.policies import PolicyStatus
 from services.store.core import audit
 from services.store.ledger import policies, updates
-from services.store.models import FallbackRow, PolicyVersionRow
+from services.store.tables.ledger import FallbackRow, PolicyVersionRow
 
 Number = int | InstrumentedAttribute[int] | ColumnElement[int]
 

@@ -21,20 +21,9 @@ from services.contracts.tasks import Message
 from services.contracts.updates import Speaker, UpdateStatus
 from services.store.ledger import distributions, policies
 from services.store.loop import answers, rollouts, trust
-from services.store.models import (
-    AnswerRow,
-    CorrectionRow,
-    DistributionRow,
-    ExpertRow,
-    GroupRow,
-    LessonAnswerRow,
-    LessonRow,
-    PolicyVersionRow,
-    RolloutRow,
-    TaskRow,
-    UpdateLessonRow,
-    UpdateRow,
-)
+from services.store.tables.corrections import CorrectionRow
+from services.store.tables.ledger import LessonAnswerRow, LessonRow, PolicyVersionRow, UpdateLessonRow, UpdateRow
+from services.store.tables.loop import AnswerRow, DistributionRow, ExpertRow, GroupRow, RolloutRow, TaskRow
 
 MAX_ALONE: Final = 64
 """Rollouts from outside without siblings that one update takes: all that usually wait, and not hours of work."""

@@ -11,7 +11,8 @@ from services.contracts.base import check_change
 from services.contracts.policies import POLICY_CHANGES, GateReport, PolicyStatus, PolicyVersion
 from services.contracts.updates import UpdateStatus
 from services.runtime.errors import Conflict, NotFound
-from services.store.models import LineageRow, PolicyVersionRow, UpdateRow
+from services.store.tables.base import LineageRow
+from services.store.tables.ledger import PolicyVersionRow, UpdateRow
 
 
 class WeightsDeleted(Conflict):

@@ -18,7 +18,7 @@ from services.runtime.errors import Conflict, NotFound
 from services.store.core.id_lists import listed
 from services.store.ledger import distributions
 from services.store.ledger.distributions import TopK
-from services.store.models import LessonRow, TeacherChoicesRow, UpdateLessonRow, UpdateRow
+from services.store.tables.ledger import LessonRow, TeacherChoicesRow, UpdateLessonRow, UpdateRow
 
 
 class UpdateNotFound(NotFound):

@@ -13,16 +13,9 @@ from services.contracts.tasks import Split
 from services.runtime.errors import NotFound
 from services.store.ledger import distributions
 from services.store.loop import trust
-from services.store.models import (
-    AnswerRow,
-    ConsultationRow,
-    CorrectionRow,
-    DistributionRow,
-    ExpertRow,
-    PersonRow,
-    RolloutRow,
-    TaskRow,
-)
+from services.store.tables.corrections import CorrectionRow
+from services.store.tables.loop import AnswerRow, ConsultationRow, DistributionRow, ExpertRow, RolloutRow, TaskRow
+from services.store.tables.people import PersonRow
 
 
 @dataclass(frozen=True)

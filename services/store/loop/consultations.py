@@ -35,16 +35,9 @@ from services.runtime.errors import Conflict, NotFound
 from services.store.core.id_lists import listed
 from services.store.corrections import ranking
 from services.store.loop import answers, quarantine, rollouts, trust
-from services.store.models import (
-    AnswerRow,
-    AttemptRow,
-    ConsultationRow,
-    CorrectionRow,
-    ExpertRow,
-    LineageRow,
-    RolloutRow,
-    TaskRow,
-)
+from services.store.tables.base import LineageRow
+from services.store.tables.corrections import CorrectionRow
+from services.store.tables.loop import AnswerRow, AttemptRow, ConsultationRow, ExpertRow, RolloutRow, TaskRow
 
 DEADLINE = timedelta(minutes=30)  # an expert that is down for less than this loses no question
 LATE_DEADLINE = timedelta(days=7)  # people answer within a week or not at all

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from services.contracts.experts import Descriptor
 from services.store.loop import trust
-from services.store.models import ExpertRow
+from services.store.tables.loop import ExpertRow
 
 HINT = "Their rollouts get no score until a verifier does (docs/experts.md)."
 

@@ -16,7 +16,7 @@ from services.contracts.rollouts import GROUP_CHANGES, GroupStatus
 from services.runtime.errors import NotFound
 from services.store.core.pages import newest_first
 from services.store.loop import consultations
-from services.store.models import ConsultationRow, ExpertRow, GroupRow, TaskRow
+from services.store.tables.loop import ConsultationRow, ExpertRow, GroupRow, TaskRow
 from services.store.views import browse
 
 MAX_AT_ONCE = 1000  # requeued in one transaction, so that none holds thousands of rows for long

@@ -16,7 +16,8 @@ from services.contracts.tasks import Split
 from services.runtime.errors import InvalidInput, NotFound
 from services.store.ledger import policies
 from services.store.loop import groups, tasks
-from services.store.models import EvaluationRow, GroupRow, PolicyVersionRow, RolloutRow, TaskRow
+from services.store.tables.ledger import PolicyVersionRow
+from services.store.tables.loop import EvaluationRow, GroupRow, RolloutRow, TaskRow
 
 PASS_SCORE = 0.5  # a verdict above this is a pass; execution and executed calls score 0 or 1
 

@@ -26,7 +26,7 @@ from services.store.core import audit
 from services.store.corrections import ranking
 from services.store.loop import consultations, quarantine, trust
 from services.store.loop.quarantine import Look
-from services.store.models import ConsultationRow, ExpertRow, RolloutRow
+from services.store.tables.loop import ConsultationRow, ExpertRow, RolloutRow
 
 UNSETTLED = (ConsultationStatus.PENDING.value, ConsultationStatus.ASKED.value, ConsultationStatus.WAITING.value)
 

@@ -18,7 +18,8 @@ from services.contracts.rollouts import GroupStatus, Purpose, RolloutStatus, Sam
 from services.contracts.tasks import Message
 from services.store.ledger import policies
 from services.store.loop import tasks
-from services.store.models import GroupRow, LessonRow, LoopRow, RolloutRow, TaskRow
+from services.store.tables.ledger import LessonRow
+from services.store.tables.loop import GroupRow, LoopRow, RolloutRow, TaskRow
 
 LOOP_SHARE = 4  # one place in so many is the loop's while evaluations wait
 

@@ -26,7 +26,9 @@ from services.store.core import copying, idempotency
 from services.store.loop import consultations
 from services.store.loop.consultations import DEADLINE, Subject
 from services.store.loop.rollouts import RolloutNotFound, say_unanswered
-from services.store.models import ExpertRow, GroupRow, LineageRow, PolicyVersionRow, RolloutRow, TaskRow
+from services.store.tables.base import LineageRow
+from services.store.tables.ledger import PolicyVersionRow
+from services.store.tables.loop import ExpertRow, GroupRow, RolloutRow, TaskRow
 
 ROUTE: Final = "POST /v1/rollouts"
 """Where the key of a rollout belongs, whichever of the two routes it came by."""

@@ -4,7 +4,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from services.runtime.errors import Conflict, NotFound
-from services.store.models import LineageRow, LoopRow, PolicyVersionRow
+from services.store.tables.base import LineageRow
+from services.store.tables.ledger import PolicyVersionRow
+from services.store.tables.loop import LoopRow
 
 BASE_VERSION = "base"
 

@@ -8,7 +8,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from services.contracts.base import JsonObject
-from services.store.models import ProcessRow
+from services.store.tables.housekeeping import ProcessRow
 
 CLOCK_OF = "clock of "
 """Begins the name under which a worker's machine is named whose clock is wrong; there only while it is."""

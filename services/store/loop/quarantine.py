@@ -15,7 +15,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from services.contracts.experts import Descriptor, ExpertStatus
-from services.store.models import ExpertRow
+from services.store.tables.loop import ExpertRow
 
 FIRST_PAUSE: Final = timedelta(seconds=10)
 LONGEST_PAUSE: Final = timedelta(minutes=30)

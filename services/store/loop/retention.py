@@ -28,22 +28,11 @@ from services.contracts.lessons import LessonStatus
 from services.contracts.policies import PolicyStatus
 from services.contracts.rollouts import GroupStatus, RolloutStatus
 from services.store.ledger import policies
-from services.store.models import (
-    AnswerRow,
-    AttemptRow,
-    ConsultationRow,
-    CorrectionRow,
-    DistributionRow,
-    DraftRow,
-    GroupRow,
-    LessonAnswerRow,
-    LessonRow,
-    LineageRow,
-    PolicyVersionRow,
-    RetentionRow,
-    RolloutRow,
-    UpdateLessonRow,
-)
+from services.store.tables.base import LineageRow
+from services.store.tables.corrections import CorrectionRow, DraftRow
+from services.store.tables.housekeeping import RetentionRow
+from services.store.tables.ledger import LessonAnswerRow, LessonRow, PolicyVersionRow, UpdateLessonRow
+from services.store.tables.loop import AnswerRow, AttemptRow, ConsultationRow, DistributionRow, GroupRow, RolloutRow
 
 UNUSED: Final = "unused_groups"
 ATTEMPTS: Final = "attempts"

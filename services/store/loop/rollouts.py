@@ -15,16 +15,8 @@ from services.contracts.persons import Right
 from services.contracts.rollouts import Purpose, RolloutDetail, RolloutStatus
 from services.runtime.errors import NotFound
 from services.store.loop import answers, consultations, trust
-from services.store.models import (
-    AnswerRow,
-    ConsultationRow,
-    ExpertRow,
-    GroupRow,
-    LessonAnswerRow,
-    LessonRow,
-    RolloutRow,
-    TaskRow,
-)
+from services.store.tables.ledger import LessonAnswerRow, LessonRow
+from services.store.tables.loop import AnswerRow, ConsultationRow, ExpertRow, GroupRow, RolloutRow, TaskRow
 
 
 class RolloutNotFound(NotFound):

@@ -5,7 +5,7 @@ from uuid import UUID
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from services.store.models import LoopRow
+from services.store.tables.loop import LoopRow
 
 
 def get(session: Session, lineage_id: UUID) -> LoopRow:

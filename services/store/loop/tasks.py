@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from services.contracts.base import Json
 from services.contracts.tasks import Split, Task, TaskCreate
 from services.runtime.errors import Conflict, InvalidInput, NotFound
-from services.store.models import TaskRow
+from services.store.tables.loop import TaskRow
 
 
 class TaskNotFound(NotFound):

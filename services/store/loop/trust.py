@@ -17,7 +17,7 @@ from sqlalchemy import ColumnElement
 from services.contracts.answers import AnswerStatus
 from services.contracts.experts import Descriptor, ExpertStatus, OwnKind
 from services.contracts.persons import Right
-from services.store.models import AnswerRow, ExpertRow
+from services.store.tables.loop import AnswerRow, ExpertRow
 
 ACTIVE, QUARANTINED = ExpertStatus.ACTIVE.value, ExpertStatus.QUARANTINED.value
 

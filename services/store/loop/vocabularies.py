@@ -11,7 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from services.store.models import VocabularyRow
+from services.store.tables.housekeeping import VocabularyRow
 
 
 def add(session: Session, tokenizer_hash: str, texts: list[str]) -> None:

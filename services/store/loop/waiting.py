@@ -13,7 +13,7 @@ from services.contracts.experts import ExpertStatus
 from services.contracts.rollouts import RolloutStatus
 from services.contracts.status import WaitedFor
 from services.store.loop import trust
-from services.store.models import ConsultationRow, ExpertRow, RolloutRow
+from services.store.tables.loop import ConsultationRow, ExpertRow, RolloutRow
 
 LONG: Final = timedelta(seconds=10)  # an answer that takes less than this is how the loop works, not a wait
 

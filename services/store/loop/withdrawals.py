@@ -18,8 +18,10 @@ from services.store.core.transaction import take_long
 from services.store.corrections import ranking, shown
 from services.store.ledger import updates
 from services.store.loop import rollouts
-from services.store.models import AnswerRow, ConsultationRow, CorrectionRow, LessonRow, RolloutRow, UpdateRow
 from services.store.people import erasing
+from services.store.tables.corrections import CorrectionRow
+from services.store.tables.ledger import LessonRow, UpdateRow
+from services.store.tables.loop import AnswerRow, ConsultationRow, RolloutRow
 
 REASON = "an answer of it was withdrawn"
 

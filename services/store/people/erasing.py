@@ -48,29 +48,20 @@ from services.store.core.id_lists import listed
 from services.store.core.transaction import take_long
 from services.store.corrections import shown
 from services.store.ledger import fallbacks, updates
-from services.store.models import (
-    AnswerRow,
-    ApiKeyRow,
-    ConsultationRow,
-    CorrectionRow,
-    DraftRow,
-    EffectRow,
-    ErasedTextRow,
-    ErasureRow,
-    IdempotencyRow,
+from services.store.people import keys, passwords, persons
+from services.store.tables.base import LineageRow
+from services.store.tables.corrections import CorrectionRow, DraftRow, EffectRow
+from services.store.tables.housekeeping import IdempotencyRow
+from services.store.tables.ledger import (
     LessonAnswerRow,
     LessonRow,
-    LineageRow,
-    LoginLinkRow,
-    LoginSessionRow,
-    PersonRow,
     PolicyVersionRow,
-    RolloutRow,
     TeacherChoicesRow,
     UpdateLessonRow,
     UpdateRow,
 )
-from services.store.people import keys, passwords, persons
+from services.store.tables.loop import AnswerRow, ConsultationRow, RolloutRow
+from services.store.tables.people import ApiKeyRow, ErasedTextRow, ErasureRow, LoginLinkRow, LoginSessionRow, PersonRow
 
 WRITTEN: Final = (
     ("correction", CorrectionRow, (CorrectionRow.text, CorrectionRow.comment, CorrectionRow.skip_reason)),

@@ -19,7 +19,7 @@ from services.contracts.ids import new_id
 from services.contracts.persons import Key, Right, Role
 from services.runtime.errors import Conflict, NotFound
 from services.store.core.pages import newest_first
-from services.store.models import ApiKeyRow, PersonRow
+from services.store.tables.people import ApiKeyRow, PersonRow
 
 KEY_PREFIX: Final = "pk_"
 NUM_SHOWN: Final = len(KEY_PREFIX) + 6

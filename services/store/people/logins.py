@@ -16,8 +16,8 @@ from sqlalchemy.orm import Session
 from services.contracts.ids import new_id
 from services.contracts.persons import LinkPurpose, LoginSession
 from services.runtime.errors import NotFound
-from services.store.models import ApiKeyRow, LoginLinkRow, LoginSessionRow, PersonRow
 from services.store.people import keys
+from services.store.tables.people import ApiKeyRow, LoginLinkRow, LoginSessionRow, PersonRow
 
 IDLE: Final = timedelta(hours=12)
 """A session nobody used for this long is over; a page that refreshes itself is no use."""

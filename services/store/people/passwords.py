@@ -22,7 +22,7 @@ from zxcvbn import zxcvbn
 
 from services.contracts.ids import new_id
 from services.runtime.errors import InvalidInput, PreceptorError
-from services.store.models import LoginAttemptRow, LoginSessionRow, PasswordRow, PersonRow
+from services.store.tables.people import LoginAttemptRow, LoginSessionRow, PasswordRow, PersonRow
 
 MIN_CHARS: Final = 12
 MAX_CHARS: Final = 256

@@ -10,8 +10,8 @@ from services.contracts.ids import new_id
 from services.contracts.persons import Right, Role
 from services.runtime.errors import Conflict, NotFound
 from services.store.core import audit
-from services.store.models import PersonRow
 from services.store.people import keys
+from services.store.tables.people import PersonRow
 
 OWNER_NAME = "owner"
 FIRST_KEY = "first key"

@@ -6,8 +6,8 @@ from sqlalchemy.orm import Session
 from services.contracts.base import Page
 from services.contracts.persons import PersonLine, Role
 from services.store.core.pages import newest_first
-from services.store.models import ApiKeyRow, LoginSessionRow, PasswordRow, PersonRow
 from services.store.people.keys import is_live
+from services.store.tables.people import ApiKeyRow, LoginSessionRow, PasswordRow, PersonRow
 
 
 def read(session: Session, *, cursor: str | None, limit: int) -> Page[PersonLine]:

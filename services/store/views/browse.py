@@ -24,20 +24,18 @@ from services.store.core.pages import newest_first
 from services.store.corrections import corrections
 from services.store.ledger import policies, updates
 from services.store.loop import answers, consultations, evaluations, experts, rollouts, tasks, trust
-from services.store.models import (
+from services.store.tables.corrections import CorrectionRow
+from services.store.tables.ledger import LessonRow, PolicyVersionRow, UpdateRow
+from services.store.tables.loop import (
     AnswerRow,
     AttemptRow,
     ConsultationRow,
-    CorrectionRow,
     EvaluationRow,
     ExpertRow,
-    LessonRow,
-    PersonRow,
-    PolicyVersionRow,
     RolloutRow,
     TaskRow,
-    UpdateRow,
 )
+from services.store.tables.people import PersonRow
 
 R = TypeVar("R")
 C = TypeVar("C", str, str | None, UUID, UUID | None)

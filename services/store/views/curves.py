@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from services.contracts.base import JsonObject
 from services.contracts.updates import UpdateStatus
 from services.store.ledger import updates
-from services.store.models import UpdateRow
+from services.store.tables.ledger import UpdateRow
 
 MAX_POINTS = 400  # as many as a screen has room for
 

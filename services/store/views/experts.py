@@ -15,7 +15,8 @@ from services.contracts.corrections import CorrectionStatus
 from services.store.core import row_counts
 from services.store.loop import trust
 from services.store.loop.evaluations import PASS_SCORE
-from services.store.models import AnswerRow, AttemptRow, ConsultationRow, CorrectionRow, ExpertRow
+from services.store.tables.corrections import CorrectionRow
+from services.store.tables.loop import AnswerRow, AttemptRow, ConsultationRow, ExpertRow
 from services.store.views.estimates import Interval, wilson_interval
 
 NEWEST_QUESTIONS = 500

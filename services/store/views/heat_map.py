@@ -18,16 +18,8 @@ from services.contracts.persons import Right
 from services.contracts.updates import TermRecord, UpdateStatus
 from services.store.ledger import distributions
 from services.store.loop import rollouts, trust, vocabularies
-from services.store.models import (
-    AnswerRow,
-    DistributionRow,
-    ExpertRow,
-    LessonRow,
-    RolloutRow,
-    TeacherChoicesRow,
-    UpdateLessonRow,
-    UpdateRow,
-)
+from services.store.tables.ledger import LessonRow, TeacherChoicesRow, UpdateLessonRow, UpdateRow
+from services.store.tables.loop import AnswerRow, DistributionRow, ExpertRow, RolloutRow
 
 NUM_SHOWN = 5  # tokens of an expert's distribution
 MAX_TOKENS = 1024  # a page; a longer rollout has several

@@ -17,7 +17,8 @@ from services.contracts.lessons import LessonStatus
 from services.contracts.rollouts import GroupStatus, Purpose
 from services.contracts.updates import UpdateStatus
 from services.store.core import row_counts
-from services.store.models import AnswerRow, RolloutRow, UpdateRow
+from services.store.tables.ledger import UpdateRow
+from services.store.tables.loop import AnswerRow, RolloutRow
 
 RATE_WINDOW = timedelta(minutes=2)
 MAX_COUNTED = 2000  # rows; when so many came within the window, the rate is that of their own, shorter time

@@ -13,17 +13,8 @@ from services.contracts.lessons import Lesson
 from services.contracts.persons import Right
 from services.contracts.updates import TermRecord
 from services.store.loop.answers import view as view_answer
-from services.store.models import (
-    AnswerRow,
-    AttemptRow,
-    ConsultationRow,
-    ExpertRow,
-    LessonRow,
-    RolloutRow,
-    TaskRow,
-    UpdateLessonRow,
-    UpdateRow,
-)
+from services.store.tables.ledger import LessonRow, UpdateLessonRow, UpdateRow
+from services.store.tables.loop import AnswerRow, AttemptRow, ConsultationRow, ExpertRow, RolloutRow, TaskRow
 from services.store.views.browse import find_hidden, view_attempt
 
 MAX_SIBLINGS = 64

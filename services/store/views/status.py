@@ -18,7 +18,9 @@ from services.store.ledger import fallbacks, policies, updates
 from services.store.loop import coverage, groups, processes, waiting
 from services.store.loop import switches as loop
 from services.store.loop.evaluations import PASS_SCORE
-from services.store.models import GroupRow, LineageRow, LoopRow, RolloutRow, TaskRow, UpdateRow
+from services.store.tables.base import LineageRow
+from services.store.tables.ledger import UpdateRow
+from services.store.tables.loop import GroupRow, LoopRow, RolloutRow, TaskRow
 
 RECENT_ROLLOUTS = 128  # a pass rate of the last few groups, not of the whole history
 RECENT_UPDATES = 5

@@ -19,15 +19,10 @@ from services.contracts.rollouts import GroupStatus, RolloutStatus
 from services.store.ledger import policies, updates
 from services.store.loop import groups
 from services.store.loop import switches as loop
-from services.store.models import (
-    ConsultationRow,
-    CorrectionRow,
-    ExpertRow,
-    GroupRow,
-    LessonRow,
-    ProcessRow,
-    RolloutRow,
-)
+from services.store.tables.corrections import CorrectionRow
+from services.store.tables.housekeeping import ProcessRow
+from services.store.tables.ledger import LessonRow
+from services.store.tables.loop import ConsultationRow, ExpertRow, GroupRow, RolloutRow
 
 MOST: Final = 10_000
 """Where counting stops: a figure this large means "at least"."""

@@ -12,7 +12,8 @@ from services.contracts.updates import Update, UpdateStatus
 from services.store.core import row_counts
 from services.store.ledger import fallbacks, updates
 from services.store.loop import evaluations
-from services.store.models import EvaluationRow, PolicyVersionRow, UpdateRow
+from services.store.tables.ledger import PolicyVersionRow, UpdateRow
+from services.store.tables.loop import EvaluationRow
 from services.store.views.estimates import Interval, family_means, paired_difference, score, wilson_interval
 
 

@@ -37,7 +37,8 @@ from services.store.core import audit
 from services.store.core.transaction import Store
 from services.store.corrections import corrections, desk, drafts, undo
 from services.store.loop import consultations, lineages
-from services.store.models import CorrectionRow, RolloutRow
+from services.store.tables.corrections import CorrectionRow
+from services.store.tables.loop import RolloutRow
 from services.web.forms import build_pages, check_text, form_of
 from services.web.presenters import differences, hidden, marks, progress
 from services.web.presenters.marks import Remark, Tokens

@@ -9,7 +9,7 @@ from services.api.deps import PagingDep, SettingsDep, StoreDep
 from services.contracts.policies import PolicyStatus
 from services.store.ledger import policies
 from services.store.loop import evaluations, lineages
-from services.store.models import PolicyVersionRow
+from services.store.tables.ledger import PolicyVersionRow
 from services.store.views import browse, versions
 from services.web.forms import build_pages
 from services.web.lists import Chosen, list_path

@@ -13,7 +13,7 @@ from services.contracts.tasks import Split
 from services.experts.own.human import HumanExpert
 from services.store.core.transaction import Store, StoreUnavailable
 from services.store.loop import consultations, lineages
-from services.store.models import CorrectionRow
+from services.store.tables.corrections import CorrectionRow
 from tests.experts.samples import TOKENIZER, make_question
 from tests.store.conftest import VOCAB, World
 

@@ -23,9 +23,11 @@ from services.local.servers.pg_programs import plain_url
 from services.local.servers.postgres import EmbeddedPostgres
 from services.local.supervise.process import LocalError
 from services.policy.artifacts import ArtifactStore
+from services.store.core import migrate
 from services.store.core.transaction import Store
 from services.store.ledger import policies, updates
-from services.store.models import Base, ExpertRow
+from services.store.tables.loop import ExpertRow
+from services.store.tables.schema import METADATA
 from tests.conftest import execute
 from tests.store.conftest import World, store, world
 from trainer.step.state import prune
@@ -100,7 +102,7 @@ def count_all(url: str) -> dict[str, int]:
     with opened.transaction() as session:
         counts = {
             name: session.scalar(select(func.count()).select_from(table)) or 0
-            for name, table in Base.metadata.tables.items()
+            for name, table in METADATA.tables.items()
         }
     opened.close()
     return counts
@@ -119,6 +121,23 @@ def test_what_is_restored_has_the_same_rows_and_weights(
     assert done.migrated_from is None
     [line] = manifest.lineages
     assert (line.num_updates, line.checkpoint_sha256) == (1, weights["checkpoint"])
+
+
+def test_a_backup_of_an_older_version_is_migrated_when_it_is_restored(
+    installation: Installation,
+    weights: dict[str, str],
+    empty_database: str,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    manifest = backup.make(installation, tmp_path / "backup", with_secrets=False, say=quiet)
+    newer = request.getfixturevalue("next_schema")
+    done = restore.restore(tmp_path / "backup", Layout(tmp_path / "restored"), empty_database, quiet)
+    assert done.migrated_from == manifest.migration
+    opened = Store(empty_database, pool_size=1)
+    with opened.transaction() as session:
+        assert migrate.find_revision(session) == newer
+    opened.close()
 
 
 def test_folders_that_are_there_and_empty_are_filled_as_volumes_are(
@@ -424,7 +443,6 @@ def test_nothing_starts_on_what_a_restore_left_that_did_not_come_to_its_end(
 
 
 def test_a_stack_that_is_down_is_backed_up_and_restored_with_servers_of_its_own(server_folder: Path) -> None:
-    from services.store.core import migrate
     from services.store.loop import lineages
 
     home = Layout.open(server_folder / "down")

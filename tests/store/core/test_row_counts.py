@@ -13,15 +13,10 @@ from services.contracts.tasks import Split
 from services.store.core import row_counts
 from services.store.core.transaction import Store
 from services.store.loop import consultations
-from services.store.models import (
-    ConsultationRow,
-    CorrectionRow,
-    GroupRow,
-    LessonRow,
-    RolloutRow,
-    TallyChangeRow,
-    TaskRow,
-)
+from services.store.tables.corrections import CorrectionRow
+from services.store.tables.housekeeping import TallyChangeRow
+from services.store.tables.ledger import LessonRow
+from services.store.tables.loop import ConsultationRow, GroupRow, RolloutRow, TaskRow
 from tests.store.conftest import World
 
 pytestmark = pytest.mark.integration

@@ -18,10 +18,15 @@ from services.contracts.ids import new_id
 from services.contracts.rollouts import Purpose
 from services.contracts.tasks import Split
 from services.local.servers.postgres import EmbeddedPostgres
+from services.prepare import prepare_database
+from services.runtime.settings import Settings
 from services.store.core import migrate
 from services.store.core.transaction import Store, sqlalchemy_url
 from services.store.loop import answers, consultations
-from services.store.models import STATUS_CHANGES, Base, ConsultationRow, CorrectionRow, LessonRow, RolloutRow
+from services.store.tables.corrections import CorrectionRow
+from services.store.tables.ledger import LessonRow
+from services.store.tables.loop import ConsultationRow, RolloutRow
+from services.store.tables.schema import METADATA, STATUS_CHANGES
 from tests.conftest import execute
 from tests.store.conftest import World
 
@@ -68,7 +73,7 @@ def test_the_models_are_what_the_migrations_make(database_url: str) -> None:
         with engine.connect() as connection:
             options = {"compare_type": True, "compare_server_default": True}
             context = MigrationContext.configure(connection, opts=options)
-            assert compare_metadata(context, Base.metadata) == []
+            assert compare_metadata(context, METADATA) == []
     finally:
         engine.dispose()
 
@@ -79,7 +84,7 @@ def test_check_constraints_of_the_models_are_those_of_the_database(
 ) -> None:
     with empty_database(postgres_server, "from_models") as url:
         engine = create_engine(sqlalchemy_url(url))
-        Base.metadata.create_all(engine)
+        METADATA.create_all(engine)
         engine.dispose()
         modelled = {k: v for k, v in describe(url).items() if not k.startswith(("triggers", "functions"))}
     migrated = {k: v for k, v in describe(database_url).items() if not k.startswith(("triggers", "functions"))}
@@ -87,14 +92,28 @@ def test_check_constraints_of_the_models_are_those_of_the_database(
 
 
 @pytest.mark.integration
-def test_every_migration_can_be_taken_back_and_made_again(postgres_server: EmbeddedPostgres) -> None:
-    with empty_database(postgres_server, "up_and_down") as url:
-        migrate.upgrade(url)
-        first = describe(url)
-        migrate.downgrade(url, "base")
-        assert describe(url) == {}
-        migrate.upgrade(url)
-        assert describe(url) == first
+def test_a_database_of_an_older_version_is_migrated_before_it_is_served_and_keeps_its_rows(
+    database_url: str, store: Store, world: World, next_schema: str
+) -> None:
+    with store.transaction() as session:
+        key = world.task(session).key
+    prepare_database(Settings.model_validate({"database_url": database_url}))
+    with store.transaction() as session:
+        assert migrate.find_revision(session) == migrate.find_head() == next_schema
+        assert session.scalars(text("SELECT key FROM task")).all() == [key]
+        assert session.scalars(text("SELECT note FROM lineage")).all() == ["none yet"]
+
+
+@pytest.mark.integration
+def test_a_migration_that_fails_leaves_the_database_as_it_was(
+    database_url: str, store: Store, world: World, next_schema: str
+) -> None:
+    before = describe(database_url)
+    with store.transaction() as session:
+        session.execute(text("UPDATE lineage SET name = 'refused'"))  # the next schema wants another
+    with pytest.raises(IntegrityError):
+        migrate.upgrade(database_url)
+    assert describe(database_url) == before
 
 
 @pytest.mark.integration

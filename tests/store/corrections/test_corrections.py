@@ -22,17 +22,9 @@ from services.store.ledger import lessons, updates
 from services.store.ledger.updates import Contribution
 from services.store.loop import consultations, rollouts
 from services.store.loop.consultations import NotWaiting, Question
-from services.store.models import (
-    AnswerRow,
-    AttemptRow,
-    ConsultationRow,
-    CorrectionRow,
-    DraftRow,
-    ExpertRow,
-    LessonAnswerRow,
-    LessonRow,
-    UpdateLessonRow,
-)
+from services.store.tables.corrections import CorrectionRow, DraftRow
+from services.store.tables.ledger import LessonAnswerRow, LessonRow, UpdateLessonRow
+from services.store.tables.loop import AnswerRow, AttemptRow, ConsultationRow, ExpertRow
 from tests.store.conftest import World
 from tests.web.correcting import Queue, Said
 

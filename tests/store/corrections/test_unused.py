@@ -12,7 +12,9 @@ from services.store.core.transaction import Store
 from services.store.corrections import corrections, desk
 from services.store.ledger import lessons, policies
 from services.store.loop import consultations, switches
-from services.store.models import CorrectionRow, ExpertRow, LessonAnswerRow, LessonRow, RolloutRow
+from services.store.tables.corrections import CorrectionRow
+from services.store.tables.ledger import LessonAnswerRow, LessonRow
+from services.store.tables.loop import ExpertRow, RolloutRow
 from tests.store.conftest import World
 from tests.web.correcting import Queue, Said
 

@@ -18,16 +18,8 @@ from services.store.loop.consultations import NotWaiting
 from services.store.loop.ingest import NotItsGroup
 from services.store.loop.lineages import LineageModelDiffers, ensure
 from services.store.loop.tasks import TaskKeyTaken
-from services.store.models import (
-    AnswerRow,
-    AttemptRow,
-    ConsultationRow,
-    ExpertRow,
-    GroupRow,
-    LessonAnswerRow,
-    LessonRow,
-    RolloutRow,
-)
+from services.store.tables.ledger import LessonAnswerRow, LessonRow
+from services.store.tables.loop import AnswerRow, AttemptRow, ConsultationRow, ExpertRow, GroupRow, RolloutRow
 from tests.store.conftest import TOKENIZER, World
 
 pytestmark = pytest.mark.integration

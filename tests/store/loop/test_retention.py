@@ -18,18 +18,11 @@ from services.store.ledger import policies, updates
 from services.store.ledger.policies import WeightsDeleted
 from services.store.loop import consultations, evaluations, groups, retention
 from services.store.loop.retention import DELETED_WITH_A_GROUP, KEEP_A_GROUP
-from services.store.models import (
-    AttemptRow,
-    Base,
-    ConsultationRow,
-    CorrectionRow,
-    EvaluationRow,
-    GroupRow,
-    LessonRow,
-    RolloutRow,
-    TaskRow,
-)
 from services.store.people import persons
+from services.store.tables.corrections import CorrectionRow
+from services.store.tables.ledger import LessonRow
+from services.store.tables.loop import AttemptRow, ConsultationRow, EvaluationRow, GroupRow, RolloutRow, TaskRow
+from services.store.tables.schema import METADATA
 from tests.store.conftest import World
 
 NOW = 0.0
@@ -40,7 +33,7 @@ def test_every_table_that_refers_to_a_rollout_goes_with_it_or_keeps_it() -> None
     known = {*DELETED_WITH_A_GROUP, *KEEP_A_GROUP}
     referring = {
         table.name
-        for table in Base.metadata.tables.values()
+        for table in METADATA.tables.values()
         for key in table.foreign_keys
         if key.column.table.name in DELETED_WITH_A_GROUP
     }
@@ -50,7 +43,7 @@ def test_every_table_that_refers_to_a_rollout_goes_with_it_or_keeps_it() -> None
 def test_rows_go_before_those_they_refer_to() -> None:
     order = {name: place for place, name in enumerate(DELETED_WITH_A_GROUP)}
     for name in DELETED_WITH_A_GROUP:
-        for key in Base.metadata.tables[name].foreign_keys:
+        for key in METADATA.tables[name].foreign_keys:
             if key.column.table.name in order:
                 assert order[name] <= order[key.column.table.name]
 
@@ -143,7 +136,7 @@ def expert(store: Store, world: World) -> None:
 def num_rows(store: Store) -> dict[str, int]:
     with store.transaction() as session:
         return {
-            name: session.scalar(select(func.count()).select_from(Base.metadata.tables[name])) or 0
+            name: session.scalar(select(func.count()).select_from(METADATA.tables[name])) or 0
             for name in DELETED_WITH_A_GROUP
         }
 

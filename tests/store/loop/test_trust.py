@@ -12,16 +12,10 @@ from services.store.corrections import corrections, ranking
 from services.store.ledger import lessons
 from services.store.ledger.lessons import LessonFacts
 from services.store.loop import consultations, experts, quarantine, rollouts
-from services.store.models import (
-    AnswerRow,
-    AuditRow,
-    ConsultationRow,
-    CorrectionRow,
-    ExpertRow,
-    LessonAnswerRow,
-    LessonRow,
-    RolloutRow,
-)
+from services.store.tables.corrections import CorrectionRow
+from services.store.tables.ledger import LessonAnswerRow, LessonRow
+from services.store.tables.loop import AnswerRow, ConsultationRow, ExpertRow, RolloutRow
+from services.store.tables.people import AuditRow
 from services.store.views import status
 from tests.store.conftest import World
 

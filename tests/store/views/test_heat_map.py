@@ -11,7 +11,8 @@ from services.store.core.transaction import Store
 from services.store.ledger import distributions
 from services.store.ledger.distributions import TopK
 from services.store.loop import vocabularies
-from services.store.models import AnswerRow, ExpertRow, RolloutRow, TeacherChoicesRow, UpdateLessonRow
+from services.store.tables.ledger import TeacherChoicesRow, UpdateLessonRow
+from services.store.tables.loop import AnswerRow, ExpertRow, RolloutRow
 from services.store.views import heat_map
 from services.store.views.heat_map import Choice
 from tests.store.conftest import TOKENIZER, World

@@ -15,19 +15,16 @@ from services.contracts.rollouts import Purpose
 from services.contracts.tasks import Split
 from services.store.core.transaction import Store
 from services.store.loop import dead_letters
-from services.store.models import (
+from services.store.tables.corrections import CorrectionRow
+from services.store.tables.ledger import LessonRow, PolicyVersionRow, UpdateLessonRow, UpdateRow
+from services.store.tables.loop import (
     AnswerRow,
     AttemptRow,
     ConsultationRow,
-    CorrectionRow,
     EvaluationRow,
     ExpertRow,
     GroupRow,
-    LessonRow,
-    PolicyVersionRow,
     RolloutRow,
-    UpdateLessonRow,
-    UpdateRow,
 )
 from services.store.views import curves, experts, overview, versions
 from services.store.views.estimates import wilson_interval

@@ -14,7 +14,7 @@ from services.store.ledger import distributions, lessons, updates
 from services.store.ledger.distributions import TopK
 from services.store.ledger.updates import Contribution
 from services.store.loop import vocabularies
-from services.store.models import TeacherChoicesRow
+from services.store.tables.ledger import TeacherChoicesRow
 from tests.trainer.losses.test_fused import make_batch
 from tests.trainer.step.test_update import CONFIG, SETTINGS, batch_of, fresh, group, train
 from tests.trainer.world import ANSWERS, World, answer, facts

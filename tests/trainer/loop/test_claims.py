@@ -16,7 +16,8 @@ from services.store.core.transaction import Store
 from services.store.ledger import lessons, updates
 from services.store.ledger.updates import Contribution, LeaseLost
 from services.store.loop import groups
-from services.store.models import GroupRow, LessonRow, RolloutRow, UpdateLessonRow, UpdateRow
+from services.store.tables.ledger import LessonRow, UpdateLessonRow, UpdateRow
+from services.store.tables.loop import GroupRow, RolloutRow
 from tests.trainer.world import World
 
 pytestmark = pytest.mark.integration

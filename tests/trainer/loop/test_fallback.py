@@ -12,7 +12,8 @@ from services.contracts.policies import GateCheck, GateReport
 from services.store.core.transaction import Store
 from services.store.ledger import fallbacks, lessons, policies
 from services.store.loop import lineages
-from services.store.models import AuditRow, FallbackRow, LessonRow, PolicyVersionRow, UpdateRow
+from services.store.tables.ledger import FallbackRow, LessonRow, PolicyVersionRow, UpdateRow
+from services.store.tables.people import AuditRow
 from services.store.views import status
 from tests.trainer.loop.test_loop import checkpoints_of, number_of, running_trainer, start_over
 from tests.trainer.loop.test_publish import policy_server

@@ -19,7 +19,8 @@ from services.store.core.locks import LineageLock
 from services.store.core.transaction import Store
 from services.store.ledger import updates
 from services.store.loop import switches
-from services.store.models import LessonRow, PolicyVersionRow, ProcessRow, UpdateLessonRow, UpdateRow
+from services.store.tables.housekeeping import ProcessRow
+from services.store.tables.ledger import LessonRow, PolicyVersionRow, UpdateLessonRow, UpdateRow
 from tests.trainer.training import NOWHERE, settings_of, training, wait_until
 from tests.trainer.world import World
 from trainer.config import TrainerConfig

@@ -20,7 +20,8 @@ from services.policy.server.app import create_app
 from services.store.core.transaction import Store
 from services.store.ledger import policies
 from services.store.loop import groups
-from services.store.models import GroupRow, PolicyVersionRow, TaskRow, UpdateRow
+from services.store.tables.ledger import PolicyVersionRow, UpdateRow
+from services.store.tables.loop import GroupRow, TaskRow
 from tests.serving import serve
 from tests.trainer.training import NOWHERE, Bench, settings_of, training, wait_until
 from tests.trainer.world import World
