@@ -19,7 +19,8 @@ SECRET: Final = "not-to-be-seen"  # noqa: S105
 def log(program: str, log_format: str) -> list[str]:
     """What a process prints that set its logging up and then ran the program."""
     head = (
-        "import logging, structlog\nfrom services.runtime import logs\nlogs.configure()\nlog = structlog.get_logger('mine')\n"
+        "import logging, structlog\nfrom services.runtime import logs\n"
+        "logs.configure()\nlog = structlog.get_logger('mine')\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", head + program],

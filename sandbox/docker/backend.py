@@ -2,9 +2,9 @@
 (macOS, recent Ubuntu) but have a Docker engine. Chosen by name only.
 
 A container has no network, a read-only root, no capability, no way to new privileges, an ordinary user, one core,
-limits of memory and processes, and tmpfs for what it may write; it is removed after its one job. What is not protected:
-the engine runs as root, and whoever reaches its socket owns the machine, so this server is as trusted as the engine; a
-bug in the kernel, as at every level. It costs a container's start for each run, two for a judgement.
+limits of memory and processes, and tmpfs for writable folders; it is removed after its one job. Not protected against:
+the engine runs as root and anyone who reaches its socket owns the machine, so this server is as trusted as the engine;
+bugs in the kernel, as at every level. It costs a container's start for each run, two for a judgement.
 """
 
 import asyncio
@@ -28,14 +28,14 @@ from sandbox.host.following import SETUP_SECONDS
 from sandbox.host.program import read_modules
 from sandbox.inside import wire
 from sandbox.inside.isolation import BOX, BOX_BYTES, BOX_INODES, ENVIRONMENT, INSIDE_UID, SHM_BYTES
-from sandbox.inside.wire import Ending, Flavour, Job, Outcome, Terms, Wish
+from sandbox.inside.wire import Ending, Flavour, Job, KeeperSpec, Outcome, Terms
 from sandbox.inside.zygote import DEATH_SECONDS
 from sandbox.server.languages import PROGRAMS, Toolchain, Toolchains, make_job
 from sandbox.server.processes import KeeperLost
 
 _LABEL: Final = "preceptor-sandbox"
 _OVERHEAD_BYTES: Final = 96 << 20
-"""Of a container beside its run's memory: PID 1, and what the kernel keeps for them."""
+"""Of a container beside its run's memory: PID 1 and kernel memory."""
 _ENGINE_SECONDS: Final = 60
 _STREAM_HEADER: Final = struct.Struct(">BxxxI")
 _STDERR: Final = 2
@@ -46,7 +46,7 @@ def read(size):
     data = b""
     while len(data) < size:
         piece = os.read(0, size - len(data))
-        if not piece: sys.exit("nobody sends a program")
+        if not piece: sys.exit("no program was sent")
         data += piece
     return data
 modules, environment = json.loads(read(int.from_bytes(read(4), "big")))
@@ -64,13 +64,13 @@ print(json.dumps([found, importlib.util.find_spec("numpy") is not None]))
 
 
 def _read_program() -> bytes:
-    """What a container is sent first: its program's files, and the environment of every run."""
+    """The first message to a container: the files of its program and the environment of every run."""
     files = {"main.py": container_init.MAIN.encode(), **read_modules(*container_init.FOLDERS)}
     return json.dumps([{path: text.decode() for path, text in files.items()}, ENVIRONMENT]).encode("ascii")
 
 
 class DockerEngine:
-    """Makes keepers whose runs are containers. Made by `start`, to be closed."""
+    """Makes keepers whose runs are containers. Create with `start`, and close."""
 
     level = Level.CONTAINER
     is_ready = True
@@ -84,7 +84,7 @@ class DockerEngine:
 
     @classmethod
     async def start(cls, image: str) -> Self:
-        """Find the engine and the image, and what the image can run. Raises IsolationRefused."""
+        """Find the engine, the image and the languages it can run. Raises IsolationRefused."""
         try:
             engine = cls(await asyncio.to_thread(_connect, image), image)
             await asyncio.to_thread(engine._sweep)
@@ -95,7 +95,7 @@ class DockerEngine:
 
     async def _find_toolchains(self) -> Toolchains:
         request = RunRequest(code=_PROBE, limits=Limits(wall_seconds=30, cpu_seconds=30))
-        keeper = await self.open(Wish(0, Flavour.LEAN))
+        keeper = await self.open(KeeperSpec(0, Flavour.LEAN))
         outcome = await keeper.ask(make_job(request, Toolchain("main.py")))
         if outcome.exit_code != 0:
             said = outcome.stderr.decode(errors="replace") or outcome.fault
@@ -103,17 +103,17 @@ class DockerEngine:
         programs, has_numpy = json.loads(outcome.stdout)
         return Toolchains.choose(programs, has_numpy=has_numpy, where=f"the image {self._image}")
 
-    async def open(self, wish: Wish) -> "ContainerKeeper":
+    async def open(self, spec: KeeperSpec) -> "ContainerKeeper":
         """A keeper; its containers are made when it is asked."""
-        return ContainerKeeper(self, wish.flavour)
+        return ContainerKeeper(self, spec.flavour)
 
     async def close(self) -> None:
-        """Remove what is left."""
+        """Remove all remaining containers."""
         with contextlib.suppress(DockerException, RequestException):
             await asyncio.to_thread(self._remove_all, self._owner)
 
     def _sweep(self) -> None:
-        """Remove what servers of this machine that were killed have left."""
+        """Remove the containers of killed servers of this machine."""
         host = socket.gethostname()
         for each in self._api.containers(all=True, filters={"label": _LABEL}):
             owner = each["Labels"][_LABEL]
@@ -217,7 +217,7 @@ class _Container:
         await self._writer.drain()
 
     async def follow(self, partner: "_Container | None") -> Outcome:
-        """What became of its job; passes on to the partner what the run says to it. Raises KeeperLost, OSError."""
+        """The outcome of its job; messages of the run to its partner are passed on. Raises KeeperLost, OSError."""
         letters = bytearray()
         while True:
             try:
@@ -248,13 +248,13 @@ class _Container:
         raise KeeperLost(f"the container ended without an answer: {complaint}".rstrip(": "))
 
     def cancel(self) -> None:
-        """Have the run ended; what became of it is still told."""
+        """Have the run ended; its outcome is still reported."""
         if self._writer is not None:
             with contextlib.suppress(OSError):
                 self._writer.write_eof()
 
     async def remove(self) -> None:
-        """End it, whatever it does."""
+        """End it by force."""
         if self._writer is not None:
             self._writer.close()
         if self._stream is not None:
@@ -328,7 +328,7 @@ class ContainerKeeper:
 
 
 async def _as_outcome(container: _Container, partner: _Container) -> Outcome:
-    """What became of its job, or the fault; a fault of one is no reason to leave the other without its end."""
+    """The outcome of its job, or the fault; a fault of one side does not keep the other from ending."""
     try:
         outcome = await container.follow(partner)
     except (KeeperLost, OSError) as error:

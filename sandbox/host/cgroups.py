@@ -18,14 +18,14 @@ from sandbox.inside.isolation import write_at
 
 _PREFIX = "preceptor-sandbox-"
 _OVERHEAD_BYTES = 8 << 20
-"""What a fork of the zygote touches before the code does."""
+"""Memory that a fork of the zygote touches before the code does."""
 _REMOVE_SECONDS = 2.0
 _LOCK_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
 class _Files:
-    """What the files are called that both versions have."""
+    """Names of the files that both versions have."""
 
     limit: str
     limit_with_swap: str
@@ -112,11 +112,11 @@ class Group:
 
     @property
     def counts_processor(self) -> bool:
-        """Whether the kernel counts processor time here, whoever buries those that have used it."""
+        """Whether the kernel counts processor time here, regardless of which process reaps the dead."""
         return self._processor >= 0
 
     def cpu_seconds(self) -> float:
-        """What this run has used so far, with what its zygote needed for it; 0 where it is not counted."""
+        """Processor time used by this run so far, including its zygote's for it; 0 where it is not counted."""
         return self._cpu_seconds_ever() - self._seconds_before if self.counts_processor else 0.0
 
     def _cpu_seconds_ever(self) -> float:
@@ -124,7 +124,7 @@ class Group:
         return int(said.split(maxsplit=1)[0]) * self._names.processor_unit
 
     def note_overhead(self) -> None:
-        """Take what the group holds now, its zygote, for a part of no run."""
+        """Take the group's present memory, the zygote's, as overhead that belongs to no run."""
         lines = _read(self._memory_folder, "memory.stat").splitlines()
         anonymous = sum(int(line.split()[1]) for line in lines if line.startswith(self._names.anonymous))
         self._overhead_bytes = anonymous + _OVERHEAD_BYTES
@@ -253,7 +253,7 @@ class Place:
         return Group(name, tuple(folders), self.version)
 
     def remove_groups(self, keeper: int) -> bool:
-        """Remove what a keeper has left that did not end by itself; False while there are processes in it."""
+        """Remove the cgroups of a keeper that was killed; False while there are processes in them."""
         is_removed = True
         for each in self.folders:
             for name in os.listdir(each.own):

@@ -1,8 +1,8 @@
 """PID 1 of a container that runs one job: zygote and keeper in one process, for the backend `docker`.
 
-The container is the isolation: its processes, network, read-only root, folders and memory are nobody else's, and it is
-removed after this one job, with whatever is left in it. PID 1 gets the job on standard input, forks the run, keeps its
-deadline and caps, and says on standard output what became of it. The code has the same user, but PID 1 can be neither
+The container is the isolation: its processes, network, read-only root, folders and memory are its own, and it is
+removed after this one job with everything left in it. PID 1 gets the job on standard input, forks the run, keeps its
+deadline and caps, and reports the outcome on standard output. The code has the same user, but PID 1 can be neither
 traced, signalled nor opened by it, and shares no open file with it; the run has the limits and the seccomp filter of
 every other level.
 
@@ -48,10 +48,10 @@ def main() -> None:
     theirs.close()
     message, descriptors, _, _ = socket.recv_fds(control, wire.MAX_PACKET_BYTES, 8)
     order = wire.unpack_order(message)
-    tally = zygote.begin(control, order, tuple(descriptors), terms)
+    usage = zygote.begin(control, order, tuple(descriptors), terms)
     # from here on two threads: this one is the zygote, the other one its keeper, who ends the process
     threading.Thread(target=_keep, args=(run, _Relay(ours) if has_channel else None, num_kills)).start()
-    control.send(wire.pack_packet(zygote.finish(control, tally, order, terms)))
+    control.send(wire.pack_packet(zygote.finish(control, usage, order, terms)))
 
 
 def _receive() -> bytes:
@@ -65,7 +65,7 @@ def _read_exactly(num_bytes: int) -> bytes:
     while len(data) < num_bytes:
         piece = os.read(0, min(num_bytes - len(data), 1 << 20))
         if not piece:
-            raise SystemExit("nobody sends a job")
+            raise SystemExit("no job was sent")
         data += piece
     return bytes(data)
 
@@ -95,8 +95,8 @@ def _make_sockets() -> tuple[socket.socket, socket.socket, socket.socket, socket
 
 
 class _Relay:
-    """Passes on what the run and its partner, in another container, say to each other. What the partner does not take
-    holds up the run that says it, and nobody else: standard input is always read and standard output always can be."""
+    """Relays messages between the run and its partner in another container. A partner that does not read holds up only
+    the run that writes: standard input is always read, and standard output can always be written."""
 
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
@@ -111,21 +111,21 @@ class _Relay:
         os.set_blocking(1, False)
 
     def interests(self) -> dict[int, int]:
-        """What to wait for, by descriptor."""
+        """Events to wait for, by descriptor."""
         has_room = not self._to_server and self._under_way < wire.WINDOW_BYTES
         of_run = (select.POLLIN if self._run_says_more and has_room else 0) | (select.POLLOUT if self._to_run else 0)
         wanted = {0: select.POLLIN, 1: select.POLLOUT if self._to_server else 0, self._channel.fileno(): of_run}
         return {descriptor: events for descriptor, events in wanted.items() if events}
 
     def attend(self) -> None:
-        """Pass on what can be."""
+        """Pass on everything that can be written now."""
         if not self._to_server and self._under_way < wire.WINDOW_BYTES:
             self._hear_run()
         self._tell_run()
         self._tell_server()
 
     def hear_partner(self, data: bytes) -> None:
-        """Take what came on standard input."""
+        """Read from standard input."""
         self._received += data
         for letter, body in wire.take_lettered(self._received):
             if letter == wire.TAKEN_LETTER:
@@ -136,7 +136,7 @@ class _Relay:
             if letter == wire.ENDED_LETTER:
                 self._run_says_more = False
                 with contextlib.suppress(OSError):
-                    self._channel.shutdown(socket.SHUT_RD)  # a run that says more is told that nobody listens
+                    self._channel.shutdown(socket.SHUT_RD)  # a run that writes more gets a broken pipe
 
     def _hear_run(self) -> None:
         if not self._run_says_more:
@@ -174,7 +174,7 @@ class _Relay:
                 del self._to_server[: os.write(1, self._to_server)]
 
     def finish(self) -> None:
-        """Pass on what the dead run left to be said, which is no more than its socket holds."""
+        """Pass on the dead run's remaining output, at most one socket buffer."""
         os.set_blocking(1, True)
         self._tell_server()
         while self._run_says_more:
@@ -184,7 +184,7 @@ class _Relay:
 
 
 def _keep(run: Run, relay: _Relay | None, num_kills: int) -> None:
-    """Follow the run to its end, tell what became of it, and end the process, and with it the container."""
+    """Follow the run to its end, report the outcome, and end the process and with it the container."""
     try:
         outcome = _follow(run, relay)
     except (RunLost, OSError) as error:

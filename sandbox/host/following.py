@@ -1,6 +1,6 @@
-"""One run from outside: hands it to a zygote, collects what comes out, keeps its deadline and its caps.
+"""One run from outside: hands it to a zygote, collects its output, keeps its deadline and caps.
 
-It believes nothing the code says: exit codes come from the zygote, deadlines and caps are kept here, and files are read
+It trusts no claim of the code: exit codes come from the zygote, deadlines and caps are kept here, and files are read
 after every process of the run is dead. Only the standard library; loads under `python -S`.
 """
 
@@ -15,12 +15,12 @@ from dataclasses import dataclass, field, replace
 from sandbox.host.cgroups import Group
 from sandbox.host.collecting import collect
 from sandbox.inside import kernel, wire, zygote
-from sandbox.inside.wire import Ending, Job, Order, Outcome, Report
+from sandbox.inside.wire import Ending, ForkOrder, Job, Outcome, Report
 
 SETUP_SECONDS = 20.0
 """For the fork and the mounts, on a machine under load. Not part of the code's time."""
 OUTPUT_KILL_FACTOR = 16
-"""A run that writes this many times what is kept of its output is stopped."""
+"""A run that writes this many times its output cap is stopped."""
 OUTPUT_KILL_FLOOR_BYTES = 1 << 20
 _PIPE_BYTES = 1 << 16
 
@@ -31,7 +31,7 @@ class RunLost(Exception):
 
 @dataclass
 class _Capture:
-    """What is kept of one output stream."""
+    """The kept part of one output stream."""
 
     cap: int
     kept: bytearray = field(default_factory=bytearray)
@@ -75,7 +75,7 @@ class Run:
         for descriptor in self._open:  # where the code has the keeper's user it can read its own output back
             os.set_blocking(descriptor, False)
         given = (payload, stdin, stdout_end, stderr_end)
-        order = Order(
+        order = ForkOrder(
             job.role,
             job.argv,
             job.main_file,
@@ -115,7 +115,7 @@ class Run:
         return max(0.0, self._deadline - time.monotonic())
 
     def attend(self, ready: set[int]) -> None:
-        """Take what has come, and end the run when it must end. Raises RunLost."""
+        """Read new output and events, and end the run when it must end. Raises RunLost."""
         for descriptor in self._open & ready:
             with contextlib.suppress(BlockingIOError):
                 self._read(descriptor)
@@ -136,14 +136,14 @@ class Run:
             self.end(Ending.CPU)
 
     def end(self, why: Ending) -> None:
-        """Have the zygote kill what is left of the run; its report is still to come."""
+        """Have the zygote kill the rest of the run; its report is still to come."""
         if self._why is None and not self.is_over:
             self._why = why
             self._control.send(zygote.KILL)
             self._deadline = time.monotonic() + zygote.DEATH_SECONDS
 
     def outcome(self) -> Outcome:
-        """What became of it, once it is over: with output, memory and files."""
+        """The outcome of the finished run, with output, memory and files."""
         report, why = self._report, self._why
         assert report is not None
         self._drain()
@@ -168,7 +168,7 @@ class Run:
         return _with_counts(outcome, self._group, self._job.cpu_seconds)
 
     def _hear(self) -> None:
-        """What the zygote, or before it its fork, has to say. Raises RunLost."""
+        """The next message of the zygote, or of its fork before that. Raises RunLost."""
         message, descriptors, _, _ = socket.recv_fds(self._control, wire.MAX_PACKET_BYTES, 1)
         if message == b"box":
             (self._box,) = descriptors
@@ -194,7 +194,7 @@ class Run:
             self._open.discard(descriptor)
 
     def _drain(self) -> None:
-        """Take what the dead left in the pipes."""
+        """Read the output that dead processes left in the pipes."""
         for descriptor in tuple(self._open):
             with contextlib.suppress(BlockingIOError):
                 while descriptor in self._open:
@@ -202,7 +202,7 @@ class Run:
 
 
 def _sealed_file(data: bytes) -> int:
-    """An unnamed file in memory, at its start, that nobody can change any more."""
+    """A sealed, unnamed file in memory, positioned at its start."""
     descriptor = os.memfd_create("run", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     kernel.write_whole(descriptor, data)
     seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
@@ -212,8 +212,8 @@ def _sealed_file(data: bytes) -> int:
 
 
 def _with_counts(outcome: Outcome, group: Group | None, cpu_seconds: float) -> Outcome:
-    """Add what the kernel counted, and tell a run that outgrew a limit from one that ended some other way, or says of
-    itself that it did."""
+    """Add the kernel's counters, and tell a run that exceeded a limit from one that ended otherwise or only claims to
+    have exceeded it."""
     if group:
         outcome = replace(
             outcome,
@@ -225,7 +225,7 @@ def _with_counts(outcome: Outcome, group: Group | None, cpu_seconds: float) -> O
     if outcome.signal == signal.SIGXCPU and outcome.cpu_seconds >= cpu_seconds:
         outcome = replace(outcome, ending=Ending.CPU, signal=None)
     # in a cgroup the kernel ends a run that outgrows its memory; without one a process is refused more, and its last
-    # words are all there is to tell it by: what it has touched may be little
+    # its own message is the only sign: it may have touched little memory
     if group.has_overflowed() if group else _ended_for_want_of_memory(outcome):
         outcome = replace(outcome, ending=Ending.MEMORY, exit_code=None, signal=None)
     return outcome

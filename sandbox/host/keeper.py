@@ -1,8 +1,8 @@
-"""The keeper of a slot: has its zygotes fork one run after another, or a solution and its tests side by side, and says
-what happened.
+"""The keeper of a slot: has its zygotes fork one run after another, or a solution and its tests side by side, and
+reports the outcomes.
 
-A process of its own outside the slot, forked by the spawner. When anything about a zygote is not as it should be it
-ends, and the server gets another. Only the standard library; loads under `python -S`.
+A process of its own outside the slot, forked by the spawner. If anything is wrong with a zygote the keeper ends, and
+the server gets another. Only the standard library; loads under `python -S`.
 """
 
 import contextlib
@@ -13,19 +13,19 @@ import socket
 from sandbox.host.following import SETUP_SECONDS, Run, RunLost
 from sandbox.host.launch import DEATH_SECONDS, Setup, Zygote
 from sandbox.inside import kernel, weak, wire, zygote
-from sandbox.inside.wire import CANCEL, Ending, Hello, Job, Outcome, Wish, pack
+from sandbox.inside.wire import CANCEL, Ending, Hello, Job, KeeperSpec, Outcome, pack
 
 RECEIVE_SECONDS = 20.0
 
 
 class ServerGone(Exception):
-    """Nobody is left to answer."""
+    """The server is gone."""
 
 
-def keep(connection: socket.socket, setup: Setup, wish: Wish) -> None:
+def keep(connection: socket.socket, setup: Setup, spec: KeeperSpec) -> None:
     """Serve the server at the other end of the connection until it closes, or until a zygote is lost."""
     kernel.become_subreaper()
-    with _Slot(setup, wish) as slot:
+    with _Slot(setup, spec) as slot:
         try:
             slot.zygote(0)
         except (OSError, RunLost) as error:
@@ -45,10 +45,10 @@ def keep(connection: socket.socket, setup: Setup, wish: Wish) -> None:
 class _Slot:
     """The zygotes of a slot: one for runs, and a second one once there was something to judge."""
 
-    def __init__(self, setup: Setup, wish: Wish) -> None:
+    def __init__(self, setup: Setup, spec: KeeperSpec) -> None:
         self.is_sound = True
         self._setup = setup
-        self._wish = wish
+        self._wish = spec
         self._zygotes: list[Zygote] = []
 
     def __enter__(self) -> "_Slot":

@@ -12,7 +12,7 @@ from sandbox.host.following import RunLost
 from sandbox.host.root import Interpreter
 from sandbox.inside import isolation, kernel, weak, wire, zygote
 from sandbox.inside.isolation import ENVIRONMENT, PACKAGES, SLOT_UID_BASE
-from sandbox.inside.wire import Flavour, Terms, Wish
+from sandbox.inside.wire import Flavour, KeeperSpec, Terms
 
 START_SECONDS = 30.0
 DEATH_SECONDS = zygote.DEATH_SECONDS
@@ -20,7 +20,7 @@ DEATH_SECONDS = zygote.DEATH_SECONDS
 
 @dataclass(frozen=True)
 class Setup:
-    """What the spawner found out once for all slots."""
+    """Facts about the machine, found once by the spawner for all slots."""
 
     interpreter: Interpreter
     program: dict[str, bytes]
@@ -37,14 +37,14 @@ class Setup:
 
     @property
     def readable(self) -> tuple[str, ...]:
-        """What Landlock lets runs read at the level `weak`."""
+        """Paths that Landlock lets runs read at the level `weak`."""
         if self.weak_folder is None:
             return ()
         return (*isolation.SYSTEM, *isolation.SYSTEM_FILES, *self.interpreter.paths(), *self.packages)
 
 
 class Zygote:
-    """A warm interpreter in a slot, and what belongs to it. `start` makes it, `close` ends it with all it forked."""
+    """A warm interpreter in a slot, with its resources. `start` makes it, `close` ends it and all its forks."""
 
     def __init__(self, setup: Setup, slot: int, number: int) -> None:
         self.group: Group | None = None
@@ -58,17 +58,17 @@ class Zygote:
             self._folder = weak.make_box(setup.weak_folder, setup.owner(slot))
 
     @classmethod
-    def start(cls, setup: Setup, wish: Wish, number: int) -> "Zygote":
+    def start(cls, setup: Setup, spec: KeeperSpec, number: int) -> "Zygote":
         """Start the slot's zygote of this number and wait until it is warm. Raises OSError, RunLost."""
-        made = cls(setup, wish.slot, number)
+        made = cls(setup, spec.slot, number)
         try:
-            made._fork(wish)
+            made._fork(spec)
             made.control.settimeout(START_SECONDS)
             with contextlib.suppress(BrokenPipeError):  # it has ended; why, it said before
                 made.control.send(
                     wire.pack_packet(
                         Terms(
-                            wish.flavour,
+                            spec.flavour,
                             has_cgroup=made.group is not None,
                             has_processor_counter=made.group is not None and made.group.counts_processor,
                             owns_user=setup.is_root,
@@ -79,7 +79,7 @@ class Zygote:
                 )
             try:
                 said = made.control.recv(wire.MAX_PACKET_BYTES)
-            except ConnectionResetError:  # it has ended before it read its terms; what it said comes after that
+            except ConnectionResetError:  # it has ended before it read its terms; its message comes after that
                 said = made.control.recv(wire.MAX_PACKET_BYTES)
             if said != b"ready":
                 raise RunLost(said.decode(errors="replace") or "the zygote ended at its start")
@@ -90,7 +90,7 @@ class Zygote:
             made.group.note_overhead()
         return made
 
-    def _fork(self, wish: Wish) -> None:
+    def _fork(self, spec: KeeperSpec) -> None:
         """Fork the zygote from a process in between, which alone may make the pid namespace for it: a process can do
         that once. The zygote is then handed to this process, a subreaper."""
         read_end, write_end = os.pipe2(os.O_CLOEXEC)
@@ -102,7 +102,7 @@ class Zygote:
                     kernel.unshare(kernel.Namespace.PID)
                 pid = os.fork()
                 if pid == 0:
-                    self._become_zygote(wish)
+                    self._become_zygote(spec)
                 os.write(write_end, str(pid).encode())
             except OSError as error:
                 self._far_end.send(f"{error}".encode()[:4000])
@@ -114,7 +114,7 @@ class Zygote:
         self._pid = int(os.read(read_end, 32) or b"0")
         os.close(read_end)
 
-    def _become_zygote(self, wish: Wish) -> None:
+    def _become_zygote(self, spec: KeeperSpec) -> None:
         """Be the zygote, or say why not and end."""
         setup = self._setup
         try:
@@ -122,10 +122,10 @@ class Zygote:
                 self.group.enter()
             environment = dict(ENVIRONMENT)
             if setup.weak_folder is None:
-                proc = isolation.enter_slot(setup.owner(wish.slot), setup.program)
+                proc = isolation.enter_slot(setup.owner(spec.slot), setup.program)
             else:
-                proc = weak.enter_slot(self._folder, setup.owner(wish.slot), setup.program)
-            if wish.flavour == Flavour.NUMPY:
+                proc = weak.enter_slot(self._folder, setup.owner(spec.slot), setup.program)
+            if spec.flavour == Flavour.NUMPY:
                 environment["PYTHONPATH"] = os.path.dirname(setup.packages[0]) if setup.weak_folder else PACKAGES
             null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
             for number in range(2):  # its errors go to the server's log
@@ -144,7 +144,7 @@ class Zygote:
             os._exit(127)
 
     def close(self) -> None:
-        """Kill the zygote and with it every process of its namespace; remove what it had."""
+        """Kill the zygote and with it every process of its namespace; remove its resources."""
         self.control.close()
         if self._pid:
             with contextlib.suppress(ProcessLookupError):

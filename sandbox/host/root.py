@@ -1,4 +1,4 @@
-"""The read-only root of all runs, built once by the spawner: the system's libraries, one Python, and nothing else of
+"""The read-only root of all runs, built once by the spawner: the system's libraries and one Python, no other part of
 the host.
 
 Only the standard library; loads under `python -S`.
@@ -14,7 +14,7 @@ from sandbox.inside.kernel import Mount, Namespace
 
 _STAGE = "/sys"
 """Where the new root is put together, in the spawner's own mount namespace: a folder that every Linux has and no
-program lives in. So nothing is made on the host that would have to be removed."""
+program uses, so that no folder has to be made on the host and removed."""
 _THIRD_PARTY = ("site-packages", "dist-packages")
 
 
@@ -31,7 +31,7 @@ class Interpreter:
         return cls(executable, os.path.realpath(sys.base_prefix))
 
     def paths(self) -> tuple[str, ...]:
-        """What it needs to run: not its whole prefix, which may hold other environments."""
+        """The paths it needs to run: not its whole prefix, which may hold other environments."""
         return (f"{self.prefix}/lib", f"{self.prefix}/lib64", self.executable)
 
 
@@ -39,7 +39,7 @@ def enter_root(interpreter: Interpreter, packages: tuple[str, ...], *, has_cgrou
     """Build the read-only root and move this process into it; the host's files are then out of its reach.
 
     `packages` are folders of installed packages that runs of the flavour `numpy` import. Without a cgroup devices are
-    left out that make memory nobody counts.
+    left out that create uncounted memory.
     """
     kernel.unshare(Namespace.MOUNT)
     kernel.mount("none", "/", None, Mount.RECURSIVE | Mount.PRIVATE)

@@ -19,7 +19,7 @@ from sandbox.host.launch import Setup
 from sandbox.host.program import INSIDE, read_modules
 from sandbox.host.root import Interpreter, enter_root
 from sandbox.inside import isolation, kernel, seccomp, weak, wire, zygote
-from sandbox.inside.wire import Hello, pack_packet, unpack_wish
+from sandbox.inside.wire import Hello, pack_packet, unpack_spec
 
 FAREWELL_SECONDS = 15.0
 _BURIAL_SECONDS = 0.2
@@ -72,7 +72,7 @@ def _enter_namespaces(interpreter: Interpreter, packages: tuple[str, ...], *, is
 
 
 def _try_namespaces(interpreter: Interpreter, packages: tuple[str, ...], *, is_root: bool) -> str:
-    """Why this machine does not allow the isolation, or nothing. Tried in a child: half of it could not be undone."""
+    """Why this machine forbids the isolation; empty if it allows it. Tried in a child: half of it cannot be undone."""
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if pid == 0:
@@ -94,7 +94,7 @@ def _try_namespaces(interpreter: Interpreter, packages: tuple[str, ...], *, is_r
 
 
 def _why_not_weak(interpreter: Interpreter, packages: tuple[str, ...], *, is_root: bool) -> str:
-    """Why the level `weak` cannot be had here either, or nothing."""
+    """Why the level `weak` is unavailable here too; empty if it is available."""
     try:
         version = kernel.landlock_version()
     except OSError as error:
@@ -129,7 +129,7 @@ def _serve(server: socket.socket, setup: Setup) -> None:
             try:
                 server.close()
                 kernel.die_with_parent(signal.SIGKILL)
-                keep(socket.socket(fileno=connection), setup, unpack_wish(message))
+                keep(socket.socket(fileno=connection), setup, unpack_spec(message))
             except Exception as error:  # noqa: BLE001 -- its last words; the server sees the connection close
                 sys.stderr.write(f"sandbox keeper: {type(error).__name__}: {error}\n")
                 sys.stderr.flush()

@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from typing import Final, NoReturn
 
 from sandbox.inside import isolation, judge_solution, judge_tests, kernel, seccomp, weak
-from sandbox.inside.wire import Flavour, Order, Role, Terms, unpack_payload
+from sandbox.inside.wire import Flavour, ForkOrder, Role, Terms, unpack_payload
 
 CHANNEL: Final = 3
 """The open file on which a solution and its tests meet."""
@@ -32,7 +32,7 @@ _forgotten: list[types.ModuleType | None] = []
 
 
 def prepare(terms: Terms) -> None:
-    """Do once, in the zygote, what every run would do alike."""
+    """Do the work common to all runs once, in the zygote."""
     global _filter
     is_weak = bool(terms.readable)
     signals = not is_weak or weak.keeps_signals_inside()
@@ -46,7 +46,9 @@ def prepare(terms: Terms) -> None:
     _forget(name for name in list(sys.modules) if name.partition(".")[0] == "sandbox")
 
 
-def become_run(control: socket.socket, proc: int, order: Order, descriptors: tuple[int, ...], terms: Terms) -> NoReturn:
+def become_run(
+    control: socket.socket, proc: int, order: ForkOrder, descriptors: tuple[int, ...], terms: Terms
+) -> NoReturn:
     """Be the first process of a run. Sends "box" with the open folder if it is wanted, "started", or "fault:" and why.
 
     `descriptors` are the payload, standard input, output and error, and perhaps a channel.
@@ -54,7 +56,7 @@ def become_run(control: socket.socket, proc: int, order: Order, descriptors: tup
     try:
         source = _set_up(control, proc, order, descriptors, terms)
         control.send(b"started")
-    except Exception as error:  # noqa: BLE001 -- whatever it is, the code was not run
+    except Exception as error:  # noqa: BLE001 -- any error means that the code was not run
         control.send(f"fault:{type(error).__name__}: {error}".encode()[:4000])
         os._exit(126)
     control.detach()
@@ -76,11 +78,11 @@ def become_run(control: socket.socket, proc: int, order: Order, descriptors: tup
             judge_tests.judge(folder, CHANNEL, live=order.role == Role.LIVE_TESTS)
 
 
-def _set_up(control: socket.socket, proc: int, order: Order, descriptors: tuple[int, ...], terms: Terms) -> bytes:
+def _set_up(control: socket.socket, proc: int, order: ForkOrder, descriptors: tuple[int, ...], terms: Terms) -> bytes:
     payload, *streams = descriptors
     os.setsid()
     kernel.die_with_parent(signal.SIGKILL)
-    kernel.set_dumpable(True)  # or our own entry in /proc would be closed to us; nobody else lives here yet
+    kernel.set_dumpable(True)  # or our own entry in /proc would be closed to us; no other process lives here yet
     isolation.write_at(proc, "self/oom_score_adj", "1000")
     num_others: int | None = 1
     if terms.readable:
@@ -112,8 +114,8 @@ def _set_up(control: socket.socket, proc: int, order: Order, descriptors: tuple[
 
 
 def _find_shadowed(files: Iterable[str]) -> list[str]:
-    """Modules in whose place the run's own files are found when they are imported, as from a script's folder: not
-    those that every interpreter has from its start, nor any by a file with a dot in its name, which no import finds."""
+    """Modules that the run's own files shadow on import, as files beside a script do. Excluded: modules that every
+    interpreter loads at its start, and files with a dot in their name, which no import finds."""
     names = {path.partition("/")[0].removesuffix(".py") for path in files}
     own = {name for name in names if name not in _FROM_THE_START and not _imp.is_frozen(name)}
     return [name for name in sys.modules if name.partition(".")[0] in own]
@@ -145,7 +147,7 @@ def _execute(argv: tuple[str, ...]) -> NoReturn:
 
 
 def _become_interpreter(terms: Terms) -> None:
-    """Undo what a zygote is, so that this is an interpreter as it is after its start."""
+    """Restore the state of a freshly started interpreter."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     gc.enable()  # `random` has a new seed: it sees to that itself after a fork
     if terms.flavour == Flavour.NUMPY:
@@ -163,7 +165,7 @@ def _run_python(source: bytes, path: str) -> NoReturn:
     module.__dict__.update(__builtins__=__builtins__, __file__=path, __cached__=None)
     sys.modules["__main__"] = module
     try:
-        exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)  # noqa: S102 -- what this is for
+        exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)  # noqa: S102 -- running the code is the purpose
         code = 0
     except SystemExit as error:
         code = _exit_code(error.code)
@@ -200,7 +202,7 @@ def _show(error: BaseException) -> None:
 
 
 def _leave(code: int, module: types.ModuleType) -> NoReturn:
-    """End as an interpreter does: wait for threads, run what was registered, let go of globals, flush."""
+    """End as an interpreter does: join threads, run exit handlers, release globals, flush."""
     with contextlib.suppress(BaseException):
         threading._shutdown()  # type: ignore[attr-defined]
     with contextlib.suppress(BaseException):

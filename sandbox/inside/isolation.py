@@ -6,7 +6,7 @@ that becomes a run: fresh tmpfs folders, no capability, the seccomp filter. As a
 becomes "root" of a user namespace of its own; from there on both cases are the same.
 
 Runs of one slot come one after another and share its namespaces; between two of them every process is dead, and the
-folders belong to a mount namespace that died with them. Nothing else there can be written.
+folders belong to a mount namespace that died with them. No other path there is writable.
 
 What it does not protect against: a bug in the kernel reached through an allowed call; side channels between runs on
 one machine (caches, timing); runs slowing each other down. Without a cgroup files in the run's folders are not counted
@@ -21,10 +21,10 @@ import resource
 from sandbox.inside import kernel
 from sandbox.inside.kernel import Mount, Namespace
 from sandbox.inside.policy import UNCOUNTED_DEVICES
-from sandbox.inside.wire import Order
+from sandbox.inside.wire import ForkOrder
 
 SLOT_UID_BASE = 1_879_048_192
-"""When the server is root, slot i runs as this uid + i: high enough to belong to nobody else on the host."""
+"""When the server is root, slot i runs as this uid + i: high enough to be free on the host."""
 INSIDE_UID = 65534
 BOX = "/box"
 BOX_BYTES, SHM_BYTES, BOX_INODES = 64 << 20, 16 << 20, 4096
@@ -156,13 +156,13 @@ def write_files(files: dict[str, bytes], executable: str = "") -> None:
 
 
 def limit_slot() -> None:
-    """Bound what a zygote, and each process it forks, may use: the limits that are the same for all runs."""
+    """Set the limits common to all runs on a zygote and every process it forks."""
     for kind, limits in _SLOT_LIMITS.items():
         _limit(kind, *limits)
 
 
-def limit_run(order: Order, *, has_cgroup: bool, num_others: int | None) -> None:
-    """Bound what this process, and each it starts, may use. Taken by the run's first process.
+def limit_run(order: ForkOrder, *, has_cgroup: bool, num_others: int | None) -> None:
+    """Set the run's limits on its first process and every process that one starts.
 
     `num_others` processes of the same user do not belong to the code: the zygote. None where their number says nothing
     and something else bounds it.
@@ -179,7 +179,7 @@ def limit_run(order: Order, *, has_cgroup: bool, num_others: int | None) -> None
     if not has_cgroup:
         data_bytes = order.memory_bytes + order.data_slack_bytes
         _limit(resource.RLIMIT_DATA, data_bytes, data_bytes)
-        # a fork of the zygote begins with what that has mapped, which for numpy is much; a program begins with nothing
+        # a fork of the zygote starts with the zygote's mappings, many for numpy; a program starts with none
         address_bytes = order.memory_bytes + order.address_slack_bytes + (0 if order.argv else _mapped_bytes())
         _limit(resource.RLIMIT_AS, address_bytes, address_bytes)
 

@@ -1,4 +1,4 @@
-"""How much there is in a JSON text, told while it arrives and before it is parsed.
+"""Counts the values in a JSON text while it arrives, before it is parsed.
 
 Parsed, `[],` takes thirty times its three bytes, and no other thread runs meanwhile: a server counts first. For other
 rooms too: it imports nothing of the sandbox.
@@ -14,11 +14,11 @@ _DULL: Final = bytes(set(range(256)) - set(b'"[{,'))
 
 
 class TooMuchJson(ValueError):
-    """The text has more values than anybody sends; the message says so."""
+    """The text has more values than any honest client sends; the message says so."""
 
 
 class JsonBounds:
-    """Counts what comes piece by piece. Of a text that is no JSON it says nothing that matters."""
+    """Counts values piece by piece. For text that is not JSON the count is meaningless."""
 
     def __init__(self, max_values: int | None = None) -> None:
         self._max_values = MAX_VALUES if max_values is None else max_values
@@ -31,7 +31,7 @@ class JsonBounds:
         """The next piece of the text. Raises TooMuchJson when there is more in it than is read."""
         text = self._held + piece
         num_backslashes = len(text) - len(text.rstrip(b"\\"))
-        self._held = text[len(text) - num_backslashes % 2 :]  # what it escapes is in the next piece
+        self._held = text[len(text) - num_backslashes % 2 :]  # the escaped character is in the next piece
         if b"\\" in text:
             text = text.replace(b"\\\\", b"").replace(b'\\"', b"")
         parts = text.translate(None, _DULL).split(b'"')

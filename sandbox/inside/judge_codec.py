@@ -1,7 +1,7 @@
 """Values between the two processes of a judged solution: plain data by value, anything else by a number.
 
-Both ends read strictly. What comes out of `decode` is made here of builtin types, whatever the other end sent, so no
-method of a solution's class is ever called where its tests are. Only the standard library.
+Both ends read strictly. `decode` builds only builtin types, whatever the other end sent, so no method of a solution's
+class ever runs in the process of the tests. Only the standard library.
 """
 
 import datetime
@@ -34,7 +34,7 @@ class NotPlain(Exception):
 
 
 class Broken(Exception):
-    """The other end sent something that means nothing."""
+    """The other end sent an unreadable message."""
 
 
 class ChannelClosed(Exception):
@@ -46,7 +46,7 @@ class NotInTime(Exception):
 
 
 class Deadline:
-    """When an exchange has to be over: its question, its answer, and rebuilding what came."""
+    """The deadline of one exchange: request, answer and decoding."""
 
     def __init__(self, seconds: float) -> None:
         self._end = time.monotonic() + seconds
@@ -60,8 +60,8 @@ class Deadline:
 
 
 def encode(value: object, refer: Callable[[object], Json], depth: int = 0) -> Json:
-    """The value as JSON. What is no plain data is given to `refer`, which names it or raises NotPlain. A value of a
-    subclass goes as its base: what the subclass does with it stays behind."""
+    """The value as JSON. Anything but plain data goes to `refer`, which names it or raises NotPlain. An instance of a
+    subclass is sent as its builtin base, without the subclass's behaviour."""
     if value is None or value is True or value is False:
         return value
     if depth > MAX_DEPTH:
@@ -107,7 +107,7 @@ def encode(value: object, refer: Callable[[object], Json], depth: int = 0) -> Js
 
 
 def decode(content: Json, resolve: Callable[[Json], object], deadline: Deadline | None = None) -> object:
-    """The value of such JSON; `resolve` finds what a `refer` has named. Raises Broken, NotInTime."""
+    """The value of such JSON; `resolve` finds the objects that `refer` named. Raises Broken, NotInTime."""
     try:
         return _decode(content, resolve, deadline, 0)
     except (RecursionError, MemoryError) as error:
@@ -196,8 +196,7 @@ def pack_line(message: Json) -> bytes:
 
 
 def is_too_large(line: bytes) -> bool:
-    """Whether the other end would refuse it, so that what its values take stays below the memory of a process of
-    tests."""
+    """Whether the other end would refuse the message: its values must fit in the memory of the tests' process."""
     if len(line) > MAX_LINE_BYTES:
         return True
     try:
@@ -208,8 +207,8 @@ def is_too_large(line: bytes) -> bool:
 
 
 def write_line(descriptor: int, line: bytes, wait: Callable[[], None] | None = None) -> None:
-    """Send one message. Raises ChannelClosed, and what `wait` raises; it is called before each write to a descriptor
-    that does not block."""
+    """Send one message over a non-blocking descriptor; `wait` is called before each write. Raises ChannelClosed and
+    the errors of `wait`."""
     view = memoryview(line)
     try:
         while view:
@@ -232,7 +231,7 @@ class LineReader:
         self._buffer = bytearray()
 
     def read(self, wait: Callable[[], None] | None = None) -> dict[str, Json]:
-        """The next message. Raises ChannelClosed, Broken, and what `wait`, called before each read, raises."""
+        """The next message; `wait` is called before each read. Raises ChannelClosed, Broken, the errors of `wait`."""
         searched = 0
         while (end := self._buffer.find(b"\n", searched)) < 0:
             searched = len(self._buffer)
@@ -271,7 +270,7 @@ def trace_from(error: BaseException, path: str) -> types.TracebackType | None:
 
 
 def show(value: object) -> str:
-    """What a person sees of a value, short."""
+    """A short form of a value for people."""
     try:
         return shorten(repr(value))
     except ValueError:  # an integer of more digits than Python will write

@@ -1,4 +1,4 @@
-"""The tests in what a caller gave: calls, functions, classes, `check`, or statements; each as a function to run.
+"""Finds the tests in the caller's source: calls, functions, classes, `check`, or statements; each becomes a function.
 
 Decides which names the tests take from the solution: those they use and neither define themselves nor have from Python.
 Only the standard library.
@@ -28,7 +28,7 @@ CALLS: Final = "calls"
 PROGRAM: Final = "program"
 _EQUAL, _TRUE = "__judge_equal__", "__judge_true__"
 _LOAD_TESTS: Final = "load_tests"
-"""With what unittest lets a module choose its tests."""
+"""The hook by which a module chooses its own tests in unittest."""
 RELATIVE_ERROR: Final = 1e-6
 ABSOLUTE_ERROR: Final = 1e-12
 """Left by sums of numbers that cancel out."""
@@ -52,11 +52,11 @@ class Test:
     name: str
     run: Callable[[], None]
     above: Callable[[], None] | None = None
-    """For a statement of a program: what stands between it and the test before. It is part of `run`."""
+    """For a statement of a program: the code between it and the previous test, which is part of `run`."""
 
 
 def find_tests(folder: str, kind: str, entry_point: str, solution: Solution | types.ModuleType) -> list[Test]:
-    """The tests, in order. Does what stands above the first. Raises LoadError, SyntaxError, and what they raise."""
+    """The tests in order, after running code above the first. Raises LoadError, SyntaxError, that code's errors."""
     with open(f"{folder}/{TESTS_FILE}", encoding="utf-8") as file:
         source = file.read()
     if kind == CALLS:
@@ -97,7 +97,7 @@ def _equals(got: object, expected: object) -> bool:
 
 
 def _is_close(got: float, expected: float) -> bool:
-    """The error allowed comes from what is expected alone; of infinity nothing is allowed."""
+    """The tolerance depends on the expected value alone; infinity has none."""
     try:
         error = abs(float(got) - expected)
     except OverflowError:  # an integer beyond all floats
@@ -106,7 +106,7 @@ def _is_close(got: float, expected: float) -> bool:
 
 
 class _Texts:
-    """What is written where: `ast.get_source_segment` goes through the whole source each time."""
+    """Source text by position; `ast.get_source_segment` scans the whole source on each call."""
 
     def __init__(self, source: str) -> None:
         self._lines = [line.encode() for line in re.split("\r\n|\r|\n", source)]
@@ -120,7 +120,7 @@ class _Texts:
 
 
 class _Rewriter(ast.NodeTransformer):
-    """Turns assertions into calls that say what was expected and what came."""
+    """Turns assertions into calls that report the expected and the actual value."""
 
     def __init__(self, texts: _Texts) -> None:
         self._texts = texts
@@ -205,8 +205,8 @@ def _definitions(statements: Sequence[ast.AST]) -> Iterator[_Definition]:
 
 
 def _find_statements(tree: ast.Module, source: str, names: dict[str, object]) -> list[Test]:
-    """A test for each assertion, bare call, or loop and the like with either in it. What stands above the first is
-    executed now; what stands between two belongs to the second."""
+    """One test for each assertion, bare call, or compound statement that contains either. Code above the first
+    test runs now; code between two tests belongs to the second."""
     is_test = [
         isinstance(node, ast.Assert | ast.Expr | ast.For | ast.While | ast.If | ast.With | ast.Try | ast.Match)
         and any(isinstance(below, ast.Assert | ast.Call) for below in ast.walk(node))
@@ -255,7 +255,7 @@ def _free_names(module: symtable.SymbolTable) -> frozenset[str]:
         table = tables.pop()
         tables += table.get_children()
         for name in table.get_symbols():
-            # what a class binds may have been read from the module before
+            # a name the class binds may have been read from the module before
             if name.is_referenced() and (name.is_global() or table.get_type() == "class"):
                 used.add(name.get_name())
             if name.is_declared_global() and (name.is_assigned() or name.is_imported()):
@@ -298,7 +298,7 @@ def _collect(named: list[str], module: types.ModuleType) -> list[Test]:
 
 
 def _finish(returned: object) -> None:
-    """Run a test to its end that is a coroutine. One that yields has asserted nothing when it is called: an error."""
+    """Run a coroutine test to its end. A generator asserts nothing when called, so it is an error."""
     if isinstance(returned, types.CoroutineType):
         asyncio = importlib.import_module("asyncio")  # rarely wanted, and not cheap
         returned = asyncio.run(returned)
@@ -314,7 +314,7 @@ def _make_function(found: Callable[[], object]) -> Callable[[], None]:
 
 
 class _Outcome:
-    """What unittest tells of the case that it runs now. No class of its own: only tests that use unittest load it."""
+    """Collects unittest's results for the running case. No subclass: only tests that use unittest load it."""
 
     failfast = shouldStop = False
     _testRunEntered = True  # or each suite would tear classes and modules down at its end
@@ -331,14 +331,14 @@ class _Outcome:
         self._skip: BaseException | None = None
 
     def raise_problem(self) -> None:
-        """Raise what went wrong, or SkipTest. A case of which nothing was told stands below a failed set-up."""
+        """Raise the case's error, or SkipTest. A case without any result belongs to a failed set-up."""
         if self._problem is not None:
             raise self._problem
         if not self._is_passed:
             raise self._skip or self._fixture or Failed("unittest did not run it")
 
     def keep_fixture(self) -> None:
-        """Remember what the set-up of a class or module met, for the cases below it that are then not run."""
+        """Remember the error of a class's or module's set-up for its cases, which are then not run."""
         self._fixture = self._problem or self._skip or self._fixture
 
     def startTest(self, test: object) -> None: ...
@@ -368,8 +368,8 @@ class _Outcome:
 
 
 def _find_cases(module: types.ModuleType) -> list[Test]:
-    """The cases that unittest finds, in its order, each run by it, with what it does before and after the classes and
-    the module they are in. Raises what `load_tests` raises, as text."""
+    """The cases that unittest finds, run by it in its order, with the set-up and tear-down of their classes and module.
+    Raises the error of `load_tests`, as text."""
     unittest = importlib.import_module("unittest")
     loader = unittest.TestLoader()
     cases = list(_flatten(loader.loadTestsFromModule(module)))
@@ -405,7 +405,7 @@ def _make_case(suite: Any, case: object, following: object, outcome: _Outcome) -
             outcome.keep_fixture()
         if type(following) is not kind:
             suite._tearDownPreviousClass(following, outcome)
-            # nothing is left to tear down of the class before; of the module there is
+            # the previous class is torn down already, the module is not
             outcome._previousTestClass = type(kind.__name__, (), {"__module__": kind.__module__})
         if following is None:
             suite._handleModuleTearDown(outcome)

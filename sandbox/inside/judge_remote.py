@@ -1,7 +1,7 @@
 """A solution as its tests see it from another process: names, functions and objects that stand for the real ones.
 
-Only inputs go over. Whatever would compare (`==`, `<`, `in`, arithmetic with a value of the tests') is done here, on
-plain data, or not at all: an object that could see what it is compared with could agree with it. Only the standard
+Only inputs are sent. Comparisons (`==`, `<`, `in`, arithmetic with a value of the tests) happen here, on plain data,
+or not at all: an object that sees the expected value could agree with it. Only the standard
 library.
 """
 
@@ -54,11 +54,11 @@ class LoadError(Exception):
 
 
 class Lacking(AttributeError):
-    """The solution does not define what is asked of it."""
+    """The solution does not define the requested name."""
 
 
 class Calls(Protocol):
-    """Whoever wants to know what was asked."""
+    """Listeners that record the calls made."""
 
     def begin(self) -> None:
         """The first question is about to be asked."""
@@ -70,7 +70,7 @@ class Calls(Protocol):
 class Solution:
     """The connection to the process of the solution.
 
-    What ended it, or was asked of it in vain, is kept: tests that catch every exception do not hide it.
+    The error that ended it, or a request that failed, is kept, so that tests that catch every exception do not hide it.
     """
 
     def __init__(self, channel: int, seconds: float, calls: Calls) -> None:
@@ -88,8 +88,8 @@ class Solution:
         self.needed: NeedsLiveObjects | None = None
         """Since it was last set to None."""
         self.uses_classes = False
-        """Whether the tests use a class of the solution's. Only then its objects are shown what they are tested with:
-        the arguments of methods that plain data has too, and what is looked for by `in`."""
+        """Whether the tests use a class of the solution. Only then do its objects see the values they are tested with:
+        arguments of methods that plain data has too, and the operand of `in`."""
         os.set_blocking(channel, False)
 
     def load(self) -> None:
@@ -104,12 +104,12 @@ class Solution:
 
     @property
     def names(self) -> set[str]:
-        """What it defines, but for names with two underscores."""
+        """The names it defines, except those with two underscores."""
         return set(self._kinds)
 
     @property
     def was_asked(self) -> bool:
-        """Whether what the tests do can depend on it."""
+        """Whether the tests' behaviour can depend on it."""
         return self._was_asked
 
     def _begin(self) -> None:
@@ -118,12 +118,12 @@ class Solution:
             self._calls.begin()
 
     def name(self, name: str) -> object:
-        """What the solution calls so: a function or class to call, an exception to catch, or a plain value. Raises
-        Lacking."""
+        """The solution's object of this name: a function or class to call, an exception to catch, or a plain value.
+        Raises Lacking."""
         if name not in self._kinds:
             raise Lacking(f"the solution defines no {name}")
         if isinstance(self._kinds[name], list):
-            self._begin()  # what it is, a name, a base, was its choice
+            self._begin()  # its kind, name and base were the solution's choice
             return self._error_class(name)
         target: Json = {"global": name}
         if self._kinds[name] == "callable":
@@ -136,9 +136,9 @@ class Solution:
         raise self.needed
 
     def ask(self, question: dict[str, Json], given: tuple[object, ...] = ()) -> object:
-        """The value of the answer. What the solution changed of what it was given is changed here.
+        """The value of the answer; arguments that the solution changed are updated here.
 
-        Raises what the solution raised, StopIteration at the end of an iterator, NeedsLiveObjects, ChannelClosed,
+        Raises the solution's exception, StopIteration at the end of an iterator, NeedsLiveObjects, ChannelClosed,
         NotInTime, Broken.
         """
         if self.failure is not None:
@@ -177,13 +177,13 @@ class Solution:
         return self.ask(question, (*args, *kwargs.values()))
 
     def represent(self, target: Json, name: str) -> str:
-        """What the object says `repr` of it is; a name for it while a call is noted, which asks nothing."""
+        """The object's own `repr`; while a call is being recorded, a name for it instead, which needs no request."""
         if self._is_noting:
             return f"<{name} of the solution>"
         return self._as_text(self.ask({"do": "repr", "target": target}))
 
     def text(self, target: Json) -> str:
-        """What the object says `str` of it is."""
+        """The object's own `str`."""
         return self._as_text(self.ask({"do": "str", "target": target}))
 
     def _as_text(self, answer: object) -> str:
@@ -203,7 +203,7 @@ class Solution:
         raise self.failure
 
     def encode(self, value: object) -> Json:
-        """Raises NeedsLiveObjects for what cannot go over."""
+        """Raises NeedsLiveObjects for a value that cannot be sent."""
         try:
             return encode(value, _refer)
         except NotPlain as error:
@@ -227,7 +227,7 @@ class Solution:
         raise Broken("a value that is none")
 
     def _raise_error(self, content: Json) -> NoReturn:
-        """Raise what stands for an exception of the solution."""
+        """Raise the stand-in for an exception of the solution."""
         names = _read_names(content.get("classes") if isinstance(content, dict) else None)
         own = [self._error_class(name) for name in names if isinstance(self._kinds.get(name), list)]
         kind = _text(content, "type")
@@ -237,7 +237,7 @@ class Solution:
         raise error
 
     def _error_class(self, name: str) -> type[RemoteError]:
-        """What stands for an exception class of the solution's, the same each time."""
+        """The stand-in for an exception class of the solution, the same each time."""
         if name not in self._errors:
             self._errors[name] = _make_error_class(name, [], _read_names(self._kinds[name]))
         return self._errors[name]
@@ -271,7 +271,7 @@ _ERRORS: Final[dict[str, type[Exception]]] = {
 
 
 def show_call(name: str, args: Iterable[object], kwargs: Mapping[str, object]) -> str:
-    """What a person sees of a call, short."""
+    """A short form of a call for people."""
     return shorten(f"{name}({', '.join([*map(show, args), *(f'{key}={show(kwargs[key])}' for key in kwargs)])})")
 
 
@@ -298,7 +298,7 @@ def _text(content: Json, name: str) -> str:
 
 
 class SolutionModule(types.ModuleType):
-    """The module `solution`, and what its names stand for. `import *` gives only the names that are `wanted`."""
+    """The module `solution` with its stand-ins. `import *` gives only the names in `wanted`."""
 
     def __init__(self, solution: Solution, wanted: frozenset[str]) -> None:
         super().__init__("solution")
@@ -361,7 +361,7 @@ class SolutionObject:
             return value
 
         def call_blindly(*args: object, **kwargs: object) -> object:
-            """An object in the place of plain data may not see what plain data would be tested with."""
+            """An object in the place of plain data may not see the value it would be tested with."""
             if args or kwargs:
                 solution.need(f"shows an object of the solution's own class what {name}() is to find")
             return value()

@@ -1,7 +1,7 @@
-"""The process of a judged solution: loads it and does what its tests, in another process, ask of it.
+"""The process of a judged solution: loads it and carries out the calls of its tests, which run in another process.
 
-Solution and this module share an interpreter, so nothing here is believed by the other side, and nothing that must stay
-secret comes here: only the inputs of calls. Only the standard library.
+The solution shares this interpreter, so the other side trusts no message from here and sends no secrets: only the
+inputs of calls. Only the standard library.
 """
 
 import builtins
@@ -37,7 +37,7 @@ def serve(source: bytes, path: str, channel: int) -> NoReturn:
     server = _Server(module, path)
     loaded: dict[str, Json] = {"loaded": True}
     try:
-        exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)  # noqa: S102 -- what this is for
+        exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)  # noqa: S102 -- running the solution is the purpose
         loaded["names"] = {
             name: server.describe(value)
             for name, value in tuple(module.__dict__.items())
@@ -58,7 +58,7 @@ def serve(source: bytes, path: str, channel: int) -> NoReturn:
 
 
 def _answer(channel: int, answer: dict[str, Json]) -> None:
-    """Send it after what was printed: with the last answer the tests may be over, and this process ended by them."""
+    """Send the answer after all printed output: the last answer may end the tests and, with them, this process."""
     for stream in (sys.__stdout__, sys.__stderr__):
         if stream is not None and not stream.closed:
             stream.flush()
@@ -66,7 +66,7 @@ def _answer(channel: int, answer: dict[str, Json]) -> None:
 
 
 class _Server:
-    """Does what it is asked, and keeps the objects that cannot leave."""
+    """Carries out requests and keeps the objects that cannot be sent."""
 
     def __init__(self, module: types.ModuleType, path: str) -> None:
         self._module = module
@@ -131,7 +131,7 @@ class _Server:
         return {"value": None}
 
     def describe(self, value: object) -> Json:
-        """What a name of the module stands for: "callable", "value", or for an exception class those it is of."""
+        """The kind of a module's name: "callable", "value" or, for an exception class, its builtin bases."""
         if isinstance(value, type) and issubclass(value, BaseException):
             return self._classes(value)
         return "callable" if callable(value) else "value"
@@ -145,7 +145,7 @@ class _Server:
         return names
 
     def _encode_mutable(self, value: object) -> Json:
-        """The content of what a function may change, None for anything else."""
+        """The content of an argument that a function may change in place; None for other values."""
         return self._encode(value) if isinstance(value, _MUTABLE) else None
 
     def _encode(self, value: object) -> Json:

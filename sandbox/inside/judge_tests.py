@@ -1,7 +1,7 @@
-"""The process of the tests: finds them, runs one after another against the solution, and says how each went.
+"""The process of the tests: finds them, runs each in turn against the solution and reports how it went.
 
-The tests are their author's, who asks for the verdict, and are believed; what the solution answers is data. With live
-objects the solution is loaded here instead, and could then forge a verdict. Only the standard library.
+The tests come from the author, who asks for the verdict, and are trusted; the solution's answers are data. With live
+objects the solution is loaded in this process and could then forge a verdict. Only the standard library.
 """
 
 import contextlib
@@ -32,10 +32,10 @@ TEXTS_PER_TEST: Final = 6
 
 @dataclass(frozen=True)
 class Terms:
-    """What to judge by."""
+    """The tests and how to compare results."""
 
     kind: str
-    """What the tests are: CALLS or PROGRAM."""
+    """The kind of tests: CALLS or PROGRAM."""
     entry_point: str
     """Empty if there is none."""
     seconds: float
@@ -65,7 +65,7 @@ class Line:
 
 
 class _Report:
-    """What the server is told: a line of JSON each. What was asked last is the input of a test that fails."""
+    """Reports to the server, one JSON line per test. For a failing test, the last call is its input."""
 
     def __init__(self) -> None:
         self._descriptor = os.dup(1)
@@ -131,16 +131,16 @@ def _judge_all(tests: list[Test], terms: Terms, connection: Solution | None, rep
 
 
 def _raise_failure(connection: Solution | None) -> None:
-    """Raise what ended the conversation, which tests may have caught. Raises ChannelClosed, NotInTime, Broken."""
+    """Raise the error that ended the exchange; tests may have caught it. Raises ChannelClosed, NotInTime, Broken."""
     if connection is not None and connection.failure is not None:
         raise connection.failure
 
 
 def _blame(error: BaseException, connection: Solution | None) -> dict[str, Json]:
-    """Whose doing it is that no test could begin.
+    """Decide whether the tests or the solution kept any test from starting.
 
-    Once the solution has answered anything, what its tests then stumble over may be the answer: it is the solution's.
-    So is a name that nobody defines, for the solution chooses its names.
+    Once the solution has answered anything, later errors may stem from that answer: they count as the solution's.
+    So does an undefined name, since the solution chooses its names.
     """
     if connection is not None and connection.failure is not None:
         error = connection.failure
@@ -150,13 +150,13 @@ def _blame(error: BaseException, connection: Solution | None) -> dict[str, Json]
         case ChannelClosed() | NotInTime():
             return {"load_error": None}
         case Broken():
-            return {"load_error": f"the solution's process sent what means nothing: {error}"}
+            return {"load_error": f"the solution's process sent an unreadable message: {error}"}
         case RemoteError():
             return {"load_error": f"it failed before the first test: {error.trace}"}
     need = _needs_live_objects(error, connection)
     if need:
         return {
-            "load_error": f"what stands above the first test needs live objects: it {need}",
+            "load_error": f"code before the first test needs live objects: it {need}",
             "needs_live_objects": True,
         }
     trace = shorten(traceback.format_exc(limit=-3))
@@ -168,12 +168,12 @@ def _blame(error: BaseException, connection: Solution | None) -> dict[str, Json]
 
 
 def _needs_live_objects(error: BaseException | None, connection: Solution | None) -> str:
-    """What the tests did that only works with live objects; empty if nothing."""
+    """The first operation of the tests that needs live objects; empty if there was none."""
     if connection is not None and connection.needed is not None:
         return str(connection.needed)
     if isinstance(error, NeedsLiveObjects):
         return str(error)
-    # Python, or a library, could not do with the stand-in what the tests wanted
+    # Python or a library could not use the stand-in as the tests intended
     if isinstance(error, TypeError | ValueError) and any(text in str(error) for text in _ABOUT_STAND_INS):
         return f"ends in {type(error).__name__}: {error}"
     return ""
@@ -212,14 +212,14 @@ def _do_again(test: Test, connection: Solution | None, *, is_lost: bool) -> None
 
 
 def _run_test(number: int, test: Test, connection: Solution | None, input_of: Callable[[], str]) -> Line:
-    """How it went. What became of the solution counts first, then what cannot be done with it, for a test may catch
-    either."""
+    """The verdict of a test. The fate of the solution's process counts first, then operations that need live objects,
+    because a test may catch either."""
     if connection is not None:
         connection.needed = None
     try:
         test.run()
         error: BaseException | None = None
-    except BaseException as raised:  # noqa: BLE001 -- whatever it is, the test did not pass
+    except BaseException as raised:  # noqa: BLE001 -- any exception fails the test
         error = raised
     failure = connection.failure if connection is not None else None
     need = "" if failure is not None else _needs_live_objects(error, connection)
@@ -237,7 +237,7 @@ def _run_test(number: int, test: Test, connection: Solution | None, input_of: Ca
         case ChannelClosed():
             return line("lost")
         case Broken() as broken:
-            return line("error", f"the solution's process sent what means nothing: {broken}")
+            return line("error", f"the solution's process sent an unreadable message: {broken}")
         case Failed() as failed:
             return line("failed", str(failed), expected=failed.expected, got=failed.got)
         case RemoteError() as remote:

@@ -1,10 +1,9 @@
-"""What the processes of a run hold of the machine's memory, looked up in /proc where no cgroup counts it, and the file
-locks that none counts.
+"""Memory held by the processes of a run, read from /proc where no cgroup counts it, and file locks, which no cgroup
+counts.
 
-Beside the pages that processes show as their own it counts what the kernel keeps for them: page tables, mappings, the
-buffers of pipes and sockets, what an epoll watches. What a pipe, a socket or a mapping can hold at most is
-taken for what it holds. Not counted are files in the run's folders, whose size is bounded, and what the kernel gives
-back by itself when memory is short. Only the standard library.
+Besides the processes' own pages it counts kernel memory kept for them: page tables, mappings, buffers of pipes and
+sockets, epoll watches. A pipe, socket or mapping counts with its capacity. Not counted: files in the run's folders,
+whose size is bounded, and memory that the kernel reclaims by itself when memory is short. Only the standard library.
 """
 
 import os
@@ -25,13 +24,13 @@ _MOST_MAPPINGS: Final = 65530
 """`vm.max_map_count`."""
 _MOST_FILES: Final = 256
 MOST_LOCKS: Final = 4096
-"""Of one run. No cgroup is charged for them, whatever counts its other memory."""
+"""Of one run. No cgroup is charged for them."""
 _READ_BYTES: Final = 1 << 20
 """Of one file of /proc. One that is longer is taken for as long as it can be."""
 _WATCHES_BYTES: Final = 64 << 10
-"""Of what an epoll watches; a program that opens each file once does not fill a half of it."""
+"""Watches of epolls; a program that opens each file once fills less than half of it."""
 _COST_FACTOR: Final = 3
-"""Looking at what the kernel keeps takes at most a quarter of the time."""
+"""Reading the kernel's counters takes at most a quarter of the time."""
 
 
 class Ledger:
@@ -44,8 +43,7 @@ class Ledger:
         self._next_look = 0.0
 
     def count(self, pids: list[str], enough_bytes: int) -> int:
-        """What these processes hold now. Above `enough_bytes` it looks closer: pages that several of them share count
-        once."""
+        """Memory held by these processes now. Above `enough_bytes` it looks closer: shared pages count once."""
         self._num_processes = max(self._num_processes, len(pids))
         statuses = [self._read(f"{pid}/status") for pid in pids]
         own = sum(_kilobytes(each, b"RssAnon:", b"RssShmem:") for each in statuses) * 1024
@@ -65,7 +63,7 @@ class Ledger:
         return sum(not owners.isdisjoint(line.split()[4:6]) for line in locks.splitlines()) > MOST_LOCKS
 
     def _share(self, pid: str, status: bytes) -> int:
-        """Kilobytes of a process, with its part of what it shares. One that hides itself is counted whole."""
+        """Kilobytes of a process, with its part of shared pages. A process that hides itself counts in full."""
         share = _kilobytes(self._read(f"{pid}/smaps_rollup"), b"Pss_Anon:", b"Pss_Shmem:")
         return share or _kilobytes(status, b"RssAnon:", b"RssShmem:")
 
@@ -90,8 +88,7 @@ class Ledger:
         return max(0, num_mappings - _FREE_MAPPINGS) * (_MAPPING_BYTES + _ANCESTOR_BYTES * self._num_processes)
 
     def _bytes_of_files(self, pid: str, kept: set[str]) -> int:
-        """What is behind a process's open files: pipes and sockets, but for those that are in `kept` already, and the
-        watches of epolls."""
+        """Kernel memory behind a process's open files: pipes and sockets not yet in `kept`, and epoll watches."""
         try:
             folder = os.open(f"{pid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._proc)
         except PermissionError:  # it hides itself, or has ended and waits to be buried
@@ -118,7 +115,7 @@ class Ledger:
         return _MOST_FILES * _MOST_FILES if len(watches) >= _WATCHES_BYTES else watches.count(b"tfd:")
 
     def _read(self, path: str, num_bytes: int = 8192) -> bytes:
-        """The beginning of a file of /proc, or nothing when its process has just ended or hides it."""
+        """The beginning of a file of /proc; empty when its process has just ended or hides it."""
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._proc)
         except OSError:

@@ -1,7 +1,7 @@
-"""What a run may ask of the kernel, as data: the system calls that programs of tasks make, some of them only with the
-arguments listed here.
+"""The system calls a run may make, as data: those that programs of tasks need, some of them only with the arguments
+listed here.
 
-An allow list: what is not named is refused. So no call is open because nobody thought of it: extended attributes and
+An allow list: every other call is refused. So no call is open by oversight: extended attributes and
 access lists, System V and POSIX queues, watching files, leases and the owner of a descriptor's signals, new rule sets,
 sockets, tracing, namespaces, mounts, keys, asynchronous input and output, the machine itself. It does not protect
 against a bug in an allowed call. The numbers are in `syscalls`, the filter made of both in `seccomp`. Only the standard
@@ -51,13 +51,13 @@ ATTRIBUTES: Final = (
 Landlock keeps it from their contents, not from their modes and times, neither by path nor by an open file."""
 
 MESSAGES: Final = ("sendmsg",)
-"""Allowed where a cgroup counts the open files that are under way in sockets, and the run's user is nobody else's: the
-kernel counts them for each user."""
+"""Allowed where a cgroup counts open files in transit through sockets and the run has a user of its own: the kernel
+counts them per user."""
 
 ANSWERS: Final = {
     # clone3 hides its flags from a filter, and a memfd is memory that no process shows as its own
     errno.ENOSYS: ("clone3", "memfd_create"),
-    # what a file system without extended attributes says, with which those who copy files are content: after EPERM
+    # the answer of a file system without extended attributes, which file copiers accept: after EPERM
     # `cp -a`, `install` and `mv` from one file system to another fail
     errno.EOPNOTSUPP: (
         "getxattr", "lgetxattr", "fgetxattr", "getxattrat", "listxattr", "llistxattr", "flistxattr", "listxattrat",
@@ -65,10 +65,9 @@ ANSWERS: Final = {
         "removexattrat",
     ),
 }  # fmt: skip
-"""What some of the refused calls are answered with instead of EPERM, so that libraries take another way."""
+"""Error numbers other than EPERM for some refused calls, so that libraries fall back."""
 FIRST_OPTIONAL: Final = 449
-"""Refused calls from this number on, of Linux 5.16 and newer, are answered with ENOSYS: libraries that know them know
-what to do without them."""
+"""Refused calls from this number on (Linux 5.16 and newer) return ENOSYS: libraries that know them have a fallback."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ _CLONE_FLAGS = (
     | 0x00001000  # a pidfd
     | 0x00004000  # vfork
     | 0x00010000  # a thread
-    | 0x01FC0000  # its local storage, its number written and cleared; those that mean nothing any more
+    | 0x01FC0000  # its local storage, its number written and cleared; obsolete ones
 )
 _MAP_LOCKED, _MAP_HUGETLB, _MAP_SHARED, _MAP_ANONYMOUS = 0x2000, 0x40000, 0x01, 0x20
 _RLIMIT_CORE = 4
@@ -141,7 +140,7 @@ ARGUMENTS: Final = {
     "arch_prctl": (Check(0, (0x1001, 0x1002, 0x1003, 0x1004, 0x1021, 0x1022, 0x1023)),),
     # no namespaces, and no child that is its parent's sibling
     "clone": (_only_flags(0, _CLONE_FLAGS),),
-    # not those that merge pages with others' or put out of memory what the host's programs use too
+    # not those that merge pages with others' or evict memory shared with the host's programs
     "madvise": (Check(2, (0, 1, 2, 3, 4, 8, 10, 11, 14, 15, 16, 17, 18, 19, 20, 22, 23, 102, 103)),),
     # huge pages are a pool of the whole host's, locked ones a limit of the user's
     "mmap": (Check(3, (0,), mask=_MAP_HUGETLB | _MAP_LOCKED),),
@@ -153,7 +152,7 @@ ARGUMENTS: Final = {
     "mknod": (Check(1, (0, 0x1000, 0x8000), mask=_KIND_OF_FILE),),
     "mknodat": (Check(2, (0, 0x1000, 0x8000), mask=_KIND_OF_FILE),),
     # process 0 is oneself: the zygote has the run's user, and must not be slowed down or given a limit. The limit of
-    # core dumps stays what `isolation` has made it
+    # core dumps stay as `isolation` set them
     "prlimit64": (Check(0, (0,)), Check(1, (_RLIMIT_CORE,), forbids=True)),
     "setrlimit": (Check(0, (_RLIMIT_CORE,), forbids=True),),
     "sched_setaffinity": (Check(0, (0,)),),

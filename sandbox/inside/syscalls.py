@@ -1,5 +1,5 @@
-"""The numbers of the system calls that the sandbox names, for both architectures it runs on. What a run may do with
-them is said in `policy`.
+"""Numbers of the system calls that the sandbox names, for both architectures it supports. `policy` decides which of
+them a run may make.
 
 Only the standard library; loads under `python -S`.
 """

@@ -1,10 +1,10 @@
 """The level `weak`: Landlock, seccomp and rlimits, for a machine that allows no namespaces and an owner who accepts
 less by name.
 
-What holds: files of the host can be neither read nor written except the system's libraries, the Python and the run's
+Protected: files of the host can be neither read nor written except the system's libraries, the Python and the run's
 folder, nor can modes, owners, times and attributes be changed, by path or by an open file; no sockets, no System V or
 POSIX queues; no signals to the server; limits for each process; time, output and memory of the whole run are measured
-and enforced. What does not: a run's folder is an ordinary folder of the host, its size bounded only file by file;
+and enforced. Not protected: a run's folder is an ordinary folder of the host, its size bounded only file by file;
 whether a file of the host exists, and its size, can be learned; the host's process numbers can be guessed; if its
 keeper is killed, processes that the code had forked may outlive it. Only the standard library; loads under `python -S`.
 """
@@ -40,7 +40,7 @@ def make_folder(parent: str) -> str:
 
 
 def remove_folder(path: str) -> None:
-    """Remove the folder of all runs, with what a killed keeper left in it."""
+    """Remove the folder of all runs, including leftovers of a killed keeper."""
     for entry in os.scandir(path):
         remove_box(entry.path)
     with contextlib.suppress(OSError):  # something could not be removed, which has been told
@@ -57,8 +57,8 @@ def make_box(folder: str, owner: int | None) -> str:
 
 
 def remove_box(path: str) -> None:
-    """Remove the folder whatever is in it, however deep; every process of the run is dead. What cannot be removed
-    stays, and is told on standard error."""
+    """Remove the folder at any depth; every process of the run is dead. Entries that cannot be removed stay and are
+    reported on standard error."""
     os.chmod(path, 0o700)
     top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -100,7 +100,7 @@ def _empty(top: int) -> int:
                     num_left += 1
         finally:
             os.close(folder)
-        with contextlib.suppress(OSError):  # then it is not empty, and what is in it is counted
+        with contextlib.suppress(OSError):  # then it is not empty, and its content is counted
             os.rmdir(name, dir_fd=top)
     return num_left
 
@@ -138,7 +138,7 @@ def enter_slot(folder: str, drop_to_uid: int | None, program: dict[str, bytes]) 
 
 
 def fence(box: str, readable: tuple[str, ...], *, has_cgroup: bool) -> None:
-    """Close off this process, about to become the code, but for its folder and what it may read."""
+    """Confine this process, about to become the code, to its folder and the readable paths."""
     devices = [f"/dev/{name}" for name in isolation.devices(has_cgroup=has_cgroup)]
     kernel.restrict_files(list(readable), [box, *devices])
 
@@ -186,8 +186,7 @@ def descendants(proc: int, ancestor: int) -> list[str]:
 
 
 def kill_descendants(seconds: float) -> None:
-    """Kill all that descends from this process, which has to be a subreaper, until nothing is left or the time is
-    over."""
+    """Kill all descendants of this process, which has to be a subreaper, until none is left or the time is over."""
     proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     deadline = time.monotonic() + seconds
     try:

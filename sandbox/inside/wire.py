@@ -1,8 +1,8 @@
-"""What the processes of the sandbox say to each other, besides files they pass open.
+"""Messages between the processes of the sandbox, besides the open files they pass.
 
-Server to spawner: a `Wish` for a keeper, one packet, with the connection that the keeper gets. Server to keeper: a
-`Job`, back a `Hello` and an `Outcome` a job, each a length and a JSON text. Keeper to zygote: an `Order`, one packet,
-with the files of the run; back a `Report`. Nothing that code or its caller wrote is in an Order.
+Server to spawner: a `KeeperSpec`, one packet, with the connection for the new keeper. Server to keeper: a `Job`, back a
+`Hello` and an `Outcome` per job, each a length and a JSON text. Keeper to zygote: a `ForkOrder`, one packet, with the
+files of the run; back a `Report`. A ForkOrder holds no text written by the code or its caller.
 
 Server to a container: its program, a `Terms` and a `Job`, each a length and a JSON text. Back an `Outcome`. Between a
 solution and its tests, through the server and each with a letter before it: what one of them says, in pieces, an empty
@@ -29,9 +29,9 @@ MAX_PACKET_BYTES = 16 << 10
 CANCEL = HEADER.pack(0)
 """Instead of a job: end the run that is going on. Its outcome is still sent."""
 PIECE_BYTES = 1 << 16
-"""At most, of what is passed on from one container to another."""
+"""The largest piece passed on from one container to another."""
 WINDOW_BYTES = 1 << 18
-"""On their way from one container to another and not taken yet: more is not passed on, so nobody on the way waits."""
+"""Bytes in transit between two containers and not yet taken; no more are passed on, so that no relay blocks."""
 LETTER = struct.Struct(">cI")
 CHANNEL_LETTER = b"c"
 TAKEN_LETTER = b"t"
@@ -53,14 +53,14 @@ class Ending(StrEnum):
 
 
 class Flavour(StrEnum):
-    """What a zygote has loaded when it forks."""
+    """The modules a zygote has loaded when it forks."""
 
     LEAN = "lean"
     NUMPY = "numpy"
 
 
 class Role(StrEnum):
-    """What a fork of a zygote does with its main file."""
+    """How a fork of a zygote treats its main file."""
 
     CODE = "code"
     """Runs it."""
@@ -73,7 +73,7 @@ class Role(StrEnum):
 
 
 @dataclass(frozen=True)
-class Wish:
+class KeeperSpec:
     """The server wants a keeper for this slot."""
 
     slot: int
@@ -136,7 +136,7 @@ class Hello:
 
 @dataclass(frozen=True)
 class Terms:
-    """What a zygote has to know once."""
+    """A zygote's settings for its lifetime."""
 
     flavour: Flavour
     has_cgroup: bool
@@ -144,16 +144,16 @@ class Terms:
     has_processor_counter: bool
     """The kernel counts its processor time too, and the keeper looks at that."""
     owns_user: bool
-    """The user of this slot's runs is nobody else's."""
+    """Whether this slot's runs have a user of their own."""
     readable: tuple[str, ...]
-    """At the level `weak` what Landlock lets runs read; empty at the others."""
+    """Paths that Landlock lets runs read at the level `weak`; empty at the others."""
     in_container: bool
-    """The folders of the one run there will be are made, and nobody else's processes are near."""
+    """Whether the folders of the single run exist already, with no other run's processes around (a container)."""
 
 
 @dataclass(frozen=True)
-class Order:
-    """What a zygote has to know to fork one run."""
+class ForkOrder:
+    """A zygote's instructions for one run."""
 
     role: Role
     argv: tuple[str, ...]
@@ -193,7 +193,7 @@ def _to_json(value: object) -> str | dict[str, object]:
     raise TypeError(f"cannot send a {type(value).__name__}")
 
 
-def pack_packet(message: Wish | Terms | Order | Report | Hello) -> bytes:
+def pack_packet(message: KeeperSpec | Terms | ForkOrder | Report | Hello) -> bytes:
     """The message as one packet of JSON."""
     return json.dumps(asdict(message)).encode("ascii")
 
@@ -214,12 +214,12 @@ def pack_framed(body: bytes) -> bytes:
 
 
 def pack_lettered(letter: bytes, body: bytes) -> bytes:
-    """What a container says or is told: a letter, the length and the rest."""
+    """A message to or from a container: a letter, the length and the body."""
     return LETTER.pack(letter, len(body)) + body
 
 
 def take_lettered(received: bytearray) -> Iterator[tuple[bytes, bytes]]:
-    """Each whole letter with its body, taken from the front of what was received."""
+    """Complete messages, taken from the front of the received bytes."""
     while len(received) >= LETTER.size:
         letter, length = LETTER.unpack_from(received)
         end = LETTER.size + length
@@ -271,9 +271,9 @@ def unpack_hello(body: bytes) -> Hello:
     return Hello(**json.loads(body))
 
 
-def unpack_wish(body: bytes) -> Wish:
+def unpack_spec(body: bytes) -> KeeperSpec:
     content = json.loads(body)
-    return Wish(content["slot"], Flavour(content["flavour"]))
+    return KeeperSpec(content["slot"], Flavour(content["flavour"]))
 
 
 def unpack_terms(body: bytes) -> Terms:
@@ -281,9 +281,9 @@ def unpack_terms(body: bytes) -> Terms:
     return Terms(**{**content, "flavour": Flavour(content["flavour"]), "readable": tuple(content["readable"])})
 
 
-def unpack_order(body: bytes) -> Order:
+def unpack_order(body: bytes) -> ForkOrder:
     content = json.loads(body)
-    return Order(**{**content, "argv": tuple(content["argv"]), "role": Role(content["role"])})
+    return ForkOrder(**{**content, "argv": tuple(content["argv"]), "role": Role(content["role"])})
 
 
 def unpack_report(body: bytes) -> Report:
@@ -292,7 +292,7 @@ def unpack_report(body: bytes) -> Report:
 
 
 def pack_payload(files: dict[str, bytes]) -> bytes:
-    """The files of a run one after another, each with its path; what a forked child reads and its zygote never does."""
+    """The files of a run in sequence, each with its path; read by the forked child and never by its zygote."""
     pieces = []
     for path, data in files.items():
         name = path.encode()

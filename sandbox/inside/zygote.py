@@ -1,9 +1,9 @@
-"""The zygote of a slot: an interpreter that is warm and waits, forks one run after another, measures each and kills all
-that is left of it.
+"""The zygote of a slot: a warm interpreter that forks one run after another, measures each and kills whatever remains
+of it.
 
 It is PID 1 of the slot's pid namespace, so when it ends the kernel kills every process there; and it is a plain
 `python main.py`, so a run that is its fork finds the interpreter as it would be after a start of its own. It never
-reads what a run is given: that comes as open files which only the fork touches. Nothing the code does reaches it: it
+reads a run's input: that arrives as open files which only the fork touches. The code cannot reach the zygote: it
 cannot be traced, signalled or opened from inside, and it shares no open file with the code.
 
 Only the standard library. All of `sandbox/inside` lies beside it in /box, not on any path of the host.
@@ -26,7 +26,7 @@ from sandbox.inside.wire import (
     MAX_PACKET_BYTES,
     Ending,
     Flavour,
-    Order,
+    ForkOrder,
     Report,
     Terms,
     pack_packet,
@@ -40,7 +40,7 @@ PROC: Final = 4
 """The slot's /proc, open."""
 TICK_SECONDS: Final = 0.05
 _CLOSE_TICK_SECONDS: Final = 0.01
-"""Between two looks at processes whose time goes to nobody."""
+"""Interval between two readings of processes whose time is not inherited by a parent."""
 DEATH_SECONDS: Final = 10.0
 KILL: Final = b"kill"
 _CPU_CLOCK_OF_PROCESS: Final = 2
@@ -73,12 +73,12 @@ def main() -> None:
             return
         if message != KILL:  # the run it was meant for has just ended
             order = unpack_order(message)
-            tally = begin(control, order, tuple(descriptors), terms)
-            control.send(pack_packet(finish(control, tally, order, terms)))
+            usage = begin(control, order, tuple(descriptors), terms)
+            control.send(pack_packet(finish(control, usage, order, terms)))
 
 
 def warm(terms: Terms) -> None:
-    """Do once what every run would do alike: limits, imports, the filter."""
+    """Do the work common to all runs once: limits, imports, the filter."""
     isolation.limit_slot()
     for name in f"{_WARM_ALWAYS} {_WARM[terms.flavour]}".split():
         importlib.import_module(name)
@@ -88,32 +88,32 @@ def warm(terms: Terms) -> None:
     gc.freeze()
 
 
-def begin(control: socket.socket, order: Order, descriptors: tuple[int, ...], terms: Terms) -> "Tally":
+def begin(control: socket.socket, order: ForkOrder, descriptors: tuple[int, ...], terms: Terms) -> "Usage":
     """Fork one run, which gets these open files; they are closed here."""
     pid = os.fork()
     if pid == 0:
         child.become_run(control, PROC, order, descriptors, terms)
     for descriptor in descriptors:
         os.close(descriptor)
-    return Tally(pid)
+    return Usage(pid)
 
 
-def finish(control: socket.socket, tally: "Tally", order: Order, terms: Terms) -> Report:
+def finish(control: socket.socket, usage: "Usage", order: ForkOrder, terms: Terms) -> Report:
     """Wait for the run's end, and leave no process of it."""
     try:
-        ending = _watch(control, tally, order, terms)
+        ending = _watch(control, usage, order, terms)
     finally:
-        _kill_all(tally, is_weak=bool(terms.readable))
+        _kill_all(usage, is_weak=bool(terms.readable))
     exit_code, signal_number = None, None
     if ending == Ending.EXITED:
-        code = os.waitstatus_to_exitcode(tally.wait_status or 0)
+        code = os.waitstatus_to_exitcode(usage.wait_status or 0)
         exit_code, signal_number = (code, None) if code >= 0 else (None, -code)
         ending = Ending.EXITED if code >= 0 else Ending.SIGNALLED
-    return Report(ending, exit_code, signal_number, tally.cpu_seconds, tally.peak_bytes)
+    return Report(ending, exit_code, signal_number, usage.cpu_seconds, usage.peak_bytes)
 
 
-class Tally:
-    """What the run's dead have used, and its living when last looked at."""
+class Usage:
+    """Resources used by the run's dead processes, and by the living ones at the last reading."""
 
     def __init__(self, main_pid: int) -> None:
         self.main_pid = main_pid
@@ -124,13 +124,13 @@ class Tally:
         self.held_bytes = 0
         """The most that the living held whenever they were looked at; where no cgroup counts it."""
         self.hides_time = False
-        """Processes have vanished whose time was added to nobody's."""
+        """Whether processes have vanished without adding their time to a parent's."""
         self._last_seen: dict[str, float] = {}
         self._vanished_seconds = 0.0
         self.ledger = Ledger(PROC)
 
     def reap(self, options: int) -> None:
-        """Bury the dead; without WNOHANG until nobody is left."""
+        """Reap dead children; without WNOHANG, wait until none are left."""
         with contextlib.suppress(ChildProcessError):
             while True:
                 pid, wait_status, usage = os.wait4(-1, options)
@@ -165,17 +165,17 @@ class Tally:
             self.peak_bytes = max(self.peak_bytes, self.held_bytes)
 
 
-def _watch(control: socket.socket, tally: Tally, order: Order, terms: Terms) -> Ending:
+def _watch(control: socket.socket, usage: Usage, order: ForkOrder, terms: Terms) -> Ending:
     """Wait until the run's first process has ended, or all of them together have outgrown a limit, or the keeper says
     so."""
     find_pids = functools.partial(weak.descendants, PROC, os.getpid()) if terms.readable else _others
-    main_pidfd = os.pidfd_open(tally.main_pid)
+    main_pidfd = os.pidfd_open(usage.main_pid)
     poll = select.poll()
     poll.register(main_pidfd, select.POLLIN)
     poll.register(CONTROL, select.POLLIN)
     try:
         while True:
-            seconds = _CLOSE_TICK_SECONDS if tally.hides_time else TICK_SECONDS
+            seconds = _CLOSE_TICK_SECONDS if usage.hides_time else TICK_SECONDS
             ready = {descriptor for descriptor, _ in poll.poll(seconds * 1000)}
             if main_pidfd in ready:
                 return Ending.EXITED
@@ -183,32 +183,32 @@ def _watch(control: socket.socket, tally: Tally, order: Order, terms: Terms) -> 
                 if not control.recv(MAX_PACKET_BYTES):
                     raise SystemExit  # the keeper is gone
                 return Ending.CANCELLED
-            tally.reap(os.WNOHANG)
-            if tally.wait_status is not None:
+            usage.reap(os.WNOHANG)
+            if usage.wait_status is not None:
                 return Ending.EXITED
-            if tally.ledger.has_too_many_locks(find_pids):
+            if usage.ledger.has_too_many_locks(find_pids):
                 return Ending.MEMORY
             if terms.has_cgroup and terms.has_processor_counter:
-                continue  # the keeper looks at what the kernel counts
+                continue  # the keeper reads the kernel's counters
             pids = find_pids()
-            tally.look(pids, memory_bytes=order.memory_bytes, has_cgroup=terms.has_cgroup)
-            if tally.held_bytes > order.memory_bytes:
+            usage.look(pids, memory_bytes=order.memory_bytes, has_cgroup=terms.has_cgroup)
+            if usage.held_bytes > order.memory_bytes:
                 return Ending.MEMORY
-            if tally.cpu_seconds > order.cpu_seconds:
+            if usage.cpu_seconds > order.cpu_seconds:
                 return Ending.CPU
     finally:
         os.close(main_pidfd)
 
 
-def _kill_all(tally: Tally, *, is_weak: bool) -> None:
+def _kill_all(usage: Usage, *, is_weak: bool) -> None:
     """Kill every process of the run; when this returns they are dead and buried."""
     if is_weak:
-        tally.reap(os.WNOHANG)
+        usage.reap(os.WNOHANG)
         weak.kill_descendants(DEATH_SECONDS)
         return
     with contextlib.suppress(ProcessLookupError):
         os.kill(-1, signal.SIGKILL)  # everyone in the namespace but its PID 1; no fork escapes it
-    tally.reap(0)
+    usage.reap(0)
 
 
 def _others() -> list[str]:
@@ -216,7 +216,7 @@ def _others() -> list[str]:
 
 
 def _read(path: str) -> bytes:
-    """A file of /proc, or nothing when its process has just ended or hides it."""
+    """A file of /proc; empty when its process has just ended or hides it."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=PROC)
     except OSError:

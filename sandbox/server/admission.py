@@ -19,8 +19,8 @@ class Ticket:
 
 
 class Admission:
-    """Hands out slots by number. Callers who wait take turns, whoever of them asked for more; each one's own runs stay
-    in order."""
+    """Hands out slots by number. Waiting callers take turns, however many runs each has asked for; each caller's own
+    runs stay in order."""
 
     def __init__(self, num_slots: int, queue_limit: int) -> None:
         self._num_slots = num_slots
@@ -88,7 +88,7 @@ class Admission:
                 del self._waiting[caller]
 
     def release(self, slot: int) -> None:
-        """Give a slot back: to the caller whose turn it is, or to none."""
+        """Return a slot, to the caller whose turn it is if one waits."""
         while self._waiting:
             caller, queue = self._waiting.popitem(last=False)
             turn = queue.popleft()

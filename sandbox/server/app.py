@@ -44,7 +44,7 @@ _TOO_LARGE = f"A request has at most {MAX_BODY_BYTES} bytes"
 _NO_KEY = "send the sandbox's key as `Authorization: Bearer KEY`"
 _HANG_UP = {"Connection": "close"}
 _OPEN_PATHS = ("/healthz", "/v1/ping")
-"""What is answered without the key."""
+"""Routes open without the key."""
 _CLIENT_GONE = 499
 
 _MEANINGS = {
@@ -125,7 +125,7 @@ async def run_batch(body: BatchRequest, request: Request, runner: RunnerDep, met
 
 @router.post("/v1/judge", responses=_PROBLEMS)
 async def judge(body: JudgeRequest, request: Request, runner: RunnerDep, meter: MeterDep) -> JudgeResult:
-    """Judge a solution by its tests, a verdict for each. A result is always 200, whatever the solution did.
+    """Judge a solution by its tests, with a verdict for each. A result is always 200, even if every test failed.
 
     Errors: as for `run`.
     """
@@ -151,7 +151,7 @@ async def run_code(body: RunCodeRequest, request: Request, runner: RunnerDep, me
 
 @router.get("/v1/ping", responses=_OF_ALL)
 async def ping() -> str:
-    """What SandboxFusion's clients wait for."""
+    """The health check of SandboxFusion's clients."""
     return "pong"
 
 
@@ -182,7 +182,7 @@ async def get_metrics(meter: MeterDep) -> Response:
 
 
 class _ClientGone(Exception):
-    """Nobody is left to read an answer."""
+    """The client has hung up."""
 
 
 async def _unless_gone(request: Request, work: Coroutine[None, None, T]) -> T:

@@ -1,8 +1,7 @@
-"""SandboxFusion's way of asking: POST /run_code and GET /v1/ping, so that its clients need only another URL.
+"""SandboxFusion's interface: POST /run_code and GET /v1/ping, so that its clients need only another URL.
 
-What differs: of its languages those that this sandbox has, Python with numpy where the code names it; nothing runs
-without isolation; no file leaves or enters the run's folder; times are at most MAX_SECONDS. What is cut off is said in
-`message`.
+Differences: only the languages of this sandbox, Python with numpy if the code names it; every run is isolated; no file
+enters or leaves the run's folder; times are at most MAX_SECONDS. `message` says if output was cut off.
 """
 
 from enum import StrEnum
@@ -82,8 +81,8 @@ class RunCodeResponse(BaseModel):
 
 
 def translate_request(asked: RunCodeRequest, available: frozenset[Language]) -> RunRequest:
-    """The same in this sandbox's contract. Raises LanguageUnavailable, and ValidationError for paths outside the run's
-    folder and what is too large."""
+    """The request in this sandbox's contract. Raises LanguageUnavailable, and ValidationError for paths outside the
+    run's folder and for oversized fields."""
     language = _LANGUAGES.get(asked.language)
     if language is None:
         raise LanguageUnavailable(f"{asked.language} is none of {', '.join(_LANGUAGES)}")

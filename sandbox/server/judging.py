@@ -1,4 +1,4 @@
-"""From a solution and its tests to jobs, and from what comes back to verdicts."""
+"""From a solution and its tests to jobs, and from their outcomes to verdicts."""
 
 import json
 from collections.abc import Sequence
@@ -32,12 +32,12 @@ from sandbox.server.languages import Toolchain, make_job
 from sandbox.server.results import make_result
 
 _REPORT_BYTES = {False: 16 << 20, True: 2 << 20}
-"""Kept of what the tests' process writes, without live objects and with them, where it may be the solution's."""
+"""Kept output of the tests' process: without live objects, and with them, where it may be the solution's."""
 _BYTES_PER_CHAR = 8
-"""At most six, as JSON escapes them; the rest is for what is no text."""
+"""At most six bytes, as JSON escapes them; the rest is for fields that are no text."""
 _MAX_LINES = 2 * MAX_PROGRAM_TESTS + 4
 _LEAST_SECONDS = 0.1
-"""Left, or no sitting is begun."""
+"""Left, or no session is begun."""
 _TESTS_MEMORY_BYTES = 512 << 20
 _MAX_SHOWN = 2000
 _LOST = {
@@ -63,7 +63,7 @@ class _Ended(BaseModel):
 
 
 class _Line(BaseModel):
-    """A line of what the tests' process writes; one of these."""
+    """A line written by the tests' process; one of these."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -90,11 +90,11 @@ def _read_lines(report: bytes) -> list[_Line]:
     return lines
 
 
-class Sittings:
-    """The judging of one Python solution. Each sitting has a new process of the solution; where a test ends it, or gets
-    no answer from it, the tests that follow have another sitting, as long as time is left.
+class JudgeSession:
+    """The judging of one Python solution. Each session has a new process of the solution; where a test ends it, or gets
+    no answer from it, the tests that follow have another session, as long as time is left.
 
-    Take a job from `next_job`, give what became of it to `take`, until there is none; then read `result`.
+    Take a job from `next_job` and give its outcome to `take`, until there is none; then read `result`.
     """
 
     def __init__(self, request: JudgeRequest, toolchain: Toolchain, level: Level) -> None:
@@ -170,7 +170,7 @@ class Sittings:
         )
 
     def take(self, outcome: Outcome) -> None:
-        """Read what the sitting's tests have written, and why it ended."""
+        """Read the output of the session's tests, and the reason for its end."""
         limits = self._request.limits
         solution = make_result(outcome.partner or outcome, limits, self._level)
         self._num_sittings += 1
@@ -212,7 +212,7 @@ class Sittings:
         self._lost.append(len(self._verdicts) - 1)
 
     def result(self) -> JudgeResult:
-        """What became of every test."""
+        """The verdict of every test."""
         judged = list(self._verdicts.values())
         problem = self._problem
         if not self._was_asked and _is_passed(judged):
@@ -238,8 +238,8 @@ class Sittings:
         )
 
     def _explain_no_tests(self, lines: list[_Line], tests: RunResult, solution: RunResult) -> tuple[_JudgeStatus, str]:
-        """Whose doing it is. What ends the tests' process is the tests' own only if the solution was loaded, and had
-        not yet been asked anything; from then on it may be what it answered."""
+        """Decide whether the tests or the solution ended the tests' process. It is the tests' own fault only if the
+        solution was loaded and not yet called; from then on an answer may be the cause."""
         said = lines[-1] if lines else _Line()
         self._needs_live_objects = said.needs_live_objects
         if said.tests_error is not None:
@@ -254,7 +254,7 @@ class Sittings:
         return "not_loaded", self._explain_solution(solution)[1]
 
     def _explain_solution(self, solution: RunResult) -> tuple[Verdict, str]:
-        """What it was when the solution ended under a test."""
+        """The verdict when the solution's process ended during a test."""
         if solution.status in _LOST:
             return _LOST[solution.status]
         who = "the process" if self._live else "the solution's process"
@@ -267,7 +267,7 @@ def _is_passed(tests: Sequence[TestVerdict]) -> bool:
 
 
 def _explain_tests(tests: RunResult) -> tuple[Verdict, str]:
-    """What it was when the tests' process ended while it did not wait for the solution."""
+    """The verdict when the tests' process ended while it did not wait for the solution."""
     if tests.status == Status.TIMEOUT:
         return Verdict.TIMEOUT, "the tests were still busy when all time was up"
     if tests.status == Status.MEMORY:
@@ -290,7 +290,7 @@ def _make_verdict(name: str, ended: _Ended, lost: tuple[Verdict, str]) -> TestVe
 
 
 def stdio_limits(limits: Limits, expected: str) -> Limits:
-    """The limits of a run whose output has to be seen whole to be right, white space that does not count included."""
+    """The limits of a run whose whole output is compared, including white space that does not count."""
     enough = max(limits.output_bytes, 2 * len(expected.encode()) + 1024)
     return limits.model_copy(update={"output_bytes": enough})
 

@@ -14,17 +14,17 @@ from sandbox.inside.wire import Flavour, Job
 
 COMPILE_LIMITS = Limits(wall_seconds=30, cpu_seconds=30, memory_bytes=1 << 30, output_bytes=64 << 10, processes=16)
 PROGRAM_FILE = "program"
-"""What a compiler makes."""
+"""The file a compiler writes."""
 
 
 _NODE_ADDRESS_BYTES = 12 << 30
 """Node reserves .7 GiB for itself, and 8 GiB and more for each memory of WebAssembly."""
 _NODE_DATA_BYTES = 128 << 20
-"""Stacks of its threads and heaps that it has not touched yet. Where it is refused them it hangs or crashes; so what it
-has touched is measured instead."""
+"""Address space for stacks and heaps not yet touched. Without it node hangs or crashes, so touched memory is measured
+instead."""
 
 PROGRAMS = {Language.BASH: "bash", Language.JAVASCRIPT: "node", Language.CPP: "g++"}
-"""What has to be installed for a language other than Python."""
+"""Programs that have to be installed for languages other than Python."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Toolchain:
 
 @dataclass(frozen=True)
 class Toolchains:
-    """What this machine can run, and for the other languages why not."""
+    """The languages this machine can run, and for the others the reason why not."""
 
     available: Mapping[Language, Toolchain]
     missing: Mapping[Language, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -62,7 +62,7 @@ class Toolchains:
     def choose(
         cls, programs: Mapping[str, str | None], *, has_numpy: bool, where: str, packages: tuple[str, ...] = ()
     ) -> "Toolchains":
-        """What can be run with these programs, by name; `where` is said of those that are missing."""
+        """The languages these programs make possible, by name; the reason for a missing one names `where`."""
         available: dict[Language, Toolchain] = {Language.PYTHON: Toolchain(MAIN_FILES[Language.PYTHON])}
         missing: dict[Language, str] = {}
         if has_numpy:
@@ -136,5 +136,5 @@ def make_compile_job(request: RunRequest, toolchain: Toolchain) -> Job:
 
 
 def make_program_job(request: RunRequest, toolchain: Toolchain, program: bytes) -> Job:
-    """The run of what the compiler made."""
+    """The run of a compiled program."""
     return replace(make_job(request, toolchain), code=program, main_file=PROGRAM_FILE)

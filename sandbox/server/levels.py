@@ -1,4 +1,4 @@
-"""What each level of isolation protects, and what it leaves open, in words for whoever runs the sandbox."""
+"""The protection and the open risks of each isolation level, in words for operators of the sandbox."""
 
 from types import MappingProxyType
 from typing import Final
@@ -7,7 +7,7 @@ from sandbox.contract import Level
 
 _EVERYWHERE: Final = (
     "only the system calls that programs of tasks need, with listed arguments; the others are refused",
-    "no sockets; nothing outside the run can be signalled, traced or slowed down",
+    "no sockets; no process outside the run can be signalled, traced or slowed down",
     "wall time, processor time, output and processes of the whole run are limited",
 )
 _NAMESPACES: Final = (
@@ -24,7 +24,7 @@ _ALWAYS_OPEN: Final = (
     "side channels: caches, timing, load, locks on files that all runs can read",
 )
 _UNMEASURED: Final = (
-    "what a run takes between two looks at its memory, and names that the kernel remembers until memory is short",
+    "memory that a run takes between two measurements, and names that the kernel caches until memory is short",
     "slots of an ordinary user share the kernel's counters for that user, timers and queued signals among them",
 )
 

@@ -20,7 +20,7 @@ REQUEST_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 
 
 
 class Runs(Protocol):
-    """What is asked of a runner."""
+    """The part of a runner that the figures read."""
 
     @property
     def num_running(self) -> int: ...
@@ -35,7 +35,7 @@ class Runs(Protocol):
 
 
 class SandboxMeter:
-    """Counts what one sandbox does; every label is a word of the contract or a route's template."""
+    """Figures of one sandbox; every label is a word of the contract or a route's template."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

@@ -1,6 +1,6 @@
 """The sandbox's own processes as the server holds them: the spawner, and a keeper for each slot and flavour.
 
-What the runner needs of them is a `Backend` with its `Keeper`s; `docker_backend` has others.
+To the runner they are a `Backend` with its `Keeper`s; `docker.backend` is another one.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from sandbox.errors import IsolationRefused
 from sandbox.host.following import SETUP_SECONDS
 from sandbox.host.launch import DEATH_SECONDS, START_SECONDS
 from sandbox.inside import wire
-from sandbox.inside.wire import Hello, Job, Outcome, Wish
+from sandbox.inside.wire import Hello, Job, KeeperSpec, Outcome
 from sandbox.server.languages import Toolchains
 from sandbox.settings import SandboxSettings
 
@@ -41,7 +41,7 @@ def check_level(level: Level, minimum: Level) -> None:
 
 
 class KeeperLost(Exception):
-    """The keeper ended, or does not answer; what it was asked says nothing about the code."""
+    """The keeper ended or does not answer; this implies nothing about the code."""
 
 
 class KeeperGone(KeeperLost):
@@ -63,7 +63,7 @@ class Keeper(Protocol):
         ...
 
     def close(self) -> None:
-        """Let the keeper end, and with it what runs there."""
+        """Let the keeper end, and with it any run."""
         ...
 
 
@@ -78,10 +78,10 @@ class Backend(Protocol):
 
     @property
     def is_ready(self) -> bool:
-        """Whether what makes keepers is there now, and need not be brought back first."""
+        """Whether keepers can be made now, without a restart first."""
         ...
 
-    async def open(self, wish: Wish) -> Keeper:
+    async def open(self, spec: KeeperSpec) -> Keeper:
         """A new keeper. Raises KeeperLost, IsolationRefused, OSError."""
         ...
 
@@ -146,7 +146,7 @@ class KeeperProcess:
             self._writer.write(wire.CANCEL)
 
     def close(self) -> None:
-        """Let the keeper end, and with it its zygote and what runs there."""
+        """Let the keeper end, and with it its zygote and any run."""
         self._writer.close()
 
 
@@ -173,31 +173,31 @@ class Namespaces:
         """Whether there is a spawner. Without one the next run starts another."""
         return self._spawner is not None and self._spawner.is_alive
 
-    async def open(self, wish: Wish) -> KeeperProcess:
-        """A new keeper, forked by the spawner. One that is gone before it was ready ran nothing, so another is asked
-        for, a few times: whatever ends keepers may be about to end the spawner too.
+    async def open(self, spec: KeeperSpec) -> KeeperProcess:
+        """A new keeper, forked by the spawner. One that ends before it is ready has run no code; another is asked for
+        a few times: the cause may be about to end the spawner too.
 
         Raises KeeperLost, IsolationRefused, OSError.
         """
         for _ in range(OPEN_ATTEMPTS - 1):
             try:
-                return await self._open_once(wish)
+                return await self._open_once(spec)
             except KeeperGone:
                 await asyncio.sleep(OPEN_PAUSE_SECONDS)
-        return await self._open_once(wish)
+        return await self._open_once(spec)
 
-    async def _open_once(self, wish: Wish) -> KeeperProcess:
+    async def _open_once(self, spec: KeeperSpec) -> KeeperProcess:
         spawner = self._spawner or await self._replace(None)
         try:
-            connection = spawner.connect(wish)
+            connection = spawner.connect(spec)
         except (BrokenPipeError, ConnectionResetError):
-            connection = (await self._replace(spawner)).connect(wish)
+            connection = (await self._replace(spawner)).connect(spec)
         return await KeeperProcess.open(connection)
 
     async def _replace(self, lost: "Spawner | None") -> "Spawner":
-        """The spawner that comes after this one: the one that somebody else has brought back meanwhile, or a new one.
+        """The spawner after this one: a new one, or one that another caller has started meanwhile.
 
-        Raises KeeperLost after `close`, IsolationRefused, OSError; then there is none, and whoever comes next tries
+        Raises KeeperLost after `close`, IsolationRefused, OSError; then there is none, and the next caller tries
         again.
         """
         async with self._starting:
@@ -277,12 +277,12 @@ class Spawner:
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
-    def connect(self, wish: Wish) -> socket.socket:
+    def connect(self, spec: KeeperSpec) -> socket.socket:
         """Have a keeper forked; gives the connection to it. Raises OSError when the spawner is gone."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
             try:
-                socket.send_fds(self._control, [wire.pack_packet(wish)], [theirs.fileno()])
+                socket.send_fds(self._control, [wire.pack_packet(spec)], [theirs.fileno()])
             except OSError:
                 ours.close()
                 raise

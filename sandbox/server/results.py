@@ -1,4 +1,4 @@
-"""From what a keeper reports to what the contract says about a run."""
+"""From a keeper's report to a result in the contract's terms."""
 
 import contextlib
 import signal
@@ -31,7 +31,7 @@ def make_result(outcome: Outcome, limits: Limits, level: Level, compilation: Com
 
 
 def make_compilation(outcome: Outcome, seconds: float) -> Compilation:
-    """What became of the compiler's run, which had so much wall time."""
+    """The result of the compiler's run, given its wall time limit."""
     status, reason = _judge(outcome, COMPILE_LIMITS.model_copy(update={"wall_seconds": seconds}))
     return Compilation(
         status=Status.NOT_COMPILED if status in (Status.FAILED, Status.TIMEOUT, Status.MEMORY) else status,
@@ -82,7 +82,7 @@ def _judge(outcome: Outcome, limits: Limits) -> tuple[Status, str]:
         case Ending.OUTPUT:
             return Status.OUTPUT, f"wrote far more than the {limits.output_bytes} bytes that are kept of an output"
         case Ending.CANCELLED:
-            return Status.SANDBOX_ERROR, "cancelled: nobody waits for it any more"
+            return Status.SANDBOX_ERROR, "cancelled: the caller has hung up"
         case Ending.FAULT:
             return Status.SANDBOX_ERROR, f"the sandbox failed, not the code: {outcome.fault}"
 

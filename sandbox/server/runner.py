@@ -1,7 +1,6 @@
 """The sandbox as the server sees it: slots, a bounded queue, and `run`, from a request to its result.
 
-Hands runs to the keepers of a backend; isolates nothing itself and reads no output but what a keeper
-sends.
+Hands runs to the keepers of a backend. It does no isolation itself and reads only the output that a keeper sends.
 """
 
 import asyncio
@@ -29,7 +28,7 @@ from sandbox.contract import (
     TestVerdict,
 )
 from sandbox.errors import IsolationRefused, LanguageUnavailable, SandboxStopping
-from sandbox.inside.wire import Ending, Flavour, Job, Outcome, Wish
+from sandbox.inside.wire import Ending, Flavour, Job, KeeperSpec, Outcome
 from sandbox.server import judging
 from sandbox.server.admission import Admission, Ticket
 from sandbox.server.languages import PROGRAM_FILE, Toolchain, Toolchains, make_compile_job, make_job, make_program_job
@@ -67,7 +66,7 @@ for path in ("/etc/passwd", "/proc/self/status"):
 
 
 class Runner:
-    """Runs code in `settings.slots` slots. Made by `start`; to be closed, which ends what still runs."""
+    """Runs code in `settings.slots` slots. Create with `start`; closing it ends all runs."""
 
     def __init__(self, settings: SandboxSettings, backend: Backend) -> None:
         self._backend = backend
@@ -120,7 +119,7 @@ class Runner:
 
     @property
     def toolchains(self) -> Toolchains:
-        """What can be run."""
+        """The languages that can be run."""
         return self._backend.toolchains
 
     @property
@@ -140,8 +139,8 @@ class Runner:
         return result
 
     async def run_batch(self, requests: tuple[RunRequest, ...], caller: str = "") -> tuple[RunResult, ...]:
-        """Run several side by side, results in their order. All are admitted or none. Raises what `run` does,
-        and BatchTooLarge."""
+        """Run several side by side, results in their order. All are admitted or none. Raises the errors of
+        `run`, and BatchTooLarge."""
         chosen = [self._choose(request.language) for request in requests]
         num_collecting = sum(bool(request.collect) for request in requests)
         collect_bytes = min(MAX_FILE_BYTES, MAX_BATCH_COLLECTED_BYTES // max(1, num_collecting))
@@ -150,16 +149,16 @@ class Runner:
             return await _gather([self._run_one(*each, collect_bytes) for each in works])
 
     async def judge(self, request: JudgeRequest, caller: str = "") -> JudgeResult:
-        """Judge a solution by its tests. Takes one slot. Raises what `run` does."""
+        """Judge a solution by its tests. Takes one slot. Raises the errors of `run`."""
         tools = self._choose(request.language)
         with self._admitted(caller, 1) as (ticket,):
             async with self._slot(ticket) as slot:
                 if isinstance(request.tests, StdioTests):
                     return await self._judge_stdio(slot, request, request.tests, tools)
-                sittings = judging.Sittings(request, tools, self.level)
-                while (job := sittings.next_job()) is not None:
-                    sittings.take(await self._occupy(slot, tools.flavour, job))
-                return sittings.result()
+                sessions = judging.JudgeSession(request, tools, self.level)
+                while (job := sessions.next_job()) is not None:
+                    sessions.take(await self._occupy(slot, tools.flavour, job))
+                return sessions.result()
 
     async def _judge_stdio(
         self, slot: "_Slot", request: JudgeRequest, tests: StdioTests, tools: Toolchain
@@ -210,7 +209,7 @@ class Runner:
             return await self._run_program(slot, request, tools, program, collect_bytes)
 
     async def _compile(self, slot: "_Slot", request: RunRequest, tools: Toolchain) -> "_Program | RunResult | None":
-        """What the compiler made, or the result when it made nothing; None for a language without one."""
+        """The compiler's output, or its result if it failed; None for a language without a compiler."""
         if not tools.compile_argv:
             return None
         compiled = await self._occupy(slot, tools.flavour, make_compile_job(request, tools))
@@ -285,7 +284,7 @@ class Runner:
         if keeper is not None and not keeper.has_ended:
             return keeper
         slot.drop(flavour)
-        slot.keepers[flavour] = await self._backend.open(Wish(slot.number, flavour))
+        slot.keepers[flavour] = await self._backend.open(KeeperSpec(slot.number, flavour))
         if flavour in slot.had:
             self.num_replaced += 1
         slot.had.add(flavour)
@@ -321,7 +320,7 @@ async def _gather(works: list[Coroutine[None, None, T]]) -> tuple[T, ...]:
 
 @dataclass(frozen=True)
 class _Program:
-    """What a compiler made, and what it said."""
+    """A compiled program, and the compiler's messages."""
 
     content: bytes
     compilation: Compilation
@@ -338,7 +337,7 @@ class _Slot:
         self.is_cancelled = False
 
     def cancel(self) -> None:
-        """End what runs here, with its processes."""
+        """End the current run with its processes."""
         self.is_cancelled = True
         for keeper in self.keepers.values():
             keeper.cancel()
