@@ -10,8 +10,9 @@ TORCH := 2.13.0
 TORCH_INDEX_URL ?= https://download.pytorch.org/whl/cpu
 STAMP := $(VENV)/.installed
 TIER ?= tiny
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile  # one file at a time on each processor, with servers of its own
 
-.PHONY: help install vllm demo up down status test unit check fmt lint types imports migrations chaos bench-loss bench-update bench-learn bench-sandbox bench-api clean
+.PHONY: help install vllm demo up down status test test-long unit check fmt lint types imports migrations chaos bench-loss bench-update bench-learn bench-sandbox bench-api clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
@@ -47,8 +48,11 @@ down: install  ## stop what `up` or `demo` started
 status: install  ## what the loop does now
 	@$(BIN)/preceptor status
 
-test: install  ## all tests, a file to a processor at a time; ARGS="-n 0 -x tests/store" is one after the other
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+test: install  ## the tests, on all processors; ARGS="-n 0 -x tests/store" runs some, one after the other
+	@$(BIN)/python -m pytest -m "not long" $(PARALLEL) $(ARGS)
+
+test-long: install  ## the tests that take minutes: the whole loop, the demo, disturbances, compose
+	@$(BIN)/python -m pytest -m long $(PARALLEL) tests/e2e $(ARGS)
 
 unit: install  ## the tests that need no server
 	@$(BIN)/python -m pytest -m "not integration and not e2e" $(ARGS)

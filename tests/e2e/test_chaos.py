@@ -13,6 +13,7 @@ from tests.chaos.run import run_chaos
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 
+@pytest.mark.long
 def test_every_invariant_holds_when_everything_is_disturbed(
     server_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,7 +26,7 @@ from services.local.layout import free_port
 from services.policy.model.modeling import make_tiny_policy
 from tests.e2e.environment import SETTINGS
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.timeout(3600)]
 
 REPOSITORY: Final = Path(__file__).parents[2]
 UPDATE_SECONDS: Final = 900.0

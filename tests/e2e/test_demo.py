@@ -12,7 +12,7 @@ import pytest
 from services.policy.model.modeling import make_tiny_policy
 from tests.e2e.environment import loop_environment
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.timeout(600)]
 
 
 def test_the_demo_measures_trains_uses_a_correction_measures_again_and_leaves_nothing_running(

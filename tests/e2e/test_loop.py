@@ -30,7 +30,7 @@ from services.local.supervise.supervisor import RunState, read_running
 from services.policy.model.modeling import make_tiny_policy
 from tests.e2e.environment import loop_environment
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.timeout(900)]
 
 PEOPLE = {TermKind.LABEL, TermKind.IMITATION}
 
