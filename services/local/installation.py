@@ -1,7 +1,7 @@
-"""An installation as a command from outside finds it: what runs on the data folder, and what the environment names.
+"""An installation as a command from outside finds it: the processes on the data folder, and the environment.
 
-The processes of `preceptor up` are told their addresses and secrets when they are started; whoever comes later reads
-them from the data folder. What the environment names wins.
+The processes of `preceptor up` get their addresses and secrets at the start; later commands read them from the data
+folder. The environment wins.
 """
 
 import os
@@ -19,7 +19,7 @@ NAMED_BY_RUN = {"api": "api_url", "policy": "policy_url", "sandbox": "sandbox_ur
 
 @dataclass(frozen=True)
 class Installation:
-    """An installation. database_url, redis_url: None where nothing runs and the environment names none."""
+    """An installation. database_url, redis_url: None if no server runs and the environment names none."""
 
     layout: Layout
     settings: Settings
@@ -36,7 +36,7 @@ class Installation:
 
 
 def find(layout: Layout, environ: Mapping[str, str] = os.environ) -> Installation:
-    """The installation on a data folder; starts and makes nothing. Errors: FolderOfAnother."""
+    """The installation on a data folder; changes nothing. Errors: FolderOfAnother."""
     try:
         return _find(layout, environ)
     except PermissionError as error:

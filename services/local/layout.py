@@ -32,7 +32,7 @@ class LocalSecrets(BaseModel):
 
 
 class FolderIncomplete(LocalError):
-    """The data folder is what a failed restore left; nothing may run on it."""
+    """The data folder is the remainder of a failed restore; no process may run on it."""
 
     title = "Data folder incomplete"
     hint = "Delete the folder and restore again, or name another with --home."
@@ -88,7 +88,7 @@ class Layout:
 
     @property
     def run_file(self) -> Path:
-        """What runs now, for `preceptor status` and `down`; absent when nothing does."""
+        """The running processes, for `preceptor status` and `down`; absent when there are none."""
         return self.root / "run.json"
 
     @property
@@ -101,7 +101,7 @@ class Layout:
         return self.root / "INCOMPLETE"
 
     def require_complete(self) -> None:
-        """Errors: FolderIncomplete when what is in the folder is a part of a backup."""
+        """Errors: FolderIncomplete when the folder holds part of a backup."""
         if self.incomplete_file.exists():
             raise FolderIncomplete(f"a restore into {self.root} did not come to its end: it holds a part of a backup")
 
@@ -139,7 +139,7 @@ def given_redis_url(environ: Mapping[str, str]) -> str | None:
 
 
 def free_port() -> int:
-    """A loopback TCP port that was free a moment ago; whoever binds it must be ready to lose the race."""
+    """A loopback TCP port that was free a moment ago; the caller must be ready to lose the race for it."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         port: int = probe.getsockname()[1]
@@ -147,7 +147,7 @@ def free_port() -> int:
 
 
 def make_folder(path: Path, mode: int) -> None:
-    """Make the folder with exactly these permissions, whatever the umask; one that exists keeps its own.
+    """Make the folder with exactly these permissions regardless of the umask; an existing one keeps its own.
 
     Errors: LocalError when it cannot be made.
     """

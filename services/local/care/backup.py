@@ -1,6 +1,6 @@
 """A backup: one consistent picture of the database and the weights its rows name, taken while the loop runs.
 
-    BACKUP/manifest.json          what is in it: versions, migration, rows a table, the sha256 of every file
+    BACKUP/manifest.json          its contents: versions, migration, rows per table, the sha256 of every file
     BACKUP/database.dump          pg_dump's custom format, without the experts' rows
     BACKUP/experts.copy           those rows (COPY, text); their signing secrets only on request
     BACKUP/artifacts/SHA256       weights of policy versions
@@ -9,9 +9,9 @@
     BACKUP/secrets.json, credentials.json     on request only
 
 Dump, experts and counts are read in one snapshot. Weights never change under their address, so they are copied beside
-it; should a checkpoint have been pruned before it was copied, everything is taken again. Weights that are damaged on
-the disk keep nothing else from being saved. The manifest is written last, and the backup gets its name only then: one
-that was cut off is none.
+it; if a checkpoint was pruned before it was copied, the backup starts over. Weights that are damaged on the disk do not
+keep the rest from being saved. The manifest is written last, and the backup gets its name only then, so an interrupted
+backup never looks like one.
 
 Not in it: the base model (the manifest says which), the broker's messages (hints), logs and reports.
 """
@@ -66,7 +66,7 @@ class Entry(BaseModel):
 
 
 class LineageEntry(BaseModel):
-    """One lineage: what is needed to go on with it. base_sha256: of the model, which is not in the backup."""
+    """One lineage, with the facts needed to continue it. base_sha256: of the model, which is not in the backup."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -79,7 +79,7 @@ class LineageEntry(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What a backup holds.
+    """The contents of a backup.
 
     absent: weights that rows name and that training and serving do without: deleted by design, or damaged. damaged:
     those they would go on from and that could not be copied, and why.
@@ -101,25 +101,25 @@ class Manifest(BaseModel):
 
 
 class BackupRefused(InvalidInput):
-    """The place for the backup is taken, or there is nothing to back up."""
+    """The place for the backup is taken, or there is no data to back up."""
 
     title = "No backup was made"
 
 
 class BackupFailed(LocalError):
-    """The backup could not be written; nothing of it is left."""
+    """The backup could not be written; no part of it is left."""
 
     title = "No backup was made"
 
 
 class _Pruned(Exception):
-    """What training would continue from was pruned before it was copied."""
+    """The checkpoint to continue from was pruned before it was copied."""
 
 
 def make(installation: Installation, target: Path, *, with_secrets: bool, say: Say) -> Manifest:
     """Write a backup to `target`, a folder, or one file if its name ends in `.tar`.
 
-    Weights that cannot be copied are said and left out; the manifest's `damaged` names what could not be done without.
+    Weights that cannot be copied are reported and left out; the manifest's `damaged` names those that training needs.
     Errors: BackupRefused, DatabaseUrlWrong (422), BackupFailed, ProgramFailed, LocalError.
     """
     installation.layout.require_complete()
@@ -260,7 +260,7 @@ def _read_lineages(connection: psycopg.Connection[TupleRow]) -> list[LineageEntr
 
 
 class _Weights:
-    """Copies what the snapshot's rows name and the disk has. absent, damaged: as the manifest says."""
+    """Copies the weights that the snapshot's rows name and the disk has. absent, damaged: as in the manifest."""
 
     def __init__(self, home: Path, folder: Path, say: Say) -> None:
         self.absent: set[str] = set()
@@ -317,7 +317,7 @@ class _Weights:
 
 
 def find_fault(store: ArtifactStore, address: str) -> str | None:
-    """What is wrong with a stored artifact, in words; None when it is whole."""
+    """The fault of a stored artifact, in words; None when it is whole."""
     try:
         store.path(address)
     except (ArtifactNotFound, ArtifactDamaged) as error:

@@ -1,4 +1,4 @@
-"""The checks of `preceptor doctor`: what could keep this installation from working, and what to do about it.
+"""The checks of `preceptor doctor`: problems that could keep this installation from working, each with its remedy.
 
 Changes nothing. Every check answers in words within seconds; one that cannot be made says why. With the stack down
 the machine and the files are checked; with it up the services too.
@@ -51,7 +51,7 @@ from services.store.tables.loop import ExpertRow
 ROOT: Final = Path(__file__).resolve().parents[3]
 GB: Final = space.GB
 LITTLE_MEMORY: Final = 2 * GB
-"""What a policy and a trainer of the starter model need beside each other."""
+"""Memory that a policy and a trainer of the starter model need together."""
 TOO_LITTLE_MEMORY: Final = GB // 2
 SKEW_SECONDS: Final = 5.0
 """Clocks further apart than this make leases and signatures (valid for five minutes) unreliable."""
@@ -98,9 +98,9 @@ def examine(layout: Layout, environ: Mapping[str, str]) -> Findings:
 
 
 def examine_url(url: str, key: str) -> Findings:
-    """The checks that can be made of an api elsewhere: that it answers, its clock, what it waits for.
+    """The checks possible for an api elsewhere: that it answers, its clock, the state of its loop.
 
-    key: empty where there is none; what needs one is then not asked.
+    key: empty if there is none; checks that need one are then left out.
     """
     yield from _guard("python", check_python)
     yield from _guard("libraries", check_libraries, ROOT / "constraints.txt")
@@ -108,7 +108,7 @@ def examine_url(url: str, key: str) -> Findings:
 
 
 def _guard(check: str, make: Callable[P, "Finding | Findings"], *args: P.args, **kwargs: P.kwargs) -> Findings:
-    """What a check finds; a check that breaks is a finding too, and keeps no other from being made."""
+    """The finding of a check; a check that fails is a finding too and does not keep the others from running."""
     try:
         made = make(*args, **kwargs)
         yield from [made] if isinstance(made, Finding) else made
@@ -119,7 +119,7 @@ def _guard(check: str, make: Callable[P, "Finding | Findings"], *args: P.args, *
 
 
 def check_api(url: str, key: str) -> Findings:
-    """An api elsewhere: that it answers, its clock, what its loop waits for, which process is silent."""
+    """An api elsewhere: that it answers, its clock, the state of its loop, silent processes."""
     with httpx2.Client(base_url=url, timeout=ASK_SECONDS) as http:
         try:
             health = http.get("/healthz")
@@ -160,10 +160,10 @@ def check_python() -> Finding:
 
 
 def check_libraries(lock: Path) -> Findings:
-    """That what Preceptor requires is installed, and in the versions it is tested with."""
+    """That the required packages are installed, in the versions Preceptor is tested with."""
     try:
         required = importlib.metadata.requires("preceptor") or []
-    except importlib.metadata.PackageNotFoundError:  # it runs from a folder: the image was built with what it needs
+    except importlib.metadata.PackageNotFoundError:  # it runs from a folder: the image was built with its packages
         required = []
     missing = []
     for line in required:
@@ -287,11 +287,11 @@ def _runs(pid: int) -> bool:
         return False
 
 
-# --- what keeps the rows ---
+# --- database ---
 
 
 def check_database(installation: Installation) -> Findings:
-    """Reachable, new enough, migrated, its clock with ours; what the ledger names is on disk and whole."""
+    """Reachable, new enough, migrated, its clock with ours; the weights named by the ledger are on disk and whole."""
     if installation.database_url is None:
         yield warn("database", "not checked: it runs with the stack, which is down", "Start it: `preceptor up`.")
         yield from _check_newest_weights(installation.layout)
@@ -381,7 +381,7 @@ def _check_weights(installation: Installation, store: Store) -> Findings:
 
 
 def _judge_gate(refused: fallbacks.Refusals, serving: PolicyVersionRow | None) -> Finding:
-    """Whether what is trained comes to serve."""
+    """Whether trained versions get to serve."""
     said = fallbacks.describe(refused, serving)
     if said is None:
         return ok("gate", "the newest version that was put through it serves")

@@ -1,4 +1,4 @@
-"""What an examination finds: one check each, with what to do about it."""
+"""Findings of an examination: one per check, with the remedy."""
 
 from collections.abc import Iterator
 from enum import StrEnum
@@ -16,7 +16,7 @@ class Verdict(StrEnum):
 
 
 class Finding(BaseModel):
-    """One check: what was found, and what to do unless it is ok."""
+    """One check: the finding, and the remedy unless it is ok."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

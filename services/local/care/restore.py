@@ -1,8 +1,8 @@
-"""Restoring a backup into an empty data folder and an empty database. Nothing that exists is overwritten.
+"""Restoring a backup into an empty data folder and an empty database. Existing data is never overwritten.
 
-The manifest is checked first, every byte of it: a damaged backup changes nothing. What is restored is complete and
-counted before the schema is brought to this version's; until then the data folder is marked, and nothing starts on it:
-the folder of a restore that failed must be deleted. Training continues from the last applied update of the backup.
+The manifest is checked first, with every file it names: a damaged backup changes nothing. The restored rows are
+counted before the schema is brought to this version's; until then the data folder is marked, and no process starts on
+it: the folder of a failed restore must be deleted. Training continues from the last applied update of the backup.
 """
 
 import gzip
@@ -46,20 +46,20 @@ SETTINGS_KEPT: Final = "settings-of-backup.json"
 
 
 class RestoreRefused(InvalidInput):
-    """The backup is not whole, or the place to restore to is not empty; nothing was changed."""
+    """The backup is not whole, or the target is not empty; nothing was changed."""
 
     title = "Nothing was restored"
 
 
 class RestoreIncomplete(InvalidInput):
-    """What came out is not what the manifest says; what was restored must not be used."""
+    """The restored data differs from the manifest and must not be used."""
 
     title = "The restore did not come out right"
 
 
 @dataclass(frozen=True)
 class Restored:
-    """What was restored. migrated_from: the backup's schema where this version's is newer."""
+    """The result of a restore. migrated_from: the backup's schema where this version's is newer."""
 
     manifest: Manifest
     migrated_from: str | None
@@ -107,7 +107,7 @@ def _list(folder: Path) -> list[Path]:
 
 
 def check(folder: Path) -> Manifest:
-    """The manifest of a backup whose every file is what it says. Errors: RestoreRefused naming what is not."""
+    """The manifest of a backup, with every file verified. Errors: RestoreRefused naming the file that differs."""
     manifest = _read_manifest(folder)
     unnamed = {DUMP, EXPERTS, SETTINGS} - manifest.files.keys()
     if unnamed:
@@ -128,7 +128,7 @@ def check(folder: Path) -> Manifest:
 
 
 class _Head(BaseModel):
-    """What a manifest of any format says."""
+    """A manifest of any format."""
 
     format: int = FORMAT
     preceptor: str = "that made it"
@@ -169,7 +169,7 @@ def _open(source: Path, home: Path, stack: ExitStack) -> Path:
 
 
 def _unpack(archive: tarfile.TarFile, folder: Path) -> None:
-    """Write its files below the folder; a backup has nothing else. (tarfile's own filter came with Python 3.11.4.)"""
+    """Write its files below the folder; a backup has only files. (tarfile's own filter came with Python 3.11.4.)"""
     for member in archive:
         parts = PurePosixPath(member.name).parts
         if member.isdir():

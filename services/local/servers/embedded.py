@@ -1,6 +1,6 @@
-"""What the embedded servers have in common: a folder with its lock, a password, and a port found by trying.
+"""The common part of embedded servers: a folder with its lock, a password, and a port found by trying.
 
-Not covered: what a server is started with, and how one knows that it is ready.
+Not covered: a server's start command and its readiness check.
 """
 
 from abc import ABC, abstractmethod
@@ -12,7 +12,7 @@ from services.local.layout import free_port, keep_password
 from services.local.supervise.lock import FolderLock
 from services.local.supervise.process import GuardedProcess, LocalError, ProcessFailed, Runnable, describe_status, tail
 
-LOCK_WAIT_SECONDS = 10.0  # what a killed predecessor's guards may need
+LOCK_WAIT_SECONDS = 10.0  # time that a killed predecessor's guards may need
 PORT_ATTEMPTS = 5  # each on another free port
 
 
@@ -96,7 +96,7 @@ class EmbeddedServer(Runnable, ABC):
 
     @abstractmethod
     def _prepare(self) -> None:
-        """What is done under the folder's lock before the server is launched."""
+        """Prepare the folder under its lock before the server is launched."""
 
     @abstractmethod
     def _launch(self, port: int, lock_fd: int) -> GuardedProcess:

@@ -49,7 +49,7 @@ def plain_url(url: str) -> str:
 
 
 NO_HARM: Final = 'unrecognized configuration parameter "transaction_timeout"'
-"""What pg_restore 17 and newer is told by older servers, whose sessions have no such limit to be lifted."""
+"""The error pg_restore 17 and newer gets from older servers, whose sessions lack the limit it wants to lift."""
 
 
 def run(program: str, server_major: int, url: str, arguments: Sequence[str | Path]) -> None:
@@ -75,7 +75,7 @@ def run(program: str, server_major: int, url: str, arguments: Sequence[str | Pat
 def find(program: str, server_major: int) -> Path:
     """The program in a version no older than the server: the wheel's, else the one on PATH. Errors: LocalError."""
     candidates = []
-    with suppress(LocalError):  # the wheel is left out where every server is somebody else's
+    with suppress(LocalError):  # the wheel is left out where all servers are external
         candidates.append(wheel_folder() / "pginstall" / "bin" / program)
     if (here := shutil.which(program)) is not None:
         candidates.append(Path(here))

@@ -3,8 +3,8 @@
 The wheel's own launcher is not used: it creates users and opens parent folders. Ours leaves the machine as it is:
 
 - Postgres refuses to run as root. As root we start it as an unprivileged user that exists (`postgres`, else
-  `nobody`). That user must be able to reach the programs and the data, and no folder is opened up for it: what lies
-  below a closed folder (such as /root) is placed in /var/lib/preceptor, which only root can write. The programs are
+  `nobody`). That user must be able to reach the programs and the data, and no folder is opened up for it: files
+  below a closed folder (such as /root) are placed in /var/lib/preceptor, which only root can write. The programs are
   copied there; of the data, `pgdata` in the data folder becomes a link to its place there.
 - It listens on loopback only, with a generated password (scram), so other users of the machine are kept out.
 - It ends with its supervisor (see guard.py) and is safe to kill at any time: rows that were committed are there
@@ -198,9 +198,9 @@ def remove_stale_pid_file(data: Path) -> None:
 
 
 def unprivileged_user(data: Path) -> pwd.struct_passwd | None:
-    """Whom the server runs as when we are root: the data's owner, once there is data; None to stay who we are.
+    """The user the server runs as when we are root: the data's owner, once there is data; None to keep our own.
 
-    Raises LocalError if there is nobody.
+    Raises LocalError if there is none.
     """
     if os.geteuid() != 0:
         require_name(os.geteuid())
@@ -281,7 +281,7 @@ def reachable_programs(user: pwd.struct_passwd | None) -> Path:
 
 
 def make_root_place() -> Path:
-    """Root's folder for what the server's user must reach, made if missing. Errors: LocalError."""
+    """Root's folder for files that the server's user must reach, made if missing. Errors: LocalError."""
     make_folder(ROOT_PLACE, 0o711)
     require_private_to_root(ROOT_PLACE)
     return ROOT_PLACE
@@ -299,7 +299,7 @@ def require_private_to_root(path: Path) -> None:
 
 
 def open_to_all(folder: Path) -> None:
-    """Let everyone read and execute below `folder`, and nobody but its owner write."""
+    """Let everyone read and execute below `folder`, and only its owner write."""
     for parent, _, files in os.walk(folder):
         Path(parent).chmod(0o755)
         for name in files:

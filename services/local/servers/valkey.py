@@ -22,7 +22,7 @@ READY_SECONDS = 30.0
 
 
 class EmbeddedValkey(EmbeddedServer):
-    """One Valkey server; `durable=False` writes nothing to disk, else at most the last second of messages is lost."""
+    """One Valkey server. `durable=False` never writes to disk; otherwise at most a second of messages is lost."""
 
     name = "valkey"
     title = "Valkey"
@@ -40,7 +40,7 @@ class EmbeddedValkey(EmbeddedServer):
         make_folder(self._folder, 0o700)
 
     def _prepare(self) -> None:
-        """Nothing: it reads its file by itself."""
+        """A no-op: it reads its file by itself."""
 
     def _launch(self, port: int, lock_fd: int) -> GuardedProcess:
         return GuardedProcess(

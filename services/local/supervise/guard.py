@@ -1,6 +1,6 @@
-"""The guard: a small process that stands between the supervisor and one child, so that nothing outlives it.
+"""The guard: a small process between the supervisor and one child, so that no process outlives the supervisor.
 
-Job: start one command in a session of its own, write its output to a rotating log file, and see to it that the
+Job: start one command in a session of its own, write its output to a rotating log file, and make sure that the
 command *and everything it started* is gone when the guard is told to stop, when the command ends, or when the
 supervisor disappears, `kill -9` included. The supervisor holds the write end of the guard's stdin; the kernel
 closes it however the supervisor dies, and that end-of-file is the order to stop. (PR_SET_PDEATHSIG alone would
@@ -12,7 +12,7 @@ are killed too. Elsewhere only the command's process group is.
 Not covered: `kill -9` of supervisor *and* guard at the same instant leaves the command's own children to notice
 for themselves; the command itself still dies by PR_SET_PDEATHSIG.
 
-Run as a script by `python -I -S`, so it uses the standard library only and imports nothing of ours. It reports on
+Run as a script by `python -I -S`, so it uses the standard library only and none of our modules. It reports on
 stdout, one line: `started PID`, or `failed REASON`. It ends as the command ended: same exit code, or same signal.
 """
 
@@ -110,7 +110,7 @@ def send(pid: int, number: int, *, group: bool = False) -> None:
 
 
 class Order(NamedTuple):
-    """What to start and how to end it, as the supervisor sends it: one JSON line."""
+    """The command and how to end it, as the supervisor sends it: one JSON line."""
 
     argv: list[str]
     env: dict[str, str]
@@ -271,7 +271,7 @@ def main() -> None:
     while not line.endswith(b"\n"):
         piece = os.read(0, CHUNK_BYTES)
         if not piece:
-            return  # the supervisor died before it said what to start
+            return  # the supervisor died before it sent the command
         line += piece
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     try:

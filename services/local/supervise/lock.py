@@ -1,7 +1,7 @@
 """One owner per folder: an advisory lock that the owner's children hold with it.
 
-The lock belongs to the open file, and the children inherit that file: it is free only when the owner *and* all it
-started are gone. So a free lock proves that nothing of a killed predecessor still runs on the folder.
+The lock belongs to the open file, and the children inherit that file: it is free only when the owner *and* all its
+children are gone. So a free lock proves that no process of a killed predecessor still runs on the folder.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class FolderOfAnother(LocalError):
 
 
 class FolderLock:
-    """An exclusive lock, taken by the constructor; `fd` is what children inherit."""
+    """An exclusive lock, taken by the constructor; children inherit `fd`."""
 
     def __init__(self, path: Path, wait_seconds: float) -> None:
         """Take the lock, waiting for the rest of a dying predecessor.
@@ -61,7 +61,7 @@ class FolderLock:
 
 
 def try_lock(fd: int, kind: int = fcntl.LOCK_EX) -> bool:
-    """Take the lock if nobody holds one that excludes it."""
+    """Take the lock unless another holder excludes it."""
     try:
         fcntl.flock(fd, kind | fcntl.LOCK_NB)
     except BlockingIOError:

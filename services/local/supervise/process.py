@@ -36,7 +36,7 @@ class ProcessFailed(LocalError):
 
 
 def tail(path: Path, num_lines: int = 15) -> str:
-    """The last lines of a log, indented for a message; a note when there is nothing to show."""
+    """The last lines of a log, indented for a message; a note when the log is empty."""
     try:
         with path.open("rb") as log:
             log.seek(max(0, path.stat().st_size - 16_384))
@@ -79,7 +79,7 @@ class GuardedProcess:
             stop=list(stop), orphan_seconds=ORPHAN_SECONDS, log=str(log), log_max_bytes=LOG_MAX_BYTES,
             log_backups=LOG_BACKUPS,
         )  # fmt: skip
-        # -I -S: nothing of the project or the environment can change what the guard is
+        # -I -S: neither the project nor the environment can change the guard
         self._guard = subprocess.Popen(
             [sys.executable, "-I", "-S", guard.__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL, start_new_session=True, pass_fds=keep_fds, cwd="/",
@@ -138,7 +138,7 @@ class GuardedProcess:
         return status
 
     def _clean_up(self) -> None:
-        """Close our end; if the guard itself was killed, end what it could no longer end."""
+        """Close our end; if the guard itself was killed, end its processes."""
         assert self._guard.stdin is not None
         if self._guard.stdin.closed:
             return
@@ -147,7 +147,7 @@ class GuardedProcess:
 
 
 class Runnable:
-    """What has one guarded process, or none yet: how it is watched and ended."""
+    """Has one guarded process, or none yet: how it is watched and ended."""
 
     def __init__(self) -> None:
         self._process: GuardedProcess | None = None
@@ -167,7 +167,7 @@ class Runnable:
             self._process.ask_to_stop()
 
     def stop(self) -> None:
-        """Stop it, cleanly if it lets us; does nothing when it does not run."""
+        """Stop it, cleanly if possible; a no-op when it does not run."""
         if self._process is not None:
             self._process.stop()
 

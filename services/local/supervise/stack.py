@@ -41,7 +41,7 @@ class Stack:
 
 
 class OwnerKeyMissing(PreceptorError):
-    """The database has an owner, whose key is not known here: as after a restore without secrets."""
+    """The database has an owner whose key is not known here, as after a restore without secrets."""
 
     status_code = 401
     title = "No key of the owner"
@@ -78,7 +78,7 @@ def running(
 
 
 def environment(layout: Layout, database_url: str, redis_url: str) -> dict[str, str]:
-    """What every process of the stack is told, a free port for each service among it."""
+    """The environment of every process of the stack, including a free port for each service."""
     secrets = layout.secrets()
     internal_key = secrets.internal_key.get_secret_value()
     ports: set[int] = set()
@@ -103,7 +103,7 @@ def environment(layout: Layout, database_url: str, redis_url: str) -> dict[str, 
 
 
 def engines(settings: Settings, layout: Layout, model: Path, policy_threads: int) -> list[ProcessSpec]:
-    """What runs models and code: policy and sandbox."""
+    """The processes that run models and code: policy and sandbox."""
     policy = ["--model", str(model), "--artifacts", str(layout.artifacts), "--threads", str(policy_threads)]
     return [
         _service("policy", ["-m", "services.policy.server.app", *policy], settings.policy_url, POLICY_READY_SECONDS),
@@ -112,7 +112,7 @@ def engines(settings: Settings, layout: Layout, model: Path, policy_threads: int
 
 
 def faces(settings: Settings) -> list[ProcessSpec]:
-    """What answers from the store and the engines: experts and api."""
+    """The processes that answer from the store and the engines: experts and api."""
     return [
         _service("experts", ["-m", "services.experts"], settings.experts_url),
         _service("api", ["-m", "services.web"], settings.api_url),

@@ -5,13 +5,13 @@
         supervisor.start(api, worker)        # ProcessSpecs; their environment may use postgres.url
         supervisor.wait()
 
-What is started together must become ready together, and is stopped together; groups are stopped in reverse order.
+Processes started together must become ready together and are stopped together; groups are stopped in reverse order.
 The block ends by an exception wherever the main thread is: `Interrupted` on Ctrl-C, SIGTERM or a closed terminal,
 `ProcessFailed` when a process crashed that may not be restarted (again). Leaving the block stops everything; a second
 Ctrl-C kills it. After `kill -9` of the supervisor the guards end everything by themselves (see guard.py).
 
-While the data folder's disk is full whatever ends is started again, without end and without spending restarts, until
-there is room.
+While the data folder's disk is full, processes that end are started again, without limit and without spending
+restarts, until there is room.
 
 It refuses to run twice on one data folder, and to restart anything that has no restarts left: a crash that repeats
 is a fault to be read in a log, not to be hidden.
@@ -59,15 +59,15 @@ STABLE_SECONDS = 60.0  # a process that ran this long has its restarts back
 BACKOFF_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0)
 FULL_EVERY_SECONDS = 1.0  # between two looks at the disks
 FULL_PAUSE_SECONDS = 5.0  # between two starts of one process while a disk is full
-FULL_KEPT_SECONDS = 60.0  # what ends so soon after a disk was full ended of it
-LOCK_WAIT_SECONDS = 10.0  # what the guards of a killed predecessor may need
+FULL_KEPT_SECONDS = 60.0  # a process that ends this soon after a full disk ended because of it
+LOCK_WAIT_SECONDS = 10.0  # time that the guards of a killed predecessor may need
 CRASH_NOTICE_SECONDS = 0.5  # how long a crash may take to be noticed once its effects are
 CRASHED = signal.SIGUSR1  # wakes the main thread when the watching thread saw a crash
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(KeyboardInterrupt):
-    """Somebody asked the supervisor to stop: Ctrl-C, SIGTERM or a closed terminal."""
+    """The supervisor was asked to stop: Ctrl-C, SIGTERM or a closed terminal."""
 
 
 class Stage(StrEnum):
@@ -75,13 +75,13 @@ class Stage(StrEnum):
 
     STARTING = "starting"
     READY = "ready"
-    SICK = "not ready"  # it runs, and its health check has failed for long; nobody restarts it
+    SICK = "not ready"  # it runs, and its health check has failed for long; it is not restarted
     RESTARTING = "restarting"
     STOPPED = "stopped"
 
 
 class Component(Protocol):
-    """Whatever the supervisor can run: EmbeddedPostgres, EmbeddedValkey, or a process made from a ProcessSpec."""
+    """A component the supervisor can run: EmbeddedPostgres, EmbeddedValkey, or a process made from a ProcessSpec."""
 
     @property
     def name(self) -> str: ...
@@ -99,7 +99,7 @@ class Component(Protocol):
 
 @dataclass(frozen=True)
 class ProcessSpec:
-    """One process: what to execute and what to expect of it. Times in seconds."""
+    """One process: its command and how it is expected to behave. Times in seconds."""
 
     name: str  # also its log file: logs/NAME.log
     argv: Sequence[str]
@@ -126,7 +126,7 @@ class RunningProcess(BaseModel):
 
 
 class RunState(BaseModel):
-    """What runs on a data folder: the content of run.json."""
+    """The processes on a data folder: the content of run.json."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -137,7 +137,7 @@ class RunState(BaseModel):
 
 
 class StopOutcome(StrEnum):
-    """What `stop_running` found and did."""
+    """The result of `stop_running`."""
 
     NOT_RUNNING = "not running"
     STOPPED = "stopped"
@@ -191,7 +191,7 @@ class Supervisor:
     """Runs processes on one data folder; a context manager, entered at most once."""
 
     def __init__(self, layout: Layout, report: Callable[[str], None] = lambda line: None) -> None:
-        """`report` gets a line for whatever starts, restarts and stops; it may be called from another thread."""
+        """`report` gets a line for each start, restart and stop; it may be called from another thread."""
         self._layout = layout
         self._report = report
         self._groups: list[list[Entry]] = []
@@ -270,7 +270,7 @@ class Supervisor:
                 self._changed.wait(TICK_SECONDS)
 
     def state(self) -> RunState:
-        """What runs now."""
+        """The processes that run now."""
         with self._changed:
             return RunState(
                 supervisor_pid=os.getpid(),
@@ -306,12 +306,12 @@ class Supervisor:
         )
 
     def _say(self, line: str) -> None:
-        """Report; whoever listened may be gone (a closed terminal), which must not keep us from stopping."""
+        """Report. A reader that is gone (a closed terminal) must not keep us from stopping."""
         with contextlib.suppress(OSError):
             self._report(line)
 
     def _launch(self, entry: Entry) -> None:
-        """Start one component; what it raises is the caller's."""
+        """Start one component; its errors go to the caller."""
         with self._changed:
             entry.stage, entry.since, entry.launched = Stage.STARTING, time.monotonic(), False
         entry.component.start()
@@ -497,7 +497,7 @@ def accepts_tcp(host: str, port: int) -> Callable[[], bool]:
 
 
 def read_running(layout: Layout) -> RunState | None:
-    """What runs on the data folder; None when nothing does, whatever a killed supervisor left written."""
+    """The processes on the data folder; None when there are none, even if a killed supervisor left its file."""
     if not is_locked(layout.lock_file):
         return None
     try:
@@ -518,7 +518,7 @@ def is_same_process(pid: int, created: float) -> bool:
 
 
 def stop_running(layout: Layout, seconds: float = 90.0) -> StopOutcome:
-    """Stop what runs on the data folder and return when all of it is gone.
+    """Stop the processes on the data folder and return when all of them are gone.
 
     After `seconds` the supervisor is killed, and its guards end the rest. Errors: LocalError when it belongs to
     another user, or does not end.
@@ -551,7 +551,7 @@ def order(pid: int, number: signal.Signals) -> None:
 
 
 def await_unlocked(layout: Layout, seconds: float) -> bool:
-    """True as soon as nobody holds the data folder; False if somebody still does after so many seconds."""
+    """True as soon as the data folder is free; False if it is still held after so many seconds."""
     deadline = time.monotonic() + seconds
     while is_locked(layout.lock_file):
         if time.monotonic() > deadline:
