@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 TIER ?= tiny
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile  # one file at a time on each processor, with servers of its own
 
-.PHONY: help install vllm demo up down status test test-long unit check fmt lint types imports migrations chaos bench-loss bench-update bench-learn bench-sandbox bench-api clean
+.PHONY: help install vllm demo up down status test test-long unit check fmt lint types imports migrations chaos docs bench-loss bench-update bench-learn bench-sandbox bench-api clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
@@ -74,6 +74,9 @@ imports: install
 migrations: install
 	@$(BIN)/python -c "from alembic.script import ScriptDirectory as S; from services.store.core.migrate import config; \
 	heads = S.from_config(config()).get_heads(); assert len(heads) == 1, f'more than one head: {heads}'; print('one head:', heads[0])"
+
+docs: install  ## write docs/settings.md's tables from the settings classes
+	@$(BIN)/python -m tests.documents.settings_page
 
 chaos: install  ## 300 tasks while everything is killed, frozen, filled and flooded at random; then invariants in SQL
 	@$(BIN)/python -m tests.chaos --tasks 300 $(ARGS)

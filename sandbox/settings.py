@@ -33,6 +33,7 @@ class SandboxSettings(BaseModel):
     minimum_level: Level = Level.FULL_NOCGROUP
     """The weakest isolation to accept. `weak` must be asked for by name."""
     backend: BackendName = BackendName.NAMESPACES
+    """Isolation by this process's own namespaces, or by a Docker engine where those are forbidden."""
     docker_image: str = "python:3.11-slim"
     """For the backend `docker`: what is in its containers. It needs python3; what else it has, runs can use."""
     data_dir: Path = Path(tempfile.gettempdir())

@@ -2,7 +2,7 @@
 
 Whole families are dealt to the splits by a hash of their name, so nobody picked what is held out. Every reference is
 executed before it is used: a function's expected values and a call's expected result are what our own reference
-gives. References stay on training tasks only. The format is documented in docs/tasks.md.
+gives. References stay on training tasks only. The format is documented in docs/bring-data.md.
 
 It refuses to run anything but the sources written in this folder: model-written code belongs in the sandbox.
 """
@@ -37,7 +37,7 @@ class Message(BaseModel):
 
 
 class StarterTask(BaseModel):
-    """One line of a task file; `metadata` keys are those of docs/tasks.md."""
+    """One line of a task file; `metadata` keys are those of docs/bring-data.md."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     key: str

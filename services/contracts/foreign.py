@@ -30,7 +30,7 @@ LogProb = Annotated[Float, Field(ge=-1e4, le=ROUNDING), AfterValidator(lambda va
 
 _SCORE: Final = (
     "is not a field of a rollout: a score is an expert's answer. Register a verifier for the task's domain "
-    "(docs/experts.md), which is asked about every rollout"
+    "(docs/bring-an-expert.md), which is asked about every rollout"
 )
 _PROMPT: Final = "is not a field of a rollout: its prompt is that of its task, named by task_id"
 _IDS: Final = "is not a field of a rollout; the sampled ids go into token_ids"

@@ -1,8 +1,8 @@
 """Settings of the services, read once at a process's entrypoint and passed down. Environment: PRECEPTOR_*.
 
-`DATABASE_URL` and `REDIS_URL` are read without the prefix too, as every platform sets them. What the environment does
-not name is looked for in files: `PRECEPTOR_SECRETS_DIR` is a folder whose files, or whose folders' files, are called
-like the variables in lower case (`preceptor_internal_key`).
+The text below a field is its row in docs/settings.md (`make docs`). `DATABASE_URL` and `REDIS_URL` are read without the
+prefix too, since every platform sets them. Values may also lie in files: `PRECEPTOR_SECRETS_DIR` is a folder whose
+files, or whose folders' files, are called like the variables in lower case (`preceptor_internal_key`).
 """
 
 from pathlib import Path
@@ -14,95 +14,112 @@ from services.runtime.secret_files import secret_folders
 
 
 class Settings(BaseSettings):
-    """Where things are and how far they may go. Times in seconds."""
+    """Addresses, keys and limits. Times in seconds."""
 
     model_config = SettingsConfigDict(env_prefix="PRECEPTOR_", frozen=True, extra="ignore", populate_by_name=True)
 
     home: Path = Path("~/.local/share/preceptor").expanduser()
+    """The data folder; deleting it deletes everything that Preceptor keeps on this machine."""
     database_url: str = Field(
         default="postgresql://postgres@127.0.0.1:5432/preceptor",
         validation_alias=AliasChoices("PRECEPTOR_DATABASE_URL", "DATABASE_URL"),
     )
+    """Postgres 15 or newer. `preceptor up` starts an embedded one unless this is set."""
     redis_url: str = Field(
         default="redis://127.0.0.1:6379/0", validation_alias=AliasChoices("PRECEPTOR_REDIS_URL", "REDIS_URL")
     )
+    """Redis or Valkey. `preceptor up` starts an embedded one unless this is set."""
     lineage: str = "main"
+    """The model in training; tasks, rollouts and versions belong to one lineage."""
 
     api_url: str = "http://127.0.0.1:8700"
+    """Where the other processes and commands find the API. `preceptor up` chooses free ports for all four."""
     policy_url: str = "http://127.0.0.1:8710"
+    """Where they find the policy server."""
     sandbox_url: str = "http://127.0.0.1:8720"
+    """Where they find the sandbox."""
     experts_url: str = "http://127.0.0.1:8730"
+    """Where they find the built-in experts."""
 
     internal_key: str = ""
-    """Bearer key of the policy server; empty means none is asked for."""
+    """Bearer key of the policy server; empty: it asks for none, and listens on loopback only."""
     sandbox_key: str = ""
-    """Bearer key of the sandbox: what its own SANDBOX_API_KEY is."""
+    """Bearer key of the sandbox, the same as its own SANDBOX_API_KEY."""
     vllm_url: str = ""
-    """A vLLM server that draws and scores for the policy process; empty: it computes itself."""
+    """A vLLM server that draws and scores for the policy server; empty: the policy server computes itself."""
     vllm_key: str = ""
-    """The key that the vLLM server was started with (`--api-key`); empty means it asks for none."""
+    """The key that the vLLM server was started with (`--api-key`); empty: none."""
     expert_secret: str = ""
-    """Signs consultations to our own experts and their answers (Standard Webhooks), `whsec_` form."""
+    """Signs consultations of the built-in experts and their answers (Standard Webhooks, `whsec_…`)."""
     api_open: bool = False
-    """No API key asked for; refused unless the api listens on loopback only."""
+    """Ask for no API key or login; refused unless the API listens on loopback only."""
 
     metrics_listen: str = Field(default="", pattern=r"^(\S+:\d{1,5})?$")
-    """HOST:PORT where a worker or trainer serves its /metrics; empty: nowhere. Other processes have a port anyway."""
+    """HOST:PORT where a worker or trainer serves /metrics; empty: nowhere. Other processes use their own port."""
     metrics_key: str = ""
-    """Bearer key for /metrics from other machines; empty: from this machine only."""
+    """Bearer key for /metrics from other machines; empty: this machine only."""
 
     otlp_endpoint: str = Field(
         default="", validation_alias=AliasChoices("PRECEPTOR_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
     )
-    """Base URL of an OpenTelemetry collector (OTLP over HTTP, usually port 4318) that gets traces; empty: none."""
+    """Base URL of an OpenTelemetry collector for traces (OTLP over HTTP, usually port 4318); empty: no traces."""
 
     teacher_temperature: float = Field(default=0.5, gt=0)
-    """Sharpness of every teacher made of the policy itself: the trainer's own and the expert `teacher`."""
+    """Sampling temperature of every teacher made of the policy, the trainer's own and the expert `teacher`; below 1 it is
+    sharper than the policy."""
 
     allowed_expert_networks: list[str] = ["127.0.0.0/8", "::1/128"]
-    """Where an expert's endpoint may be, besides public addresses: networks, or names of hosts, which allow whatever
-    address the name has when the expert is asked."""
+    """Where an expert's endpoint may be, besides public addresses: networks, or names of hosts, which allow the address
+    that the name has when the expert is consulted."""
 
     group_size: int = Field(default=8, ge=1, le=256)
+    """Rollouts drawn of one prompt; they are each other's baseline."""
     max_new_tokens: int = Field(default=64, ge=1)
+    """The longest answer, in tokens; longer ones are cut off. Raise it for anything but the starter tasks."""
     sampling_temperature: float = Field(default=1.0, gt=0)
+    """Temperature of all draws: train rollouts, evaluations, gap probes."""
     stop: list[str] = ["\n```"]
+    """Strings that end an answer; the default ends it after the first fenced block."""
     max_backlog_lessons: int = Field(default=48, ge=1)
-    """The sampler pauses while this many train rollouts are drawn or asked for and not yet trained on."""
+    """Drawing pauses while this many train rollouts are planned or drawn and not yet trained on."""
     max_groups_per_task: int = Field(default=8, ge=1)
-    """How often one train task may be drawn; then the loop waits for new tasks."""
+    """Groups drawn of one train task; when all tasks have had theirs the loop waits for new ones."""
     max_groups_in_flight: int = Field(default=10, ge=1)
-    """Draws asked of the policy at once; enough to keep its batch full."""
+    """Groups that the policy server draws at once; enough to keep its batch full."""
     seed: int = 0
-    """Chooses the order of tasks and every draw's sampling seed."""
+    """Decides the order of tasks and every draw's sampling seed."""
     max_staleness: int = Field(default=8, ge=0)
-    """Rollouts sampled this many policy versions ago are still trained on; older ones are set aside."""
+    """Versions that may have begun to serve since a rollout was drawn; older rollouts are set aside."""
 
     group_lease_seconds: float = 300
+    """How long a worker holds a group that it draws; then another worker may draw it."""
     consultation_lease_seconds: float = 60
+    """How long a worker holds a consultation; the expert has 0.8 of it to answer one attempt."""
     lesson_lease_seconds: float = 120
+    """How long the trainer holds lessons without renewing its lease."""
     max_attempts: int = Field(default=5, ge=1)
-    """How often a consultation or a draw may fail before it is dead."""
+    """Failures after which a consultation or a draw is dead."""
     resend_seconds: float = 30
-    """A row whose message was sent this long ago and is still unclaimed is sent again."""
+    """After this long an unclaimed row's message is sent again."""
     quarantine_after_failures: int = Field(default=20, ge=1)
+    """Failures in a row after which an expert is quarantined."""
 
     min_free_gb: float = Field(default=2.0, ge=0)
-    """Gigabytes (10^9 bytes) that stay free under the data folder and the database's files: with less, no rollout is
-    drawn or taken in until there is room again. 0: no such bound; a disk that is full stops the trainer too."""
+    """Gigabytes (10^9 bytes) that stay free on the disks of data folder and embedded database; with less, no rollout is
+    drawn or stored. 0: no such bound, though a full disk still stops the trainer."""
     max_home_gb: float = Field(default=0.0, ge=0)
-    """The same when the data folder is larger than this; 0: no such bound."""
+    """The same when the data folder is larger than this; 0: no bound."""
     max_database_gb: float = Field(default=0.0, ge=0)
-    """The same when the database is larger than this, for a database whose disk cannot be seen; 0: no such bound."""
+    """The same when the database is larger than this, for a server whose disk cannot be seen; 0: no bound."""
 
     keep_unused_rollouts_days: float = Field(default=30.0, ge=0)
-    """Groups of rollouts that no update and no evaluation refers to are deleted after this; 0: never."""
+    """Days until groups of rollouts that no update, evaluation or decided correction refers to are deleted; 0: never."""
     keep_attempts_days: float = Field(default=30.0, ge=0)
-    """The single tries behind settled consultations are deleted after this; 0: never."""
+    """Days until single attempts behind settled consultations are deleted; 0: never."""
     keep_adapters_days: float = Field(default=90.0, ge=0)
-    """Weights of superseded and rejected policy versions are deleted after this; their rows stay. 0: never."""
+    """Days until weights of superseded, rejected and withdrawn versions are deleted; their rows stay. 0: never."""
     keep_idempotency_days: float = Field(default=7.0, ge=1)
-    """The answers behind idempotency keys are deleted after this."""
+    """Days until stored answers behind idempotency keys are deleted."""
 
     @classmethod
     def settings_customise_sources(

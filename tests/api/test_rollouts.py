@@ -211,7 +211,7 @@ def test_an_import_and_the_status_say_which_tasks_nobody_can_judge(api: Api, sto
     with store.transaction() as session:
         world.expert(session, "runner", metadata_keys=("tests",), granted=("tests",), status="probation")
     row = task_body("HumanEval/0", domain="code/python", metadata={"entry_point": "f", "test": "check(f)"})
-    hint = "Their rollouts get no score until a verifier does (docs/experts.md)."
+    hint = "Their rollouts get no score until a verifier does (docs/bring-an-expert.md)."
     uncovered = f"tasks of the domain code/python cannot be judged: no active verifier covers it. {hint}"
     assert made(api.post("/v1/tasks/import", {"tasks": [row]}))["notes"] == [uncovered]
     missing = f"no active verifier covers the domain code/python. {hint}"

@@ -1,4 +1,4 @@
-"""The starter's tasks keep the promises of docs/tasks.md."""
+"""The starter's tasks keep the promises of docs/bring-data.md."""
 
 import ast
 import json

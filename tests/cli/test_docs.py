@@ -18,9 +18,8 @@ from services.experts.__main__ import build_app
 from services.policy.engines.base import Engine
 from services.policy.server.app import create_app as create_policy
 from services.runtime.settings import Settings
+from tests.documents.pages import PAGES
 
-ROOT: Final = Path(__file__).parents[2]
-PAGES: Final = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 GROUP: Final = cast(TyperGroup, typer.main.get_command(program.app))
 COMMAND: Final = re.compile(r"(?:^|[\s(])(?:\.venv/bin/)?preceptor (.*)")
 ROUTE: Final = re.compile(

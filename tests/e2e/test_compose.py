@@ -38,7 +38,7 @@ services:
   policy: {{volumes: ["{model}:/own:ro"]}}
   trainer: {{volumes: ["{model}:/own:ro"]}}
 """
-"""A model of one's own, as docs/compose.md says: here a tiny random one, which learns nothing in seconds."""
+"""A model of one's own, as docs/containers.md says: here a tiny random one, which learns nothing in seconds."""
 
 _objects = TypeAdapter(list[JsonObject])
 

@@ -27,10 +27,14 @@ from services.contracts.rollouts import Rollout, RolloutCreate, RolloutDetail, R
 from services.contracts.tasks import Task
 from services.contracts.updates import UpdateDetail
 
-tasks = typer.Typer(no_args_is_help=True, help="Prompts to train and measure on. docs/tasks.md has the file format.")
+tasks = typer.Typer(
+    no_args_is_help=True, help="Prompts to train and measure on. docs/bring-data.md has the file format."
+)
 rollouts = typer.Typer(no_args_is_help=True, help="Sampled answers; also those sampled elsewhere.")
 questions = typer.Typer(no_args_is_help=True, help="Questions to experts: what was asked, and what failed.")
-experts = typer.Typer(no_args_is_help=True, help="Services that judge, correct or teach. docs/experts.md: write one.")
+experts = typer.Typer(
+    no_args_is_help=True, help="Services that judge, correct or teach. docs/bring-an-expert.md: write one."
+)
 answers = typer.Typer(no_args_is_help=True, help="What experts said about rollouts, and withdrawing it.")
 lessons = typer.Typer(no_args_is_help=True, help="Rollouts with the answers that may train them.")
 policies = typer.Typer(no_args_is_help=True, help="Published policy versions.")

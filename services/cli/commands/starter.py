@@ -20,7 +20,7 @@ class TaskFileInvalid(InvalidInput):
     """A line of the file is not a task; nothing of the file was imported."""
 
     title = "The task file has bad lines"
-    hint = "docs/tasks.md describes the format. Nothing was imported."
+    hint = "docs/bring-data.md describes the format. Nothing was imported."
 
 
 def read_tasks(path: Path) -> list[TaskCreate]:

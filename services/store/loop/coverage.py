@@ -10,7 +10,7 @@ from services.contracts.experts import Descriptor
 from services.store.loop import trust
 from services.store.tables.loop import ExpertRow
 
-HINT = "Their rollouts get no score until a verifier does (docs/experts.md)."
+HINT = "Their rollouts get no score until a verifier does (docs/bring-an-expert.md)."
 
 
 def explain_tasks(session: Session, lineage_id: UUID, tasks: Iterable[tuple[str, frozenset[str]]]) -> list[str]:

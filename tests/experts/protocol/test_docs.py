@@ -11,7 +11,7 @@ from services.experts.protocol.client import ExpertClient
 from services.experts.protocol.conformance import check
 from tests.serving import serve
 
-DOCS = Path(__file__).resolve().parents[3] / "docs" / "experts.md"
+DOCS = Path(__file__).resolve().parents[3] / "docs" / "bring-an-expert.md"
 
 
 def test_the_expert_in_the_documentation_conforms_in_every_case() -> None:
