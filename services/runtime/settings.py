@@ -65,8 +65,8 @@ class Settings(BaseSettings):
     """Base URL of an OpenTelemetry collector for traces (OTLP over HTTP, usually port 4318); empty: no traces."""
 
     teacher_temperature: float = Field(default=0.5, gt=0)
-    """Sampling temperature of every teacher made of the policy, the trainer's own and the expert `teacher`; below 1 it is
-    sharper than the policy."""
+    """Sampling temperature of every teacher made of the policy: the trainer's own and the expert `teacher`. Below 1 it
+    is sharper than the policy."""
 
     allowed_expert_networks: list[str] = ["127.0.0.0/8", "::1/128"]
     """Where an expert's endpoint may be, besides public addresses: networks, or names of hosts, which allow the address
@@ -113,7 +113,7 @@ class Settings(BaseSettings):
     """The same when the database is larger than this, for a server whose disk cannot be seen; 0: no bound."""
 
     keep_unused_rollouts_days: float = Field(default=30.0, ge=0)
-    """Days until groups of rollouts that no update, evaluation or decided correction refers to are deleted; 0: never."""
+    """Days until rollouts that no update, evaluation or decided correction refers to are deleted, by group; 0: never."""
     keep_attempts_days: float = Field(default=30.0, ge=0)
     """Days until single attempts behind settled consultations are deleted; 0: never."""
     keep_adapters_days: float = Field(default=90.0, ge=0)
