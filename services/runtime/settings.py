@@ -113,7 +113,7 @@ class Settings(BaseSettings):
     """The same when the database is larger than this, for a server whose disk cannot be seen; 0: no bound."""
 
     keep_unused_rollouts_days: float = Field(default=30.0, ge=0)
-    """Days until rollouts that no update, evaluation or decided correction refers to are deleted, by group; 0: never."""
+    """Days until groups that no update, evaluation or decided correction refers to are deleted; 0: never."""
     keep_attempts_days: float = Field(default=30.0, ge=0)
     """Days until single attempts behind settled consultations are deleted; 0: never."""
     keep_adapters_days: float = Field(default=90.0, ge=0)
