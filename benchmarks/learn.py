@@ -31,7 +31,7 @@ from rich.console import Console
 
 from benchmarks.arguments import find_model, positive, require_folder, usable_device
 from benchmarks.shootout.published import DataUnusable
-from benchmarks.shootout.report import Entry, Section, find_commit, name_machine, write_report
+from benchmarks.shootout.report import ArmResults, Section, find_commit, name_machine, write_report
 from benchmarks.shootout.results import Results, Run
 from benchmarks.shootout.runs import (
     Arm,
@@ -281,7 +281,7 @@ class Shootout:
         sections = []
         for world in policies:
             entries = [
-                Entry(arm, results.runs(plans), results.tune(tuning.get((world, arm), [])))
+                ArmResults(arm, results.runs(plans), results.tune(tuning.get((world, arm), [])))
                 for (where, arm), plans in finals.items()
                 if where == world
             ]

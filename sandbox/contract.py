@@ -397,7 +397,7 @@ class JudgeResult(Frozen):
     compilation: Compilation | None = None
 
 
-class Health(Frozen):
+class SandboxHealth(Frozen):
     status: Literal["ok", "recovering"]
     """`recovering`: the process that starts the sandbox's slots has ended, and the next run brings it back. If it stays
     so, runs are `sandbox_error` and say why."""

@@ -48,7 +48,7 @@ alone (20 in tier tiny, 100 in the others); all other teachers are frozen."""
 
 
 @dataclass(frozen=True)
-class Entry:
+class ArmResults:
     """An arm in one world: its held-out runs, and its grid on the validation tasks."""
 
     arm: Arm
@@ -67,7 +67,7 @@ class Section:
     gap: Gap
     budget: Budget
     tuning_seeds: int
-    entries: list[Entry]
+    entries: list[ArmResults]
 
 
 def write_report(sections: Sequence[Section], folder: Path, name: str, command: str) -> list[Path]:
@@ -155,14 +155,14 @@ def _tuning_seeds(section: Section) -> str:
     return f"{section.tuning_seeds} tuning seed{'s' if section.tuning_seeds > 1 else ''}"
 
 
-def _at_rate(entry: Entry, setting: Setting | None) -> str:
+def _at_rate(entry: ArmResults, setting: Setting | None) -> str:
     if setting is None:
         return ""
     temperature = f" (τ {setting.teacher_temperature:g})" if entry.arm.has_teacher else ""
     return f"{entry.tuning.pass_1[setting]:.3f}, {entry.tuning.pass_8[setting]:.3f}{temperature}"
 
 
-def _rows(entries: Sequence[Entry]) -> Iterator[dict[str, str]]:
+def _rows(entries: Sequence[ArmResults]) -> Iterator[dict[str, str]]:
     first = entries[0]
     soon = min(fmean(run.curve[-1].seconds for run in entry.runs) for entry in entries)
     for entry in entries:
@@ -185,17 +185,17 @@ def _rows(entries: Sequence[Entry]) -> Iterator[dict[str, str]]:
         }
 
 
-def _name(entry: Entry, setting: Setting) -> str:
+def _name(entry: ArmResults, setting: Setting) -> str:
     return str(setting) if entry.arm.has_teacher else f"lr {setting.learning_rate:g}"
 
 
-def _at_an_end(entry: Entry) -> bool:
+def _at_an_end(entry: ArmResults) -> bool:
     """Whether a learning rate outside of the grid might have been better."""
     rates = sorted({setting.learning_rate for setting in entry.tuning.pass_1})
     return bool(rates) and entry.runs[0].plan.setting.learning_rate in (rates[0], rates[-1])
 
 
-def _difference(entry: Entry, first: Entry, value: Callable[[Run], float]) -> str:
+def _difference(entry: ArmResults, first: ArmResults, value: Callable[[Run], float]) -> str:
     if entry is first:
         return ""
     theirs = {run.plan.seed: value(run) for run in first.runs}

@@ -28,7 +28,7 @@ from services.contracts.rollouts import Sampling
 from services.contracts.tasks import Split
 from services.contracts.templates import Template, build_teacher_messages, strip_thinking
 from services.policy.contract import FinishReason, Sample, SamplePrompt, SampleRequest
-from services.policy.engines.base import Tally
+from services.policy.engines.base import TokenCounts
 from services.policy.engines.decode import ATTENTION, check_decoding
 from services.policy.engines.sampler import PromptCache, Sampler
 from services.policy.engines.work import SampleJob, SampleUnit
@@ -293,7 +293,7 @@ class Answerer:
         self._inner = find_causal_model(model)
         self._inner.set_attn_implementation(ATTENTION)
         check_decoding(self._inner)
-        self._tally = Tally()
+        self._tally = TokenCounts()
         self._ends = StopFinder(policy.eos_token_ids, lambda ids: decode_ids(policy.tokenizer, ids))
 
     @torch.no_grad()

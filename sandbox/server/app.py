@@ -21,12 +21,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sandbox.contract import (
     BatchRequest,
     BatchResult,
-    Health,
     JudgeRequest,
     JudgeResult,
     Problem,
     RunRequest,
     RunResult,
+    SandboxHealth,
 )
 from sandbox.errors import IsolationRefused, SandboxError, SandboxStopping
 from sandbox.http.logs import LogRequests
@@ -156,10 +156,10 @@ async def ping() -> str:
 
 
 @router.get("/healthz", responses=_OF_ALL)
-async def get_health(request: Request, runner: RunnerDep) -> Health:
+async def get_health(request: Request, runner: RunnerDep) -> SandboxHealth:
     """The isolation level, slots and queue. Errors: SandboxStopping (503)."""
     settings = cast(SandboxSettings, request.app.state.settings)
-    return Health(
+    return SandboxHealth(
         status="ok" if runner.is_ready else "recovering",
         level=runner.level,
         protects=PROTECTS[runner.level],

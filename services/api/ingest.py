@@ -361,7 +361,7 @@ def _claim(caller: Caller, row: Row) -> idempotency.Request | None:
     return idempotency.Request(str(caller.id), row.key, ingest.ROUTE, hashlib.sha256(content.encode()).hexdigest())
 
 
-def _describe_acts(made: Iterable[tuple[_Place, Rollout]]) -> list[audit.Entry]:
+def _describe_acts(made: Iterable[tuple[_Place, Rollout]]) -> list[audit.AuditRecord]:
     """One entry of the audit trail a request: a rollout by its id, several by the first and the last."""
     stored: dict[int, list[UUID]] = {}
     requests: dict[int, _Request] = {}
@@ -374,7 +374,7 @@ def _describe_acts(made: Iterable[tuple[_Place, Rollout]]) -> list[audit.Entry]:
         assert request.caller is not None, "a request whose rows were stored has a caller"
         several: JsonObject = {"num_rollouts": len(ids), "first_id": str(ids[0]), "last_id": str(ids[-1])}
         entries.append(
-            audit.Entry(
+            audit.AuditRecord(
                 actor=act_from(request.caller, request.sender.address),
                 action="rollouts.add",
                 noun="rollout",

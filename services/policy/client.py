@@ -18,8 +18,8 @@ from services.policy.contract import (
     AnswersRead,
     AnswerTokens,
     DetokenizeRequest,
-    Health,
     Pieces,
+    PolicyHealth,
     PolicyInfo,
     ProveRequest,
     SampleRequest,
@@ -86,9 +86,9 @@ class PolicyClient:
         """Close the pool's connections."""
         self._http.close()
 
-    def health(self) -> Health:
+    def health(self) -> PolicyHealth:
         """Whether the process is up with its weights loaded."""
-        return self._ask("GET", "/healthz", None, Health)
+        return self._ask("GET", "/healthz", None, PolicyHealth)
 
     def info(self) -> PolicyInfo:
         """What the process serves, and its counters."""

@@ -1,6 +1,6 @@
 """The policy's HTTP interface: what is asked of a process that holds the weights, and what it answers.
 
-    GET    /healthz                     Health; no key
+    GET    /healthz                     PolicyHealth; no key
     GET    /v1/policy                   PolicyInfo
     POST   /v1/sample                   SampleRequest   -> SampleResponse
     POST   /v1/score                    ScoreRequest    -> ScoreResponse
@@ -75,7 +75,7 @@ class FinishReason(StrEnum):
     LENGTH = "length"
 
 
-class Health(Contract):
+class PolicyHealth(Contract):
     """The process is up and its weights are loaded."""
 
     status: Literal["ok"] = "ok"

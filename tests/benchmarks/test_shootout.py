@@ -14,7 +14,7 @@ import torch
 from benchmarks import learn
 from benchmarks.shootout import pretrain
 from benchmarks.shootout.questions import Question
-from benchmarks.shootout.report import Entry, Section, name_clock, write_report
+from benchmarks.shootout.report import ArmResults, Section, name_clock, write_report
 from benchmarks.shootout.results import Results, Run, Tuning
 from benchmarks.shootout.runs import (
     Answerer,
@@ -237,10 +237,10 @@ def report(tmp_path: Path) -> str:
     settings = [Setting(learning_rate=rate, teacher_temperature=1.0) for rate in (5e-4, 1e-3, 2e-3)]
     cooler = Setting(learning_rate=1e-3, teacher_temperature=0.5)
     grid = Tuning({cooler: 0.625, **dict.fromkeys(settings, 0.5)}, {cooler: 0.875, **dict.fromkeys(settings, 0.75)})
-    ours = Entry(DISTIL, [make_run(make_plan(seed=s), 0.1, 0.6 + 0.1 * s) for s in (1, 2)], grid)
+    ours = ArmResults(DISTIL, [make_run(make_plan(seed=s), 0.1, 0.6 + 0.1 * s) for s in (1, 2)], grid)
     theirs = [make_run(make_plan(GRPO, s), 0.1, 0.5 + 0.1 * s, seconds=20.0) for s in (2, 1)]
     theirs[0] = theirs[0].model_copy(update={"num_untrained": 3, "num_invalid": 1, "machine": "One GPU, torch 2"})
-    entries = [ours, Entry(GRPO, theirs, Tuning({SETTING: 0.5}, {SETTING: 0.75}))]
+    entries = [ours, ArmResults(GRPO, theirs, Tuning({SETTING: 0.5}, {SETTING: 0.75}))]
     gap = Gap(student=0.25, teacher=0.75, control=0.125)
     section = Section("fork", "What it is.", "the solution", gap, BUDGET, 3, entries)
     text, figure = write_report([section], tmp_path, "tiny", "python -m benchmarks.learn")
@@ -283,7 +283,7 @@ def test_the_report_compares_all_arms_at_every_learning_rate(report: str) -> Non
 def test_seconds_are_the_processors_on_a_cpu_and_the_clocks_on_a_gpu(tmp_path: Path) -> None:
     def label(*devices: str) -> str:
         plans = [make_plan().model_copy(update={"device": device}) for device in devices]
-        entry = Entry(DISTIL, [make_run(plan, 0.1, 0.5) for plan in plans], Tuning({}, {}))
+        entry = ArmResults(DISTIL, [make_run(plan, 0.1, 0.5) for plan in plans], Tuning({}, {}))
         gap = Gap(student=0, teacher=1, control=0)
         return name_clock(Section("fork", "any", "any", gap, BUDGET, 1, [entry]))
 

@@ -21,7 +21,7 @@ import pytest
 from docker.errors import DockerException, ImageNotFound
 from requests.exceptions import RequestException
 
-from sandbox.contract import BatchRequest, BatchResult, Health, Level, Limits, RunRequest, RunResult
+from sandbox.contract import BatchRequest, BatchResult, Level, Limits, RunRequest, RunResult, SandboxHealth
 from sandbox.settings import SandboxSettings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -95,8 +95,8 @@ class SandboxServer:
         """Whether runs see a container's PID 1 and its image's files."""
         return self.health().level == Level.CONTAINER
 
-    def health(self) -> Health:
-        return Health.model_validate_json(self.client.get("/healthz").raise_for_status().content)
+    def health(self) -> SandboxHealth:
+        return SandboxHealth.model_validate_json(self.client.get("/healthz").raise_for_status().content)
 
     def post(self, request: RunRequest) -> RunResult:
         answer = self.client.post(

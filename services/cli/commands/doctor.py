@@ -10,10 +10,10 @@ from rich.markup import escape
 
 from services.cli.options import ApiKeyMissing, AsJson, Home, api_of, layout_of
 from services.contracts.base import JsonObject
-from services.local.care.findings import Finding, Findings, Verdict
+from services.local.care.findings import Finding, Findings, Severity
 from services.local.layout import given_database_url
 
-STYLES = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "bold red"}
+STYLES = {Severity.OK: "green", Severity.WARN: "yellow", Severity.FAIL: "bold red"}
 
 
 def add_to(app: typer.Typer) -> None:
@@ -44,8 +44,8 @@ def examine(
         findings.append(finding)
         if not as_json:
             _tell(console, finding)
-    failed = sum(finding.verdict is Verdict.FAIL for finding in findings)
-    warned = sum(finding.verdict is Verdict.WARN for finding in findings)
+    failed = sum(finding.verdict is Severity.FAIL for finding in findings)
+    warned = sum(finding.verdict is Severity.WARN for finding in findings)
     if as_json:
         result: JsonObject = {
             "failed": failed,

@@ -36,7 +36,7 @@ TAGS: Final = ("python", "py", "python3", "")
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class CaseResult:
     """How one case went; remark is a sentence for the feedback, empty when it passed."""
 
     passed: bool
@@ -106,7 +106,7 @@ def judge(tests: FunctionTests, calls: list[Call], source: str, run: Run) -> Con
             remark = f"Error while loading the function: {run.load_error.describe(source)}"
         else:
             remark = f"Error while loading the function: {run.load_error.reason}."
-        verdicts = [Verdict(False, "error", remark)] * len(calls)
+        verdicts = [CaseResult(False, "error", remark)] * len(calls)
     else:
         verdicts = [
             _judge_case(call, case, outcome, source)
@@ -125,29 +125,29 @@ def judge(tests: FunctionTests, calls: list[Call], source: str, run: Run) -> Con
     return _fail(_choose_remark(verdicts), evidence)
 
 
-def _judge_case(call: Call, case: TestCase, outcome: CallOutcome, source: str) -> Verdict:
+def _judge_case(call: Call, case: TestCase, outcome: CallOutcome, source: str) -> CaseResult:
     match outcome:
         case Returned(value):
             if equals(value, case.expected):
-                return Verdict(True, "passed", "")
-            return Verdict(False, "wrong", f"{call} returned {shorten(repr(value))}, expected {_show(case)}.")
+                return CaseResult(True, "passed", "")
+            return CaseResult(False, "wrong", f"{call} returned {shorten(repr(value))}, expected {_show(case)}.")
         case ReturnedOther(shown):
-            return Verdict(False, "wrong", f"{call} returned {shown}, expected {_show(case)}.")
+            return CaseResult(False, "wrong", f"{call} returned {shown}, expected {_show(case)}.")
         case Raised():
-            return Verdict(False, "error", f"Runtime error: {call} raised {outcome.describe(source)}")
+            return CaseResult(False, "error", f"Runtime error: {call} raised {outcome.describe(source)}")
         case Missing():
-            return Verdict(False, "error", f"Format error: the block defines no function named {call.function}.")
+            return CaseResult(False, "error", f"Format error: the block defines no function named {call.function}.")
         case Stopped(reason):
-            return Verdict(False, "stopped", f"Stopped during {call}: {reason}.")
+            return CaseResult(False, "stopped", f"Stopped during {call}: {reason}.")
         case NotReached():
-            return Verdict(False, "not run", "")
+            return CaseResult(False, "not run", "")
 
 
 def _show(case: TestCase) -> str:
     return shorten(repr(case.expected))
 
 
-def _choose_remark(verdicts: list[Verdict]) -> str:
+def _choose_remark(verdicts: list[CaseResult]) -> str:
     """The first error or stop; else the two shortest wrong cases."""
     for verdict in verdicts:
         if verdict.kind in ("error", "stopped"):

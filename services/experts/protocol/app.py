@@ -151,7 +151,7 @@ class AnswerUnfit(PreceptorError):
     title = "The expert's answer does not fit the question"
 
 
-class Health(Contract):
+class ExpertHealth(Contract):
     """The expert is up. running: questions being answered now."""
 
     status: str = "ok"
@@ -404,10 +404,10 @@ def _build_router(desk: Desk, secret: str | None, max_body_bytes: int) -> APIRou
         return _reply(sent.status, sent.body, secret, message_id)
 
     @router.get("/healthz")
-    async def check_health() -> Health:
+    async def check_health() -> ExpertHealth:
         """That the expert is up."""
         descriptor = desk.descriptor
-        return Health(name=descriptor.name, version=descriptor.version, running=desk.num_running)
+        return ExpertHealth(name=descriptor.name, version=descriptor.version, running=desk.num_running)
 
     return router
 

@@ -56,7 +56,7 @@ TRIES: Final = 5
 Say = Callable[[str], None]
 
 
-class Entry(BaseModel):
+class BackedUpFile(BaseModel):
     """One file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -95,7 +95,7 @@ class Manifest(BaseModel):
     with_secrets: bool
     lineages: list[LineageEntry]
     rows: dict[str, int]
-    files: dict[str, Entry]
+    files: dict[str, BackedUpFile]
     absent: list[str]
     damaged: dict[str, str] = {}
 
@@ -232,10 +232,10 @@ def _take(
     return manifest
 
 
-def list_files(folder: Path) -> dict[str, Entry]:
+def list_files(folder: Path) -> dict[str, BackedUpFile]:
     """Every file below a backup but the manifest, by its path."""
     return {
-        path.relative_to(folder).as_posix(): Entry(sha256=hash_file(path), num_bytes=path.stat().st_size)
+        path.relative_to(folder).as_posix(): BackedUpFile(sha256=hash_file(path), num_bytes=path.stat().st_size)
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MANIFEST
     }

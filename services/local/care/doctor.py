@@ -26,12 +26,11 @@ from packaging.requirements import Requirement
 from pydantic import ValidationError
 from sqlalchemy import func, select, text
 
-from sandbox.contract import Health as SandboxHealth
-from sandbox.contract import Level
+from sandbox.contract import Level, SandboxHealth
 from services.contracts.experts import ExpertStatus
 from services.experts.protocol.client import EndpointRefused, ExpertClient, ExpertUnavailable
 from services.local.care.backup import find_fault
-from services.local.care.findings import Finding, Findings, Verdict, fail, ok, warn
+from services.local.care.findings import Finding, Findings, Severity, fail, ok, warn
 from services.local.installation import Installation, find
 from services.local.layout import LOOPBACK, FolderIncomplete, Layout, free_port
 from services.local.supervise.lock import is_locked
@@ -83,7 +82,7 @@ def examine(layout: Layout, environ: Mapping[str, str]) -> Findings:
     yield from _guard("processes", check_processes, installation)
     can_be_read = True
     for finding in _guard("database", check_database, installation):
-        if finding.check in ("database", "migration") and finding.verdict is Verdict.FAIL:
+        if finding.check in ("database", "migration") and finding.verdict is Severity.FAIL:
             can_be_read = False
         yield finding
     yield from _guard("broker", check_broker, installation)
@@ -598,7 +597,7 @@ async def _ask_expert(client: ExpertClient, row: ExpertRow) -> list[Finding]:
         return [fail(check, changed, f"Register it again: `preceptor experts add {row.endpoint}`.")]
     findings = []
     clock = _compare_date(f"{check}'s clock", reply.headers.get("date"))
-    if clock.verdict is not Verdict.OK:
+    if clock.verdict is not Severity.OK:
         findings.append(clock)
     if row.status == ExpertStatus.QUARANTINED.value:
         findings.append(

@@ -7,7 +7,7 @@ from typing import TypeAlias
 from pydantic import BaseModel, ConfigDict
 
 
-class Verdict(StrEnum):
+class Severity(StrEnum):
     """How a check came out; `warn` works and should be looked at."""
 
     OK = "ok"
@@ -21,7 +21,7 @@ class Finding(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     check: str
-    verdict: Verdict
+    verdict: Severity
     found: str
     todo: str = ""
 
@@ -30,12 +30,12 @@ Findings: TypeAlias = Iterator[Finding]
 
 
 def ok(check: str, found: str) -> Finding:
-    return Finding(check=check, verdict=Verdict.OK, found=found)
+    return Finding(check=check, verdict=Severity.OK, found=found)
 
 
 def warn(check: str, found: str, todo: str) -> Finding:
-    return Finding(check=check, verdict=Verdict.WARN, found=found, todo=todo)
+    return Finding(check=check, verdict=Severity.WARN, found=found, todo=todo)
 
 
 def fail(check: str, found: str, todo: str) -> Finding:
-    return Finding(check=check, verdict=Verdict.FAIL, found=found, todo=todo)
+    return Finding(check=check, verdict=Severity.FAIL, found=found, todo=todo)

@@ -109,7 +109,7 @@ def send(pid: int, number: int, *, group: bool = False) -> None:
         pass
 
 
-class Order(NamedTuple):
+class LaunchOrder(NamedTuple):
     """The command and how to end it, as the supervisor sends it: one JSON line."""
 
     argv: list[str]
@@ -127,7 +127,7 @@ class Order(NamedTuple):
 class Guard:
     """One command under guard, from start to the last of its descendants."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: LaunchOrder) -> None:
         self._order = order
         self._log = RotatingFile(order.log, order.log_max_bytes, order.log_backups)
         self._selector = selectors.DefaultSelector()
@@ -275,7 +275,7 @@ def main() -> None:
         line += piece
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     try:
-        guard = Guard(Order(**json.loads(line)))
+        guard = Guard(LaunchOrder(**json.loads(line)))
     except OSError as error:
         print(f"failed {error}", flush=True)
         sys.exit(127)

@@ -74,7 +74,7 @@ class GuardedProcess:
         self.log = log
         self._stop_seconds = sum(seconds for _, seconds in stop)
         log.parent.mkdir(parents=True, exist_ok=True)
-        order = guard.Order(
+        order = guard.LaunchOrder(
             argv=[str(part) for part in argv], env=dict(env), cwd=str(cwd), user=user, keep_fds=list(keep_fds),
             stop=list(stop), orphan_seconds=ORPHAN_SECONDS, log=str(log), log_max_bytes=LOG_MAX_BYTES,
             log_backups=LOG_BACKUPS,

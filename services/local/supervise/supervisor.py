@@ -170,7 +170,7 @@ class ChildProcess(Runnable):
 
 
 @dataclass
-class Entry:
+class Watched:
     """A component under watch."""
 
     component: Component
@@ -194,7 +194,7 @@ class Supervisor:
         """`report` gets a line for each start, restart and stop; it may be called from another thread."""
         self._layout = layout
         self._report = report
-        self._groups: list[list[Entry]] = []
+        self._groups: list[list[Watched]] = []
         self._changed = threading.Condition()  # guards the entries' stages and `_failure`
         self._failure: Exception | None = None
         self._stopping = threading.Event()
@@ -290,13 +290,13 @@ class Supervisor:
                 ],
             )
 
-    def _enter(self, component: Component | ProcessSpec) -> Entry:
+    def _enter(self, component: Component | ProcessSpec) -> Watched:
         if not isinstance(component, ProcessSpec):
             # it waits for itself and knows its own time limit
-            return Entry(component, ready_seconds=HEALTH_SECONDS, max_restarts=0, url=None)
+            return Watched(component, ready_seconds=HEALTH_SECONDS, max_restarts=0, url=None)
         assert self._lock is not None
         child = ChildProcess(component, self._layout.log(component.name), [self._lock.fd])
-        return Entry(
+        return Watched(
             child,
             component.ready_seconds,
             component.max_restarts,
@@ -310,7 +310,7 @@ class Supervisor:
         with contextlib.suppress(OSError):
             self._report(line)
 
-    def _launch(self, entry: Entry) -> None:
+    def _launch(self, entry: Watched) -> None:
         """Start one component; its errors go to the caller."""
         with self._changed:
             entry.stage, entry.since, entry.launched = Stage.STARTING, time.monotonic(), False
@@ -351,7 +351,7 @@ class Supervisor:
     def _was_full(self) -> bool:
         return time.monotonic() - self._full_at < FULL_KEPT_SECONDS
 
-    def _look_at(self, entry: Entry) -> None:
+    def _look_at(self, entry: Watched) -> None:
         """Move one component to its next stage. Raises ProcessFailed if there is none."""
         if not entry.launched:
             return
@@ -378,7 +378,7 @@ class Supervisor:
             if entry.has_check and now - entry.asked > HEALTH_EVERY_SECONDS:
                 self._check_health(entry)
 
-    def _check_health(self, entry: Entry) -> None:
+    def _check_health(self, entry: Watched) -> None:
         """Note whether a process that was ready still answers; it is only shown, for it may be busy."""
         if entry.component.is_ready():
             entry.well = time.monotonic()
@@ -390,7 +390,7 @@ class Supervisor:
             self._enter_stage(entry, Stage.SICK)
         entry.asked = time.monotonic()
 
-    def _start_again(self, entry: Entry) -> None:
+    def _start_again(self, entry: Watched) -> None:
         """Launch one that ended; one that cannot even be launched is tried again while a disk is full."""
         try:
             self._launch(entry)
@@ -402,7 +402,7 @@ class Supervisor:
             return
         self._write_state()
 
-    def _on_end(self, entry: Entry, status: int) -> None:
+    def _on_end(self, entry: Watched, status: int) -> None:
         self._disk_looked_at = -math.inf
         self._look_at_disk()
         if self._was_full:
@@ -420,13 +420,13 @@ class Supervisor:
         self._say(f"{entry.component.name} ended ({describe_status(status)}) and is started again")
         self._enter_stage(entry, Stage.RESTARTING)
 
-    def _enter_stage(self, entry: Entry, stage: Stage) -> None:
+    def _enter_stage(self, entry: Watched, stage: Stage) -> None:
         with self._changed:
             entry.stage, entry.since = stage, time.monotonic()
             self._changed.notify_all()
         self._write_state()
 
-    def _describe_failure(self, entry: Entry, what: str) -> ProcessFailed:
+    def _describe_failure(self, entry: Watched, what: str) -> ProcessFailed:
         component = entry.component
         return ProcessFailed(
             f"{component.name} {what}, so everything is stopped; its log {component.log} ends:\n{tail(component.log)}",
@@ -449,7 +449,7 @@ class Supervisor:
                 self._stop(entry)
                 entry.stage = Stage.STOPPED
 
-    def _stop(self, entry: Entry) -> None:
+    def _stop(self, entry: Watched) -> None:
         # the guard counts the graceful seconds itself; we only listen for the order to hurry
         while entry.component.poll() is None:
             if self._force.wait(TICK_SECONDS / 4):

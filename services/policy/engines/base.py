@@ -64,7 +64,7 @@ class EngineStopped(ServiceUnavailable):
 
 
 @dataclass
-class Tally:
+class TokenCounts:
     """Tokens the engine has dealt with since it started."""
 
     sampled: int = 0

@@ -40,7 +40,7 @@ from services.policy.contract import (
     Version,
     VersionCreate,
 )
-from services.policy.engines.base import EngineStopped, PolicyBusy, Tally
+from services.policy.engines.base import EngineStopped, PolicyBusy, TokenCounts
 from services.policy.engines.decode import ATTENTION, check_decoding
 from services.policy.engines.packed import PackedModel
 from services.policy.engines.sampler import PromptCache, Sampler
@@ -98,7 +98,7 @@ class EmbeddedEngine:
         self._score_units: deque[ScoreUnit] = deque()
         self._probes: deque[ProveJob] = deque()
         self._orders = itertools.count()
-        self._tally = Tally()
+        self._tally = TokenCounts()
         self._ends = StopFinder(policy.eos_token_ids, self._reader.detokenize)
         self._sampler = self._make_sampler(self._settings.max_rows)
         self._prompts = self._make_prompt_cache()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from services.policy.engines.base import Tally
+from services.policy.engines.base import TokenCounts
 from services.policy.engines.decode import DecodeRows, draw_tokens
 from services.policy.engines.work import SampleUnit
 from services.policy.model.modeling import Prefill, count_common, prefill_prompt, project
@@ -21,7 +21,7 @@ from services.policy.text.ends import StopFinder
 class PromptCache:
     """Prompts that one version's weights have read, for prompts that start alike. Sizes in tokens."""
 
-    def __init__(self, model: PreTrainedModel, max_tokens: int, tally: Tally) -> None:
+    def __init__(self, model: PreTrainedModel, max_tokens: int, tally: TokenCounts) -> None:
         self._model = model
         self._max_tokens = max_tokens
         self._tally = tally
@@ -53,7 +53,7 @@ class _Row:
 class Sampler:
     """Up to `max_rows` answers in flight."""
 
-    def __init__(self, model: PreTrainedModel, max_rows: int, ends: StopFinder, tally: Tally) -> None:
+    def __init__(self, model: PreTrainedModel, max_rows: int, ends: StopFinder, tally: TokenCounts) -> None:
         self._model = model
         self._ends = ends
         self._tally = tally

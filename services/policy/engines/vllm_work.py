@@ -15,7 +15,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Final, TypeVar
 
 from services.policy.contract import ProbeResult, ProveRequest, Sample, SampleRequest, ScoredItem
-from services.policy.engines.base import Tally
+from services.policy.engines.base import TokenCounts
 from services.policy.engines.base_probe import BaseProbe
 from services.policy.engines.tempering import bound_normaliser
 from services.policy.engines.vllm_client import DrawSettings, VllmClient, VllmRefused, VllmUnavailable
@@ -46,7 +46,7 @@ class VllmWork:
         self._vocab_size = policy.vocab_size
         self._eos_token_ids = policy.eos_token_ids
         self._ends = ends
-        self.tally = Tally()
+        self.tally = TokenCounts()
 
     async def draw_row(self, model: str, request: SampleRequest, prompt: list[int], seed: int, row: int) -> Sample:
         """Answer number `row` to a prompt. Raises VllmUnavailable, VllmRefused."""

@@ -47,8 +47,8 @@ from services.policy.contract import (
     AnswersBatch,
     AnswersRead,
     DetokenizeRequest,
-    Health,
     Pieces,
+    PolicyHealth,
     PolicyInfo,
     ProveRequest,
     SampleRequest,
@@ -156,11 +156,11 @@ def create_app(engine: Engine, key: str = "", metrics_key: str = "") -> FastAPI:
     guarded = [Depends(require_key)]
 
     @app.get("/healthz", responses=_problems(503))
-    async def health() -> Health:
+    async def health() -> PolicyHealth:
         """Whether the engine would answer now. Errors: NotAlive (503)."""
         if not engine.is_alive:
             raise NotAlive("the engine's worker has ended, or its vLLM server is away")
-        return Health()
+        return PolicyHealth()
 
     @app.get("/v1/policy", dependencies=guarded, responses=_problems(401, 422))
     async def show_policy() -> PolicyInfo:

@@ -51,11 +51,11 @@ def record(
     detail: Mapping[str, Json] | None = None,
 ) -> None:
     """Write down that the actor did this, e.g. `experts.pause` to the expert of this id."""
-    record_all(session, [Entry(actor, action, noun, noun_id, detail or {})])
+    record_all(session, [AuditRecord(actor, action, noun, noun_id, detail or {})])
 
 
 @dataclass(frozen=True)
-class Entry:
+class AuditRecord:
     """What is written down of one act."""
 
     actor: Actor
@@ -65,7 +65,7 @@ class Entry:
     detail: Mapping[str, Json]
 
 
-def record_all(session: Session, entries: Sequence[Entry]) -> None:
+def record_all(session: Session, entries: Sequence[AuditRecord]) -> None:
     """Write down several acts at once."""
     if not entries:
         return

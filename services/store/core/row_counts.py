@@ -32,7 +32,7 @@ _FOLD = text(
 
 
 @dataclass(frozen=True)
-class Tally:
+class RowCount:
     """How many rows of a noun have this kind and word."""
 
     kind: str
@@ -42,7 +42,7 @@ class Tally:
 
 def read(
     session: Session, lineage_id: UUID, nouns: Sequence[str], kinds: Collection[str] | None = None
-) -> dict[str, list[Tally]]:
+) -> dict[str, list[RowCount]]:
     """The tallies of some nouns, of all kinds or only of these, without those at zero."""
     parts = [
         select(table.noun, table.kind, table.word, table.num).where(
@@ -60,13 +60,13 @@ def read(
         .having(total != 0)
         .order_by(both.c.noun, both.c.kind, both.c.word)
     )
-    found: dict[str, list[Tally]] = {noun: [] for noun in nouns}
+    found: dict[str, list[RowCount]] = {noun: [] for noun in nouns}
     for noun, kind, word, num in rows:
-        found[noun].append(Tally(kind, word, int(num)))
+        found[noun].append(RowCount(kind, word, int(num)))
     return found
 
 
-def by_word(tallies: Sequence[Tally], kind: str | None = None) -> dict[str, int]:
+def by_word(tallies: Sequence[RowCount], kind: str | None = None) -> dict[str, int]:
     """Totals by word, of one kind or of all."""
     totals: dict[str, int] = {}
     for tally in tallies:
@@ -75,7 +75,7 @@ def by_word(tallies: Sequence[Tally], kind: str | None = None) -> dict[str, int]
     return totals
 
 
-def by_kind(tallies: Sequence[Tally]) -> Mapping[str, dict[str, int]]:
+def by_kind(tallies: Sequence[RowCount]) -> Mapping[str, dict[str, int]]:
     """Totals by kind, each by word."""
     found: dict[str, dict[str, int]] = {}
     for tally in sorted(tallies, key=lambda one: one.kind):

@@ -1,4 +1,4 @@
-"""Lists for people: one page of each noun, newest first, filtered."""
+"""One page of each noun, newest first and filtered."""
 
 from collections.abc import Sequence
 from enum import StrEnum
@@ -6,7 +6,7 @@ from typing import TypeVar
 from uuid import UUID
 
 from sqlalchemy import Select, select
-from sqlalchemy.orm import InstrumentedAttribute, Session, defer
+from sqlalchemy.orm import Session, defer
 
 from services.contracts.answers import Answer
 from services.contracts.base import Page
@@ -38,7 +38,6 @@ from services.store.tables.loop import (
 from services.store.tables.people import PersonRow
 
 R = TypeVar("R")
-C = TypeVar("C", str, str | None, UUID, UUID | None)
 
 
 def list_tasks(
@@ -52,10 +51,7 @@ def list_tasks(
     limit: int,
 ) -> Page[Task]:
     """Tasks. Errors: BadCursor."""
-    query = select(TaskRow).where(TaskRow.lineage_id == lineage_id)
-    query = _only(query, TaskRow.split, split)
-    query = _only(query, TaskRow.domain, domain)
-    query = _only(query, TaskRow.family, family)
+    query = _only(select(TaskRow), lineage_id=lineage_id, split=split, domain=domain, family=family)
     rows, following = newest_first(session, query, TaskRow.id, cursor, limit)
     return Page[Task](items=[tasks.view(row) for row in rows], next_cursor=following)
 
@@ -74,16 +70,11 @@ def list_rollouts(
     limit: int,
 ) -> Page[Rollout]:
     """Rollouts without their tokens, as a person with these rights may see them. Errors: BadCursor."""
-    query = (
-        select(RolloutRow)
-        .where(RolloutRow.lineage_id == lineage_id)
-        .options(defer(RolloutRow.prompt_token_ids), defer(RolloutRow.sampler_logprobs), defer(RolloutRow.action_mask))
+    tokens = (RolloutRow.prompt_token_ids, RolloutRow.sampler_logprobs, RolloutRow.action_mask)
+    query = select(RolloutRow).where(RolloutRow.lineage_id == lineage_id).options(*map(defer, tokens))
+    query = _only(
+        query, task_id=task_id, group_id=group_id, status=status, purpose=purpose, policy_version=policy_version
     )
-    query = _only(query, RolloutRow.task_id, task_id)
-    query = _only(query, RolloutRow.group_id, group_id)
-    query = _only(query, RolloutRow.status, status)
-    query = _only(query, RolloutRow.purpose, purpose)
-    query = _only(query, RolloutRow.policy_version, policy_version)
     rows, following = newest_first(session, query, RolloutRow.id, cursor, limit)
     hidden = rollouts.find_hidden(session, rows, rights)
     found = [Rollout.model_validate(row) for row in rows]
@@ -101,9 +92,7 @@ def list_lessons(
     limit: int,
 ) -> Page[Lesson]:
     """Lessons. Errors: BadCursor."""
-    query = select(LessonRow).where(LessonRow.lineage_id == lineage_id)
-    query = _only(query, LessonRow.status, status)
-    query = _only(query, LessonRow.rollout_id, rollout_id)
+    query = _only(select(LessonRow), lineage_id=lineage_id, status=status, rollout_id=rollout_id)
     rows, following = newest_first(session, query, LessonRow.id, cursor, limit)
     return Page[Lesson](items=[Lesson.model_validate(row) for row in rows], next_cursor=following)
 
@@ -118,8 +107,7 @@ def list_experts(
     limit: int,
 ) -> Page[Expert]:
     """Experts, as a person with these rights may see them. Errors: BadCursor."""
-    query = select(ExpertRow).where(ExpertRow.lineage_id == lineage_id)
-    query = _only(query, ExpertRow.status, status)
+    query = _only(select(ExpertRow), lineage_id=lineage_id, status=status)
     rows, following = newest_first(session, query, ExpertRow.id, cursor, limit)
     return Page[Expert](items=[experts.view(row, rights) for row in rows], next_cursor=following)
 
@@ -136,10 +124,9 @@ def list_consultations(
     limit: int,
 ) -> Page[Consultation]:
     """Consultations, as a person with these rights may see them. Errors: BadCursor."""
-    query = select(ConsultationRow).where(ConsultationRow.lineage_id == lineage_id)
-    query = _only(query, ConsultationRow.rollout_id, rollout_id)
-    query = _only(query, ConsultationRow.expert_id, expert_id)
-    query = _only(query, ConsultationRow.status, status)
+    query = _only(
+        select(ConsultationRow), lineage_id=lineage_id, rollout_id=rollout_id, expert_id=expert_id, status=status
+    )
     rows, following = newest_first(session, query, ConsultationRow.id, cursor, limit)
     names = _expert_names(session, {row.expert_id for row in rows})
     hidden = find_hidden(session, rows, rights)
@@ -148,7 +135,7 @@ def list_consultations(
 
 
 def find_hidden(session: Session, rows: Sequence[ConsultationRow], rights: frozenset[Right]) -> set[UUID]:
-    """Those of these questions whose reasons are hidden from a person with these rights: they may quote metadata."""
+    """The consultations whose reasons are hidden from a person with these rights: they may quote metadata."""
     return set() if trust.may_read_metadata(rights) else consultations.find_quoting(session, rows)
 
 
@@ -188,9 +175,7 @@ def list_corrections(
     limit: int,
 ) -> Page[Correction]:
     """Items of the human queue. Errors: BadCursor."""
-    query = select(CorrectionRow).where(CorrectionRow.lineage_id == lineage_id)
-    query = _only(query, CorrectionRow.person_id, person_id)
-    query = _only(query, CorrectionRow.status, status)
+    query = _only(select(CorrectionRow), lineage_id=lineage_id, person_id=person_id, status=status)
     rows, following = newest_first(session, query, CorrectionRow.id, cursor, limit)
     return Page[Correction](items=[corrections.view(row) for row in rows], next_cursor=following)
 
@@ -199,8 +184,7 @@ def list_policies(
     session: Session, lineage_id: UUID, *, status: PolicyStatus | None, cursor: str | None, limit: int
 ) -> Page[PolicyVersion]:
     """Policy versions. Errors: BadCursor."""
-    query = select(PolicyVersionRow).where(PolicyVersionRow.lineage_id == lineage_id)
-    query = _only(query, PolicyVersionRow.status, status)
+    query = _only(select(PolicyVersionRow), lineage_id=lineage_id, status=status)
     rows, following = newest_first(session, query, PolicyVersionRow.id, cursor, limit)
     return Page[PolicyVersion](items=[policies.view(row) for row in rows], next_cursor=following)
 
@@ -209,15 +193,14 @@ def list_updates(
     session: Session, lineage_id: UUID, *, status: UpdateStatus | None, cursor: str | None, limit: int
 ) -> Page[Update]:
     """Updates. Errors: BadCursor."""
-    query = select(UpdateRow).where(UpdateRow.lineage_id == lineage_id)
-    query = _only(query, UpdateRow.status, status)
+    query = _only(select(UpdateRow), lineage_id=lineage_id, status=status)
     rows, following = newest_first(session, query, UpdateRow.id, cursor, limit)
     return Page[Update](items=[updates.view(row) for row in rows], next_cursor=following)
 
 
 def list_evaluations(session: Session, lineage_id: UUID, *, cursor: str | None, limit: int) -> Page[Evaluation]:
     """Evaluations. Errors: BadCursor."""
-    query = select(EvaluationRow).where(EvaluationRow.lineage_id == lineage_id)
+    query = _only(select(EvaluationRow), lineage_id=lineage_id)
     rows, following = newest_first(session, query, EvaluationRow.id, cursor, limit)
     return Page[Evaluation](items=[evaluations.view(session, row) for row in rows], next_cursor=following)
 
@@ -228,11 +211,12 @@ def list_persons(session: Session, *, cursor: str | None, limit: int) -> Page[Pe
     return Page[Person](items=[Person.model_validate(row) for row in rows], next_cursor=following)
 
 
-def _only(query: Select[R], column: InstrumentedAttribute[C], value: C | StrEnum | None) -> Select[R]:
-    """The query narrowed to one value of a column; all of them for None."""
-    if value is None:
-        return query
-    return query.where(column == (value.value if isinstance(value, StrEnum) else value))
+def _only(query: Select[R], **columns: UUID | str | None) -> Select[R]:
+    """The query narrowed to rows with these values; None leaves a column open."""
+    wanted = {name: value for name, value in columns.items() if value is not None}
+    return query.filter_by(
+        **{name: value.value if isinstance(value, StrEnum) else value for name, value in wanted.items()}
+    )
 
 
 def _expert_names(session: Session, ids: set[UUID]) -> dict[UUID, str]:

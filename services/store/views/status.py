@@ -13,7 +13,7 @@ from services.contracts.status import LoopState, PassRate, ProcessState, Status,
 from services.contracts.tasks import Split
 from services.contracts.updates import UpdateStatus
 from services.store.core import row_counts
-from services.store.core.row_counts import Tally
+from services.store.core.row_counts import RowCount
 from services.store.ledger import fallbacks, policies, updates
 from services.store.loop import coverage, groups, processes, waiting
 from services.store.loop import switches as loop
@@ -131,7 +131,7 @@ def _waits_of_tasks(session: Session, lineage_id: UUID, max_groups_per_task: int
         yield "there are no train tasks; import some"
 
 
-def _say_full(rollouts: Sequence[Tally], lessons: Sequence[Tally]) -> str:
+def _say_full(rollouts: Sequence[RowCount], lessons: Sequence[RowCount]) -> str:
     """Who has to go on before there is room for draws: experts while more rollouts are open than lessons wait."""
     num_open = row_counts.by_word(rollouts, Purpose.TRAIN.value).get(RolloutStatus.OPEN.value, 0)
     by_status = row_counts.by_word(lessons, "")

@@ -12,7 +12,7 @@ from services.jobs import dispatch
 from services.store.core import audit
 from services.store.loop import consultations, dead_letters, lineages
 from services.store.loop.dead_letters import MAX_AT_ONCE
-from services.store.views import overview
+from services.store.views import under_way
 from services.web.forms import build_pages
 from services.web.visitors import VisitorDep, go_to, needs, page
 
@@ -34,7 +34,7 @@ def show_dead(
             session, lineage.id, visitor.caller.rights, cursor=paging.cursor, limit=paging.limit
         )
         found = dead_letters.list_draws(session, lineage.id, cursor=draws, limit=paging.limit)
-        queues = overview.queues(session, lineage.id)
+        queues = under_way.queues(session, lineage.id)
     return page(visitor, "dead/list.html", questions=questions, draws=found, queues=queues)
 
 

@@ -20,7 +20,7 @@ from services.runtime.settings import Settings
 from services.store.core import audit
 from services.store.ledger import policies, updates
 from services.store.loop import lineages, switches
-from services.store.views import curves, overview, versions
+from services.store.views import curves, under_way, versions
 from services.store.views import status as stats
 from services.store.views.estimates import Interval
 from services.web.forms import build_pages, form_of
@@ -136,8 +136,8 @@ class Now:
 
     status: Status
     silent: frozenset[str]
-    rates: overview.Rates
-    queues: overview.Queues
+    rates: under_way.Rates
+    queues: under_way.Queues
     max_backlog: int
 
 
@@ -166,8 +166,8 @@ def _read_now(session: Session, settings: Settings) -> Now:
         silent=frozenset(
             one.name for one in status.processes if one.beat_at < spoke_since and one.activity != "stopped"
         ),
-        rates=overview.rates(session, lineage.id),
-        queues=overview.queues(session, lineage.id),
+        rates=under_way.rates(session, lineage.id),
+        queues=under_way.queues(session, lineage.id),
         max_backlog=settings.max_backlog_lessons,
     )
 

@@ -20,7 +20,7 @@ from services.contracts.experts import ConsultRequest, ConsultResult, Descriptor
 from services.contracts.policies import GateCheck, GateReport
 from services.experts.protocol.app import create_expert_app
 from services.local.care import doctor
-from services.local.care.findings import Finding, Verdict, ok
+from services.local.care.findings import Finding, Severity, ok
 from services.local.installation import Installation, find
 from services.local.layout import Layout, free_port
 from services.local.servers.postgres import EmbeddedPostgres
@@ -53,7 +53,7 @@ def down(tmp_path: Path) -> Installation:
 
 def test_a_stack_that_is_down_says_so_and_fails_nothing(down: Installation) -> None:
     findings = [*doctor.check_database(down), doctor.check_broker(down), doctor.check_processes(down)]
-    assert [finding.verdict for finding in findings] == [Verdict.WARN, Verdict.WARN, Verdict.OK]
+    assert [finding.verdict for finding in findings] == [Severity.WARN, Severity.WARN, Severity.OK]
     assert all("down" in finding.found or "nothing runs" in finding.found for finding in findings)
 
 
@@ -61,7 +61,7 @@ def test_too_little_room_fails_and_names_the_setting(down: Installation) -> None
     settings = down.settings.model_copy(update={"min_free_gb": 1e6})
     full = Installation(down.layout, settings, None, None, None, is_ours=True)
     found = only(doctor.check_disks(full), "disk of the data folder")
-    assert found.verdict is Verdict.FAIL
+    assert found.verdict is Severity.FAIL
     assert "PRECEPTOR_MIN_FREE_GB" in found.todo
 
 
@@ -69,18 +69,18 @@ def test_a_data_folder_that_others_can_read_is_pointed_out(tmp_path: Path) -> No
     layout = Layout.open(tmp_path / "home")
     layout.root.chmod(0o755)
     found = only(doctor.check_disks(find(layout, {})), "data folder")
-    assert found.verdict is Verdict.WARN
+    assert found.verdict is Severity.WARN
     assert "chmod" in found.todo
 
 
 def test_a_data_folder_that_is_a_file_or_a_part_of_a_backup_fails(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     [file] = doctor.check_disks(find(Layout(tmp_path / "file"), {}))
-    assert (file.verdict, "is not a folder" in file.found) == (Verdict.FAIL, True)
+    assert (file.verdict, "is not a folder" in file.found) == (Severity.FAIL, True)
     layout = Layout.open(tmp_path / "home")
     layout.incomplete_file.write_text("")
     found = only(doctor.check_disks(find(layout, {})), "data folder")
-    assert (found.verdict, "part of a backup" in found.found) == (Verdict.FAIL, True)
+    assert (found.verdict, "part of a backup" in found.found) == (Severity.FAIL, True)
 
 
 def test_a_data_folder_past_its_largest_size_fails_and_names_the_setting(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_data_folder_past_its_largest_size_fails_and_names_the_setting(tmp_pat
     found = only(
         doctor.check_disks(Installation(there.layout, settings, None, None, None, is_ours=True)), "data folder"
     )
-    assert (found.verdict, "PRECEPTOR_MAX_HOME_GB" in found.todo) == (Verdict.FAIL, True)
+    assert (found.verdict, "PRECEPTOR_MAX_HOME_GB" in found.todo) == (Severity.FAIL, True)
 
 
 def test_with_the_stack_down_the_newest_weights_are_read(tmp_path: Path) -> None:
@@ -100,9 +100,9 @@ def test_with_the_stack_down_the_newest_weights_are_read(tmp_path: Path) -> None
     address = ArtifactStore(layout.checkpoints / "main").store(tmp_path / "weights")
     (layout.checkpoints / "main" / address).write_text("other bytes")
     findings = list(doctor.check_database(find(layout, {})))
-    assert only(iter(findings), "newest weights in artifacts").verdict is Verdict.OK
+    assert only(iter(findings), "newest weights in artifacts").verdict is Severity.OK
     found = only(iter(findings), "newest weights in checkpoints/main")
-    assert (found.verdict, address in found.found) == (Verdict.FAIL, True)
+    assert (found.verdict, address in found.found) == (Severity.FAIL, True)
 
 
 def test_a_check_that_breaks_is_a_finding_of_its_own() -> None:
@@ -111,8 +111,8 @@ def test_a_check_that_breaks_is_a_finding_of_its_own() -> None:
         raise RuntimeError("no such thing\nat all")
 
     first, broken = doctor._guard("second", look)
-    assert first.verdict is Verdict.OK
-    assert (broken.check, broken.verdict) == ("second", Verdict.FAIL)
+    assert first.verdict is Severity.OK
+    assert (broken.check, broken.verdict) == ("second", Severity.FAIL)
     assert broken.found == "the check broke: RuntimeError: no such thing"
 
 
@@ -124,7 +124,7 @@ def test_a_data_folder_of_another_user_fails(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr("services.local.supervise.lock.os.open", refuse)
     found = list(doctor.examine(layout, {}))[-1]
-    assert (found.check, found.verdict) == ("data folder", Verdict.FAIL)
+    assert (found.check, found.verdict) == ("data folder", Severity.FAIL)
     assert "another user" in found.found
 
 
@@ -132,9 +132,9 @@ def test_a_data_folder_of_another_user_fails(tmp_path: Path, monkeypatch: pytest
 def test_an_address_that_is_none_of_a_database_or_broker_fails_and_is_not_shown(tmp_path: Path, url: str) -> None:
     findings = list(doctor.examine(Layout.open(tmp_path / "home"), {"DATABASE_URL": url, "REDIS_URL": url}))
     assert not any("broke" in finding.found or "hidden" in finding.found for finding in findings)
-    assert only(iter(findings), "database").verdict is Verdict.FAIL
-    assert only(iter(findings), "broker").verdict is Verdict.FAIL
-    assert only(iter(findings), "policy and experts").verdict is Verdict.WARN
+    assert only(iter(findings), "database").verdict is Severity.FAIL
+    assert only(iter(findings), "broker").verdict is Severity.FAIL
+    assert only(iter(findings), "policy and experts").verdict is Severity.WARN
 
 
 def test_a_process_that_is_held_still_is_not_ready(tmp_path: Path) -> None:
@@ -147,20 +147,20 @@ def test_a_process_that_is_held_still_is_not_ready(tmp_path: Path) -> None:
         there = find(layout, {})
         up = Installation(layout, there.settings, run, None, None, is_ours=True)
         try:
-            assert doctor.check_processes(up).verdict is Verdict.OK
+            assert doctor.check_processes(up).verdict is Severity.OK
             process.send_signal(signal.SIGSTOP)
             os.waitpid(process.pid, os.WUNTRACED)
             found = doctor.check_processes(up)
         finally:
             process.kill()
-    assert (found.verdict, found.found) == (Verdict.FAIL, "not ready: beat")
+    assert (found.verdict, found.found) == (Severity.FAIL, "not ready: beat")
 
 
 def test_libraries_of_other_versions_than_the_lock_are_pointed_out(tmp_path: Path) -> None:
     lock = tmp_path / "constraints.txt"
     lock.write_text("pydantic==0.0.1\nnever-installed==1.0\n")
     [found] = doctor.check_libraries(lock)
-    assert found.verdict is Verdict.WARN
+    assert found.verdict is Severity.WARN
     assert "pydantic" in found.found
     assert "never-installed" not in found.found
 
@@ -173,14 +173,14 @@ def test_libraries_are_compared_where_the_package_runs_from_a_folder(
 
     monkeypatch.setattr(importlib.metadata, "requires", find_nothing)
     [found] = doctor.check_libraries(tmp_path / "no lock file")
-    assert found.verdict is Verdict.OK
+    assert found.verdict is Severity.OK
 
 
 def test_clocks_far_apart_fail() -> None:
     late = format_datetime(datetime.now(UTC) - timedelta(minutes=10), usegmt=True)
     near = format_datetime(datetime.now(UTC), usegmt=True)
-    assert doctor._compare_date("clock", late).verdict is Verdict.FAIL
-    assert doctor._compare_date("clock", near).verdict is Verdict.OK
+    assert doctor._compare_date("clock", late).verdict is Severity.FAIL
+    assert doctor._compare_date("clock", near).verdict is Severity.OK
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ def up(tmp_path: Path, database_url: str, world: World) -> Installation:
 def test_a_migrated_database_with_the_machines_clock_is_ok(up: Installation) -> None:
     findings = list(doctor.check_database(up))
     assert {finding.check for finding in findings} >= {"database", "clock of the database", "migration"}
-    assert {finding.verdict for finding in findings} == {Verdict.OK}
+    assert {finding.verdict for finding in findings} == {Severity.OK}
 
 
 @pytest.mark.integration
@@ -202,14 +202,14 @@ def test_a_database_at_a_newer_schema_fails(up: Installation, store: Store) -> N
     with store.transaction() as session:
         session.execute(text("UPDATE alembic_version SET version_num = '29990101_later'"))
     found = only(doctor.check_database(up), "migration")
-    assert found.verdict is Verdict.FAIL
+    assert found.verdict is Severity.FAIL
     assert "Install the version" in found.todo
 
 
 @pytest.mark.integration
 def test_a_database_at_an_older_schema_fails(up: Installation, next_schema: str) -> None:
     found = only(doctor.check_database(up), "migration")
-    assert found.verdict is Verdict.FAIL
+    assert found.verdict is Severity.FAIL
     assert "preceptor up" in found.todo
     assert next_schema in found.found
 
@@ -221,7 +221,7 @@ def test_what_needs_rows_is_not_looked_at_in_a_database_without_a_schema(
     empty = {"DATABASE_URL": postgres_server.url_of("postgres"), "REDIS_URL": "redis://127.0.0.1:1/0"}
     findings = list(doctor.examine(Layout.open(tmp_path / "home"), empty))
     assert "no schema" in only(iter(findings), "migration").found
-    assert only(iter(findings), "policy and experts").verdict is Verdict.WARN
+    assert only(iter(findings), "policy and experts").verdict is Severity.WARN
     assert not any("broke" in finding.found for finding in findings)
 
 
@@ -233,9 +233,9 @@ def test_a_process_that_is_silent_is_said(up: Installation, store: Store) -> Non
         processes.beat(session, "other", 3, "resting", {})
         session.execute(text("UPDATE process SET beat_at = now() - interval '65 seconds' WHERE name <> 'other'"))
     findings = list(doctor.check_beats(up))
-    assert only(iter(findings), "process trainer").verdict is Verdict.WARN
+    assert only(iter(findings), "process trainer").verdict is Severity.WARN
     assert "beat" in only(iter(findings), "process sweep").todo
-    assert only(iter(findings), "process other").verdict is Verdict.OK
+    assert only(iter(findings), "process other").verdict is Severity.OK
 
 
 @pytest.mark.integration
@@ -244,7 +244,7 @@ def test_weights_that_are_gone_or_damaged_fail(up: Installation, store: Store, w
         row = policies.add_candidate(session, world.lineage_id, artifact_sha256="a" * 64, update_number=1)
         policies.serve(session, row.id)
     found = only(doctor.check_database(up), "weights of main-v1")
-    assert found.verdict is Verdict.FAIL
+    assert found.verdict is Severity.FAIL
     (up.layout.artifacts / ("a" * 64)).write_text("other bytes")
     assert "sha256" in only(doctor.check_database(up), "weights of main-v1").found
 
@@ -258,7 +258,7 @@ def test_versions_that_are_refused_in_a_row_fail_with_what_to_do(up: Installatio
         with store.transaction() as session:
             row = policies.add_candidate(session, world.lineage_id, artifact_sha256="a" * 64, update_number=0)
             policies.reject(session, row.id, report, "the gate refused it: kl_base")
-    assert verdicts == [Verdict.OK, Verdict.WARN, Verdict.FAIL]
+    assert verdicts == [Severity.OK, Severity.WARN, Severity.FAIL]
     found = only(doctor._check_weights(up, store), "gate")
     assert "refused the newest 3 versions, and base still serves" in found.found
     assert "PRECEPTOR_TRAINER_GATE" in found.todo
@@ -275,10 +275,10 @@ def test_a_blocked_sampler_fails_with_its_reason(up: Installation, store: Store,
 def test_a_broker_that_is_away_fails_and_one_that_keeps_nothing_warns(
     up: Installation, valkey_server: EmbeddedValkey
 ) -> None:
-    assert doctor.check_broker(up).verdict is Verdict.FAIL
+    assert doctor.check_broker(up).verdict is Severity.FAIL
     there = find(up.layout, {"DATABASE_URL": str(up.database_url), "REDIS_URL": valkey_server.url})
     found = doctor.check_broker(there)
-    assert found.verdict is Verdict.WARN
+    assert found.verdict is Severity.WARN
     assert "appendonly" in found.todo
 
 
@@ -295,9 +295,9 @@ class Judge:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize(("version", "verdict"), [("1", Verdict.OK), ("2", Verdict.FAIL)])
+@pytest.mark.parametrize(("version", "verdict"), [("1", Severity.OK), ("2", Severity.FAIL)])
 def test_each_expert_is_asked_for_its_version(
-    up: Installation, store: Store, world: World, version: str, verdict: Verdict
+    up: Installation, store: Store, world: World, version: str, verdict: Severity
 ) -> None:
     with serve(create_expert_app(Judge(version))) as endpoint, store.transaction() as session:
         world.expert(session).endpoint = endpoint
@@ -305,14 +305,14 @@ def test_each_expert_is_asked_for_its_version(
         session.commit()
         findings = list(doctor.check_experts(up))
     assert only(iter(findings), "expert judge").verdict is verdict
-    assert only(iter(findings), "expert away").verdict is Verdict.FAIL
+    assert only(iter(findings), "expert away").verdict is Severity.FAIL
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize(
-    ("level", "verdict"), [("full", Verdict.OK), ("full-nocgroup", Verdict.OK), ("weak", Verdict.WARN)]
+    ("level", "verdict"), [("full", Severity.OK), ("full-nocgroup", Severity.OK), ("weak", Severity.WARN)]
 )
-def test_the_sandboxs_isolation_is_judged(up: Installation, level: str, verdict: Verdict) -> None:
+def test_the_sandboxs_isolation_is_judged(up: Installation, level: str, verdict: Severity) -> None:
     sandbox = FastAPI()
     health = {
         "status": "ok",
@@ -339,8 +339,8 @@ def test_the_sandboxs_isolation_is_judged(up: Installation, level: str, verdict:
 @pytest.mark.integration
 def test_an_api_elsewhere_is_asked_for_its_clock_and_what_it_waits_for(cli: CommandLine) -> None:
     findings = list(doctor.examine_url(cli.url, os.environ["PRECEPTOR_API_KEY"]))
-    assert only(iter(findings), "api").verdict is Verdict.OK
-    assert only(iter(findings), "clock of the api").verdict is Verdict.OK
+    assert only(iter(findings), "api").verdict is Severity.OK
+    assert only(iter(findings), "clock of the api").verdict is Severity.OK
     assert "no train tasks" in only(iter(findings), "loop").found
 
 

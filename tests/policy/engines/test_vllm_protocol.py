@@ -104,12 +104,12 @@ def _floats(logprobs: Json) -> list[float]:
     return TypeAdapter(list[float]).validate_python(logprobs["token_logprobs"])
 
 
-class Entry(BaseModel):
+class Ranked(BaseModel):
     """One token of `prompt_logprobs`."""
 
     logprob: float
     rank: int
 
 
-def _rows(rows: Json) -> list[dict[str, Entry] | None]:
-    return TypeAdapter(list[dict[str, Entry] | None]).validate_python(rows or [])
+def _rows(rows: Json) -> list[dict[str, Ranked] | None]:
+    return TypeAdapter(list[dict[str, Ranked] | None]).validate_python(rows or [])

@@ -92,7 +92,11 @@ def test_what_is_rolled_back_was_never_counted(store: Store, world: World) -> No
 
 
 def test_the_sum_by_word_is_over_all_kinds_or_of_one() -> None:
-    told = [row_counts.Tally("a", "ready", 2), row_counts.Tally("b", "ready", 3), row_counts.Tally("b", "dead", 1)]
+    told = [
+        row_counts.RowCount("a", "ready", 2),
+        row_counts.RowCount("b", "ready", 3),
+        row_counts.RowCount("b", "dead", 1),
+    ]
     assert row_counts.by_word(told) == {"ready": 5, "dead": 1}
     assert row_counts.by_word(told, "b") == {"ready": 3, "dead": 1}
     assert row_counts.by_kind(told) == {"a": {"ready": 2}, "b": {"ready": 3, "dead": 1}}

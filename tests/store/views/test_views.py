@@ -26,7 +26,7 @@ from services.store.tables.loop import (
     GroupRow,
     RolloutRow,
 )
-from services.store.views import curves, experts, overview, versions
+from services.store.views import curves, experts, under_way, versions
 from services.store.views.estimates import wilson_interval
 from tests.store.conftest import World
 
@@ -95,7 +95,7 @@ def test_rates_are_those_of_the_last_minutes(store: Store, world: World) -> None
         # three updates, the first of them 30 minutes ago, of 8 lessons and 60 seconds each: 31 minutes of work
         for number in (1, 2, 3):
             update(session, world, number, num_rows=8, seconds=60.0)
-        found = overview.rates(session, world.lineage_id, NOW + timedelta(seconds=1))
+        found = under_way.rates(session, world.lineage_id, NOW + timedelta(seconds=1))
     assert second.group_id == first.group_id
     assert found.rollouts_per_minute == 1.0  # two within two minutes
     assert found.answers_per_minute == 0.5
@@ -106,13 +106,13 @@ def test_rates_are_those_of_the_last_minutes(store: Store, world: World) -> None
 
 @pytest.mark.integration
 def test_a_flood_is_measured_by_its_newest_rows(store: Store, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(overview, "MAX_COUNTED", 4)
+    monkeypatch.setattr(under_way, "MAX_COUNTED", 4)
     with store.transaction() as session:
         rows = world.drawn(session, world.task(session, "t"), size=8)
         for index, row in enumerate(rows):
             row.created_at = NOW - timedelta(seconds=10 * (8 - index))
         session.flush()
-        found = overview.rates(session, world.lineage_id, NOW)
+        found = under_way.rates(session, world.lineage_id, NOW)
     assert found.rollouts_per_minute == 6.0  # the newest four came within 40 seconds
 
 
@@ -123,9 +123,9 @@ def test_queues_tell_what_waits_where(store: Store, world: World) -> None:
         task = world.task(session)
         world.drawn(session, task, size=3)
         lesson(session, world, world.drawn(session, task, size=1)[0], status="ready", late=True)
-        found = overview.queues(session, world.lineage_id)
-    assert (found.draws, found.questions, found.late_lessons, found.lessons) == (0, 4, 1, 0)
-    assert (found.dead_draws, found.dead_questions, found.people) == (0, 0, 0)
+        found = under_way.queues(session, world.lineage_id)
+    assert (found.draws, found.consultations, found.late_lessons, found.lessons) == (0, 4, 1, 0)
+    assert (found.dead_draws, found.dead_consultations, found.people) == (0, 0, 0)
 
 
 def answered(
@@ -368,7 +368,7 @@ def evaluation(session: Session, world: World, task_id: UUID, version: str, num_
 
 
 @pytest.mark.integration
-def test_dead_questions_are_asked_again_all_at_once_but_not_of_experts_that_left(
+def test_dead_consultations_are_asked_again_all_at_once_but_not_of_experts_that_left(
     store: Store, world: World, num_statements: Callable[[Callable[[], object]], int]
 ) -> None:
     with store.transaction() as session:
