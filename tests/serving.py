@@ -4,13 +4,13 @@ import asyncio
 import contextlib
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from sandbox.http import edge
+from tests.waiting import wait_until
 
 
 @contextlib.contextmanager
@@ -29,10 +29,7 @@ def serve(app: ASGIApp, port: int = 0) -> Iterator[str]:
 
     thread = threading.Thread(target=asyncio.run, args=(run(),), daemon=True)
     thread.start()
-    deadline = time.monotonic() + 10
-    while not server.started:
-        assert time.monotonic() < deadline, "the server did not start"
-        time.sleep(0.01)
+    wait_until(lambda: server.started, thread.is_alive, pause=0.005)
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:

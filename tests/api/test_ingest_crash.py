@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from tests.api.conftest import Api, made, task_body
 from tests.api.policy_stand_in import TOKENIZER, VOCAB
 from tests.serving import serve
 from tests.store.conftest import World
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -59,10 +59,7 @@ class Sending:
 
     def wait_for(self, count: int) -> None:
         """Return when so many were acknowledged."""
-        deadline = time.monotonic() + START_SECONDS
-        while len(self.acknowledged) < count:
-            assert time.monotonic() < deadline, "too few rollouts were acknowledged"
-            time.sleep(0.01)
+        wait_until(lambda: len(self.acknowledged) >= count)
 
     def _send(self, number: int) -> None:
         with httpx2.Client(base_url=self._url, timeout=30) as http:
@@ -101,11 +98,7 @@ def run_api(settings: Settings) -> Iterator[tuple[str, "subprocess.Popen[bytes]"
     process = subprocess.Popen([sys.executable, "-m", "services.web", "--port", str(port)], env=environment)
     url = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + START_SECONDS
-        while not is_up(url):
-            assert process.poll() is None
-            assert time.monotonic() < deadline, "the api did not start"
-            time.sleep(0.05)
+        wait_until(lambda: is_up(url), lambda: process.poll() is None, pause=0.05)
         yield url, process
     finally:
         process.kill()
@@ -183,9 +176,7 @@ def test_a_database_that_goes_away_during_a_flush_is_a_503_and_a_retry_stores_ea
             with Sending(url, key, task_id, "r") as sending:
                 sending.wait_for(40)
                 postgres.stop()
-                deadline = time.monotonic() + START_SECONDS
-                while any(thread.is_alive() for thread in sending._threads) and time.monotonic() < deadline:
-                    time.sleep(0.05)
+                wait_until(lambda: not any(thread.is_alive() for thread in sending._threads))
             assert len(sending.unanswered) == SENDERS
             postgres.start()
             assert sending.acknowledged.items() <= stored(store).items()

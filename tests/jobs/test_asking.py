@@ -3,7 +3,7 @@
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -25,6 +25,7 @@ from services.store.loop import processes
 from services.store.tables.loop import ConsultationRow, ExpertRow
 from tests.serving import reply_with, serve, serve_raw
 from tests.store.conftest import World
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
 PATIENCE = 30.0
@@ -78,15 +79,6 @@ def read(store: Store, question: UUID) -> ConsultationRow:
         return session.get_one(ConsultationRow, question)
 
 
-def wait_for(what: Callable[[], bool]) -> bool:
-    until = time.monotonic() + PATIENCE
-    while not what():
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.05)
-    return True
-
-
 def drip(connection: socket.socket, request: bytes) -> None:
     """Headers that never end, a byte at a time."""
     connection.sendall(b"HTTP/1.1 200 OK\r\n")
@@ -101,7 +93,7 @@ def test_an_expert_that_drips_holds_back_no_other_answer_of_its_message(
     with serve_raw(drip) as slow_url:
         asked = ask_about(store, world, 3, judge=judge_url, slow=slow_url)
         worker.asker.submit([*asked["slow"], *asked["judge"]])
-        assert wait_for(lambda: all(read(store, one).status == "answered" for one in asked["judge"]))
+        wait_until(lambda: all(read(store, one).status == "answered" for one in asked["judge"]))
         assert [read(store, one).status for one in asked["slow"]] == ["asked"] * 3
 
 

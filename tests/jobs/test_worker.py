@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,10 +29,10 @@ from services.store.tables.loop import ConsultationRow, ExpertRow
 from tests.jobs.test_effects import publish, train
 from tests.serving import serve, serve_raw
 from tests.store.conftest import TOKENIZER, VOCAB, World
+from tests.waiting import wait_until
 from tests.web.correcting import Queue, Said
 
 NUM_CORRECTIONS = 24
-PATIENCE = 60.0
 
 
 class Judge:
@@ -69,7 +69,7 @@ def place(database_url: str, server_folder: Path, tmp_path: Path, monkeypatch: p
     never = threading.Event()
 
     def stay_silent(connection: socket.socket, request: bytes) -> None:
-        never.wait(PATIENCE)
+        never.wait()
 
     store = Store(database_url, pool_size=4)
     with (
@@ -93,18 +93,8 @@ def place(database_url: str, server_folder: Path, tmp_path: Path, monkeypatch: p
                 store.close()
 
 
-def wait_for(what: Callable[[], bool]) -> bool:
-    """Whether it comes about; slow machines are given a minute."""
-    until = time.monotonic() + PATIENCE
-    while not what():
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.1)
-    return True
-
-
-def sweeps_again(place: Place) -> bool:
-    """Whether the worker still sweeps, from the broker to the database."""
+def sweep_again(place: Place) -> None:
+    """Return when the worker has swept once more, from the broker to the database."""
     with place.store.transaction() as session:
         began = session.scalars(select(func.clock_timestamp())).one()
 
@@ -114,7 +104,7 @@ def sweeps_again(place: Place) -> bool:
         with place.store.transaction() as session:
             return any(row.name == "sweep" and row.beat_at > began for row in processes.latest(session))
 
-    return wait_for(swept)
+    wait_until(swept)
 
 
 def measure_many(place: Place) -> list[str]:
@@ -139,7 +129,7 @@ def measure_many(place: Place) -> list[str]:
 def test_measurements_that_hang_keep_neither_the_sweep_nor_verdicts_waiting(place: Place) -> None:
     for effect_id in measure_many(place):
         place.send("measure", [effect_id])
-    assert sweeps_again(place)
+    sweep_again(place)
     with place.store.transaction() as session:
         session.execute(update(ExpertRow).where(ExpertRow.name == "judge").values(endpoint=place.judge_url))
         [rollout] = place.world.drawn(session, place.world.task(session, "judged"), size=1)
@@ -155,7 +145,7 @@ def test_measurements_that_hang_keep_neither_the_sweep_nor_verdicts_waiting(plac
         with place.store.transaction() as session:
             return session.get_one(ConsultationRow, question).status == "answered"
 
-    assert wait_for(is_answered)
+    wait_until(is_answered)
 
 
 @pytest.mark.integration
@@ -163,12 +153,12 @@ def test_a_worker_outlives_its_broker_though_a_task_was_running(place: Place) ->
     with place.store.transaction() as session:
         place.world.task(session)
         switches.switch(session, place.world.lineage_id, sampling=True)
-    assert sweeps_again(place)  # and so it draws, which the policy server never answers
+    sweep_again(place)  # and so it draws, which the policy server never answers
     for _ in range(2):
         place.valkey.kill()
         time.sleep(1)
         place.valkey.start()
-        assert sweeps_again(place)
+        sweep_again(place)
     assert place.worker.poll() is None
 
 

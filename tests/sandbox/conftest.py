@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,9 +22,9 @@ from requests.exceptions import RequestException
 
 from sandbox.contract import BatchRequest, BatchResult, Level, Limits, RunRequest, RunResult, SandboxHealth
 from sandbox.settings import SandboxSettings
+from tests.waiting import wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-START_SECONDS = 120.0
 ORDINARY_UID = 65534
 SECRET = "a-secret-of-the-server"  # noqa: S105 -- bait
 
@@ -60,21 +59,23 @@ class SandboxServer:
             environment["SANDBOX_API_KEY"] = self.key
         self.process = subprocess.Popen(command, env=environment, cwd=REPOSITORY, start_new_session=True)
         self.client = self._make_client()
-        deadline = time.monotonic() + START_SECONDS
-        while True:
-            with contextlib.suppress(httpx2.TransportError):
-                if self.client.get("/healthz").status_code == 200:
-                    return self
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                self.__exit__()
-                raise RuntimeError(f"the sandbox did not start: {self.process.poll()}")
-            time.sleep(0.05)
+        try:
+            wait_until(self._answers, lambda: self.process.poll() is None)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(httpx2.TransportError):
+            return self.client.get("/healthz").status_code == 200
+        return False
 
     def __exit__(self, *_: object) -> None:
         self.client.close()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        self.process.wait(30)
+        self.process.wait()
 
     def _make_client(self) -> httpx2.Client:
         headers = {"Authorization": f"Bearer {self.key}"} if self.key is not None else {}
@@ -260,10 +261,7 @@ def sandbox(request: pytest.FixtureRequest) -> Iterator[SandboxServer]:
     elif request.param == "docker":
         assert list_containers(server) == []
     # whatever the attacks did, they left nothing behind
-    deadline = time.monotonic() + 30
-    while any(Path(f"/proc/{pid}").exists() for pid in family) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert [pid for pid in family if Path(f"/proc/{pid}").exists()] == []
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family))
     assert cgroups_of(family) == []
     assert host_mounts() == mounts_before
 

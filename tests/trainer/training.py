@@ -1,8 +1,7 @@
 """A trainer in a thread of the test's own process, and its parts without the loop."""
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,15 +53,6 @@ def training(settings: Settings, config: TrainerConfig) -> Iterator[threading.Th
     assert not thread.is_alive()
     if raised:
         raise raised[0]
-
-
-def wait_until(what: str, holds: Callable[[], bool], alive: Callable[[], bool], seconds: float = 90) -> None:
-    """Return as soon as `holds()` is true. Fails when who should bring it about has ended, or the time is up."""
-    until = time.monotonic() + seconds
-    while not holds():
-        assert alive(), f"the trainer ended before {what}"
-        assert time.monotonic() < until, f"waited {seconds} s for {what}"
-        time.sleep(0.02)
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 import re
 import threading
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
@@ -14,6 +13,7 @@ from services.store.core.transaction import Store
 from services.store.people import erasing, logins, passwords, persons
 from services.web.__main__ import main
 from tests.store.conftest import World
+from tests.waiting import wait_until
 from tests.web.conftest import Browser, key_id_of
 
 SECRET = "correct horse battery"  # noqa: S105 - a test's own
@@ -249,14 +249,12 @@ def test_only_a_few_passwords_wait_to_be_checked_and_the_next_is_turned_away() -
             passwords._turns.acquire()
             taken.callback(passwords._turns.release)
         waiting = [threading.Thread(target=passwords.is_right, args=(kept, SECRET)) for _ in range(20)]
-        began = time.monotonic()
         refused = []
         threading.excepthook, before = (lambda args: refused.append(args.exc_type)), threading.excepthook
         taken.callback(setattr, threading, "excepthook", before)
         for thread in waiting:
             thread.start()
-        while len(refused) < 10 and time.monotonic() < began + 30:
-            time.sleep(0.01)
+        wait_until(lambda: len(refused) == 10)
         assert refused == [passwords.PasswordsBusy] * 10
     for thread in waiting:
         thread.join()

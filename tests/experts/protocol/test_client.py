@@ -248,6 +248,12 @@ def test_a_question_the_expert_refuses_is_invalid() -> None:
         assert "too long for me" in outcome.reason
 
 
+def stall(connection: socket.socket, _: bytes) -> None:
+    """No answer, until the other end hangs up."""
+    connection.settimeout(None)
+    connection.recv(1)
+
+
 def test_an_expert_that_is_down_failing_or_slow_is_unavailable() -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
@@ -260,9 +266,6 @@ def test_an_expert_that_is_down_failing_or_slow_is_unavailable() -> None:
     with serve(create_expert_app(SampleExpert(fail))) as url, pytest.raises(ExpertUnavailable, match="loading"):
         consult(url)
 
-    def stall(connection: socket.socket, _: bytes) -> None:
-        time.sleep(2)
-
     with serve_raw(stall) as url, pytest.raises(ExpertUnavailable, match=r"within 0\.3 s"):
         consult(url, timeout=0.3)
 
@@ -270,14 +273,12 @@ def test_an_expert_that_is_down_failing_or_slow_is_unavailable() -> None:
 def test_a_reply_that_drips_is_cut_at_the_timeout() -> None:
     def drip(connection: socket.socket, request: bytes) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n")
-        for _ in range(100):
+        while True:
             connection.sendall(b" ")
             time.sleep(0.05)
 
-    started = time.monotonic()
     with serve_raw(drip) as url, pytest.raises(ExpertUnavailable, match="within"):
         consult(url, timeout=0.5)
-    assert time.monotonic() - started < 3
 
 
 def test_hanging_up_in_the_middle_of_a_reply_is_unavailable() -> None:
@@ -295,13 +296,8 @@ def test_hanging_up_in_the_middle_of_a_reply_is_unavailable() -> None:
 
 
 def test_no_answer_is_waited_for_beyond_the_questions_deadline() -> None:
-    def stall(connection: socket.socket, _: bytes) -> None:
-        time.sleep(2)
-
-    started = time.monotonic()
     with serve_raw(stall) as url, pytest.raises(ExpertUnavailable):
-        consult(url, make_question(seconds=0.3), timeout=60)
-    assert time.monotonic() - started < 2
+        consult(url, make_question(seconds=0.3), timeout=600)
     with pytest.raises(ExpertUnavailable, match="deadline is over"):
         consult("http://127.0.0.1:1", make_question(seconds=-1))
 

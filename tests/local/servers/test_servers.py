@@ -27,6 +27,7 @@ from services.local.servers.valkey import EmbeddedValkey
 from services.local.supervise.lock import FolderInUse
 from services.local.supervise.process import LocalError, ProcessFailed
 from tests.local.supervise.processes import is_alive
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -66,10 +67,7 @@ def kill_9(pid: int | None) -> None:
 
 
 def await_end(poll: Callable[[], int | None]) -> None:
-    deadline = time.monotonic() + 10.0
-    while poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: poll() is not None)
 
 
 def addresses_of(pid: int | None) -> set[str]:

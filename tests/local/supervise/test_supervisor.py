@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from services.local.supervise.supervisor import (
 )
 from services.runtime import space
 from tests.local.supervise.processes import is_alive
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -106,19 +107,9 @@ def family_of(pid: int) -> list[psutil.Process]:
     return [root, *root.children(recursive=True)]
 
 
-def await_gone(processes: list[psutil.Process], seconds: float = 10.0) -> None:
-    """Fail with the names of those that still live after so many seconds."""
-    deadline = time.monotonic() + seconds
-    while alive := [p for p in processes if is_alive(p)]:
-        assert time.monotonic() < deadline, [p.cmdline() for p in alive]
-        time.sleep(0.02)
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+def await_gone(processes: list[psutil.Process]) -> None:
+    """Return when none of them lives."""
+    wait_until(lambda: not any(is_alive(process) for process in processes))
 
 
 def insert_row(url: str) -> None:
@@ -190,23 +181,23 @@ def test_ctrl_c_stops_groups_in_reverse_order_and_leaves_nothing(layout: Layout)
 
 def test_a_process_gets_its_time_to_stop_and_a_second_ctrl_c_cuts_it_short(layout: Layout) -> None:
     stubborn = (
-        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
     )
 
     def run() -> None:
         log = layout.log("stubborn")
         spec = ProcessSpec(
-            "stubborn", python(stubborn), is_ready=lambda: b"deaf" in log.read_bytes(), stop_seconds=60.0
+            "stubborn", python(stubborn), is_ready=lambda: b"deaf" in log.read_bytes(), stop_seconds=600.0
         )
         with Supervisor(layout) as supervisor:
             supervisor.start(spec)
             interrupt_at(0.5, 1.5)
-            time.sleep(30)
+            time.sleep(600)
 
     started = time.monotonic()
     with pytest.raises(Interrupted):
         run()
-    assert 1.5 < time.monotonic() - started < 10.0
+    assert time.monotonic() - started > 1.5
 
 
 def test_down_stops_it_and_is_no_error_twice(layout: Layout) -> None:
@@ -267,12 +258,10 @@ def test_a_crash_interrupts_the_main_thread_wherever_it_is(layout: Layout) -> No
     def run() -> None:
         with Supervisor(layout) as supervisor:
             supervisor.start(ProcessSpec("brief", python("import time; time.sleep(0.5)")))
-            time.sleep(30)
+            time.sleep(600)
 
-    started = time.monotonic()
     with pytest.raises(ProcessFailed, match="brief ended by itself"):
         run()
-    assert time.monotonic() - started < 10
 
 
 def test_a_crash_is_named_instead_of_the_error_it_caused(layout: Layout) -> None:
@@ -303,7 +292,7 @@ def test_what_ends_while_a_disk_is_full_is_started_again_without_spending_restar
     def run() -> None:
         with Supervisor(layout, said.append) as supervisor:
             supervisor.start(ProcessSpec("needy", python(code)))
-            wait_until(lambda: runs.exists() and len(runs.read_text()) > 3, 60)
+            wait_until(lambda: runs.exists() and len(runs.read_text()) > 3)
             is_full[0] = False
             supervisor.wait(60)
 

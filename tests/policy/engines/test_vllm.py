@@ -5,8 +5,7 @@ a real socket. Bodies that are not vLLM's at all are served raw.
 """
 
 import contextlib
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +33,7 @@ from tests.policy.conftest import Limits, make_adapter, start_vllm
 from tests.policy.engines.test_base import ask, draw, make_probe
 from tests.policy.engines.vllm_server import VllmStandIn, make_app
 from tests.serving import reply_with, serve, serve_raw
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
 QUESTION = [Message(role="user", content="Add 1 and 2.")]
@@ -57,13 +57,6 @@ def bench(model_folder: Path, store: ArtifactStore) -> Iterator[Bench]:
         server.asked.clear()
         yield Bench(server, url, engine)
         engine.close()
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def serve_proved(bench: Bench, name: str, sha256: str, model_folder: Path, tmp_path: Path) -> None:

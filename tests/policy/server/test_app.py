@@ -5,7 +5,6 @@ import http.client
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +32,7 @@ from tests.policy.engines.test_base import make_probe
 from tests.policy.engines.vllm_server import VllmStandIn, make_app
 from tests.serving import serve
 from tests.test_metrics import scrape, value
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
 KEY = "secret"
@@ -161,10 +161,12 @@ def test_work_whose_client_hung_up_is_dropped(url: str, client: PolicyClient) ->
         pytest.raises(PolicyUnavailable, match="ReadTimeout"),
     ):
         hasty.sample(SampleRequest(prompts=[prompt], max_new_tokens=400))
-    deadline = time.monotonic() + 20
-    while (counters := client.info().counters).active_rows + counters.waiting_rows:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+
+    def is_idle() -> bool:
+        counters = client.info().counters
+        return counters.active_rows + counters.waiting_rows == 0
+
+    wait_until(is_idle)
 
 
 def test_a_process_that_is_not_there_is_unavailable() -> None:
@@ -201,11 +203,7 @@ def test_a_process_given_a_vllm_server_serves_from_it(
     with subprocess.Popen([*command, *arguments], cwd=ROOT) as process:
         try:
             with PolicyClient(f"http://127.0.0.1:{port}") as client:
-                deadline = time.monotonic() + 120
-                while not is_up(client):
-                    assert process.poll() is None
-                    assert time.monotonic() < deadline
-                    time.sleep(0.2)
+                wait_until(lambda: is_up(client), lambda: process.poll() is None, pause=0.2)
                 info = client.info()
                 reply = client.sample(
                     SampleRequest(prompts=[SamplePrompt(id="a", messages=QUESTION, seed=1)], max_new_tokens=3)

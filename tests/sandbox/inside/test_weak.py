@@ -5,7 +5,6 @@ import shutil
 import sys
 import tempfile
 import textwrap
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -180,13 +179,11 @@ def test_daemons_and_fork_bombs_die_with_the_run(weak: SandboxServer) -> None:
         os._exit(0)
     time.sleep(0.5)
     """
-    started = time.monotonic()
     assert run(weak, daemon).status == Status.OK
     assert host_processes(token) == []
     bomb = "import os\nwhile True:\n    with __import__('contextlib').suppress(OSError): os.fork()"
     result = run(weak, bomb, Limits(wall_seconds=1, cpu_seconds=30, processes=8))
     assert result.status == Status.TIMEOUT
-    assert time.monotonic() - started < 40
     assert run(weak, "print('alive')").stdout == "alive\n"
 
 

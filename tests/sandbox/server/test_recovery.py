@@ -14,7 +14,8 @@ import pytest
 
 from sandbox.contract import Level, Limits, RunRequest, Status
 from tests.sandbox.conftest import SandboxServer, cgroups_of, children_of, skip_unless_root
-from tests.sandbox.server.test_server import alive, parent_of, wait_until
+from tests.sandbox.server.test_server import alive, parent_of
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.namespaces]
 
@@ -106,7 +107,7 @@ def test_spawners_that_die_under_load_cost_no_run_its_answer(ordinary_user: bool
         try:
             for _ in range(3):
                 before = len(answered)
-                wait_until(has_grown_by(answered, before, 8), 60)
+                wait_until(has_grown_by(answered, before, 8))
                 killed.append(kill_spawner(server))
         finally:
             done.set()

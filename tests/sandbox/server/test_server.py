@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from tests.sandbox.conftest import (
     host_processes,
     skip_unless_root,
 )
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.namespaces]
 
@@ -39,13 +39,6 @@ import subprocess, sys
 subprocess.run([sys.executable, '-c', 'import time; time.sleep(2)', '{token}'])
 print('answer')
 """
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 def post_sleeper(server: SandboxServer, token: str) -> None:
@@ -128,7 +121,7 @@ def test_connections_that_ask_nothing_are_refused_above_a_number_and_hung_up_on(
         try:
             for each in idle[::2]:
                 each.sendall(b"POST /v1/run HTTP/1.1\r\nHost: x\r\n")
-            wait_until(lambda: server.client.post("/v1/run", json={"code": "1"}).status_code == 503, HEAD_SECONDS)
+            wait_until(lambda: server.client.post("/v1/run", json={"code": "1"}).status_code == 503)
             assert {each.recv(1) for each in idle} == {b""}
         finally:
             for each in idle:
@@ -234,7 +227,7 @@ def test_a_server_dies_with_its_parent() -> None:
                 return httpx2.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
             return False
 
-        wait_until(is_up, 120)
+        wait_until(is_up)
         family = [server_pid, *children_of(server_pid)]
         sleep = [pid for pid in children_of(parent.pid) if pid not in family]
         parent.kill()

@@ -1,7 +1,6 @@
 """A Postgres that stands still: it acknowledges every packet and answers nothing, as under SIGSTOP."""
 
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from services.store.core.connecting import Patience
 from services.store.core.locks import LineageLock
 from services.store.core.transaction import Store, StoreUnavailable
 from tests.freezing import frozen
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -52,10 +52,8 @@ def test_a_pooled_connection_is_tried_before_it_is_used_and_not_for_long(postgre
     store = Store(postgres.url, pool_size=2, patience=SHORT)
     with store.transaction() as session:
         session.execute(text("SELECT 1"))
-    began = time.monotonic()
     with frozen(postgres), pytest.raises(StoreUnavailable), store.transaction() as session:
         session.execute(text("SELECT 1"))
-    assert time.monotonic() - began < 30
     with store.transaction() as session:
         assert session.scalar(text("SELECT 1")) == 1
     store.close()
@@ -96,18 +94,16 @@ def test_of_many_requests_to_a_frozen_database_one_waits_and_the_others_are_refu
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(60)
+            thread.join()
         assert len(refused) == 51
         assert sum("tried again" in said for said in refused) >= 40
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
+
+    def is_answered() -> bool:
         before = len(refused)
         ask()
-        if len(refused) == before:
-            break
-        time.sleep(0.2)
-    else:
-        pytest.fail("it stays refused after the thaw")
+        return len(refused) == before
+
+    wait_until(is_answered)
     store.close()
 
 

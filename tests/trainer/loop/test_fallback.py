@@ -17,8 +17,9 @@ from services.store.tables.people import AuditRow
 from services.store.views import status
 from tests.trainer.loop.test_loop import checkpoints_of, number_of, running_trainer, start_over
 from tests.trainer.loop.test_publish import policy_server
-from tests.trainer.training import settings_of, training, wait_until
+from tests.trainer.training import settings_of, training
 from tests.trainer.world import World
+from tests.waiting import wait_until
 from trainer.config import TrainerConfig
 from trainer.step.state import FACTS
 
@@ -112,11 +113,11 @@ def test_after_three_refusals_training_goes_on_from_the_checkpoint_of_what_serve
         return policies_by_status(store).get("serving")
 
     with training(settings, SANE) as thread:
-        wait_until("the first version", lambda: serving() == ["main-v1"], thread.is_alive)
+        wait_until(lambda: serving() == ["main-v1"], thread.is_alive)
     world.stop_after(5)
     with training(settings, REFUSES_ALL) as thread:
-        wait_until("the fifth update", lambda: number_of(store, world) == 5, thread.is_alive)
-        wait_until("its refusal", lambda: len(policies_by_status(store).get("rejected", [])) == 4, thread.is_alive)
+        wait_until(lambda: number_of(store, world) == 5, thread.is_alive)
+        wait_until(lambda: len(policies_by_status(store).get("rejected", [])) == 4, thread.is_alive)
     rows = ledger(store)
     assert [row.number for row in rows] == [1, 2, 3, 4, 5]
     assert [row.parent_sha256 for row in rows[1:4]] == [row.checkpoint_sha256 for row in rows[:3]]
@@ -130,7 +131,7 @@ def test_after_three_refusals_training_goes_on_from_the_checkpoint_of_what_serve
     assert "training fell back to main-v1 after update 4" in status_lines(store)[0]
     world.stop_after(6)
     with training(settings, SANE) as thread:  # with a gate that makes sense it goes on at once
-        wait_until("the sixth update to serve", lambda: serving() == ["main-v6"], thread.is_alive)
+        wait_until(lambda: serving() == ["main-v6"], thread.is_alive)
     assert not any("gate" in line or "fell back" in line for line in status_lines(store))
 
 
@@ -150,12 +151,10 @@ def test_without_its_checkpoint_training_starts_from_the_adapter_and_the_ledger_
     world.stop_after(1)
     settings = settings_of(tmp_path, database_url, redis_url, server)
     with training(settings, SANE) as thread:
-        wait_until(
-            "the first version", lambda: policies_by_status(store).get("serving") == ["main-v1"], thread.is_alive
-        )
+        wait_until(lambda: policies_by_status(store).get("serving") == ["main-v1"], thread.is_alive)
     world.stop_after(2)
     with training(settings, REFUSES_ALL) as thread:
-        wait_until("the refusal", lambda: "rejected" in policies_by_status(store), thread.is_alive)
+        wait_until(lambda: "rejected" in policies_by_status(store), thread.is_alive)
     checkpoint = tmp_path / "checkpoints" / "main" / str(checkpoints_of(store)[0])
     if fate == "deleted":
         shutil.rmtree(checkpoint)
@@ -163,7 +162,7 @@ def test_without_its_checkpoint_training_starts_from_the_adapter_and_the_ledger_
         (checkpoint / FACTS).write_text("{}")
     world.stop_after(3)
     with training(settings, SANE.model_copy(update={"max_refusals": 1})) as thread:
-        wait_until("the third update", lambda: number_of(store, world) == 3, thread.is_alive)
+        wait_until(lambda: number_of(store, world) == 3, thread.is_alive)
     with store.transaction() as session:
         fallback = session.scalars(select(FallbackRow)).one()
     assert fallback.fresh_optimizer
@@ -188,7 +187,7 @@ def test_killed_on_the_way_back_the_trainer_ends_with_the_very_same_weights_and_
     def end(home: str, at: int, **more: int) -> list[str | None]:
         settings = settings_of(tmp_path / home, database_url, redis_url)
         with training(settings, config.model_copy(update=more)) as thread:
-            wait_until(f"update {at}", lambda: number_of(store, world) == at, thread.is_alive)
+            wait_until(lambda: number_of(store, world) == at, thread.is_alive)
         return list(checkpoints_of(store))
 
     whole = end("whole", 7)
@@ -213,7 +212,7 @@ def test_killed_on_the_way_back_the_trainer_ends_with_the_very_same_weights_and_
         "PRECEPTOR_TRAINER_TEACHER_EMA": "0.1",
     }
     with running_trainer(tmp_path / "killed", database_url, redis_url, **refusing) as process:
-        wait_until("the fallback", lambda: num_fallbacks(store) == 1, lambda: process.poll() is None)
+        wait_until(lambda: num_fallbacks(store) == 1, lambda: process.poll() is None)
         process.send_signal(signal.SIGKILL)  # it is written, and nothing was trained from it yet
         process.wait()
     assert end("killed", 7) == whole

@@ -10,8 +10,9 @@ from services.runtime import space
 from services.store.core.transaction import Store
 from tests.disks import fill, small_disk
 from tests.trainer.loop.test_loop import activity_of, number_of, statuses_of
-from tests.trainer.training import settings_of, training, wait_until
+from tests.trainer.training import settings_of, training
 from tests.trainer.world import World
+from tests.waiting import wait_until
 from trainer.config import TrainerConfig
 from trainer.loop import train
 
@@ -38,19 +39,19 @@ def test_a_full_disk_makes_the_trainer_wait_and_room_makes_it_go_on(
     world.stop_after(1)
     world.lessons(num_groups=2)
     with training(settings_of(small_disk, database_url, redis_url), CONFIG) as thread:
-        wait_until("the first update", lambda: number_of(store, world) == 1, thread.is_alive)
+        wait_until(lambda: number_of(store, world) == 1, thread.is_alive)
         ballast = fill(small_disk)
         world.stop_after(None)
-        wait_until("it to pause", lambda: activity_of(store).startswith("paused: "), thread.is_alive)
+        wait_until(lambda: activity_of(store).startswith("paused: "), thread.is_alive)
         if notices == "while it writes":
-            wait_until("it to give up", lambda: "abandoned" in statuses_of(store), thread.is_alive)
+            wait_until(lambda: "abandoned" in statuses_of(store), thread.is_alive)
         else:
             time.sleep(1)
             assert statuses_of(store).count("abandoned") <= 1  # one may have begun as the disk filled up
         assert number_of(store, world) == 1
         checkpoints = [path.name for path in (small_disk / "checkpoints" / "main").iterdir()]
         ballast.unlink()
-        wait_until("the second update", lambda: number_of(store, world) == 2, thread.is_alive)
+        wait_until(lambda: number_of(store, world) == 2, thread.is_alive)
     assert not [name for name in checkpoints if name.startswith(".saving")] or notices == "while it writes"
     assert not list((small_disk / "checkpoints" / "main").glob(".*"))
 
@@ -84,15 +85,15 @@ def test_an_update_that_a_full_database_could_not_give_up_is_given_up_with_room(
     world.stop_after(1)
     world.lessons(num_groups=2)
     with training(settings_of(small_disk, database_url, redis_url), CONFIG) as thread:
-        wait_until("the first update", lambda: number_of(store, world) == 1, thread.is_alive)
+        wait_until(lambda: number_of(store, world) == 1, thread.is_alive)
         with store.transaction() as session:
             session.execute(text(NO_ROOM_TO_GIVE_UP))
         ballast = fill(small_disk)
         world.stop_after(None)
-        wait_until("it to give up", lambda: has_tried(store), thread.is_alive)
+        wait_until(lambda: has_tried(store), thread.is_alive)
         assert statuses_of(store).count("started") == 1
         with store.transaction() as session:
             session.execute(text("drop trigger no_room on update"))
         ballast.unlink()
-        wait_until("the second update", lambda: number_of(store, world) == 2, thread.is_alive)
+        wait_until(lambda: number_of(store, world) == 2, thread.is_alive)
     assert sorted(statuses_of(store)) == ["abandoned", "applied", "applied"]

@@ -21,8 +21,9 @@ from services.store.ledger import updates
 from services.store.loop import switches
 from services.store.tables.housekeeping import ProcessRow
 from services.store.tables.ledger import LessonRow, PolicyVersionRow, UpdateLessonRow, UpdateRow
-from tests.trainer.training import NOWHERE, settings_of, training, wait_until
+from tests.trainer.training import NOWHERE, settings_of, training
 from tests.trainer.world import World
+from tests.waiting import wait_until
 from trainer.config import TrainerConfig
 
 pytestmark = pytest.mark.integration
@@ -95,18 +96,18 @@ def test_killed_in_the_middle_of_an_update_the_trainer_ends_with_the_very_same_w
     world.lessons(num_groups=8)
     world.stop_after(4)
     with running_trainer(tmp_path / "killed", database_url, redis_url, **ema) as process:
-        wait_until("the third update to start", lambda: is_started(store, 3), lambda: process.poll() is None)
+        wait_until(lambda: is_started(store, 3), lambda: process.poll() is None)
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert number_of(store, world) == 2
     with running_trainer(tmp_path / "killed", database_url, redis_url, **ema) as process:
-        wait_until("the fourth update", lambda: number_of(store, world) == 4, lambda: process.poll() is None)
+        wait_until(lambda: number_of(store, world) == 4, lambda: process.poll() is None)
     killed = checkpoints_of(store)
     with store.transaction() as session:
         assert session.scalars(select(UpdateRow.status).where(UpdateRow.status == "abandoned")).all() == ["abandoned"]
     start_over(store)
     with running_trainer(tmp_path / "whole", database_url, redis_url, **ema) as process:
-        wait_until("the fourth update", lambda: number_of(store, world) == 4, lambda: process.poll() is None)
+        wait_until(lambda: number_of(store, world) == 4, lambda: process.poll() is None)
     assert len(killed) == 4
     assert checkpoints_of(store) == killed
 
@@ -123,14 +124,14 @@ def test_two_processes_make_the_update_that_one_would_have_made(
             both.enter_context(running_trainer(tmp_path / "two", database_url, redis_url, **meeting, RANK=str(rank)))
             for rank in range(2)
         ]
-        wait_until("the second update", lambda: number_of(store, world) == 2, lambda: processes[0].poll() is None)
+        wait_until(lambda: number_of(store, world) == 2, lambda: processes[0].poll() is None)
         for process in processes:
             process.terminate()
         assert [process.wait(30) for process in processes] == [0, 0]
     together = checkpoints_of(store)[-1]
     start_over(store)
     with running_trainer(tmp_path / "one", database_url, redis_url) as process:
-        wait_until("the second update", lambda: number_of(store, world) == 2, lambda: process.poll() is None)
+        wait_until(lambda: number_of(store, world) == 2, lambda: process.poll() is None)
     alone = checkpoints_of(store)[-1]
     pair = [
         load_file(tmp_path / name / "checkpoints" / "main" / str(address) / "adapter" / "adapter_model.safetensors")
@@ -145,7 +146,7 @@ def test_told_to_stop_it_gives_the_update_up_and_its_lessons_back(
 ) -> None:
     world.lessons(num_groups=8)
     with running_trainer(tmp_path, database_url, redis_url) as process:
-        wait_until("an update", lambda: number_of(store, world) >= 1, lambda: process.poll() is None)
+        wait_until(lambda: number_of(store, world) >= 1, lambda: process.poll() is None)
         process.terminate()
         assert process.wait(20) == 0
     with store.transaction() as session:
@@ -163,10 +164,10 @@ def test_a_second_trainer_of_the_lineage_waits_until_the_first_is_gone(
     lock = LineageLock(database_url, world.lineage_id)
     assert lock.hold()
     with training(settings_of(tmp_path, database_url, redis_url), CONFIG) as thread:
-        wait_until("it to wait", lambda: "another trainer" in activity_of(store), thread.is_alive)
+        wait_until(lambda: "another trainer" in activity_of(store), thread.is_alive)
         assert number_of(store, world) == 0
         lock.release()
-        wait_until("an update", lambda: number_of(store, world) == 2, thread.is_alive)
+        wait_until(lambda: number_of(store, world) == 2, thread.is_alive)
 
 
 def test_what_is_left_over_trains_after_a_while_though_it_is_no_full_batch(
@@ -174,7 +175,7 @@ def test_what_is_left_over_trains_after_a_while_though_it_is_no_full_batch(
 ) -> None:
     world.lessons(num_groups=1)
     with training(settings_of(tmp_path, database_url, redis_url), CONFIG) as thread:
-        wait_until("the update", lambda: number_of(store, world) == 1, thread.is_alive)
+        wait_until(lambda: number_of(store, world) == 1, thread.is_alive)
     with store.transaction() as session:
         assert set(session.scalars(select(LessonRow.status))) == {"used"}
 
@@ -191,10 +192,10 @@ def test_lessons_without_usable_feedback_are_set_aside_once_and_the_next_update_
     config = CONFIG.model_copy(update={"groups_per_update": 1})
     world.stop_after(1)
     with training(settings_of(tmp_path, database_url, redis_url), config) as thread:
-        wait_until("the abandoned update", lambda: "abandoned" in statuses_of(store), thread.is_alive)
+        wait_until(lambda: "abandoned" in statuses_of(store), thread.is_alive)
         assert number_of(store, world) == 0
         world.lessons(num_groups=1)
-        wait_until("the first update", lambda: number_of(store, world) == 1, thread.is_alive)
+        wait_until(lambda: number_of(store, world) == 1, thread.is_alive)
     assert statuses_of(store) == ["abandoned", "applied"]
     with store.transaction() as session:
         assert set(session.scalars(select(UpdateRow.number))) == {1}
@@ -213,7 +214,7 @@ def test_a_paused_loop_trains_nothing(
     with store.transaction() as session:
         switches.switch(session, world.lineage_id, training=False)
     with training(settings_of(tmp_path, database_url, redis_url), CONFIG) as thread:
-        wait_until("it to pause", lambda: activity_of(store) == "paused", thread.is_alive)
+        wait_until(lambda: activity_of(store) == "paused", thread.is_alive)
         time.sleep(2)
     assert number_of(store, world) == 0
 

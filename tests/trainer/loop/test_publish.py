@@ -23,8 +23,9 @@ from services.store.loop import groups
 from services.store.tables.ledger import PolicyVersionRow, UpdateRow
 from services.store.tables.loop import GroupRow, TaskRow
 from tests.serving import serve
-from tests.trainer.training import NOWHERE, Bench, settings_of, training, wait_until
+from tests.trainer.training import NOWHERE, Bench, settings_of, training
 from tests.trainer.world import World
+from tests.waiting import wait_until
 from trainer.config import TrainerConfig
 from trainer.loop.publish import choose_probe, mean_kl, probe_items, probe_logprobs
 
@@ -340,5 +341,5 @@ def test_the_loop_trains_and_publishes_by_itself(
     world.stop_after(4)
     settings = settings_of(tmp_path, database_url, redis_url, server)
     with training(settings, CONFIG) as thread:
-        wait_until("the second version", lambda: statuses(store).get("main-v2") == "serving", thread.is_alive)
+        wait_until(lambda: statuses(store).get("main-v2") == "serving", thread.is_alive)
     assert statuses(store) == {"base": "superseded", "main-v1": "superseded", "main-v2": "serving"}

@@ -14,8 +14,9 @@ from services.store.core.transaction import Store
 from services.store.ledger import updates
 from services.store.loop import switches
 from tests.conftest import execute
-from tests.trainer.training import settings_of, training, wait_until
+from tests.trainer.training import settings_of, training
 from tests.trainer.world import World
+from tests.waiting import wait_until
 from trainer.config import TrainerConfig
 
 pytestmark = pytest.mark.integration
@@ -42,7 +43,7 @@ def train_until(number: int, world: World, home: Path, url: str, redis_url: str)
     with store.transaction() as session:
         switches.stop_after(session, world.lineage_id, number)
     with training(settings_of(home, url, redis_url), CONFIG) as thread:
-        wait_until(f"update {number}", lambda: last() == number, thread.is_alive)
+        wait_until(lambda: last() == number, thread.is_alive)
     with store.transaction() as session:
         applied = updates.last_applied(session, world.lineage_id)
     store.close()
@@ -71,7 +72,7 @@ def test_a_backup_taken_while_the_trainer_works_is_consistent(
     world.lessons(num_groups=6)
     found = find(Layout(first), {"DATABASE_URL": database_url})
     with training(settings_of(first, database_url, redis_url), CONFIG) as thread:
-        wait_until("the first checkpoint", lambda: any(first.glob("checkpoints/main/*")), thread.is_alive)
+        wait_until(lambda: any(first.glob("checkpoints/main/*")), thread.is_alive)
         manifest = backup.make(found, tmp_path / "backup", with_secrets=False, say=lambda line: None)
     restore.restore(tmp_path / "backup", Layout(second), empty_database, lambda line: None)
     done = manifest.lineages[0].num_updates
