@@ -237,7 +237,7 @@ def python_for(user: pwd.struct_passwd) -> tuple[str, list[str]]:
     """A Python that `user` can execute, and the import path with which it is ours; skips where there is none."""
     name = f"python{sys.version_info.major}.{sys.version_info.minor}"
     candidates = [sys.executable, shutil.which(name, path="/usr/local/bin:/usr/bin:/bin")]
-    packages = Path(psycopg.__file__).parents[2]
+    packages = Path(psycopg.__file__).parents[1]
     repository = Path(__file__).resolve().parents[3]
     python = next((c for c in candidates if c and postgres.can_reach(user, Path(c))), None)
     if python is None or not all(postgres.can_reach(user, path) for path in (packages, repository)):
