@@ -1,6 +1,6 @@
-"""Static files, read once at the start and served under the hash of their content, so that browsers keep them for good.
+"""Static files, read once at start and served under the hash of their content, so browsers can cache them for good.
 
-`asset_url("app.css")` is `/static/3f2a…/app.css`: a changed file has another address, so nothing stale is ever used.
+`asset_url("app.css")` is `/static/3f2a…/app.css`: a changed file has another address, so a stale copy is never used.
 """
 
 import gzip
@@ -45,7 +45,7 @@ def assets() -> dict[str, Asset]:
 
 
 def asset_url(name: str) -> str:
-    """The address of a static file. Raises KeyError for a name that does not exist."""
+    """The address of a static file. Raises KeyError for an unknown name."""
     return f"/static/{assets()[name].digest}/{name}"
 
 
@@ -66,7 +66,7 @@ def get_asset(digest: str, name: str, request: Request) -> Response:
 
 @router.get("/favicon.ico")
 def get_favicon(request: Request) -> Response:
-    """The icon, for browsers that ask for it by its old name."""
+    """The icon under its traditional name."""
     return _serve(assets()["favicon.svg"], request, A_DAY)
 
 

@@ -1,4 +1,4 @@
-"""Errors as pages, for those who asked for a page: the same words as the problem document, in the house's frame."""
+"""Errors as pages for browsers, in the words of the problem document."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -26,7 +26,7 @@ def install(app: FastAPI) -> None:
 
 
 def wants_page(request: Request) -> bool:
-    """Whether a browser asks for something that is not the api's."""
+    """Whether a browser asks for a page, not for the api."""
     return "text/html" in request.headers.get("accept", "") and not request.url.path.startswith(API_PATHS)
 
 
@@ -45,14 +45,14 @@ def _page_or(handle: AnyHandler) -> Handler:
         html = rendering.render("fault-piece.html" if is_fragment else "fault.html", problem=problem)
         kept = {name: value for name, value in response.headers.items() if name in ("retry-after", "allow")}
         made = Response(html, problem.status, {**kept, "Cache-Control": "no-store"}, media_type="text/html")
-        add_headers(made.headers)  # a fault of ours is rendered outside of every middleware
+        add_headers(made.headers)  # an internal error is rendered outside all middleware
         return made
 
     return respond
 
 
 def _send_to_login(request: Request, *, is_fragment: bool) -> Response:
-    """To the login page, and from there back; a form that was sent is not sent again."""
+    """Redirect to the login page, which leads back here; a form is not sent again."""
     path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
     after = f"?next={quote(path, safe='/')}" if request.method == "GET" and not is_fragment else ""
     if is_fragment:

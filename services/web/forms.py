@@ -1,4 +1,4 @@
-"""Forms: read whole and strictly into a contract, so that a route is handed a typed object or never runs."""
+"""Forms, parsed strictly into a contract: a route gets a typed object or does not run."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
@@ -15,18 +15,18 @@ F = TypeVar("F", bound=BaseModel)
 
 
 class FormNotText(InvalidInput):
-    """A field holds a character that text cannot be kept with."""
+    """A field contains a character that the store cannot keep."""
 
     hint = "Leave NUL characters and lone surrogates out."
 
 
 def build_pages() -> APIRouter:
-    """A router for pages: every form sent to it must carry its CSRF token, and none is in the api's contract."""
+    """A router for pages: every form must carry its CSRF token, and no route is in the api's document."""
     return APIRouter(include_in_schema=False, dependencies=[Depends(check_form)])
 
 
 def check_text(what: str, *values: str) -> None:
-    """Pass what the store can keep as text. Errors: FormNotText (422)."""
+    """Pass text that the store can keep. Errors: FormNotText (422)."""
     if any("\0" in value for value in values):
         raise FormNotText(f"{what} holds a NUL character")
     if any("\ud800" <= character <= "\udfff" for value in values for character in value):
@@ -36,7 +36,7 @@ def check_text(what: str, *values: str) -> None:
 def form_of(contract: type[F]) -> Dependency:
     """A dependency that reads the form: `body: Annotated[Contract, form_of(Contract)]`.
 
-    Fields left empty are left out; line ends are one character; a name that comes several times is a list.
+    Empty fields are left out, line ends become one character, and repeated names become a list.
 
     Errors: RequestValidationError, FormUnreadable, FormNotText (422).
     """

@@ -32,7 +32,7 @@ NAVIGATION: Final = (
 
 
 def links_of(served: Collection[str], caller: Caller | None) -> tuple[Link, ...]:
-    """What this caller may open of the pages this process has."""
+    """The pages of this process that the caller may open."""
     if caller is None:
         return ()
     return tuple(link for link in NAVIGATION if link.path in served and caller.may(link.right))

@@ -1,7 +1,7 @@
-"""Templates: one environment that escapes everything, refuses undefined names, and knows how we write values.
+"""Templates: one environment that escapes everything, rejects undefined names, and formats values.
 
 Filters: `ago` and `when` (times), `short` (ids), `number`, `percent`, `words` (a status word without underscores),
-`reveal` (a text that others wrote, with marks at characters that cannot be seen).
+`reveal` (foreign text, with invisible characters marked).
 """
 
 from datetime import UTC, datetime
@@ -38,7 +38,7 @@ def render(template: str, /, **context: object) -> str:
 
 
 def ago(at: datetime | None) -> Markup:
-    """A time as how long ago it was or how far ahead it is, with the whole of it in the tooltip."""
+    """A time relative to now, with the full time in the tooltip."""
     if at is None:
         return Markup('<span class="quiet">never</span>')
     seconds = (datetime.now(UTC) - at).total_seconds()
@@ -57,7 +57,7 @@ def when(at: datetime | None) -> Markup:
 
 
 def short(value: UUID | str | None) -> str:
-    """The end of an id: the random part, so that ids made close together still look different."""
+    """The end of an id, its random part: ids made close together still look different."""
     return "–" if value is None else str(value)[-8:]
 
 
@@ -81,7 +81,7 @@ def words(value: object) -> str:
 
 
 def browser(agent: str | None) -> str:
-    """The browser and system a User-Agent names, as people say them."""
+    """The browser and system in a User-Agent, by their usual names."""
     said = agent or ""
     names = (("Edg/", "Edge"), ("OPR/", "Opera"), ("Firefox/", "Firefox"), ("Chrome/", "Chrome"), ("Safari/", "Safari"))
     systems = ("Android", "iPhone", "iPad", "Windows", "Mac OS X", "CrOS", "Linux")

@@ -1,7 +1,7 @@
-"""What every response says to the browser, and which hosts an open installation answers to.
+"""Security headers of every response, and the hosts that an open installation answers to.
 
-Nothing is loaded from elsewhere, nothing inline runs, nobody frames us. An installation that asks for no keys answers
-only to the names of this machine: otherwise any web page could reach it under a name of its own (DNS rebinding).
+Pages load no foreign resources, run no inline scripts and cannot be framed. An installation without keys answers only
+to the names of this machine: otherwise any web page could reach it under its own name (DNS rebinding).
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ OWN_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 class ForeignHost(PreceptorError):
-    """An open installation was called by a name that is not this machine's."""
+    """An open installation was called by a name of another machine."""
 
     status_code = 421
     title = "Not this host"

@@ -1,9 +1,9 @@
-"""Who looks at a page: their session, what they may see, and proof that a form was one of ours.
+"""The visitor of a page: session, rights, and proof that a form came from one of our pages.
 
-Every page depends on `VisitorDep` (somebody logged in; `needs(right)` besides) or `GuestDep` (anybody). Where the
-settings open the api, a visitor without a session is the first owner, as a call without a key is.
+Every page depends on `VisitorDep` (logged in; `needs(right)` checks a right) or `GuestDep` (anyone). If the settings
+open the api, a visitor without a session is the first owner, like a call without a key.
 
-The CSRF token is derived from a cookie only our pages could set: the session's, or before login the visit's.
+The CSRF token is derived from a cookie that only our pages can set: the session's, or before login the visit's.
 """
 
 import base64
@@ -41,7 +41,7 @@ MAX_NOTICE_CHARS: Final = 300
 
 
 class LoginNeeded(PreceptorError):
-    """The page is for people who logged in; a browser is sent to the login page."""
+    """The page requires a login; a browser is sent to the login page."""
 
     status_code = 401
     title = "Please log in"
@@ -49,7 +49,7 @@ class LoginNeeded(PreceptorError):
 
 
 class ForeignForm(PreceptorError):
-    """The form was not filled in on a page of ours, or on one from before a login or logout."""
+    """The form did not come from one of our pages, or came from before a login or logout."""
 
     status_code = 403
     title = "This form is out of date"
@@ -57,7 +57,7 @@ class ForeignForm(PreceptorError):
 
 
 class FormUnreadable(InvalidInput):
-    """The form's bytes are no text."""
+    """The form's bytes are not text."""
 
     hint = "Send forms in UTF-8, as the page does."
 
@@ -72,7 +72,7 @@ class Theme(StrEnum):
 
 @dataclass(frozen=True)
 class Guest:
-    """Anybody who looks at a page."""
+    """Anyone who opens a page."""
 
     path: str
     """The page's own path and query, to come back to."""
@@ -96,13 +96,13 @@ class Guest:
         return self.origin.startswith("https:")
 
     def may(self, right: Right) -> bool:
-        """Whether somebody is logged in who may."""
+        """Whether the guest is logged in and has the right."""
         return self.caller is not None and self.caller.may(right)
 
 
 @dataclass(frozen=True)
 class Visitor(Guest):
-    """Somebody who logged in."""
+    """A guest who is logged in."""
 
     caller: Caller
 
@@ -113,19 +113,19 @@ class Visitor(Guest):
 
     @property
     def actor(self) -> Actor:
-        """Who acts when this visitor sends a form, for the audit trail."""
+        """The actor of this visitor's forms, for the audit trail."""
         via = Via.OPEN if self.session_id is None else Via.SESSION
         return Actor(via, self.caller.id, self.session_id, self.address)
 
 
 def identify_guest(request: Request, house: HouseDep) -> Guest:
-    """Whoever looks at this page, logged in or not."""
+    """The guest of this request, logged in or not."""
     token = request.cookies.get(SESSION_COOKIE, "")
     is_fragment = request.headers.get("hx-request") == "true"
     caller: Caller | None = None
     session_id: UUID | None = None
     if token or house.settings.api_open:
-        is_use = not (is_fragment and request.method in SAFE_METHODS)  # a page that refreshes itself is nobody's use
+        is_use = not (is_fragment and request.method in SAFE_METHODS)  # a self-refreshing page is no use
         with house.store.transaction() as session:
             login = logins.find(session, token, is_use=is_use) if token else None
             if login is not None:
@@ -156,7 +156,7 @@ GuestDep = Annotated[Guest, Depends(identify_guest)]
 
 def _require_visitor(guest: GuestDep) -> Visitor:
     if not isinstance(guest, Visitor):
-        raise LoginNeeded("this page is for people who are logged in")
+        raise LoginNeeded("this page requires a login")
     return guest
 
 
@@ -180,7 +180,7 @@ def needs(right: Right) -> Dependency:
 
 
 async def check_form(request: Request, guest: GuestDep) -> None:
-    """Pass what changes nothing, and forms of our own pages. Errors: ForeignForm (403), FormUnreadable (422)."""
+    """Pass safe methods and forms of our own pages. Errors: ForeignForm (403), FormUnreadable (422)."""
     if request.method in SAFE_METHODS:
         return
     if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
@@ -194,7 +194,7 @@ async def read_form(request: Request) -> FormData:
     """The form that was sent. Errors: FormUnreadable (422) for bytes that are not in the charset it names."""
     try:
         return await request.form()
-    except (LookupError, ValueError):  # a charset that is none, or one that cannot read these bytes
+    except (LookupError, ValueError):  # an unknown charset, or bytes that it cannot decode
         raise FormUnreadable("the form's text cannot be read in the charset it declares") from None
 
 
@@ -203,7 +203,7 @@ def _as_bytes(text: str) -> bytes:
 
 
 def derive_csrf(secret: str) -> str:
-    """The token of forms for the holder of a cookie; it does not give the cookie away."""
+    """The form token for the holder of a cookie; it does not reveal the cookie."""
     digest = hmac.digest(secret.encode(), b"preceptor form", hashlib.sha256)
     return base64.urlsafe_b64encode(digest).decode().rstrip("=")
 
@@ -220,7 +220,7 @@ def page(guest: Guest, template: str, /, *, status_code: int = 200, **context: o
 
 
 def go_to(guest: Guest, path: str, *, notice: str | None = None) -> Response:
-    """Send the browser to a page of ours after a form was dealt with; `notice` is said there, once."""
+    """Redirect to one of our pages after a form; `notice` is shown there, once."""
     headers = {"Cache-Control": "no-store"}
     if guest.is_fragment:
         response = Response(status_code=200, headers={**headers, "HX-Redirect": path})
@@ -232,12 +232,12 @@ def go_to(guest: Guest, path: str, *, notice: str | None = None) -> Response:
 
 
 def set_cookie(response: Response, guest: Guest, name: str, value: str, *, max_age: int | None = None) -> None:
-    """A cookie no script can read and no other site can make a browser send with a form."""
+    """Set a cookie that scripts cannot read and other sites cannot send along with a form."""
     response.set_cookie(name, value, max_age=max_age, httponly=True, samesite="lax", secure=guest.is_secure, path="/")
 
 
 def local_path(path: str) -> str:
-    """The path where it is one of ours, else the front page: nobody is sent to another site by a link to us."""
+    """The path if it is one of ours, else the front page: a link to us must not redirect to another site."""
     is_ours = path.startswith("/") and not path.startswith(("//", "/\\")) and path.isprintable() and "\\" not in path
     return path if is_ours else "/"
 

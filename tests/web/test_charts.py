@@ -6,11 +6,10 @@ import pytest
 
 from services.store.views.curves import Curves
 from services.store.views.estimates import DIFFERENCE_OF_SHARES, SHARE, Interval, t_interval
-from services.web.presenters import charts
 from services.web.presenters.charts import SIGHTS, choose_ticks, draw, draw_one, draw_versions
 from services.web.rendering import environment
 
-LOSS, PASS_RATE, KL = SIGHTS[0], SIGHTS[1], SIGHTS[2]
+LOSS, KL, PASS_RATE = SIGHTS[0], SIGHTS[1], SIGHTS[2]
 
 
 def curves(**series: tuple[float | None, ...]) -> Curves:
@@ -19,7 +18,7 @@ def curves(**series: tuple[float | None, ...]) -> Curves:
 
 
 def figures(macro: str, *given: object) -> str:
-    """What a macro of the templates makes of this."""
+    """The HTML that a macro of the templates makes of this."""
     return str(getattr(environment().get_template("figures.html").module, macro)(*given))
 
 
@@ -44,8 +43,8 @@ def test_updates_are_marked_by_whole_numbers() -> None:
 def test_a_line_is_drawn_in_its_frame_from_the_first_update_to_the_last() -> None:
     chart = draw_one(curves(pass_rate=(0.0, 1.0)), PASS_RATE)
     assert chart is not None
-    left, bottom, right, top = charts.LEFT, charts.HEIGHT - charts.BOTTOM, charts.WIDTH - charts.RIGHT, charts.TOP
-    assert chart.lines[0].points == (f"{left:.1f},{bottom:.1f} {right:.1f},{top:.1f}",)
+    assert chart.lines[0].points == ("0.00,100.00 100.00,0.00",)
+    assert chart.at == (0.0, 100.0)
     assert chart.newest == "100\u202f%"
 
 
@@ -60,7 +59,7 @@ def test_a_single_value_is_a_dot_that_can_be_seen() -> None:
     chart = draw_one(curves(pass_rate=(0.5,)), PASS_RATE)
     assert chart is not None
     assert (chart.lines[0].points, len(chart.lines[0].dots)) == ((), 1)
-    assert "<circle" in figures("drawing", chart)
+    assert "<circle" in figures("chart", chart, "id")
 
 
 def test_an_interval_of_a_difference_is_no_wider_than_all_of_it_and_says_when_it_rests_on_little() -> None:
@@ -85,7 +84,7 @@ def test_a_chart_says_what_its_axes_and_lines_are() -> None:
     assert chart is not None
     shown = figures("chart", chart, "id")
     assert "by update" in shown
-    assert "how much likelier the teacher" in shown
+    assert "how much more likely the policy" in shown
 
 
 def test_terms_that_are_zero_all_along_are_left_out() -> None:
@@ -102,12 +101,23 @@ def test_charts_without_values_are_not_drawn() -> None:
 def test_a_chart_says_in_words_how_it_goes() -> None:
     chart = draw_one(curves(loss=(0.5, 0.25), local=(None, 0.2)), LOSS)
     assert chart is not None
-    assert chart.described == ("Loss terms, nats a token, updates 1 to 2: loss from 0.5 to 0.25; local from 0.2 to 0.2")
+    assert chart.described == (
+        "Loss terms, nats per token, updates 1 to 2: loss from 0.5 to 0.25; local from 0.2 to 0.2"
+    )
 
 
 def test_versions_stand_side_by_side_with_their_intervals() -> None:
-    first, second = draw_versions([("base", Interval(0.5, 0.25, 0.75, 8)), ("v1", Interval(1.0, 0.5, 1.0, 8))])
-    assert first.at < second.at
-    assert first.high < first.mean < first.low  # upwards is less in SVG
-    assert second.mean == charts.TOP
-    assert first.said == "base: 50 % [25, 75]"
+    chart = draw_versions([("base", Interval(0.5, 0.25, 0.75, 8)), ("v1", Interval(1.0, 0.5, 1.0, 8))])
+    assert chart is not None
+    first, second = chart.whiskers
+    assert (first.at, second.at) == (25.0, 75.0)
+    assert (first.high, first.mean, first.low) == (25.0, 50.0, 75.0)  # upwards is less in SVG
+    assert second.mean == 0.0
+    assert chart.described == "Pass rate by version: base: 50 % [25, 75]; v1: 100 % [50, 100]"
+
+
+def test_of_many_versions_a_few_are_named_the_newest_among_them() -> None:
+    chart = draw_versions([(f"v{number}", Interval(0.5, 0.25, 0.75, 8)) for number in range(24)])
+    assert chart is not None
+    assert [tick.label for tick in chart.x_ticks] == ["v23", "v17", "v11", "v5"]
+    assert draw_versions([]) is None

@@ -86,7 +86,7 @@ def test_an_answer_is_corrected_from_claim_to_submission(
     with queue.store.transaction() as session:
         acts = session.scalars(select(AuditRow.action).where(AuditRow.noun == "correction").order_by(AuditRow.id))
         assert acts.all() == ["corrections.claim", "corrections.submit"]
-    assert "Take it back" in page.get("/correct").text
+    assert "Undo" in page.get("/correct").text
     page.send(f"/correct/{item}/undo", seen_on="/correct")
     assert "seven" in page.get(f"/correct/{item}").text
     assert queue.read(item).status == "claimed"
@@ -149,7 +149,7 @@ def test_a_refused_correction_comes_back_with_everything_that_was_typed(
     again = page.send(f"{seen}/submit", seen_on=seen, text="six", comment="a long remark", verdict="corrected")
     assert again.status_code == 422
     assert "a long remark" in again.text
-    assert "Nothing you typed is lost" in again.text
+    assert "Your text is not lost" in again.text
     unreadable = page.send(f"{seen}/submit", seen_on=seen, text="seven", spans="[{]", verdict="corrected")
     assert unreadable.status_code == 422
     assert "seven" in unreadable.text
@@ -256,7 +256,7 @@ def test_an_item_in_the_queue_is_called_what_it_is(queue: Queue, visit: Callable
     _, page = visit("ana")
     waiting = page.get(f"/correct/{item}").text
     assert "<h1>An answer in the queue</h1>" in waiting
-    assert "What became of a correction" not in waiting
+    assert "Effect of a correction" not in waiting
 
 
 def test_who_lost_the_item_is_told_and_finds_their_words(
@@ -368,6 +368,6 @@ def test_the_page_stands_when_the_policy_server_is_away(
     app.state.house.policy.close()
     monkeypatch.setattr(app.state.house.policy, "_http", httpx2.Client(base_url="http://127.0.0.1:9"))
     html = page.get(f"/correct/{item}").text
-    assert "policy server cannot be asked" in html
+    assert "policy server cannot be reached" in html
     assert "tokens 0 to 2" in html
     assert not re.search("data-ends=", html)

@@ -93,7 +93,7 @@ def test_a_correction_shows_its_difference_is_submitted_and_can_be_taken_back(qu
     page.fill("#text", "one 2 three")
     page.wait_for_selector("#diff ins")
     assert (page.text_content("#diff del"), page.text_content("#diff ins")) == ("two", "2")
-    assert page.text_content("#summary") == "1 word added, 1 left out"
+    assert page.text_content("#summary") == "1 word added, 1 removed"
     page.click("#submit")
     page.wait_for_url("**/correct")
     assert (queue.read(item).status, queue.read(item).text) == ("submitted", "one 2 three")
@@ -516,6 +516,54 @@ def test_a_person_whose_time_ran_out_is_told_while_they_write_and_keeps_the_word
     page.wait_for_selector("h1")
     assert "slow" in (page.text_content("main") or "")
     assert queue.read(item).person_id is not None
+
+
+def test_a_changed_line_stands_below_the_old_one_with_its_words_marked(queue: Queue, open_as: Open) -> None:
+    put(queue, answer="Example usage:\n\ndef f(n):\n    return n % 2\n\nprint(f(2))\nprint(f(3))\nprint(f(4))")
+    page = open_as("ana")
+    begin(page)
+    assert page.locator("#diff .line").count() == 0
+    page.fill("#text", "Example usage:\n\ndef f(n):\n    return n % 2 == 0\n\nprint(f(2))\nprint(f(3))\nprint(f(4))")
+    page.wait_for_selector("#diff ins")
+    lines = page.locator("#diff .line").evaluate_all(
+        "all => all.map(one => [one.className, one.lastChild?.textContent ?? ])"
+    )
+    assert lines == [
+        ["line gap", "1 unchanged line"],
+        ["line equal", ""],
+        ["line equal", "def f(n):"],
+        ["line delete", "    return n % 2"],
+        ["line insert", " == 0"],
+        ["line equal", ""],
+        ["line equal", "print(f(2))"],
+        ["line gap", "2 unchanged lines"],
+    ]
+    wait_saved(page)
+    live = page.inner_text("#diff")
+    without_script = page.context.browser.new_context(java_script_enabled=False)  # type: ignore[union-attr]
+    without_script.add_cookies(page.context.cookies())  # type: ignore[arg-type]
+    plain = without_script.new_page()
+    plain.goto(page.url)
+    assert plain.inner_text("#diff") == live
+    without_script.close()
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_no_bar_covers_the_remarks_and_a_phone_begins_with_the_editor(queue: Queue, open_as: Open, width: int) -> None:
+    put(queue, answer="a line\n" * 60, tests=Said(score=0.0, feedback="no\n" * 30))
+    page = open_as("ana")
+    page.set_viewport_size({"width": width, "height": 844})
+    begin(page)
+    box = page.locator("#text").bounding_box()
+    assert box is not None
+    assert box["y"] < 844 / 2 if width > 400 else box["y"] < 600
+    for name in ("#remarks-title", "#comment", "#submit", "#fine"):
+        place = page.locator(name)
+        place.scroll_into_view_if_needed()
+        assert place.evaluate(
+            """one => { const box = one.getBoundingClientRect();
+            return one.contains(document.elementFromPoint(box.left + 8, box.top + box.height / 2)); }"""
+        ), name
 
 
 @pytest.mark.parametrize("width", [375, 768, 1440])

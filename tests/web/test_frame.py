@@ -287,6 +287,6 @@ def test_an_open_installation_shows_pages_as_the_first_owner(settings: Settings,
     app = create_app(settings.model_copy(update={"api_open": True}))
     with TestClient(app, base_url="http://127.0.0.1", follow_redirects=False) as client:
         anybody = Browser(client)
-        assert "asks nobody to log in" in anybody.get("/account").text
+        assert "requires no login" in anybody.get("/account").text
         assert anybody.send("/persons", seen_on="/persons", name="ann", role="annotator").status_code == 200
         assert client.post("/persons", data={"name": "mallory", "role": "owner"}).status_code == 403

@@ -340,7 +340,7 @@ def test_what_erasing_takes_out_is_a_page_of_its_own(
     assert owner.send(f"{page}/erase", seen_on=f"{page}/erasure", name="anna").status_code == 422
     done = owner.send(f"{page}/erase", seen_on=f"{page}/erasure", name="ann")
     assert done.headers["location"] == f"{page}/erasure"
-    assert "What was erased" in owner.get(f"{page}/erasure").text
+    assert "What was removed" in owner.get(f"{page}/erasure").text
     assert "pseudonym" in owner.get(page).text
 
 

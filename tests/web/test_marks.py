@@ -77,16 +77,43 @@ def test_every_control_of_the_writing_direction_is_hidden() -> None:
     assert all(HIDDEN.fullmatch(one) for one in [*directions, "\u061c", "\u200e", "\u200f"])
 
 
-def test_a_difference_is_told_word_by_word() -> None:
-    changes = compare("a quick fox", "a slow fox jumps")
-    assert changes is not None
-    assert [(change.kind, change.text) for change in changes] == [
-        ("equal", "a "),
-        ("delete", "quick"),
-        ("insert", "slow"),
-        ("equal", " fox"),
-        ("insert", " jumps"),
+def lines(old: str, new: str) -> list[tuple[str, str]]:
+    """The difference as signs and lines, changed words in brackets; a gap as the number of lines left out."""
+    found = compare(old, new)
+    assert found is not None
+    signs = {"equal": " ", "insert": "+", "delete": "-", "gap": "~"}
+    return [
+        (
+            signs[line.kind],
+            "".join(f"[{part.text}]" if part.is_changed else part.text for part in line.parts)
+            or str(line.num_left_out),
+        )
+        for line in found
     ]
+
+
+def test_a_difference_is_told_by_line_and_then_by_word() -> None:
+    assert lines("def f(n):\n    return n % 2", "def f(n):\n    return n % 2 == 0") == [
+        (" ", "def f(n):"),
+        ("-", "    return n % 2"),
+        ("+", "    return n % 2[ == 0]"),
+    ]
+    assert lines("a quick fox", "a slow fox jumps") == [("-", "a [quick] fox"), ("+", "a [slow] fox[ jumps]")]
+
+
+def test_lines_with_little_in_common_are_told_whole() -> None:
+    assert lines("Example usage:\nx = 1", "if ready:\nx = 1") == [
+        ("-", "[Example usage:]"),
+        ("+", "[if ready:]"),
+        (" ", "x = 1"),
+    ]
+
+
+def test_unchanged_lines_far_from_a_change_are_left_out_unless_they_hide_something() -> None:
+    old = "\n".join("abcdefgh")
+    assert lines(old, old.replace("h", "H")) == [("~", "5"), (" ", "f"), (" ", "g"), ("-", "[h]"), ("+", "[H]")]
+    assert lines(old, old) == []
+    assert lines("a\n\u202eb\nc", "a\n\u202eb\nc") == [(" ", "\u202eb")]
 
 
 def test_texts_too_long_to_compare_while_one_waits_are_not_compared() -> None:

@@ -72,7 +72,7 @@ def test_lists_say_what_to_do_where_there_is_nothing(owner: Browser, path: str) 
         assert 'class="empty"' in response.text
 
 
-@pytest.mark.parametrize("path", [*LISTS, "/overview/now", "/overview/versions"])
+@pytest.mark.parametrize("path", [*LISTS, "/overview/now", "/overview/curves"])
 def test_pages_show_a_loop_that_has_run(filled: Filled, path: str) -> None:
     filled.page(path)
 
@@ -85,12 +85,23 @@ def test_the_overview_tells_what_serves_what_waits_and_how_curves_go(filled: Fil
     assert 'hx-get="/overview/now"' in page
 
 
-def test_curves_come_as_data_and_only_when_there_is_something_new(filled: Filled) -> None:
-    found = filled.http.get("/overview/curves").json()
-    assert found["numbers"] == [*range(1, 10)]
-    assert {chart["name"] for chart in found["charts"]} >= {"loss", "kl", "entropy", "length", "pass-rate"}
-    assert all(len(line["values"]) == 9 for chart in found["charts"] for line in chart["lines"])
+def test_charts_are_sent_again_only_after_another_update(filled: Filled) -> None:
+    piece = filled.page("/overview/curves")
+    assert "<html" not in piece
+    for title in ("Loss terms", "Distance from experts", "Entropy of the policy", "Pass rate by version"):
+        assert title in piece
+    assert 'hx-get="/overview/curves?after=9"' in piece
+    assert filled.page("/overview/curves?after=8") == piece
     assert filled.http.get("/overview/curves?after=9").status_code == 204
+
+
+def test_every_point_of_a_chart_is_in_its_table(filled: Filled) -> None:
+    piece = filled.page("/overview/curves")
+    for chart in ("chart-loss", "chart-kl", "chart-seconds"):
+        table = piece.partition(f'<table id="{chart}-table">')[2].partition("</table>")[0]
+        assert re.findall(r'<th scope="row">(\d+)</th>', table) == [str(number) for number in range(9, 0, -1)]
+    versions = piece.partition('<table id="by-version-table">')[2].partition("</table>")[0]
+    assert re.findall(r'<th scope="row">([^<]+)</th>', versions) == ["main-v2", "main-v1", "base"]
 
 
 def test_a_list_goes_on_where_its_page_ended_and_keeps_its_filters(filled: Filled) -> None:
@@ -108,7 +119,7 @@ def test_a_list_goes_on_where_its_page_ended_and_keeps_its_filters(filled: Fille
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
-        ("/rollouts?status=set_aside", "No rollout fits"),
+        ("/rollouts?status=set_aside", "No rollout matches"),
         ("/rollouts?status=&purpose=&version=", "add_up"),
         ("/tasks?split=heldout&family=", "clamp"),
         ("/experts?status=quarantined", "old-linter"),
@@ -150,7 +161,7 @@ def test_a_rollout_that_was_trained_on_shows_its_costs_and_who_would_have_said_w
         "Cost-to-go",
         "nats</td>",
         "Ran 3 tests",
-        "Part of the update",
+        "Share of the update",
     ):
         assert told in page, told
 
@@ -187,6 +198,33 @@ def test_versions_updates_evaluations_and_tasks_have_pages_of_their_own(filled: 
         assert told in update, told
     assert "pass@4" in filled.page(f"/evaluations/{one(filled, EvaluationRow)}")
     assert "Write a function" in filled.page(f"/tasks/{one(filled, TaskRow)}")
+
+
+def test_an_evaluation_leads_to_its_answers_to_each_task(filled: Filled) -> None:
+    page = filled.page(f"/evaluations/{one(filled, EvaluationRow)}")
+    links = re.findall(r'href="(/rollouts\?task_id=[^"]+)"', page)
+    assert len(links) == 6
+    answers = filled.page(links[0].replace("&amp;", "&"))
+    assert len(re.findall(r'<td data-label="Rollout"', answers)) == 4
+    assert len(re.findall(r'<td data-label="Purpose">evaluation</td>', answers)) == 4
+
+
+def test_a_task_counts_the_answers_of_each_version(filled: Filled) -> None:
+    task = one(filled, TaskRow, split="heldout")
+    with filled.store.transaction() as session:
+        rows = session.query(RolloutRow).filter_by(task_id=task, policy_version="base").all()
+        passed = sum(row.score == 1 for row in rows)
+    line = filled.page(f"/tasks/{task}").partition("version=base")[2].partition("</tr>")[0]
+    found = re.findall(r'data-label="(?:Passed|Judged|Answers)" class="right">(\d+)', line)
+    assert found == [str(passed), str(len(rows)), str(len(rows))]
+
+
+def test_a_version_is_compared_with_any_other(filled: Filled) -> None:
+    assert "Compared with main-v2" in filled.page("/policies/main-v1?compare=main-v2")
+    assert "No evaluations to compare" in filled.page("/policies/base?compare=main-v2")
+    compared = filled.page("/policies/base?compare=main-v1")
+    assert "paired by family" in compared
+    assert '<th scope="col">main-v1</th><th scope="col">base</th>' in compared
 
 
 @pytest.mark.parametrize("path", ["/rollouts/{}", "/experts/{}", "/tasks/{}", "/evaluations/{}"])
@@ -230,7 +268,7 @@ def test_dead_letters_are_tried_again_one_by_one_and_all_at_once(filled: Filled)
     with filled.store.transaction() as session:
         assert session.query(ConsultationRow).filter_by(status="dead").count() == 0
         assert session.query(GroupRow).filter_by(status="dead").count() == 0
-    assert "No question is dead" in filled.page("/dead")
+    assert "No dead consultations" in filled.page("/dead")
 
 
 def test_the_loop_is_switched_from_the_overview(filled: Filled) -> None:

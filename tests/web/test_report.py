@@ -51,7 +51,7 @@ def test_it_tells_before_and_after_curves_updates_and_the_correction(report: Rep
     for told in (
         "Before and after",
         "paired by family",
-        "What there was to learn",
+        "Room to improve",
         "Update 3 trained on it",
         "Time was up.",
     ):
@@ -69,5 +69,5 @@ def test_what_people_wrote_is_escaped(report: Report) -> None:
 def test_a_run_without_updates_or_correction_has_a_report_too(report: Report) -> None:
     short = Report("main", "tiny", report.made_at, report.before, report.gap, report.before, (), 0.0, None, ())
     page = render_report(short)
-    assert "The time was up before the first update." in page
-    assert "The correction" not in page
+    assert "Time ran out before the first update." in page
+    assert "Your correction" not in page

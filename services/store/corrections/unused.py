@@ -37,7 +37,7 @@ def explain(session: Session, row: CorrectionRow) -> str:
     if lesson.status not in (LessonStatus.OPEN.value, LessonStatus.READY.value):
         return f"{lesson.status.replace('_', ' ')}: {lesson.reason or 'no reason was written down'}"
     if row.held_until is not None and session.scalar(select(row.held_until > func.now())):
-        return f"it can still be taken back, and is left alone until {row.held_until:%H:%M:%S} UTC"
+        return f"the trainer will not use it before {row.held_until:%H:%M:%S} UTC, so that it can be undone"
     if not switches.get(session, row.lineage_id).training:
         return "training is off"
     return _explain_turn(session, lesson)

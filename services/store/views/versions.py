@@ -2,9 +2,10 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Final
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from services.contracts.evaluations import EvaluationStatus, TaskResult
@@ -13,8 +14,11 @@ from services.store.core import row_counts
 from services.store.ledger import fallbacks, updates
 from services.store.loop import evaluations
 from services.store.tables.ledger import PolicyVersionRow, UpdateRow
-from services.store.tables.loop import EvaluationRow
+from services.store.tables.loop import EvaluationRow, RolloutRow
 from services.store.views.estimates import Interval, family_means, paired_difference, score, wilson_interval
+
+MAX_UPDATES: Final = 50  # of a version, in its list
+MAX_ANSWERS: Final = 2_000  # to a task, counted; the newest
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,40 @@ def practice(session: Session, lineage_id: UUID, versions: Collection[str]) -> d
     return found
 
 
+@dataclass(frozen=True)
+class TaskAnswers:
+    """One version's answers to a task, for one purpose."""
+
+    policy_version: str
+    purpose: str
+    num_answers: int
+    num_judged: int
+    num_passed: int
+
+
+def answers_to_task(session: Session, task_id: UUID) -> list[TaskAnswers]:
+    """How each version answered a task, the latest answers first; counts the newest `MAX_ANSWERS` answers."""
+    newest = (
+        select(RolloutRow.policy_version, RolloutRow.purpose, RolloutRow.score, RolloutRow.created_at)
+        .where(RolloutRow.task_id == task_id, RolloutRow.policy_version.is_not(None))
+        .order_by(RolloutRow.id.desc())
+        .limit(MAX_ANSWERS)
+        .subquery()
+    )
+    rows = session.execute(
+        select(
+            newest.c.policy_version,
+            newest.c.purpose,
+            func.count(),
+            func.count(newest.c.score),
+            func.count().filter(newest.c.score > evaluations.PASS_SCORE),
+        )
+        .group_by(newest.c.policy_version, newest.c.purpose)
+        .order_by(func.max(newest.c.created_at).desc(), newest.c.purpose)
+    )
+    return [TaskAnswers(*row) for row in rows]
+
+
 def evaluations_of(session: Session, lineage_id: UUID, version: str, limit: int = 20) -> Sequence[EvaluationRow]:
     """A version's evaluations, newest first."""
     return session.scalars(
@@ -70,22 +108,25 @@ def evaluations_of(session: Session, lineage_id: UUID, version: str, limit: int 
     ).all()
 
 
-def compare(session: Session, version: PolicyVersionRow) -> list[Comparison]:
-    """The version's finished evaluations against those of the newest version before it with the same settings.
+def compare(session: Session, version: PolicyVersionRow, other: str | None = None) -> list[Comparison]:
+    """The version's finished evaluations against those of the version named `other` with the same settings.
 
-    The base is compared with where no version in between was measured.
+    Without a name: of the latest earlier version that was measured, the base among them.
     """
     found: dict[str, Comparison] = {}
     for after in evaluations_of(session, version.lineage_id, version.name):
         if after.status != EvaluationStatus.DONE.value or "probe" in after.settings or after.split in found:
             continue
-        before = _find_before(session, version, after)
+        before = _find_before(session, version, after, other)
         if before is not None:
             found[after.split] = compare_two(session, before, after)
     return [found[split] for split in sorted(found)]
 
 
-def _find_before(session: Session, version: PolicyVersionRow, after: EvaluationRow) -> EvaluationRow | None:
+def _find_before(
+    session: Session, version: PolicyVersionRow, after: EvaluationRow, other: str | None
+) -> EvaluationRow | None:
+    is_other = PolicyVersionRow.number < version.number if other is None else PolicyVersionRow.name == other
     own = {key: value for key, value in after.settings.items() if key != "policy_version"}
     rows = session.execute(
         select(EvaluationRow, PolicyVersionRow.number)
@@ -98,7 +139,7 @@ def _find_before(session: Session, version: PolicyVersionRow, after: EvaluationR
             EvaluationRow.lineage_id == version.lineage_id,
             EvaluationRow.split == after.split,
             EvaluationRow.status == EvaluationStatus.DONE.value,
-            PolicyVersionRow.number < version.number,
+            is_other,
         )
         .order_by(PolicyVersionRow.number.desc(), EvaluationRow.id.desc())
         .limit(100)
@@ -146,7 +187,7 @@ def compare_results(before: Sequence[TaskResult], after: Sequence[TaskResult], n
     return changes
 
 
-def updates_of(session: Session, version: PolicyVersionRow, limit: int = 50) -> list[Update]:
+def updates_of(session: Session, version: PolicyVersionRow, limit: int = MAX_UPDATES) -> list[Update]:
     """The updates that made this version of its parent, newest first."""
     first = 0
     if version.parent_id is not None:

@@ -9,10 +9,11 @@ from fastapi import Query
 from starlette.responses import Response
 
 from services.api.auth import Right
-from services.api.deps import PagingDep, StoreDep
+from services.api.deps import StoreDep
 from services.store.core import audit
 from services.store.people import persons
 from services.web.forms import build_pages
+from services.web.lists import RowsDep
 from services.web.visitors import VisitorDep, needs, page
 
 router = build_pages()
@@ -26,7 +27,7 @@ Word = Annotated[str, Query(max_length=200)]
 def show_audit(
     visitor: VisitorDep,
     store: StoreDep,
-    paging: PagingDep,
+    paging: RowsDep,
     person: Word = "",
     action: Word = "",
     noun_id: Word = "",

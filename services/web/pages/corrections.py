@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from starlette.responses import Response
 
 from services.api.auth import Right
-from services.api.deps import House, HouseDep, PagingDep, SettingsDep, StoreDep
+from services.api.deps import House, HouseDep, SettingsDep, StoreDep
 from services.contracts.answers import MAX_FEEDBACK_CHARS, MAX_SOLUTION_CHARS, FeedbackSpan
 from services.contracts.base import Contract, JsonObject
 from services.contracts.corrections import (
@@ -40,6 +40,7 @@ from services.store.loop import consultations, lineages
 from services.store.tables.corrections import CorrectionRow
 from services.store.tables.loop import RolloutRow
 from services.web.forms import build_pages, check_text, form_of
+from services.web.lists import RowsDep
 from services.web.presenters import differences, hidden, marks, progress
 from services.web.presenters.marks import Remark, Tokens
 from services.web.visitors import Visitor, VisitorDep, go_to, needs, page
@@ -131,7 +132,7 @@ def claim_next(visitor: VisitorDep, store: StoreDep, settings: SettingsDep) -> R
 
 
 @router.get("/correct/history", dependencies=[needs(Right.CORRECT)])
-def show_history(visitor: VisitorDep, store: StoreDep, settings: SettingsDep, paging: PagingDep) -> Response:
+def show_history(visitor: VisitorDep, store: StoreDep, settings: SettingsDep, paging: RowsDep) -> Response:
     """What the visitor decided, the latest first, and what became of each. Errors: BadCursor (422)."""
     with store.transaction() as session:
         lineage = lineages.get(session, settings.lineage)

@@ -7,13 +7,14 @@ from fastapi import Query
 from starlette.responses import Response
 
 from services.api.auth import Right
-from services.api.deps import PagingDep, SettingsDep, StoreDep
+from services.api.deps import SettingsDep, StoreDep
 from services.jobs import dispatch
 from services.store.core import audit
 from services.store.loop import consultations, dead_letters, lineages
 from services.store.loop.dead_letters import MAX_AT_ONCE
 from services.store.views import under_way
 from services.web.forms import build_pages
+from services.web.lists import RowsDep
 from services.web.visitors import VisitorDep, go_to, needs, page
 
 router = build_pages()
@@ -24,7 +25,7 @@ def show_dead(
     visitor: VisitorDep,
     store: StoreDep,
     settings: SettingsDep,
-    paging: PagingDep,
+    paging: RowsDep,
     draws: Annotated[str | None, Query(max_length=64)] = None,
 ) -> Response:
     """Dead questions from `cursor` on and dead draws from `draws` on, newest first. Errors: BadCursor (422)."""

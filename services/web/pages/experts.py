@@ -7,7 +7,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from services.api.auth import Right
-from services.api.deps import PagingDep, SettingsDep, StoreDep
+from services.api.deps import SettingsDep, StoreDep
 from services.contracts.answers import AnswerKind
 from services.contracts.base import Contract
 from services.contracts.experts import EXPERT_CHANGES, ExpertStatus
@@ -18,7 +18,7 @@ from services.store.views import browse
 from services.store.views import experts as expert_figures
 from services.store.views.experts import NEWEST_ANSWERS, NEWEST_QUESTIONS, NEWEST_UPDATES, Given
 from services.web.forms import build_pages, form_of
-from services.web.lists import Chosen, list_path
+from services.web.lists import Chosen, RowsDep, list_path
 from services.web.visitors import VisitorDep, go_to, needs, page
 
 NOTHING_GIVEN = Given(0, 0, 0.0, None)
@@ -37,7 +37,7 @@ def show_experts(
     visitor: VisitorDep,
     store: StoreDep,
     settings: SettingsDep,
-    paging: PagingDep,
+    paging: RowsDep,
     status: Chosen[ExpertStatus] = None,
 ) -> Response:
     """Experts with what they gave, newest first. Errors: LineageNotFound (404), BadCursor (422)."""

@@ -8,11 +8,11 @@ from uuid import UUID
 from fastapi import Query
 from pydantic import Field
 from sqlalchemy.orm import Session
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from services.api.auth import Right
 from services.api.deps import SettingsDep, StoreDep
-from services.contracts.base import Contract, Json
+from services.contracts.base import Contract
 from services.contracts.status import Status
 from services.runtime import space
 from services.runtime.errors import InvalidInput
@@ -25,7 +25,7 @@ from services.store.views import status as stats
 from services.store.views.estimates import Interval
 from services.web.forms import build_pages, form_of
 from services.web.presenters import charts
-from services.web.presenters.charts import Chart, Tick, Whisker
+from services.web.presenters.charts import Chart, VersionChart
 from services.web.visitors import VisitorDep, go_to, needs, page
 
 SILENCE = timedelta(seconds=60)  # a process that lives says so every few seconds
@@ -63,18 +63,11 @@ def show_now(visitor: VisitorDep, store: StoreDep, settings: SettingsDep) -> Res
     return page(visitor, "overview/_now.html", **vars(now))
 
 
-@router.get("/overview/versions", dependencies=[needs(Right.READ)])
-def show_versions(visitor: VisitorDep, store: StoreDep, settings: SettingsDep) -> Response:
-    """The piece with the pass rate of every version. Errors: LineageNotFound (404)."""
-    with store.transaction() as session:
-        lineage = lineages.get(session, settings.lineage)
-        whiskers = charts.draw_versions(read_version_rates(session, lineage.id))
-    return page(visitor, "overview/_versions.html", whiskers=whiskers, ticks=charts.SHARE_TICKS)
-
-
 @router.get("/overview/curves", dependencies=[needs(Right.READ)])
-def get_curves(store: StoreDep, settings: SettingsDep, after: Annotated[int, Query(ge=0, lt=2**31)] = 0) -> Response:
-    """The curves as JSON, for the page's script; 204 when nothing came after the update it knows.
+def show_curves(
+    visitor: VisitorDep, store: StoreDep, settings: SettingsDep, after: Annotated[int, Query(ge=0, lt=2**31)] = 0
+) -> Response:
+    """The piece with the charts; 204 when no update was applied after the one the page shows.
 
     Errors: LineageNotFound (404).
     """
@@ -82,17 +75,8 @@ def get_curves(store: StoreDep, settings: SettingsDep, after: Annotated[int, Que
         lineage = lineages.get(session, settings.lineage)
         if updates.last_number(session, lineage.id) <= after:
             return Response(status_code=204)
-        found = curves.read(session, lineage.id)
-    drawn: list[Json] = [
-        {
-            "name": chart.sight.name,
-            "newest": chart.newest,
-            "is_share": chart.sight.is_share,
-            "lines": [{"label": line.label, "place": line.place, "values": [*line.values]} for line in chart.lines],
-        }
-        for chart in charts.draw(found)
-    ]
-    return JSONResponse({"numbers": [*found.numbers], "charts": drawn}, headers={"Cache-Control": "no-store"})
+        drawn = _read_curves(session, settings)
+    return page(visitor, "overview/_curves.html", **vars(drawn))
 
 
 @router.post("/loop", dependencies=[needs(Right.OPERATE)])
@@ -143,11 +127,11 @@ class Now:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What changes with updates and versions."""
+    """The charts; they change with updates. last: the newest update on them, 0 before the first."""
 
     charts: list[Chart]
-    whiskers: list[Whisker]
-    ticks: tuple[Tick, ...]
+    versions: VersionChart | None
+    last: int
 
 
 def _read_now(session: Session, settings: Settings) -> Now:
@@ -174,10 +158,11 @@ def _read_now(session: Session, settings: Settings) -> Now:
 
 def _read_curves(session: Session, settings: Settings) -> Drawn:
     lineage = lineages.get(session, settings.lineage)
+    found = curves.read(session, lineage.id)
     return Drawn(
-        charts=charts.draw(curves.read(session, lineage.id)),
-        whiskers=charts.draw_versions(read_version_rates(session, lineage.id)),
-        ticks=charts.SHARE_TICKS,
+        charts=charts.draw(found),
+        versions=charts.draw_versions(read_version_rates(session, lineage.id)),
+        last=max(found.numbers, default=0),
     )
 
 

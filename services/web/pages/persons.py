@@ -8,13 +8,14 @@ from starlette.responses import Response
 
 from services.api import people
 from services.api.auth import Right
-from services.api.deps import PagingDep, StoreDep
+from services.api.deps import StoreDep
 from services.contracts.base import Contract, Name
 from services.contracts.persons import RIGHTS, PasswordLinkCreate, Person, Role, RoleChange
 from services.runtime.errors import InvalidInput
 from services.store.core import audit
 from services.store.people import erasing, keys, logins, passwords, persons, roster
 from services.web.forms import build_pages, form_of
+from services.web.lists import RowsDep
 from services.web.pages.account import MAX_KEYS
 from services.web.visitors import VisitorDep, go_to, needs, page
 
@@ -55,7 +56,7 @@ class NameNotTyped(InvalidInput):
 
 
 @router.get("/persons", dependencies=[needs(Right.ADMINISTER)])
-def show_persons(visitor: VisitorDep, store: StoreDep, paging: PagingDep) -> Response:
+def show_persons(visitor: VisitorDep, store: StoreDep, paging: RowsDep) -> Response:
     """Everybody, newest first. Errors: BadCursor (422)."""
     with store.transaction() as session:
         found = roster.read(session, cursor=paging.cursor, limit=paging.limit)

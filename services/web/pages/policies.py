@@ -5,15 +5,18 @@ from uuid import UUID
 from starlette.responses import Response
 
 from services.api.auth import Right
-from services.api.deps import PagingDep, SettingsDep, StoreDep
+from services.api.deps import SettingsDep, StoreDep
 from services.contracts.policies import PolicyStatus
+from services.contracts.rollouts import Purpose
 from services.store.ledger import policies
 from services.store.loop import evaluations, lineages
 from services.store.tables.ledger import PolicyVersionRow
 from services.store.views import browse, versions
 from services.web.forms import build_pages
-from services.web.lists import Chosen, list_path
+from services.web.lists import Chosen, RowsDep, list_path
 from services.web.visitors import VisitorDep, needs, page
+
+NUM_VERSIONS = 50  # to compare with, the newest
 
 router = build_pages()
 
@@ -23,7 +26,7 @@ def show_policies(
     visitor: VisitorDep,
     store: StoreDep,
     settings: SettingsDep,
-    paging: PagingDep,
+    paging: RowsDep,
     status: Chosen[PolicyStatus] = None,
 ) -> Response:
     """Policy versions, newest first. Errors: LineageNotFound (404), BadCursor (422)."""
@@ -43,18 +46,24 @@ def show_policies(
 
 
 @router.get("/policies/{name}", dependencies=[needs(Right.READ)])
-def show_policy(name: str, visitor: VisitorDep, store: StoreDep, settings: SettingsDep) -> Response:
-    """One version: before and after, its gate, its updates. Errors: PolicyVersionNotFound (404)."""
+def show_policy(
+    name: str, visitor: VisitorDep, store: StoreDep, settings: SettingsDep, compare: Chosen[str] = None
+) -> Response:
+    """One version: compared with an earlier or a chosen one, its gate, its updates.
+
+    Errors: PolicyVersionNotFound (404).
+    """
     with store.transaction() as session:
         lineage = lineages.get(session, settings.lineage)
         row = policies.by_name(session, lineage.id, name)
         parent = None if row.parent_id is None else session.get_one(PolicyVersionRow, row.parent_id).name
         practice = versions.practice(session, lineage.id, {row.name}).get(row.name)
-        comparisons = versions.compare(session, row)
+        comparisons = versions.compare(session, row, compare)
         measured = versions.evaluations_of(session, lineage.id, row.name)
         views = [evaluations.view(session, one) for one in measured]
         made_by = versions.updates_of(session, row)
         version = policies.view(row)
+        newest = policies.newest(session, lineage.id, before=None, limit=NUM_VERSIONS)
     return page(
         visitor,
         "policies/one.html",
@@ -64,11 +73,14 @@ def show_policy(name: str, visitor: VisitorDep, store: StoreDep, settings: Setti
         comparisons=comparisons,
         evaluations=views,
         updates=made_by,
+        max_updates=versions.MAX_UPDATES,
+        compared_with=compare,
+        others=[other.name for other in newest if other.name != name],
     )
 
 
 @router.get("/evaluations", dependencies=[needs(Right.READ)])
-def show_evaluations(visitor: VisitorDep, store: StoreDep, settings: SettingsDep, paging: PagingDep) -> Response:
+def show_evaluations(visitor: VisitorDep, store: StoreDep, settings: SettingsDep, paging: RowsDep) -> Response:
     """Evaluations, newest first. Errors: LineageNotFound (404), BadCursor (422)."""
     with store.transaction() as session:
         lineage = lineages.get(session, settings.lineage)
@@ -86,4 +98,12 @@ def show_evaluation(evaluation_id: UUID, visitor: VisitorDep, store: StoreDep) -
         shown = evaluations.results(session, row.id, solution_shown=True)
     num_samples = found.settings.get("num_samples")
     changes = versions.compare_results(results, shown or results, num_samples if isinstance(num_samples, int) else 1)
-    return page(visitor, "evaluations/one.html", evaluation=found, results=results, shown=shown, changes=changes)
+    return page(
+        visitor,
+        "evaluations/one.html",
+        evaluation=found,
+        results=results,
+        shown=shown,
+        changes=changes,
+        purpose=(Purpose.PROBE if "probe" in found.settings else Purpose.EVALUATION).value,
+    )

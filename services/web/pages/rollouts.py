@@ -7,7 +7,7 @@ from fastapi import Query
 from starlette.responses import Response
 
 from services.api.auth import Right
-from services.api.deps import PagingDep, SettingsDep, StoreDep
+from services.api.deps import SettingsDep, StoreDep
 from services.contracts.rollouts import Purpose, RolloutStatus
 from services.jobs import dispatch
 from services.store.core import audit
@@ -16,7 +16,7 @@ from services.store.loop import consultations, lineages, rollouts, withdrawals
 from services.store.views import browse, heat_map, rollout_story
 from services.store.views.heat_map import HOTTEST, MAX_TOKENS
 from services.web.forms import build_pages
-from services.web.lists import Chosen, list_path
+from services.web.lists import Chosen, RowsDep, list_path
 from services.web.visitors import VisitorDep, go_to, needs, page
 
 NUM_VERSIONS = 50  # in the filter, the newest
@@ -29,7 +29,7 @@ def show_rollouts(
     visitor: VisitorDep,
     store: StoreDep,
     settings: SettingsDep,
-    paging: PagingDep,
+    paging: RowsDep,
     status: Chosen[RolloutStatus] = None,
     purpose: Chosen[Purpose] = None,
     version: Chosen[str] = None,

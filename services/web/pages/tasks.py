@@ -5,13 +5,13 @@ from uuid import UUID
 from starlette.responses import Response
 
 from services.api.auth import Right
-from services.api.deps import PagingDep, SettingsDep, StoreDep
+from services.api.deps import SettingsDep, StoreDep
 from services.contracts.tasks import Split
 from services.store.core import row_counts
 from services.store.loop import lineages, tasks
-from services.store.views import browse
+from services.store.views import browse, versions
 from services.web.forms import build_pages
-from services.web.lists import Chosen, list_path
+from services.web.lists import Chosen, RowsDep, list_path
 from services.web.visitors import VisitorDep, needs, page
 
 router = build_pages()
@@ -22,7 +22,7 @@ def show_tasks(
     visitor: VisitorDep,
     store: StoreDep,
     settings: SettingsDep,
-    paging: PagingDep,
+    paging: RowsDep,
     split: Chosen[Split] = None,
     domain: Chosen[str] = None,
     family: Chosen[str] = None,
@@ -47,7 +47,7 @@ def show_tasks(
 
 
 @router.get("/tasks/{task_id}", dependencies=[needs(Right.READ)])
-def show_task(task_id: UUID, visitor: VisitorDep, store: StoreDep, paging: PagingDep) -> Response:
+def show_task(task_id: UUID, visitor: VisitorDep, store: StoreDep, paging: RowsDep) -> Response:
     """One task with its rollouts. Errors: TaskNotFound (404), BadCursor (422)."""
     with store.transaction() as session:
         row = tasks.get(session, task_id)
@@ -64,4 +64,5 @@ def show_task(task_id: UUID, visitor: VisitorDep, store: StoreDep, paging: Pagin
         )
         task = tasks.view(row)
         num_groups = row.num_groups
-    return page(visitor, "tasks/one.html", task=task, num_groups=num_groups, rollouts=found)
+        by_version = versions.answers_to_task(session, row.id)
+    return page(visitor, "tasks/one.html", task=task, num_groups=num_groups, by_version=by_version, rollouts=found)

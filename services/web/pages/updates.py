@@ -3,14 +3,14 @@
 from starlette.responses import Response
 
 from services.api.auth import Right
-from services.api.deps import PagingDep, SettingsDep, StoreDep
+from services.api.deps import SettingsDep, StoreDep
 from services.api.routes.updates import Number
 from services.contracts.updates import UpdateStatus
 from services.store.ledger import updates
 from services.store.loop import lineages
 from services.store.views import browse
 from services.web.forms import build_pages
-from services.web.lists import Chosen, list_path
+from services.web.lists import Chosen, RowsDep, list_path
 from services.web.presenters.ledger import weigh_sources
 from services.web.visitors import VisitorDep, needs, page
 
@@ -22,7 +22,7 @@ def show_updates(
     visitor: VisitorDep,
     store: StoreDep,
     settings: SettingsDep,
-    paging: PagingDep,
+    paging: RowsDep,
     status: Chosen[UpdateStatus] = None,
 ) -> Response:
     """Updates, newest first. Errors: LineageNotFound (404), BadCursor (422)."""

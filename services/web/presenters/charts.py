@@ -1,7 +1,8 @@
-"""Curves: what to draw of an update's metrics, and the drawing itself as SVG that needs no script.
+"""Charts of an update's metrics and of versions' pass rates: figures in, shapes out.
 
-A page's script (static/charts.js) draws the same curves again with uPlot, to be read under the pointer; the report of
-the demo, which is one file, keeps these. Pure: figures in, shapes out.
+Templates turn the shapes into SVG that needs no script, in pages and in the demo's report alike; static/charts.js only
+shows the figures under the pointer, read from the table below each chart. Places are percent of the plot, x to the
+right and y downwards, so that a drawing stretches with its card while its labels keep their size.
 """
 
 import math
@@ -12,20 +13,15 @@ from typing import Final
 from services.store.views.curves import Curves
 from services.store.views.estimates import Interval
 
-WIDTH: Final = 640
-HEIGHT: Final = 220
-LEFT: Final = 66  # room for “100 %” in the larger letters of a phone
-RIGHT: Final = 10
-TOP: Final = 10
-BOTTOM: Final = 26
 NUM_TICKS: Final = 5
+MAX_VERSION_LABELS: Final = 4  # as many as a phone has room for
 
 
 @dataclass(frozen=True)
 class Sight:
     """A chart by name: its metrics with their labels, and the unit of its axis.
 
-    is_share: 0..1, shown as percent. hint: what a line is that its label does not say.
+    is_share: 0..1, shown as percent. hint: explains a line that its label does not.
     """
 
     name: str
@@ -40,7 +36,7 @@ SIGHTS: Final = (
     Sight(
         "loss",
         "Loss terms",
-        "nats a token",
+        "nats per token",
         (
             ("loss", "loss"),
             ("local", "local"),
@@ -49,27 +45,26 @@ SIGHTS: Final = (
             ("partial", "partial"),
         ),
     ),
-    Sight("pass-rate", "Pass rate of the rollouts trained on", "share", (("pass_rate", "passed"),), is_share=True),
     Sight(
         "kl",
-        "Distance from the experts",
-        "nats a token",
+        "Distance from experts",
+        "nats per token",
         (("kl", "KL to the experts"), ("gap", "teacher's gap")),
-        hint="Teacher's gap: how much likelier the teacher, shown what experts said, finds the policy's tokens. "
-        "It is below 0 where they disagree.",
+        hint="Teacher's gap: how much more likely the policy's tokens are to the teacher than to the policy.",
     ),
-    Sight("entropy", "Entropy of the policy", "nats a token", (("entropy", "entropy"),)),
+    Sight("pass-rate", "Pass rate of trained rollouts", "share", (("pass_rate", "passed"),), is_share=True),
+    Sight("entropy", "Entropy of the policy", "nats per token", (("entropy", "entropy"),)),
     Sight("length", "Response length", "tokens", (("response_tokens", "mean length"),)),
     Sight("gradient", "Gradient norm", "before clipping", (("grad_norm", "norm"),)),
-    Sight("seconds", "Time of an update", "seconds", (("seconds", "seconds"),)),
+    Sight("seconds", "Time per update", "seconds", (("seconds", "seconds"),)),
 )
 
 
 @dataclass(frozen=True)
 class Line:
-    """One curve. values: one a place on the axis, None where there is none; points: SVG polylines between gaps.
+    """One curve. values: one per update, None where there is none; points: SVG polylines between gaps.
 
-    dots: where a value has a gap on both sides, and no line to be on.
+    dots: values with a gap on both sides, which are on no line.
     """
 
     label: str
@@ -81,7 +76,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Tick:
-    """A mark on an axis, at this coordinate."""
+    """A mark on an axis, in percent of its length."""
 
     at: float
     label: str
@@ -89,10 +84,12 @@ class Tick:
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawn chart. numbers: the updates along the axis; newest: the last value of its first line, in words."""
+    """A drawn chart. numbers, at: the updates along the axis and their places; newest: the last value of its first
+    line, in words."""
 
     sight: Sight
     numbers: tuple[int, ...]
+    at: tuple[float, ...]
     lines: tuple[Line, ...]
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
@@ -118,7 +115,7 @@ def draw(curves: Curves) -> list[Chart]:
 
 
 def draw_one(curves: Curves, sight: Sight) -> Chart | None:
-    """One chart; None without any value. Lines that are zero all along are left out, but for the first."""
+    """One chart; None without any value. Lines that are zero all along are left out, except the first."""
     chosen = []
     for place, (name, label) in enumerate(sight.lines):
         values = curves.series.get(name)
@@ -132,32 +129,34 @@ def draw_one(curves: Curves, sight: Sight) -> Chart | None:
     first, last = curves.numbers[0], curves.numbers[-1]
 
     def across(number: float) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * ((number - first) / (last - first) if last > first else 0.5)
+        return 100 * (number - first) / (last - first) if last > first else 50.0
 
-    def up(value: float) -> float:
-        return TOP + (HEIGHT - TOP - BOTTOM) * (1 - (value - low) / (high - low))
+    def down(value: float) -> float:
+        return 100 * (1 - (value - low) / (high - low))
 
+    at = tuple(map(across, curves.numbers))
     lines = []
     for label, values, place in chosen:
         parts: list[list[tuple[float, float]]] = [[]]
-        for number, value in zip(curves.numbers, values, strict=True):
+        for x, value in zip(at, values, strict=True):
             if value is None:
                 parts.append([])
             else:
-                parts[-1].append((across(number), up(value)))
-        points = tuple(" ".join(f"{x:.1f},{y:.1f}" for x, y in part) for part in parts if len(part) > 1)
+                parts[-1].append((x, down(value)))
+        points = tuple(" ".join(f"{x:.2f},{y:.2f}" for x, y in part) for part in parts if len(part) > 1)
         lines.append(Line(label, values, points, tuple(part[0] for part in parts if len(part) == 1), place))
     newest = next((value for value in reversed(lines[0].values) if value is not None), None)
     return Chart(
         sight=sight,
         numbers=curves.numbers,
+        at=at,
         lines=tuple(lines),
         x_ticks=tuple(
             Tick(across(number), f"{number:.0f}")
             for number in choose_ticks(first, last, whole=True)
             if first <= number <= last
         ),
-        y_ticks=tuple(Tick(up(value), write(value, sight)) for value in ticks),
+        y_ticks=tuple(Tick(down(value), write(value, sight)) for value in ticks),
         newest="–" if newest is None else write(newest, sight),
     )
 
@@ -181,37 +180,48 @@ def write(value: float, sight: Sight) -> str:
 
 @dataclass(frozen=True)
 class Whisker:
-    """One version's pass rate on the chart of versions: where it is, and its interval."""
+    """One version's pass rate on the chart of versions: its interval, and where its mean and bounds are."""
 
     label: str
+    rate: Interval
     at: float
     mean: float
     low: float
     high: float
-    said: str
+
+    @property
+    def described(self) -> str:
+        """The pass rate in words."""
+        rate = self.rate
+        return f"{self.label}: {100 * rate.mean:.0f} % [{100 * rate.low:.0f}, {100 * rate.high:.0f}]"
 
 
-def draw_versions(rates: Sequence[tuple[str, Interval]]) -> list[Whisker]:
-    """Pass rates with their intervals, oldest version first, at coordinates of the same frame as the curves."""
-    room = (WIDTH - LEFT - RIGHT) / max(1, len(rates))
+@dataclass(frozen=True)
+class VersionChart:
+    """Pass rates with their intervals, oldest version first."""
 
-    def up(value: float) -> float:
-        return TOP + (HEIGHT - TOP - BOTTOM) * (1 - value)
+    whiskers: tuple[Whisker, ...]
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
 
-    return [
-        Whisker(
-            label=label,
-            at=LEFT + room * (index + 0.5),
-            mean=up(rate.mean),
-            low=up(rate.low),
-            high=up(rate.high),
-            said=f"{label}: {100 * rate.mean:.0f} % [{100 * rate.low:.0f}, {100 * rate.high:.0f}]",
-        )
-        for index, (label, rate) in enumerate(rates)
-    ]
+    @property
+    def described(self) -> str:
+        """The chart in a sentence, for those who cannot see it."""
+        return "Pass rate by version: " + "; ".join(one.described for one in self.whiskers)
 
 
-SHARE_TICKS: Final = tuple(
-    Tick(TOP + (HEIGHT - TOP - BOTTOM) * (1 - value / 4), f"{25 * value}\u202f%") for value in range(5)
-)
-"""The axis of shares."""
+def draw_versions(rates: Sequence[tuple[str, Interval]]) -> VersionChart | None:
+    """The chart of versions, oldest first; None without any."""
+    if not rates:
+        return None
+    room = 100 / len(rates)
+    whiskers = tuple(
+        Whisker(name, rate, room * (index + 0.5), *(100 * (1 - share) for share in (rate.mean, rate.low, rate.high)))
+        for index, (name, rate) in enumerate(rates)
+    )
+    every = math.ceil(len(whiskers) / MAX_VERSION_LABELS)
+    return VersionChart(
+        whiskers,
+        tuple(Tick(one.at, one.label) for one in whiskers[::-1][::every]),  # the newest is always named
+        tuple(Tick(100 - 25 * quarter, f"{25 * quarter}\u202f%") for quarter in range(5)),
+    )

@@ -1,7 +1,7 @@
-"""Characters that cannot be seen and change how a text reads: those that turn the direction, and control characters.
+"""Invisible characters that change how a text reads: direction marks and control characters.
 
-An answer can be made to read as another one with them. Pages show each as a mark with its code; the character itself
-stays where it is, so that the text, what is copied of it, and the places of tokens in it are what they were.
+They can make an answer read as another one. Pages show each as a mark with its code. The character itself stays in
+place, so the text, copies of it and the positions of its tokens do not change.
 """
 
 import re
@@ -17,7 +17,7 @@ HIDDEN: Final = re.compile(
 
 
 def exact(text: str) -> Markup:
-    """The text so that a browser keeps every character of it: a bare carriage return would become a line feed."""
+    """The text, escaped so that a browser keeps every character: a bare carriage return would become a line feed."""
     return Markup("&#13;").join(escape(part) for part in text.split("\r"))
 
 
@@ -34,12 +34,12 @@ def reveal(text: str) -> Markup:
 
 
 def name(character: str) -> str:
-    """What a hidden character is, in words."""
+    """The name of a hidden character."""
     return unicodedata.name(character, "control character").lower()
 
 
 def tell(text: str) -> str:
-    """Which hidden characters the text holds, in words; empty where it holds none."""
+    """The hidden characters of a text, in words; empty if there are none."""
     counts = Counter(HIDDEN.findall(text))
     return ", ".join(
         f"{name(one)} (U+{ord(one):04X}{f', {num} times' if num > 1 else ''})" for one, num in counts.items()

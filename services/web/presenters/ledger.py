@@ -1,4 +1,4 @@
-"""What shaped an update, added up over its lessons."""
+"""The sources of an update, summed over its lessons."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from services.contracts.updates import UpdateLesson
 
 @dataclass(frozen=True)
 class SourceShare:
-    """What one source gave to an update: in how many lessons, and its part of the loss, 0..1."""
+    """One source's contribution to an update: its number of lessons, and its share of the loss, 0..1."""
 
     name: str
     kind: str
@@ -17,7 +17,7 @@ class SourceShare:
 
 
 def weigh_sources(lessons: Sequence[UpdateLesson]) -> list[SourceShare]:
-    """The sources of an update's terms, the weightiest first."""
+    """The sources of an update's terms, the largest share first."""
     found: dict[tuple[str, str], tuple[int, float]] = {}
     for lesson in lessons:
         for term in lesson.terms:

@@ -1,4 +1,4 @@
-"""Remarks on an answer: from tokens, which are trained, to characters, which people read and select, and back."""
+"""Remarks on an answer: converts between tokens, which are trained on, and characters, which people select."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ KEPT_ANSWERS = 256  # whose tokens stay in memory; an answer is looked at severa
 
 @dataclass(frozen=True)
 class Remark:
-    """What an expert said about tokens [start, end) of the answer. number: as it is shown beside the marked text."""
+    """An expert's remark on tokens [start, end) of the answer. number: shown beside the marked text."""
 
     number: int
     expert: str
@@ -27,7 +27,7 @@ class Remark:
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of the answer that the same remarks are about."""
+    """A stretch of the answer under the same remarks."""
 
     html: Markup
     numbers: tuple[int, ...]
@@ -48,7 +48,7 @@ class Tokens:
         return first, self.ends[min(end, last) - 1] if end else 0
 
     def cover(self, start: int, end: int) -> tuple[int, int] | None:
-        """The tokens that the characters [start, end) lie in, all of a character's; None where they lie in none."""
+        """The tokens of the characters [start, end), all tokens of a split character; None if there are none."""
         begins = (0, *self.ends[:-1])
         inside = [i for i, (a, b) in enumerate(zip(begins, self.ends, strict=True)) if a < b and a < end and b > start]
         if not inside:
@@ -59,7 +59,7 @@ class Tokens:
         return first, inside[-1] + 1
 
     def find(self, quote: str) -> tuple[int, int] | None:
-        """The tokens that hold the first occurrence of these words; None where they do not occur."""
+        """The tokens of the first occurrence of these words; None if there is none."""
         start = self.text.find(quote) if quote else -1
         return None if start < 0 else self.cover(start, start + len(quote))
 
@@ -70,9 +70,9 @@ class Tokens:
 
 
 def align(pieces: Sequence[str], text: str, start: int) -> Tokens | None:
-    """Where the tokens end in the text; None where they do not spell it, as of an answer that was cleaned by hand.
+    """Where the tokens end in the text; None if they do not spell it, as with an answer cleaned by hand.
 
-    What tokens write before `start` (earlier turns) or beyond the text (the end of the sequence) counts as nothing.
+    Tokens before `start` (earlier turns) or beyond the text (the end of the sequence) get no characters.
     """
     spelled = "".join(pieces[start:]).replace("\x00", "\ufffd")
     if not spelled.startswith(text):
@@ -82,8 +82,8 @@ def align(pieces: Sequence[str], text: str, start: int) -> Tokens | None:
 
 
 def read_tokens(policy: PolicyClient, token_ids: Sequence[int], text: str, start: int) -> Tokens | None:
-    """Where the tokens of an answer that begins at `start` end; None where the policy server cannot say it now, or they
-    do not spell it."""
+    """Where the tokens of an answer that begins at `start` end; None if the policy server is away, or they do not
+    spell it."""
     try:
         return align(_read_pieces(policy, tuple(token_ids)), text, start)
     except (PolicyUnavailable, PolicyRefused):
@@ -96,7 +96,7 @@ def _read_pieces(policy: PolicyClient, token_ids: tuple[int, ...]) -> tuple[str,
 
 
 def split(text: str, tokens: Tokens | None, remarks: Sequence[Remark]) -> list[Segment]:
-    """The answer in stretches, each with the numbers of the remarks about it; one stretch where tokens are unknown."""
+    """The answer in stretches, each with the numbers of its remarks; a single stretch if the tokens are unknown."""
     if tokens is None or not remarks:
         return [Segment(reveal(text), ())]
     places = [(*tokens.characters(remark.start, remark.end), remark.number) for remark in remarks]

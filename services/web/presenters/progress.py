@@ -1,4 +1,4 @@
-"""What became of a correction, in words and numbers that people can compare."""
+"""The effect of a correction, in words and numbers that people can compare."""
 
 import math
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ SKIPS: Final[Mapping[SkipKind, str]] = {
     SkipKind.HARMFUL: "I do not want to read this",
     SkipKind.OTHER: "Something else",
 }
-"""The usual reasons, as people choose them."""
+"""The reasons people can choose."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class Side:
     effect: CorrectionEffect
     token_probability: float | None
     span_bits: float | None
-    """The surprise of the whole corrected part, in bits: how many coin flips would have to fall right."""
+    """The surprise of the whole corrected part, in bits: the number of coin flips it is worth."""
 
 
 @dataclass(frozen=True)
 class Use:
-    """One update that used the correction, with the versions around it; None where nothing is planned yet."""
+    """An update that used the correction, with the versions around it; None where no measurement is planned yet."""
 
     number: int
     before: Side | None
@@ -60,7 +60,7 @@ def _see(effect: CorrectionEffect) -> Side:
 
 
 def say(found: CorrectionOutcome) -> str:
-    """Where a correction is on its way, in a sentence; nothing is promised that was not seen."""
+    """The state of a correction in a sentence; it states only what is recorded."""
     if found.status is CorrectionStatus.SKIPPED:
         label = SKIPS[found.skip_kind or SkipKind.OTHER]
         why = f"{label}: {found.skip_reason}" if found.skip_reason else label

@@ -1,6 +1,6 @@
-"""A run's report as one file that needs nothing else: before and after, curves, updates, the correction.
+"""A run's report as one self-contained file: before and after, curves, updates, the correction.
 
-It is made of contracts alone, so it can be written beside any api, here or elsewhere.
+It is built from contracts alone, so any api can be its source.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ STYLES = ("app.css", "pages.css")
 
 @dataclass(frozen=True)
 class CorrectedAnswer:
-    """What a person made of an answer, and the update that used it; None while none has."""
+    """A corrected answer, and the update that used it; None before one did."""
 
     before: str
     after: str
@@ -31,7 +31,7 @@ class CorrectedAnswer:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything the report tells."""
+    """The contents of the report."""
 
     lineage: str
     model: str
@@ -63,6 +63,6 @@ def render_report(report: Report) -> str:
 
 
 def _inline_styles() -> Markup:
-    """Our own style sheets as one element: the report is a file, with no server to ask for them."""
+    """Our style sheets as one element: the report is a file without a server."""
     css = "\n".join(assets()[name].content.decode() for name in STYLES)
-    return Markup(f"<style>{css}</style>")  # noqa: S704 -- nothing in them comes from outside
+    return Markup(f"<style>{css}</style>")  # noqa: S704 -- our own files

@@ -1,106 +1,57 @@
-// Curves to be read under the pointer: draws the charts of a page again with uPlot, and goes on as updates come.
-// Without this script the drawings that came with the page stay.
+// Charts: the figures under the pointer, read from the table below each chart; and, where curves are replaced by newer
+// ones, the tables that were open stay open. Without this script the drawings and their tables are all there.
 "use strict";
 
 (() => {
-  const holder = document.querySelector("[data-curves]");
-  if (!holder || !window.uPlot) return;
-  const HEIGHT = 210;
-  const SECONDS = 10;
-  const DASHES = [[], [7, 4], [2, 4], [9, 3, 2, 3], []];
-  const plots = new Map();
-  let last = 0;
-
-  // light-dark() is no colour a canvas knows: the browser resolves it on an element.
-  const resolve = (name) => {
-    const probe = document.createElement("span");
-    probe.style.color = `var(${name})`;
-    document.body.append(probe);
-    const found = getComputedStyle(probe).color;
-    probe.remove();
-    return found;
+  const make = (name, text, kind = "") => {
+    const made = document.createElement(name);
+    made.textContent = text;
+    made.className = kind;
+    return made;
   };
 
-  const write = (chart, value) => {
-    if (value === null || value === undefined) return "–";
-    return chart.is_share ? `${Math.round(100 * value)} %` : Number(value.toPrecision(4)).toString();
+  let shown = null;
+
+  const clear = () => {
+    shown?.querySelector(".hover")?.remove();
+    shown?.querySelector(".hover-line")?.remove();
+    shown = null;
   };
 
-  const draw = (place, chart, numbers) => {
-    const soft = resolve("--soft");
-    const grid = { stroke: resolve("--line"), width: 1 };
-    const font = `12px ${getComputedStyle(document.body).fontFamily}`;
-    const width = place.clientWidth;
-    const options = {
-      width,
-      height: HEIGHT,
-      legend: { live: true },
-      cursor: { y: false },
-      scales: { x: { time: false }, y: chart.is_share ? { range: [0, 1] } : {} },
-      axes: [
-        { stroke: soft, font, size: 28, grid: { show: false }, ticks: { show: false }, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000] },
-        { stroke: soft, font, grid, ticks: { show: false }, size: 56, values: (_, found) => found.map((v) => write(chart, v)) },
-      ],
-      series: [
-        { label: "update" },
-        ...chart.lines.map((line) => ({
-          label: line.label,
-          stroke: resolve(`--curve-${line.place}`),
-          width: 2,
-          dash: DASHES[line.place],
-          points: { show: numbers.length < 3 },
-          value: (_, v) => write(chart, v),
-        })),
-      ],
-    };
-    const label = place.querySelector("svg")?.getAttribute("aria-label") ?? place.dataset.label;
-    place.dataset.label = label;
-    place.replaceChildren();
-    const plot = new uPlot(options, [numbers, ...chart.lines.map((line) => line.values)], place);
-    plot.root.setAttribute("role", "img");
-    plot.root.setAttribute("aria-label", label);
-    return plot;
+  const show = (plot, share) => {
+    const table = document.getElementById(plot.dataset.table);
+    const rows = [...table.tBodies[0].rows];
+    const distance = (row) => Math.abs(Number(row.dataset.at) - 100 * share);
+    const row = rows.reduce((best, one) => (distance(one) < distance(best) ? one : best));
+    const names = [...table.tHead.rows[0].cells].map((cell) => cell.textContent);
+    if (shown !== plot) clear();
+    shown = plot;
+    const line = plot.querySelector(".hover-line") ?? plot.appendChild(make("div", "", "hover-line"));
+    line.style.left = `${row.dataset.at}%`;
+    const box = plot.querySelector(".hover") ?? plot.appendChild(make("dl", "", "hover facts"));
+    box.classList.toggle("left", Number(row.dataset.at) > 50);
+    box.replaceChildren(...[...row.cells].flatMap((cell, place) => [make("dt", names[place]), make("dd", cell.textContent)]));
   };
 
-  const show = ({ numbers, charts }) => {
-    last = numbers[numbers.length - 1];
-    for (const chart of charts) {
-      const place = holder.querySelector(`[data-chart="${chart.name}"]`);
-      if (!place) continue;
-      plots.get(chart.name)?.plot.destroy();
-      plots.set(chart.name, { plot: draw(place, chart, numbers), chart, numbers, place });
-      const newest = holder.querySelector(`[data-newest="${chart.name}"]`);
-      if (newest) newest.textContent = chart.newest;
+  const follow = (event) => {
+    const plot = event.target.closest?.("[data-table]");
+    if (!plot) { clear(); return; }
+    const box = plot.getBoundingClientRect();
+    show(plot, (event.clientX - box.left) / box.width);
+  };
+  for (const kind of ["pointermove", "pointerdown"]) document.addEventListener(kind, follow);
+
+  let open = [];
+  document.addEventListener("htmx:beforeSwap", (event) => {
+    open = [...event.target.querySelectorAll("details[open]")].map((one) => [one.id, one.querySelector(".scroll").scrollTop]);
+  });
+  document.addEventListener("htmx:afterSwap", () => {
+    for (const [id, top] of open) {
+      const details = document.getElementById(id);
+      if (!details) continue;
+      details.open = true;
+      details.querySelector(".scroll").scrollTop = top;
     }
-  };
-
-  const redraw = () => {
-    for (const [name, { plot, chart, numbers, place }] of plots) {
-      plot.destroy();
-      plots.set(name, { plot: draw(place, chart, numbers), chart, numbers, place });
-    }
-  };
-
-  const ask = async () => {
-    if (document.hidden) return;
-    try {
-      const answer = await fetch(`${holder.dataset.curves}?after=${last}`, { headers: { "HX-Request": "true" } });
-      if (answer.status === 200) show(await answer.json());
-    } catch {
-      // the api is away for a moment: the curves stay as they are until the next turn
-    }
-  };
-
-  let wait = 0;
-  new ResizeObserver(() => {
-    clearTimeout(wait);
-    wait = setTimeout(() => {
-      for (const { plot, place } of plots.values()) {
-        if (place.clientWidth && place.clientWidth !== plot.width) plot.setSize({ width: place.clientWidth, height: HEIGHT });
-      }
-    }, 100);
-  }).observe(holder);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
-  ask();
-  setInterval(ask, SECONDS * 1000);
+    open = [];
+  });
 })();

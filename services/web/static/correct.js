@@ -1,20 +1,21 @@
-/* The correction page: live difference, autosaved draft, remarks on parts of the answer, the lease's heartbeat, keys.
-   Everything here is an addition: the page's forms work without it. Text only ever enters the page as text. */
+/* The correction page: live difference, autosaved draft, remarks on parts of the answer, lease heartbeat, keys.
+   The page's forms work without this script. Text only ever enters the page as text. */
 (() => {
   "use strict";
   const SAVE_AFTER_MS = 700;
   const RETRY_MS = 5000;
-  const SEND_MS = 20 * 1000; // a server that says nothing for so long is away
+  const SEND_MS = 20 * 1000; // a server that takes longer counts as unreachable
   const RENEW_MS = 60 * 1000;
-  const IDLE_MS = 30 * 60 * 1000; // a page that nobody touched for so long does not hold an item
-  const MAX_WORDS_CHARS = 60000; // longer texts are compared line by line
+  const IDLE_MS = 30 * 60 * 1000; // an untouched page stops holding its item
+  const MIN_KEPT = 0.3; // as in services/web: with less in common, whole lines are marked, not words
+  const CONTEXT = 2; // unchanged lines shown on either side of a change
   const find = (id) => document.getElementById(id);
   const tokenOf = (body) => JSON.parse(body.getAttribute("hx-headers"))["X-CSRF-Token"];
   let token = tokenOf(document.body);
   const say = (words) => { find("said").textContent = words; };
   document.documentElement.dataset.script = "yes";
 
-  /* Characters that cannot be seen are shown as marks, as services/web/presenters/hidden.py does; the text stays what it is. */
+  /* Invisible characters are shown as marks, as services/web does; the text itself does not change. */
 
   const HIDDEN = /[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]|\r(?!\n)/g;
   const DIRECTIONS = {
@@ -46,10 +47,10 @@
     const counts = new Map();
     for (const [character] of words.matchAll(HIDDEN)) counts.set(character, (counts.get(character) || 0) + 1);
     const told = [...counts].map(([one, num]) => `${nameOf(one)} (${codeOf(one)}${num > 1 ? `, ${num} times` : ""})`);
-    return told.length ? `The text holds characters that the field cannot show: ${told.join(", ")}. Below they are marked.` : "";
+    return told.length ? `The text contains characters that the field cannot show: ${told.join(", ")}. They are marked below.` : "";
   }
 
-  /* What was submitted last. */
+  /* The latest decision. */
 
   const undoBar = find("undo-bar");
   if (undoBar) {
@@ -61,8 +62,8 @@
       if (now >= until) { undoBar.hidden = true; clearInterval(clock); return; }
       const seconds = Math.ceil((held - now) / 1000);
       words.textContent = seconds > 0
-        ? `The trainer leaves it alone for another ${seconds} s.`
-        : `It can be taken back for another ${Math.ceil((until - now) / 60000)} min, unless a trainer has it by now.`;
+        ? `The trainer will not use it for another ${seconds} s.`
+        : `You can undo it for another ${Math.ceil((until - now) / 60000)} min, unless the trainer has taken it.`;
     };
     const clock = setInterval(tick, 1000);
     tick();
@@ -70,7 +71,7 @@
 
   const desk = find("desk");
 
-  /* Keys: single letters only where nobody types, and only if they are wanted. */
+  /* Keys: single letters, outside of text fields and unless they are turned off. */
 
   const singleKeys = find("single-keys");
   const keysKept = "preceptor-single-keys";
@@ -113,14 +114,14 @@
 
   let spans = JSON.parse(spansField.value);
   let version = Number(versionField.value);
-  let saved = JSON.stringify([plain(text.defaultValue), plain(comment.defaultValue), spans]); // somebody may type before this runs
-  let savedWords = version ? "Draft saved" : "Nothing changed yet";
+  let saved = JSON.stringify([plain(text.defaultValue), plain(comment.defaultValue), spans]); // typing may start before this runs
+  let savedWords = version ? "Draft saved" : "No changes yet";
   let timer = 0;
   let sending = null;
-  let stopped = false; // a conflict or a lost item: the person decides before anything more is sent
-  let loggedOut = false; // nothing can be saved before somebody logs in again, in another tab
-  let isKept = true; // whether this browser could keep what the server does not have
-  let trouble = ""; // why the last save was refused, in words
+  let stopped = false; // a conflict or a lost item: the person decides before more is sent
+  let loggedOut = false; // saving waits for a login in another tab
+  let isKept = true; // whether this browser could store unsaved text
+  let trouble = ""; // why the last save failed
   let leaving = false;
   let lastTouch = Date.now();
 
@@ -133,7 +134,7 @@
     stateLine.textContent = words;
   }
 
-  const whereKept = () => (isKept ? "What you wrote is kept in this browser" : "What you wrote is only on this page: leave it open");
+  const whereKept = () => (isKept ? "Your text is kept in this browser" : "Your text is only on this page: leave it open");
 
   function keepHere() { // while two drafts wait for a choice, as edited from neither: coming back asks again
     const from = find("conflict").hidden ? version : -1;
@@ -142,7 +143,7 @@
 
   function changed() {
     lastTouch = Date.now();
-    leaving = false; // whoever types is here: the page was sent, and did not go
+    leaving = false; // typing means the page is still here
     spansField.value = JSON.stringify(spans);
     if (!isDirty()) {
       forget(keptKey);
@@ -204,7 +205,7 @@
       said = await (response.ok ? response.json() : response.json().catch(() => ({ detail: "" })));
     } catch {
       trouble = "the server cannot be reached";
-      show("offline", isKept ? "Offline: kept in this browser, sent when it is back" : "Offline: leave this page open, it is sent when it is back");
+      show("offline", isKept ? "Offline: kept in this browser until the server is back" : "Offline: leave this page open until the server is back");
       timer = setTimeout(save, RETRY_MS);
       return;
     }
@@ -216,7 +217,7 @@
       if (!isDirty()) forget(keptKey);
       savedWords = `Draft saved ${new Date(said.saved_at).toLocaleTimeString()}`;
       show("saved", savedWords);
-      if (!said.held) lose("You can go on writing, but not submit it.");
+      if (!said.held) lose("You can keep writing, but not submit.");
       return;
     }
     if (response.status === 409 && String(said.type).endsWith("draft-changed")) {
@@ -238,13 +239,13 @@
 
   function tellLoggedOut() {
     loggedOut = true;
-    trouble = "you are no longer logged in; log in again in another tab, then press this once more";
+    trouble = "you are no longer logged in; log in again in another tab, then try again";
     find("logged-out").hidden = false;
   }
 
   function stopForConflict() {
     stopped = true;
-    trouble = "this draft was changed elsewhere; choose above which one counts";
+    trouble = "this draft was changed elsewhere; choose one above";
     show("failed", "Not saved: changed elsewhere");
     find("conflict").hidden = false;
   }
@@ -257,15 +258,15 @@
     for (const id of ["submit", "fine"]) find(id).disabled = true;
   }
 
-  /* The draft as the server has it now; where there is none, the answer. Null, and said so, where it cannot be told. */
+  /* The draft on the server; if there is none, the answer. Null, with a message, if it cannot be read. */
   async function askForTheirs() {
     const none = { text: answered, comment: "", spans: [], version: 0 };
     try {
       const response = await fetch(`${path}/draft`, { headers: { Accept: "application/json" }, signal: AbortSignal.timeout(SEND_MS) });
       if (response.ok || response.status === 404) return response.ok ? await response.json() : none;
-      show("failed", "The other draft cannot be shown: log in again in another tab, or try again");
+      show("failed", "The other draft cannot be read: log in again in another tab, or try again");
     } catch {
-      show("offline", "The other draft cannot be shown: the server cannot be reached");
+      show("offline", "The other draft cannot be read: the server cannot be reached");
     }
     return null;
   }
@@ -345,29 +346,104 @@
   let compareTimer = 0;
   function compareSoon() { clearTimeout(compareTimer); compareTimer = setTimeout(compare, 80); }
 
+  const linesOf = (words) => (words ? words.split("\n") : []);
+  const measure = (words) => words.replace(/\s+/g, "").length;
+
+  /* The lines of one side: each a list of [text, whether it changed]. */
+  function cut(parts, numLines) {
+    const lines = Array.from({ length: numLines }, () => []);
+    let at = 0;
+    for (const [words, isChanged] of parts) {
+      words.split("\n").forEach((piece, index) => {
+        if (index) at += 1;
+        if (piece && numLines) lines[at].push([piece, isChanged]);
+      });
+    }
+    return lines;
+  }
+
+  /* Removed lines, then added ones, with the words that differ; the whole lines, where too little is common. */
+  function markWords(was, now) {
+    const [old, fresh] = [was.join("\n"), now.join("\n")];
+    const parts = old && fresh ? Diff.diffWordsWithSpace(old, fresh, { timeout: 200 }) : null;
+    const kept = (parts || []).reduce((sum, part) => (part.added || part.removed ? sum : sum + measure(part.value)), 0);
+    const isAlike = parts && kept >= MIN_KEPT * Math.max(1, measure(old), measure(fresh));
+    const side = (other, whole) => (isAlike ? parts.filter((part) => !part[other]).map((part) => [part.value, part.added || part.removed]) : [[whole, true]]);
+    return [
+      ...cut(side("added", old), was.length).map((line) => ({ kind: "delete", parts: line })),
+      ...cut(side("removed", fresh), now.length).map((line) => ({ kind: "insert", parts: line })),
+    ];
+  }
+
+  /* The difference by line, then by word, as services/web has it for pages without this script; null if it takes too long. */
+  function compareLines(old, fresh) {
+    const hunks = Diff.diffArrays(linesOf(old), linesOf(fresh), { timeout: 400 });
+    if (!hunks) return null;
+    const lines = [];
+    for (let index = 0; index < hunks.length; index += 1) {
+      const hunk = hunks[index];
+      if (!hunk.added && !hunk.removed) {
+        lines.push(...hunk.value.map((line) => ({ kind: "equal", parts: [[line, false]] })));
+        continue;
+      }
+      const next = hunks[index + 1];
+      const other = next && (next.added || next.removed) ? next.value : [];
+      if (other.length) index += 1;
+      lines.push(...(hunk.removed ? markWords(hunk.value, other) : markWords(other, hunk.value)));
+    }
+    return lines;
+  }
+
+  const hidesSomething = (line) => line.parts.some(([words]) => words.search(HIDDEN) >= 0);
+
+  /* Without unchanged lines that are far from any change and hide nothing. */
+  function leaveOut(lines) {
+    const changes = lines.flatMap((line, index) => (line.kind === "equal" ? [] : [index]));
+    const near = new Set(changes.flatMap((at) => Array.from({ length: 2 * CONTEXT + 1 }, (_, step) => at - CONTEXT + step)));
+    const kept = [];
+    let num = 0;
+    const gap = () => { if (num && changes.length) kept.push({ kind: "gap", num }); num = 0; };
+    lines.forEach((line, index) => {
+      if (near.has(index) || hidesSomething(line)) { gap(); kept.push(line); } else num += 1;
+    });
+    gap();
+    return kept;
+  }
+
+  function draw(line) {
+    const box = document.createElement("div");
+    box.className = `line ${line.kind}`;
+    if (line.kind === "gap") { box.textContent = `${line.num} unchanged line${line.num === 1 ? "" : "s"}`; return box; }
+    if (line.kind !== "equal") {
+      const label = document.createElement("span");
+      label.className = "unseen";
+      label.textContent = line.kind === "delete" ? "Removed: " : "Added: ";
+      box.append(label);
+    }
+    for (const [words, isChanged] of line.parts) {
+      if (!isChanged) { box.append(...reveal(words)); continue; }
+      const mark = document.createElement(line.kind === "delete" ? "del" : "ins");
+      mark.append(...reveal(words));
+      box.append(mark);
+    }
+    return box;
+  }
+
   function compare() {
     const now = plain(text.value);
     const hidden = tellHidden(now);
     if (find("hidden-chars").textContent !== hidden) find("hidden-chars").textContent = hidden;
-    const long = answered.length + now.length > MAX_WORDS_CHARS;
-    const compareWith = long ? Diff.diffLines : Diff.diffWordsWithSpace;
-    const parts = compareWith(answered, now, { timeout: 400 });
-    if (!parts) {
+    const lines = compareLines(answered, now);
+    if (!lines) {
       diffBox.textContent = "The texts differ too much to compare while you type.";
       find("summary").textContent = "";
       return;
     }
-    const nodes = parts.flatMap((part) => {
-      if (!part.added && !part.removed) return reveal(part.value);
-      const node = document.createElement(part.added ? "ins" : "del");
-      node.append(...reveal(part.value));
-      return [node];
-    });
-    diffBox.replaceChildren(...nodes);
-    const count = (which) => parts.filter((part) => part[which]).reduce((sum, part) => sum + (part.value.match(/\S+/g) || []).length, 0);
-    const added = count("added");
-    const removed = count("removed");
-    find("summary").textContent = now === answered ? "None: it is the answer as it was" : `${added} word${added === 1 ? "" : "s"} added, ${removed} left out`;
+    diffBox.replaceChildren(...leaveOut(lines).map(draw));
+    const count = (kind) => lines.filter((line) => line.kind === kind).flatMap((line) => line.parts)
+      .reduce((sum, [words, isChanged]) => (isChanged ? sum + (words.match(/\S+/g) || []).length : sum), 0);
+    const added = count("insert");
+    find("summary").textContent = now === answered ? "none" : `${added} word${added === 1 ? "" : "s"} added, ${count("delete")} removed`;
   }
 
   /* Remarks on parts of the answer: selected characters become whole tokens. */
@@ -465,7 +541,7 @@
   function leaveRemark() {
     if (!remarkText.value.trim()) { closeRemark(); return; }
     answer.focus();
-    say("Left the remark; its words are kept. c goes on with it, Add adds it.");
+    say("Left the remark; its text is kept. Press c to continue, Add to add it.");
   }
 
   function addRemark() {
@@ -513,18 +589,18 @@
   let deciding = false;
   form.addEventListener("submit", (event) => {
     const verdict = event.submitter ? event.submitter.value : "corrected";
-    if (chosen && remarkText.value.trim()) addRemark(); // written and not added yet: it is meant
+    if (chosen && remarkText.value.trim()) addRemark(); // written but not added: submitted with it
     const same = plain(text.value) === answered;
     if (verdict === "corrected" && (same || !text.value.trim())) {
       event.preventDefault();
-      decideWords.textContent = same ? "You changed nothing: say “fine as it is”, edit it, or skip it." : "The text is empty: skip it if there is no answer to give.";
+      decideWords.textContent = same ? "No changes: press “Fine as it is”, edit the answer, or skip it." : "The text is empty: skip it if there is no answer to give.";
       text.focus();
       return;
     }
     if (verdict === "fine" && !same && !warned) {
       event.preventDefault();
       warned = true;
-      decideWords.textContent = "You edited the answer. Once more to say it was fine and drop your edit.";
+      decideWords.textContent = "You edited the answer. Press again to discard the edit and confirm it is fine.";
       return;
     }
     if (deciding) { event.preventDefault(); return; }
@@ -533,7 +609,7 @@
     decide(() => form.requestSubmit(event.submitter), decideWords, "Not submitted");
   });
 
-  /* Go on once the server has every word: what the browser forgets with this page, a refusal cannot lose. */
+  /* Go on once the server has every word, so that a refusal loses none. */
   async function decide(go, words, not) {
     deciding = true;
     words.textContent = "Saving first…";
@@ -545,14 +621,14 @@
       deciding = false;
     }
     if (!isDirty() && !stopped && !loggedOut) { words.textContent = ""; go(); return; }
-    words.textContent = `${not}: ${(trouble || "what you wrote last is not saved yet").replace(/\.$/, "")}. ${whereKept()}.`;
+    words.textContent = `${not}: ${(trouble || "your latest changes are not saved yet").replace(/\.$/, "")}. ${whereKept()}.`;
     const notice = ["conflict", "logged-out", "lease-lost"].map(find).find((one) => !one.hidden);
     if (notice) notice.scrollIntoView({ block: "nearest" });
   }
 
   for (const other of document.querySelectorAll("form")) {
     if (other !== form && other.method === "post") {
-      let told = false; // once told that something is not saved, a person may leave all the same: this browser keeps it
+      let told = false; // after one warning a person may leave: this browser keeps the text
       const words = other.querySelector("[data-refused]") || decideWords;
       text.addEventListener("input", () => { told = false; });
       other.addEventListener("submit", (event) => {
@@ -561,7 +637,7 @@
         event.preventDefault();
         const go = () => other.requestSubmit(event.submitter);
         decide(go, words, "Not done").then(() => {
-          if (words.textContent) { told = true; words.textContent += " Press it once more to go on all the same."; }
+          if (words.textContent) { told = true; words.textContent += " Press again to continue anyway."; }
         });
       });
     }
@@ -589,7 +665,7 @@
     }
   });
 
-  /* What this browser kept while the server was away. */
+  /* Text this browser kept while the server was away. */
 
   const problem = find("problem");
   const kept = problem ? null : JSON.parse(read(keptKey) || "null");
@@ -600,7 +676,7 @@
     if (kept.version === version) {
       take({ ...kept, version });
       changed();
-      say("What was not sent yet is here again.");
+      say("Your unsaved text was restored.");
     } else if (JSON.stringify([plain(kept.text), plain(kept.comment), kept.spans]) !== saved) {
       const theirs = saved;
       take({ ...kept, version });

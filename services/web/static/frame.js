@@ -1,15 +1,7 @@
-// Every page: the strip of links begins where one is, and a piece that goes stale says so.
-// Without this script nothing refreshes itself either.
+// Every page: a piece that refreshes itself shows when it is no longer up to date.
 "use strict";
 
 (() => {
-  const links = document.querySelector(".links");
-  const here = links?.querySelector("[aria-current=page]");
-  if (here) {
-    const [strip, link] = [links.getBoundingClientRect(), here.getBoundingClientRect()];
-    links.scrollLeft += link.left + link.width / 2 - (strip.left + strip.width / 2);
-  }
-
   const stale = document.getElementById("stale");
   if (!stale) return;
   let since = new Date();
@@ -17,7 +9,7 @@
     if (!event.detail.elt.matches("[data-live]")) return;
     if (event.detail.successful) since = new Date();
     const words = event.detail.successful ? "" : `Not up to date since ${since.toLocaleTimeString()}: ${
-      event.detail.xhr.status ? "the server could not answer" : "the server cannot be reached"}. It goes on by itself.`;
+      event.detail.xhr.status ? "the server could not answer" : "the server cannot be reached"}. Retrying.`;
     if (stale.textContent !== words) stale.textContent = words;
     stale.hidden = !words;
     document.documentElement.toggleAttribute("data-stale", Boolean(words));

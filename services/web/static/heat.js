@@ -1,4 +1,4 @@
-// The heat map: a token under the pointer, tapped, or reached by the arrow keys shows its row of the table beside it.
+// The heat map: shows the table row of the token under the pointer, tapped, or reached by the arrow keys.
 // Without this script a token is a link to its row.
 "use strict";
 
@@ -23,7 +23,7 @@ for (const map of document.querySelectorAll("[data-heat]")) {
     [...row.cells].forEach((cell, place) => {
       const copy = make("dd");
       copy.append(...[...cell.childNodes].map((node) => node.cloneNode(true)));
-      const name = row.cells.length === names.length || place === 0 ? names[place] : place === 1 ? "Chosen" : names.at(-1);
+      const name = row.cells.length === names.length || place === 0 ? names[place] : place === 1 ? "Policy" : names.at(-1);
       facts.append(make("dt", name), copy);
     });
     return facts;
@@ -37,11 +37,13 @@ for (const map of document.querySelectorAll("[data-heat]")) {
     detail.replaceChildren(describe(token.dataset.index));
   };
 
-  // One stop of the Tab key for the whole map; arrow keys go on from there.
+  // One stop of the Tab key for the whole map; arrow keys move on from there.
+  let current = tokens[0];
   const reach = (token) => {
+    current = token;
     for (const other of tokens) other.tabIndex = other === token ? 0 : -1;
   };
-  reach(tokens[0]);
+  reach(current);
 
   const besideLine = (from, step) => {
     const here = from.getBoundingClientRect();
@@ -56,7 +58,30 @@ for (const map of document.querySelectorAll("[data-heat]")) {
     return best?.token;
   };
 
-  tokens.forEach((token, place) => {
+  const target = (key) => {
+    const place = tokens.indexOf(current);
+    return {
+      ArrowRight: () => tokens[place + 1],
+      ArrowLeft: () => tokens[place - 1],
+      ArrowDown: () => besideLine(current, 1),
+      ArrowUp: () => besideLine(current, -1),
+      Home: () => tokens[0],
+      End: () => tokens.at(-1),
+    }[key];
+  };
+
+  // On the whole map: the skip link leads here, and its first arrow key enters the map at the current token.
+  map.querySelector(".tokens").addEventListener("keydown", (event) => {
+    const find = target(event.key);
+    if (!find) return;
+    const isInside = event.target !== event.currentTarget;
+    const to = isInside || event.key === "Home" || event.key === "End" ? find() : current;
+    if (!to) return;
+    event.preventDefault();
+    to.focus();
+  });
+
+  for (const token of tokens) {
     token.addEventListener("mouseenter", () => show(token));
     token.addEventListener("focus", () => {
       reach(token);
@@ -67,20 +92,7 @@ for (const map of document.querySelectorAll("[data-heat]")) {
       token.focus();
       show(token);
     });
-    token.addEventListener("keydown", (event) => {
-      const to = {
-        ArrowRight: () => tokens[place + 1],
-        ArrowLeft: () => tokens[place - 1],
-        ArrowDown: () => besideLine(token, 1),
-        ArrowUp: () => besideLine(token, -1),
-        Home: () => tokens[0],
-        End: () => tokens.at(-1),
-      }[event.key]?.();
-      if (!to) return;
-      event.preventDefault();
-      to.focus();
-    });
-  });
+  }
 
   const choice = map.querySelector("[data-heat-switch]");
   if (choice) {
