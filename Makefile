@@ -75,8 +75,8 @@ migrations: install
 	@$(BIN)/python -c "from alembic.script import ScriptDirectory as S; from services.store.core.migrate import config; \
 	heads = S.from_config(config()).get_heads(); assert len(heads) == 1, f'more than one head: {heads}'; print('one head:', heads[0])"
 
-docs: install  ## write docs/settings.md's tables from the settings classes
-	@$(BIN)/python -m tests.documents.settings_page
+docs: install  ## write the tables of settings and commands in docs/ from the code
+	@$(BIN)/python -m tests.documents.settings_page && $(BIN)/python -m tests.documents.commands_page
 
 chaos: install  ## 300 tasks while everything is killed, frozen, filled and flooded at random; then invariants in SQL
 	@$(BIN)/python -m tests.chaos --tasks 300 $(ARGS)

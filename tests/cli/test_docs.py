@@ -18,8 +18,9 @@ from services.experts.__main__ import build_app
 from services.policy.engines.base import Engine
 from services.policy.server.app import create_app as create_policy
 from services.runtime.settings import Settings
-from tests.documents.pages import PAGES
+from tests.documents.pages import PAGES, ROOT
 
+API: Final = ROOT / "docs" / "api.md"
 GROUP: Final = cast(TyperGroup, typer.main.get_command(program.app))
 COMMAND: Final = re.compile(r"(?:^|[\s(])(?:\.venv/bin/)?preceptor (.*)")
 ROUTE: Final = re.compile(
@@ -117,3 +118,10 @@ def test_every_route_in_the_documentation_exists(page: Path) -> None:
             ):
                 missing.append(found[2])
     assert missing == []
+
+
+def test_every_route_of_the_api_is_in_its_documentation() -> None:
+    page = API.read_text(encoding="utf-8")
+    routes = create_app(Settings()).openapi()["paths"]
+    words = {path: [part for part in path.split("/")[1:] if not part.startswith("{")] for path in routes}
+    assert [path for path, parts in words.items() if any(f"/{part}" not in page for part in parts)] == []

@@ -17,9 +17,10 @@ from pydantic.fields import FieldInfo
 
 from sandbox.settings import SandboxSettings
 from services.runtime.settings import Settings
+from tests.documents.pages import ROOT, put_between
 from trainer.config import TrainerConfig
 
-PAGE: Final = Path(__file__).parents[2] / "docs" / "settings.md"
+PAGE: Final = ROOT / "docs" / "settings.md"
 TABLES: Final[dict[str, type[BaseModel]]] = {
     "services": Settings,
     "trainer": TrainerConfig,
@@ -111,11 +112,7 @@ def write_rows(settings: type[BaseModel]) -> Iterator[str]:
 def write(page: str) -> str:
     """The page with every table as the classes are now."""
     for name, settings in TABLES.items():
-        begin, end = f"<!-- settings: {name} -->\n", "\n<!-- end -->"
-        before, found, rest = page.partition(begin)
-        assert found, f"docs/settings.md has no place for the settings of {name}"
-        after = rest.partition(end)[2]
-        page = "".join([before, begin, "\n", "\n".join(write_rows(settings)), "\n", end, after])
+        page = put_between(page, name, write_rows(settings))
     return page
 
 
