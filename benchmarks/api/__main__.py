@@ -6,8 +6,8 @@
 
 Runs on an embedded Postgres that commits durably (fsync and synchronous_commit on) and the api process as it is
 served. Costs are processor seconds of the api process and of all of Postgres, not wall time, so that the machine may
-be busy with something else; the client's own are not among them. `orm` is the plain way: one transaction of the ORM a
-request (benchmarks/api/server.py).
+be busy with something else; the client's own are not among them. `alone` is the single route without group commit
+(benchmarks/api/server.py).
 """
 
 import argparse
@@ -28,9 +28,9 @@ from benchmarks.api.pages import measure_pages, show_pages
 from benchmarks.api.stage import Stage, set_up
 
 LOADS = (
-    Load("orm, 1 at once", "/orm/rollouts", 1),
-    Load("orm, 32 at once", "/orm/rollouts", 32),
-    Load("orm, 128 at once", "/orm/rollouts", 128),
+    Load("alone, 1 at once", "/alone/rollouts", 1),
+    Load("alone, 32 at once", "/alone/rollouts", 32),
+    Load("alone, 128 at once", "/alone/rollouts", 128),
     Load("single, 1 at once", "/v1/rollouts", 1),
     Load("single, 32 at once", "/v1/rollouts", 32),
     Load("single, 128 at once", "/v1/rollouts", 128),
@@ -80,7 +80,7 @@ def _measure_ingest(console: Console, stage: Stage, num_experts: int, num_rollou
     costs: list[Cost] = []
     for load in LOADS:
         stage.put_experts(num_experts)
-        slow = load.path.startswith("/orm") or (load.at_once == 1 and not load.batch)
+        slow = load.path.startswith("/alone") or (load.at_once == 1 and not load.batch)
         costs.append(measure(stage, load, num_experts, num_rollouts // 8 if slow else num_rollouts))
         console.print(f"  {load.name}: {costs[-1].api_us:.0f} + {costs[-1].postgres_us:.0f} µs", highlight=False)
     table = Table(title=f"Rollouts of 256 tokens, {num_experts} matching experts: processor time of one", min_width=100)
@@ -91,12 +91,12 @@ def _measure_ingest(console: Console, stage: Stage, num_experts: int, num_rollou
         "policy µs",
         "per s and core",
         "with Postgres",
-        "× orm",
+        "× alone",
         "p50 ms",
         "p95 ms",
     ):
         table.add_column(heading, justify="left" if not heading else "right")
-    plain = {cost.load.at_once: cost for cost in costs if cost.load.path.startswith("/orm")}
+    plain = {cost.load.at_once: cost for cost in costs if cost.load.path.startswith("/alone")}
     for cost in costs:
         other = plain.get(cost.load.at_once, plain[max(plain)])
         table.add_row(

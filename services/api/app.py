@@ -12,6 +12,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from services.api import once, problems
 from services.api.deps import House
+from services.api.group_commit import GroupCommit
 from services.api.ingest import Ingest
 from services.api.limits import RequestLimits
 from services.api.metrics import LoopCollector
@@ -85,7 +86,7 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def live(_: FastAPI) -> AsyncIterator[None]:
         yield
-        await run_in_threadpool(app.state.ingest.close)
+        await run_in_threadpool(app.state.group_commit.close)
         house.policy.close()
         house.store.close()
 
@@ -94,6 +95,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.house = house
     app.state.ingest = Ingest(house.store, settings, Reader(house.policy), house.space)
+    app.state.group_commit = GroupCommit(app.state.ingest)
     app.add_middleware(RequestLimits)
     problems.install(app)
     once.install(app)

@@ -19,8 +19,8 @@ from services.contracts.tasks import Message
 from services.policy.client import PolicyClient, PolicyRefused, PolicyUnavailable
 from services.policy.contract import MAX_TEXTS, AnswerRead, AnswerTokens, TokenizeRequest
 from services.runtime.errors import InvalidInput
-from services.store.loop import ingest
-from services.store.loop.ingest import KnownTask
+from services.store.loop import tasks
+from services.store.loop.tasks import KnownTask
 
 MAX_REMEMBERED_CHARS: Final = 16_000_000
 """Of prompts, which with their token ids takes some 100 MB at the worst."""
@@ -83,7 +83,7 @@ class Reader:
         missing = set(ids) - set(found)
         if not missing:
             return found
-        fetched = ingest.find_tasks(session, lineage_id, missing)
+        fetched = tasks.find_known(session, lineage_id, missing)
         with self._lock:
             for task in fetched.values():
                 self._remember(_Known(task, sum(len(message.content) for message in task.messages)))

@@ -25,8 +25,9 @@ from services.jobs.metrics import WorkerMeter, name_outcome
 from services.runtime.settings import Settings
 from services.runtime.tracing import Kind, Span, Tracing, place_of
 from services.store.core.transaction import Store, StoreUnavailable
-from services.store.loop import consultations
-from services.store.loop.consultations import Outcome, Place, Question
+from services.store.loop import consultations, settling
+from services.store.loop.consultations import ClaimedConsultation, Place
+from services.store.loop.settling import Outcome
 
 MOST_AT_ONCE: Final = 128
 """To one expert from one process, whatever it says it can take: each is a connection."""
@@ -145,7 +146,7 @@ class Asker:
             self._start(self._claim_and_ask(line, ids))
 
     async def _claim_and_ask(self, line: _Line, ids: list[UUID]) -> None:
-        questions: list[Question] = []
+        questions: list[ClaimedConsultation] = []
         try:
             questions = await self._in_thread(self._claim, ids)
         except StoreUnavailable as error:
@@ -159,7 +160,7 @@ class Asker:
             self._start(self._ask_and_record(line, question))
         self._move_on(line)
 
-    async def _ask_and_record(self, line: _Line, question: Question) -> None:
+    async def _ask_and_record(self, line: _Line, question: ClaimedConsultation) -> None:
         try:
             reply = await self._ask(question)
             opened = await self._in_thread(self._record, question, reply)
@@ -184,7 +185,7 @@ class Asker:
 
     # --- one question ---
 
-    async def _ask(self, question: Question) -> Outcome | ExpertUnavailable:
+    async def _ask(self, question: ClaimedConsultation) -> Outcome | ExpertUnavailable:
         began, began_at = time.perf_counter(), time.time_ns()
         asker = place_of(question.group_id, question.rollout_id)
         place = asker.make_child()
@@ -226,19 +227,19 @@ class Asker:
         with self._store.transaction() as session:
             return consultations.find_places(session, ids)
 
-    def _claim(self, ids: list[UUID]) -> list[Question]:
+    def _claim(self, ids: list[UUID]) -> list[ClaimedConsultation]:
         with self._store.transaction() as session:
             return consultations.claim(session, ids, lease_seconds=self._settings.consultation_lease_seconds)
 
-    def _record(self, question: Question, reply: Outcome | ExpertUnavailable) -> list[UUID]:
+    def _record(self, question: ClaimedConsultation, reply: Outcome | ExpertUnavailable) -> list[UUID]:
         """Write down how a question ended; the questions that opened because of it."""
         with self._store.transaction() as session:
             if not isinstance(reply, ExpertUnavailable):
-                opened = consultations.settle(session, question, reply)
+                opened = settling.settle(session, question, reply)
                 log.info("consultation settled", **_name(question), outcome=_say(reply))
                 return opened
             log.warning("expert unavailable", **_name(question), attempt=question.attempt, reason=str(reply))
-            consultations.release(
+            settling.release(
                 session,
                 question,
                 str(reply),
@@ -249,7 +250,7 @@ class Asker:
             return []
 
 
-def _name(question: Question) -> dict[str, str]:
+def _name(question: ClaimedConsultation) -> dict[str, str]:
     """What is asked, of whom, as it is logged."""
     return {
         "consultation_id": str(question.consultation_id),

@@ -20,7 +20,7 @@ from services.store.core import row_counts
 from services.store.core.transaction import Store
 from services.store.corrections import corrections, effects
 from services.store.ledger import lessons
-from services.store.loop import consultations, evaluations, groups, lineages, processes
+from services.store.loop import evaluations, groups, lineages, processes, settling
 from services.store.loop import switches as loop
 
 _LOCK = 0x7072656365707402  # two sweeps at once would only wait for each other
@@ -42,7 +42,7 @@ def maintain() -> None:
     with held.store.transaction() as session:
         if not session.scalar(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": _LOCK}):
             return
-        due = consultations.sweep(session, resend_seconds=settings.resend_seconds, limit=_MAX_RESENT)
+        due = settling.sweep(session, resend_seconds=settings.resend_seconds, limit=_MAX_RESENT)
         corrections.free_expired(session)
         freed = lessons.free_expired(session) + corrections.teach_waiting(session)
         evaluations.finish_complete(session)

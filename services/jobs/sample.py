@@ -5,7 +5,6 @@ from uuid import UUID
 
 import structlog
 
-from services.contracts.rollouts import Purpose
 from services.contracts.templates import Template, build_teacher_messages
 from services.jobs import dispatch
 from services.jobs.app import app, shares
@@ -14,7 +13,7 @@ from services.policy.client import PolicyRefused, PolicyUnavailable
 from services.policy.contract import SampledPrompt, SamplePrompt, SampleRequest
 from services.runtime.tracing import Attribute, Span, place_of
 from services.store.ledger import policies
-from services.store.loop import consultations, groups, rollouts
+from services.store.loop import groups, rollouts
 from services.store.loop.groups import Draw
 from services.store.loop.rollouts import Sample
 
@@ -67,7 +66,7 @@ def _draw(draw: Draw) -> None:
             log.info("draw was late", group_id=str(draw.group_id))
             held.meter.drew("late", seconds)
             return
-        rows = rollouts.add_drawn(
+        stored = rollouts.add_drawn(
             session,
             group,
             tokenizer_hash=reply.tokenizer_hash,
@@ -83,17 +82,13 @@ def _draw(draw: Draw) -> None:
             ],
             sampling=draw.sampling.model_dump(mode="json"),
         )
-        pending = consultations.pending_of(session, [row.id for row in rows])
-        may_train = group.purpose == Purpose.TRAIN.value and not pending
     held.meter.drew("drawn", seconds)
     held.meter.stored(group.purpose, len(drawn.samples), sum(len(s.token_ids) for s in drawn.samples))
-    _trace(draw, reply.version, [(row.id, row.num_tokens) for row in rows], began_at, drawn_at)
+    _trace(draw, reply.version, [(one.id, one.num_tokens) for one in stored.rollouts], began_at, drawn_at)
     ids = {"group_id": str(draw.group_id), "task_id": str(draw.task_id)}
-    for row in rows:
-        log.info("rollout drawn", rollout_id=str(row.id), **ids, version=reply.version, purpose=group.purpose)
-    dispatch.consultations(pending)
-    if may_train:
-        dispatch.lessons()
+    for one in stored.rollouts:
+        log.info("rollout drawn", rollout_id=str(one.id), **ids, version=reply.version, purpose=group.purpose)
+    dispatch.consultations(stored.opened)
 
 
 def _trace(draw: Draw, version: str, drawn: list[tuple[UUID, int]], began: int, ended: int) -> None:

@@ -20,7 +20,7 @@ from services.contracts.updates import TermKind, TermRecord
 from services.store.core.transaction import Store
 from services.store.corrections import corrections
 from services.store.ledger import updates
-from services.store.loop import consultations
+from services.store.loop import consultations, settling
 from services.store.tables.corrections import CorrectionRow
 from services.store.tables.ledger import LessonAnswerRow, LessonRow, UpdateLessonRow
 from services.store.tables.loop import AnswerRow, ConsultationRow, ExpertRow, RolloutRow
@@ -44,7 +44,7 @@ def drawn(store: Store, world: World) -> list[RolloutRow]:
         questions = consultations.claim(session, ids, lease_seconds=60)
     with store.transaction() as session:
         for question in questions:
-            consultations.settle(session, question, ConsultResult(score=0.0))
+            settling.settle(session, question, ConsultResult(score=0.0))
     return rollouts
 
 
@@ -283,7 +283,7 @@ def test_an_item_whose_question_ended_without_its_holder_is_given_to_nobody(
     held = made(api.post("/v1/corrections/claim"))
     assert held["id"] == asked["id"]
     with store.transaction() as session:
-        consultations.settle_late(session, UUID(str(held["consultation_id"])), ConsultResult(score=1.0))
+        settling.settle_late(session, UUID(str(held["consultation_id"])), ConsultResult(score=1.0))
     assert made(api.get(f"/v1/corrections/{held['id']}"))["status"] == "withdrawn"
     refused(api.post("/v1/corrections/claim"), 404)
     refused(api.post(f"/v1/corrections/{held['id']}/submit", {"verdict": "fine"}), 409)
@@ -294,7 +294,7 @@ def test_a_withdrawn_item_returns_when_its_question_is_asked_once_more(
 ) -> None:
     item = made(api.post("/v1/corrections", {"rollout_id": str(drawn[0].id)}))
     with store.transaction() as session:
-        consultations.kill(session, session.get_one(ConsultationRow, UUID(str(item["consultation_id"]))), "too late")
+        settling.kill(session, session.get_one(ConsultationRow, UUID(str(item["consultation_id"]))), "too late")
     assert made(api.get(f"/v1/corrections/{item['id']}"))["status"] == "withdrawn"
     again = made(api.post("/v1/corrections", {"rollout_id": str(drawn[0].id)}))
     assert (again["id"], again["status"]) == (item["id"], "open")

@@ -16,8 +16,8 @@ from services.contracts.updates import TermKind, TermRecord
 from services.store.core.transaction import Store
 from services.store.corrections import effects
 from services.store.ledger import lessons, updates
-from services.store.loop import consultations, experts
-from services.store.loop.consultations import Question
+from services.store.loop import consultations, experts, settling
+from services.store.loop.consultations import ClaimedConsultation
 from services.store.people import erasing, logins, passwords
 from services.store.tables.corrections import CorrectionRow, EffectRow
 from services.store.tables.housekeeping import IdempotencyRow
@@ -51,7 +51,7 @@ def corrected(api: Api, ann: Api, store: Store, world: World) -> UUID:
         questions = consultations.claim(session, ids, lease_seconds=60)
     with store.transaction() as session:
         for question in questions:
-            consultations.settle(session, question, ConsultResult(score=0.0))
+            settling.settle(session, question, ConsultResult(score=0.0))
     for rollout in rollouts:
         made(api.post("/v1/corrections", {"rollout_id": str(rollout.id)}))
     first = made(ann.post("/v1/corrections/claim"))["id"]
@@ -253,11 +253,11 @@ def decide_early(api: Api, ann: Api, store: Store, world: World, key: str) -> tu
     made(ann.post(f"/v1/corrections/{item}/submit", decision))
     with store.transaction() as session:
         for question in questions:
-            consultations.settle(session, question, ConsultResult(score=0.0))
+            settling.settle(session, question, ConsultResult(score=0.0))
     return item, rollout.id
 
 
-def ask_reader(store: Store, rollout_id: UUID) -> Question:
+def ask_reader(store: Store, rollout_id: UUID) -> ClaimedConsultation:
     with store.transaction() as session:
         [question] = consultations.claim(session, consultations.pending_of(session, [rollout_id]), lease_seconds=60)
     assert "zebra" in question.request.model_dump_json()
@@ -325,14 +325,14 @@ def test_an_expert_that_is_shown_the_text_right_now_is_not_heard(
         ask_reader(store, decide_early(api, ann, store, world, key)[1]) for key in ("a", "b", "c", "d")
     )
     with store.transaction() as session:
-        consultations.settle(session, later, ConsultLater(reason="a zebra takes its time"))
-        consultations.settle(session, abstained, ConsultAbstain(reason="I know no zebra"))
-        consultations.release(session, dead, "no zebra", retry_after=None, max_attempts=1, quarantine_after=9)
+        settling.settle(session, later, ConsultLater(reason="a zebra takes its time"))
+        settling.settle(session, abstained, ConsultAbstain(reason="I know no zebra"))
+        settling.release(session, dead, "no zebra", retry_after=None, max_attempts=1, quarantine_after=9)
     made(api.post(f"/v1/persons/{corrected}/erase"))
     with store.transaction() as session:
-        consultations.settle(session, asked, ConsultResult(feedback=Feedback(text="zebra")))
-        with pytest.raises(consultations.NotWaiting):
-            consultations.settle_late(session, later.consultation_id, ConsultResult(feedback=Feedback(text="zebra")))
+        settling.settle(session, asked, ConsultResult(feedback=Feedback(text="zebra")))
+        with pytest.raises(settling.NotWaiting):
+            settling.settle_late(session, later.consultation_id, ConsultResult(feedback=Feedback(text="zebra")))
         left = [consultations.get(session, one.consultation_id) for one in (asked, later, abstained, dead)]
         assert [row.status for row in left] == ["pending", "abstained", "abstained", "dead"]
     assert find_words(store, "zebra") == {}
@@ -355,7 +355,7 @@ def test_an_expert_was_shown_the_text_though_people_were_not_asked_any_more(
     made(ann.post(f"/v1/corrections/{item}/claim"))
     made(ann.post(f"/v1/corrections/{item}/submit", {"verdict": "corrected", "text": "one more zebra"}))
     with store.transaction() as session:
-        consultations.settle(session, question, ConsultResult(score=0.0))
+        settling.settle(session, question, ConsultResult(score=0.0))
     ask_reader(store, rollout.id)
     with store.transaction() as session:
         experts.pause(session, human.id, "nobody is there")

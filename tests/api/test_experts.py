@@ -14,7 +14,7 @@ from services.contracts.experts import ConsultResult, Descriptor
 from services.contracts.persons import Role
 from services.experts.protocol.app import create_expert_app
 from services.store.core.transaction import Store
-from services.store.loop import consultations, quarantine, rollouts
+from services.store.loop import consultations, quarantine, rollouts, settling
 from services.store.tables.loop import ConsultationRow, ExpertRow
 from tests.api.conftest import Api, items, made, refused
 from tests.experts.samples import SECRET, SampleExpert, make_descriptor
@@ -249,7 +249,7 @@ def test_retiring_ends_its_questions_and_moves_their_rollouts_on(api: Api, store
         ids = session.query(ConsultationRow.id, ConsultationRow.expert_id).all()
         [question] = consultations.claim(session, [i for i, e in ids if e != leaving.id], lease_seconds=60)
     with store.transaction() as session:
-        consultations.settle(session, question, ConsultResult(score=1.0))
+        settling.settle(session, question, ConsultResult(score=1.0))
     made(api.post(f"/v1/experts/{leaving.id}/retire", {"reason": "too slow"}))
     [ended] = items(api.get("/v1/consultations", expert_id=str(leaving.id)))
     assert (ended["status"], ended["reason"]) == ("dead", "the expert retired: too slow")
@@ -265,7 +265,7 @@ def test_retiring_an_expert_of_the_second_stage_leaves_no_question_open(api: Api
         ids = session.query(ConsultationRow.id).all()
         [question] = consultations.claim(session, [i for (i,) in ids], lease_seconds=60)
     with store.transaction() as session:
-        consultations.settle(session, question, ConsultResult(score=0.0))
+        settling.settle(session, question, ConsultResult(score=0.0))
     [teacher] = items(api.get("/v1/consultations", status="pending"))
     made(api.post(f"/v1/experts/{teacher['expert_id']}/retire"))
     assert items(api.get("/v1/consultations", status="pending")) == []
@@ -282,7 +282,7 @@ def test_dead_questions_are_asked_again_and_a_quarantined_expert_returns_to_prob
         ids = session.query(ConsultationRow.id).all()
         [question] = consultations.claim(session, [i for (i,) in ids], lease_seconds=60)
     with store.transaction() as session:
-        consultations.release(session, question, "no answer", retry_after=None, max_attempts=1, quarantine_after=1)
+        settling.release(session, question, "no answer", retry_after=None, max_attempts=1, quarantine_after=1)
     assert made(api.get(f"/v1/experts/{judge.id}"))["status"] == "quarantined"
     refused(api.post(f"/v1/experts/{judge.id}/activate"), 409)
     [dead] = items(api.get("/v1/consultations", status="dead"))
@@ -299,7 +299,7 @@ def test_a_dead_question_is_asked_once_more(api: Api, store: Store, world: World
         world.expert(session, "judge")
         world.drawn(session, world.task(session), size=1)
         [row] = session.query(ConsultationRow).all()
-        consultations.kill(session, row, "by hand")
+        settling.kill(session, row, "by hand")
     assert made(api.post(f"/v1/consultations/{row.id}/requeue"))["status"] == "pending"
 
 
@@ -310,6 +310,6 @@ def test_an_invalid_answer_is_final(api: Api, store: Store, world: World) -> Non
         ids = session.query(ConsultationRow.id).all()
         [question] = consultations.claim(session, [i for (i,) in ids], lease_seconds=60)
     with store.transaction() as session:
-        consultations.settle(session, question, InvalidAnswer(reason="rows do not sum to 1"))
+        settling.settle(session, question, InvalidAnswer(reason="rows do not sum to 1"))
     refused(api.post(f"/v1/consultations/{question.consultation_id}/requeue"), 409)
     refused(api.post(f"/v1/consultations/{question.consultation_id}/answer", {"outcome": "result", "score": 1}), 409)

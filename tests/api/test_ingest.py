@@ -1,9 +1,9 @@
 """Group commit and batches: every rollout its own outcome, stored once, answered after the commit."""
 
-import asyncio
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import islice
 from uuid import uuid4
 
 import httpx2
@@ -11,14 +11,9 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy import func, select, text
 
-from services.api import ingest as line
-from services.api.ingest import Ingest, IngestBusy, Row, Sender
-from services.api.space import SpaceGuard
-from services.api.tokens import Reader
+from services.api import ingest
 from services.contracts.base import Json, JsonObject
 from services.contracts.persons import Role
-from services.contracts.rollouts import RolloutCreate
-from services.policy.client import PolicyClient
 from services.runtime.settings import Settings
 from services.store.core.transaction import Store
 from services.store.tables.housekeeping import IdempotencyRow
@@ -310,32 +305,36 @@ def test_the_same_key_for_another_rollout_or_route_is_refused(api: Api) -> None:
     refused(api.post("/v1/loop", {"sampling": True}, once="k"), 409)
 
 
-def test_more_than_the_line_holds_is_turned_away_with_a_time_to_come_back(
-    settings: Settings, store: Store, api: Api, policy_url: str, monkeypatch: pytest.MonkeyPatch
+def test_more_than_the_process_holds_is_turned_away_with_a_time_to_come_back(
+    app: FastAPI, api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(line, "MAX_WAITING_ROWS", 3)
-    row = Row(RolloutCreate.model_validate({"task_id": api.task()["id"], "text": "a"}), None)
+    monkeypatch.setattr(ingest, "MAX_HELD_ROWS", 3)
+    body: JsonObject = {"task_id": api.task()["id"], "text": "a"}
+    policy, release = app.state.house.policy, threading.Event()
+    monkeypatch.setattr(policy, "tokenize_batch", _hold(policy.tokenize_batch, release))
+    headers = {"Authorization": f"Bearer {api.key}"}
+    with serve(app) as url, ThreadPoolExecutor(8) as threads:
+        sent = [
+            threads.submit(httpx2.post, f"{url}/v1/rollouts", json=body, headers=headers, timeout=60) for _ in range(8)
+        ]
+        busy = [answer.result() for answer in islice(as_completed(sent), 5)]
+        assert [answer.status_code for answer in busy] == [503] * 5
+        assert {answer.headers["retry-after"] for answer in busy} == {"1"}
+        release.set()
+    assert len(items(api.get("/v1/rollouts"))) == 3
 
-    async def overfill(ingest: Ingest) -> list[object]:
-        calls = [ingest.add(Sender(api.key, None), [row], 10) for _ in range(8)]
-        return list(await asyncio.gather(*calls, return_exceptions=True))
 
-    with PolicyClient(policy_url) as policy:
-        ingest = Ingest(store, settings, Reader(policy), SpaceGuard(store, settings))
-        release = threading.Event()
-        monkeypatch.setattr(policy, "tokenize_batch", _hold(policy.tokenize_batch, release))
-        threading.Timer(1.0, release.set).start()
-        found = asyncio.run(overfill(ingest))
-        ingest.close()
-    busy = [one for one in found if isinstance(one, IngestBusy)]
-    assert len(busy) >= 2  # of eight, at most three are taken at once and three more wait
-    assert busy[0].retry_after_seconds == 1
-    assert len(items(api.get("/v1/rollouts"))) == 8 - len(busy)
+def test_a_batch_of_more_than_the_process_holds_is_taken_while_it_holds_nothing_else(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest, "MAX_HELD_ROWS", 3)
+    rows: list[JsonObject] = [{"task_id": api.task()["id"], "text": text} for text in "abcde"]
+    assert words(made(api.post("/v1/rollouts/batch", batch(*rows)))) == ["created"] * 5
 
 
 def _hold(call: Callable[..., list[list[int]]], release: threading.Event) -> Callable[..., list[list[int]]]:
     def held(*given: object) -> list[list[int]]:
-        release.wait(10)
+        release.wait(60)
         return call(*given)
 
     return held

@@ -11,7 +11,7 @@ from services.contracts.experts import ConsultResult
 from services.contracts.persons import RIGHTS, Role
 from services.contracts.rollouts import Purpose
 from services.store.core.transaction import Store
-from services.store.loop import consultations, rollouts
+from services.store.loop import consultations, rollouts, settling
 from services.store.tables.loop import AttemptRow, ConsultationRow, ExpertRow, GroupRow
 from services.store.views import heat_map
 from tests.api.conftest import Api, items, made
@@ -39,7 +39,7 @@ def judged(store: Store, world: World) -> UUID:
             words = Feedback(text=QUOTED)
             said = ConsultResult(score=0.0, feedback=words, solution=QUOTED, evidence={"got": QUOTED})
         with store.transaction() as session:
-            consultations.settle(session, question, said)
+            settling.settle(session, question, said)
     return rollout.id
 
 

@@ -12,7 +12,7 @@ from services.contracts.experts import ConsultLater, ConsultResult
 from services.contracts.persons import Role
 from services.experts.protocol import signatures
 from services.store.core.transaction import Store
-from services.store.loop import consultations
+from services.store.loop import consultations, settling
 from services.store.tables.ledger import LessonRow
 from services.store.tables.loop import ConsultationRow, ExpertRow
 from tests.api.conftest import Api, items, made, refused, task_body
@@ -291,7 +291,7 @@ def wait_for_late_answer(api: Api, store: Store, world: World, secret: str | Non
         ids = session.query(ConsultationRow.id).all()
         [question] = consultations.claim(session, [i for (i,) in ids], lease_seconds=60)
     with store.transaction() as session:
-        consultations.settle(session, question, ConsultLater())
+        settling.settle(session, question, ConsultLater())
     return question.consultation_id
 
 

@@ -12,7 +12,7 @@ from services.contracts.experts import ConsultResult
 from services.contracts.persons import Role
 from services.store.core.transaction import Store
 from services.store.ledger import lessons, updates
-from services.store.loop import consultations, rollouts
+from services.store.loop import consultations, rollouts, settling
 from services.store.tables.ledger import LessonRow, UpdateRow
 from services.store.tables.loop import AnswerRow, ConsultationRow, ExpertRow
 from services.store.tables.people import AuditRow
@@ -42,7 +42,7 @@ def answered(api: Api, store: Store, world: World) -> dict[str, UUID]:
             asked = consultations.claim(session, consultations.pending_of(session, [rollout_id]), lease_seconds=60)
         for question in asked:
             with store.transaction() as session:
-                consultations.settle(session, question, SAID[name_of(session, question.consultation_id)])
+                settling.settle(session, question, SAID[name_of(session, question.consultation_id)])
     with store.transaction() as session:
         named = select(ExpertRow.name, AnswerRow.id).join(AnswerRow, AnswerRow.expert_id == ExpertRow.id)
         found = dict(session.execute(named).all())

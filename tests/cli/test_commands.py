@@ -24,7 +24,7 @@ from services.contracts.status import LoopSwitch, Status
 from services.runtime.settings import Settings
 from services.store.core.transaction import Store
 from services.store.corrections import corrections
-from services.store.loop import consultations, groups, switches, tasks
+from services.store.loop import consultations, groups, settling, switches, tasks
 from services.store.tables.corrections import CorrectionRow
 from services.store.tables.ledger import UpdateRow
 from services.store.tables.loop import ConsultationRow, GroupRow, RolloutRow
@@ -48,7 +48,7 @@ def queued(store: Store, world: World) -> list[RolloutRow]:
         questions = consultations.claim(session, ids, lease_seconds=60)
     with store.transaction() as session:
         for question in questions:
-            consultations.settle(session, question, ConsultResult(score=0.0))
+            settling.settle(session, question, ConsultResult(score=0.0))
         for rollout in rollouts:
             corrections.ask_for(session, rollout.id)
     return rollouts

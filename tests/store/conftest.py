@@ -116,9 +116,10 @@ class World:
         finished = groups.finish(session, draw, "base")
         assert finished is not None
         samples = [Sample([1, 2, 3], [-0.5, -0.5, -0.5], f"answer {i}", "stop") for i in range(size)]
-        return rollouts.add_drawn(
+        stored = rollouts.add_drawn(
             session, finished, tokenizer_hash=TOKENIZER, prompt_token_ids=[7], samples=samples, sampling={}
         )
+        return [session.get_one(RolloutRow, one.id) for one in stored.rollouts]
 
     def lineage(self, session: Session) -> LineageRow:
         """The lineage's row."""
@@ -133,7 +134,7 @@ class World:
 
     def arrive(self, session: Session, body: RolloutCreate) -> ingest.Outcome:
         """What becomes of a rollout sampled elsewhere."""
-        task = ingest.find_tasks(session, self.lineage_id, [body.task_id])[body.task_id]
+        task = tasks.find_known(session, self.lineage_id, [body.task_id])[body.task_id]
         ingest.check(self.lineage(session), task, body, ["base"])
         draft = ingest.Draft(body, task, [7], [1, 2], body.text or "", group_id=body.group_id)
         [outcome] = ingest.store(session, self.lineage(session), [draft]).outcomes

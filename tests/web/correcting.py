@@ -13,7 +13,7 @@ from services.contracts.rollouts import Purpose, Sampling
 from services.contracts.tasks import Message, TaskCreate
 from services.store.core.transaction import Store
 from services.store.corrections import corrections
-from services.store.loop import consultations, groups, rollouts, tasks
+from services.store.loop import consultations, groups, rollouts, settling, tasks
 from services.store.loop.rollouts import Sample
 from services.store.people import logins, persons
 from services.store.tables.corrections import CorrectionRow
@@ -75,7 +75,7 @@ class Queue:
             questions = consultations.claim(session, ids, lease_seconds=60)
         for question in questions:
             with self.store.transaction() as session:
-                consultations.settle(session, question, said.get(question.expert_name, Said(score=0.0)).result())
+                settling.settle(session, question, said.get(question.expert_name, Said(score=0.0)).result())
         return rollout.id
 
     def _store_rollout(
@@ -87,10 +87,10 @@ class Queue:
         assert finished is not None
         ids = [min(ord(character), 255) for character in answer]
         sample = Sample(ids, list(logprobs or [-0.5] * len(ids)), answer, "stop")
-        [row] = rollouts.add_drawn(
+        stored = rollouts.add_drawn(
             session, finished, tokenizer_hash=TOKENIZER, prompt_token_ids=[7], samples=[sample], sampling={}
         )
-        return row
+        return session.get_one(RolloutRow, stored.rollouts[0].id)
 
     def ask(self, rollout_id: UUID, *, asked_for: bool = True) -> UUID:
         """Put the rollout into the queue; the item's id. Not asked for: as if the human expert had been asked."""

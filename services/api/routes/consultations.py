@@ -20,7 +20,7 @@ from services.jobs import dispatch
 from services.runtime.errors import Conflict, PreceptorError
 from services.store.core.audit import Actor
 from services.store.core.transaction import Store
-from services.store.loop import consultations, experts, lineages, trust
+from services.store.loop import consultations, experts, lineages, settling, trust
 from services.store.tables.loop import ExpertRow
 from services.store.views import browse
 
@@ -155,7 +155,7 @@ def answer_late(
 
 
 def _settle(session: Session, consultation_id: UUID, body: ConsultResponse) -> ConsultationDetail:
-    consultations.settle_late(session, consultation_id, body)
+    settling.settle_late(session, consultation_id, body)
     session.expire_all()
     return browse.consultation(session, consultation_id, frozenset(Right))
 

@@ -5,12 +5,14 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials
 from pydantic import BaseModel
 
 from services.api.auth import BearerDep, CallerDep, Right, needs
 from services.api.deps import PagingDep, SettingsDep, StoreDep
-from services.api.ingest import IngestDep, Row, Sender
+from services.api.group_commit import GroupCommitDep
+from services.api.ingest import IngestDep, Row, Sender, concerns_request
 from services.api.limits import ContractRoute
 from services.api.once import REPLAY_HEADER, KeyHeader
 from services.api.routes.common import build_router, problems
@@ -39,7 +41,12 @@ router = build_router("rollouts", ContractRoute)
 
 @router.post("/rollouts", status_code=201, response_model=Rollout, responses=problems(404, 409, 413, 415, 422, 507))
 async def add_rollout(
-    body: RolloutCreate, request: Request, ingest: IngestDep, bearer: BearerDep, key: KeyHeader = None
+    body: RolloutCreate,
+    request: Request,
+    ingest: IngestDep,
+    group_commit: GroupCommitDep,
+    bearer: BearerDep,
+    key: KeyHeader = None,
 ) -> Response:
     """Add a rollout that was sampled elsewhere, and consult every matching expert about it.
 
@@ -52,7 +59,8 @@ async def add_rollout(
     NoSuchVersion, RolloutTooLong, also when it is longer than the policy's context with its prompt, NotItsGroup (422);
     PolicyUnavailable, since the policy tokenises the prompt, IngestBusy (503); OutOfSpace (507).
     """
-    [outcome] = await ingest.add(_find_sender(request, bearer), [Row(body, key)], len(await request.body()))
+    with ingest.hold(1, len(await request.body())):
+        outcome = await group_commit.add(Row(_find_sender(request, bearer), body, key))
     if isinstance(outcome, PreceptorError):
         raise outcome
     if isinstance(outcome, Replayed):
@@ -76,11 +84,16 @@ async def add_rollouts(
 
     Errors: PolicyUnavailable, IngestBusy (503); OutOfSpace (507).
     """
+    sender = _find_sender(request, bearer)
     rows = [
-        Row(rollout, rollout.key or (None if key is None else f"{key}/{number}"))
+        Row(sender, rollout, rollout.key or (None if key is None else f"{key}/{number}"))
         for number, rollout in enumerate(body.rollouts, start=1)
     ]
-    outcomes = await ingest.add(_find_sender(request, bearer), rows, len(await request.body()))
+    with ingest.hold(len(rows), len(await request.body())):
+        outcomes = await run_in_threadpool(ingest.store, rows)
+    for outcome in outcomes:
+        if concerns_request(outcome):
+            raise outcome
     described = [_describe(number, outcome) for number, outcome in enumerate(outcomes, start=1)]
     counts = Counter(one.outcome for one in described)
     stored = RolloutsStored(

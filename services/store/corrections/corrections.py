@@ -29,7 +29,7 @@ from services.contracts.rollouts import Purpose, RolloutStatus
 from services.contracts.tasks import Split
 from services.runtime.errors import Conflict, InvalidInput, NotFound
 from services.store.corrections import ranking
-from services.store.loop import consultations, rollouts, trust
+from services.store.loop import consultations, rollouts, settling, trust
 from services.store.tables.corrections import CorrectionRow, DraftRow
 from services.store.tables.ledger import LessonAnswerRow
 from services.store.tables.loop import AnswerRow, AttemptRow, ConsultationRow, ExpertRow, RolloutRow
@@ -171,7 +171,7 @@ def _leave_to_people(session: Session, question: ConsultationRow) -> None:
     question.reason = "a correction was asked for"
     question.lease_until = None
     question.settled_at = None
-    question.deadline = func.now() + consultations.LATE_DEADLINE
+    question.deadline = func.now() + settling.LATE_DEADLINE
     session.add(AttemptRow(consultation_id=question.id, number=question.attempts, outcome="ok", ended_at=func.now()))
     session.flush()
     rollouts.advance(session, question.rollout_id)
@@ -220,7 +220,7 @@ def claim_one(session: Session, correction_id: UUID, person_id: UUID) -> Correct
         check_change(CORRECTION_CHANGES, CorrectionStatus(row.status), wanted)
     question = consultations.get(session, row.consultation_id)
     if question.status != ConsultationStatus.WAITING.value:
-        raise consultations.NotWaiting(f"the question behind correction {correction_id} is {question.status}")
+        raise settling.NotWaiting(f"the question behind correction {correction_id} is {question.status}")
     hold_only(session, row, person_id)
     return _lease_to(session, row, person_id)
 
@@ -396,7 +396,7 @@ def submit(session: Session, correction_id: UUID, person_id: UUID, said: Correct
     row.held_until = func.now() + timedelta(seconds=said.hold_seconds) if said.hold_seconds else None
     session.execute(delete(DraftRow).where(DraftRow.correction_id == row.id, DraftRow.person_id == person_id))
     session.flush()
-    consultations.settle_late(session, row.consultation_id, result)
+    settling.settle_late(session, row.consultation_id, result)
     session.refresh(row)
     return row
 
@@ -427,7 +427,7 @@ def free_expired(session: Session) -> None:
             ConsultationRow.status.in_([status.value for status in SETTLED]),
         )
     )
-    consultations.withdraw_items(session, session.scalars(ended).all())
+    settling.withdraw_items(session, session.scalars(ended).all())
 
 
 def teach_waiting(session: Session) -> int:

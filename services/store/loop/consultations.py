@@ -1,63 +1,48 @@
-"""Consultations: who is asked about what, under whose lease, and how each question ends.
+"""Consultations: which experts are asked about which rollout, and under whose lease.
 
-The row decides, never the message: a question is claimed by raising `attempts`, and settled only `WHERE attempts` is
-still the claimer's. Locks are taken rollout first, then consultation.
+The row decides, never the message: a consultation is claimed by raising `attempts`. How it ends is in
+`services.store.loop.settling`.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import case, func, select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from services.contracts.answers import AnswerContent, AnswerKind, check_against_rollout
+from services.contracts.answers import AnswerKind
 from services.contracts.base import check_change
-from services.contracts.consultations import CONSULTATION_CHANGES, ConsultationStatus, InvalidAnswer
-from services.contracts.corrections import CorrectionStatus
+from services.contracts.consultations import CONSULTATION_CHANGES, ConsultationStatus
 from services.contracts.experts import (
     Ask,
     AskedRollout,
     AskedTask,
-    ConsultAbstain,
-    ConsultLater,
     ConsultRequest,
-    ConsultResult,
     ContextAnswer,
     Descriptor,
     ExpertStatus,
 )
-from services.contracts.rollouts import Purpose, RolloutStatus
+from services.contracts.ids import new_id
+from services.contracts.rollouts import Purpose
 from services.contracts.tasks import Message, Split
-from services.runtime.errors import Conflict, NotFound
+from services.runtime.errors import NotFound
 from services.store.core.id_lists import listed
-from services.store.corrections import ranking
-from services.store.loop import answers, quarantine, rollouts, trust
-from services.store.tables.base import LineageRow
-from services.store.tables.corrections import CorrectionRow
+from services.store.loop import answers, trust
 from services.store.tables.loop import AnswerRow, AttemptRow, ConsultationRow, ExpertRow, RolloutRow, TaskRow
 
-DEADLINE = timedelta(minutes=30)  # an expert that is down for less than this loses no question
-LATE_DEADLINE = timedelta(days=7)  # people answer within a week or not at all
-BACKOFF_SECONDS = (1, 3, 10, 30, 60)
-LAST_TRY = timedelta(minutes=2)  # before its deadline a question is asked once more, whatever an expert said to wait
+DEADLINE = timedelta(minutes=30)  # an expert that is down for less than this loses no consultation
 ANSWER_SHARE = 0.8  # of a lease; the rest is for writing the answer down
-
-Outcome = ConsultResult | ConsultAbstain | ConsultLater | InvalidAnswer
 
 
 class ConsultationNotFound(NotFound):
     """No consultation with this id."""
 
 
-class NotWaiting(Conflict):
-    """The question is not waiting for a late answer: it was settled, or the expert never said 202."""
-
-
 @dataclass(frozen=True)
-class Question:
+class ClaimedConsultation:
     """A claimed consultation: what to send where, and the attempt that may settle it."""
 
     consultation_id: UUID
@@ -157,15 +142,57 @@ def choose_kinds(subject: Subject, expert: ExpertRow, descriptor: Descriptor) ->
     return [k for k in descriptor.kinds if k is not AnswerKind.SOLUTION or subject.split == Split.TRAIN.value]
 
 
-def open_stage(
-    session: Session, rollout: RolloutRow, task: TaskRow, experts: Sequence[ExpertRow], *, stage: int
-) -> list[ConsultationRow]:
-    """Open the questions of one stage: verifiers and people first, experts that answer given answers second.
+@dataclass(frozen=True)
+class FirstConsultation:
+    """A consultation to be opened about a new rollout: its row, and whether its expert may train."""
 
-    One of the second stage is shown the answers that count and that it may see; where there are none it is not asked.
+    id: UUID
+    row: dict[str, object]
+    may_train: bool
+
+
+def plan_first(
+    session: Session, lineage_id: UUID, subjects: Mapping[UUID, Subject], now: datetime
+) -> dict[UUID, list[FirstConsultation]]:
+    """The first consultations about new rollouts, by rollout: one of every matching expert that needs no answers."""
+    askable = [
+        (expert, descriptor)
+        for expert in askable_experts(session, lineage_id)
+        if not (descriptor := Descriptor.model_validate(expert.descriptor)).needs_answers
+    ]
+    return {
+        rollout_id: [
+            _plan(rollout_id, expert, kinds, now)
+            for expert, descriptor in askable
+            if (kinds := choose_kinds(subject, expert, descriptor))
+        ]
+        for rollout_id, subject in subjects.items()
+    }
+
+
+def _plan(rollout_id: UUID, expert: ExpertRow, kinds: list[AnswerKind], now: datetime) -> FirstConsultation:
+    consultation_id = new_id()
+    row: dict[str, object] = {
+        "id": consultation_id,
+        "lineage_id": expert.lineage_id,
+        "rollout_id": rollout_id,
+        "expert_id": expert.id,
+        "expert_version": expert.version,
+        "stage": 1,
+        "ask": Ask(kinds=kinds, top_k=expert.top_k, temperature=expert.temperature).model_dump(mode="json"),
+        "status": ConsultationStatus.PENDING.value,
+        "deadline": now + DEADLINE,
+        "sent_at": now,
+    }
+    return FirstConsultation(consultation_id, row, trust.may_train(expert))
+
+
+def open_second_stage(session: Session, rollout: RolloutRow, task: TaskRow) -> None:
+    """Open the consultations of experts that answer given answers.
+
+    Each is shown the answers that count and that it may see; one that may see none is not asked.
     """
-    opened = []
-    said = [row for row in answers.counting(session, rollout.id) if row.distribution_kind is None] if stage == 2 else []
+    said = [row for row in answers.counting(session, rollout.id) if row.distribution_kind is None]
     subject = Subject(
         purpose=rollout.purpose,
         split=rollout.split,
@@ -174,17 +201,16 @@ def open_stage(
         domain=task.domain,
         metadata_keys=frozenset(task.metadata_),
     )
-    for expert in experts:
+    for expert in askable_experts(session, rollout.lineage_id):
         descriptor = Descriptor.model_validate(expert.descriptor)
-        if descriptor.needs_answers != (stage == 2):
+        if not descriptor.needs_answers:
             continue
         kinds = choose_kinds(subject, expert, descriptor)
         shown = [answer for answer in said if trust.may_see(expert, answer)]
-        if kinds and (shown or stage == 1):
+        if kinds and shown:
             context = [_show(session, answer) for answer in shown]
             ask = Ask(kinds=kinds, top_k=expert.top_k, temperature=expert.temperature, context=context)
-            opened.append(open_one(session, rollout, expert, stage, ask, shown=[answer.id for answer in shown]))
-    return opened
+            open_one(session, rollout, expert, 2, ask, shown=[answer.id for answer in shown])
 
 
 def _show(session: Session, answer: AnswerRow) -> ContextAnswer:
@@ -245,7 +271,7 @@ def find_places(session: Session, ids: Sequence[UUID]) -> list[Place]:
     ]
 
 
-def claim(session: Session, ids: Sequence[UUID], *, lease_seconds: float) -> list[Question]:
+def claim(session: Session, ids: Sequence[UUID], *, lease_seconds: float) -> list[ClaimedConsultation]:
     """Lease the still pending ones of these questions; those of experts that are not asked now stay pending."""
     rows = session.scalars(
         select(ConsultationRow)
@@ -261,7 +287,7 @@ def claim(session: Session, ids: Sequence[UUID], *, lease_seconds: float) -> lis
         .with_for_update(skip_locked=True, of=ConsultationRow)
     ).all()
     now: datetime = session.scalar(select(func.clock_timestamp()))  # type: ignore[assignment]
-    questions = []
+    claimed = []
     for row in rows:
         if row.shown and row.attempts == 0:
             _choose_context_again(session, row)
@@ -269,8 +295,8 @@ def claim(session: Session, ids: Sequence[UUID], *, lease_seconds: float) -> lis
         row.attempts += 1
         row.lease_until = now + timedelta(seconds=lease_seconds)
         session.add(AttemptRow(consultation_id=row.id, number=row.attempts))
-        questions.append(_question(session, row, now, lease_seconds * ANSWER_SHARE))
-    return questions
+        claimed.append(_claimed(session, row, now, lease_seconds * ANSWER_SHARE))
+    return claimed
 
 
 def _choose_context_again(session: Session, row: ConsultationRow) -> None:
@@ -287,13 +313,13 @@ def _choose_context_again(session: Session, row: ConsultationRow) -> None:
         row.ask = row.ask | {"context": [said.model_dump(mode="json") for _, said in kept]}
 
 
-def _question(session: Session, row: ConsultationRow, now: datetime, timeout_seconds: float) -> Question:
+def _claimed(session: Session, row: ConsultationRow, now: datetime, timeout_seconds: float) -> ClaimedConsultation:
     expert = session.get_one(ExpertRow, row.expert_id)
     rollout = session.get_one(RolloutRow, row.rollout_id)
     task = session.get_one(TaskRow, rollout.task_id)
     descriptor = Descriptor.model_validate(expert.descriptor)
     seen = trust.read_keys(expert)
-    return Question(
+    return ClaimedConsultation(
         consultation_id=row.id,
         rollout_id=rollout.id,
         group_id=rollout.group_id,
@@ -327,170 +353,6 @@ def _question(session: Session, row: ConsultationRow, now: datetime, timeout_sec
     )
 
 
-def settle(session: Session, question: Question, outcome: Outcome) -> list[UUID]:
-    """Write down how a question ended, once, and move its rollout on. A late worker changes nothing.
-
-    An answer that counts and comes after its rollout was settled opens a lesson of its own. Returns the ids of
-    questions that opened because of it (the second stage), to be sent after the commit.
-    """
-    rollout = session.scalars(select(RolloutRow).where(RolloutRow.id == question.rollout_id).with_for_update()).one()
-    row = session.scalar(
-        select(ConsultationRow)
-        .where(
-            ConsultationRow.id == question.consultation_id,
-            ConsultationRow.status == ConsultationStatus.ASKED.value,
-            ConsultationRow.attempts == question.attempt,
-        )
-        .with_for_update()
-    )
-    if row is None:
-        return []
-    _end_attempt(session, question, "ok", None)
-    quarantine.note_answer(session, row.expert_id)
-    answer = _conclude(session, row, rollout, outcome)
-    _teach_late(session, rollout, answer)
-    rollouts.advance(session, rollout.id)
-    return pending_of(session, [rollout.id])
-
-
-def settle_late(session: Session, consultation_id: UUID, outcome: ConsultResult | ConsultAbstain) -> ConsultationRow:
-    """The answer to a waiting question. If its rollout was ready already, a second lesson opens with this answer alone.
-
-    Errors: ConsultationNotFound (404), NotWaiting (409).
-    """
-    rollout_id = get(session, consultation_id).rollout_id
-    rollout = session.scalars(select(RolloutRow).where(RolloutRow.id == rollout_id).with_for_update()).one()
-    row = session.scalars(select(ConsultationRow).where(ConsultationRow.id == consultation_id).with_for_update()).one()
-    if row.status != ConsultationStatus.WAITING.value:
-        raise NotWaiting(f"consultation {consultation_id} is {row.status}, not waiting")
-    answer = _conclude(session, row, rollout, outcome)
-    _teach_late(session, rollout, answer)
-    rollouts.advance(session, rollout.id)
-    return row
-
-
-def _teach_late(session: Session, rollout: RolloutRow, answer: AnswerRow | None) -> None:
-    """Open a lesson with an answer that counts and came after its rollout was ready."""
-    if answer is None or rollout.status != RolloutStatus.READY.value or rollout.purpose != Purpose.TRAIN.value:
-        return
-    if answer in answers.counting(session, rollout.id):
-        rollouts.open_lesson(session, rollout, [answer], late=True)
-
-
-def _conclude(session: Session, row: ConsultationRow, rollout: RolloutRow, outcome: Outcome) -> AnswerRow | None:
-    answer = None
-    if isinstance(outcome, AnswerContent):
-        lineage = session.get_one(LineageRow, rollout.lineage_id)
-        try:
-            check_against_rollout(
-                outcome,
-                num_tokens=len(rollout.token_ids),
-                tokenizer_hash=rollout.tokenizer_hash,
-                vocab_size=lineage.vocab_size,
-            )
-        except ValueError as error:
-            row.status, row.reason = ConsultationStatus.INVALID.value, str(error)
-        else:
-            answer = answers.record(session, row, rollout, outcome)
-            row.status = ConsultationStatus.ANSWERED.value
-            if answer.score is not None:
-                ranking.rank_again(session, rollout.id)
-    elif isinstance(outcome, ConsultAbstain):
-        row.status, row.reason = ConsultationStatus.ABSTAINED.value, outcome.reason or "the expert abstained"
-    elif isinstance(outcome, ConsultLater):
-        row.status, row.reason = ConsultationStatus.WAITING.value, outcome.reason or "the answer comes later"
-        row.deadline = func.now() + LATE_DEADLINE
-    else:
-        row.status, row.reason = ConsultationStatus.INVALID.value, outcome.reason[:2000]
-    row.lease_until = None
-    if row.status != ConsultationStatus.WAITING.value:
-        row.settled_at = func.now()
-        withdraw_items(session, [row.id])
-    session.flush()
-    return answer
-
-
-def withdraw_items(session: Session, consultation_ids: Sequence[UUID]) -> None:
-    """Take the undecided items of these questions out of the human queue: nobody waits for them any more."""
-    undecided = (CorrectionStatus.OPEN.value, CorrectionStatus.CLAIMED.value, CorrectionStatus.SKIPPED.value)
-    session.execute(
-        update(CorrectionRow)
-        .where(CorrectionRow.consultation_id.in_(consultation_ids), CorrectionRow.status.in_(undecided))
-        .values(status=CorrectionStatus.WITHDRAWN.value)
-    )
-
-
-def _end_attempt(session: Session, question: Question, outcome: str, reason: str | None) -> None:
-    session.execute(
-        update(AttemptRow)
-        .where(AttemptRow.consultation_id == question.consultation_id, AttemptRow.number == question.attempt)
-        .values(outcome=outcome, reason=reason, ended_at=func.now())
-    )
-
-
-def release(
-    session: Session,
-    question: Question,
-    reason: str,
-    *,
-    retry_after: float | None,
-    max_attempts: int,
-    quarantine_after: int,
-) -> None:
-    """Give a question back after a failed try. `retry_after` means busy, which counts as no failure: the question is
-    asked again after so many seconds, and in any case once more before its deadline.
-
-    After `max_attempts` failures the question is dead, the reason kept; after `quarantine_after` failures in a row,
-    over all questions, the expert is quarantined.
-    """
-    session.execute(select(RolloutRow.id).where(RolloutRow.id == question.rollout_id).with_for_update())
-    row = session.scalar(
-        select(ConsultationRow)
-        .where(
-            ConsultationRow.id == question.consultation_id,
-            ConsultationRow.status == ConsultationStatus.ASKED.value,
-            ConsultationRow.attempts == question.attempt,
-        )
-        .with_for_update()
-    )
-    if row is None:
-        return
-    _end_attempt(session, question, "failed", reason[:2000])
-    row.reason = reason[:2000]
-    row.lease_until = None
-    if retry_after is None:
-        row.failures += 1
-        quarantine.note_failure(session, question.expert_id, reason, quarantine_after)
-    if row.failures >= max_attempts:
-        row.status = ConsultationStatus.DEAD.value
-        row.settled_at = func.now()
-        withdraw_items(session, [row.id])
-        session.flush()
-        rollouts.advance(session, row.rollout_id)
-        return
-    row.status = ConsultationStatus.PENDING.value
-    row.sent_at = None
-    if retry_after is None:
-        delay = BACKOFF_SECONDS[min(row.failures, len(BACKOFF_SECONDS)) - 1]
-        row.not_before = func.now() + timedelta(seconds=delay)
-    else:
-        before_end = row.deadline - LAST_TRY
-        last_try = case((func.now() < before_end, before_end), else_=row.deadline)
-        row.not_before = func.least(func.now() + timedelta(seconds=retry_after), last_try)
-
-
-def kill(session: Session, row: ConsultationRow, reason: str) -> None:
-    """End an unsettled question for good and move its rollout on."""
-    session.execute(select(RolloutRow.id).where(RolloutRow.id == row.rollout_id).with_for_update())
-    row.status = ConsultationStatus.DEAD.value
-    row.reason = reason
-    row.lease_until = None
-    row.settled_at = func.now()
-    withdraw_items(session, [row.id])
-    session.flush()
-    rollouts.advance(session, row.rollout_id)
-
-
 def requeue(session: Session, consultation_id: UUID) -> ConsultationRow:
     """Ask a dead question once more, with fresh attempts and deadline.
 
@@ -516,76 +378,5 @@ def requeue_all(session: Session, ids: Sequence[UUID]) -> None:
             deadline=func.now() + DEADLINE,
             sent_at=func.now(),
             not_before=func.now(),
-        )
-    )
-
-
-def sweep(session: Session, *, resend_seconds: float, limit: int) -> list[UUID]:
-    """Free the questions of dead workers, end those past their deadline, move on rollouts that nobody who may train
-    holds any more, return the questions to be sent (again)."""
-    session.execute(
-        update(ConsultationRow)
-        .where(
-            ConsultationRow.id.in_(
-                select(ConsultationRow.id)
-                .where(
-                    ConsultationRow.status == ConsultationStatus.ASKED.value,
-                    ConsultationRow.lease_until < func.now(),
-                )
-                .with_for_update(skip_locked=True)
-            )
-        )
-        .values(status=ConsultationStatus.PENDING.value, lease_until=None, sent_at=None)
-    )
-    late = session.execute(
-        select(ConsultationRow.id, ConsultationRow.rollout_id)
-        .where(
-            ConsultationRow.status.in_([ConsultationStatus.PENDING.value, ConsultationStatus.WAITING.value]),
-            ConsultationRow.deadline < func.now(),
-        )
-        .order_by(ConsultationRow.rollout_id)
-        .limit(limit)
-    ).all()
-    unheard = session.execute(
-        select(ConsultationRow.id, ConsultationRow.rollout_id)
-        .join(ExpertRow, ExpertRow.id == ConsultationRow.expert_id)
-        .where(
-            ConsultationRow.status == ConsultationStatus.PENDING.value,
-            ExpertRow.status == ExpertStatus.QUARANTINED.value,
-            ~trust.may_train(ExpertRow),
-        )
-        .order_by(ConsultationRow.rollout_id)
-        .limit(limit)
-    ).all()
-    ended = [(each, "no answer before its deadline") for each in late]
-    ended += [(each, "the expert, whose answers carry no weight, went into quarantine") for each in unheard]
-    for (consultation_id, rollout_id), why in sorted(ended, key=lambda one: one[0][1]):  # in the order of every lock
-        session.execute(select(RolloutRow.id).where(RolloutRow.id == rollout_id).with_for_update())
-        row = session.scalars(
-            select(ConsultationRow).where(ConsultationRow.id == consultation_id).with_for_update()
-        ).one()
-        if row.status in (ConsultationStatus.PENDING.value, ConsultationStatus.WAITING.value):
-            kill(session, row, f"{why}; last: {row.reason or 'never asked'}")
-    rollouts.advance_unheld(session, limit)
-    due = (
-        select(ConsultationRow.id)
-        .join(ExpertRow, ExpertRow.id == ConsultationRow.expert_id)
-        .where(
-            ConsultationRow.status == ConsultationStatus.PENDING.value,
-            ConsultationRow.not_before <= func.now(),
-            (ConsultationRow.sent_at.is_(None))
-            | (ConsultationRow.sent_at < func.now() - timedelta(seconds=resend_seconds)),
-            ExpertRow.status.in_([ExpertStatus.ACTIVE.value, ExpertStatus.PROBATION.value]),
-        )
-        .order_by(ConsultationRow.id)
-        .limit(limit)
-        .with_for_update(skip_locked=True, of=ConsultationRow)
-    )
-    return list(
-        session.scalars(
-            update(ConsultationRow)
-            .where(ConsultationRow.id.in_(due))
-            .values(sent_at=func.now())
-            .returning(ConsultationRow.id)
         )
     )

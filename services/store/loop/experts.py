@@ -24,7 +24,7 @@ from services.contracts.persons import Right
 from services.runtime.errors import Conflict, InvalidInput, NotFound
 from services.store.core import audit
 from services.store.corrections import ranking
-from services.store.loop import consultations, quarantine, trust
+from services.store.loop import consultations, quarantine, settling, trust
 from services.store.loop.quarantine import Look
 from services.store.tables.loop import ConsultationRow, ExpertRow, RolloutRow
 
@@ -320,7 +320,7 @@ def _end_question(session: Session, consultation_id: UUID, rollout_id: UUID, rea
     session.execute(select(RolloutRow.id).where(RolloutRow.id == rollout_id).with_for_update())
     row = session.scalars(select(ConsultationRow).where(ConsultationRow.id == consultation_id).with_for_update()).one()
     if row.status in UNSETTLED:
-        consultations.kill(session, row, reason)
+        settling.kill(session, row, reason)
 
 
 def requeue(session: Session, expert_id: UUID) -> tuple[ExpertRow, list[UUID]]:

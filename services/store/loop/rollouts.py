@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy import Exists, exists, func, select
@@ -12,9 +13,13 @@ from services.contracts.consultations import ConsultationStatus
 from services.contracts.ids import new_id
 from services.contracts.lessons import LessonStatus
 from services.contracts.persons import Right
-from services.contracts.rollouts import Purpose, RolloutDetail, RolloutStatus
+from services.contracts.rollouts import Purpose, Rollout, RolloutDetail, RolloutStatus
+from services.contracts.tasks import Message
 from services.runtime.errors import NotFound
-from services.store.loop import answers, consultations, trust
+from services.store.core import copying
+from services.store.loop import answers, consultations, tasks, trust
+from services.store.loop.consultations import FirstConsultation, Subject
+from services.store.loop.tasks import KnownTask
 from services.store.tables.ledger import LessonAnswerRow, LessonRow
 from services.store.tables.loop import AnswerRow, ConsultationRow, ExpertRow, GroupRow, RolloutRow, TaskRow
 
@@ -67,6 +72,97 @@ def detail(session: Session, row: RolloutRow, rights: frozenset[Right]) -> Rollo
     return found.model_copy(update=hidden)
 
 
+@dataclass(frozen=True)
+class NewRollout:
+    """A rollout to be stored at a free place of an existing group. Without a mask every token is an action."""
+
+    id: UUID
+    task: KnownTask
+    purpose: str
+    group_id: UUID
+    index_in_group: int
+    policy_version: str | None
+    prompt_token_ids: Sequence[int]
+    token_ids: Sequence[int]
+    sampler_logprobs: Sequence[float] | None
+    tokenizer_hash: str
+    sampling: JsonObject | None
+    text: str
+    finish_reason: str
+    action_mask: Sequence[bool] | None = None
+    tokenized_at_ingest: bool = False
+    turns: Sequence[Message] = ()
+    answer_start: int = 0
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Rollouts as they were stored, and their first consultations, to be sent after the commit."""
+
+    rollouts: list[Rollout]
+    opened: list[UUID]
+
+
+def store(session: Session, lineage_id: UUID, new: Sequence[NewRollout]) -> Stored:
+    """Store rollouts and open their first consultations. One that waits for no expert that may train is set aside.
+
+    Errors: StoreUnavailable (503); psycopg.Error for a row that the database refuses.
+    """
+    if not new:
+        return Stored([], [])
+    now = session.scalars(select(func.now())).one()
+    first = consultations.plan_first(session, lineage_id, {one.id: _describe(one) for one in new}, now)
+    rows = [_row(one, lineage_id, first[one.id], now) for one in new]
+    opened = [consultation for one in new for consultation in first[one.id]]
+    copying.copy(session, RolloutRow, rows)
+    copying.copy(session, ConsultationRow, [consultation.row for consultation in opened])
+    views = [
+        Rollout.model_validate(row | {"num_tokens": len(one.token_ids), "score": None})
+        for one, row in zip(new, rows, strict=True)
+    ]
+    return Stored(views, [consultation.id for consultation in opened])
+
+
+def _describe(new: NewRollout) -> Subject:
+    return Subject(
+        purpose=new.purpose,
+        split=new.task.split,
+        group_id=new.group_id,
+        index_in_group=new.index_in_group,
+        domain=new.task.domain,
+        metadata_keys=new.task.metadata_keys,
+    )
+
+
+def _row(new: NewRollout, lineage_id: UUID, first: Sequence[FirstConsultation], now: datetime) -> dict[str, object]:
+    num_training = sum(consultation.may_train for consultation in first)
+    return {
+        "id": new.id,
+        "lineage_id": lineage_id,
+        "task_id": new.task.id,
+        "split": new.task.split,
+        "purpose": new.purpose,
+        "group_id": new.group_id,
+        "index_in_group": new.index_in_group,
+        "status": (RolloutStatus.OPEN if num_training else RolloutStatus.SET_ASIDE).value,
+        "reason": None if num_training else say_unanswered(new.purpose, len(first), num_training),
+        "policy_version": new.policy_version,
+        "prompt_token_ids": list(new.prompt_token_ids),
+        "token_ids": new.token_ids,
+        "sampler_logprobs": new.sampler_logprobs,
+        "action_mask": new.action_mask or [True] * len(new.token_ids),
+        "tokenizer_hash": new.tokenizer_hash,
+        "tokenized_at_ingest": new.tokenized_at_ingest,
+        "sampling": new.sampling,
+        "text": new.text,
+        "turns": [turn.model_dump(mode="json") for turn in new.turns] or None,
+        "answer_start": new.answer_start,
+        "finish_reason": new.finish_reason,
+        "created_at": now,
+        "settled_at": None if num_training else now,
+    }
+
+
 def add_drawn(
     session: Session,
     group: GroupRow,
@@ -75,14 +171,13 @@ def add_drawn(
     prompt_token_ids: list[int],
     samples: Sequence[Sample],
     sampling: JsonObject,
-) -> list[RolloutRow]:
-    """Store a group's samples and open their first questions. The sampler's own ids are kept, never re-tokenised."""
-    rows = [
-        RolloutRow(
+) -> Stored:
+    """Store a group's samples. The sampler's own ids are kept, never re-tokenised."""
+    task = tasks.to_known(session.get_one(TaskRow, group.task_id))
+    drawn = [
+        NewRollout(
             id=new_id(),
-            lineage_id=group.lineage_id,
-            task_id=group.task_id,
-            split=group.split,
+            task=task,
             purpose=group.purpose,
             group_id=group.id,
             index_in_group=index,
@@ -90,7 +185,6 @@ def add_drawn(
             prompt_token_ids=prompt_token_ids,
             token_ids=sample.token_ids,
             sampler_logprobs=sample.logprobs,
-            action_mask=[True] * len(sample.token_ids),
             tokenizer_hash=tokenizer_hash,
             sampling=sampling,
             text=sample.text,
@@ -98,14 +192,7 @@ def add_drawn(
         )
         for index, sample in enumerate(samples)
     ]
-    session.add_all(rows)
-    session.flush()
-    task = session.get_one(TaskRow, group.task_id)
-    experts = consultations.askable_experts(session, group.lineage_id)
-    for row in rows:
-        consultations.open_stage(session, row, task, experts, stage=1)
-        advance(session, row.id)
-    return rows
+    return store(session, group.lineage_id, drawn)
 
 
 def advance(session: Session, rollout_id: UUID) -> None:
@@ -122,8 +209,7 @@ def advance(session: Session, rollout_id: UUID) -> None:
     stages = session.scalars(select(ConsultationRow.stage).where(ConsultationRow.rollout_id == rollout_id)).all()
     if 2 not in stages:
         task = session.get_one(TaskRow, rollout.task_id)
-        experts = consultations.askable_experts(session, rollout.lineage_id)
-        consultations.open_stage(session, rollout, task, experts, stage=2)
+        consultations.open_second_stage(session, rollout, task)
         if session.scalar(select(_is_held(rollout.id))):
             return
     _settle(session, rollout)

@@ -2,14 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from uuid import UUID
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from services.contracts.base import Json
-from services.contracts.tasks import Split, Task, TaskCreate
+from services.contracts.tasks import Message, Split, Task, TaskCreate
 from services.runtime.errors import Conflict, InvalidInput, NotFound
 from services.store.tables.loop import TaskRow
 
@@ -32,6 +33,34 @@ class SplitsOverlap(InvalidInput):
     def __init__(self, where: str, detail: str) -> None:
         super().__init__(detail)
         self.where = where
+
+
+@dataclass(frozen=True)
+class KnownTask:
+    """What storing a rollout needs of its task; tasks are immutable, so that it may be remembered."""
+
+    id: UUID
+    split: str
+    domain: str
+    metadata_keys: frozenset[str]
+    messages: tuple[Message, ...]
+
+
+def to_known(row: TaskRow) -> KnownTask:
+    """The part of a task that storing a rollout needs."""
+    return KnownTask(
+        id=row.id,
+        split=row.split,
+        domain=row.domain,
+        metadata_keys=frozenset(row.metadata_),
+        messages=tuple(map(Message.model_validate, row.messages)),
+    )
+
+
+def find_known(session: Session, lineage_id: UUID, ids: Collection[UUID]) -> dict[UUID, KnownTask]:
+    """Those of these tasks that exist in the lineage."""
+    query = select(TaskRow).where(TaskRow.lineage_id == lineage_id, TaskRow.id == func.any(list(ids)))
+    return {row.id: to_known(row) for row in session.scalars(query)}
 
 
 def get(session: Session, task_id: UUID) -> TaskRow:

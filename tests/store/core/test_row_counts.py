@@ -12,7 +12,7 @@ from services.contracts.rollouts import Purpose
 from services.contracts.tasks import Split
 from services.store.core import row_counts
 from services.store.core.transaction import Store
-from services.store.loop import consultations
+from services.store.loop import consultations, settling
 from services.store.tables.corrections import CorrectionRow
 from services.store.tables.housekeeping import TallyChangeRow
 from services.store.tables.ledger import LessonRow
@@ -49,7 +49,7 @@ def judge(session: Session, rollout: RolloutRow, score: float) -> None:
     session.flush()
     ids = consultations.pending_of(session, [rollout.id])
     for question in consultations.claim(session, ids, lease_seconds=60):
-        consultations.settle(session, question, ConsultResult(score=score))
+        settling.settle(session, question, ConsultResult(score=score))
 
 
 def test_tallies_equal_the_tables_through_draws_verdicts_folds_and_deletions(store: Store, world: World) -> None:

@@ -20,8 +20,9 @@ from services.store.corrections.drafts import DraftChanged, DraftNotTaken
 from services.store.corrections.undo import TooLateToUndo
 from services.store.ledger import lessons, updates
 from services.store.ledger.updates import Contribution
-from services.store.loop import consultations, rollouts
-from services.store.loop.consultations import NotWaiting, Question
+from services.store.loop import consultations, rollouts, settling
+from services.store.loop.consultations import ClaimedConsultation
+from services.store.loop.settling import NotWaiting
 from services.store.tables.corrections import CorrectionRow, DraftRow
 from services.store.tables.ledger import LessonAnswerRow, LessonRow, UpdateLessonRow
 from services.store.tables.loop import AnswerRow, AttemptRow, ConsultationRow, ExpertRow
@@ -120,7 +121,7 @@ def test_an_answer_that_comes_after_the_item_moves_it(queue: Queue) -> None:
     spreads = []
     for question, score in ((first, 1.0), (second, 0.25)):
         with queue.store.transaction() as session:
-            consultations.settle(session, question, ConsultResult(score=score))
+            settling.settle(session, question, ConsultResult(score=score))
         spreads.append(queue.read(item).disagreement)
     assert spreads == [0.0, 0.75]
 
@@ -422,7 +423,7 @@ def correct_before_the_readers(queue: Queue, person: UUID, said: ConsultResult |
     submit(queue, item, person)
     for question in questions:
         with queue.store.transaction() as session:
-            consultations.settle(session, question, said)
+            settling.settle(session, question, said)
     return item
 
 
@@ -436,13 +437,13 @@ def question_of(queue: Queue, item: UUID, expert: str = "reader") -> Consultatio
         ).one()
 
 
-def ask_reader(queue: Queue, item: UUID) -> Question:
+def ask_reader(queue: Queue, item: UUID) -> ClaimedConsultation:
     with queue.store.transaction() as session:
         [question] = consultations.claim(session, [question_of(queue, item).id], lease_seconds=60)
     return question
 
 
-def shown_to(question: Question) -> list[str]:
+def shown_to(question: ClaimedConsultation) -> list[str]:
     return [said.expert for said in question.request.ask.context]
 
 
@@ -455,14 +456,14 @@ def test_what_was_taken_back_is_shown_to_nobody_any_more(queue: Queue, is_being_
     if late is not None:
         assert sorted(shown_to(late)) == ["first", "human", "second"]
         with queue.store.transaction() as session:
-            consultations.settle(session, late, ConsultResult(feedback=Feedback(text="say better")))
+            settling.settle(session, late, ConsultResult(feedback=Feedback(text="say better")))
             [attempt] = session.scalars(select(AttemptRow).where(AttemptRow.consultation_id == late.consultation_id))
         assert (attempt.outcome, attempt.reason) == ("failed", undo.REASON)
     assert question_of(queue, item).status == "pending", "an expert that had the words says nothing that counts"
     again = ask_reader(queue, item)
     assert sorted(shown_to(again)) == ["first", "second"]
     with queue.store.transaction() as session:
-        consultations.settle(session, again, ConsultResult(score=1.0))
+        settling.settle(session, again, ConsultResult(score=1.0))
         lesson = session.scalars(select(LessonRow).where(LessonRow.rollout_id == again.rollout_id)).one()
         said = session.scalars(select(LessonAnswerRow.answer_id).where(LessonAnswerRow.lesson_id == lesson.id)).all()
     assert len(said) == 3
@@ -487,7 +488,7 @@ def test_what_an_expert_made_of_what_was_taken_back_trains_nothing(queue: Queue)
     item = correct_before_the_readers(queue, ana, ConsultResult(score=0.0))
     with queue.store.transaction() as session:
         said = ConsultResult(score=1.0, feedback=Feedback(text="say better"))
-        consultations.settle(session, ask_reader(queue, item), said)
+        settling.settle(session, ask_reader(queue, item), said)
     take_back(queue, item, ana)
     question = question_of(queue, item)
     with queue.store.transaction() as session:
@@ -502,19 +503,19 @@ def test_an_expert_that_said_it_would_answer_later_to_what_was_taken_back_is_not
     ana, _ = queue.person("ana")
     item = correct_before_the_readers(queue, ana, ConsultResult(score=0.0))
     with queue.store.transaction() as session:
-        consultations.settle(session, ask_reader(queue, item), ConsultLater())
+        settling.settle(session, ask_reader(queue, item), ConsultLater())
     take_back(queue, item, ana)
     with pytest.raises(NotWaiting), queue.store.transaction() as session:
-        consultations.settle_late(session, question_of(queue, item).id, ConsultResult(score=1.0))
+        settling.settle_late(session, question_of(queue, item).id, ConsultResult(score=1.0))
 
 
 def test_what_an_update_was_trained_on_by_way_of_an_expert_is_not_taken_back(queue: Queue) -> None:
     ana, _ = queue.person("ana")
     item = correct_before_the_readers(queue, ana, ConsultResult(score=0.0))
     with queue.store.transaction() as session:
-        consultations.settle(session, ask_reader(queue, item), ConsultLater())
+        settling.settle(session, ask_reader(queue, item), ConsultLater())
     with queue.store.transaction() as session:
-        consultations.settle_late(session, question_of(queue, item).id, ConsultResult(score=1.0))
+        settling.settle_late(session, question_of(queue, item).id, ConsultResult(score=1.0))
         made = session.scalars(select(LessonRow).where(LessonRow.late)).one()
         made.status, made.owner, made.lease_until = "claimed", new_id(), func.now()
     with pytest.raises(TooLateToUndo, match="a trainer has it"):

@@ -11,7 +11,7 @@ from services.contracts.policies import GateReport
 from services.store.core.transaction import Store
 from services.store.corrections import corrections, desk
 from services.store.ledger import lessons, policies
-from services.store.loop import consultations, switches
+from services.store.loop import consultations, settling, switches
 from services.store.tables.corrections import CorrectionRow
 from services.store.tables.ledger import LessonAnswerRow, LessonRow
 from services.store.tables.loop import ExpertRow, RolloutRow
@@ -62,7 +62,7 @@ def test_a_correction_trains_before_others_have_answered_about_its_rollout_and_o
         asked = consultations.claim(session, consultations.pending_of(session, [rollout.id]), lease_seconds=60)
     for question in asked:
         with queue.store.transaction() as session:
-            consultations.settle(session, question, Said(score=0.0).result())
+            settling.settle(session, question, Said(score=0.0).result())
     with queue.store.transaction() as session:
         uses = select(func.count(LessonAnswerRow.lesson_id)).group_by(LessonAnswerRow.answer_id)
         assert session.scalars(uses).all() == [1, 1]  # the judge's answer in the rollout's own lesson, hers in hers
@@ -119,7 +119,7 @@ def test_a_correction_outlives_the_lesson_of_its_rollout_that_is_too_old(queue: 
         asked = consultations.claim(session, consultations.pending_of(session, [rollout.id]), lease_seconds=60)
     for question in asked:
         with queue.store.transaction() as session:
-            consultations.settle(session, question, Said(score=0.0).result())
+            settling.settle(session, question, Said(score=0.0).result())
     with queue.store.transaction() as session:
         for number in (1, 2):
             row = policies.add_candidate(

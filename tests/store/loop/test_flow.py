@@ -13,10 +13,10 @@ from services.contracts.rollouts import Purpose, Rollout, RolloutCreate, Samplin
 from services.contracts.tasks import Split
 from services.runtime.errors import IllegalStatusChange, InvalidInput
 from services.store.core.transaction import Store
-from services.store.loop import answers, consultations, groups, rollouts, tasks
-from services.store.loop.consultations import NotWaiting
+from services.store.loop import answers, consultations, groups, rollouts, settling, tasks
 from services.store.loop.ingest import NotItsGroup
 from services.store.loop.lineages import LineageModelDiffers, ensure
+from services.store.loop.settling import NotWaiting
 from services.store.loop.tasks import TaskKeyTaken
 from services.store.tables.ledger import LessonAnswerRow, LessonRow
 from services.store.tables.loop import AnswerRow, AttemptRow, ConsultationRow, ExpertRow, GroupRow, RolloutRow
@@ -25,15 +25,15 @@ from tests.store.conftest import TOKENIZER, World
 pytestmark = pytest.mark.integration
 
 
-def ask_all(store: Store) -> list[consultations.Question]:
+def ask_all(store: Store) -> list[consultations.ClaimedConsultation]:
     with store.transaction() as session:
         ids = session.scalars(select(ConsultationRow.id)).all()
         return consultations.claim(session, ids, lease_seconds=60)
 
 
-def settle(store: Store, question: consultations.Question, outcome: consultations.Outcome) -> None:
+def settle(store: Store, question: consultations.ClaimedConsultation, outcome: settling.Outcome) -> None:
     with store.transaction() as session:
-        consultations.settle(session, question, outcome)
+        settling.settle(session, question, outcome)
 
 
 def status_of(store: Store, rollout: RolloutRow) -> str:
@@ -72,7 +72,7 @@ def test_a_late_worker_changes_nothing(store: Store, world: World) -> None:
     with store.transaction() as session:
         session.execute(update(ConsultationRow).values(lease_until=func.now() - timedelta(seconds=1)))
     with store.transaction() as session:
-        assert consultations.sweep(session, resend_seconds=30, limit=10) == [slow.consultation_id]
+        assert settling.sweep(session, resend_seconds=30, limit=10) == [slow.consultation_id]
     [fast] = ask_all(store)
     settle(store, fast, ConsultResult(score=0.0))
     settle(store, slow, ConsultResult(score=1.0))
@@ -99,7 +99,7 @@ def test_an_expert_that_is_down_is_asked_again_and_never_scores_zero(store: Stor
         [question] = ask_all(store)
         assert question.attempt == attempt + 1
         with store.transaction() as session:
-            consultations.release(session, question, "refused", retry_after=None, max_attempts=3, quarantine_after=100)
+            settling.release(session, question, "refused", retry_after=None, max_attempts=3, quarantine_after=100)
     with store.transaction() as session:
         [row] = session.scalars(select(ConsultationRow)).all()
         assert (row.status, row.reason) == ("dead", "refused")
@@ -115,7 +115,7 @@ def test_a_busy_expert_uses_up_no_attempts(store: Store, world: World) -> None:
     for _ in range(4):
         [question] = ask_all(store)
         with store.transaction() as session:
-            consultations.release(session, question, "busy", retry_after=0, max_attempts=2, quarantine_after=2)
+            settling.release(session, question, "busy", retry_after=0, max_attempts=2, quarantine_after=2)
         time.sleep(0.01)
     with store.transaction() as session:
         assert session.scalars(select(ConsultationRow.status)).all() == ["pending"]
@@ -128,7 +128,7 @@ def test_failures_in_a_row_quarantine_an_expert_and_its_questions_wait(store: St
         world.drawn(session, world.task(session), size=2)
     for question in ask_all(store):
         with store.transaction() as session:
-            consultations.release(session, question, "down", retry_after=None, max_attempts=9, quarantine_after=2)
+            settling.release(session, question, "down", retry_after=None, max_attempts=9, quarantine_after=2)
     with store.transaction() as session:
         [expert] = session.scalars(select(ExpertRow)).all()
         assert expert.status == "quarantined"
@@ -185,7 +185,7 @@ def test_a_token_outside_the_vocabulary_makes_an_answer_invalid(store: Store, wo
     ("outcome", "status"),
     [(ConsultAbstain(reason="not mine"), "abstained"), (InvalidAnswer(reason="NaN"), "invalid")],
 )
-def test_only_a_result_trains(store: Store, world: World, outcome: consultations.Outcome, status: str) -> None:
+def test_only_a_result_trains(store: Store, world: World, outcome: settling.Outcome, status: str) -> None:
     with store.transaction() as session:
         world.expert(session)
         [rollout] = world.drawn(session, world.task(session), size=1)
@@ -207,7 +207,7 @@ def test_a_late_answer_opens_a_second_lesson_with_only_its_own_terms(store: Stor
     settle(store, judge, ConsultResult(score=0.0))
     assert status_of(store, rollout) == "ready"
     with store.transaction() as session:
-        consultations.settle_late(session, person.consultation_id, ConsultResult(solution="better"))
+        settling.settle_late(session, person.consultation_id, ConsultResult(solution="better"))
     first, second = lessons_of(store, rollout)
     assert (first.late, second.late) == (False, True)
     with store.transaction() as session:
@@ -218,7 +218,7 @@ def test_a_late_answer_opens_a_second_lesson_with_only_its_own_terms(store: Stor
         ).all()
     assert of_second == ["better"]
     with pytest.raises(NotWaiting), store.transaction() as session:
-        consultations.settle_late(session, person.consultation_id, ConsultResult(solution="again"))
+        settling.settle_late(session, person.consultation_id, ConsultResult(solution="again"))
 
 
 def test_a_waiting_answer_alone_makes_the_rollout_ready_and_trains_when_it_comes(store: Store, world: World) -> None:
@@ -230,7 +230,7 @@ def test_a_waiting_answer_alone_makes_the_rollout_ready_and_trains_when_it_comes
     assert status_of(store, rollout) == "ready"
     assert lessons_of(store, rollout) == []
     with store.transaction() as session:
-        consultations.settle_late(session, person.consultation_id, ConsultResult(solution="better"))
+        settling.settle_late(session, person.consultation_id, ConsultResult(solution="better"))
     assert [lesson.late for lesson in lessons_of(store, rollout)] == [True]
 
 
@@ -240,7 +240,7 @@ def test_a_deadline_that_passed_ends_the_question_and_moves_the_rollout_on(store
         [rollout] = world.drawn(session, world.task(session), size=1)
         session.execute(update(ConsultationRow).values(deadline=func.now() - timedelta(seconds=1)))
     with store.transaction() as session:
-        assert consultations.sweep(session, resend_seconds=30, limit=10) == []
+        assert settling.sweep(session, resend_seconds=30, limit=10) == []
     assert status_of(store, rollout) == "set_aside"
 
 
@@ -249,10 +249,10 @@ def test_a_message_that_was_lost_is_sent_again(store: Store, world: World) -> No
         world.expert(session)
         world.drawn(session, world.task(session), size=1)
     with store.transaction() as session:
-        assert consultations.sweep(session, resend_seconds=30, limit=10) == []
+        assert settling.sweep(session, resend_seconds=30, limit=10) == []
         session.execute(update(ConsultationRow).values(sent_at=func.now() - timedelta(seconds=31)))
     with store.transaction() as session:
-        assert len(consultations.sweep(session, resend_seconds=30, limit=10)) == 1
+        assert len(settling.sweep(session, resend_seconds=30, limit=10)) == 1
 
 
 def test_a_dead_question_may_be_asked_once_more_and_others_may_not(store: Store, world: World) -> None:
@@ -260,7 +260,7 @@ def test_a_dead_question_may_be_asked_once_more_and_others_may_not(store: Store,
         world.expert(session)
         world.drawn(session, world.task(session), size=1)
         [row] = session.scalars(select(ConsultationRow)).all()
-        consultations.kill(session, row, "the expert retired")
+        settling.kill(session, row, "the expert retired")
     with store.transaction() as session:
         assert consultations.requeue(session, row.id).status == "pending"
     with pytest.raises(IllegalStatusChange), store.transaction() as session:

@@ -16,7 +16,7 @@ from services.store.core import idempotency
 from services.store.core.transaction import Store
 from services.store.ledger import policies, updates
 from services.store.ledger.policies import WeightsDeleted
-from services.store.loop import consultations, evaluations, groups, retention
+from services.store.loop import consultations, evaluations, groups, retention, settling
 from services.store.loop.retention import DELETED_WITH_A_GROUP, KEEP_A_GROUP
 from services.store.people import persons
 from services.store.tables.corrections import CorrectionRow
@@ -57,7 +57,7 @@ def judged_group(store: Store, world: World, key: str = "t", *, purpose: Purpose
         questions = consultations.claim(session, list(ids), lease_seconds=60)
     for question in questions:
         with store.transaction() as session:
-            consultations.settle(session, question, ConsultResult(score=1.0))
+            settling.settle(session, question, ConsultResult(score=1.0))
     return group_id
 
 

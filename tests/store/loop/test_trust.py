@@ -11,7 +11,7 @@ from services.store.core.transaction import Store
 from services.store.corrections import corrections, ranking
 from services.store.ledger import lessons
 from services.store.ledger.lessons import LessonFacts
-from services.store.loop import consultations, experts, quarantine, rollouts
+from services.store.loop import consultations, experts, quarantine, rollouts, settling
 from services.store.tables.corrections import CorrectionRow
 from services.store.tables.ledger import LessonAnswerRow, LessonRow
 from services.store.tables.loop import AnswerRow, ConsultationRow, ExpertRow, RolloutRow
@@ -41,21 +41,21 @@ def demote(store: Store, name: str, how: str) -> None:
             row.status = how
 
 
-def ask(store: Store) -> dict[str, consultations.Question]:
+def ask(store: Store) -> dict[str, consultations.ClaimedConsultation]:
     """Claim every pending question, by its expert's name."""
     with store.transaction() as session:
         ids = session.scalars(select(ConsultationRow.id)).all()
         return {each.expert_name: each for each in consultations.claim(session, ids, lease_seconds=60)}
 
 
-def settle(store: Store, question: consultations.Question, outcome: consultations.Outcome) -> None:
+def settle(store: Store, question: consultations.ClaimedConsultation, outcome: settling.Outcome) -> None:
     with store.transaction() as session:
-        consultations.settle(session, question, outcome)
+        settling.settle(session, question, outcome)
 
 
 def sweep(store: Store) -> None:
     with store.transaction() as session:
-        consultations.sweep(session, resend_seconds=30, limit=100)
+        settling.sweep(session, resend_seconds=30, limit=100)
 
 
 def read(store: Store, rollout: RolloutRow) -> RolloutRow:
