@@ -124,7 +124,7 @@ JUDGED = "score IS NOT NULL AND purpose = 'train'"
 
 
 def upgrade() -> None:
-    """Make every table, then what the database does by itself."""
+    """Create every table, then the triggers."""
     for room in ROOMS:
         op.execute((TABLES / f"{room}.sql").read_text())
     _guard_statuses()
@@ -163,10 +163,10 @@ def _guard_audit() -> None:
 
 
 def _count_rows() -> None:
-    """Write down what every statement adds to a count or takes away, in rows of its own.
+    """Record how many rows each statement adds to a count or takes away, in rows of its own.
 
-    Counting a million rows takes a tenth of a second, and pages ask every second. Rows of one's own, because two
-    transactions that raised one number would wait for each other; the sweep folds them into `tally`.
+    Counting a million rows takes a tenth of a second, and pages ask every second. The rows are new ones because two
+    transactions that raise one number wait for each other; the sweep folds them into `tally`.
     """
     for table, (kind, word) in COUNTED.items():
         _count(table, table, kind, word, "true", word)

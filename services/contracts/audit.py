@@ -1,4 +1,4 @@
-"""The audit trail: who did what, when, from where, to which noun."""
+"""The audit trail: person, action, noun, time and address."""
 
 from datetime import datetime
 from enum import StrEnum

@@ -1,4 +1,4 @@
-"""What every contract shares: strict frozen models, JSON values, pages, problem documents and status tables."""
+"""The base of every contract: strict frozen models, JSON values, pages, problem documents, status tables."""
 
 from collections.abc import Mapping
 from enum import StrEnum

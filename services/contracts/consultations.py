@@ -1,4 +1,4 @@
-"""One question to one expert about one rollout: the durable row behind a message."""
+"""A consultation, the durable row behind a message: one expert is asked about one rollout."""
 
 from datetime import datetime
 from enum import StrEnum

@@ -35,7 +35,7 @@ CORRECTION_CHANGES: StatusChanges[CorrectionStatus] = {
     ),
     CorrectionStatus.SUBMITTED: frozenset({CorrectionStatus.CLAIMED, CorrectionStatus.WITHDRAWN}),  # taken back
     CorrectionStatus.SKIPPED: frozenset({CorrectionStatus.OPEN, CorrectionStatus.WITHDRAWN}),
-    CorrectionStatus.WITHDRAWN: frozenset({CorrectionStatus.OPEN}),  # its question is asked once more
+    CorrectionStatus.WITHDRAWN: frozenset({CorrectionStatus.OPEN}),  # its consultation is asked once more
 }
 
 

@@ -113,7 +113,7 @@ class AskedTask(Contract):
 
 
 class AskedRollout(Contract):
-    """The rollout the question is about: text is the policy's last turn, without the token that ended it.
+    """The rollout the consultation is about: text is the policy's last turn, without the token that ended it.
 
     turns: what was said in the rollout before that turn, after the task's messages; absent where nothing was. token_ids
     are those of the whole rollout, and spans count them.

@@ -12,6 +12,6 @@ def new_id() -> UUID:
 
 
 def first_id_of(moment: datetime) -> UUID:
-    """The smallest id that could be made at this moment: what was made since has a greater one."""
+    """The smallest id that could be made at this moment; later rows have greater ones."""
     milliseconds = int(moment.timestamp() * 1000)
     return UUID(int=milliseconds << 80 | 7 << 76 | 2 << 62)

@@ -37,7 +37,7 @@ class Purpose(StrEnum):
 
 
 class RolloutStatus(StrEnum):
-    """`open` while experts are asked, `ready` when every question is settled, `set_aside` with a reason."""
+    """`open` while experts are asked, `ready` when every consultation is settled, `set_aside` with a reason."""
 
     OPEN = "open"
     READY = "ready"

@@ -67,7 +67,7 @@ class UpdateSummary(Contract):
 
 
 class WaitedFor(Contract):
-    """An expert that holds rollouts open until it answers, or until the last of these questions ends at `until`."""
+    """An expert that holds rollouts open until it answers, or until the last of these consultations ends at `until`."""
 
     expert_id: UUID
     expert: str

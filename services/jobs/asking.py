@@ -1,8 +1,8 @@
-"""Questions under way from one worker process: so many to an expert at once, each written down as it is answered.
+"""Consultations under way from one worker process: a bounded number per expert, each recorded as it is answered.
 
-No thread waits for an expert, and no question for another one's answer: each has its own time, counted from when it was
-claimed, and gives its place back when it is over. Questions that find no place wait in their expert's own line; they
-are claimed when their turn comes, so no lease runs out in a line. What is lost with the process the sweep sends again.
+No thread waits for an expert, and no consultation waits for the answer to another: each has its own time, counted from
+its claim, and gives its place back when it is over. Consultations without a place wait in their expert's line and are
+claimed when their turn comes, so no lease runs out in a line. The sweep sends again those lost with the process.
 
 Everything but the threads that read and write rows happens on the process's event loop.
 """
@@ -33,7 +33,7 @@ MOST_AT_ONCE: Final = 128
 """To one expert from one process, whatever it says it can take: each is a connection."""
 
 RECORDING_THREADS: Final = 4
-"""That claim questions and write answers down."""
+"""Threads that claim consultations and record answers."""
 
 HINT_SECONDS: Final = 0.1
 """Answers that come this close together wake the trainer once."""
@@ -46,7 +46,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass
 class _Line:
-    """What waits for one expert's turn, and how many questions it has now."""
+    """The consultations that wait for one expert, and how many that expert has now."""
 
     num_places: int
     num_asked: int = 0
@@ -78,7 +78,7 @@ class Asker:
         self._hinting = False
 
     def submit(self, consultation_ids: Sequence[UUID]) -> None:
-        """Ask these questions in their turn; returns at once. Safe from any thread."""
+        """Ask these consultations in their turn; returns at once. Safe from any thread."""
         self._loop.call_soon_threadsafe(self._add, list(consultation_ids))
 
     def drain(self, seconds: float) -> bool:
@@ -110,7 +110,7 @@ class Asker:
     def _end(self, task: asyncio.Task[None]) -> None:
         self._under_way.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("a question was dropped, to be asked again", reason=repr(error), exc_info=error)
+            log.error("a consultation was dropped, to be asked again", reason=repr(error), exc_info=error)
 
     async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await self._loop.run_in_executor(self._threads, lambda: work(*args, **kwargs))
@@ -128,7 +128,7 @@ class Asker:
         try:
             places = await self._in_thread(self._find_places, ids)
         except StoreUnavailable as error:
-            log.warning("questions not looked up", reason=error.detail)
+            log.warning("consultations not looked up", reason=error.detail)
         finally:
             self._known.difference_update(set(ids) - {place.consultation_id for place in places})
         for place in places:
@@ -146,26 +146,26 @@ class Asker:
             self._start(self._claim_and_ask(line, ids))
 
     async def _claim_and_ask(self, line: _Line, ids: list[UUID]) -> None:
-        questions: list[ClaimedConsultation] = []
+        claimed: list[ClaimedConsultation] = []
         try:
-            questions = await self._in_thread(self._claim, ids)
+            claimed = await self._in_thread(self._claim, ids)
         except StoreUnavailable as error:
-            log.warning("questions not claimed", reason=error.detail)
+            log.warning("consultations not claimed", reason=error.detail)
         finally:
             self._known.difference_update(ids)  # from here on the rows tell that they are asked
-            line.num_asked -= len(ids) - len(questions)
-        if questions:
-            self._client.set_clock(questions[0].claimed_at)
-        for question in questions:
-            self._start(self._ask_and_record(line, question))
+            line.num_asked -= len(ids) - len(claimed)
+        if claimed:
+            self._client.set_clock(claimed[0].claimed_at)
+        for consultation in claimed:
+            self._start(self._ask_and_record(line, consultation))
         self._move_on(line)
 
-    async def _ask_and_record(self, line: _Line, question: ClaimedConsultation) -> None:
+    async def _ask_and_record(self, line: _Line, consultation: ClaimedConsultation) -> None:
         try:
-            reply = await self._ask(question)
-            opened = await self._in_thread(self._record, question, reply)
-        except StoreUnavailable as error:  # the lease runs out, and the question is asked again
-            log.warning("answer not written down", **_name(question), reason=error.detail)
+            reply = await self._ask(consultation)
+            opened = await self._in_thread(self._record, consultation, reply)
+        except StoreUnavailable as error:  # the lease runs out, and the consultation is asked again
+            log.warning("answer not written down", **_name(consultation), reason=error.detail)
             return
         finally:
             line.num_asked -= 1
@@ -183,24 +183,24 @@ class Asker:
             self._hinting = False
         await self._in_thread(dispatch.lessons)
 
-    # --- one question ---
+    # --- one consultation ---
 
-    async def _ask(self, question: ClaimedConsultation) -> Outcome | ExpertUnavailable:
+    async def _ask(self, consultation: ClaimedConsultation) -> Outcome | ExpertUnavailable:
         began, began_at = time.perf_counter(), time.time_ns()
-        asker = place_of(question.group_id, question.rollout_id)
+        asker = place_of(consultation.group_id, consultation.rollout_id)
         place = asker.make_child()
         reply: Outcome | ExpertUnavailable
         try:
             reply = await self._client.consult(
-                question.endpoint,
-                question.request,
-                secret=question.signing_secret,
-                timeout=question.timeout_seconds,
+                consultation.endpoint,
+                consultation.request,
+                secret=consultation.signing_secret,
+                timeout=consultation.timeout_seconds,
                 traceparent=place.traceparent if self._tracing.is_on else None,
             )
         except ExpertUnavailable as error:
             reply = error
-        self._meter.asked(question.expert_name, reply, time.perf_counter() - began)
+        self._meter.asked(consultation.expert_name, reply, time.perf_counter() - began)
         self._tracing.record(
             Span(
                 name="consultation",
@@ -210,10 +210,10 @@ class Asker:
                 ended=time.time_ns(),
                 kind=Kind.CLIENT,
                 attributes={
-                    "preceptor.consultation": str(question.consultation_id),
-                    "preceptor.rollout": str(question.rollout_id),
-                    "preceptor.expert": question.expert_name,
-                    "preceptor.attempt": question.attempt,
+                    "preceptor.consultation": str(consultation.consultation_id),
+                    "preceptor.rollout": str(consultation.rollout_id),
+                    "preceptor.expert": consultation.expert_name,
+                    "preceptor.attempt": consultation.attempt,
                     "preceptor.outcome": name_outcome(reply),
                 },
                 failed=str(reply) if isinstance(reply, ExpertUnavailable) else None,
@@ -231,17 +231,17 @@ class Asker:
         with self._store.transaction() as session:
             return consultations.claim(session, ids, lease_seconds=self._settings.consultation_lease_seconds)
 
-    def _record(self, question: ClaimedConsultation, reply: Outcome | ExpertUnavailable) -> list[UUID]:
-        """Write down how a question ended; the questions that opened because of it."""
+    def _record(self, consultation: ClaimedConsultation, reply: Outcome | ExpertUnavailable) -> list[UUID]:
+        """Record how a consultation ended; returns the consultations that it opened."""
         with self._store.transaction() as session:
             if not isinstance(reply, ExpertUnavailable):
-                opened = settling.settle(session, question, reply)
-                log.info("consultation settled", **_name(question), outcome=_say(reply))
+                opened = settling.settle(session, consultation, reply)
+                log.info("consultation settled", **_name(consultation), outcome=_say(reply))
                 return opened
-            log.warning("expert unavailable", **_name(question), attempt=question.attempt, reason=str(reply))
+            log.warning("expert unavailable", **_name(consultation), attempt=consultation.attempt, reason=str(reply))
             settling.release(
                 session,
-                question,
+                consultation,
                 str(reply),
                 retry_after=reply.retry_after,
                 max_attempts=self._settings.max_attempts,
@@ -250,12 +250,12 @@ class Asker:
             return []
 
 
-def _name(question: ClaimedConsultation) -> dict[str, str]:
+def _name(consultation: ClaimedConsultation) -> dict[str, str]:
     """What is asked, of whom, as it is logged."""
     return {
-        "consultation_id": str(question.consultation_id),
-        "rollout_id": str(question.rollout_id),
-        "expert": question.expert_name,
+        "consultation_id": str(consultation.consultation_id),
+        "rollout_id": str(consultation.rollout_id),
+        "expert": consultation.expert_name,
     }
 
 

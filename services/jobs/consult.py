@@ -10,7 +10,7 @@ from services.jobs.runtime import runtime
 
 @app.task(name="consult", bind=True)
 def consult(self: "Task[..., None]", consultation_ids: list[str]) -> None:
-    """Have these questions asked, each in its expert's turn (asking.py); safe to deliver twice.
+    """Have these consultations asked, each in its expert's turn (asking.py); safe to deliver twice.
 
     In a worker it returns at once, and holds no thread. Called as a function it returns when they are answered.
     """

@@ -25,7 +25,7 @@ def _send(task: str, ids: Sequence[UUID]) -> None:
 
 
 def consultations(ids: Sequence[UUID]) -> None:
-    """Ask for these questions to be asked."""
+    """Ask for these consultations to be asked."""
     for start in range(0, len(ids), CONSULTATIONS_PER_MESSAGE):
         _send("consult", ids[start : start + CONSULTATIONS_PER_MESSAGE])
 

@@ -1,4 +1,4 @@
-"""The worker's figures: questions by expert and outcome, draws, rollouts."""
+"""The worker's figures: consultations by expert and outcome, draws, rollouts."""
 
 from typing import Final
 
@@ -18,13 +18,13 @@ class WorkerMeter:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._consultations = Counter(
             "preceptor_consultations",
-            "Questions asked, by how they ended: answered, abstained, waiting, invalid, busy, unavailable.",
+            "Consultations asked, by how they ended: answered, abstained, waiting, invalid, busy, unavailable.",
             ("expert", "outcome"),
             registry=registry,
         )
         self._answer_seconds = Histogram(
             "preceptor_consultation_seconds",
-            "From a question sent to its answer read.",
+            "From a consultation sent to its answer read.",
             ("expert",),
             buckets=ANSWER_SECONDS,
             registry=registry,
@@ -41,7 +41,7 @@ class WorkerMeter:
         )
 
     def asked(self, expert: str, reply: Outcome | ExpertUnavailable, seconds: float) -> None:
-        """One question ended."""
+        """One consultation ended."""
         self._consultations.labels(expert, name_outcome(reply)).inc()
         self._answer_seconds.labels(expert).observe(seconds)
 

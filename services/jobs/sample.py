@@ -27,7 +27,7 @@ log = structlog.get_logger(__name__)
 @app.task(name="sample")
 @shares.bound("sample")
 def sample(group_ids: list[str]) -> None:
-    """Draw these groups' rollouts and open their questions; safe to deliver twice."""
+    """Draw these groups' rollouts and open their consultations; safe to deliver twice."""
     held = runtime()
     with held.store.transaction() as session:
         draws = groups.claim(session, [UUID(i) for i in group_ids], held.settings.group_lease_seconds)

@@ -1,8 +1,8 @@
 """Every kind of work has its own bounded share of a worker's threads, so that none keeps another from running.
 
-A message that finds its kind's share in use is dropped: its row still waits, and is sent again. Questions to experts
-need no share, since no thread waits for an expert (asking.py). There are as many threads as all shares together and
-some to spare, so a message never waits for another kind's thread.
+A message that finds its kind's share in use is dropped: its row still waits, and is sent again. Consultations need no
+share, since no thread waits for an expert (asking.py). There are as many threads as all shares together and some to
+spare, so a message never waits for another kind's thread.
 """
 
 import threading

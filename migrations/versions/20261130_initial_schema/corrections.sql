@@ -1,4 +1,4 @@
--- The human queue, drafts, and what updates made of corrections.
+-- The human queue: items, drafts, effects of corrections.
 
 CREATE TABLE correction (
     id UUID NOT NULL,

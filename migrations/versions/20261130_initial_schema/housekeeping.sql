@@ -1,4 +1,4 @@
--- What the store keeps for itself: repeated requests, processes, counts of rows, allowed status changes.
+-- Rows that serve the store itself: repeated requests, processes, counts of rows, allowed status changes.
 
 CREATE TABLE idempotency (
     principal TEXT NOT NULL,

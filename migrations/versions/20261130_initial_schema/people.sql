@@ -1,4 +1,4 @@
--- People and services: keys, passwords, browser sessions; the audit trail; what was erased.
+-- People and services: keys, passwords, browser sessions; the audit trail; erased texts.
 
 CREATE TABLE login_attempt (
     id UUID NOT NULL,

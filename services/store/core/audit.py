@@ -1,6 +1,6 @@
-"""The audit trail: written in the transaction of what it tells of, and never changed.
+"""The audit trail: each act is recorded in its own transaction, and never changed.
 
-It carries ids, words and counts, never a text that somebody wrote: what is in it stays for good.
+It carries ids, words and counts, never a text that a person wrote, because it stays for good.
 """
 
 import json
@@ -50,13 +50,13 @@ def record(
     noun_id: UUID | str | None = None,
     detail: Mapping[str, Json] | None = None,
 ) -> None:
-    """Write down that the actor did this, e.g. `experts.pause` to the expert of this id."""
+    """Record one act, e.g. `experts.pause` on the expert with this id."""
     record_all(session, [AuditRecord(actor, action, noun, noun_id, detail or {})])
 
 
 @dataclass(frozen=True)
 class AuditRecord:
-    """What is written down of one act."""
+    """The record of one act."""
 
     actor: Actor
     action: str
@@ -66,7 +66,7 @@ class AuditRecord:
 
 
 def record_all(session: Session, entries: Sequence[AuditRecord]) -> None:
-    """Write down several acts at once."""
+    """Record several acts at once."""
     if not entries:
         return
     columns = {
@@ -111,7 +111,7 @@ def read(session: Session, wanted: Filter, *, cursor: str | None, limit: int) ->
 
 
 def list_actions(session: Session) -> list[str]:
-    """Every action that was ever taken, in order: one look at the index for each, however long the trail is."""
+    """Every action in the trail, in order: one index look-up for each, however long the trail is."""
     rows = session.execute(
         text(
             "WITH RECURSIVE known AS ("
@@ -126,7 +126,7 @@ def list_actions(session: Session) -> list[str]:
 
 
 def forget_addresses(session: Session, person_id: UUID) -> None:
-    """Take out from where a person did what they did: the one change the database allows."""
+    """Delete the addresses of a person's acts: the one change that the database allows."""
     session.execute(
         update(AuditRow).where(AuditRow.person_id == person_id, AuditRow.address.is_not(None)).values(address=None)
     )

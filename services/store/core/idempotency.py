@@ -39,7 +39,7 @@ class IdempotencyKeyReused(Conflict):
 
 @dataclass(frozen=True)
 class Request:
-    """What identifies a request: who sent it, its key, where to, and the digest of its body."""
+    """The identity of a request: sender, key, route and the digest of its body."""
 
     principal: str
     key: str
@@ -49,14 +49,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Stored:
-    """The answer a request was given."""
+    """The stored answer to a request."""
 
     status_code: int
     body: str
 
 
 def find(session: Session, request: Request) -> Stored | None:
-    """The answer this request was given before, if it was. Errors: IdempotencyKeyReused (409)."""
+    """The stored answer, if this request was seen before. Errors: IdempotencyKeyReused (409)."""
     row = session.get(IdempotencyRow, (request.principal, request.key))
     if row is None:
         return None
@@ -74,7 +74,7 @@ def _read(row: IdempotencyRow, request: Request) -> Stored | IdempotencyKeyReuse
 
 
 def find_all(session: Session, requests: Sequence[Request]) -> dict[Request, Stored | IdempotencyKeyReused]:
-    """The answers that those of these requests were given that were sent before."""
+    """Stored answers of requests already seen."""
     if not requests:
         return {}
     wanted = {(request.principal, request.key): request for request in requests}
@@ -83,9 +83,9 @@ def find_all(session: Session, requests: Sequence[Request]) -> dict[Request, Sto
 
 
 def keep_all(session: Session, answers: Mapping[Request, Stored]) -> set[Request]:
-    """Keep these answers, and say which: the others' keys were taken meanwhile.
+    """Store these answers; returns the requests whose keys were free.
 
-    Waits for whoever is at work on one of the keys, and in an order that lets any number of callers do so at once.
+    Waits for transactions that hold one of the keys. Keys are taken in order, so that callers cannot deadlock.
     """
     if not answers:
         return set()

@@ -1,7 +1,7 @@
-"""Tallies: how many rows have which status, exactly, without counting them.
+"""Exact counts of rows by status, without counting the rows.
 
-Triggers (see the migrations) write what every statement adds or takes away into `tally_change`, in its transaction;
-`fold` moves that into `tally`, one row a figure. What is read here is the sum of both, of one moment.
+Triggers write into `tally_change` how many rows each statement adds or takes away, in its transaction; `fold` moves
+that into `tally`, one row per count. `read` gives the sum of both at one moment.
 
 Nouns: task (kind: its domain; word: its split), rollout_group and rollout (kind: the purpose), consultation (kind: the
 expert's id), lesson (kind: `late` or nothing), correction, and verdict: train rollouts that a verifier judged (kind:
@@ -43,7 +43,7 @@ class RowCount:
 def read(
     session: Session, lineage_id: UUID, nouns: Sequence[str], kinds: Collection[str] | None = None
 ) -> dict[str, list[RowCount]]:
-    """The tallies of some nouns, of all kinds or only of these, without those at zero."""
+    """The counts of some nouns, of all kinds or only of these, without zeros."""
     parts = [
         select(table.noun, table.kind, table.word, table.num).where(
             table.lineage_id == lineage_id,
@@ -85,5 +85,5 @@ def by_kind(tallies: Sequence[RowCount]) -> Mapping[str, dict[str, int]]:
 
 
 def fold(session: Session) -> None:
-    """Move changes into the tallies. One transaction at a time may do it: the sweep, which holds a lock."""
+    """Move changes into `tally`. Only the sweep does, which holds a lock."""
     session.execute(_FOLD, {"most": MAX_FOLDED})

@@ -27,7 +27,7 @@ RETRY_SECONDS = 1.0
 
 
 class StoreUnavailable(ServiceUnavailable):
-    """The database is away or gave up this transaction; nothing of it was kept."""
+    """The database is away or gave up this transaction, which was rolled back."""
 
     title = "The database is away"
 
@@ -51,7 +51,7 @@ NEVER_CAME: Final = (NoAnswer, psycopg.errors.ConnectionTimeout)
 
 
 class Fuse:
-    """Keeps callers from queueing for a database that does not answer: one at a time finds out whether it does again.
+    """Keeps callers from queueing for a database that does not answer: one caller at a time tries it again.
 
     Safe to share between threads.
     """
@@ -106,7 +106,7 @@ class Store:
             max_overflow=pool_size,  # `pool_use` counts on the sum
             pool_pre_ping=True,
             pool_timeout=patience.pool,
-            hide_parameters=True,  # what was sent may be secret or huge, and errors are logged
+            hide_parameters=True,  # parameters may be secret or huge, and errors are logged
             connect_args={
                 "application_name": "preceptor",
                 "options": f"-c statement_timeout={statement}s -c lock_timeout={lock}s",

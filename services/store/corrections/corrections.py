@@ -36,9 +36,9 @@ from services.store.tables.loop import AnswerRow, AttemptRow, ConsultationRow, E
 
 LEASE = timedelta(minutes=30)  # to read a rollout and write its correction without hurry
 LEAVING = timedelta(minutes=2)  # a page that is loaded again, or come back to, is not left
-PATIENCE = timedelta(minutes=1)  # what others say about the same answer mostly comes within it
+PATIENCE = timedelta(minutes=1)  # most other answers about the same rollout come within it
 MOST_AT_ONCE = 64  # lessons a sweep opens; the next one goes on
-ASKED_FOR = 1.0  # the priority of an item that somebody asked for; the queue's own have 0
+ASKED_FOR = 1.0  # the priority of an item that a person asked for; the queue's own have 0
 
 
 class CorrectionNotFound(NotFound):
@@ -52,7 +52,7 @@ class NotYours(Conflict):
 
 
 class NothingChanged(InvalidInput):
-    """A correction that corrects nothing would teach that the answer is wrong and right at once."""
+    """A correction without a change would teach that the answer is both wrong and right."""
 
     hint = "Submit it with the verdict `fine`, or skip it."
 
@@ -81,19 +81,19 @@ def view(row: CorrectionRow) -> Correction:
 
 
 def open_item(session: Session, consultation_id: UUID, *, priority: float = 0.0) -> CorrectionRow:
-    """The item of a question to the human expert, put in the queue if it is not there yet.
+    """The item of a consultation to the human expert, put in the queue if it is not there yet.
 
     Errors: ConsultationNotFound (404), NotCorrectable (422).
     """
-    question = consultations.get(session, consultation_id)
-    rollout = session.get_one(RolloutRow, question.rollout_id, with_for_update=True)  # so that no answer is missed
+    consultation = consultations.get(session, consultation_id)
+    rollout = session.get_one(RolloutRow, consultation.rollout_id, with_for_update=True)  # so that no answer is missed
     _check_correctable(rollout)
     session.execute(
         insert(CorrectionRow)
         .values(
             id=new_id(),
             lineage_id=rollout.lineage_id,
-            consultation_id=question.id,
+            consultation_id=consultation.id,
             rollout_id=rollout.id,
             split=rollout.split,
             status=CorrectionStatus.OPEN.value,
@@ -104,9 +104,9 @@ def open_item(session: Session, consultation_id: UUID, *, priority: float = 0.0)
         .on_conflict_do_nothing(index_elements=["consultation_id"])
     )
     row = session.scalars(
-        select(CorrectionRow).where(CorrectionRow.consultation_id == question.id).with_for_update()
+        select(CorrectionRow).where(CorrectionRow.consultation_id == consultation.id).with_for_update()
     ).one()
-    if row.status == CorrectionStatus.WITHDRAWN.value and row.verdict is None and question.status not in SETTLED:
+    if row.status == CorrectionStatus.WITHDRAWN.value and row.verdict is None and consultation.status not in SETTLED:
         _offer(session, row)  # asked once more
     return row
 
@@ -138,17 +138,17 @@ def ask_for(session: Session, rollout_id: UUID) -> CorrectionRow:
     )
     if expert is None:
         raise NoHumanExpert("no human expert is asked now")
-    question = session.scalar(
+    consultation = session.scalar(
         select(ConsultationRow)
         .where(ConsultationRow.rollout_id == rollout.id, ConsultationRow.expert_id == expert.id)
         .with_for_update()
     )
-    if question is None:
+    if consultation is None:
         kinds = Descriptor.model_validate(expert.descriptor).kinds
-        question = consultations.open_one(session, rollout, expert, 1, Ask(kinds=kinds))
-    if question.status not in (ConsultationStatus.WAITING.value, ConsultationStatus.ANSWERED.value):
-        _leave_to_people(session, question)
-    row = open_item(session, question.id, priority=ASKED_FOR)
+        consultation = consultations.open_one(session, rollout, expert, 1, Ask(kinds=kinds))
+    if consultation.status not in (ConsultationStatus.WAITING.value, ConsultationStatus.ANSWERED.value):
+        _leave_to_people(session, consultation)
+    row = open_item(session, consultation.id, priority=ASKED_FOR)
     if row.status == CorrectionStatus.SKIPPED.value:
         _offer(session, row)
     row.priority = ASKED_FOR
@@ -156,25 +156,27 @@ def ask_for(session: Session, rollout_id: UUID) -> CorrectionRow:
     return row
 
 
-def _leave_to_people(session: Session, question: ConsultationRow) -> None:
-    """Make the question wait for a person, without asking the expert over HTTP first; a worker that is asking right
+def _leave_to_people(session: Session, consultation: ConsultationRow) -> None:
+    """Make the consultation wait for a person, without asking the expert over HTTP first; a worker that is asking right
     now is fenced off by the raised attempt."""
     steps = {
         ConsultationStatus.DEAD: (ConsultationStatus.PENDING, ConsultationStatus.ASKED),
         ConsultationStatus.PENDING: (ConsultationStatus.ASKED,),
     }
-    for step in (*steps.get(ConsultationStatus(question.status), ()), ConsultationStatus.WAITING):
-        check_change(CONSULTATION_CHANGES, ConsultationStatus(question.status), step)
-        question.status = step.value
+    for step in (*steps.get(ConsultationStatus(consultation.status), ()), ConsultationStatus.WAITING):
+        check_change(CONSULTATION_CHANGES, ConsultationStatus(consultation.status), step)
+        consultation.status = step.value
         session.flush()
-    question.attempts += 1
-    question.reason = "a correction was asked for"
-    question.lease_until = None
-    question.settled_at = None
-    question.deadline = func.now() + settling.LATE_DEADLINE
-    session.add(AttemptRow(consultation_id=question.id, number=question.attempts, outcome="ok", ended_at=func.now()))
+    consultation.attempts += 1
+    consultation.reason = "a correction was asked for"
+    consultation.lease_until = None
+    consultation.settled_at = None
+    consultation.deadline = func.now() + settling.LATE_DEADLINE
+    session.add(
+        AttemptRow(consultation_id=consultation.id, number=consultation.attempts, outcome="ok", ended_at=func.now())
+    )
     session.flush()
-    rollouts.advance(session, question.rollout_id)
+    rollouts.advance(session, consultation.rollout_id)
 
 
 def claim(session: Session, lineage_id: UUID, person_id: UUID) -> CorrectionRow | None:
@@ -198,14 +200,14 @@ def claim(session: Session, lineage_id: UUID, person_id: UUID) -> CorrectionRow 
 
 
 def find_held(session: Session, lineage_id: UUID, person_id: UUID) -> CorrectionRow | None:
-    """The item this person holds, if they hold one; takes nothing and waits for nobody."""
+    """The item this person holds, if they hold one; takes none and waits for no lock."""
     return session.scalar(_waiting(lineage_id).where(_is_held_by(person_id)).limit(1))
 
 
 def claim_one(session: Session, correction_id: UUID, person_id: UUID) -> CorrectionRow:
     """This very item, leased to this person; whatever else they hold goes back to the queue, drafts are kept.
 
-    Errors: CorrectionNotFound (404), NotYours (409) while someone else holds it, NotWaiting (409) when its question
+    Errors: CorrectionNotFound (404), NotYours (409) while someone else holds it, NotWaiting (409) when its consultation
     ended, IllegalStatusChange (409) when it was decided.
     """
     _take_turn(session, person_id)
@@ -218,9 +220,9 @@ def claim_one(session: Session, correction_id: UUID, person_id: UUID) -> Correct
     if row.status != CorrectionStatus.CLAIMED.value:
         wanted = CorrectionStatus.OPEN if row.status == CorrectionStatus.SKIPPED.value else CorrectionStatus.CLAIMED
         check_change(CORRECTION_CHANGES, CorrectionStatus(row.status), wanted)
-    question = consultations.get(session, row.consultation_id)
-    if question.status != ConsultationStatus.WAITING.value:
-        raise settling.NotWaiting(f"the question behind correction {correction_id} is {question.status}")
+    consultation = consultations.get(session, row.consultation_id)
+    if consultation.status != ConsultationStatus.WAITING.value:
+        raise settling.NotWaiting(f"the consultation behind correction {correction_id} is {consultation.status}")
     hold_only(session, row, person_id)
     return _lease_to(session, row, person_id)
 
@@ -294,7 +296,7 @@ def _take_turn(session: Session, person_id: UUID) -> None:
 
 
 def _waiting(lineage_id: UUID) -> Select[CorrectionRow]:
-    """Items whose question still waits, in the queue's order."""
+    """Items whose consultation still waits, in the queue's order."""
     return (
         select(CorrectionRow)
         .join(ConsultationRow, ConsultationRow.id == CorrectionRow.consultation_id)
@@ -327,7 +329,7 @@ def _has_draft_of(person_id: UUID) -> ColumnElement[bool]:
 
 
 def _next(session: Session, query: Select[CorrectionRow]) -> CorrectionRow | None:
-    """The first row that nobody else is taking at this moment."""
+    """The first row that no other person is taking at this moment."""
     return session.scalar(query.limit(1).with_for_update(skip_locked=True, of=CorrectionRow))
 
 
@@ -355,19 +357,19 @@ def _give_back(session: Session, row: CorrectionRow) -> None:
 
 
 def _offer(session: Session, row: CorrectionRow) -> None:
-    """Put an item that somebody skipped back in the queue, for everybody; why they did goes with them."""
+    """Put a skipped item back in the queue, for everyone; the reasons for skipping it are deleted."""
     row.skip_kind = row.skip_reason = row.decided_at = None
     row.skipped_by = []
     _give_back(session, row)
 
 
 def submit(session: Session, correction_id: UUID, person_id: UUID, said: CorrectionSubmit) -> CorrectionRow:
-    """Write down what the person decided: the item, the human expert's answer and its late lesson, all or nothing.
+    """Record a person's decision: the item, the human expert's answer and its late lesson, all or none.
 
-    A corrected rollout scores 0 and the text is the solution; one that is fine scores 1. Only what the person meant to
-    change counts (`contracts.edits`): where that is nothing, the answer is fine. Errors: CorrectionNotFound
-    (404), NotYours (409), NotWaiting (409) when the question ended meanwhile, InvalidInput (422) for spans that do not
-    fit the rollout, NothingChanged (422) for a correction that says what the policy said.
+    A corrected rollout scores 0 and the text is the solution; one that is fine scores 1. Only intended changes count
+    (`contracts.edits`): without one, the answer is fine. Errors: CorrectionNotFound (404), NotYours (409), NotWaiting
+    (409) when the consultation ended meanwhile, InvalidInput (422) for spans that do not fit the rollout,
+    NothingChanged (422) for a correction that repeats the policy's answer.
     """
     row = _hold(session, correction_id, person_id, CorrectionStatus.SUBMITTED)
     rollout = session.get_one(RolloutRow, row.rollout_id)
@@ -416,9 +418,9 @@ def skip(session: Session, correction_id: UUID, person_id: UUID, why: Correction
 
 
 def free_expired(session: Session) -> None:
-    """Put items whose lease ran out back in the queue, and take out those whose question ended without a person."""
+    """Put items whose lease ran out back in the queue, and take out those whose consultation ended without a person."""
     _free_leases(session)
-    # An item can be opened in the moment its question ends: the human expert is asked over HTTP.
+    # An item can be opened in the moment its consultation ends: the human expert is asked over HTTP.
     ended = (
         select(CorrectionRow.consultation_id)
         .join(ConsultationRow, ConsultationRow.id == CorrectionRow.consultation_id)

@@ -1,4 +1,4 @@
-"""What people see of the human queue: the item in front of them, what became of those they decided, what is left."""
+"""The human queue as people see it: their item, the history of items they decided, the length of the queue."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ from services.store.tables.corrections import CorrectionRow
 from services.store.tables.ledger import LessonAnswerRow, LessonRow
 from services.store.tables.loop import AnswerRow, RolloutRow, TaskRow
 
-COUNTED = 1_000  # where counting ends: nobody needs to know how much more than a thousand it is
+COUNTED = 1_000  # counting ends here: a person needs no exact number above a thousand
 
 
 @dataclass(frozen=True)
 class Left:
-    """What waits in the queue, each count ending at `COUNTED`, and how many this person decided today (UTC)."""
+    """The length of the queue, each count ending at `COUNTED`, and how many items this person decided today (UTC)."""
 
     open: int
     asked_for: int
@@ -35,7 +35,7 @@ class Left:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What an item is about."""
+    """The subject of an item."""
 
     domain: str
     messages: list[Message]
@@ -97,7 +97,7 @@ def outcomes(session: Session, rows: Sequence[CorrectionRow]) -> list[Correction
 
 
 def prompt(session: Session, row: CorrectionRow) -> Prompt:
-    """What the item is about: the task's messages and the policy's answer."""
+    """The subject of the item: the task's messages and the policy's answer."""
     rollout = session.get_one(RolloutRow, row.rollout_id)
     task = session.get_one(TaskRow, rollout.task_id)
     messages = [Message.model_validate(message) for message in [*task.messages, *(rollout.turns or [])]]
@@ -110,7 +110,7 @@ def explain(row: CorrectionRow) -> str:
 
 
 def lessons_of(session: Session, row: CorrectionRow) -> list[Lesson]:
-    """The lessons that may teach or taught what the person said, oldest first."""
+    """The lessons that use the person's answer, oldest first."""
     rows = session.scalars(
         select(LessonRow)
         .join(LessonAnswerRow, LessonAnswerRow.lesson_id == LessonRow.id)
@@ -144,7 +144,7 @@ def history(
 
 
 def subjects(session: Session, rollout_ids: Sequence[UUID]) -> dict[UUID, str]:
-    """What each rollout was asked, in its prompt's last words."""
+    """The last message of each rollout's prompt."""
     rows = session.execute(
         select(RolloutRow.id, TaskRow.messages)
         .join(TaskRow, TaskRow.id == RolloutRow.task_id)
@@ -154,7 +154,7 @@ def subjects(session: Session, rollout_ids: Sequence[UUID]) -> dict[UUID, str]:
 
 
 def last_decided(session: Session, lineage_id: UUID, person_id: UUID) -> CorrectionOutcome | None:
-    """What this person submitted last, while they may still take it back."""
+    """The correction this person submitted last, while they may still take it back."""
     row = session.scalar(
         select(CorrectionRow)
         .where(

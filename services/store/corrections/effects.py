@@ -1,4 +1,4 @@
-"""Effects: which corrections are to be measured under which versions, who measures them, and what was found.
+"""Effects: which corrections are measured under which versions, by which worker, and the results.
 
 An update that used a correction has two sides: the last version published before it and the first one with it. A side
 is asked once that version is published; the sweep plans it, a worker claims it and records it with its attempt number
@@ -31,7 +31,7 @@ MAX_FAILURES = 8  # about three minutes: a policy server that restarted has its 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What to ask a version: the probability of `text` after the prompt, and its own likeliest answer.
+    """A measurement to make with a version: the probability of `text` after the prompt, and its own likeliest answer.
 
     The prompt holds the rollout's earlier turns. text is None where the answer was fine as it is: then the rollout's
     own tokens are scored.
@@ -48,7 +48,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a version said. Logprobs: sums over tokens, in nats; the span is [span_start, span_end) of num_tokens."""
+    """A version's measurement. Logprobs: sums over tokens, in nats; the span: [span_start, span_end) of num_tokens."""
 
     num_tokens: int
     span_start: int
@@ -200,7 +200,7 @@ def claim(session: Session, ids: Sequence[UUID]) -> list[Measurement]:
 
 
 def record(session: Session, asked: Measurement, found: Reading) -> None:
-    """Write down what the version said, once. A late worker changes nothing."""
+    """Record the measurement, once. A late worker changes no row."""
     session.execute(
         _of_attempt(asked).values(
             status=EffectStatus.MEASURED.value,

@@ -1,8 +1,8 @@
 """What experts were shown of people's corrections: it goes where the correction goes, and so does what they made of it.
 
 Experts of the second stage are asked with the answers that were given so far. When a correction is taken back or
-erased, its words leave those questions, and what the experts said with them in view is withdrawn. Callers hold the
-rollouts; questions are locked after them, in the order of their ids.
+erased, its words leave those consultations, and what the experts said with them in view is withdrawn. Callers hold the
+rollouts; consultations are locked after them, in the order of their ids.
 """
 
 from sqlalchemy import ColumnElement, any_, case, delete, func, literal, or_, select, update
@@ -20,7 +20,7 @@ from services.store.tables.loop import AnswerRow, AttemptRow, ConsultationRow, D
 
 
 def was_shown(of_rollouts: Ids) -> ColumnElement[bool]:
-    """A condition on questions about these rollouts: what a person wrote is part of them."""
+    """A condition on consultations about these rollouts: what a person wrote is part of them."""
     of_people = select(AnswerRow.id).join(ExpertRow, ExpertRow.id == AnswerRow.expert_id)
     shown = AnswerRow.id == any_(ConsultationRow.shown)
     in_it = of_people.where(AnswerRow.rollout_id == ConsultationRow.rollout_id, shown, trust.is_people(ExpertRow))
@@ -45,9 +45,9 @@ def withdraw_answers(session: Session, answers: Ids) -> None:
 
 
 def take_out(session: Session, of_rollouts: Ids, reason: str) -> None:
-    """Take people's words out of the questions about these rollouts, and out of why experts did not answer them.
+    """Take people's words out of the consultations about these rollouts, and out of why experts did not answer them.
 
-    Who is being asked is asked anew, without them; a question in which nothing else was shown ends, and so does one
+    Who is being asked is asked anew, without them; a consultation in which nothing else was shown ends, and so does one
     whose answer was to come later: the expert has the words. The answers are withdrawn before this is called, for
     rollouts move on with those that are left.
     """
@@ -55,21 +55,21 @@ def take_out(session: Session, of_rollouts: Ids, reason: str) -> None:
 
 
 def take_answer_out(session: Session, answer: AnswerRow, reason: str) -> None:
-    """Take one answer out of the questions that it was shown in, as `take_out` does with people's words."""
+    """Take one answer out of the consultations that it was shown in, as `take_out` does with people's words."""
     shown = literal(answer.id) == any_(ConsultationRow.shown)
     of_rollout = ConsultationRow.rollout_id == answer.rollout_id
     _take_out(session, of_rollout & shown, AnswerRow.id == answer.id, reason)
 
 
 def _take_out(session: Session, asked_with: ColumnElement[bool], which: ColumnElement[bool], reason: str) -> None:
-    """asked_with: the questions; which: the answers, joined to their experts, that leave them."""
+    """asked_with: the consultations; which: the answers, joined to their experts, that leave them."""
     found = select(ConsultationRow).where(asked_with).order_by(ConsultationRow.id)
     rows = session.scalars(found.with_for_update()).all()
     for row in rows:
         _hide(session, row, which)
     session.flush()
     shown = listed([row.id for row in rows])
-    questions = update(ConsultationRow).where(ConsultationRow.id.in_(shown))
+    changed = update(ConsultationRow).where(ConsultationRow.id.in_(shown))
     status, nothing_left = ConsultationRow.status, func.cardinality(ConsultationRow.shown) == 0
     asked, pending, waiting = (
         word.value for word in (ConsultationStatus.ASKED, ConsultationStatus.PENDING, ConsultationStatus.WAITING)
@@ -82,10 +82,10 @@ def _take_out(session: Session, asked_with: ColumnElement[bool], which: ColumnEl
             ended_at=func.coalesce(AttemptRow.ended_at, func.now()),
             reason=reason,
         ),
-        questions.values(reason=case((ConsultationRow.reason.is_not(None), reason))),
-        questions.where(status == asked, ~nothing_left).values(status=pending, lease_until=None, sent_at=None),
-        questions.where(status == pending, nothing_left).values(status=asked),  # a question ends from there
-        questions.where(status.in_([asked, waiting])).values(
+        changed.values(reason=case((ConsultationRow.reason.is_not(None), reason))),
+        changed.where(status == asked, ~nothing_left).values(status=pending, lease_until=None, sent_at=None),
+        changed.where(status == pending, nothing_left).values(status=asked),  # a consultation ends from there
+        changed.where(status.in_([asked, waiting])).values(
             status=ConsultationStatus.ABSTAINED.value, reason=reason, lease_until=None, settled_at=func.now()
         ),
     ):
@@ -98,21 +98,21 @@ def _take_out(session: Session, asked_with: ColumnElement[bool], which: ColumnEl
         rollouts.advance(session, rollout_id)
 
 
-def _hide(session: Session, question: ConsultationRow, which: ColumnElement[bool]) -> None:
-    """Take these answers out of the question's context."""
+def _hide(session: Session, consultation: ConsultationRow, which: ColumnElement[bool]) -> None:
+    """Take these answers out of the consultation's context."""
     leaving = (
         select(AnswerRow.id)
         .join(ExpertRow, ExpertRow.id == AnswerRow.expert_id)
-        .where(AnswerRow.id.in_(question.shown), which)
+        .where(AnswerRow.id.in_(consultation.shown), which)
     )
     hidden = set(session.scalars(leaving))
     kept = [
         (answer_id, said)
-        for answer_id, said in zip(question.shown, Ask.model_validate(question.ask).context, strict=True)
+        for answer_id, said in zip(consultation.shown, Ask.model_validate(consultation.ask).context, strict=True)
         if answer_id not in hidden
     ]
-    question.shown = [answer_id for answer_id, _ in kept]
-    question.ask = question.ask | {"context": [said.model_dump(mode="json") for _, said in kept]}
+    consultation.shown = [answer_id for answer_id, _ in kept]
+    consultation.ask = consultation.ask | {"context": [said.model_dump(mode="json") for _, said in kept]}
 
 
 def forget_effects(session: Session, of_corrections: Ids, reason: str) -> None:

@@ -26,12 +26,12 @@ from services.store.tables.corrections import CorrectionRow
 from services.store.tables.ledger import LessonAnswerRow, LessonRow, UpdateLessonRow, UpdateRow
 from services.store.tables.loop import AnswerRow, ConsultationRow, RolloutRow
 
-WINDOW = timedelta(minutes=10)  # long enough to notice a slip, short enough that nobody counts on it
+WINDOW = timedelta(minutes=10)  # long enough to notice a slip, too short to plan with
 REASON = "the correction was taken back"
 
 
 class TooLateToUndo(Conflict):
-    """The correction cannot be taken back any more; nothing was changed."""
+    """The correction can no longer be taken back; it stays as it is."""
 
     hint = (
         "Ask an operator to withdraw the answer (`preceptor answers withdraw`); the ledger says which updates used it."
@@ -58,7 +58,7 @@ def take_back(session: Session, correction_id: UUID, person_id: UUID) -> Correct
     """Give the item back to the person who decided it, as it was before, and withdraw what they said.
 
     A skipped item is claimed again. Errors: CorrectionNotFound (404), NotYours (409), TooLateToUndo (409) naming the
-    update that has it, NotWaiting (409) for a skipped item whose question ended.
+    update that has it, NotWaiting (409) for a skipped item whose consultation ended.
     """
     row = corrections.lock(session, correction_id)
     if row.person_id != person_id:
@@ -86,12 +86,12 @@ def take_back(session: Session, correction_id: UUID, person_id: UUID) -> Correct
     # the words are the person's, who may want them erased after somebody else has decided the item
     shown.withdraw_answers(session, listed([answer.id for answer in answers]))
     _withdraw_empty(session, lessons)
-    question = session.scalars(
+    consultation = session.scalars(
         select(ConsultationRow).where(ConsultationRow.id == row.consultation_id).with_for_update()
     ).one()
-    question.status = ConsultationStatus.WAITING.value
-    question.settled_at = None
-    question.deadline = func.now() + settling.LATE_DEADLINE
+    consultation.status = ConsultationStatus.WAITING.value
+    consultation.settled_at = None
+    consultation.deadline = func.now() + settling.LATE_DEADLINE
     session.flush()
     shown.take_out(session, select(RolloutRow.id).where(RolloutRow.id == row.rollout_id), REASON)
     shown.forget_effects(session, select(CorrectionRow.id).where(CorrectionRow.id == row.id), REASON)

@@ -1,4 +1,4 @@
-"""Why a submitted correction has trained nothing so far, in words for the person who wrote it.
+"""Why a submitted correction has not been trained on yet, in words for the person who wrote it.
 
 A correction of an answer that is judged already has a lesson of its own at once; one that other experts are still
 asked about waits a minute for them (`corrections.teach_waiting`). Such lessons never age, and the oldest train first.
@@ -17,7 +17,7 @@ from services.store.tables.loop import AnswerRow, ConsultationRow, ExpertRow, Ro
 
 
 def explain(session: Session, row: CorrectionRow) -> str:
-    """What a submitted correction waits for, or why it was set aside."""
+    """The reason why a submitted correction waits or was set aside."""
     lesson = session.scalars(
         select(LessonRow)
         .join(LessonAnswerRow, LessonAnswerRow.lesson_id == LessonRow.id)

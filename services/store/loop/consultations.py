@@ -33,7 +33,7 @@ from services.store.core.id_lists import listed
 from services.store.loop import answers, trust
 from services.store.tables.loop import AnswerRow, AttemptRow, ConsultationRow, ExpertRow, RolloutRow, TaskRow
 
-DEADLINE = timedelta(minutes=30)  # an expert that is down for less than this loses no consultation
+DEADLINE = timedelta(minutes=30)  # an expert that is down for less than this misses no consultation
 ANSWER_SHARE = 0.8  # of a lease; the rest is for writing the answer down
 
 
@@ -62,7 +62,7 @@ class ClaimedConsultation:
 
 @dataclass(frozen=True)
 class Place:
-    """Whose turn a pending question waits for, and how many questions that expert takes at once."""
+    """The expert that a pending consultation waits for, and how many that expert takes at once."""
 
     consultation_id: UUID
     expert_id: UUID
@@ -78,8 +78,7 @@ def get(session: Session, consultation_id: UUID) -> ConsultationRow:
 
 
 def find_quoting(session: Session, rows: Sequence[ConsultationRow]) -> set[UUID]:
-    """Those of these questions whose experts were given metadata of the task, at second hand too: the reasons they give
-    may quote it."""
+    """The consultations whose experts were given metadata of the task, also at second hand: reasons may quote it."""
     said = select(AnswerRow).where(AnswerRow.id.in_({answer_id for row in rows for answer_id in row.shown}))
     shown = {answer.id: answer for answer in session.scalars(said)}
     asked = session.execute(
@@ -97,7 +96,7 @@ def find_quoting(session: Session, rows: Sequence[ConsultationRow]) -> set[UUID]
 
 
 def askable_experts(session: Session, lineage_id: UUID) -> Sequence[ExpertRow]:
-    """The experts that new questions go to."""
+    """The experts that are consulted about new rollouts."""
     return session.scalars(
         select(ExpertRow)
         .where(
@@ -109,13 +108,13 @@ def askable_experts(session: Session, lineage_id: UUID) -> Sequence[ExpertRow]:
 
 
 def _share(*parts: UUID) -> float:
-    """A number in [0, 1) that depends on the ids only, so that asking again chooses the same."""
+    """A number in [0, 1) that depends on the ids only, so that the choice is the same each time."""
     return int.from_bytes(hashlib.sha256(b"".join(p.bytes for p in parts)).digest()[:8]) / 2**64
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What decides who is asked about a rollout."""
+    """The properties of a rollout that decide which experts are asked about it."""
 
     purpose: str
     split: str
@@ -225,8 +224,7 @@ def _show(session: Session, answer: AnswerRow) -> ContextAnswer:
 def open_one(
     session: Session, rollout: RolloutRow, expert: ExpertRow, stage: int, ask: Ask, shown: Sequence[UUID] = ()
 ) -> ConsultationRow:
-    """Open one question, in whose context are the answers `shown`. Its message is the caller's to send after the
-    commit."""
+    """Open one consultation with the answers `shown` in its context. The caller sends its message after the commit."""
     row = ConsultationRow(
         lineage_id=rollout.lineage_id,
         rollout_id=rollout.id,
@@ -244,7 +242,7 @@ def open_one(
 
 
 def pending_of(session: Session, rollout_ids: Sequence[UUID]) -> list[UUID]:
-    """The still pending questions about these rollouts: the ids a message is sent for."""
+    """The ids of pending consultations about these rollouts, for which messages are sent."""
     return list(
         session.scalars(
             select(ConsultationRow.id)
@@ -258,7 +256,7 @@ def pending_of(session: Session, rollout_ids: Sequence[UUID]) -> list[UUID]:
 
 
 def find_places(session: Session, ids: Sequence[UUID]) -> list[Place]:
-    """Whom the still pending ones of these questions are for, the oldest first."""
+    """The places of those that are still pending, the oldest first."""
     rows = session.execute(
         select(ConsultationRow.id, ExpertRow.id, ExpertRow.descriptor)
         .join(ExpertRow, ExpertRow.id == ConsultationRow.expert_id)
@@ -272,7 +270,7 @@ def find_places(session: Session, ids: Sequence[UUID]) -> list[Place]:
 
 
 def claim(session: Session, ids: Sequence[UUID], *, lease_seconds: float) -> list[ClaimedConsultation]:
-    """Lease the still pending ones of these questions; those of experts that are not asked now stay pending."""
+    """Lease those that are still pending to this worker; those of experts that are not asked now stay pending."""
     rows = session.scalars(
         select(ConsultationRow)
         .join(ExpertRow, ExpertRow.id == ConsultationRow.expert_id)
@@ -300,9 +298,9 @@ def claim(session: Session, ids: Sequence[UUID], *, lease_seconds: float) -> lis
 
 
 def _choose_context_again(session: Session, row: ConsultationRow) -> None:
-    """Leave out of a question that was never sent what has ceased to count, or to be granted, since it was opened.
+    """Drop answers from the context of a consultation that was never sent if they no longer count or are not granted.
 
-    Later tries say what the first said: the expert may have read it, and whatever it says then stands on it.
+    Later tries repeat the first one's context: the expert may have read it, and its answer may rest on it.
     """
     expert = session.get_one(ExpertRow, row.expert_id)
     may_be_shown = {said.id for said in answers.counting(session, row.rollout_id) if trust.may_see(expert, said)}
@@ -354,7 +352,7 @@ def _claimed(session: Session, row: ConsultationRow, now: datetime, timeout_seco
 
 
 def requeue(session: Session, consultation_id: UUID) -> ConsultationRow:
-    """Ask a dead question once more, with fresh attempts and deadline.
+    """Ask a dead consultation once more, with fresh attempts and deadline.
 
     Errors: ConsultationNotFound (404), IllegalStatusChange (409) when it is not dead.
     """
@@ -366,7 +364,7 @@ def requeue(session: Session, consultation_id: UUID) -> ConsultationRow:
 
 
 def requeue_all(session: Session, ids: Sequence[UUID]) -> None:
-    """Ask those of these questions that are dead once more, with fresh attempts and deadline."""
+    """Ask the dead ones of these consultations once more, with fresh attempts and deadline."""
     session.execute(
         update(ConsultationRow)
         .where(ConsultationRow.id.in_(listed(ids)), ConsultationRow.status == ConsultationStatus.DEAD.value)

@@ -1,4 +1,4 @@
-"""Dead letters: questions and draws that failed as often as they may, kept with the reason to be requeued."""
+"""Dead letters: consultations and draws that used up their tries, kept with the reason so that they can be requeued."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,10 +41,10 @@ class DeadDraw:
     created_at: datetime
 
 
-def list_questions(
+def list_consultations(
     session: Session, lineage_id: UUID, rights: frozenset[Right], *, cursor: str | None, limit: int
 ) -> Page[Consultation]:
-    """Dead questions, newest first, as a person with these rights may see them. Errors: BadCursor."""
+    """Dead consultations, newest first, as a person with these rights may see them. Errors: BadCursor."""
     return browse.list_consultations(
         session,
         lineage_id,
@@ -81,10 +81,10 @@ def list_draws(session: Session, lineage_id: UUID, *, cursor: str | None, limit:
     return Page[DeadDraw](items=items, next_cursor=following)
 
 
-def requeue_questions(session: Session, lineage_id: UUID) -> list[UUID]:
-    """Ask dead questions once more, the oldest first and at most MAX_AT_ONCE; their ids, to be sent after the commit.
+def requeue_consultations(session: Session, lineage_id: UUID) -> list[UUID]:
+    """Ask dead consultations once more, the oldest first and at most MAX_AT_ONCE. Those of retired experts stay dead.
 
-    Those of retired experts stay dead: nobody would be asked.
+    Returns their ids, to be sent after the commit.
     """
     dead = session.scalars(
         select(ConsultationRow.id)

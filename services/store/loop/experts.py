@@ -1,4 +1,4 @@
-"""Experts: registered services, their versions, and what becomes of their open questions when they leave."""
+"""Experts: registered services, their versions, and the end of their open consultations when they leave."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -283,7 +283,7 @@ def activate(session: Session, expert_id: UUID) -> ExpertRow:
 
 
 def pause(session: Session, expert_id: UUID, reason: str) -> ExpertRow:
-    """Ask it nothing new; its pending questions wait for it. Errors: ExpertNotFound, IllegalStatusChange."""
+    """Open no new consultations with it; pending ones wait. Errors: ExpertNotFound, IllegalStatusChange."""
     row = _change(session, expert_id, ExpertStatus.PAUSED)
     row.reason = reason
     session.flush()
@@ -291,23 +291,23 @@ def pause(session: Session, expert_id: UUID, reason: str) -> ExpertRow:
 
 
 def retire(session: Session, expert_id: UUID, reason: str) -> ExpertRow:
-    """Let it go for good: its open questions end with the reason, and their rollouts move on without it.
+    """Retire it for good: its open consultations end with the reason, and their rollouts move on without it.
 
     Errors: ExpertNotFound, IllegalStatusChange.
     """
     check_change(EXPERT_CHANGES, ExpertStatus(get(session, expert_id).status), ExpertStatus.RETIRED)
-    # Rollouts are locked before the expert, as whoever settles a question does it; moving a rollout on may open a
-    # second-stage question to this very expert, so look again until there is none.
-    while open_questions := _find_open_questions(session, expert_id):
-        for consultation_id, rollout_id in open_questions:
-            _end_question(session, consultation_id, rollout_id, f"the expert retired: {reason}")
+    # Rollouts are locked before the expert, as whoever settles a consultation does it; moving a rollout on may open a
+    # second-stage consultation to this very expert, so look again until there is none.
+    while still_open := _find_open(session, expert_id):
+        for consultation_id, rollout_id in still_open:
+            _end_consultation(session, consultation_id, rollout_id, f"the expert retired: {reason}")
     row = _change(session, expert_id, ExpertStatus.RETIRED)
     row.reason = reason
     session.flush()
     return row
 
 
-def _find_open_questions(session: Session, expert_id: UUID) -> list[tuple[UUID, UUID]]:
+def _find_open(session: Session, expert_id: UUID) -> list[tuple[UUID, UUID]]:
     rows = session.execute(
         select(ConsultationRow.id, ConsultationRow.rollout_id)
         .where(ConsultationRow.expert_id == expert_id, ConsultationRow.status.in_(UNSETTLED))
@@ -316,7 +316,7 @@ def _find_open_questions(session: Session, expert_id: UUID) -> list[tuple[UUID, 
     return [(consultation_id, rollout_id) for consultation_id, rollout_id in rows]
 
 
-def _end_question(session: Session, consultation_id: UUID, rollout_id: UUID, reason: str) -> None:
+def _end_consultation(session: Session, consultation_id: UUID, rollout_id: UUID, reason: str) -> None:
     session.execute(select(RolloutRow.id).where(RolloutRow.id == rollout_id).with_for_update())
     row = session.scalars(select(ConsultationRow).where(ConsultationRow.id == consultation_id).with_for_update()).one()
     if row.status in UNSETTLED:
@@ -324,7 +324,7 @@ def _end_question(session: Session, consultation_id: UUID, rollout_id: UUID, rea
 
 
 def requeue(session: Session, expert_id: UUID) -> tuple[ExpertRow, list[UUID]]:
-    """Ask its dead questions again, and take it out of quarantine; returns the ids to send after the commit.
+    """Ask its dead consultations again, and take it out of quarantine; returns the ids to send after the commit.
 
     Errors: ExpertNotFound, IllegalStatusChange when it retired.
     """

@@ -1,8 +1,8 @@
-"""The circuit breaker of experts: after many failures in a row one is asked nothing, until it is found to answer again.
+"""The circuit breaker of experts: after many failures in a row an expert is not asked until it answers a check again.
 
-The questions of one that was active wait meanwhile, so that an outage costs none of them its tries; those of one that
-was on probation, whose answers carry no weight, are ended, so that no rollout waits for them. Pauses between looks
-double with every look that finds it away, and with every time it is let in and fails at once.
+The consultations of an active expert wait meanwhile, so that an outage costs them no tries. Those of an expert on
+probation, whose answers carry no weight, end, so that no rollout waits for them. The pause between checks doubles with
+each check that fails, and each time the expert is let in and fails at once.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Deleting old rows that nothing refers to, a bounded batch at a time.
 
-What goes: whole groups of rollouts, with their questions, answers, distributions and lessons, when they are old,
+What goes: whole groups of rollouts, with their consultations, answers, distributions and lessons, when they are old,
 nothing of them is under way, and none of these refers to them: an update of the ledger (applied, undone or abandoned),
 an evaluation, a correction somebody decided. Whole groups, since siblings share a baseline. And the single tries behind
 settled consultations.
@@ -96,7 +96,7 @@ def delete_unused_groups(session: Session, days: float, limit: int) -> Walked:
 
 def _is_under_way() -> ColumnElement[bool]:
     busy_lessons = (LessonStatus.OPEN.value, LessonStatus.READY.value, LessonStatus.CLAIMED.value)
-    busy_questions = (
+    busy = (
         ConsultationStatus.PENDING.value,
         ConsultationStatus.ASKED.value,
         ConsultationStatus.WAITING.value,
@@ -108,7 +108,7 @@ def _is_under_way() -> ColumnElement[bool]:
         | exists().where(
             RolloutRow.group_id == GroupRow.id,
             ConsultationRow.rollout_id == RolloutRow.id,
-            ConsultationRow.status.in_(busy_questions),
+            ConsultationRow.status.in_(busy),
         )
     )
 
@@ -128,12 +128,12 @@ def _delete_groups(session: Session, ids: list[UUID]) -> None:
     if not ids:
         return
     rollouts = select(RolloutRow.id).where(RolloutRow.group_id.in_(ids)).scalar_subquery()
-    questions = select(ConsultationRow.id).where(ConsultationRow.rollout_id.in_(rollouts)).scalar_subquery()
+    asked = select(ConsultationRow.id).where(ConsultationRow.rollout_id.in_(rollouts)).scalar_subquery()
     said = select(AnswerRow.id).where(AnswerRow.rollout_id.in_(rollouts)).scalar_subquery()
     lessons = select(LessonRow.id).where(LessonRow.group_id.in_(ids)).scalar_subquery()
     items = select(CorrectionRow.id).where(CorrectionRow.rollout_id.in_(rollouts)).scalar_subquery()
     for statement in (
-        delete(AttemptRow).where(AttemptRow.consultation_id.in_(questions)),
+        delete(AttemptRow).where(AttemptRow.consultation_id.in_(asked)),
         delete(DistributionRow).where(DistributionRow.answer_id.in_(said)),
         delete(LessonAnswerRow).where(LessonAnswerRow.lesson_id.in_(lessons)),
         delete(LessonRow).where(LessonRow.group_id.in_(ids)),

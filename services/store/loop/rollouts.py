@@ -1,4 +1,4 @@
-"""Rollouts: sampled answers, from the draw to the moment every question about them is settled."""
+"""Rollouts: sampled answers, from the moment they are stored until every consultation about them is settled."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,8 +47,7 @@ def get(session: Session, rollout_id: UUID) -> RolloutRow:
 
 
 def find_hidden(session: Session, rows: Sequence[RolloutRow], rights: frozenset[Right]) -> set[UUID]:
-    """Those of these rollouts whose words are hidden from a person with these rights: probes that were shown the task's
-    reference, and may repeat it."""
+    """The rollouts whose text is hidden from a person with these rights: probes that were shown the reference."""
     probes = {row.id: row.group_id for row in rows if row.purpose == Purpose.PROBE.value}
     if not probes or trust.may_read_metadata(rights):
         return set()
@@ -196,9 +195,9 @@ def add_drawn(
 
 
 def advance(session: Session, rollout_id: UUID) -> None:
-    """Move an open rollout on when its questions allow it: to the second stage, or to ready with its lesson.
+    """Move an open rollout on when its consultations allow it: to the second stage, or to ready with its lesson.
 
-    Locks the rollout, so that two answers that arrive at once take turns. Only questions to experts that may train
+    Locks the rollout, so that two answers that arrive at once take turns. Only consultations to experts that may train
     hold it open, and of those none that waits for a late answer.
     """
     rollout = session.scalar(select(RolloutRow).where(RolloutRow.id == rollout_id).with_for_update())
@@ -226,7 +225,7 @@ def _is_held(rollout_id: UUID | InstrumentedAttribute[UUID]) -> Exists:
 
 
 def advance_unheld(session: Session, limit: int) -> list[UUID]:
-    """Move on open rollouts whose last question was to an expert that lost its weight; which ones."""
+    """Move on open rollouts whose last open consultation is with an expert that lost its weight; returns their ids."""
     unheld = (
         select(RolloutRow.id)
         .where(RolloutRow.status == RolloutStatus.OPEN.value, ~_is_held(RolloutRow.id))

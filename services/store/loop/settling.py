@@ -28,18 +28,20 @@ Outcome = ConsultResult | ConsultAbstain | ConsultLater | InvalidAnswer
 
 LATE_DEADLINE = timedelta(days=7)  # people answer within a week or not at all
 BACKOFF_SECONDS = (1, 3, 10, 30, 60)
-LAST_TRY = timedelta(minutes=2)  # before its deadline a question is asked once more, whatever an expert said to wait
+LAST_TRY = timedelta(
+    minutes=2
+)  # so long before the deadline there is one more try, however long a busy expert wants to wait
 
 
 class NotWaiting(Conflict):
-    """The question is not waiting for a late answer: it was settled, or the expert never said 202."""
+    """The consultation is not waiting for a late answer: it is settled, or the expert never answered 202."""
 
 
 def settle(session: Session, claimed: ClaimedConsultation, outcome: Outcome) -> list[UUID]:
-    """Write down how a question ended, once, and move its rollout on. A late worker changes nothing.
+    """Record how a consultation ended, once, and move its rollout on. A late worker changes no row.
 
     An answer that counts and comes after its rollout was settled opens a lesson of its own. Returns the ids of
-    questions that opened because of it (the second stage), to be sent after the commit.
+    consultations of the second stage that it opened, to be sent after the commit.
     """
     rollout = session.scalars(select(RolloutRow).where(RolloutRow.id == claimed.rollout_id).with_for_update()).one()
     row = session.scalar(
@@ -62,7 +64,7 @@ def settle(session: Session, claimed: ClaimedConsultation, outcome: Outcome) -> 
 
 
 def settle_late(session: Session, consultation_id: UUID, outcome: ConsultResult | ConsultAbstain) -> ConsultationRow:
-    """The answer to a waiting claimed. If its rollout was ready already, a second lesson opens with this answer alone.
+    """Record a late answer. If its rollout was ready already, a second lesson opens with this answer alone.
 
     Errors: ConsultationNotFound (404), NotWaiting (409).
     """
@@ -119,7 +121,7 @@ def _conclude(session: Session, row: ConsultationRow, rollout: RolloutRow, outco
 
 
 def withdraw_items(session: Session, consultation_ids: Sequence[UUID]) -> None:
-    """Take the undecided items of these questions out of the human queue: nobody waits for them any more."""
+    """Take the undecided items of these consultations out of the human queue: their answers are no longer needed."""
     undecided = (CorrectionStatus.OPEN.value, CorrectionStatus.CLAIMED.value, CorrectionStatus.SKIPPED.value)
     session.execute(
         update(CorrectionRow)
@@ -145,11 +147,11 @@ def release(
     max_attempts: int,
     quarantine_after: int,
 ) -> None:
-    """Give a question back after a failed try. `retry_after` means busy, which counts as no failure: the question is
-    asked again after so many seconds, and in any case once more before its deadline.
+    """Give a consultation back after a failed try. With `retry_after` the expert was busy, which is no failure: it is
+    asked again after so many seconds, and in any case once more before the deadline.
 
-    After `max_attempts` failures the question is dead, the reason kept; after `quarantine_after` failures in a row,
-    over all questions, the expert is quarantined.
+    After `max_attempts` failures the consultation is dead, the reason kept; after `quarantine_after` failures in a row,
+    over all consultations, the expert is quarantined.
     """
     session.execute(select(RolloutRow.id).where(RolloutRow.id == claimed.rollout_id).with_for_update())
     row = session.scalar(
@@ -188,7 +190,7 @@ def release(
 
 
 def kill(session: Session, row: ConsultationRow, reason: str) -> None:
-    """End an unsettled question for good and move its rollout on."""
+    """End an unsettled consultation for good and move its rollout on."""
     session.execute(select(RolloutRow.id).where(RolloutRow.id == row.rollout_id).with_for_update())
     row.status = ConsultationStatus.DEAD.value
     row.reason = reason
@@ -200,8 +202,8 @@ def kill(session: Session, row: ConsultationRow, reason: str) -> None:
 
 
 def sweep(session: Session, *, resend_seconds: float, limit: int) -> list[UUID]:
-    """Free the questions of dead workers, end those past their deadline, move on rollouts that nobody who may train
-    holds any more, return the questions to be sent (again)."""
+    """Free the consultations of dead workers, end those past their deadline, and move on rollouts that wait for no
+    expert that may train; returns the consultations to be sent (again)."""
     session.execute(
         update(ConsultationRow)
         .where(

@@ -69,10 +69,10 @@ WRITTEN: Final = (
 """Tables with an `id` and a `person_id`, and their columns of text that the person wrote; nullable ones."""
 
 DRAFTED: Final = (DraftRow.text, DraftRow.comment)
-"""What a draft says in words, beside its spans; it goes as a whole."""
+"""The text columns of a draft, which is deleted as a whole."""
 
 MADE: Final = (AnswerRow.solution, AnswerRow.feedback, AnswerRow.evidence)
-"""What an answer made of a correction says in words."""
+"""The text columns of an answer made from a correction."""
 
 UNUSED: Final = (LessonStatus.READY.value, LessonStatus.CLAIMED.value)
 REASON: Final = "a person's text was erased"
@@ -218,7 +218,7 @@ def _keep_hashes(session: Session, erasure_id: UUID, person_id: UUID, made: Sequ
 
 
 def emptied(made: Sequence[UUID]) -> Select[UUID]:
-    """The lessons not yet used that nothing is left in."""
+    """The unused lessons that are left without an answer."""
     touched = select(LessonAnswerRow.lesson_id).where(LessonAnswerRow.answer_id.in_(listed(made)))
     gone = listed(made).subquery("gone")
     is_gone = exists().where(gone.c.id == AnswerRow.id)

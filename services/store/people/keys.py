@@ -33,19 +33,19 @@ class KeyNotFound(NotFound):
 
 
 class KeyOver(Conflict):
-    """The key was revoked or has ended: there is nothing to rotate."""
+    """The key was revoked or has expired, so it cannot be rotated."""
 
     hint = "Make a new key instead."
 
 
 class LastOwner(Conflict):
-    """Without this key nobody could administer the installation any more."""
+    """Without this key the installation would have no administrator."""
 
     hint = "Make another owner first, or rotate the key instead of revoking it."
 
 
 def hash_key(key: str) -> str:
-    """What is stored of a key. A plain digest is enough: the key is 256 random bits, so nothing can be guessed."""
+    """A key as it is stored. A plain digest is enough: 256 random bits cannot be guessed."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 

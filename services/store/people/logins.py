@@ -20,7 +20,7 @@ from services.store.people import keys
 from services.store.tables.people import ApiKeyRow, LoginLinkRow, LoginSessionRow, PersonRow
 
 IDLE: Final = timedelta(hours=12)
-"""A session nobody used for this long is over; a page that refreshes itself is no use."""
+"""A session unused for this long is over; a page that refreshes itself does not count as use."""
 ABSOLUTE: Final = timedelta(days=14)
 """However much it is used, a session ends then."""
 SEEN_EVERY: Final = timedelta(minutes=1)
@@ -53,7 +53,7 @@ class Login:
 
 
 def hash_token(token: str) -> str:
-    """What is stored of a token. A plain digest is enough: the token is 256 random bits."""
+    """A token as it is stored. A plain digest is enough: the token is 256 random bits."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 

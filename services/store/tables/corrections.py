@@ -1,4 +1,4 @@
-"""The human queue: its items, unfinished work on them, and what updates made of them. Train tasks only."""
+"""The human queue: its items, the drafts of people at work on them, and their effects. Train tasks only."""
 
 from datetime import datetime
 from uuid import UUID
@@ -80,7 +80,7 @@ class CorrectionRow(Base):
     skip_kind: Mapped[str | None]
     skip_reason: Mapped[str | None]
     skipped_by: Mapped[list[UUID]] = mapped_column(ARRAY(Uuid), server_default="{}")
-    """Everybody who skipped it since it was asked for; the kind and reason are those of the last of them."""
+    """The people who skipped it since it was asked for; the kind and reason are those of the last one."""
     held_until: Mapped[datetime | None]
     created_at: Mapped[datetime] = now_column()
     decided_at: Mapped[datetime | None]
@@ -102,7 +102,7 @@ class DraftRow(Base):
 
 
 class EffectRow(Base):
-    """What one policy version, before or after an update, makes of a correction that the update used."""
+    """A correction as measured under one policy version, before or after an update that used it."""
 
     __tablename__ = "correction_effect"
     __table_args__ = (

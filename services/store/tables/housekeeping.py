@@ -11,7 +11,7 @@ from services.store.tables.base import Base, now_column
 
 
 class IdempotencyRow(Base):
-    """The answer given to a POST with an idempotency key, so that the same request again changes nothing."""
+    """The answer to a POST with an idempotency key: the same request gets it again and changes no row."""
 
     __tablename__ = "idempotency"
 
@@ -25,7 +25,7 @@ class IdempotencyRow(Base):
 
 
 class ProcessRow(Base):
-    """The last word of a running process: what it does and its counters (seconds in the model, waiting, ...)."""
+    """The last report of a running process: its activity and its counters (seconds in the model, waiting, ...)."""
 
     __tablename__ = "process"
 
@@ -59,7 +59,7 @@ class TallyRow(Base):
 
 
 class TallyChangeRow(Base):
-    """What one statement added to a tally, or took away; triggers write it, the maintenance task folds it in."""
+    """The change that one statement made to a tally; triggers write it, the sweep folds it in."""
 
     __tablename__ = "tally_change"
 
@@ -72,7 +72,7 @@ class TallyChangeRow(Base):
 
 
 class RetentionRow(Base):
-    """How far a walk through old rows has come, so that each sweep reads on where the last one ended."""
+    """How far a walk through old rows has come, so that each sweep goes on where the last one ended."""
 
     __tablename__ = "retention"
 

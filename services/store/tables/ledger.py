@@ -96,7 +96,7 @@ class UpdateRow(Base):
 
 
 class UpdateLessonRow(Base):
-    """What one lesson gave to one update. The partial unique index is the guarantee: one counting update a lesson."""
+    """The part of one lesson in one update. A partial unique index guarantees one counting update per lesson."""
 
     __tablename__ = "update_lesson"
     __table_args__ = (

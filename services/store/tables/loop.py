@@ -43,7 +43,7 @@ class LoopRow(Base):
     training: Mapped[bool] = mapped_column(server_default="true")
     max_updates: Mapped[int | None]
     blocked_by: Mapped[str | None]
-    """What keeps the sampler from drawing though it is on, as the last sweep found it: too little room on a disk."""
+    """Why the sampler does not draw although it is on, as the last sweep found: too little room on a disk."""
 
 
 class TaskRow(Base):
@@ -228,7 +228,7 @@ class ExpertRow(Base):
 
 
 class ConsultationRow(Base):
-    """One question to one expert about one rollout."""
+    """One consultation: one expert is asked about one rollout."""
 
     __tablename__ = "consultation"
     __table_args__ = (
@@ -250,7 +250,7 @@ class ConsultationRow(Base):
     stage: Mapped[int]
     ask: Mapped[JsonObject]
     shown: Mapped[list[UUID]] = mapped_column(ARRAY(Uuid), server_default="{}")
-    """The answers in the question's context, in its order."""
+    """The answers in the consultation's context, in its order."""
     status: Mapped[str] = mapped_column(default=ConsultationStatus.PENDING.value)
     reason: Mapped[str | None]
     attempts: Mapped[int] = mapped_column(server_default="0")
@@ -278,7 +278,7 @@ class AttemptRow(Base):
 
 
 class AnswerRow(Base):
-    """What an expert said. A solution is kept for train tasks only."""
+    """An expert's answer. A solution is kept for train tasks only."""
 
     __tablename__ = "answer"
     __table_args__ = (
@@ -303,7 +303,7 @@ class AnswerRow(Base):
     could_train: Mapped[bool] = mapped_column(server_default="true")
     """Whether its expert could train when it answered; see `services.store.loop.trust`."""
     derived_from: Mapped[list[str]] = mapped_column(server_default="{}")
-    """The metadata keys of the task that it may quote: those its expert was given, and those of what it was shown."""
+    """The metadata keys of the task that it may quote, its own or through answers that its expert was shown."""
     score: Mapped[float | None] = mapped_column(Float)
     feedback: Mapped[JsonObject | None] = mapped_column(JSONB(none_as_null=True))
     solution: Mapped[str | None]

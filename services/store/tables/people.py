@@ -1,4 +1,4 @@
-"""People and services: their keys, passwords and browser sessions, what they did, what was erased of them."""
+"""People and services: their keys, passwords and browser sessions, the audit trail, erased texts."""
 
 from datetime import datetime
 from uuid import UUID
@@ -26,7 +26,7 @@ class PersonRow(Base):
 
 
 class ApiKeyRow(Base):
-    """An API key, as the SHA-256 of its 256 random bits. `scopes` narrow what its person's role allows."""
+    """An API key, as the SHA-256 of its 256 random bits. `scopes` narrow the rights of its person's role."""
 
     __tablename__ = "api_key"
     __table_args__ = (Index("ix_api_key_person_id", "person_id"),)
@@ -88,7 +88,7 @@ class LoginLinkRow(Base):
 
 
 class LoginAttemptRow(Base):
-    """A try at a password that has not succeeded; the name only as its hash, for people type passwords there."""
+    """A failed login. The name is kept only as its hash, because people type passwords there."""
 
     __tablename__ = "login_attempt"
     __table_args__ = (
@@ -104,7 +104,7 @@ class LoginAttemptRow(Base):
 
 
 class AuditRow(Base):
-    """Who did what, when, from where, to which noun. The database refuses to change or delete it."""
+    """One act of the audit trail: person, action, noun, time, address. The database refuses to change or delete it."""
 
     __tablename__ = "audit"
     __table_args__ = (
@@ -127,7 +127,7 @@ class AuditRow(Base):
 
 
 class ErasureRow(Base):
-    """A person's text taken out, with what is left of it in numbers."""
+    """The erasure of a person's text, with a report in numbers."""
 
     __tablename__ = "erasure"
 
@@ -138,7 +138,7 @@ class ErasureRow(Base):
 
 
 class ErasedTextRow(Base):
-    """The hash and length of one text that was taken out."""
+    """The hash and length of one erased text."""
 
     __tablename__ = "erased_text"
 

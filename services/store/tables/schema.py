@@ -1,4 +1,4 @@
-"""Every table together, with the status changes that the database allows: what the migrations are compared with."""
+"""Every table together, and the allowed status changes; a test compares the migrated database with them."""
 
 from services.contracts.answers import ANSWER_CHANGES
 from services.contracts.base import S, StatusChanges

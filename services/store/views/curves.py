@@ -18,7 +18,7 @@ MAX_POINTS = 400  # as many as a screen has room for
 
 @dataclass(frozen=True)
 class Curves:
-    """What every applied update measured. numbers, applied_at: [N], ascending; series: by name, [N], None where an
+    """The metrics of applied updates. numbers, applied_at: [N], ascending; series: by name, [N], None where an
     update has no such metric. Metrics that are not numbers are left out."""
 
     numbers: tuple[int, ...]

@@ -1,7 +1,6 @@
-"""What is known about experts from what they did: outcomes, latency, agreement, and what they gave to training.
+"""An expert's record: outcomes, latency, agreement with others, and its part in training.
 
-Outcomes are exact, by tallies; the others are of an expert's newest questions and answers, or of the newest updates,
-and say of how many.
+Outcomes are exact counts. The other figures cover the newest consultations, answers or updates, and say how many.
 """
 
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ NEWEST_UPDATES = 50
 
 @dataclass(frozen=True)
 class Latency:
-    """Seconds an expert took for its newest questions that it answered at once: median, 95th and 99th percentile."""
+    """Seconds that an expert took for its newest answers (late ones left out): median, 95th and 99th percentile."""
 
     num: int
     p50: float
@@ -45,8 +44,11 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Given:
-    """What an expert's answers gave to the newest updates. share: of the terms' parts of the loss, 0..1; cost: the mean
-    of its terms' costs to the policy in nats a token, None where it has none."""
+    """The part of an expert's answers in the newest updates.
+
+    share: of the terms' parts of the loss, 0..1. cost: the mean cost of its terms to the policy, in nats per token;
+    None where it has no terms.
+    """
 
     num_updates: int
     num_lessons: int
@@ -126,7 +128,7 @@ def agreement_with_verifiers(session: Session, expert_id: UUID) -> Agreement | N
 
 
 def agreement_with_people(session: Session, expert_id: UUID) -> Agreement | None:
-    """Its newest scores against what people decided about the same rollouts; None where no person did."""
+    """Its newest scores against people's decisions about the same rollouts; None where there is none."""
     own = _newest_scores(expert_id)
     decided = aliased(AnswerRow)
     same = (decided.score > PASS_SCORE) == (own.c.score > PASS_SCORE)
@@ -184,7 +186,7 @@ _GIVEN = text(
 
 
 def given(session: Session, lineage_id: UUID) -> dict[UUID, Given]:
-    """What each expert's answers gave to the newest updates; a term counts in equal parts for its answers."""
+    """The part of each expert's answers in the newest updates; a term counts in equal parts for its answers."""
     rows = session.execute(_GIVEN, {"lineage_id": lineage_id, "num": NEWEST_UPDATES})
     return {
         expert_id: Given(int(num_updates), int(num_lessons), float(share), None if cost is None else float(cost))

@@ -1,4 +1,4 @@
-"""Where experts and policy disagreed along one rollout: what each token cost, and what others would have said there.
+"""Where experts and policy disagreed along one rollout: the cost of each token, and the tokens experts prefer there.
 
 Costs are those of the applied update that used the rollout's lesson; before one did there are none. What others would
 have said: our own teacher, as the update kept it, and experts that sent a distribution, as they sent it.
@@ -29,7 +29,7 @@ HOTTEST = 4.0  # nats from which a token is as hot as can be; a token that an ex
 
 @dataclass(frozen=True)
 class Choice:
-    """A token somebody might have said, with its probability."""
+    """A possible token with its probability."""
 
     text: str
     probability: float
@@ -37,7 +37,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Voice:
-    """What one expert would have said at one token, likeliest first. name: whose word it is."""
+    """The tokens one expert prefers at one place, likeliest first. name: of the expert."""
 
     name: str
     choices: tuple[Choice, ...]

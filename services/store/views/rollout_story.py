@@ -31,8 +31,8 @@ class Sibling:
 
 
 @dataclass(frozen=True)
-class QuestionStory:
-    """One consultation with its tries and what came of it."""
+class ConsultationStory:
+    """One consultation with its tries and its answer."""
 
     id: UUID
     expert_id: UUID
@@ -74,7 +74,7 @@ class Story:
     rollout: RolloutRow
     task: TaskRow
     siblings: tuple[Sibling, ...]
-    questions: tuple[QuestionStory, ...]
+    consultations: tuple[ConsultationStory, ...]
     lessons: tuple[LessonStory, ...]
 
 
@@ -84,7 +84,7 @@ def read(session: Session, rollout: RolloutRow, rights: frozenset[Right]) -> Sto
         rollout=rollout,
         task=session.get_one(TaskRow, rollout.task_id),
         siblings=tuple(_find_siblings(session, rollout)),
-        questions=tuple(_read_questions(session, rollout.id, rights)),
+        consultations=tuple(_read_consultations(session, rollout.id, rights)),
         lessons=tuple(_read_lessons(session, rollout.id)),
     )
 
@@ -99,7 +99,7 @@ def _find_siblings(session: Session, rollout: RolloutRow) -> list[Sibling]:
     return [Sibling(*row) for row in rows]
 
 
-def _read_questions(session: Session, rollout_id: UUID, rights: frozenset[Right]) -> list[QuestionStory]:
+def _read_consultations(session: Session, rollout_id: UUID, rights: frozenset[Right]) -> list[ConsultationStory]:
     rows = session.execute(
         select(ConsultationRow, ExpertRow.name, ExpertRow.descriptor["verifier"].as_boolean())
         .join(ExpertRow, ExpertRow.id == ConsultationRow.expert_id)
@@ -117,7 +117,7 @@ def _read_questions(session: Session, rollout_id: UUID, rights: frozenset[Right]
     for said in session.scalars(select(AnswerRow).where(AnswerRow.rollout_id == rollout_id).order_by(AnswerRow.id)):
         answers.setdefault(said.consultation_id, []).append(view_answer(said, rights))
     return [
-        QuestionStory(
+        ConsultationStory(
             id=row.id,
             expert_id=row.expert_id,
             expert_name=name,

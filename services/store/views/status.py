@@ -1,4 +1,4 @@
-"""The loop's state in a few cheap queries: nothing here takes longer the more rows there are."""
+"""The loop's state in a few queries, none of which takes longer the more rows there are."""
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime

@@ -31,7 +31,7 @@ def show_dead(
     """Dead questions from `cursor` on and dead draws from `draws` on, newest first. Errors: BadCursor (422)."""
     with store.transaction() as session:
         lineage = lineages.get(session, settings.lineage)
-        questions = dead_letters.list_questions(
+        questions = dead_letters.list_consultations(
             session, lineage.id, visitor.caller.rights, cursor=paging.cursor, limit=paging.limit
         )
         found = dead_letters.list_draws(session, lineage.id, cursor=draws, limit=paging.limit)
@@ -54,7 +54,7 @@ def requeue_questions(visitor: VisitorDep, store: StoreDep, settings: SettingsDe
     """Ask every dead question once more, the oldest first."""
     with store.transaction() as session:
         lineage = lineages.get(session, settings.lineage)
-        asked = dead_letters.requeue_questions(session, lineage.id)
+        asked = dead_letters.requeue_consultations(session, lineage.id)
         audit.record(
             session, visitor.actor, "consultations.requeue_all", "lineage", lineage.id, {"questions": len(asked)}
         )

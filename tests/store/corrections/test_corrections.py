@@ -99,7 +99,7 @@ def test_the_queue_is_ordered_by_request_then_disagreement_then_uncertainty_then
 def test_disagreement_is_the_spread_of_independent_scores_and_uncertainty_is_nats_a_token(queue: Queue) -> None:
     row = queue.read(put(queue, "a", (0.25, 1.0), logprob=-1.5))
     assert (row.disagreement, row.uncertainty) == (0.75, 1.5)
-    assert "0.75 apart" in ranking.explain_choice(row)
+    assert "differ by 0.75" in ranking.explain_choice(row)
 
 
 def test_an_expert_on_probation_does_not_move_the_queue(queue: Queue) -> None:

@@ -381,10 +381,10 @@ def test_dead_consultations_are_asked_again_all_at_once_but_not_of_experts_that_
             session.flush()
         gone.status = "retired"
         session.flush()
-        dead = dead_letters.list_questions(session, world.lineage_id, frozenset(Right), cursor=None, limit=10)
+        dead = dead_letters.list_consultations(session, world.lineage_id, frozenset(Right), cursor=None, limit=10)
         assert len(dead.items) == 4
         asked: list[UUID] = []
-        num = num_statements(lambda: asked.extend(dead_letters.requeue_questions(session, world.lineage_id)))
+        num = num_statements(lambda: asked.extend(dead_letters.requeue_consultations(session, world.lineage_id)))
         again = [session.get_one(ConsultationRow, one) for one in asked]
     assert num == 2, "however many there are"
     assert len(asked) == 2
