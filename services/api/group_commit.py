@@ -62,7 +62,7 @@ class GroupCommit:
                 if not answer.set_running_or_notify_cancel():
                     continue  # they hung up
                 group.append((row, answer))
-                keys |= {row.key} - {None}
+                keys.update(() if row.key is None else (row.key,))
             self._is_storing = bool(group)
         return group
 

@@ -113,7 +113,7 @@ class Ingest:
                 self._held_bytes -= num_bytes
 
     def store(self, rows: Sequence[Row]) -> list[Outcome]:
-        """The outcome of each row, after the commit. A row's problem is its outcome; see `concerns_request`.
+        """The outcome of each row, after the commit. A row's problem is its outcome; see `find_refusal`.
 
         Errors: StoreUnavailable (503); DBAPIError, psycopg.Error where the database refuses what no check foresaw.
         """
@@ -147,7 +147,7 @@ class Ingest:
             elif row.key is not None and row.key in seen:
                 outcomes[number] = KeyTwice(f"the key {row.key!r} is on more than one row")
             else:
-                seen |= {row.key} - {None}
+                seen.update(() if row.key is None else (row.key,))
                 yield _Known(number, row, caller, _claim(caller, row))
 
     def _find_caller(self, session: Session, key: str | None) -> Caller | PreceptorError:
@@ -215,9 +215,10 @@ class Ingest:
         dispatch.consultations(arrived.opened)
 
 
-def concerns_request(outcome: Outcome) -> bool:
-    """Whether the outcome of a row is a problem of its whole request: who sent it, or a process or disk it needs."""
-    return isinstance(outcome, KeyMissing | KeyUnknown | NotAllowed | ServiceUnavailable | OutOfSpace)
+def find_refusal(outcomes: Iterable[Outcome]) -> PreceptorError | None:
+    """The problem of a whole request, if its rows met one: its sender, or a process or disk that it needs."""
+    of_requests = (KeyMissing, KeyUnknown, NotAllowed, ServiceUnavailable, OutOfSpace)
+    return next((outcome for outcome in outcomes if isinstance(outcome, of_requests)), None)
 
 
 def _replay(session: Session, known: Sequence[_Known], outcomes: dict[int, Outcome]) -> dict[tuple[Sender, str], UUID]:

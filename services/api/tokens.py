@@ -1,4 +1,4 @@
-"""Rollouts as the policy's tokenizer reads them: many in two calls, prompts remembered.
+"""Rollouts as the policy's tokenizer reads them: many in two calls, with a cache of prompts.
 
 A task never changes and a lineage has one tokenizer, so a task's prompt is tokenised once while it is in use.
 """
@@ -25,9 +25,9 @@ from services.store.loop.tasks import KnownTask
 MAX_REMEMBERED_CHARS: Final = 16_000_000
 """Of prompts, which with their token ids takes some 100 MB at the worst."""
 CONTEXT_SECONDS: Final = 10.0
-"""How long the policy's word about its context is believed."""
+"""How long the policy's context length is cached."""
 MAX_CALL_CHARS: Final = 4_000_000
-"""About the most that one call brings to the policy."""
+"""Roughly the largest call to the policy."""
 CHARS_PER_TOKEN: Final = 6
 """About as many characters as a token id is in JSON."""
 
@@ -77,7 +77,7 @@ class Reader:
         self._context: tuple[float, int] | None = None
 
     def find_tasks(self, session: Session, lineage_id: UUID, ids: Collection[UUID]) -> dict[UUID, KnownTask]:
-        """Those of these tasks that there are."""
+        """Those of these tasks that exist."""
         with self._lock:
             found = {i: self._known[i].task for i in ids if i in self._known}
         missing = set(ids) - set(found)
@@ -170,7 +170,7 @@ class Reader:
 
 
 def _find_too_long(num_prompt_tokens: int, num_tokens: int, max_context: int) -> RolloutTooLong | None:
-    """What keeps the policy from reading the prompt and the rollout at once."""
+    """Why the policy cannot read the prompt and the rollout at once."""
     if num_tokens > MAX_ROLLOUT_TOKENS:
         return RolloutTooLong(f"the text is {num_tokens:,} tokens; a rollout has at most {MAX_ROLLOUT_TOKENS:,}")
     if num_prompt_tokens + num_tokens > max_context:
@@ -182,7 +182,7 @@ def _find_too_long(num_prompt_tokens: int, num_tokens: int, max_context: int) ->
 
 
 def _keepable(text: str) -> str:
-    """The text as Postgres can hold it, which is without NUL; the token ids are the truth."""
+    """The text without NUL, which Postgres cannot hold; the token ids are the truth."""
     return text.replace("\0", "\ufffd")
 
 

@@ -1,4 +1,4 @@
-"""What an expert said: any of a score, feedback, a solution, a distribution, evidence.
+"""An expert's answer: any of a score, feedback, a solution, a distribution, evidence.
 
 The checks here need only the rollout's own length and tokenizer; a distribution that fails them makes the
 consultation `invalid`, never a score of zero.

@@ -55,7 +55,7 @@ SETTLED = frozenset(
 
 
 class InvalidAnswer(Contract):
-    """What came back broke the contract; kept as a reason, never as a score."""
+    """An answer that broke the contract; kept as a reason, never as a score."""
 
     outcome: Literal["invalid"] = "invalid"
     reason: str

@@ -63,7 +63,7 @@ class CorrectionCreate(Contract):
 
 
 class CorrectionSubmit(Contract):
-    """What the person decided: the answer as it should be, or that it is fine as it is; with remarks if any.
+    """A person's decision: the answer as it should be, or that it is fine as it is; with remarks if any.
 
     hold_seconds: how long the trainer leaves it alone, so that a slip noticed at once can be taken back for certain.
     """
@@ -152,7 +152,7 @@ class Correction(View):
 
 
 class Opinion(View):
-    """What another expert said about the rollout. counted: its score is one of those that disagreement is about."""
+    """Another expert's answer about the rollout. counted: its score is one of those that disagreement is about."""
 
     expert: str
     expert_version: str
@@ -165,7 +165,7 @@ class Opinion(View):
 
 
 class CorrectionItem(Correction):
-    """A claimed item with what is needed to correct it. chosen_because: why it came before the others."""
+    """A claimed item with everything needed to correct it. chosen_because: why it came before the others."""
 
     domain: str
     messages: list[Message]

@@ -1,4 +1,4 @@
-"""What a person changed in a text, without what their editor or browser changed in passing.
+"""A person's changes to a text, without those that their editor or browser made in passing.
 
 A text comes back with other line ends, a final newline, a byte order mark, no-break blanks, curly quotes, characters
 composed otherwise, blanks cut off at the ends of lines. Wherever that is all the difference, the text is as it was.

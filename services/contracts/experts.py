@@ -1,4 +1,4 @@
-"""The expert contract, protocol 1: what a service says of itself, what it is asked, what it may answer."""
+"""The expert contract, protocol 1: descriptor, request and answers of a service."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -38,7 +38,7 @@ EXPERT_CHANGES: StatusChanges[ExpertStatus] = {
 
 
 class OwnKind(StrEnum):
-    """Our own experts, as our installer registers them. What a service calls itself makes it none of these."""
+    """Our own experts, as our installer registers them. No other service becomes one by its name."""
 
     EXECUTION = "execution"
     TOOL_CALL = "tool-call"
@@ -51,9 +51,9 @@ class OwnKind(StrEnum):
 
 
 class Descriptor(Contract):
-    """What an expert says of itself at `GET {endpoint}/v1/expert`.
+    """An expert's description of itself, at `GET {endpoint}/v1/expert`.
 
-    metadata_keys: the task metadata it needs; it sees those that were granted, nothing else.
+    metadata_keys: the task metadata it needs; it sees only the keys that were granted.
     needs_answers: it answers *given* other experts' answers, so it is asked in the second stage.
     verifier: its score is a verdict on the rollout (it also judges evaluations).
     """
@@ -93,7 +93,7 @@ class ContextAnswer(Contract):
 
 
 class Ask(Contract):
-    """What is wanted: kinds, and for distributions their size. `prefixes` are numbers of tokens kept."""
+    """The kinds of answer that are wanted, and for distributions their size. `prefixes` are numbers of tokens kept."""
 
     kinds: Annotated[list[AnswerKind], Field(min_length=1)]
     top_k: Annotated[Int, Field(ge=1, le=200)] = 20
@@ -145,7 +145,7 @@ class ConsultResult(AnswerContent):
 
 
 class ConsultAbstain(Contract):
-    """`200`, the expert has nothing to say about this rollout, and why."""
+    """`200`, the expert has no answer about this rollout, with the reason."""
 
     outcome: Literal["abstain"] = "abstain"
     reason: Annotated[str, Field(max_length=2_000)] = ""
@@ -186,7 +186,7 @@ class ExpertCreate(Contract):
 
 
 class ConformanceCheck(Contract):
-    """One case of the conformance suite: what was asked, whether it held, what was seen."""
+    """One case of the conformance suite: the check, whether it held, and what was seen."""
 
     name: str
     passed: bool

@@ -1,4 +1,4 @@
-"""Rollouts as other systems write them: what is taken as it is meant, and a sentence for every name that is not.
+"""Rollouts as other systems write them: names that are understood, and a sentence for every name that is not.
 
 A sampler's mask of 0 and 1 is one of booleans, a log-probability of +1e-7 is 0 with a rounding error. A reward has no
 place in a rollout, but whoever sends one should read where it belongs.

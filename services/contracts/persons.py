@@ -23,7 +23,7 @@ class Role(StrEnum):
 
 
 class Right(StrEnum):
-    """What a route or page may ask of its caller, and a key's scope."""
+    """A right that a route or page asks of its caller; also the scopes of keys."""
 
     READ = "read"
     SEND = "send"
@@ -44,7 +44,7 @@ audit trail. administer: persons and their keys."""
 
 
 class LinkPurpose(StrEnum):
-    """What a one-time link is for."""
+    """The purpose of a one-time link."""
 
     LOGIN = "login"
     SET_PASSWORD = "set_password"  # noqa: S105 - a word, no password
@@ -66,7 +66,7 @@ class PersonCreate(Contract):
 
 
 class RoleChange(Contract):
-    """What a person may from now on."""
+    """A person's new role."""
 
     role: Role
 
@@ -82,7 +82,7 @@ class Person(View):
 
 
 class PersonLine(Person):
-    """A person with what they hold: live keys, a password, and when they were last here with either."""
+    """A person with their live keys, whether they have a password, and when they last used either."""
 
     num_keys: int
     has_password: bool
@@ -97,7 +97,7 @@ class PersonCreated(Person):
 
 
 class KeyCreate(Contract):
-    """One more key, for oneself or (an owner may) for somebody else.
+    """One more key, for oneself or, by an owner, for another person.
 
     scopes: the part of the role's rights it carries, all of them where absent. expires_at: never, where absent.
     """

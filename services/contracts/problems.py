@@ -11,7 +11,7 @@ MAX_EXCERPT_CHARS: Final = 500
 
 
 def read_problem(status: int, body: bytes) -> Problem:
-    """What a response that is no success says; of one that is no problem document, its first characters."""
+    """The detail of a failed response; of one that is no problem document, its first characters."""
     try:
         return Problem.model_validate_json(body)
     except ValidationError:

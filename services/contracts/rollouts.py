@@ -28,7 +28,7 @@ MAX_BATCH_ROLLOUTS = 1_000
 
 
 class Purpose(StrEnum):
-    """What a rollout was drawn for; only `train` is ever turned into a lesson."""
+    """The purpose a rollout was drawn for; only `train` becomes a lesson."""
 
     TRAIN = "train"
     EVALUATION = "evaluation"
@@ -184,7 +184,7 @@ class RolloutBatch(Contract):
 
 
 class RowOutcome(StrEnum):
-    """What became of a row: stored now, stored by an earlier request with its key, or refused."""
+    """The outcome of a row: stored now, stored by an earlier request with its key, or refused."""
 
     CREATED = "created"
     EXISTING = "existing"
@@ -192,7 +192,7 @@ class RowOutcome(StrEnum):
 
 
 class BatchedOutcome(Contract):
-    """What became of one row, counted from 1: the rollout's ids, or the problem that it met."""
+    """The outcome of one row, counted from 1: the rollout's ids, or its problem."""
 
     row: int
     outcome: RowOutcome
@@ -205,7 +205,7 @@ class BatchedOutcome(Contract):
 
 
 class RolloutsStored(Contract):
-    """What became of a batch, row by row."""
+    """The outcome of a batch, row by row."""
 
     num_created: int
     num_existing: int
@@ -216,7 +216,7 @@ class RolloutsStored(Contract):
 class Rollout(View):
     """A stored rollout without its tokens; `GET /v1/rollouts/{id}` adds them.
 
-    text: empty for somebody who may not read the task's reference, where the policy was shown it.
+    text: empty for callers who may not read the task's reference, where the policy was shown it.
     """
 
     id: UUID

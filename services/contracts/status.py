@@ -1,4 +1,4 @@
-"""The loop at one glance: what `preceptor status`, the demo and the pages show."""
+"""The loop at one glance, as `preceptor status`, the demo and the pages show it."""
 
 from datetime import datetime
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""A task: a prompt, its domain, what experts may need to judge an answer, and the split it belongs to."""
+"""A task: a prompt, its domain and split, and metadata that experts may need to judge an answer."""
 
 import ast
 import json
@@ -19,7 +19,7 @@ MAX_IMPORT_ROWS = 1_000
 
 
 class Split(StrEnum):
-    """What a task may be used for. Only `train` ever becomes a lesson; the database repeats that."""
+    """The use of a task. Only `train` becomes a lesson; the database enforces that too."""
 
     TRAIN = "train"
     VALIDATION = "validation"
@@ -147,7 +147,7 @@ class ImportedTask(View):
 
 
 class TaskImported(View):
-    """What an import did; notes: a sentence for each domain with tasks that no active verifier can judge."""
+    """The outcome of an import. notes: a sentence for each domain with tasks that no active verifier can judge."""
 
     num_created: int
     num_existing: int

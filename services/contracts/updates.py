@@ -68,7 +68,7 @@ class TermRecord(Contract):
 
 
 class UpdateLesson(View):
-    """What one lesson contributed to an update."""
+    """The part of one lesson in an update."""
 
     lesson_id: UUID
     rollout_id: UUID
@@ -103,6 +103,6 @@ class Update(View):
 
 
 class UpdateDetail(Update):
-    """An update with what it used."""
+    """An update with the lessons it used."""
 
     lessons: list[UpdateLesson]

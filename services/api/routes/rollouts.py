@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from services.api.auth import BearerDep, CallerDep, Right, needs
 from services.api.deps import PagingDep, SettingsDep, StoreDep
 from services.api.group_commit import GroupCommitDep
-from services.api.ingest import IngestDep, Row, Sender, concerns_request
+from services.api.ingest import IngestDep, Row, Sender, find_refusal
 from services.api.limits import ContractRoute
 from services.api.once import REPLAY_HEADER, KeyHeader
 from services.api.routes.common import build_router, problems
@@ -91,9 +91,8 @@ async def add_rollouts(
     ]
     with ingest.hold(len(rows), len(await request.body())):
         outcomes = await run_in_threadpool(ingest.store, rows)
-    for outcome in outcomes:
-        if concerns_request(outcome):
-            raise outcome
+    if (refusal := find_refusal(outcomes)) is not None:
+        raise refusal
     described = [_describe(number, outcome) for number, outcome in enumerate(outcomes, start=1)]
     counts = Counter(one.outcome for one in described)
     stored = RolloutsStored(

@@ -43,15 +43,15 @@ class Patience:
 
 
 REQUEST: Final = Patience(answer=6, ping=2, connect=3, pool=3)
-"""Somebody waits for a page or an api's answer: the longest sum, an answer after the pool, stays under 10 s."""
+"""For requests: the longest sum, an answer after the wait for the pool, stays under 10 s."""
 WORK: Final = Patience(answer=35, ping=5, connect=5, pool=10)
 """Workers and the trainer: longer than the server lets a statement run, so that its own error comes first."""
 LONG: Final = Patience(answer=6 * 3600, ping=6 * 3600, connect=10, pool=10)
-"""Migrations, backups, erasing what a person wrote: one statement may go through all rows."""
+"""For migrations, backups and erasing, where one statement may go through all rows."""
 
 
 class NoAnswer(psycopg.OperationalError):
-    """Postgres did not answer in time; the connection is closed, and nothing is known of what was under way."""
+    """Postgres did not answer in time; the connection is closed, and the statement may have had its effect or not."""
 
 
 class PatientConnection(psycopg.Connection[TupleRow]):

@@ -10,14 +10,11 @@ from typing import cast
 import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
-from sqlalchemy import Column
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session
 
 from services.store.core.transaction import StoreUnavailable
 from services.store.tables.base import Base
-
-_DIALECT = postgresql.dialect()
 
 
 def copy(session: Session, table: type[Base], rows: Sequence[Mapping[str, object]]) -> None:
@@ -32,11 +29,13 @@ def copy(session: Session, table: type[Base], rows: Sequence[Mapping[str, object
     statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(
         sql.Identifier(table.__tablename__), sql.SQL(", ").join(sql.Identifier(column.name) for column in columns)
     )
+    dialect = session.connection().dialect
+    types = [column.type.compile(dialect).lower() for column in columns]
     documents = [number for number, column in enumerate(columns) if isinstance(column.type, postgresql.JSONB)]
     try:
         connection = cast("psycopg.Connection[object]", session.connection().connection.driver_connection)
         with connection.cursor() as cursor, cursor.copy(statement) as stream:
-            stream.set_types([_name_type(column) for column in columns])
+            stream.set_types(types)
             for row in rows:
                 values = list(row.values())
                 for number in documents:
@@ -44,7 +43,3 @@ def copy(session: Session, table: type[Base], rows: Sequence[Mapping[str, object
                 stream.write_row(values)
     except psycopg.OperationalError as error:  # SQLAlchemy, which would translate it, has not seen this statement
         raise StoreUnavailable(f"the database did not answer: {str(error).partition(chr(10))[0]}") from error
-
-
-def _name_type(column: Column[object]) -> str:
-    return column.type.compile(_DIALECT).lower()

@@ -52,5 +52,5 @@ class LineageLock:
         """Give the lock back."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            connection.invalidate()  # closes it for good, which is what gives the lock back
+            connection.invalidate()  # closes it for good, which releases the lock
             connection.close()

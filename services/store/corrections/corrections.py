@@ -1,4 +1,4 @@
-"""Corrections: the human queue, from the item a person is given to the updates that used what they wrote.
+"""Corrections: the human queue, from the item a person is given to the updates that used their answer.
 
 An item belongs to a waiting consultation of the human expert. It is offered to one person at a time under a lease;
 submitting it records the answer and opens a late lesson in the same transaction. Locks are taken rollout first, then
@@ -182,9 +182,9 @@ def _leave_to_people(session: Session, consultation: ConsultationRow) -> None:
 def claim(session: Session, lineage_id: UUID, person_id: UUID) -> CorrectionRow | None:
     """The next item for this person, leased to them; None when there is none.
 
-    What they hold already comes first, then what they left a draft of, then the queue in its order (see
-    `services.store.corrections.ranking`), then what others skipped; never what they skipped themselves. Items of an
-    expired lease count as open.
+    An item they hold already comes first, then one they left a draft of, then the queue in its order (see
+    `services.store.corrections.ranking`), then items that others skipped, never one they skipped themselves. Items with
+    an expired lease count as open.
     """
     _take_turn(session, person_id)
     row = _next(session, _waiting(lineage_id).where(_is_held_by(person_id)))
@@ -253,7 +253,7 @@ def renew(session: Session, correction_id: UUID, person_id: UUID) -> CorrectionR
 
 
 def leave(session: Session, correction_id: UUID, person_id: UUID) -> None:
-    """Let the lease end soon: its page was closed with nothing written. Who is back by then just renews it."""
+    """Let the lease end soon: its page was closed without a word written. A person who is back by then renews it."""
     session.execute(
         update(CorrectionRow)
         .where(

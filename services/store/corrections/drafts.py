@@ -15,7 +15,7 @@ from services.contracts.corrections import CorrectionStatus, Draft, DraftSave, D
 from services.runtime.errors import Conflict, NotFound
 from services.store.tables.corrections import CorrectionRow, DraftRow
 
-KEPT = timedelta(days=30)  # a draft of an item that somebody else decided; nobody looks for it longer
+KEPT = timedelta(days=30)  # how long a draft outlives an item that another person decided
 DECIDED = (CorrectionStatus.SUBMITTED.value, CorrectionStatus.WITHDRAWN.value)
 
 
@@ -24,15 +24,15 @@ class DraftNotFound(NotFound):
 
 
 class DraftChanged(Conflict):
-    """The draft was saved from somewhere else since this one was loaded; nothing was overwritten."""
+    """The draft was saved elsewhere since this one was loaded; it was not overwritten."""
 
     hint = "GET the draft, join the two, and save with its version."
 
 
 class DraftNotTaken(Conflict):
-    """The item was decided, or was never this person's, so there is nothing to keep a draft of."""
+    """The item was decided, or was never this person's, so it takes no draft."""
 
-    hint = "Claim an item with POST /v1/corrections/claim; a draft is kept while somebody works on it."
+    hint = "Claim an item with POST /v1/corrections/claim; a draft is kept while a person works on it."
 
 
 def find(session: Session, correction_id: UUID, person_id: UUID) -> Draft | None:
@@ -50,7 +50,7 @@ def get(session: Session, correction_id: UUID, person_id: UUID) -> Draft:
 
 
 def save(session: Session, item: CorrectionRow, person_id: UUID, draft: DraftSave) -> DraftSaved:
-    """Keep the draft as the next version; the same words again change nothing, so a lost reply may be sent again.
+    """Save the draft as its next version. Saving the same words again has no effect, so a lost reply may be repeated.
 
     `item` is locked by the caller. Errors: DraftChanged (409), DraftNotTaken (409).
     """
@@ -94,7 +94,7 @@ def check_seen(session: Session, correction_id: UUID, person_id: UUID, draft: Dr
 
 
 def put_back(session: Session, correction_id: UUID, person_id: UUID, draft: DraftSave) -> None:
-    """Make the draft what it says, whatever was there: for a correction that was taken back."""
+    """Replace the draft with the words of a correction that was taken back."""
     row = session.get(DraftRow, (correction_id, person_id), with_for_update=True, populate_existing=True)
     if row is None:
         row = DraftRow(correction_id=correction_id, person_id=person_id, version=0)
@@ -124,7 +124,7 @@ def unfinished(session: Session, lineage_id: UUID, person_id: UUID, *, limit: in
 
 
 def forget_old(session: Session) -> None:
-    """Delete drafts that nobody touched for `KEPT`, of items that were decided."""
+    """Delete drafts of decided items that were not touched for `KEPT`."""
     decided = select(CorrectionRow.id).where(CorrectionRow.status.in_(DECIDED))
     session.execute(delete(DraftRow).where(DraftRow.saved_at < func.now() - KEPT, DraftRow.correction_id.in_(decided)))
 

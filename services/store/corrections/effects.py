@@ -102,7 +102,7 @@ def _corrections_of(session: Session, update_id: UUID) -> Sequence[UUID]:
 
 
 def _open_sides(session: Session, step: UpdateRow, used: Sequence[UUID]) -> None:
-    """Both sides of each; nothing where training left the update behind before a version was made of it."""
+    """Both sides of each; none where training left the update behind before it was part of a version."""
     versions = select(PolicyVersionRow.name).where(PolicyVersionRow.lineage_id == step.lineage_id, _was_published())
     carries = fallbacks.carries(PolicyVersionRow.update_number, step.number, step.lineage_id)
     before = versions.where(PolicyVersionRow.update_number < step.number).order_by(PolicyVersionRow.number.desc())

@@ -1,7 +1,7 @@
-"""The order of the human queue: what makes one answer more worth a person's time than another.
+"""The order of the human queue: which answers are most worth a person's time.
 
-First what somebody asked for, then by how far experts disagree about the answer, then by how unsure the policy was,
-then the newest: a correction of what the policy does now teaches most. The numbers are kept in the item's row, so that
+First come answers that a person asked for, then by how far experts disagree, then by how unsure the policy was, then
+the newest: correcting what the policy does now teaches most. The numbers are kept in the item's row, so that
 the next item is the first entry of an index.
 """
 
@@ -18,7 +18,7 @@ from services.store.tables.corrections import CorrectionRow
 from services.store.tables.loop import AnswerRow, ConsultationRow, ExpertRow, RolloutRow
 
 INDEPENDENT_STAGE = 1
-"""Experts of the second stage are shown what the first said; their agreement proves nothing."""
+"""Experts of the second stage are shown the answers of the first; their agreement is no evidence."""
 
 
 SHOWN = {"score", "feedback", "solution", "distribution_kind", "evidence"}
@@ -52,7 +52,7 @@ def read_disagreement(rollout_id: UUID | InstrumentedAttribute[UUID]) -> ScalarS
 
 
 def measure_uncertainty(rollout: RolloutRow) -> float:
-    """What the tokens that the policy chose cost it, in nats a token; 0 where the sampler's logprobs are not known.
+    """The mean cost of the policy's own tokens, in nats per token; 0 where the sampler's logprobs are not known.
 
     The mean of -log p(token) over the chosen tokens: one draw's estimate of the policy's mean entropy a token, at the
     temperature it was sampled at.
@@ -64,7 +64,7 @@ def measure_uncertainty(rollout: RolloutRow) -> float:
 
 
 def rank_again(session: Session, rollout_id: UUID) -> None:
-    """Bring the undecided items of a rollout in line with what experts have said about it by now."""
+    """Update the order of a rollout's undecided items after new answers about it."""
     session.execute(
         update(CorrectionRow)
         .where(CorrectionRow.rollout_id == rollout_id, CorrectionRow.status.in_(UNDECIDED))

@@ -55,7 +55,7 @@ def until(session: Session, rows: Sequence[CorrectionRow]) -> dict[UUID, datetim
 
 
 def take_back(session: Session, correction_id: UUID, person_id: UUID) -> CorrectionRow:
-    """Give the item back to the person who decided it, as it was before, and withdraw what they said.
+    """Give the item back to the person who decided it, as it was before, and withdraw their answer.
 
     A skipped item is claimed again. Errors: CorrectionNotFound (404), NotYours (409), TooLateToUndo (409) naming the
     update that has it, NotWaiting (409) for a skipped item whose consultation ended.
@@ -83,7 +83,7 @@ def take_back(session: Session, correction_id: UUID, person_id: UUID) -> Correct
     if past.one():
         raise TooLateToUndo(f"corrections can be taken back for {WINDOW.seconds // 60} minutes, which are over")
     draft = _as_draft(session, row, answers[0])
-    # the words are the person's, who may want them erased after somebody else has decided the item
+    # the words are the person's, who may want them erased after another person has decided the item
     shown.withdraw_answers(session, listed([answer.id for answer in answers]))
     _withdraw_empty(session, lessons)
     consultation = session.scalars(

@@ -57,7 +57,7 @@ def pack_top_k(top: TopK) -> bytes:
 
 
 def unpack(row: DistributionRow) -> Distribution:
-    """What was packed, to half precision."""
+    """The distribution, to half precision."""
     raw = zstandard.decompress(row.packed)
     if row.kind == "samples":
         return SamplesDistribution.model_validate_json(raw)
@@ -74,7 +74,7 @@ def unpack(row: DistributionRow) -> Distribution:
 
 
 def unpack_top_k(packed: bytes, num_rows: int, width: int) -> TopK:
-    """What `pack_top_k` packed, to half precision."""
+    """The top-k rows, to half precision."""
     return _read_top_k(zstandard.decompress(packed), num_rows, width)
 
 

@@ -35,7 +35,7 @@ class StartingPoint:
 
 @dataclass(frozen=True)
 class Refusals:
-    """What the gate has refused since a version last began to serve.
+    """The versions that the gate has refused since one last began to serve.
 
     versions: those in a row since then or since the last fallback, oldest first. fallbacks: since then, oldest first.
     """
@@ -52,7 +52,7 @@ def newest(session: Session, lineage_id: UUID) -> FallbackRow | None:
 
 
 def starting_point(session: Session, lineage_id: UUID) -> StartingPoint | None:
-    """What training continues from; None before the first update."""
+    """The checkpoint from which training continues; None before the first update."""
     last, back = updates.last_applied(session, lineage_id), newest(session, lineage_id)
     number, applied_at = (0, None) if last is None else (last.number, last.applied_at)
     if back is not None and back.after_update == number and (applied_at is None or back.created_at >= applied_at):
@@ -65,7 +65,7 @@ def starting_point(session: Session, lineage_id: UUID) -> StartingPoint | None:
 
 
 def refusals(session: Session, lineage_id: UUID) -> Refusals:
-    """What the gate has refused since a version last began to serve."""
+    """The versions that the gate has refused since one last began to serve."""
     since = policies.last_served_at(session, lineage_id)
     back = session.scalars(
         select(FallbackRow)
@@ -78,7 +78,7 @@ def refusals(session: Session, lineage_id: UUID) -> Refusals:
         .where(
             PolicyVersionRow.lineage_id == lineage_id,
             PolicyVersionRow.status == PolicyStatus.REJECTED.value,
-            PolicyVersionRow.gate.is_not(None),  # what training had overtaken was not refused
+            PolicyVersionRow.gate.is_not(None),  # versions that training had overtaken were not refused
             *([] if after is None else [PolicyVersionRow.created_at > after]),
         )
         .order_by(PolicyVersionRow.number)
@@ -127,7 +127,7 @@ def record(
 
 
 def carries(version_update: Number, update: Number, lineage_id: UUID) -> ColumnElement[bool]:
-    """Whether weights made after `version_update` have what `update` changed: it came before, not left behind."""
+    """Whether weights made after `version_update` include `update`: it came before and was not left behind."""
     return (func.coalesce(version_update, 0) >= update) & ~exists().where(
         FallbackRow.lineage_id == lineage_id,
         FallbackRow.version_update < update,
@@ -137,7 +137,7 @@ def carries(version_update: Number, update: Number, lineage_id: UUID) -> ColumnE
 
 
 def describe(found: Refusals, serving: PolicyVersionRow | None) -> str | None:
-    """What became of the newest versions, in a sentence; None while nothing was refused since one began to serve."""
+    """The fate of the newest versions, in a sentence; None while none was refused since one began to serve."""
     name = "the base" if serving is None else serving.name
     if found.fallbacks:
         last = found.fallbacks[-1]

@@ -87,7 +87,7 @@ class LessonFacts:
 
 @dataclass(frozen=True)
 class EarlierCorrection:
-    """What a person wrote in place of a rollout of an earlier group of the same task."""
+    """A person's correction of a rollout of an earlier group of the same task."""
 
     answer_id: UUID
     expert: str
@@ -100,7 +100,7 @@ class EarlierCorrection:
 
 
 def set_aside_stale(session: Session, lineage_id: UUID, max_staleness: int) -> int:
-    """Set aside what waits and was sampled so many versions ago; how many. Only versions that served count.
+    """Set aside waiting lessons that were sampled so many versions ago; returns how many. Only served versions count.
 
     Late lessons never age: what they teach is read off the rollout itself. So does what a person wrote about a rollout
     that is stale by now, which goes on in a late lesson of its own.

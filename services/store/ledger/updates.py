@@ -1,7 +1,7 @@
 """Updates: the ledger of optimizer steps. One commit makes a step count, together with every lesson it used.
 
 An update is `started` in the transaction that claims its lessons and `applied` in the one that marks them used. Both
-check the owner, so a trainer that lost its lease changes nothing.
+check the owner, so a trainer that lost its lease changes no row.
 """
 
 from collections.abc import Sequence
@@ -26,12 +26,12 @@ class UpdateNotFound(NotFound):
 
 
 class LeaseLost(Conflict):
-    """The update is no longer its owner's, or one of its lessons was taken away: nothing of it may be kept."""
+    """The update is no longer its owner's, or one of its lessons was taken away: it must be discarded."""
 
 
 @dataclass(frozen=True)
 class Contribution:
-    """What one lesson gave to an update. invalid: why it could not be used, and then it gave nothing.
+    """The part of one lesson in an update. invalid: why it could not be used; it then has no part.
 
     token_costs: nats a token, [T], 0 where no expert spoke. choices: what our own teacher would have said there.
     """
@@ -89,9 +89,9 @@ def apply(
     metrics: JsonObject,
     contributions: Sequence[Contribution],
 ) -> None:
-    """Make the step count: the update is applied and its lessons are used (or invalid), all or nothing.
+    """Make the step count: the update is applied and its lessons are used (or invalid), all or none.
 
-    Doing it again with the same checkpoint changes nothing, so a commit whose outcome is unknown may be repeated.
+    Repeating it with the same checkpoint has no effect, so a commit whose outcome is unknown may be repeated.
     Errors: LeaseLost (409).
     """
     row = _lock(session, update_id, owner)
@@ -306,7 +306,7 @@ def view(row: UpdateRow) -> Update:
 
 
 def detail(session: Session, row: UpdateRow) -> UpdateDetail:
-    """The update with what each lesson gave to it."""
+    """The update with the part of each lesson."""
     rows = session.execute(
         select(UpdateLessonRow, LessonRow.rollout_id, LessonRow.group_id)
         .join(LessonRow, LessonRow.id == UpdateLessonRow.lesson_id)

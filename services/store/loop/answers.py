@@ -1,4 +1,4 @@
-"""Answers: what experts said, with their distributions."""
+"""The answers of experts, with their distributions."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ def record(session: Session, consultation: ConsultationRow, rollout: RolloutRow,
 
 
 def _find_shown(session: Session, consultation: ConsultationRow, expert: ExpertRow) -> Sequence[AnswerRow]:
-    """What the expert had in view when it answered: a person at the desk sees what the others have said by now."""
+    """The answers that the expert saw when it answered: a person at the desk sees all of the others' so far."""
     if not trust.is_people(expert):
         return session.scalars(select(AnswerRow).where(AnswerRow.id.in_(consultation.shown))).all()
     role = session.scalar(
@@ -132,7 +132,7 @@ def verdicts(session: Session, rollout_ids: Sequence[UUID]) -> dict[UUID, float 
 
 
 def trace(session: Session, answer_ids: Sequence[UUID]) -> dict[UUID, list[Trace]]:
-    """Of each answer, everything that its expert was shown, and what those experts were shown, and so on."""
+    """The answers that each answer rests on: those its expert was shown, those shown to their experts, and so on."""
     shown: dict[UUID, list[Trace]] = {}
     asked = set(answer_ids)
     while asked:

@@ -43,7 +43,7 @@ class ConsultationNotFound(NotFound):
 
 @dataclass(frozen=True)
 class ClaimedConsultation:
-    """A claimed consultation: what to send where, and the attempt that may settle it."""
+    """A claimed consultation: the request, its endpoint, and the attempt that may settle it."""
 
     consultation_id: UUID
     rollout_id: UUID

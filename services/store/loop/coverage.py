@@ -1,4 +1,4 @@
-"""Which tasks nobody can judge: no active verifier covers their domain, or they lack the metadata that it needs."""
+"""Tasks without a judge: no active verifier covers their domain, or they lack the metadata that it needs."""
 
 from collections.abc import Iterable, Iterator
 from uuid import UUID

@@ -36,7 +36,7 @@ class ExpertNotFound(NotFound):
 
 
 class NotAnExpert(InvalidInput):
-    """What is behind the endpoint does not describe itself as an expert of protocol 1; nothing was registered."""
+    """The service at the endpoint does not describe itself as an expert of protocol 1; it was not registered."""
 
     hint = "The endpoint must answer GET /v1/expert with its descriptor as JSON, without redirects."
 
@@ -48,7 +48,7 @@ class NotConformant(Conflict):
 
 
 class ExpertNameTaken(Conflict):
-    """Another expert has this name: a service is known by its endpoint and not by what it calls itself."""
+    """Another expert has this name: a service is known by its endpoint, not by the name it gives itself."""
 
     hint = (
         "Let it describe itself under a name of its own. If it is that expert at a new address, say so with "
@@ -101,7 +101,7 @@ def view(row: ExpertRow, rights: frozenset[Right] = frozenset(Right)) -> Expert:
 
 
 def register(session: Session, lineage_id: UUID, wanted: ExpertCreate, report: ConformanceReport) -> Registration:
-    """Register what a conformance run found: on probation, or active when it is trusted and every check held.
+    """Register the result of a conformance run: on probation, or active when it is trusted and every check held.
 
     The expert at the same endpoint with the same descriptor is the same expert, with a new report and settings. Where
     the descriptor has changed it is a new row, and the old one retires.
@@ -228,11 +228,11 @@ def _check_free(
 
 
 LOOK_EVERY: Final = timedelta(minutes=1)
-"""How often an expert that is asked is looked at: whether it still is what was registered."""
+"""How often an expert in use is checked: is it still the service that was registered?"""
 
 
 def take_unseen(session: Session, limit: int) -> list[Look]:
-    """Experts that are asked and were not looked at for a while; nobody else is given them until the next time."""
+    """Experts in use that were not checked for a while; no other worker gets them until the next time."""
     asked = (ExpertStatus.ACTIVE.value, ExpertStatus.PROBATION.value)
     is_due = ExpertRow.looked_at.is_(None) | (ExpertRow.looked_at <= func.now() - LOOK_EVERY)
     rows = session.scalars(

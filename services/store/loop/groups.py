@@ -1,7 +1,7 @@
 """Groups: prompts to be drawn, and the leases of who draws them.
 
 A group is the durable row behind a sampling message. A worker claims it, draws with no transaction open, and finishes
-with its attempt number as the fence: a worker whose lease was lost changes nothing.
+with its attempt number as the fence: a worker that lost its lease changes no row.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ LOOP_SHARE = 4  # one place in so many is the loop's while evaluations wait
 
 @dataclass(frozen=True)
 class Draw:
-    """A claimed group: what to draw, and the attempt that may finish it."""
+    """A claimed group: the draw to make, and the attempt that may finish it."""
 
     group_id: UUID
     lineage_id: UUID
@@ -72,7 +72,7 @@ def add(
 
 
 def backlog(session: Session, lineage_id: UUID) -> int:
-    """Train rollouts planned, open or waiting for the trainer: what back-pressure counts.
+    """Train rollouts planned, open or waiting for the trainer: the count for back-pressure.
 
     Those from outside do not count: however many are sent, the policy's own go on being drawn.
     """
@@ -227,7 +227,7 @@ def take_due(session: Session, *, max_in_flight: int, resend_seconds: float) -> 
     """Free the groups of dead workers, then return those to be sent now, so that at most `max_in_flight` are under way.
 
     None of a lineage whose loop is blocked, and no train rollouts while it is paused; with its sampling alone switched
-    off, what was planned is still drawn. Evaluations go first, for somebody waits for their result, but leave the loop
+    off, planned groups are still drawn. Evaluations go first, because a person waits for the result, but leave the loop
     a share of the places.
     """
     session.execute(

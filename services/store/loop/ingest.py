@@ -43,7 +43,7 @@ class NoSuchVersion(InvalidInput):
 
 
 class TokenizerDiffers(InvalidInput):
-    """The token ids were made by another tokenizer; re-tokenising them would change what was sampled."""
+    """The token ids were made by another tokenizer; re-tokenising would change the sampled tokens."""
 
     hint = "Send the text instead: it is tokenised once at ingest and trains the local term only."
 

@@ -16,7 +16,7 @@ class LineageNotFound(NotFound):
 
 
 class LineageModelDiffers(Conflict):
-    """The lineage was begun with another model; its rows mean nothing for this one."""
+    """The lineage was begun with another model, whose rows do not fit this one."""
 
 
 def get(session: Session, name: str) -> LineageRow:

@@ -15,14 +15,14 @@ CLOCK_OF = "clock of "
 
 
 def beat(session: Session, name: str, pid: int, activity: str, counters: JsonObject) -> None:
-    """Say that the process lives and what it does. Counters are running totals since its start."""
+    """Record that the process is alive, and its activity. Counters are running totals since its start."""
     values = {"pid": pid, "activity": activity, "counters": counters, "beat_at": func.now()}
     statement = insert(ProcessRow).values(name=name, **values)
     session.execute(statement.on_conflict_do_update(index_elements=["name"], set_=values))
 
 
 def forget(session: Session, name: str) -> None:
-    """Take back what was said under this name."""
+    """Delete the record of this name."""
     session.execute(delete(ProcessRow).where(ProcessRow.name == name))
 
 

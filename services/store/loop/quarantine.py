@@ -20,12 +20,12 @@ from services.store.tables.loop import ExpertRow
 FIRST_PAUSE: Final = timedelta(seconds=10)
 LONGEST_PAUSE: Final = timedelta(minutes=30)
 LOOK_LEASE: Final = timedelta(minutes=1)
-"""How long nobody else looks after an expert that somebody looks after."""
+"""How long one worker alone may check an expert."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """An expert that is due to be looked at: whether what was registered answers there."""
+    """An expert that is due for a check: does the registered service answer at its endpoint?"""
 
     expert_id: UUID
     name: str
@@ -35,7 +35,7 @@ class Look:
 
 
 def look_at(row: ExpertRow) -> Look:
-    """Where to look, and what should be found."""
+    """The endpoint to check, and the expected descriptor."""
     described = Descriptor.model_validate(row.descriptor | {"version": row.version})
     return Look(row.id, row.name, row.endpoint, described, row.signing_secret)
 
@@ -62,7 +62,7 @@ def note_answer(session: Session, expert_id: UUID) -> None:
 
 
 def take_due(session: Session, limit: int) -> Sequence[Look]:
-    """Experts to look after now; nobody else is given them for a minute."""
+    """Experts to check now; no other worker gets them for a minute."""
     is_due = ExpertRow.retry_at.is_(None) | (ExpertRow.retry_at <= func.now())
     rows = session.scalars(
         select(ExpertRow)
@@ -78,8 +78,8 @@ def take_due(session: Session, limit: int) -> Sequence[Look]:
 
 
 def readmit(session: Session, expert_id: UUID, quarantine_after: int) -> bool:
-    """Ask it again, as what it was before: active or on probation. Its next failure, unless an answer comes before,
-    quarantines it for longer. False where somebody else has changed its status meanwhile."""
+    """Ask it again, with its former status: active or on probation. Its next failure, unless an answer comes before,
+    quarantines it for longer. Returns False if its status was changed meanwhile."""
     row = _lock(session, expert_id)
     if row.status != ExpertStatus.QUARANTINED.value:
         return False
@@ -103,7 +103,7 @@ def postpone(session: Session, expert_id: UUID, reason: str) -> None:
 
 
 def end(row: ExpertRow) -> None:
-    """A person takes it out of quarantine, or has registered it anew: what was counted is over."""
+    """Start its counters anew: a person took it out of quarantine or registered it again."""
     row.consecutive_failures = 0
     row.num_pauses = 0
     row.retry_at = None

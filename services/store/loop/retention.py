@@ -1,12 +1,12 @@
-"""Deleting old rows that nothing refers to, a bounded batch at a time.
+"""Deletes old rows that no other row needs, a bounded batch at a time.
 
-What goes: whole groups of rollouts, with their consultations, answers, distributions and lessons, when they are old,
-nothing of them is under way, and none of these refers to them: an update of the ledger (applied, undone or abandoned),
-an evaluation, a correction somebody decided. Whole groups, since siblings share a baseline. And the single tries behind
+Deleted are whole groups of rollouts, with their consultations, answers, distributions and lessons, once they are old,
+no part of them is under way, and none of these refers to them: an update of the ledger (applied, undone or abandoned),
+an evaluation, a decided correction. Whole groups, since siblings share a baseline. Also the single tries behind
 settled consultations.
 
-What stays: tasks, experts, persons, updates, versions, evaluations, everything an update used. So `explain` says of
-every update what it said before.
+Kept are tasks, experts, persons, updates, versions, evaluations, and everything an update used, so that `explain`
+gives the same account of every update.
 
 Groups that stay are met again by every walk: a walk reads on from its mark, and begins anew when it has come to rows
 that are young.
@@ -72,7 +72,7 @@ def first_id_at(session: Session, days: float) -> UUID:
 
 
 def delete_unused_groups(session: Session, days: float, limit: int) -> Walked:
-    """Walk one batch of groups older than `days` and delete those that nothing refers to."""
+    """Walk one batch of groups older than `days` and delete those that no row refers to."""
     mark = _mark(session, UNUSED)
     ids = session.scalars(
         select(GroupRow.id)
@@ -172,7 +172,7 @@ def delete_attempts(session: Session, days: float, limit: int) -> Walked:
 
 
 def retire_old_weights(session: Session, days: float, max_staleness: int) -> int:
-    """Mark the versions whose weights nobody needs any more, so that they cannot serve again; how many.
+    """Mark the versions whose weights are no longer needed, so that they cannot serve again; returns how many.
 
     Old means superseded, rejected or withdrawn, and made more than `days` ago. Kept are those whose rollouts may still
     be trained on by `max_staleness`, and those that planned draws name.

@@ -26,7 +26,7 @@ class TaskKeyTaken(Conflict):
 
 
 class SplitsOverlap(InvalidInput):
-    """A family or prompt would be in train and in another split, so that what is measured had been trained on."""
+    """A family or prompt would be in train and in another split: training on the tasks that are measured."""
 
     hint = "Keep a family in one split, or give a truly different family another name."
 
@@ -37,7 +37,7 @@ class SplitsOverlap(InvalidInput):
 
 @dataclass(frozen=True)
 class KnownTask:
-    """What storing a rollout needs of its task; tasks are immutable, so that it may be remembered."""
+    """The part of a task that storing a rollout needs. Tasks are immutable, so it may be cached."""
 
     id: UUID
     split: str
@@ -108,7 +108,7 @@ def _hash(value: Json) -> str:
 
 
 def _check_splits(session: Session, new: TaskRow) -> None:
-    """Pass when the task leaks nothing between train and the other splits. Errors: SplitsOverlap."""
+    """Pass when the task does not leak between train and the other splits. Errors: SplitsOverlap."""
     train = Split.TRAIN.value
     across = TaskRow.split != train if new.split == train else TaskRow.split == train
     for where, same, what in (

@@ -1,4 +1,4 @@
-"""The text of every token, so that pages can show what a rollout and its experts say without a tokenizer.
+"""The text of every token, so that pages can show rollouts and answers without a tokenizer.
 
 The trainer, which has the tokenizer, writes a vocabulary once; it is one compressed row of some hundred kilobytes.
 """

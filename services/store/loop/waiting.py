@@ -1,4 +1,4 @@
-"""Whom open rollouts wait for: experts that may train and have not answered yet."""
+"""The experts that open rollouts wait for: they may train and have not answered yet."""
 
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""Withdrawing an answer: it counts nowhere from now on, and neither does what was said by those who were shown it.
+"""Withdrawing an answer: from now on it does not count, and neither do the answers of experts that were shown it.
 
 Updates that were applied keep it: their ledger says so, and the weights stay as they are.
 """
@@ -31,7 +31,7 @@ class AnswerNotFound(NotFound):
 
 
 def withdraw(session: Session, answer_id: UUID) -> AnswerRow:
-    """Withdraw an answer and what experts made of it; lessons with nothing else in them are withdrawn too.
+    """Withdraw an answer and those derived from it; lessons left without an answer are withdrawn too.
 
     Errors: AnswerNotFound (404), IllegalStatusChange (409).
     """
@@ -54,7 +54,7 @@ def withdraw(session: Session, answer_id: UUID) -> AnswerRow:
     shown.take_answer_out(session, answer, REASON)
     of_corrections = select(CorrectionRow.id).where(CorrectionRow.consultation_id == answer.consultation_id)
     shown.forget_effects(session, of_corrections, REASON)
-    session.execute(text("LOCK TABLE lesson IN SHARE ROW EXCLUSIVE MODE"))  # last: nobody claims meanwhile
+    session.execute(text("LOCK TABLE lesson IN SHARE ROW EXCLUSIVE MODE"))  # last: no lesson is claimed meanwhile
     begun = session.scalars(
         select(UpdateRow.id).where(
             UpdateRow.lineage_id == rollout.lineage_id, UpdateRow.status == UpdateStatus.STARTED.value

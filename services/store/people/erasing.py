@@ -1,4 +1,4 @@
-"""Erasing what a person wrote: the texts go, their hashes, lengths and numbers stay.
+"""Erasing a person's texts; their hashes, lengths and numbers stay.
 
 A table that keeps what people write is named in WRITTEN: it then loses the text of an erased person, and the hash of
 every piece is kept in `erased_text`. No row there has words without their person (the database sees to it), and what is
@@ -94,7 +94,7 @@ def preview(session: Session, person_id: UUID) -> Erasure:
 
 
 def erase(session: Session, person_id: UUID) -> Erasure:
-    """Take out a person's text, name, keys, sessions and password; doing it again changes nothing.
+    """Erase a person's text, name, keys, sessions and password; repeating it has no effect.
 
     Trainers wait meanwhile, and updates that had begun are abandoned: they may have read the text.
 
@@ -113,7 +113,9 @@ def erase(session: Session, person_id: UUID) -> Erasure:
     session.flush()
     _keep_hashes(session, row.id, person_id, made)
     _take_out(session, person_id, made)
-    session.execute(text("LOCK TABLE lesson IN SHARE ROW EXCLUSIVE MODE"))  # last: nobody claims or settles meanwhile
+    session.execute(
+        text("LOCK TABLE lesson IN SHARE ROW EXCLUSIVE MODE")
+    )  # last: no lesson is claimed or settled meanwhile
     _begin_again(session, person_id)
     no_longer = session.scalars(emptied(made)).all()
     session.execute(

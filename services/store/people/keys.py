@@ -151,7 +151,7 @@ def revoke(session: Session, key_id: UUID) -> ApiKeyRow:
 
 
 def revoke_all(session: Session, person_id: UUID) -> None:
-    """Leave a person without a live key; whether somebody still administers is not looked at."""
+    """Leave a person without a live key, even if the installation then has no administrator."""
     _end(session, ApiKeyRow.person_id == person_id)
 
 

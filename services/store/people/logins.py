@@ -125,7 +125,7 @@ def list_live(session: Session, person_id: UUID) -> list[LoginSession]:
 def make_link(
     session: Session, person_id: UUID, purpose: LinkPurpose, key_id: UUID | None = None
 ) -> tuple[LoginLinkRow, str]:
-    """A link and its token. What it opens is no wider than the key, where one is named."""
+    """A link and its token. Where a key is named, the session has no wider rights than that key."""
     token = secrets.token_urlsafe(32)
     row = LoginLinkRow(
         id=new_id(),

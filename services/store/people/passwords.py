@@ -29,7 +29,7 @@ MAX_CHARS: Final = 256
 LEAST_STRENGTH: Final = 3
 """Of zxcvbn's 0 to 4: it would take ten to the eighth guesses or more."""
 MAX_JUDGED_CHARS: Final = 72
-"""What zxcvbn looks at; its time grows with the square."""
+"""The characters that zxcvbn reads; its time grows with the square."""
 MAX_WAITING: Final = 8
 """Passwords that may wait for their turn: each waits in a thread that other requests need."""
 
@@ -71,7 +71,7 @@ class PasswordsBusy(PreceptorError):
 
 
 def hash_password(name: str, password: str) -> str:
-    """What is kept of a password. Slow on purpose: never inside a transaction.
+    """The hash of a password. Slow on purpose: never inside a transaction.
 
     Errors: PasswordTooWeak (422), PasswordsBusy (503).
     """

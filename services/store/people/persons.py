@@ -70,7 +70,7 @@ def create(session: Session, name: str, role: Role) -> tuple[PersonRow, str]:
 def ensure_owner(session: Session, *, is_lost: bool = False) -> str | None:
     """The key of a first owner, to be shown this once; None when an owner already holds one.
 
-    is_lost: nobody has the one they hold, as after a restore without secrets: they get one more.
+    is_lost: the owner's key is lost, as after a restore without secrets: they get one more.
     """
     row = find_owner(session)
     session.refresh(row, with_for_update=True)  # two first starts at once take turns

@@ -11,7 +11,7 @@ from services.store.tables.people import ApiKeyRow, LoginSessionRow, PasswordRow
 
 
 def read(session: Session, *, cursor: str | None, limit: int) -> Page[PersonLine]:
-    """Persons and services with what they hold, newest first. Errors: BadCursor."""
+    """Persons and services with their keys and sessions, newest first. Errors: BadCursor."""
     rows, following = newest_first(session, select(PersonRow), PersonRow.id, cursor, limit)
     ids = [row.id for row in rows]
     held = select(ApiKeyRow.person_id, func.count(), func.max(ApiKeyRow.last_used_at)).group_by(ApiKeyRow.person_id)

@@ -177,7 +177,7 @@ def _pass_rates(session: Session, lineage: LineageRow) -> list[PassRate]:
             RolloutRow.lineage_id == lineage.id,
             RolloutRow.purpose == Purpose.TRAIN.value,
             RolloutRow.score.is_not(None),
-            RolloutRow.policy_version.is_not(None),  # an answer from elsewhere says nothing about the policy
+            RolloutRow.policy_version.is_not(None),  # a rollout from elsewhere is no evidence about the policy
         )
         .order_by(RolloutRow.id.desc())
         .limit(RECENT_ROLLOUTS)
