@@ -2,7 +2,6 @@
 SANDBOX_METRICS_KEY, or from files that those names with _FILE name, never from the command line."""
 
 import argparse
-import ipaddress
 import os
 import signal
 import sys
@@ -14,19 +13,13 @@ from pydantic import SecretStr
 from sandbox.contract import Level
 from sandbox.http import edge
 from sandbox.http.logs import LogFormat, configure
+from sandbox.http.loopback import names_loopback
 from sandbox.inside import kernel
 from sandbox.server.app import create_app
 from sandbox.settings import BackendName, SandboxSettings
 
 STOP_SECONDS = 2
 """Given to requests in flight; then they are cancelled, and with them their runs."""
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -90,7 +83,7 @@ def main(arguments: list[str]) -> int:
     except ValueError as error:
         sys.stderr.write(f"sandbox: {error}\n")
         return 2
-    if not key and not _is_loopback(options.host):
+    if not key and not names_loopback(options.host):
         sys.stderr.write(
             f"sandbox: set SANDBOX_API_KEY to listen on {options.host}; without it only loopback is open\n"
         )
@@ -110,7 +103,6 @@ def main(arguments: list[str]) -> int:
             host=options.host,
             port=options.port,
             log_config=None,
-            access_log=False,
             timeout_graceful_shutdown=STOP_SECONDS,
             **edge.bounds(),
         )

@@ -420,12 +420,3 @@ class SandboxHealth(Frozen):
     """Since the start: warm interpreters that died or failed and were started anew."""
     runs_retried: int
     """Since the start: runs that were run again because of that. None of them more than once."""
-
-
-class Problem(Frozen):
-    """An error as RFC 9457 describes it (`application/problem+json`)."""
-
-    type: str = "about:blank"
-    title: str
-    status: int
-    detail: str

@@ -244,10 +244,11 @@ def allow_connections() -> int:
 
 
 def bounds() -> dict[str, Any]:
-    """The settings of a uvicorn server with this edge."""
+    """The settings of a uvicorn server with this edge; the application logs requests itself."""
     return {
         "http": BoundedProtocol,
         "ws": "none",
+        "access_log": False,
         "timeout_keep_alive": KEEP_ALIVE_SECONDS,
         "limit_concurrency": allow_connections(),
     }

@@ -5,17 +5,14 @@ Thin: contract in, runner, contract out.
 
 import asyncio
 import hmac
-import ipaddress
 from base64 import b64encode
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, Final, TypeVar, cast
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import SecretStr, ValidationError
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sandbox.contract import (
@@ -23,58 +20,48 @@ from sandbox.contract import (
     BatchResult,
     JudgeRequest,
     JudgeResult,
-    Problem,
     RunRequest,
     RunResult,
     SandboxHealth,
 )
 from sandbox.errors import IsolationRefused, SandboxError, SandboxStopping
-from sandbox.http.logs import LogRequests
-from sandbox.inside.json_bounds import JsonBounds, TooMuchJson
+from sandbox.http import meter as requests
+from sandbox.http import rendering
+from sandbox.http.access_log import LogRequests
+from sandbox.http.body_limit import BodyLimit
+from sandbox.http.meter import RequestMeter, may_scrape
+from sandbox.http.problems import Problem
+from sandbox.http.rendering import DocumentedApp, document, render
 from sandbox.server.fusion import RunCodeRequest, RunCodeResponse, translate_request, translate_result
 from sandbox.server.levels import LEAVES_OPEN, PROTECTS
-from sandbox.server.metrics import PATH as METRICS_PATH
-from sandbox.server.metrics import RequestMeter, SandboxMeter
+from sandbox.server.metrics import SandboxMeter
 from sandbox.server.runner import Runner
 from sandbox.settings import SandboxSettings
 
-MAX_BODY_BYTES = 32 << 20
-"""Of one request, and of one batch as well."""
-_TOO_LARGE = f"A request has at most {MAX_BODY_BYTES} bytes"
-_NO_KEY = "send the sandbox's key as `Authorization: Bearer KEY`"
-_HANG_UP = {"Connection": "close"}
-_OPEN_PATHS = ("/healthz", "/v1/ping")
-"""Routes open without the key."""
-_CLIENT_GONE = 499
+MAX_BODY_BYTES: Final = 32 << 20
+"""Of one request, a batch included."""
+_NO_KEY: Final = "send the sandbox's key as `Authorization: Bearer KEY`"
+_OPEN_PATHS: Final = ("/healthz", "/v1/ping")
+"""Answered without the key."""
+_CLIENT_GONE: Final = 499
 
-_MEANINGS = {
-    400: "The body cannot be read at all.",
-    401: "No key, or a wrong one.",
-    408: "The body arrives too slowly.",
-    413: "The body is too large.",
-    422: "The request does not fit the contract.",
-    429: "Too much waits; come back after Retry-After seconds.",
-    500: "A fault of the sandbox's own; its log has the cause.",
-    503: "The sandbox stops, or has too many connections.",
-}
-_PROBLEM_CONTENT = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-_PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"description": meaning, "content": _PROBLEM_CONTENT} for status, meaning in _MEANINGS.items()
-}
-_OF_ALL: dict[int | str, dict[str, Any]] = {status: _PROBLEMS[status] for status in (500, 503)}
+_PROBLEMS: Final = document(
+    {
+        400: "The body cannot be read at all.",
+        401: "No key, or a wrong one.",
+        408: "The body arrives too slowly.",
+        413: "The body is too large.",
+        422: "The request does not fit the contract.",
+        429: "Too many runs wait; come back after Retry-After seconds.",
+        500: "A fault of the sandbox's own; its log has the cause.",
+        503: "The sandbox stops, or has too many connections.",
+    }
+)
+_OF_ALL: Final[dict[int | str, dict[str, Any]]] = {status: _PROBLEMS[status] for status in (500, 503)}
 """What a route may answer that reads no body."""
 
 T = TypeVar("T")
 router = APIRouter()
-
-
-class _DocumentedApp(FastAPI):
-    """An app whose OpenAPI document has the problem document among its components."""
-
-    def openapi(self) -> dict[str, Any]:
-        made = super().openapi()
-        made["components"]["schemas"].setdefault(Problem.__name__, Problem.model_json_schema())
-        return made
 
 
 def _runner(request: Request) -> Runner:
@@ -175,10 +162,10 @@ async def get_health(request: Request, runner: RunnerDep) -> SandboxHealth:
     )
 
 
-@router.get(METRICS_PATH, include_in_schema=False)
+@router.get(requests.PATH, include_in_schema=False)
 async def get_metrics(meter: MeterDep) -> Response:
-    """Its figures for Prometheus: for callers on this machine, and for those with the key."""
-    return Response(generate_latest(meter.registry), media_type=CONTENT_TYPE_LATEST)
+    """Its figures for Prometheus, for callers on this machine and those with a key."""
+    return requests.show(meter.registry)
 
 
 class _ClientGone(Exception):
@@ -205,34 +192,17 @@ async def _await_disconnect(request: Request) -> None:
         pass
 
 
-def _render(problem: Problem, headers: dict[str, str] | None = None) -> Response:
-    return Response(problem.model_dump_json(), problem.status, headers, media_type="application/problem+json")
-
-
-async def _answer_sandbox_error(_: Request, error: Exception) -> Response:
+def _answer_sandbox_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, SandboxError)
-    seconds = error.retry_after_seconds
-    headers = {} if seconds is None else {"Retry-After": str(seconds)}
-    return _render(Problem(title=error.title, status=error.status_code, detail=str(error)), headers)
-
-
-async def _answer_invalid(_: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    details = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:10]]
-    detail = "; ".join(details).encode(errors="backslashreplace").decode()
-    return _render(Problem(title="The request does not fit the contract", status=422, detail=detail))
-
-
-async def _answer_http_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return _render(
-        Problem(title=error.detail, status=error.status_code, detail=error.detail), dict(error.headers or {})
+    headers = {} if error.retry_after_seconds is None else {"Retry-After": str(error.retry_after_seconds)}
+    problem = Problem(
+        type="about:blank",
+        title=error.title,
+        status=error.status_code,
+        detail=str(error),
+        instance=request.url.path,
     )
-
-
-async def _answer_fault(_: Request, error: Exception) -> Response:
-    detail = f"the sandbox failed with {type(error).__name__}; its log has the cause"
-    return _render(Problem(title="A fault of the sandbox", status=500, detail=detail))
+    return render(problem, headers)
 
 
 async def _answer_gone(_: Request, __: Exception) -> Response:
@@ -240,9 +210,7 @@ async def _answer_gone(_: Request, __: Exception) -> Response:
 
 
 class _Gate:
-    """Stands before everything else: refuses a caller without the key before anything of the body is received, and a
-    body above MAX_BODY_BYTES, by its announced length or when it has grown past it, or one of too many values. Whom it
-    refuses it hangs up on.
+    """ASGI middleware: refuses a caller without the key before anything of the body is received, and hangs up.
 
     /metrics alone is open to this machine without the key, and has a key of its own, which opens nothing else."""
 
@@ -252,29 +220,19 @@ class _Gate:
         self._metrics = () if metrics_key is None else _write_key(metrics_key.get_secret_value())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or self._lets_in(scope):
             await self._app(scope, receive, send)
             return
-        headers = dict(scope["headers"])
-        if not self._lets_in(scope, headers.get(b"authorization", b"")):
-            problem = Problem(title="A valid key is needed", status=401, detail=_NO_KEY)
-            await _render(problem, {"WWW-Authenticate": "Bearer", **_HANG_UP})(scope, receive, send)
-            return
-        announced = headers.get(b"content-length", b"0")
-        if announced.isdigit() and int(announced) > MAX_BODY_BYTES:
-            await _render(Problem(title=_TOO_LARGE, status=413, detail=_TOO_LARGE), _HANG_UP)(scope, receive, send)
-            return
-        await self._app(scope, _bounded(receive), send)
+        problem = Problem(type="about:blank", title="A valid key is needed", status=401, detail=_NO_KEY)
+        await render(problem, {"WWW-Authenticate": "Bearer", "Connection": "close"})(scope, receive, send)
 
-    def _lets_in(self, scope: Scope, authorization: bytes) -> bool:
+    def _lets_in(self, scope: Scope) -> bool:
         if self._expected is None or scope["path"] in _OPEN_PATHS:
             return True
-        accepted = self._expected
-        if scope["path"] == METRICS_PATH:
-            if _is_local(scope):
-                return True
-            accepted += self._metrics
-        return any(hmac.compare_digest(authorization, each) for each in accepted)
+        if scope["path"] == requests.PATH:
+            return may_scrape(scope, self._expected + self._metrics)
+        authorization = dict(scope["headers"]).get(b"authorization", b"")
+        return any(hmac.compare_digest(authorization, each) for each in self._expected)
 
 
 class _TellRefusal:
@@ -295,39 +253,10 @@ class _TellRefusal:
         await self._app(scope, receive, tell)
 
 
-def _is_local(scope: Scope) -> bool:
-    host = scope["client"][0] if scope.get("client") else ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def _write_key(key: str) -> tuple[bytes, ...]:
-    """The header of a caller who has the key: as a bearer, or as the password of the user `sandbox`, which is what
-    clients send that can be given only a URL (`http://sandbox:KEY@host:8130`)."""
+    """The header of a caller who has the key: as a bearer, or as the password of the user `sandbox`, which clients
+    send that can be given only a URL (`http://sandbox:KEY@host:8130`)."""
     return f"Bearer {key}".encode(), b"Basic " + b64encode(f"sandbox:{key}".encode())
-
-
-def _bounded(receive: Receive) -> Receive:
-    """Receives a request whose body is not too large, and holds no more values than are parsed. Of all exceptions
-    FastAPI lets HTTPException through."""
-    num_bytes, bounds = 0, JsonBounds()
-
-    async def receive_bounded() -> Message:
-        nonlocal num_bytes
-        message = await receive()
-        piece = message.get("body", b"")
-        num_bytes += len(piece)
-        if num_bytes > MAX_BODY_BYTES:
-            raise HTTPException(413, _TOO_LARGE, _HANG_UP)
-        try:
-            bounds.take(piece)
-        except TooMuchJson as error:
-            raise HTTPException(413, str(error), _HANG_UP) from None
-        return message
-
-    return receive_bounded
 
 
 def create_app(settings: SandboxSettings) -> FastAPI:
@@ -341,17 +270,16 @@ def create_app(settings: SandboxSettings) -> FastAPI:
             yield
             app.state.runner = None
 
-    app = _DocumentedApp(title="Preceptor sandbox", lifespan=lifespan)
+    app = DocumentedApp(title="Preceptor sandbox", lifespan=lifespan)
     app.state.settings = settings
     app.state.meter = SandboxMeter()
     app.include_router(router)
+    app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
     app.add_middleware(_Gate, key=settings.api_key, metrics_key=settings.metrics_key)
     app.add_middleware(LogRequests)
-    app.add_middleware(RequestMeter, meter=app.state.meter)
+    app.add_middleware(RequestMeter, registry=app.state.meter.registry)
     app.add_middleware(_TellRefusal)
+    rendering.install(app, "the sandbox")
     app.add_exception_handler(SandboxError, _answer_sandbox_error)
-    app.add_exception_handler(RequestValidationError, _answer_invalid)
-    app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(_ClientGone, _answer_gone)
-    app.add_exception_handler(Exception, _answer_fault)
     return app

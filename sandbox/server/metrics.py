@@ -1,6 +1,5 @@
-"""The sandbox's figures for Prometheus: slots, queue, how runs ended, verdicts, requests by route."""
+"""The sandbox's figures for Prometheus: slots, queue, how runs ended, verdicts."""
 
-import time
 from collections.abc import Iterable
 from typing import Final, Protocol
 
@@ -9,14 +8,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sandbox.contract import JudgeResult, RunResult
-from sandbox.http.watching import StatusWatch
 
-PATH: Final = "/metrics"
 RUN_SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-REQUEST_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
 
 
 class Runs(Protocol):
@@ -35,7 +30,7 @@ class Runs(Protocol):
 
 
 class SandboxMeter:
-    """Figures of one sandbox; every label is a word of the contract or a route's template."""
+    """Counts what one sandbox does; every label is a word of the contract."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -49,16 +44,6 @@ class SandboxMeter:
         )
         self._verdicts = Counter(
             "preceptor_sandbox_verdicts", "Verdicts on single tests.", ("verdict",), registry=self.registry
-        )
-        self.requests = Counter(
-            "preceptor_http_requests", "Requests answered.", ("method", "route", "status"), registry=self.registry
-        )
-        self.request_seconds = Histogram(
-            "preceptor_http_request_seconds",
-            "From a request's first byte to its answer's last.",
-            ("method", "route"),
-            buckets=REQUEST_SECONDS,
-            registry=self.registry,
         )
 
     def watch(self, runner: Runs, slots: int, queue_limit: int) -> None:
@@ -93,26 +78,3 @@ class _RunnerCollector(Collector):
         yield GaugeMetricFamily("preceptor_sandbox_waiting_limit", "Runs that may wait.", self._queue_limit)
         yield CounterMetricFamily("preceptor_sandbox_zygotes_replaced", "Interpreters replaced.", runner.num_replaced)
         yield CounterMetricFamily("preceptor_sandbox_runs_retried", "Runs begun anew by itself.", runner.num_retried)
-
-
-class RequestMeter:
-    """ASGI middleware: counts requests by method and route; refusals before any route are `unmatched`."""
-
-    def __init__(self, app: ASGIApp, meter: SandboxMeter) -> None:
-        self._app = app
-        self._meter = meter
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] == PATH:
-            await self._app(scope, receive, send)
-            return
-        watch = StatusWatch(send)
-        began = time.perf_counter()
-        try:
-            await self._app(scope, receive, watch)
-        finally:
-            status = watch.status or 500  # it raised before it answered
-            method = scope["method"] if scope["method"] in ("GET", "POST") else "other"
-            route: str = getattr(scope.get("route"), "path", "unmatched")
-            self._meter.requests.labels(method, route, str(status)).inc()
-            self._meter.request_seconds.labels(method, route).observe(time.perf_counter() - began)

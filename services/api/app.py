@@ -10,6 +10,7 @@ import anyio
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
 
+from sandbox.http.rendering import DocumentedApp
 from services.api import once, problems
 from services.api.deps import House
 from services.api.group_commit import GroupCommit
@@ -36,7 +37,6 @@ from services.api.routes import (
 from services.api.space import SpaceGuard
 from services.api.tokens import Reader
 from services.http import metrics
-from services.http.problems import DocumentedApp
 from services.policy.client import PolicyClient
 from services.runtime.settings import Settings
 from services.store.core import migrate

@@ -1,11 +1,5 @@
-"""What is refused before a route sees it: bodies that are too large, bodies that are not strict JSON, NUL in addresses.
+"""Checks before a route: the size of bodies, strict JSON, known parameters, NUL in addresses."""
 
-A body over the limit is refused at its Content-Length, or at the chunk that crosses the limit; what the client still
-sends is thrown away for a moment, so that it can read the reason before the connection closes.
-"""
-
-import asyncio
-import contextlib
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
@@ -14,43 +8,18 @@ from fastapi.dependencies.utils import get_flat_params
 from fastapi.params import Query
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sandbox.inside.json_bounds import JsonBounds, TooMuchJson
+from sandbox.http.body_limit import BodyLimit
+from sandbox.http.problems import shorten
 from services.contracts.base import Json
 from services.contracts.strict_json import NotStrictJson, parse_json, read_contract
-from services.http.problems import render_error, shorten
-from services.runtime.errors import InvalidInput, PreceptorError
+from services.http.json_bodies import MAX_SHOWN_CHARS, BodyNotJson, check_media_type
+from services.http.problems import render_error
+from services.runtime.errors import InvalidInput
 
 MAX_BODY_BYTES: Final = 8 * 1024 * 1024
-LINGER_BYTES: Final = 64 * 1024 * 1024
-LINGER_SECONDS: Final = 2.0
-MAX_SHOWN_CHARS: Final = 100
-JSON: Final = "application/json"
-
-
-class BodyTooLarge(PreceptorError):
-    """The body is larger than any that is accepted."""
-
-    status_code = 413
-    title = "Request body too large"
-    hint = "Send imports in smaller batches; split or shorten a rollout of that size."
-
-
-class BodyNotJson(InvalidInput):
-    """The body is not JSON that can be kept."""
-
-    title = "Not strict JSON"
-    hint = "Send RFC 8259 JSON in UTF-8: no NaN or Infinity, no NUL characters, no lone surrogates, no key twice."
-
-
-class WrongMediaType(PreceptorError):
-    """The body was not declared as JSON."""
-
-    status_code = 415
-    title = "Unsupported media type"
-    hint = "Send the header Content-Type: application/json."
+TOO_LARGE_HINT: Final = "Send imports in smaller batches; split or shorten a rollout of that size."
 
 
 class AddressNotText(InvalidInput):
@@ -68,81 +37,24 @@ class UnknownParameter(InvalidInput):
 
 
 class ParameterTwice(InvalidInput):
-    """The query has a parameter more than once: which one was meant nobody can tell."""
+    """The query has a parameter more than once, so that it is unclear which one was meant."""
 
     title = "Parameter given twice"
     hint = "Give every parameter once; ask once for each value."
 
 
 class RequestLimits:
-    """ASGI middleware: passes a request on with its body read whole, or answers what is wrong with it."""
+    """ASGI middleware: passes on requests whose body is within limits and whose address is text."""
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int = MAX_BODY_BYTES) -> None:
-        self._app = app
-        self._max = max_body_bytes
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = BodyLimit(app, MAX_BODY_BYTES, TOO_LARGE_HINT)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        if "\0" in scope["path"] or b"%00" in scope["query_string"] or b"\0" in scope["query_string"]:
+        is_http = scope["type"] == "http"
+        if is_http and ("\0" in scope["path"] or b"%00" in scope["query_string"] or b"\0" in scope["query_string"]):
             await render_error(AddressNotText("the address holds a NUL character"))(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        declared = headers.get("content-length", "0")
-        if declared.isdecimal() and int(declared) > self._max:
-            await self._refuse(self._too_large(f"the body has {int(declared):,} bytes"), scope, receive, send)
-            return
-        body, bounds = bytearray(), JsonBounds()
-        is_json = _media_type(headers) == JSON
-        more = True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            piece = message.get("body", b"")
-            body += piece
-            more = message.get("more_body", False)
-            try:
-                if is_json:
-                    bounds.take(piece)
-            except TooMuchJson as error:
-                await self._refuse(BodyTooLarge(f"{error}: no more are read"), scope, receive, send)
-                return
-            if len(body) > self._max:
-                await self._refuse(self._too_large("the body goes on"), scope, receive, send)
-                return
-        whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
-        await self._app(scope, lambda: _replay(whole, receive), send)
-
-    def _too_large(self, what: str) -> BodyTooLarge:
-        return BodyTooLarge(f"{what}; at most {self._max:,} bytes are accepted")
-
-    async def _refuse(self, error: BodyTooLarge, scope: Scope, receive: Receive, send: Send) -> None:
-        response = render_error(error, scope["path"])
-        headers = [*response.raw_headers, (b"connection", b"close")]
-        await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
-        await send({"type": "http.response.body", "body": response.body, "more_body": True})
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(_discard(receive), LINGER_SECONDS)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-def _media_type(headers: Headers) -> str:
-    return headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-async def _replay(whole: list[Message], receive: Receive) -> Message:
-    return whole.pop() if whole else await receive()
-
-
-async def _discard(receive: Receive) -> None:
-    seen = 0
-    while seen < LINGER_BYTES:
-        message = await receive()
-        seen += len(message.get("body", b""))
-        if message["type"] == "http.disconnect" or not message.get("more_body", False):
-            return
+        await self._app(scope, receive, send)
 
 
 class StrictRequest(Request):
@@ -188,9 +100,7 @@ class StrictRoute(APIRoute):
             if len(checked.query_params.multi_items()) != len(checked.query_params):  # no parameter of ours is a list
                 raise ParameterTwice("the query has a parameter more than once")
             if reads_body and await checked.body():
-                media_type = _media_type(checked.headers)
-                if media_type != JSON:
-                    raise WrongMediaType(f"the body is declared as {media_type[:100] or 'nothing'}")
+                check_media_type(checked.headers)
                 await checked.json()
             return await handle(checked)
 

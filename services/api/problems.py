@@ -1,25 +1,18 @@
-"""Every error of the api as a problem document that says what is wrong with this request and what to do about it."""
+"""The api's problem documents: rows that are refused, and faults under an id that the log has too."""
 
 import re
 import traceback
-from collections.abc import Mapping, Sequence
-from http import HTTPStatus
-from typing import Final
+from collections.abc import Sequence
 from uuid import uuid4
 
 import structlog
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
 
-from services.contracts.base import JsonObject, Problem
-from services.http.problems import MAX_TEXT_CHARS, TYPE_PREFIX, describe_errors, on_preceptor_error, render, shorten
-from services.runtime.errors import InvalidInput, PreceptorError
-
-HINTS: Final[Mapping[int, str]] = {
-    404: "GET /openapi.json lists every route.",
-    405: "GET /openapi.json lists every route with its methods.",
-}
+from sandbox.http.problems import TYPE_PREFIX, Problem
+from sandbox.http.rendering import render
+from services.contracts.base import JsonObject
+from services.http import problems
+from services.runtime.errors import InvalidInput
 
 log = structlog.get_logger(__name__)
 
@@ -33,38 +26,6 @@ class RowsRefused(InvalidInput):
     def __init__(self, detail: str, errors: Sequence[JsonObject]) -> None:
         super().__init__(detail)
         self.errors = tuple(errors)
-
-
-def _on_validation_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    errors = describe_errors(error.errors())
-    first = f"{errors[0]['where']}: {errors[0]['what']}" if errors else "the request does not fit its contract"
-    more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
-    problem = Problem(
-        type=TYPE_PREFIX + "request-invalid",
-        title="Invalid request",
-        status=422,
-        detail=first + more,
-        hint="`errors` names every place that does not fit; GET /openapi.json has the contract. Nothing was stored.",
-        instance=request.url.path,
-        errors=errors,
-    )
-    return render(problem)
-
-
-def _on_http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    title = HTTPStatus(error.status_code).phrase
-    detail = error.detail if error.detail != title else f"{request.method} {request.url.path}: {title.lower()}"
-    problem = Problem(
-        type="about:blank",
-        title=title,
-        status=error.status_code,
-        detail=shorten(detail, MAX_TEXT_CHARS),
-        hint=HINTS.get(error.status_code, ""),
-        instance=shorten(request.url.path, MAX_TEXT_CHARS),
-    )
-    return render(problem, error.headers)
 
 
 def hide_rows(cause: str) -> str:
@@ -90,7 +51,5 @@ def _on_fault(request: Request, error: Exception) -> Response:
 
 def install(app: FastAPI) -> None:
     """Render every error of this app as a problem document."""
-    app.add_exception_handler(PreceptorError, on_preceptor_error)
-    app.add_exception_handler(RequestValidationError, _on_validation_error)
-    app.add_exception_handler(HTTPException, _on_http_error)
+    problems.install(app, "the api")
     app.add_exception_handler(Exception, _on_fault)

@@ -14,7 +14,8 @@ import httpx2
 from pydantic import BaseModel, TypeAdapter
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, stop_never
 
-from services.contracts.base import JsonObject, Problem
+from sandbox.http.problems import Problem
+from services.contracts.base import JsonObject
 from services.contracts.problems import read_problem, read_retry_after
 from services.runtime.errors import PreceptorError
 

@@ -1,4 +1,4 @@
-"""The base of every contract: strict frozen models, JSON values, pages, problem documents, status tables."""
+"""The base of every contract: strict frozen models, JSON values, pages, status tables."""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -42,26 +42,6 @@ class Page(Contract, Generic[T]):
 
     items: list[T]
     next_cursor: str | None = None
-
-
-class Fault(Contract):
-    """One part of a request that is wrong. row: counted from 1, where the request has rows."""
-
-    where: str
-    what: str
-    row: int | None = None
-
-
-class Problem(Contract):
-    """A problem document (RFC 9457): what went wrong with this request and what to do about it."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    hint: str = ""
-    instance: str = ""
-    errors: list[Fault] = []
 
 
 StatusChanges: TypeAlias = Mapping[S, frozenset[S]]

@@ -4,7 +4,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from services.contracts.base import Problem
+from sandbox.http.problems import Problem
 
 MAX_EXCERPT_CHARS: Final = 500
 """Of an answer that is no problem document."""

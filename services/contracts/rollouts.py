@@ -7,13 +7,13 @@ from uuid import UUID
 
 from pydantic import AliasChoices, Field, model_validator
 
+from sandbox.http.problems import Problem
 from services.contracts import foreign
 from services.contracts.base import (
     Contract,
     Float,
     Int,
     JsonObject,
-    Problem,
     Seed,
     Sha256,
     StatusChanges,

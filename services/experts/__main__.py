@@ -7,6 +7,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from sandbox.http import edge
+from sandbox.http.access_log import LogRequests
 from services.experts.own import reasoning
 from services.experts.own.execution import ExecutionExpert
 from services.experts.own.human import HumanExpert
@@ -41,6 +42,7 @@ def build_app(settings: Settings) -> FastAPI:
         ],
         settings.expert_secret or None,
     )
+    app.add_middleware(LogRequests)
     metrics.install(app, metrics.make_registry(), settings.metrics_key)
     tracing = open_tracing(settings.otlp_endpoint, "experts")
     if tracing.is_on:

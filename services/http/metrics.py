@@ -1,21 +1,18 @@
-"""What a process measures of itself, for Prometheus: counts of requests, and `GET /metrics`.
+"""A process's own figures for Prometheus, at `GET /metrics`.
 
 A scrape from this machine needs no key; from anywhere else it needs `Authorization: Bearer` with
-PRECEPTOR_METRICS_KEY, and is refused while that is not set. What is shown holds no text, key or address; labels come
-from closed sets (routes as templates, registered experts, statuses), so that a caller cannot make series.
+PRECEPTOR_METRICS_KEY, and is refused while that is not set. The figures hold no text, key or address; labels come from
+closed sets (routes as templates, registered experts, statuses), so that a caller cannot make series.
 """
 
-import hmac
-import ipaddress
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterable
 from typing import Final, Self
 
 import uvicorn
 from fastapi import FastAPI
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import InfoMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.process_collector import ProcessCollector
@@ -23,23 +20,16 @@ from prometheus_client.registry import Collector
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sandbox.http import edge
-from sandbox.http.watching import StatusWatch
+from sandbox.http.meter import PATH, RequestMeter, may_scrape, show
 from services.runtime.version import VERSION
 
-PATH: Final = "/metrics"
-METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-UNMATCHED: Final = "unmatched"
-REQUEST_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
-"""Upper edges of the histogram: from a read by id to a draw that waits for the policy's batch."""
 START_SECONDS: Final = 10.0
 
 
 class BuildInfo(Collector):
-    """Which Preceptor this is."""
+    """The version that runs."""
 
     def collect(self) -> Iterable[Metric]:
         """One constant."""
@@ -54,56 +44,6 @@ def make_registry() -> CollectorRegistry:
     return registry
 
 
-class RequestMeter:
-    """ASGI middleware: counts requests and their seconds by method and route template.
-
-    The time is until the response is sent whole. A request whose handler raises counts as a 500.
-    """
-
-    def __init__(self, app: ASGIApp, registry: CollectorRegistry) -> None:
-        self._app = app
-        self._requests = Counter(
-            "preceptor_http_requests", "Requests answered.", ("method", "route", "status"), registry=registry
-        )
-        self._seconds = Histogram(
-            "preceptor_http_request_seconds",
-            "From a request's first byte to its answer's last.",
-            ("method", "route"),
-            buckets=REQUEST_SECONDS,
-            registry=registry,
-        )
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] == PATH:
-            await self._app(scope, receive, send)
-            return
-        outer_root = scope.get("root_path", "")
-        watch = StatusWatch(send)
-        began = time.perf_counter()
-        try:
-            await self._app(scope, receive, watch)
-        finally:
-            status = watch.status or 500  # it raised before it answered
-            method = scope["method"] if scope["method"] in METHODS else "other"
-            route = name_route(scope, outer_root)
-            self._requests.labels(method, route, str(status)).inc()
-            self._seconds.labels(method, route).observe(time.perf_counter() - began)
-
-
-def name_route(scope: Scope, outer_root: str = "") -> str:
-    """The template of the route that took the request, the mount for mounted files, `unmatched` for none.
-
-    A route of a router that was included under a prefix knows its own part only; the prefix is what stands before it.
-    """
-    mount = scope.get("root_path", "").removeprefix(outer_root)
-    route = scope.get("route")
-    if not isinstance(route, Route):
-        return mount or UNMATCHED
-    path: str = scope["path"]
-    starts = (place for place, letter in enumerate(path) if letter == "/" and route.path_regex.match(path[place:]))
-    return path[: next(starts, 0)] + route.path
-
-
 def install(app: FastAPI, registry: CollectorRegistry, key: str) -> None:
     """Count the app's requests and serve the registry at /metrics. An empty key: to this machine only."""
     app.add_middleware(RequestMeter, registry=registry)
@@ -111,10 +51,10 @@ def install(app: FastAPI, registry: CollectorRegistry, key: str) -> None:
 
 
 class MetricsServer:
-    """/metrics alone on a port of its own, for processes that serve nothing else; runs in a thread."""
+    """Serves /metrics alone on a port of its own, in a thread, for processes without a server."""
 
     def __init__(self, registry: CollectorRegistry, listen: str, key: str) -> None:
-        """listen: `HOST:PORT`, IPv6 addresses in brackets. Raises OSError when the port cannot be had."""
+        """listen: `HOST:PORT`, IPv6 addresses in brackets. Raises OSError when the port is taken."""
         host, _, port = listen.rpartition(":")
         family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
         self._socket = socket.create_server((host.strip("[]"), int(port)), family=family)
@@ -153,28 +93,12 @@ def open_server(registry: CollectorRegistry, listen: str, key: str) -> MetricsSe
 
 
 def _make_endpoint(registry: CollectorRegistry, key: str) -> Callable[[Request], Response]:
-    def show(request: Request) -> Response:
+    accepted = [f"Bearer {key}".encode()] if key else []
+
+    def answer(request: Request) -> Response:
         """Every figure, in Prometheus' text format. Errors: 403 from elsewhere without the key."""
-        if not may_scrape(request, key):
+        if not may_scrape(request.scope, accepted):
             return PlainTextResponse("from another machine the key of PRECEPTOR_METRICS_KEY is needed\n", 403)
-        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+        return show(registry)
 
-    return show
-
-
-def may_scrape(request: Request, key: str) -> bool:
-    """Whether the caller is on this machine, or has the key."""
-    given = request.headers.get("authorization", "").encode()
-    if key and hmac.compare_digest(given, f"Bearer {key}".encode()):
-        return True
-    return request.client is not None and is_loopback(request.client.host)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether this is an address of this machine only."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return (mapped or address).is_loopback
+    return answer

@@ -1,23 +1,23 @@
-"""How processes log: one line an event on standard output, time first, the ids as fields of the same names everywhere.
+"""The log of our processes: one line per event on standard output, time first, ids under the same names everywhere.
 
-`PRECEPTOR_LOG_FORMAT` is `text` (key=value, for people) or `json` (one object a line, for collectors). What libraries
-log (uvicorn, Celery, kombu) goes the same way. Tracebacks come without the values of locals, which could be keys. What
-a caller writes cannot end its line: lines of a traceback begin with blanks.
+`PRECEPTOR_LOG_FORMAT` is `text` (key=value, for people) or `json` (one object per line, for collectors). Lines of
+libraries (uvicorn, Celery, kombu) are written the same way. Tracebacks come without the values of locals, which could
+be keys. Text of a caller cannot end its line: lines of a traceback begin with blanks.
 
 The ids: `rollout_id`, `consultation_id`, `group_id`, `lesson_id`, `update` (its number) with `update_id`, `version` (of
-the policy). `request_id` is what a caller of ours sent along: the id of the consultation it works on.
+the policy). `request_id` is the id that a caller of ours sent: that of the consultation it works on.
 """
 
-import json
 import logging
 import sys
 from typing import Final, Literal
 
 import structlog
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 from structlog.types import EventDict, Processor, WrappedLogger
+
+from sandbox.http.access_log import REQUEST_ID, escape, find_request_id
 
 QUIET: Final = {
     "alembic": logging.WARNING,  # two lines for every look at the schema, one a healthcheck
@@ -27,17 +27,11 @@ QUIET: Final = {
     "httpcore2": logging.WARNING,
     "httpx2": logging.WARNING,
 }
-"""From where on the loggers of libraries are of interest."""
-UNLOGGED_PATHS: Final = ("/healthz", "/metrics")
-"""Asked for every few seconds by machines."""
-ACCESS: Final = "uvicorn.access"
-ACCESS_PARTS: Final = 5  # client, method, path, HTTP's version, status
-REQUEST_ID: Final = "X-Request-Id"
-MAX_REQUEST_ID: Final = 100
+"""The lowest level that is logged, for loggers of libraries."""
 
 
 class LogSettings(BaseSettings):
-    """How to log. Environment: PRECEPTOR_LOG_*."""
+    """The format of the log. Environment: PRECEPTOR_LOG_*."""
 
     model_config = SettingsConfigDict(env_prefix="PRECEPTOR_LOG_", frozen=True, extra="ignore")
 
@@ -45,7 +39,7 @@ class LogSettings(BaseSettings):
 
 
 def configure() -> None:
-    """Set logging up; called once at each process's entrypoint. Start uvicorn with `log_config=None` after it."""
+    """Set up logging; called once at each process's entrypoint. Start uvicorn with `log_config=None` after it."""
     pre: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -61,8 +55,7 @@ def configure() -> None:
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[*pre, _split_access],
-            pass_foreign_args=True,
+            foreign_pre_chain=[*pre, _take_fields],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_renderers(LogSettings().format)],
         )
     )
@@ -71,7 +64,6 @@ def configure() -> None:
     root.setLevel(logging.INFO)
     for name, level in QUIET.items():
         logging.getLogger(name).setLevel(level)
-    logging.getLogger(ACCESS).addFilter(_is_worth_a_line)
 
 
 def _renderers(log_format: Literal["text", "json"]) -> list[Processor]:
@@ -89,19 +81,12 @@ def _renderers(log_format: Literal["text", "json"]) -> list[Processor]:
     ]
 
 
-def escape(text: str) -> str:
-    """The text without what could end its line, or have a terminal do something: as JSON writes such characters."""
-    if text.isprintable():
-        return text
-    return "".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in text)
-
-
 def _escape_fields(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     return {name: escape(value) if isinstance(value, str) else value for name, value in event.items()}
 
 
 def _indent_others(_: WrappedLogger, __: str, text: object) -> str:
-    """The lines of a traceback, so that none of them can be taken for an event."""
+    """A traceback with its lines indented, so that none of them can be taken for an event."""
     first, *others = str(text).splitlines()
     return "\n".join([first, *(f"  {escape(line)}" for line in others)])
 
@@ -113,22 +98,14 @@ def _put_first(*names: str) -> Processor:
     return order
 
 
-def _split_access(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """An access line of uvicorn as fields, without the query."""
-    given = event.pop("positional_args", ())
-    if event.get("logger") == ACCESS and len(given) == ACCESS_PARTS:
-        client, method, path, _version, status = given
-        event.update(event="request", method=method, path=str(path).partition("?")[0], status=status, client=client)
+def _take_fields(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """The fields of a line that was logged through the standard library, e.g. of a request."""
+    event.update(getattr(event["_record"], "fields", {}))
     return event
 
 
-def _is_worth_a_line(record: logging.LogRecord) -> bool:
-    given = record.args if isinstance(record.args, tuple) else ()
-    return len(given) != ACCESS_PARTS or str(given[2]).partition("?")[0] not in UNLOGGED_PATHS
-
-
 def request_headers() -> dict[str, str]:
-    """The header that tells another of our services for which consultation it is asked; empty where there is none."""
+    """The header that names the consultation to another of our services; empty where there is none."""
     consultation = structlog.contextvars.get_contextvars().get("consultation_id")
     return {} if consultation is None else {REQUEST_ID: str(consultation)}
 
@@ -140,9 +117,9 @@ class BindRequestId:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        given = Headers(scope=scope).get(REQUEST_ID) if scope["type"] == "http" else None
+        given = find_request_id(scope) if scope["type"] == "http" else None
         if given is None:
             await self._app(scope, receive, send)
             return
-        with structlog.contextvars.bound_contextvars(request_id=given[:MAX_REQUEST_ID]):
+        with structlog.contextvars.bound_contextvars(request_id=given):
             await self._app(scope, receive, send)

@@ -2,7 +2,6 @@
 
 import argparse
 import gc
-import ipaddress
 import os
 import sys
 
@@ -10,19 +9,12 @@ import structlog
 import uvicorn
 
 from sandbox.http import edge
+from sandbox.http.loopback import names_loopback
 from services.runtime import logs
 from services.runtime.settings import Settings
 from services.web.app import create_app
 
 log = structlog.get_logger("services.web")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server bound to the host; a name other than localhost counts as no."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def freeze_heap() -> None:
@@ -39,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     logs.configure()
     settings = Settings()
-    if settings.api_open and not is_loopback(given.host):
+    if settings.api_open and not names_loopback(given.host):
         print(
             f"PRECEPTOR_API_OPEN asks for no API keys, but {given.host} can be reached from outside this machine.\n"
             "Listen on 127.0.0.1, or leave PRECEPTOR_API_OPEN unset.",

@@ -3,6 +3,7 @@
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
+from sandbox.http.access_log import LogRequests
 from services.api import app as api
 from services.runtime.settings import Settings
 from services.web import assets, faults
@@ -46,6 +47,7 @@ def create_app(settings: Settings) -> FastAPI:
     """The api and the pages over the database, policy and networks of these settings."""
     app = api.create_app(settings)
     app.add_middleware(Guarded, is_open=settings.api_open)
+    app.add_middleware(LogRequests)
     faults.install(app)
     app.include_router(assets.router)
     for module in PAGES:

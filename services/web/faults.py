@@ -8,7 +8,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from services.contracts.base import Problem
+from sandbox.http.problems import Problem
 from services.runtime.errors import PreceptorError
 from services.web import rendering
 from services.web.security import add_headers

@@ -10,6 +10,7 @@ from typing import Final
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sandbox.http.loopback import names_loopback
 from services.http.problems import render_error
 from services.runtime.errors import PreceptorError
 
@@ -23,7 +24,6 @@ HEADERS: Final[Mapping[str, str]] = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
 }
-OWN_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 class ForeignHost(PreceptorError):
@@ -52,7 +52,7 @@ class Guarded:
             await send(message)
 
         host = Headers(scope=scope).get("host", "")
-        if self._is_open and _name_of(host) not in OWN_NAMES:
+        if self._is_open and not names_loopback(_name_of(host)):
             await render_error(ForeignHost(f"this installation is open, and {host[:100]!r} is not this machine"))(
                 scope, receive, send_guarded
             )

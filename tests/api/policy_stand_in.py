@@ -9,9 +9,9 @@ from collections.abc import Mapping
 
 from fastapi import FastAPI, Response
 
-from services.contracts.base import Problem
+from sandbox.http.problems import Problem
+from sandbox.http.rendering import render
 from services.contracts.tasks import Message
-from services.http.problems import render
 from services.policy.contract import (
     AnswerRead,
     AnswersBatch,

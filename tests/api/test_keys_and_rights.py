@@ -13,7 +13,7 @@ from services.contracts.persons import Role
 from services.runtime.settings import Settings
 from services.store.core.transaction import Store
 from services.store.people import keys, persons
-from services.web.__main__ import is_loopback, main
+from services.web.__main__ import main
 from tests.api.conftest import Api, made, refused, task_body
 from tests.store.conftest import World
 
@@ -34,24 +34,6 @@ def test_every_route_but_health_asks_for_a_key_and_every_post_takes_an_idempoten
             assert ("idempotency-key" in headers) == (method == "post"), (method, path)
             assert operation["summary"]
             assert operation["description"], (method, path)
-
-
-@pytest.mark.parametrize(
-    ("host", "expected"),
-    [
-        ("127.0.0.1", True),
-        ("127.9.9.9", True),
-        ("::1", True),
-        ("localhost", True),
-        ("0.0.0.0", False),  # noqa: S104
-        ("::", False),
-        ("10.0.0.1", False),
-        ("example.org", False),
-        ("", False),
-    ],
-)
-def test_only_addresses_of_this_machine_count_as_loopback(host: str, expected: bool) -> None:
-    assert is_loopback(host) is expected
 
 
 def test_an_open_api_is_not_started_where_others_can_reach_it(

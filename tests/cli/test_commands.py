@@ -10,12 +10,12 @@ import pytest
 from rich.console import Console
 from sqlalchemy import update
 
+from sandbox.http.problems import Problem
 from services.cli.client import ApiClient, ApiProblem
 from services.cli.commands import demo
 from services.cli.options import api_of
 from services.cli.output.progress import Progress
 from services.contracts.answers import AnswerKind
-from services.contracts.base import Problem
 from services.contracts.consultations import ConsultationStatus
 from services.contracts.experts import ConsultResult
 from services.contracts.ids import new_id

@@ -5,8 +5,8 @@ from typing import Any, Final
 
 from fastapi import APIRouter
 
+from sandbox.http.rendering import document
 from services.api.limits import StrictRoute
-from services.http.problems import document
 
 MEANINGS: Final[Mapping[int, str]] = {
     401: "The API key is missing or not known.",

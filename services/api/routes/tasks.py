@@ -7,6 +7,7 @@ from fastapi import Query
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
+from sandbox.http.problems import describe_errors
 from services.api.auth import Caller, CallerDep, Right, needs
 from services.api.deps import PagingDep, SettingsDep, StoreDep
 from services.api.once import OnceDep
@@ -15,7 +16,6 @@ from services.api.routes.common import build_router, problems
 from services.api.space import needs_space
 from services.contracts.base import JsonObject, Page
 from services.contracts.tasks import ImportedTask, Split, Task, TaskCreate, TaskImport, TaskImported
-from services.http.problems import describe_errors
 from services.store.loop import coverage, lineages, tasks
 from services.store.views import browse
 

@@ -26,25 +26,19 @@ from uuid import UUID, uuid4
 
 import structlog
 from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
-from starlette.exceptions import HTTPException
 
-from sandbox.inside.json_bounds import JsonBounds, TooMuchJson
+from sandbox.http.body_limit import BodyLimit
+from sandbox.http.rendering import DocumentedApp, body_of, document
 from services.contracts.answers import AnswerKind, check_against_rollout
-from services.contracts.base import Contract, JsonObject, Problem
+from services.contracts.base import Contract
 from services.contracts.experts import ConsultAbstain, ConsultLater, ConsultRequest, ConsultResult, Descriptor
 from services.contracts.strict_json import NotStrictJson, parse_json
 from services.experts.protocol import signatures
-from services.http.problems import (
-    TYPE_PREFIX,
-    DocumentedApp,
-    body_of,
-    describe_errors,
-    document,
-    on_preceptor_error,
-    render,
-)
-from services.runtime.errors import Conflict, InvalidInput, PreceptorError, ServiceUnavailable
+from services.http import problems
+from services.http.json_bodies import BodyNotJson, check_media_type
+from services.runtime.errors import Conflict, PreceptorError, ServiceUnavailable
 
 log = structlog.get_logger(__name__)
 
@@ -97,31 +91,6 @@ class SignatureRefused(PreceptorError):
     status_code = 401
     title = "Signature refused"
     hint = "Sign the exact bytes of the body as the Standard Webhooks specification says, with the secret registered."
-
-
-class TooLarge(PreceptorError):
-    """The question is larger than this expert reads."""
-
-    status_code = 413
-    title = "Question too large"
-
-
-class NotJson(PreceptorError):
-    """The body is of another content type."""
-
-    status_code = 415
-    title = "Not JSON"
-    hint = "Send Content-Type: application/json."
-
-
-class QuestionInvalid(InvalidInput):
-    """The body is not a question of protocol 1."""
-
-    title = "Invalid question"
-
-    def __init__(self, detail: str, errors: Sequence[JsonObject]) -> None:
-        super().__init__(detail)
-        self.errors = tuple(errors)
 
 
 class QuestionChanged(Conflict):
@@ -359,16 +328,15 @@ def create_expert_app(
         read_by_routes=[ConsultRequest],
     )
     for prefix, desk in desks.items():
-        app.include_router(_build_router(desk, signing_secret, max_body_bytes), prefix=prefix)
+        app.include_router(_build_router(desk, signing_secret), prefix=prefix)
     if several:
         app.add_api_route("/healthz", _build_health_route(desks), methods=["GET"])
-    app.add_exception_handler(PreceptorError, on_preceptor_error)
-    app.add_exception_handler(HTTPException, _render_http_error)
-    app.add_exception_handler(Exception, _render_fault)
+    problems.install(app, "the expert")
+    app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
     return app
 
 
-def _build_router(desk: Desk, secret: str | None, max_body_bytes: int) -> APIRouter:
+def _build_router(desk: Desk, secret: str | None) -> APIRouter:
     router = APIRouter()
 
     @router.get("/v1/expert", response_model=Descriptor)
@@ -388,18 +356,18 @@ def _build_router(desk: Desk, secret: str | None, max_body_bytes: int) -> APIRou
     async def consult(request: Request) -> Response:
         """Answer a ConsultRequest: 200 with a ConsultResult or ConsultAbstain, 202 with a ConsultLater.
 
-        Errors: SignatureRefused (401), QuestionChanged (409), TooLarge (413), NotJson (415), QuestionInvalid (422),
-        Busy (429), the expert's own fault (500), ServiceUnavailable (503), DeadlinePassed (504).
+        Errors: SignatureRefused (401), QuestionChanged (409), a body beyond the limits (413), WrongMediaType (415),
+        BodyNotJson or fields that are not as protocol 1 says (422), Busy (429), the expert's own fault (500),
+        ServiceUnavailable (503), DeadlinePassed (504).
         """
-        body = await _read_body(request, max_body_bytes)
+        body = await request.body()
         message_id = ""
         if secret is not None:
             try:
                 message_id = signatures.verify(secret, request.headers, body)
             except signatures.SignatureInvalid as error:
                 raise SignatureRefused(str(error)) from None
-        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            raise NotJson("the question's content type is not application/json")
+        check_media_type(request.headers)
         sent = await desk.ask(_parse_question(body))
         return _reply(sent.status, sent.body, secret, message_id)
 
@@ -420,31 +388,14 @@ def _build_health_route(desks: dict[str, Desk]) -> Callable[[], Awaitable[AllHea
     return check_health
 
 
-async def _read_body(request: Request, max_bytes: int) -> bytes:
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > max_bytes:
-        raise TooLarge(f"the question has {declared} bytes; at most {max_bytes} are read")
-    body, bounds = bytearray(), JsonBounds()
-    async for chunk in request.stream():
-        body += chunk
-        try:
-            bounds.take(chunk)
-        except TooMuchJson as error:
-            raise TooLarge(str(error)) from None
-        if len(body) > max_bytes:
-            raise TooLarge(f"the question has more than {max_bytes} bytes")
-    return bytes(body)
-
-
 def _parse_question(body: bytes) -> ConsultRequest:
     try:
         parse_json(body)
         return ConsultRequest.model_validate_json(body, strict=True)
     except NotStrictJson as error:
-        raise QuestionInvalid(str(error), []) from None
+        raise BodyNotJson(f"the body is not acceptable: {error}") from None
     except ValidationError as error:
-        errors = describe_errors(error.errors(include_url=False))
-        raise QuestionInvalid(f"{error.error_count()} fields are not as protocol 1 says", errors) from None
+        raise RequestValidationError(error.errors(include_url=False)) from None
 
 
 def _reply(status: int, body: bytes, secret: str | None, message_id: str) -> Response:
@@ -467,20 +418,6 @@ def _seconds_left(request: ConsultRequest) -> float:
     if left <= 0:
         raise DeadlinePassed(f"the deadline {request.deadline.isoformat()} is over")
     return left
-
-
-async def _render_http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    problem = Problem(type="about:blank", title=error.detail, status=error.status_code, detail=error.detail)
-    response = render(problem)
-    response.headers.update(error.headers or {})
-    return response
-
-
-async def _render_fault(request: Request, error: Exception) -> Response:
-    """An exception nobody expected: named, not quoted, since its text may hold what the caller must not see."""
-    detail = f"the expert failed with {type(error).__name__}; its log says more"
-    return render(Problem(type=TYPE_PREFIX + "fault", title="The expert failed", status=500, detail=detail))
 
 
 __all__ = ["ExpertAnswer", "ExpertService", "ServiceUnavailable", "create_expert_app"]

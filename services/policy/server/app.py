@@ -20,28 +20,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import structlog
-from fastapi import Depends, FastAPI, Header, Request, Response
+from fastapi import Depends, FastAPI, Header, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sandbox.http import edge
-from sandbox.inside.json_bounds import JsonBounds, TooMuchJson
-from services.contracts.base import Problem
-from services.http import metrics
-from services.http.problems import (
-    MAX_DETAIL_CHARS,
-    TYPE_PREFIX,
-    DocumentedApp,
-    describe_errors,
-    document,
-    on_http_error,
-    on_preceptor_error,
-    render,
-    render_error,
-    shorten,
-)
+from sandbox.http.access_log import LogRequests
+from sandbox.http.body_limit import BodyLimit
+from sandbox.http.loopback import names_loopback
+from sandbox.http.rendering import DocumentedApp, document
+from services.http import metrics, problems
+from services.http.problems import render_error
 from services.policy.contract import (
     MAX_BODY_BYTES,
     AnswersBatch,
@@ -73,7 +63,6 @@ from services.runtime.settings import Settings
 if TYPE_CHECKING:
     from services.policy.model.modeling import LoadedPolicy
 
-LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 GONE_POLL_SECONDS: Final = 2.0
 
 MEANINGS: Final = {
@@ -81,7 +70,7 @@ MEANINGS: Final = {
     401: "The key is missing or wrong.",
     404: "No version or artifact of this name.",
     409: "The version's state does not allow this.",
-    413: "The body is too large, or does not state its length.",
+    413: "The body is too large.",
     422: "The content cannot be accepted; `errors` says where.",
     500: "A fault of ours; the server's log has the cause.",
     503: "The engine is busy or has ended. Send it again after Retry-After seconds.",
@@ -103,15 +92,8 @@ class KeyRefused(PreceptorError):
     hint = "Send `Authorization: Bearer` with the value of PRECEPTOR_INTERNAL_KEY."
 
 
-class BodyTooLarge(PreceptorError):
-    """The request's body is larger than anything the contract allows."""
-
-    status_code = 413
-    title = "Body too large"
-
-
 class ClientGone(PreceptorError):
-    """Nobody waits for the answer any more; the work was dropped."""
+    """The caller hung up; the work was dropped."""
 
     status_code = 499
     title = "Client gone"
@@ -147,12 +129,11 @@ def create_app(engine: Engine, key: str = "", metrics_key: str = "") -> FastAPI:
     app = DocumentedApp(
         title="Preceptor policy", lifespan=lifespan, docs_url=None, redoc_url=None, responses=_problems(500)
     )
-    app.add_exception_handler(PreceptorError, on_preceptor_error)
-    app.add_exception_handler(RequestValidationError, _render_invalid)
-    app.add_exception_handler(HTTPException, on_http_error)
-    app.add_exception_handler(Exception, _render_fault)
-    app.add_middleware(LimitBody, key=key)
+    problems.install(app, "the policy")
+    app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
+    app.add_middleware(RequireKey, key=key)
     app.add_middleware(logs.BindRequestId)
+    app.add_middleware(LogRequests)
     guarded = [Depends(require_key)]
 
     @app.get("/healthz", responses=_problems(503))
@@ -276,73 +257,22 @@ def _is_key(authorization: str, key: str) -> bool:
     return not key or hmac.compare_digest(authorization.encode(), f"Bearer {key}".encode())
 
 
-class LimitBody:
-    """ASGI middleware that refuses bodies which come without the key, are too large, hold too many values, or do not
-    state their length.
-
-    Plain ASGI: starlette's own middleware base hides from a route that its client has hung up.
-    """
+class RequireKey:
+    """ASGI middleware: refuses a body that comes without the key before any of it is read, and hangs up."""
 
     def __init__(self, app: ASGIApp, key: str) -> None:
         self._app = app
         self._key = key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
+        has_body = "content-length" in headers or "transfer-encoding" in headers
+        if not has_body or _is_key(headers.get("authorization", ""), self._key):
             await self._app(scope, receive, send)
             return
-        request = Request(scope)
-        length = request.headers.get("content-length")
-        has_body = length is not None or "transfer-encoding" in request.headers
-        refusal: PreceptorError
-        if has_body and not _is_key(request.headers.get("authorization", ""), self._key):
-            refusal = KeyRefused("the key is missing or wrong")
-        elif length is None and has_body:
-            refusal = BodyTooLarge("a body must state its length (Content-Length)")
-        elif length is not None and (not length.isdecimal() or int(length) > MAX_BODY_BYTES):
-            refusal = BodyTooLarge(f"a body may have {MAX_BODY_BYTES} bytes at most")
-        else:
-            await self._app(scope, _bounded(receive), send)
-            return
-        response = render_error(refusal, request.url.path)
-        response.headers["Connection"] = "close"  # what of the body is still to come is not read
+        response = render_error(KeyRefused("the key is missing or wrong"), scope["path"])
+        response.headers["Connection"] = "close"
         await response(scope, receive, send)
-
-
-def _bounded(receive: Receive) -> Receive:
-    """Receives a body that holds no more values than are parsed. FastAPI lets HTTPException through."""
-    bounds = JsonBounds()
-
-    async def receive_bounded() -> Message:
-        message = await receive()
-        try:
-            bounds.take(message.get("body", b""))
-        except TooMuchJson as error:
-            raise HTTPException(413, str(error), {"Connection": "close"}) from None
-        return message
-
-    return receive_bounded
-
-
-def _render_invalid(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    errors = describe_errors(error.errors())
-    problem = Problem(
-        type=TYPE_PREFIX + "request-invalid",
-        title="Invalid request",
-        status=422,
-        detail=shorten("; ".join(f"{one['where']}: {one['what']}" for one in errors), MAX_DETAIL_CHARS),
-        hint="`errors` names every place that does not fit the contract.",
-        instance=request.url.path,
-        errors=errors,
-    )
-    return render(problem)
-
-
-def _render_fault(request: Request, error: Exception) -> Response:
-    """An exception that no one expected: named, not quoted; the server's log has it whole."""
-    detail = f"the policy failed with {type(error).__name__}; its log has the cause"
-    return render(Problem(type=TYPE_PREFIX + "fault", title="Internal error", status=500, detail=detail))
 
 
 def _parse_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -370,7 +300,7 @@ def main(arguments: list[str]) -> int:
     logs.configure()
     services = Settings()
     key = services.internal_key
-    if not key and options.host not in LOOPBACK:
+    if not key and not names_loopback(options.host):
         print(f"set PRECEPTOR_INTERNAL_KEY to listen on {options.host}", file=sys.stderr)
         return 2
     # Read when torch is first imported: waiting threads must sleep, or two torch processes starve each other.

@@ -281,7 +281,7 @@ def test_a_body_that_is_no_question_is_422_and_never_500(body: bytes) -> None:
     with serve(create_expert_app(SampleExpert())) as url:
         reply = httpx2.post(f"{url}/v1/consult", content=body, headers={"Content-Type": "application/json"})
         assert reply.status_code == 422
-        assert reply.json()["title"] == "Invalid question"
+        assert reply.json()["title"] in ("Invalid request", "Not strict JSON")
 
 
 def test_a_body_beyond_the_limits_is_413_whether_its_length_is_declared_or_not() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from services.contracts.base import Problem
+from sandbox.http.problems import Problem
 from services.contracts.tasks import Message
 from services.policy.artifacts import ArtifactStore
 from services.policy.client import PolicyClient, PolicyRefused, PolicyUnavailable
@@ -126,7 +126,7 @@ def test_a_body_too_large_is_refused_before_it_is_read(url: str) -> None:
         connection.endheaders()
         reply = connection.getresponse()
         assert reply.status == 413
-        assert "bytes at most" in Problem.model_validate_json(reply.read()).detail
+        assert "are accepted" in Problem.model_validate_json(reply.read()).detail
 
 
 def test_nothing_of_a_body_is_read_without_the_key(url: str) -> None:
