@@ -4,17 +4,16 @@ Dependencies that wait for nothing are coroutines: FastAPI would send others to 
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Final
 
 import anyio
 from fastapi import Depends, Query, Request
+from fastapi.params import Depends as Dependency
 
+from services.api.space import SpaceGuard
 from services.policy.client import PolicyClient
 from services.runtime.settings import Settings
 from services.store.core.transaction import Store
-
-if TYPE_CHECKING:
-    from services.api.space import SpaceGuard
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class House:
     policy: PolicyClient
     schema: str
     """The migration this code expects the database to be at."""
-    space: "SpaceGuard"
+    space: SpaceGuard
     health_threads: anyio.CapacityLimiter
     """Those of the health check, which must answer while every other thread waits for the database."""
 
@@ -48,6 +47,12 @@ async def _get_settings(house: HouseDep) -> Settings:
     return house.settings
 
 
+def _check_space(house: HouseDep) -> None:
+    house.space.check()
+
+
+needs_space: Final[Dependency] = Depends(_check_space)
+"""A dependency that passes while there is room. Errors: OutOfSpace (507)."""
 StoreDep = Annotated[Store, Depends(_get_store)]
 SettingsDep = Annotated[Settings, Depends(_get_settings)]
 

@@ -8,10 +8,6 @@ import threading
 import time
 from typing import Final
 
-from fastapi import Depends
-from fastapi.params import Depends as Dependency
-
-from services.api.deps import HouseDep
 from services.runtime import space
 from services.runtime.errors import PreceptorError
 from services.runtime.settings import Settings
@@ -57,11 +53,3 @@ class SpaceGuard:
                 return switches.get(session, lineages.get(session, self._settings.lineage).id).blocked_by
         except LineageNotFound:
             return None
-
-
-def _check(house: HouseDep) -> None:
-    house.space.check()
-
-
-needs_space: Final[Dependency] = Depends(_check)
-"""A dependency that passes while there is room. Errors: OutOfSpace (507)."""

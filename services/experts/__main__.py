@@ -21,8 +21,8 @@ from services.experts.protocol.app import create_expert_app
 from services.http import metrics
 from services.policy.client import PolicyClient
 from services.runtime import logs
+from services.runtime.collector import open_tracing
 from services.runtime.settings import Settings
-from services.runtime.tracing import TraceRequests, open_tracing
 from services.store.core.connecting import REQUEST
 from services.store.core.transaction import Store
 
@@ -44,9 +44,7 @@ def build_app(settings: Settings) -> FastAPI:
     )
     app.add_middleware(LogRequests)
     metrics.install(app, metrics.make_registry(), settings.metrics_key)
-    tracing = open_tracing(settings.otlp_endpoint, "experts")
-    if tracing.is_on:
-        app.add_middleware(TraceRequests, tracing=tracing)
+    open_tracing(settings.otlp_endpoint, "experts").watch_app(app)
     return app
 
 

@@ -17,13 +17,14 @@ from typing import Final, ParamSpec, TypeVar
 from uuid import UUID
 
 import structlog
+from opentelemetry.trace import Status, StatusCode
 
 from services.contracts.consultations import InvalidAnswer
 from services.experts.protocol.client import ExpertClient, ExpertUnavailable
 from services.jobs import dispatch
 from services.jobs.metrics import WorkerMeter, name_outcome
 from services.runtime.settings import Settings
-from services.runtime.tracing import Kind, Span, Tracing, place_of
+from services.runtime.tracing import Tracing, place_of, within
 from services.store.core.transaction import Store, StoreUnavailable
 from services.store.loop import consultations, settling
 from services.store.loop.consultations import ClaimedConsultation, Place
@@ -186,39 +187,30 @@ class Asker:
     # --- one consultation ---
 
     async def _ask(self, consultation: ClaimedConsultation) -> Outcome | ExpertUnavailable:
-        began, began_at = time.perf_counter(), time.time_ns()
-        asker = place_of(consultation.group_id, consultation.rollout_id)
-        place = asker.make_child()
+        began = time.perf_counter()
         reply: Outcome | ExpertUnavailable
-        try:
-            reply = await self._client.consult(
-                consultation.endpoint,
-                consultation.request,
-                secret=consultation.signing_secret,
-                timeout=consultation.timeout_seconds,
-                traceparent=place.traceparent if self._tracing.is_on else None,
-            )
-        except ExpertUnavailable as error:
-            reply = error
+        with self._tracing.tracer.start_as_current_span(
+            "consultation",
+            within(place_of(consultation.group_id, consultation.rollout_id)),
+            attributes={
+                "preceptor.consultation": str(consultation.consultation_id),
+                "preceptor.rollout": str(consultation.rollout_id),
+                "preceptor.expert": consultation.expert_name,
+                "preceptor.attempt": consultation.attempt,
+            },
+        ) as span:
+            try:
+                reply = await self._client.consult(
+                    consultation.endpoint,
+                    consultation.request,
+                    secret=consultation.signing_secret,
+                    timeout=consultation.timeout_seconds,
+                )
+            except ExpertUnavailable as error:
+                reply = error
+                span.set_status(Status(StatusCode.ERROR, str(error)))
+            span.set_attribute("preceptor.outcome", name_outcome(reply))
         self._meter.asked(consultation.expert_name, reply, time.perf_counter() - began)
-        self._tracing.record(
-            Span(
-                name="consultation",
-                place=place,
-                parent=asker,
-                began=began_at,
-                ended=time.time_ns(),
-                kind=Kind.CLIENT,
-                attributes={
-                    "preceptor.consultation": str(consultation.consultation_id),
-                    "preceptor.rollout": str(consultation.rollout_id),
-                    "preceptor.expert": consultation.expert_name,
-                    "preceptor.attempt": consultation.attempt,
-                    "preceptor.outcome": name_outcome(reply),
-                },
-                failed=str(reply) if isinstance(reply, ExpertUnavailable) else None,
-            )
-        )
         return reply
 
     # --- in a thread ---

@@ -13,8 +13,8 @@ from services.http import metrics
 from services.jobs.asking import Asker
 from services.jobs.metrics import WorkerMeter
 from services.policy.client import PolicyClient
+from services.runtime.collector import open_tracing
 from services.runtime.settings import Settings
-from services.runtime.tracing import open_tracing
 from services.store.core.transaction import Store
 
 DRAIN_SECONDS = 5.0
@@ -41,7 +41,7 @@ class Runtime:
         self.asker = Asker(self._loop, self.store, self.experts, settings, self.meter, self.tracing)
 
     async def _make_client(self) -> ExpertClient:
-        return ExpertClient(self.settings.allowed_expert_networks)
+        return ExpertClient(self.settings.allowed_expert_networks, trace_configs=self.tracing.watch_client())
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the process's loop and wait for it."""

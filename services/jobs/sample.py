@@ -11,7 +11,7 @@ from services.jobs.app import app, shares
 from services.jobs.runtime import runtime
 from services.policy.client import PolicyRefused, PolicyUnavailable
 from services.policy.contract import SampledPrompt, SamplePrompt, SampleRequest
-from services.runtime.tracing import Attribute, Span, place_of
+from services.runtime.tracing import place_of
 from services.store.ledger import policies
 from services.store.loop import groups, rollouts
 from services.store.loop.groups import Draw
@@ -93,14 +93,18 @@ def _draw(draw: Draw) -> None:
 
 def _trace(draw: Draw, version: str, drawn: list[tuple[UUID, int]], began: int, ended: int) -> None:
     """The group's span, which begins its trace, and one for each rollout."""
-    group = place_of(draw.group_id, draw.group_id)
-    told = {"preceptor.group": str(draw.group_id), "preceptor.task": str(draw.task_id), "preceptor.version": version}
-    spans = [Span("group", group, began, ended, attributes=told)]
+    tracing, group = runtime().tracing, place_of(draw.group_id, draw.group_id)
+    ids = {"preceptor.group": str(draw.group_id), "preceptor.task": str(draw.task_id), "preceptor.version": version}
+    tracing.record("group", group, began=began, ended=ended, attributes=ids)
     for rollout_id, num_tokens in drawn:
-        attributes: dict[str, Attribute] = {"preceptor.rollout": str(rollout_id), "preceptor.tokens": num_tokens}
-        place = place_of(draw.group_id, rollout_id)
-        spans.append(Span("rollout", place, began, ended, parent=group, attributes=attributes))
-    runtime().tracing.record(*spans)
+        tracing.record(
+            "rollout",
+            place_of(draw.group_id, rollout_id),
+            began=began,
+            ended=ended,
+            parent=group,
+            attributes={"preceptor.rollout": str(rollout_id), "preceptor.tokens": num_tokens},
+        )
 
 
 def _comes_back(draw: Draw) -> bool:

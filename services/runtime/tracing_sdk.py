@@ -1,54 +1,72 @@
-"""Spans to a collector, with OpenTelemetry's SDK; imported only where traces are on."""
+"""Spans to a collector, with OpenTelemetry's SDK and instrumentations; imported only where traces are on."""
 
+import atexit
+from typing import Final
+
+import aiohttp
+from fastapi import FastAPI
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.instrumentation.aiohttp_client import create_trace_config
+from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
+from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
-from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 
-from services.runtime.tracing import Place, Span
+from sandbox.http.access_log import UNLOGGED_PATHS
+from services.runtime.tracing import Tracing, next_place
+from services.runtime.version import VERSION
 
-FLUSH_MILLISECONDS = 5_000
+FLUSH_MILLISECONDS: Final = 5_000
+UNTRACED_URLS: Final = ",".join(f"{path}$" for path in UNLOGGED_PATHS)
 
 
-class CollectorTracing:
-    """Sends spans in the background, in batches; what the collector does not take is dropped and logged by the SDK."""
+class RowIds(RandomIdGenerator):
+    """The ids of a row's span, where a row decides them; random ones otherwise."""
 
-    is_on = True
+    def generate_trace_id(self) -> int:
+        """The id of a new trace."""
+        place = next_place.get()
+        return super().generate_trace_id() if place is None else place.trace_id
 
-    def __init__(self, endpoint: str, service: str, version: str) -> None:
+    def generate_span_id(self) -> int:
+        """The id of a new span."""
+        place = next_place.get()
+        return super().generate_span_id() if place is None else place.span_id
+
+
+class CollectorTracing(Tracing):
+    """Sends spans in the background, in batches; the SDK drops and logs those that the collector does not take."""
+
+    def __init__(self, endpoint: str, service: str) -> None:
         """endpoint: the collector's base URL; traces go to `/v1/traces` below it."""
-        self._resource = Resource.create({SERVICE_NAME: service, SERVICE_VERSION: version})
-        self._scope = InstrumentationScope("preceptor", version)
+        self._provider = TracerProvider(
+            resource=Resource.create({SERVICE_NAME: service, SERVICE_VERSION: VERSION}),
+            id_generator=RowIds(),
+            span_limits=SpanLimits(max_links=SpanLimits.UNSET),  # an update has one for each of its lessons
+            shutdown_on_exit=False,  # it would wait for a collector that is away
+        )
         url = endpoint.rstrip("/")
         exporter = OTLPSpanExporter(endpoint=url if url.endswith("/v1/traces") else f"{url}/v1/traces")
-        self._processor = BatchSpanProcessor(exporter)
+        self._provider.add_span_processor(BatchSpanProcessor(exporter))
+        super().__init__(self._provider)
+        atexit.register(self.flush)
 
-    def record(self, *spans: Span) -> None:
-        """Queue the spans; a full queue drops the oldest."""
-        for span in spans:
-            self._processor.on_end(self._convert(span))
-
-    def flush(self) -> None:
-        """Send what is queued."""
-        self._processor.force_flush(FLUSH_MILLISECONDS)
-
-    def _convert(self, span: Span) -> ReadableSpan:
-        return ReadableSpan(
-            name=span.name,
-            context=_context(span.place, is_remote=False),
-            parent=None if span.parent is None else _context(span.parent, is_remote=True),
-            resource=self._resource,
-            attributes=dict(span.attributes),
-            links=[Link(_context(place, is_remote=True)) for place in span.links],
-            kind=SpanKind[span.kind.value],
-            status=Status(StatusCode.OK if span.failed is None else StatusCode.ERROR, span.failed),
-            start_time=span.began,
-            end_time=span.ended,
-            instrumentation_scope=self._scope,
+    def watch_app(self, app: FastAPI) -> None:
+        """Trace the requests that this app answers, but those of machines for its health and figures."""
+        FastAPIInstrumentor.instrument_app(
+            app,
+            tracer_provider=self._provider,
+            meter_provider=NoOpMeterProvider(),
+            excluded_urls=UNTRACED_URLS,
+            exclude_spans=["receive", "send"],
         )
 
+    def watch_client(self) -> list[aiohttp.TraceConfig]:
+        """For a client session that is to trace its requests, and to name them to whom it asks."""
+        return [create_trace_config(tracer_provider=self._provider, meter_provider=NoOpMeterProvider())]
 
-def _context(place: Place, *, is_remote: bool) -> SpanContext:
-    return SpanContext(place.trace_id, place.span_id, is_remote, TraceFlags(TraceFlags.SAMPLED))
+    def flush(self) -> None:
+        """Send the spans that have ended."""
+        self._provider.force_flush(FLUSH_MILLISECONDS)

@@ -19,7 +19,8 @@ from services.jobs.consult import consult
 from services.jobs.runtime import runtime
 from services.jobs.sample import sample
 from services.policy.contract import SampleRequest
-from services.runtime.tracing import TraceRequests, open_tracing
+from services.runtime.collector import open_tracing
+from services.runtime.tracing import place_of
 from services.runtime.tracing_sdk import CollectorTracing
 from services.store.core.transaction import Store
 from services.store.ledger import lessons
@@ -109,7 +110,7 @@ def test_a_trace_follows_a_rollout_from_its_draw_to_its_update(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     expert = create_expert_app(Judge())
-    expert.add_middleware(TraceRequests, tracing=open_tracing(collector_url, "experts"))
+    open_tracing(collector_url, "experts").watch_app(expert)
     with serve(policy_app()) as policy, serve(expert) as endpoint:
         for name, value in {
             "DATABASE_URL": database_url,
@@ -132,7 +133,7 @@ def test_a_trace_follows_a_rollout_from_its_draw_to_its_update(
         facts = lessons.load(session, session.scalars(select(LessonRow)).all())
     claim = Claim(update_id=new_id(), number=1, lessons=tuple(facts), corrections=(), newest_version=0)
     trainer = open_tracing(collector_url, "trainer")
-    trainer.record(*trace_update(claim, 1, 2))
+    trace_update(trainer, claim, 1, 2)
     trainer.flush()
     open_tracing(collector_url, "experts").flush()
 
@@ -143,8 +144,10 @@ def test_a_trace_follows_a_rollout_from_its_draw_to_its_update(
     assert {span.parent_span_id for span in rollouts.values()} == {root.span_id}
     asked = {span.span_id: span for span in collector.named("consultation")}
     assert {span.parent_span_id for span in asked.values()} == rollouts.keys()
+    sent = {span.span_id: span for span in collector.named("POST")}
+    assert {span.parent_span_id for span in sent.values()} == asked.keys()
     heard = collector.named("POST /v1/consult")
-    assert {span.parent_span_id for span in heard} == asked.keys()
+    assert {span.parent_span_id for span in heard} == sent.keys()
     learned = {span.span_id: span for span in collector.named("lesson")}
     assert {span.parent_span_id for span in learned.values()} == rollouts.keys()
     [update] = collector.named("update")
@@ -152,7 +155,10 @@ def test_a_trace_follows_a_rollout_from_its_draw_to_its_update(
     assert {(link.trace_id, link.span_id) for link in update.links} == {
         (span.trace_id, span.span_id) for span in learned.values()
     }
-    one_trace = [root, *rollouts.values(), *asked.values(), *heard, *learned.values()]
+    assert {(link.trace_id, link.span_id) for span in learned.values() for link in span.links} == {
+        (update.trace_id, update.span_id)
+    }
+    one_trace = [root, *rollouts.values(), *asked.values(), *sent.values(), *heard, *learned.values()]
     assert {span.trace_id for span in one_trace} == {group.id.bytes}
     assert collector.services == {"preceptor-worker", "preceptor-experts", "preceptor-trainer"}
 
@@ -184,8 +190,17 @@ def test_an_expert_that_is_away_is_a_failed_span(
 
 
 def test_a_collector_that_is_away_holds_nothing_up() -> None:
-    tracing = CollectorTracing("http://127.0.0.1:9", "preceptor-worker", "0")
-    assert tracing.is_on
-    tracing.record(
-        *trace_update(Claim(update_id=new_id(), number=1, lessons=(), corrections=(), newest_version=0), 1, 2)
-    )
+    claim = Claim(update_id=new_id(), number=1, lessons=(), corrections=(), newest_version=0)
+    tracing = CollectorTracing("http://127.0.0.1:9", "preceptor-worker")
+    assert tracing.tracer.start_span("rollout").is_recording()
+    trace_update(tracing, claim, 1, 2)
+
+
+def test_an_update_is_linked_with_every_lesson_however_many(collector: Collector, collector_url: str) -> None:
+    tracing = CollectorTracing(collector_url, "preceptor-trainer")
+    update = place_of(new_id(), new_id())
+    lessons = [place_of(new_id(), new_id()) for _ in range(300)]
+    tracing.record("update", update, began=1, ended=2, attributes={}, links=lessons)
+    tracing.flush()
+    [span] = collector.named("update")
+    assert [int.from_bytes(link.span_id) for link in span.links] == [one.span_id for one in lessons]

@@ -23,9 +23,9 @@ from services.policy.artifacts import ArtifactDamaged, ArtifactNotFound, Artifac
 from services.policy.client import PolicyClient
 from services.policy.model.modeling import LoadedPolicy, load_policy, spell_tokens
 from services.runtime import space
+from services.runtime.collector import open_tracing
 from services.runtime.errors import PreceptorError
 from services.runtime.settings import Settings
-from services.runtime.tracing import open_tracing
 from services.store.core.locks import LineageLock
 from services.store.core.transaction import Store, StoreUnavailable
 from services.store.ledger.fallbacks import StartingPoint
@@ -328,7 +328,7 @@ class Leader:
         self.pulse.count("num_updates")
         self.pulse.count("num_rows", len(claim.lessons))
         self.meter.applied(claim.number, measured)
-        self.tracing.record(*trace_update(claim, began_at, time.time_ns()))
+        trace_update(self.tracing, claim, began_at, time.time_ns())
         for lesson in claim.lessons:
             log.info(
                 "lesson used",

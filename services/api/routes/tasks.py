@@ -9,11 +9,10 @@ from sqlalchemy.orm import Session
 
 from sandbox.http.problems import describe_errors
 from services.api.auth import Caller, CallerDep, Right, needs
-from services.api.deps import PagingDep, SettingsDep, StoreDep
+from services.api.deps import PagingDep, SettingsDep, StoreDep, needs_space
 from services.api.once import OnceDep
 from services.api.problems import RowsRefused
 from services.api.routes.common import build_router, problems
-from services.api.space import needs_space
 from services.contracts.base import JsonObject, Page
 from services.contracts.tasks import ImportedTask, Split, Task, TaskCreate, TaskImport, TaskImported
 from services.store.loop import coverage, lineages, tasks

@@ -11,7 +11,7 @@ import contextlib
 import io
 import ipaddress
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -144,14 +144,22 @@ class ExpertClient:
 
     allowed_networks: where experts may be besides public addresses: networks, or hosts' names. Errors: ValueError for
     what looks like a network and is none.
+    trace_configs: aiohttp's hooks into every request.
     """
 
-    def __init__(self, allowed_networks: Iterable[str], *, max_reply_bytes: int = MAX_REPLY_BYTES) -> None:
+    def __init__(
+        self,
+        allowed_networks: Iterable[str],
+        *,
+        max_reply_bytes: int = MAX_REPLY_BYTES,
+        trace_configs: Sequence[aiohttp.TraceConfig] = (),
+    ) -> None:
         places = list(allowed_networks)
         self._allowed = [ipaddress.ip_network(place) for place in places if is_network(place)]
         self._allowed_names = [place for place in places if not is_network(place)]
         self._resolver: NotingResolver | None = None
         self._max_reply_bytes = max_reply_bytes
+        self._trace_configs = list(trace_configs)
         self._session: aiohttp.ClientSession | None = None
         self._sockets: WeakSet[socket.socket] = WeakSet()
         self._closed = False
@@ -226,13 +234,12 @@ class ExpertClient:
         secret: str | None,
         timeout: float,
         vocab_size: int | None = None,
-        traceparent: str | None = None,
     ) -> Outcome:
         """The expert's answer to a question, or that it broke the contract (InvalidAnswer, with the reason).
 
         timeout: seconds for the whole exchange, whatever the expert does meanwhile, cut at the question's deadline.
-        traceparent: W3C's header, for experts that trace. Errors: ExpertUnavailable (503) for whatever says nothing
-        about the rollout: no connection, no answer in time, 429, 5xx, a clock that differs.
+        Errors: ExpertUnavailable (503) for whatever says nothing about the rollout: no connection, no answer in time,
+        429, 5xx, a clock that differs.
         """
         seconds = min(timeout, (request.deadline - self._now()).total_seconds())
         if seconds <= 0:
@@ -240,8 +247,6 @@ class ExpertClient:
         body = request.model_dump_json(exclude_none=True).encode()
         message_id = str(request.consultation_id)
         headers = {"Content-Type": "application/json"}
-        if traceparent is not None:
-            headers["traceparent"] = traceparent
         if secret is not None:
             headers |= signatures.sign(secret, message_id, body, self._now())
         try:
@@ -323,6 +328,7 @@ class ExpertClient:
                 headers={"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "preceptor"},
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
                 trust_env=False,
+                trace_configs=self._trace_configs,
             )
         return self._session
 
