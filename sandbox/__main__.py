@@ -103,6 +103,7 @@ def main(arguments: list[str]) -> int:
             host=options.host,
             port=options.port,
             log_config=None,
+            access_log=False,
             timeout_graceful_shutdown=STOP_SECONDS,
             **edge.bounds(),
         )

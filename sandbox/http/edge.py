@@ -1,10 +1,8 @@
 """The edge of an HTTP server: bounds what a caller can make it hold, and for how long, before any application or key.
 
-What uvicorn leaves out. Bounded are the bytes and the number of headers, the framing of a chunked body with its
-trailers, requests sent ahead, connections, the time that a head and a body may take, and the time that an answer may
-lie unread. How large a body may be is the application's affair.
-
-For other rooms too: it imports nothing of the sandbox.
+It adds the limits that uvicorn lacks: on the bytes and the number of headers, the framing of a chunked body with its
+trailers, pipelined requests, connections, the time for a head and for a body, and the time that an answer may lie
+unread. body_limit.py bounds the body itself.
 """
 
 import asyncio
@@ -25,40 +23,40 @@ MAX_HEADERS: Final = 100
 MAX_FRAMING_BYTES: Final = 1 << 20
 """Of a body's chunk sizes, chunk extensions and trailers together. Trailers are dropped."""
 MAX_BODIES_BYTES: Final = 256 << 20
-"""Of the bodies of all requests of a server that are not answered yet; above it 503."""
+"""Of the bodies of all unanswered requests of a server; above it 503."""
 MAX_SENT_AHEAD: Final = 8
-"""Requests on one connection that wait for the answer to an earlier one."""
+"""Pipelined requests on one connection."""
 HEAD_SECONDS: Final = 10.0
 """For a request's head, from its first byte; on a new connection, from the start."""
 BODY_SECONDS: Final = 30.0
 """For a request's body."""
 ANSWER_SECONDS: Final = 30.0
-"""How long a caller may take less of its answer than MIN_ANSWER_BYTES in each LOOK_SECONDS."""
+"""How long a caller may read its answer more slowly than MIN_ANSWER_BYTES per LOOK_SECONDS."""
 MIN_ANSWER_BYTES: Final = 32 << 10
 KEEP_ALIVE_SECONDS: Final = 75
-"""Between two requests: a caller that works on an answer for a while finds its connection open."""
+"""Between two requests, so that a caller which works on an answer finds its connection open."""
 MAX_CONNECTIONS: Final = 1000
 """Above it requests are answered 503."""
 SPARE_CONNECTIONS: Final = 50
-"""Above the limit, to be told so; the next ones are closed at once."""
+"""Above the limit: they are answered 503; further ones are closed at once."""
 LOOK_SECONDS: Final = 2.0
 LINGER_SECONDS: Final = 1.0
-"""How long what a refused caller still sends is thrown away: closed at once, it would not see why."""
+"""How long the rest of a refused request is discarded: a caller whose connection closes at once cannot read why."""
 _BETWEEN_COUNTS: Final = 1 << 20
 _LARGE_BYTES: Final = 1 << 20
 _TRIM_SECONDS: Final = 1.0
 _RESET_AT_CLOSE: Final = struct.pack("ii", 1, 0)
 _trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of the GNU library alone
 _SLICE_BYTES: Final = 16 << 10
-"""Parsed at once, so that no bound is passed by more."""
+"""Parsed at a time, so that no bound is exceeded by more."""
 
 
 class _Refused(Exception):
-    """Raised through the parser, which then stops."""
+    """Stops the parser."""
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """HTTP as uvicorn speaks it, within bounds."""
+    """uvicorn's HTTP protocol, within bounds."""
 
     _next_trim: ClassVar[float] = 0.0
 
@@ -87,7 +85,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came, slice by slice; what comes after a refusal is thrown away."""
+        """Parse the data slice by slice; discard it after a refusal."""
         for start in range(0, len(data), _SLICE_BYTES):
             if self._refusal is not None or self.transport.is_closing():
                 return
@@ -114,7 +112,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._stop(431, _HEAD_TOO_LONG)  # its last slice held the end of it
         has_body = any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers)
         if self.parser.should_upgrade() and has_body:  # the parser would drop the body
-            self._stop(400, "no other protocol is spoken here: send a body without the header Upgrade")
+            self._stop(400, "this server speaks HTTP only: send a body without the header Upgrade")
         super().on_headers_complete()
         if self.parser.should_upgrade():
             self.cycle.keep_alive = False  # it is answered as HTTP, but the parser goes no further
@@ -134,7 +132,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def _count_bodies(self) -> None:
         others = (each for each in self.connections if isinstance(each, BoundedProtocol))
         if sum(each.num_body_bytes for each in others) > MAX_BODIES_BYTES:
-            self._stop(503, "the bodies of other requests take all the memory that there is for bodies")
+            self._stop(503, "the bodies of other requests take all the memory reserved for bodies")
 
     def on_response_complete(self) -> None:
         if self.num_body_bytes > _LARGE_BYTES:
@@ -156,7 +154,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Say nothing: anybody could fill the log."""
+        """Stay silent: any caller could fill the log."""
 
     def _stop(self, status: int, detail: str) -> None:
         """Refuse from within the parser."""
@@ -164,12 +162,12 @@ class BoundedProtocol(HttpToolsProtocol):
         raise _Refused
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what the parser stopped at. uvicorn calls it for whatever that was."""
+        """Answer the request at which the parser stopped; uvicorn calls it for any reason."""
         self._refuse(*(self._refusal or (400, msg)))
 
     def _refuse(self, status: int, detail: str) -> None:
-        """Answer the request that is coming in, and nothing after it; close without a word where that could be taken
-        for the answer to another one."""
+        """Answer the incoming request and close; close without an answer where the caller could take it for the answer
+        to another request."""
         self._refusal = (status, detail)
         is_own = self._is_in_body and not self.pipeline and not self.cycle.response_started
         is_next = not self._is_in_body and not self._owes_answer
@@ -184,13 +182,13 @@ class BoundedProtocol(HttpToolsProtocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def _tell_gone(self) -> None:
-        """Tell the application that nobody waits for the answer it works on; uvicorn tells it of the newest alone."""
+        """Tell the application that its caller hung up; uvicorn does so for the newest request only."""
         if self._running is not None and not self._running.response_complete:
             self._running.disconnected = True
             self._running.message_event.set()
 
     def _look(self) -> None:
-        """Hang up on a caller whose time is over. It does not run while the caller waits for us."""
+        """Hang up on a caller whose time is over. Time does not count while the caller waits for us."""
         self._look_again = self.loop.call_later(LOOK_SECONDS, self._look)
         now = self.loop.time()
         if self._is_stuck(now):
@@ -212,14 +210,14 @@ class BoundedProtocol(HttpToolsProtocol):
                 self.transport.close()
 
     def _give_memory_back(self) -> None:
-        """Have the allocator return what was held, soon, when the application has let go of it too."""
+        """Let the allocator return freed memory soon, once the application has released it too."""
         now = self.loop.time()
         if _trim is not None and now >= BoundedProtocol._next_trim:
             BoundedProtocol._next_trim = now + _TRIM_SECONDS
             self.loop.call_later(_TRIM_SECONDS, _trim, 0)
 
     def _is_stuck(self, now: float) -> bool:
-        """Whether an answer has been lying here for too long."""
+        """Whether an answer has waited here unread for too long."""
         num_unsent = self.transport.get_write_buffer_size()
         if num_unsent == 0 or self._has_drained or num_unsent <= self._num_unsent - MIN_ANSWER_BYTES:
             self._stuck_since = now
@@ -235,8 +233,8 @@ def _render(status: int, detail: str) -> bytes:
 
 
 def allow_connections() -> int:
-    """Raise this process's limit of open files as far as the connections need it; gives how many of them it may have,
-    which leaves as many files to everything else."""
+    """Raise this process's limit of open files to twice MAX_CONNECTIONS, if it may; return half of it, the connections
+    it may have."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = max(soft, min(hard, 2 * MAX_CONNECTIONS) if hard != resource.RLIM_INFINITY else 2 * MAX_CONNECTIONS)
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
@@ -244,11 +242,10 @@ def allow_connections() -> int:
 
 
 def bounds() -> dict[str, Any]:
-    """The settings of a uvicorn server with this edge; the application logs requests itself."""
+    """The settings of a uvicorn server with this edge."""
     return {
         "http": BoundedProtocol,
         "ws": "none",
-        "access_log": False,
         "timeout_keep_alive": KEEP_ALIVE_SECONDS,
         "limit_concurrency": allow_connections(),
     }

@@ -1,4 +1,4 @@
-"""What routes are handed: the store, the settings, the policy client and their place in a list.
+"""Dependencies of routes: the store, the settings, the policy client, the place in a list, room on the disks.
 
 Dependencies that wait for nothing are coroutines: FastAPI would send others to a thread and back.
 """

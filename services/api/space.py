@@ -1,7 +1,7 @@
-"""Taking nothing in while a disk is nearly full: tasks and rollouts are refused with 507 until there is room again.
+"""Refuses tasks and rollouts with 507 while a disk is nearly full.
 
-The sweep measures where the workers run and writes what it found; the api looks at its own disks too. Both are asked at
-most once a second, so that a caller who sends a thousand rollouts pays nothing.
+The sweep measures the disks of the workers and stores the result; the api looks at its own disks too. Both are read at
+most once a second, so that a thousand rollouts in a row cost no more than one.
 """
 
 import threading
@@ -19,7 +19,7 @@ KEPT_SECONDS: Final = 1.0
 
 
 class OutOfSpace(PreceptorError):
-    """A disk is nearly full, so nothing more is taken in; what is there goes on being trained on."""
+    """A disk is nearly full, so nothing more is stored; training continues on the stored rollouts."""
 
     status_code = 507
     title = "Too little disk space"
@@ -28,7 +28,7 @@ class OutOfSpace(PreceptorError):
 
 
 class SpaceGuard:
-    """What is known about the room on the disks, at most `KEPT_SECONDS` old. Safe to share between threads."""
+    """Whether the disks have room, at most `KEPT_SECONDS` old. Safe to share between threads."""
 
     def __init__(self, store: Store, settings: Settings) -> None:
         self._store = store

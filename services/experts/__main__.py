@@ -57,7 +57,14 @@ def main() -> None:
     parser.add_argument("--host", default=address.hostname or "127.0.0.1")
     parser.add_argument("--port", type=int, default=address.port or 80)
     arguments = parser.parse_args()
-    uvicorn.run(build_app(settings), host=arguments.host, port=arguments.port, log_config=None, **edge.bounds())
+    uvicorn.run(
+        build_app(settings),
+        host=arguments.host,
+        port=arguments.port,
+        log_config=None,
+        access_log=False,
+        **edge.bounds(),
+    )
 
 
 if __name__ == "__main__":

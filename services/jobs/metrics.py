@@ -57,7 +57,7 @@ class WorkerMeter:
 
 
 def name_outcome(reply: Outcome | ExpertUnavailable) -> str:
-    """The outcome's word."""
+    """The outcome as a label."""
     match reply:
         case ConsultResult():
             return "answered"

@@ -1,4 +1,4 @@
-"""A sign of life for processes that answer no request: a file whose time says when the process last did its work.
+"""A sign of life for processes without a server: a file whose time is when the process last did its work.
 
 `PRECEPTOR_ALIVE_FILE` names it; without it nothing is written. docker-compose.yml's healthchecks look at its age.
 """
@@ -16,8 +16,8 @@ def _file() -> Path | None:
 
 
 def touch() -> None:
-    """Say that the process has just done what it is there for. Cheap enough for every second."""
+    """Note that the process has just done its work. Cheap enough for every second."""
     file = _file()
     if file is not None:
-        with suppress(OSError):  # a full disk: whoever looks at its age is told the truth by and by
+        with suppress(OSError):  # a full disk: the file then looks as old as it is
             file.touch()

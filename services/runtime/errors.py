@@ -1,4 +1,4 @@
-"""The errors Preceptor speaks: each knows its HTTP status and what the caller can do about it.
+"""The errors of Preceptor: each knows its HTTP status and what the caller can do about it.
 
 One handler renders them as problem documents (RFC 9457). A room adds its own subclasses beside the code
 that raises them; this module keeps only those that several rooms raise.
@@ -17,7 +17,7 @@ class PreceptorError(Exception):
     hint: str = ""
     retry_after_seconds: int | None = None
     errors: Sequence[dict[str, JsonValue]] = ()
-    """What is wrong with which part of the request, where there are parts."""
+    """The faults of single parts of the request."""
 
     def __init__(self, detail: str, *, hint: str | None = None) -> None:
         super().__init__(detail)

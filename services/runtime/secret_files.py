@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def secret_folders(environ: Mapping[str, str] = os.environ) -> list[Path]:
-    """Where secrets lie in files: the folder that PRECEPTOR_SECRETS_DIR names, and those in it; empty without it."""
+    """The folders of secrets: the one that PRECEPTOR_SECRETS_DIR names, and those in it; none without it."""
     named = environ.get("PRECEPTOR_SECRETS_DIR")
     if not named:
         return []
@@ -15,7 +15,7 @@ def secret_folders(environ: Mapping[str, str] = os.environ) -> list[Path]:
 
 
 def find_secret(variable: str, environ: Mapping[str, str] = os.environ) -> str:
-    """The value of a variable of the environment, else of the file called like it; empty where there is neither."""
+    """The value of an environment variable, else of the file of its name; empty without either."""
     if given := environ.get(variable):
         return given
     files = (folder / variable.lower() for folder in secret_folders(environ))

@@ -1,7 +1,7 @@
-"""How much room there is on the disks, and whether it is enough to go on sampling.
+"""Measures the room on the disks, and decides whether it is enough to keep sampling.
 
-What is asked: the data folder's disk, the disk of an embedded database, the data folder's size, and the size the caller
-says the database has. The disk of a database elsewhere cannot be seen from here; its size can be bounded.
+It looks at the data folder's disk, the disk of an embedded database, the data folder's size, and the size that the
+caller gives for the database. The disk of a database elsewhere cannot be seen from here; its size can be bounded.
 """
 
 from __future__ import annotations

@@ -46,6 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         host=given.host,
         port=given.port,
         log_config=None,
+        access_log=False,
         timeout_graceful_shutdown=10,
         # nobody's word for where a caller is, unless a proxy is named: tries at passwords are counted by it
         proxy_headers="FORWARDED_ALLOW_IPS" in os.environ,

@@ -326,6 +326,7 @@ def main(arguments: list[str]) -> int:
         host=options.host,
         port=options.port,
         log_config=None,
+        access_log=False,
         timeout_graceful_shutdown=1,  # a sample may take minutes; its caller asks again
         **edge.bounds(),
     )

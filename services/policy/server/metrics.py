@@ -1,4 +1,4 @@
-"""The policy process's figures: what its engine sampled and scored, and what waits."""
+"""The policy process's figures: tokens that its engine sampled and scored, and its queue."""
 
 from collections.abc import Callable, Iterable
 
