@@ -10,7 +10,6 @@ TORCH := 2.13.0
 TORCH_INDEX_URL ?= https://download.pytorch.org/whl/cpu
 STAMP := $(VENV)/.installed
 TIER ?= tiny
-PARALLEL := -n auto --maxprocesses 4 --dist loadfile  # one file at a time on each processor, with servers of its own
 
 .PHONY: help install vllm demo up down status test test-long unit check fmt lint types imports migrations chaos docs bench-loss bench-update bench-learn bench-sandbox bench-api clean
 
@@ -49,10 +48,10 @@ status: install  ## what the loop does now
 	@$(BIN)/preceptor status
 
 test: install  ## the tests, on all processors; ARGS="-n 0 -x tests/store" runs some, one after the other
-	@$(BIN)/python -m pytest -m "not long" $(PARALLEL) $(ARGS)
+	@$(BIN)/python -m pytest -m "not long" -n auto --dist loadfile $(ARGS)
 
-test-long: install  ## the tests that take minutes: the whole loop, the demo, disturbances, compose
-	@$(BIN)/python -m pytest -m long $(PARALLEL) tests/e2e $(ARGS)
+test-long: install  ## the tests that take minutes, one after the other: the whole loop, the demo, disturbances, compose
+	@$(BIN)/python -m pytest -m long tests/e2e $(ARGS)
 
 unit: install  ## the tests that need no server
 	@$(BIN)/python -m pytest -m "not integration and not e2e" $(ARGS)

@@ -1,4 +1,6 @@
-"""Real servers for tests that need them: one embedded Postgres and one Valkey per session, a fresh database per use.
+"""Real servers for tests that need them: one embedded Postgres and one Valkey per process, a fresh database per use.
+
+`make test` runs several processes side by side; each takes one file after another and has servers of its own.
 
 A test asks for what it needs: `fresh_database` (a function that returns the URL of a new, migrated, empty database),
 `database_url` (one such database, dropped after the test), `redis_url` (an emptied Valkey). Tests that use them are
@@ -23,6 +25,12 @@ from services.local.servers.postgres import EmbeddedPostgres
 from services.local.servers.valkey import EmbeddedValkey
 
 TEMPLATE = "migrated"
+MAX_PROCESSES = 4  # each holds torch and its servers: about 1 GB
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than there are processors: tests also wait."""
+    return min(MAX_PROCESSES, (os.cpu_count() or 1) + 1)
 
 
 @pytest.fixture(scope="session")
