@@ -163,7 +163,7 @@ def test_two_people_who_claim_at_once_never_get_the_same_item(
         def claim(person: Api) -> None:
             barrier.wait()
             headers = {"Authorization": f"Bearer {person.key}"}
-            got.append(httpx2.post(f"{url}/v1/corrections/claim", headers=headers, timeout=30))
+            got.append(httpx2.post(f"{url}/v1/corrections/claim", headers=headers, timeout=120))
 
         threads = [threading.Thread(target=claim, args=(person,)) for person in people]
         for thread in threads:

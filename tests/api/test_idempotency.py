@@ -74,7 +74,7 @@ def test_requests_with_one_key_at_the_same_time_take_turns(app: FastAPI, api: Ap
 
         def send() -> None:
             barrier.wait()
-            answers.append(httpx2.post(f"{url}/v1/persons", json=body, headers=headers, timeout=30))
+            answers.append(httpx2.post(f"{url}/v1/persons", json=body, headers=headers, timeout=120))
 
         threads = [threading.Thread(target=send) for _ in range(8)]
         for thread in threads:

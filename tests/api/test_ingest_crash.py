@@ -55,14 +55,14 @@ class Sending:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(60)
+            thread.join()
 
     def wait_for(self, count: int) -> None:
         """Return when so many were acknowledged."""
         wait_until(lambda: len(self.acknowledged) >= count)
 
     def _send(self, number: int) -> None:
-        with httpx2.Client(base_url=self._url, timeout=30) as http:
+        with httpx2.Client(base_url=self._url, timeout=120) as http:
             for turn in range(10_000):
                 if self._stop.is_set():
                     return
@@ -102,13 +102,13 @@ def run_api(settings: Settings) -> Iterator[tuple[str, "subprocess.Popen[bytes]"
         yield url, process
     finally:
         process.kill()
-        process.wait(30)
+        process.wait()
 
 
 def is_up(url: str) -> bool:
     """Whether a server answers there."""
     try:
-        return httpx2.get(f"{url}/healthz", timeout=5).is_success
+        return httpx2.get(f"{url}/healthz", timeout=60).is_success
     except httpx2.TransportError:
         return False
 
@@ -141,7 +141,7 @@ def test_kill_9_of_the_api_loses_no_acknowledged_rollout_and_a_retry_doubles_non
         with run_api(settings) as (url, process), Sending(url, api.key, task_id, f"r{round_number}") as sending:
             sending.wait_for(40)
             process.send_signal(signal.SIGKILL)
-            process.wait(30)
+            process.wait()
         acknowledged |= sending.acknowledged
         unanswered |= sending.unanswered
     there = stored(store)

@@ -28,7 +28,7 @@ from tests.store.conftest import World
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
-PATIENCE = 30.0
+PATIENCE = 120.0
 
 
 class Judge:

@@ -169,12 +169,12 @@ def test_a_message_that_finds_no_thread_of_its_share_is_let_go() -> None:
     @Shares(num_draws=1).bound("sample")
     def work() -> None:
         num_runs.append(1)
-        inside.wait(5)
-        leave.wait(5)
+        inside.wait()
+        leave.wait()
 
     running = threading.Thread(target=work)
     running.start()
-    inside.wait(5)
+    inside.wait()
     work()  # returns at once: the only thread of the share is in use
     leave.set()
     running.join()

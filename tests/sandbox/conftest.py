@@ -59,11 +59,10 @@ class SandboxServer:
             environment["SANDBOX_API_KEY"] = self.key
         self.process = subprocess.Popen(command, env=environment, cwd=REPOSITORY, start_new_session=True)
         self.client = self._make_client()
-        try:
-            wait_until(self._answers, lambda: self.process.poll() is None)
-        except BaseException:
+        wait_until(lambda: self.process.poll() is not None or self._answers())
+        if self.process.poll() is not None:
             self.__exit__()
-            raise
+            raise RuntimeError(f"the sandbox did not start: {self.process.poll()}")
         return self
 
     def _answers(self) -> bool:

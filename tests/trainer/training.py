@@ -49,7 +49,7 @@ def training(settings: Settings, config: TrainerConfig) -> Iterator[threading.Th
         yield thread
     finally:
         stop.set()
-        thread.join(60)
+        thread.join()
     assert not thread.is_alive()
     if raised:
         raise raised[0]

@@ -48,7 +48,7 @@ def open_as(queue: Queue, site: str, chromium: "Chromium") -> Iterator[Open]:
             windows.callback(window.close)
             window.add_cookies([{"name": SESSION_COOKIE, "value": tokens[name], "url": site}])
             page = window.new_page()
-            page.set_default_timeout(15_000)
+            page.set_default_timeout(60_000)
             page.on("pageerror", _fail)
             page.goto(f"{site}/correct")
             return page

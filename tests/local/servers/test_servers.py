@@ -274,7 +274,7 @@ def test_an_ordinary_user_runs_the_same_servers_without_demotion(open_folder: Pa
         assert ask(said[-1].split()[1], "SELECT 1") == 1
         program.kill()
         program.communicate()
-    _, alive = psutil.wait_procs(family, timeout=10)
+    _, alive = psutil.wait_procs(family, timeout=60)
     assert [p for p in alive if is_alive(p)] == []
 
 

@@ -339,7 +339,7 @@ def test_what_waits_when_the_engine_stops_fails_as_unavailable(start_engine: Sta
     future = engine.sample(ask(SamplePrompt(id="a", messages=QUESTION, n=200, seed=1), max_new_tokens=200))
     engine.close()
     with pytest.raises(EngineStopped):
-        future.result(timeout=10)
+        future.result(timeout=60)
     with pytest.raises(EngineStopped):
         engine.sample(ask(SamplePrompt(id="b", messages=QUESTION, seed=1)))
     assert not engine.is_alive

@@ -118,7 +118,7 @@ def test_every_refusal_is_a_problem_document(url: str) -> None:
 
 
 def test_a_body_too_large_is_refused_before_it_is_read(url: str) -> None:
-    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=10)
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
     with contextlib.closing(connection):
         connection.putrequest("POST", "/v1/sample")
         connection.putheader("Authorization", f"Bearer {KEY}")
@@ -130,7 +130,7 @@ def test_a_body_too_large_is_refused_before_it_is_read(url: str) -> None:
 
 
 def test_nothing_of_a_body_is_read_without_the_key(url: str) -> None:
-    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=10)
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
     with contextlib.closing(connection):
         connection.putrequest("POST", "/v1/sample")
         connection.putheader("Content-Length", "1000")

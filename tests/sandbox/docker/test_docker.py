@@ -109,7 +109,7 @@ def test_what_a_server_leaves_is_removed(signal_number: signal.Signals) -> None:
         while not host_processes(token):
             time.sleep(0.05)
         server.process.send_signal(signal_number)
-        server.process.wait(30)
+        server.process.wait()
         thread.join()
     if signal_number == signal.SIGKILL:  # then the next one does
         with SandboxServer(arguments=("--backend", "docker", "--slots", "1")):

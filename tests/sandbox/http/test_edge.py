@@ -17,7 +17,7 @@ HEAD = b"GET / HTTP/1.1\r\nHost: x\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: x\r\n"
 CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
 CLOSE = b"Connection: close\r\n"
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 class Echo:
