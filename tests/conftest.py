@@ -28,6 +28,7 @@ TEMPLATE = "migrated"
 MAX_PROCESSES = 4  # each holds torch and its servers: about 1 GB
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """One process more than there are processors: tests also wait."""
     return min(MAX_PROCESSES, (os.cpu_count() or 1) + 1)
