@@ -190,7 +190,7 @@ def test_daemons_and_fork_bombs_die_with_the_run(weak: SandboxServer) -> None:
 def test_folders_nested_by_the_thousand_are_removed_and_break_nothing(weak: SandboxServer, data_dir: Path) -> None:
     code = """
     import os
-    for number in range(3000):
+    for number in range(2200):  # deeper than a path can be long
         os.mkdir("d")
         open("f", "w").close()
         os.symlink("/", "link")
