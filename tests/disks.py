@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 MB = 1_000_000
+PREFIX = "preceptor-disk-"
 
 
 @contextmanager
@@ -43,7 +44,7 @@ def fill(folder: Path) -> Path:
 @pytest.fixture
 def small_disk() -> Iterator[Path]:
     """A disk of 20 MB of its own; skips, and says why, where none can be made."""
-    folder = Path(tempfile.mkdtemp(prefix="preceptor-disk-"))
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
     try:
         with mounted(folder, "20M") as problem:
             if problem is not None:

@@ -22,6 +22,7 @@ from requests.exceptions import RequestException
 
 from sandbox.contract import BatchRequest, BatchResult, Level, Limits, RunRequest, RunResult, SandboxHealth
 from sandbox.settings import SandboxSettings
+from tests import disks
 from tests.waiting import wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -266,8 +267,9 @@ def sandbox(request: pytest.FixtureRequest) -> Iterator[SandboxServer]:
 
 
 def host_mounts() -> list[str]:
-    """The host's mounts, but for those of a Docker engine that works beside us."""
-    return [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if "docker" not in line]
+    """The host's mounts, but for those of a Docker engine and of the tests that run beside these."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return [line for line in lines if "docker" not in line and disks.PREFIX not in line]
 
 
 def make_server(mode: str) -> SandboxServer:
