@@ -12,8 +12,8 @@ import uvicorn
 from fastapi import APIRouter, FastAPI, Request
 
 from services.api.auth import BearerDep
+from services.api.calls import KeyHeader
 from services.api.ingest import IngestDep, Row, Sender
-from services.api.once import KeyHeader
 from services.contracts.rollouts import Rollout, RolloutCreate
 from services.runtime.errors import PreceptorError
 from services.runtime.settings import Settings

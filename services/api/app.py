@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
 
 from sandbox.http.rendering import DocumentedApp
-from services.api import once, problems
+from services.api import calls, problems
 from services.api.deps import House
 from services.api.group_commit import GroupCommit
 from services.api.ingest import Ingest
@@ -98,7 +98,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.group_commit = GroupCommit(app.state.ingest)
     app.add_middleware(RequestLimits)
     problems.install(app)
-    once.install(app)
+    calls.install(app)
     for module in ROUTERS:
         app.include_router(module.router)
     registry = metrics.make_registry()

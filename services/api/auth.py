@@ -5,26 +5,21 @@ settings open the api (loopback only; the entrypoint sees to that), a call witho
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import Annotated
-from uuid import UUID
 
 from fastapi import Depends, Request
 from fastapi.params import Depends as Dependency
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.orm import Session
 
+from services.acts.callers import Caller, to_caller
 from services.api.deps import SettingsDep, StoreDep
 from services.contracts.audit import Via
-from services.contracts.persons import RIGHTS as RIGHTS
-from services.contracts.persons import Right as Right
-from services.contracts.persons import Role
+from services.contracts.persons import Right
 from services.runtime.errors import PreceptorError
 from services.runtime.settings import Settings
 from services.store.core.audit import Actor
 from services.store.people import keys, persons
-from services.store.tables.people import ApiKeyRow, PersonRow
 
 
 class KeyMissing(PreceptorError):
@@ -41,43 +36,6 @@ class KeyUnknown(PreceptorError):
     status_code = 401
     title = "API key not accepted"
     hint = "It was mistyped, rotated, revoked or has ended; an owner can make a new one with POST /v1/keys."
-
-
-class NotAllowed(PreceptorError):
-    """The caller's role does not include this."""
-
-    status_code = 403
-    title = "Not allowed"
-    hint = "Ask an owner for a key with another role."
-
-
-@dataclass(frozen=True)
-class Caller:
-    """A person or service whose key or session was checked."""
-
-    id: UUID
-    name: str
-    role: Role
-    scopes: frozenset[Right] | None = None
-    """What their key narrows the role to; None leaves it whole."""
-    key_id: UUID | None = None
-    key_expires_at: datetime | None = None
-
-    @property
-    def rights(self) -> frozenset[Right]:
-        """What they may do: the role's rights, less what their key leaves out."""
-        return RIGHTS[self.role] if self.scopes is None else RIGHTS[self.role] & self.scopes
-
-    def may(self, right: Right) -> bool:
-        """Whether the caller's role includes the right, and their key too."""
-        return right in self.rights
-
-    def must(self, right: Right) -> None:
-        """Pass when the caller may. Errors: NotAllowed (403)."""
-        if not self.may(right):
-            if right in RIGHTS[self.role]:
-                raise NotAllowed(f"this key of {self.name!r} does not include the right to {right.value}")
-            raise NotAllowed(f"{self.name!r} is {self.role.value}, which may not {right.value} here")
 
 
 _bearer = HTTPBearer(auto_error=False, description="An API key: `pk_` and 43 characters.")
@@ -107,15 +65,6 @@ def authenticate(session: Session, key: str | None, settings: Settings) -> Calle
     if found is None:
         raise KeyUnknown("this API key is not known")
     return to_caller(*found)
-
-
-def to_caller(person: PersonRow, key: ApiKeyRow | None) -> Caller:
-    """The person as a caller, narrowed to the key's scopes."""
-    whole = Caller(id=person.id, name=person.name, role=Role(person.role))
-    if key is None:
-        return whole
-    scopes = None if key.scopes is None else frozenset(map(Right, key.scopes))
-    return replace(whole, scopes=scopes, key_id=key.id, key_expires_at=key.expires_at)
 
 
 CallerDep = Annotated[Caller, Depends(identify)]

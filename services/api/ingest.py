@@ -18,10 +18,12 @@ from fastapi import Depends, Request
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from services.api.auth import Caller, KeyMissing, KeyUnknown, NotAllowed, Right, act_from, authenticate
+from services.acts.callers import Caller, NotAllowed
+from services.api.auth import KeyMissing, KeyUnknown, act_from, authenticate
 from services.api.space import OutOfSpace, SpaceGuard
 from services.api.tokens import Reader, Tokens
 from services.contracts.base import JsonObject
+from services.contracts.persons import Right
 from services.contracts.rollouts import BatchedRollout, Rollout, RolloutCreate
 from services.jobs import dispatch
 from services.policy.client import PolicyUnavailable

@@ -12,39 +12,20 @@ in the audit trail in that same transaction; an answer that is given again is no
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, TypeVar
 
-from fastapi import Depends, FastAPI, Header, Request, Response
+from fastapi import Depends, Request
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
+from services.acts.call import Replay
 from services.api.auth import CallerDep, to_actor
+from services.api.calls import KeyHeader
 from services.store.core import audit, idempotency
 from services.store.core.audit import Actor
 
-REPLAY_HEADER: Final = "Idempotent-Replay"
-
 Answer = TypeVar("Answer", bound=BaseModel | None)
-
-KeyHeader = Annotated[
-    str | None,
-    Header(
-        alias="Idempotency-Key",
-        min_length=1,
-        max_length=255,
-        pattern=r"^[\x21-\x7e]+$",
-        description="Any unique text: the same key with the same body changes nothing twice and gets the same answer.",
-    ),
-]
-
-
-class Replay(Exception):
-    """The request was answered before; rendered as that answer."""
-
-    def __init__(self, stored: idempotency.Stored) -> None:
-        super().__init__("answered before")
-        self.stored = stored
 
 
 @dataclass(frozen=True)
@@ -127,14 +108,3 @@ async def _get_once(request: Request, caller: CallerDep, key: KeyHeader = None) 
 
 
 OnceDep = Annotated[Once, Depends(_get_once)]
-
-
-def _on_replay(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Replay)
-    headers = {REPLAY_HEADER: "true"}
-    return Response(error.stored.body, error.stored.status_code, headers, media_type="application/json")
-
-
-def install(app: FastAPI) -> None:
-    """Render repeated requests as the answers they got before."""
-    app.add_exception_handler(Replay, _on_replay)

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from services.api.auth import Caller
+from services.acts.callers import Caller
 from services.contracts.persons import LinkPurpose, LoginLink, PasswordLinkCreate, Role
 from services.runtime.errors import InvalidInput
 from services.store.people import logins, passwords, persons

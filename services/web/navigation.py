@@ -4,7 +4,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
-from services.api.auth import Caller, Right
+from services.acts.callers import Caller
+from services.contracts.persons import Right
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,11 @@ from fastapi.params import Depends as Dependency
 from starlette.datastructures import FormData
 from starlette.responses import HTMLResponse, Response
 
-from services.api.auth import Caller, NotAllowed, Right, to_caller
+from services.acts.call import PersonCall
+from services.acts.callers import Caller, NotAllowed, to_caller
 from services.api.deps import HouseDep
 from services.contracts.audit import Via
+from services.contracts.persons import Right
 from services.runtime.errors import InvalidInput, PreceptorError
 from services.store.core.audit import Actor
 from services.store.people import logins, persons
@@ -161,6 +163,14 @@ def _require_visitor(guest: GuestDep) -> Visitor:
 
 
 VisitorDep = Annotated[Visitor, Depends(_require_visitor)]
+
+
+def _get_call(visitor: VisitorDep, house: HouseDep) -> PersonCall:
+    return PersonCall(store=house.store, settings=house.settings, actor=visitor.actor, caller=visitor.caller)
+
+
+CallDep = Annotated[PersonCall, Depends(_get_call)]
+"""The call of an act by this visitor."""
 
 
 def needs(right: Right) -> Dependency:

@@ -8,8 +8,7 @@ from sqlalchemy import text
 from starlette.testclient import TestClient
 
 from services.api.app import create_app
-from services.api.auth import RIGHTS, Right
-from services.contracts.persons import Role
+from services.contracts.persons import RIGHTS, Right, Role
 from services.runtime.settings import Settings
 from services.store.core.transaction import Store
 from services.store.people import keys, persons

@@ -4,11 +4,12 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from services.api.auth import Right, needs
+from services.api.auth import needs
 from services.api.deps import StoreDep
 from services.api.once import OnceDep
 from services.api.routes.common import build_router, problems
 from services.contracts.answers import Answer
+from services.contracts.persons import Right
 from services.jobs import dispatch
 from services.store.loop import consultations, withdrawals
 

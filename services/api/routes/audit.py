@@ -7,11 +7,12 @@ from uuid import UUID
 from fastapi import Query
 from pydantic import AwareDatetime, BeforeValidator
 
-from services.api.auth import Right, needs
+from services.api.auth import needs
 from services.api.deps import PagingDep, StoreDep
 from services.api.routes.common import build_router, problems
 from services.contracts.audit import AuditEntry
 from services.contracts.base import Page
+from services.contracts.persons import Right
 from services.store.core import audit
 
 router = build_router("audit")
@@ -45,5 +46,5 @@ def list_audit(
     """
     moment: datetime | None = before
     wanted = audit.Filter(person_id=person_id, action=action, noun_id=noun_id, before=moment)
-    with store.transaction() as session:
+    with store.reading() as session:
         return audit.read(session, wanted, cursor=paging.cursor, limit=paging.limit)

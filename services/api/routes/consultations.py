@@ -7,14 +7,16 @@ from fastapi import Depends, Request
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.orm import Session
 
-from services.api.auth import BearerDep, CallerDep, Right, identify, needs, to_actor
+from services.api.auth import BearerDep, CallerDep, identify, needs, to_actor
+from services.api.calls import KeyHeader
 from services.api.deps import HouseDep, PagingDep, SettingsDep, StoreDep
-from services.api.once import KeyHeader, Once, OnceDep, build_once
+from services.api.once import Once, OnceDep, build_once
 from services.api.routes.common import build_router, problems
 from services.contracts.audit import Via
 from services.contracts.base import Page
 from services.contracts.consultations import Consultation, ConsultationDetail, ConsultationStatus
 from services.contracts.experts import ConsultResponse
+from services.contracts.persons import Right
 from services.experts.protocol import signatures
 from services.jobs import dispatch
 from services.runtime.errors import Conflict, PreceptorError
@@ -55,7 +57,7 @@ def list_consultations(
 ) -> Page[Consultation]:
     """Questions to experts, newest first. Reasons in which an expert may quote metadata are null for all but owners and
     operators. Errors: BadCursor (422)."""
-    with store.transaction() as session:
+    with store.reading() as session:
         lineage = lineages.get(session, settings.lineage)
         return browse.list_consultations(
             session,
@@ -73,7 +75,7 @@ def list_consultations(
 def get_consultation(consultation_id: UUID, caller: CallerDep, store: StoreDep) -> ConsultationDetail:
     """One question with every try at it. Reasons in which an expert may quote metadata are null for all but owners and
     operators. Errors: ConsultationNotFound (404)."""
-    with store.transaction() as session:
+    with store.reading() as session:
         return browse.consultation(session, consultation_id, caller.rights)
 
 

@@ -7,7 +7,8 @@ from uuid import UUID
 from fastapi import Query
 from sqlalchemy.orm import Session
 
-from services.api.auth import Caller, CallerDep, Right, needs
+from services.acts.callers import Caller
+from services.api.auth import CallerDep, needs
 from services.api.deps import PagingDep, SettingsDep, StoreDep
 from services.api.once import OnceDep
 from services.api.routes.common import build_router, problems
@@ -24,6 +25,7 @@ from services.contracts.corrections import (
     DraftSave,
     DraftSaved,
 )
+from services.contracts.persons import Right
 from services.jobs import dispatch
 from services.runtime.errors import NotFound
 from services.store.corrections import corrections, desk, drafts, undo
@@ -126,7 +128,7 @@ def release_correction(correction_id: UUID, caller: CallerDep, store: StoreDep, 
 @router.get("/corrections/{correction_id}/draft", dependencies=[needs(Right.CORRECT)], responses=problems(404, 422))
 def get_draft(correction_id: UUID, caller: CallerDep, store: StoreDep) -> Draft:
     """This person's draft of the item. Errors: CorrectionNotFound, DraftNotFound (404)."""
-    with store.transaction() as session:
+    with store.reading() as session:
         return drafts.get(session, corrections.get(session, correction_id).id, caller.id)
 
 
@@ -231,7 +233,7 @@ def list_corrections(
     mine: Annotated[bool, Query(description="Only the items this person claimed or decided.")] = False,
 ) -> Page[Correction]:
     """Items of the human queue, newest first. Errors: BadCursor (422)."""
-    with store.transaction() as session:
+    with store.reading() as session:
         lineage = lineages.get(session, settings.lineage)
         return browse.list_corrections(
             session,
@@ -246,5 +248,5 @@ def list_corrections(
 @router.get("/corrections/{correction_id}", dependencies=[needs(Right.READ)], responses=problems(404))
 def get_correction(correction_id: UUID, store: StoreDep) -> CorrectionOutcome:
     """One item, the numbers of the updates that used it and what each changed. Errors: CorrectionNotFound (404)."""
-    with store.transaction() as session:
+    with store.reading() as session:
         return desk.outcome(session, corrections.get(session, correction_id))

@@ -4,12 +4,13 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from services.api.auth import Right, needs
+from services.api.auth import needs
 from services.api.deps import PagingDep, SettingsDep, StoreDep
 from services.api.once import OnceDep
 from services.api.routes.common import build_router, problems
 from services.contracts.base import Page
 from services.contracts.evaluations import Evaluation, EvaluationCreate, EvaluationDetail, GapProbeCreate
+from services.contracts.persons import Right
 from services.jobs.maintain import train_sampling
 from services.runtime.settings import Settings
 from services.store.loop import evaluations, lineages
@@ -68,7 +69,7 @@ def _plan_gap_probe(session: Session, settings: Settings, body: GapProbeCreate) 
 @router.get("/evaluations", dependencies=[needs(Right.READ)], responses=problems(422))
 def list_evaluations(store: StoreDep, settings: SettingsDep, paging: PagingDep) -> Page[Evaluation]:
     """Evaluations and how far they are, newest first. Errors: BadCursor (422)."""
-    with store.transaction() as session:
+    with store.reading() as session:
         lineage = lineages.get(session, settings.lineage)
         return browse.list_evaluations(session, lineage.id, cursor=paging.cursor, limit=paging.limit)
 
@@ -76,7 +77,7 @@ def list_evaluations(store: StoreDep, settings: SettingsDep, paging: PagingDep) 
 @router.get("/evaluations/{evaluation_id}", dependencies=[needs(Right.READ)], responses=problems(404))
 def get_evaluation(evaluation_id: UUID, store: StoreDep) -> EvaluationDetail:
     """One evaluation with its results by task. Errors: EvaluationNotFound (404)."""
-    with store.transaction() as session:
+    with store.reading() as session:
         row = evaluations.get(session, evaluation_id)
         return EvaluationDetail(
             **evaluations.view(session, row).model_dump(),

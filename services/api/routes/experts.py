@@ -9,7 +9,7 @@ from fastapi import Body
 from pydantic import Field
 from sqlalchemy.orm import Session
 
-from services.api.auth import CallerDep, Right, needs
+from services.api.auth import CallerDep, needs
 from services.api.deps import PagingDep, SettingsDep, StoreDep
 from services.api.once import Once, OnceDep
 from services.api.routes.common import build_router, problems
@@ -22,6 +22,7 @@ from services.contracts.experts import (
     ExpertStatus,
     OwnKind,
 )
+from services.contracts.persons import Right
 from services.experts.protocol import conformance
 from services.experts.protocol.client import ExpertClient
 from services.jobs import dispatch
@@ -171,7 +172,7 @@ def list_experts(
 ) -> Page[Expert]:
     """Experts with their descriptors and conformance reports, newest first. Why one that was granted metadata is in
     quarantine is null for all but owners and operators. Errors: BadCursor (422)."""
-    with store.transaction() as session:
+    with store.reading() as session:
         lineage = lineages.get(session, settings.lineage)
         return browse.list_experts(
             session, lineage.id, caller.rights, status=status, cursor=paging.cursor, limit=paging.limit
@@ -181,7 +182,7 @@ def list_experts(
 @router.get("/experts/{expert_id}", dependencies=[needs(Right.READ)], responses=problems(404))
 def get_expert(expert_id: UUID, caller: CallerDep, store: StoreDep) -> Expert:
     """One expert. Errors: ExpertNotFound (404)."""
-    with store.transaction() as session:
+    with store.reading() as session:
         return experts.view(experts.get(session, expert_id), caller.rights)
 
 

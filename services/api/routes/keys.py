@@ -5,8 +5,9 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from services.api import grants
-from services.api.auth import Caller, CallerDep
+from services.acts import grants
+from services.acts.callers import Caller
+from services.api.auth import CallerDep
 from services.api.deps import PagingDep, StoreDep
 from services.api.once import OnceDep
 from services.api.routes.common import build_router, problems
@@ -40,7 +41,7 @@ def list_keys(caller: CallerDep, store: StoreDep, paging: PagingDep, person_id: 
     """
     whose = person_id or caller.id
     grants.check_person(caller, whose)
-    with store.transaction() as session:
+    with store.reading() as session:
         persons.get(session, whose)
         return keys.list_of(session, whose, cursor=paging.cursor, limit=paging.limit)
 

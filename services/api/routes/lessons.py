@@ -2,11 +2,12 @@
 
 from uuid import UUID
 
-from services.api.auth import Right, needs
+from services.api.auth import needs
 from services.api.deps import PagingDep, SettingsDep, StoreDep
 from services.api.routes.common import build_router, problems
 from services.contracts.base import Page
 from services.contracts.lessons import Lesson, LessonStatus
+from services.contracts.persons import Right
 from services.store.loop import lineages
 from services.store.views import browse
 
@@ -22,7 +23,7 @@ def list_lessons(
     rollout_id: UUID | None = None,
 ) -> Page[Lesson]:
     """Lessons with their status and its reason, newest first. Errors: BadCursor (422)."""
-    with store.transaction() as session:
+    with store.reading() as session:
         lineage = lineages.get(session, settings.lineage)
         return browse.list_lessons(
             session, lineage.id, status=status, rollout_id=rollout_id, cursor=paging.cursor, limit=paging.limit

@@ -2,10 +2,11 @@
 
 from sqlalchemy.orm import Session
 
-from services.api.auth import Right, needs
+from services.api.auth import needs
 from services.api.deps import SettingsDep, StoreDep
 from services.api.once import OnceDep
 from services.api.routes.common import build_router, problems
+from services.contracts.persons import Right
 from services.contracts.status import LoopState, LoopSwitch, Status
 from services.jobs import dispatch
 from services.runtime import space
@@ -19,7 +20,7 @@ router = build_router("loop")
 @router.get("/status", dependencies=[needs(Right.READ)])
 def get_status(store: StoreDep, settings: SettingsDep) -> Status:
     """What runs, counts by status, the backlog, pass rates, the last updates and every process's last word."""
-    with store.transaction() as session:
+    with store.reading() as session:
         return status.status(
             session,
             lineages.get(session, settings.lineage),

@@ -4,8 +4,9 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from services.api import grants, people
-from services.api.auth import CallerDep, Right, needs
+from services.acts import grants
+from services.api import people
+from services.api.auth import CallerDep, needs
 from services.api.deps import PagingDep, StoreDep
 from services.api.once import OnceDep
 from services.api.routes.common import build_router, problems
@@ -17,6 +18,7 @@ from services.contracts.persons import (
     Person,
     PersonCreate,
     PersonCreated,
+    Right,
     RoleChange,
 )
 from services.store.people import erasing, persons
@@ -45,14 +47,14 @@ def add_person(body: PersonCreate, store: StoreDep, once: OnceDep) -> PersonCrea
 @router.get("/persons", dependencies=[needs(Right.ADMINISTER)], responses=problems(422))
 def list_persons(store: StoreDep, paging: PagingDep) -> Page[Person]:
     """Persons and services, newest first. Errors: BadCursor (422)."""
-    with store.transaction() as session:
+    with store.reading() as session:
         return browse.list_persons(session, cursor=paging.cursor, limit=paging.limit)
 
 
 @router.get("/persons/me")
 def get_me(caller: CallerDep, store: StoreDep) -> Person:
     """The person or service this key belongs to."""
-    with store.transaction() as session:
+    with store.reading() as session:
         return Person.model_validate(persons.get(session, caller.id))
 
 
@@ -129,7 +131,7 @@ def preview_erasure(person_id: UUID, store: StoreDep) -> Erasure:
 
     Errors: PersonNotFound (404).
     """
-    with store.transaction() as session:
+    with store.reading() as session:
         return erasing.preview(session, person_id)
 
 

@@ -4,10 +4,11 @@ from typing import Annotated
 
 from fastapi import Path
 
-from services.api.auth import Right, needs
+from services.api.auth import needs
 from services.api.deps import PagingDep, SettingsDep, StoreDep
 from services.api.routes.common import build_router, problems
 from services.contracts.base import Page
+from services.contracts.persons import Right
 from services.contracts.policies import PolicyStatus, PolicyVersion
 from services.runtime.errors import NotFound
 from services.store.ledger import policies
@@ -26,7 +27,7 @@ def list_policies(
     store: StoreDep, settings: SettingsDep, paging: PagingDep, status: PolicyStatus | None = None
 ) -> Page[PolicyVersion]:
     """Policy versions with their gate reports, newest first. Errors: BadCursor (422)."""
-    with store.transaction() as session:
+    with store.reading() as session:
         lineage = lineages.get(session, settings.lineage)
         return browse.list_policies(session, lineage.id, status=status, cursor=paging.cursor, limit=paging.limit)
 
@@ -34,7 +35,7 @@ def list_policies(
 @router.get("/policies/serving", dependencies=[needs(Right.READ)], responses=problems(404))
 def get_serving_policy(store: StoreDep, settings: SettingsDep) -> PolicyVersion:
     """The version that serves. Errors: NothingServes (404)."""
-    with store.transaction() as session:
+    with store.reading() as session:
         row = policies.serving(session, lineages.get(session, settings.lineage).id)
         if row is None:
             raise NothingServes("no policy version serves")
@@ -44,5 +45,5 @@ def get_serving_policy(store: StoreDep, settings: SettingsDep) -> PolicyVersion:
 @router.get("/policies/{name}", dependencies=[needs(Right.READ)], responses=problems(404))
 def get_policy(name: Annotated[str, Path(max_length=200)], store: StoreDep, settings: SettingsDep) -> PolicyVersion:
     """One version by its name. Errors: PolicyVersionNotFound (404)."""
-    with store.transaction() as session:
+    with store.reading() as session:
         return policies.view(policies.by_name(session, lineages.get(session, settings.lineage).id, name))

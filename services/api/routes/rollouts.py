@@ -9,16 +9,17 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials
 from pydantic import BaseModel
 
-from services.api.auth import BearerDep, CallerDep, Right, needs
+from services.api.auth import BearerDep, CallerDep, needs
+from services.api.calls import REPLAY_HEADER, KeyHeader
 from services.api.deps import PagingDep, SettingsDep, StoreDep
 from services.api.group_commit import GroupCommitDep
 from services.api.ingest import IngestDep, Row, Sender, find_refusal
 from services.api.limits import ContractRoute
-from services.api.once import REPLAY_HEADER, KeyHeader
 from services.api.routes.common import build_router, problems
 from services.contracts.answers import Answer
 from services.contracts.base import Page
 from services.contracts.consultations import Consultation
+from services.contracts.persons import Right
 from services.contracts.rollouts import (
     BatchedOutcome,
     Purpose,
@@ -141,7 +142,7 @@ def list_rollouts(
 ) -> Page[Rollout]:
     """Rollouts without their tokens, newest first. Only owners and operators see the text of probes that were shown the
     reference. Errors: BadCursor (422)."""
-    with store.transaction() as session:
+    with store.reading() as session:
         lineage = lineages.get(session, settings.lineage)
         return browse.list_rollouts(
             session,
@@ -160,7 +161,7 @@ def list_rollouts(
 def get_rollout(rollout_id: UUID, caller: CallerDep, store: StoreDep) -> RolloutDetail:
     """One rollout with its tokens. Owners and operators see the prompt and the words of a probe that was shown the
     reference; for others they are null or empty. Errors: RolloutNotFound (404)."""
-    with store.transaction() as session:
+    with store.reading() as session:
         return rollouts.detail(session, rollouts.get(session, rollout_id), caller.rights)
 
 
@@ -170,7 +171,7 @@ def list_consultations_of_rollout(
 ) -> Page[Consultation]:
     """The questions asked about a rollout, newest first. Reasons in which an expert may quote metadata are null
     for all but owners and operators. Errors: RolloutNotFound (404), BadCursor (422)."""
-    with store.transaction() as session:
+    with store.reading() as session:
         rollout = rollouts.get(session, rollout_id)
         return browse.list_consultations(
             session,
@@ -191,6 +192,6 @@ def list_answers_of_rollout(rollout_id: UUID, caller: CallerDep, store: StoreDep
 
     Errors: RolloutNotFound (404), BadCursor (422).
     """
-    with store.transaction() as session:
+    with store.reading() as session:
         rollout = rollouts.get(session, rollout_id)
         return browse.list_answers(session, rollout.id, caller.rights, cursor=paging.cursor, limit=paging.limit)

@@ -8,12 +8,14 @@ from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from sandbox.http.problems import describe_errors
-from services.api.auth import Caller, CallerDep, Right, needs
+from services.acts.callers import Caller
+from services.api.auth import CallerDep, needs
 from services.api.deps import PagingDep, SettingsDep, StoreDep, needs_space
 from services.api.once import OnceDep
 from services.api.problems import RowsRefused
 from services.api.routes.common import build_router, problems
 from services.contracts.base import JsonObject, Page
+from services.contracts.persons import Right
 from services.contracts.tasks import ImportedTask, Split, Task, TaskCreate, TaskImport, TaskImported
 from services.store.loop import coverage, lineages, tasks
 from services.store.views import browse
@@ -119,7 +121,7 @@ def list_tasks(
 
     Errors: BadCursor (422).
     """
-    with store.transaction() as session:
+    with store.reading() as session:
         lineage = lineages.get(session, settings.lineage)
         page = browse.list_tasks(
             session,
@@ -136,7 +138,7 @@ def list_tasks(
 @router.get("/tasks/{task_id}", dependencies=[needs(Right.READ)], responses=problems(404))
 def get_task(task_id: UUID, caller: CallerDep, store: StoreDep) -> Task:
     """One task. Owners and operators see the values of `metadata`, others its keys. Errors: TaskNotFound (404)."""
-    with store.transaction() as session:
+    with store.reading() as session:
         return _show(tasks.view(tasks.get(session, task_id)), caller)
 
 

@@ -4,10 +4,11 @@ from typing import Annotated
 
 from fastapi import Path
 
-from services.api.auth import Right, needs
+from services.api.auth import needs
 from services.api.deps import PagingDep, SettingsDep, StoreDep
 from services.api.routes.common import build_router, problems
 from services.contracts.base import Page
+from services.contracts.persons import Right
 from services.contracts.updates import Update, UpdateDetail, UpdateStatus
 from services.store.ledger import updates
 from services.store.loop import lineages
@@ -23,7 +24,7 @@ def list_updates(
     store: StoreDep, settings: SettingsDep, paging: PagingDep, status: UpdateStatus | None = None
 ) -> Page[Update]:
     """Updates with their metrics, newest first. Errors: BadCursor (422)."""
-    with store.transaction() as session:
+    with store.reading() as session:
         lineage = lineages.get(session, settings.lineage)
         return browse.list_updates(session, lineage.id, status=status, cursor=paging.cursor, limit=paging.limit)
 
@@ -34,7 +35,7 @@ def get_update(number: Number, store: StoreDep, settings: SettingsDep) -> Update
 
     Errors: UpdateNotFound (404).
     """
-    with store.transaction() as session:
+    with store.reading() as session:
         lineage = lineages.get(session, settings.lineage)
         return updates.detail(session, updates.get(session, lineage.id, number))
 

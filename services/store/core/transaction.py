@@ -1,4 +1,4 @@
-"""The one place that commits: `Store.transaction()`."""
+"""The one place that commits, `Store.transaction()`, and its twin that cannot write, `Store.reading()`."""
 
 import threading
 import time
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import psycopg
-from sqlalchemy import text
+from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
@@ -112,6 +112,7 @@ class Store:
                 "options": f"-c statement_timeout={statement}s -c lock_timeout={lock}s",
             },
         )
+        self._reader = self._engine.execution_options(postgresql_readonly=True)  # the same connections
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
@@ -120,9 +121,20 @@ class Store:
         Errors: StoreUnavailable (503) when the database is away or does not answer in time, at the start, inside or at
         the commit, and when a statement ran or waited for a lock too long.
         """
+        with self._begin(self._engine) as session:
+            yield session
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """A transaction in which Postgres refuses to write and to lock rows. Errors: StoreUnavailable (503)."""
+        with self._begin(self._reader) as session:
+            yield session
+
+    @contextmanager
+    def _begin(self, engine: Engine) -> Iterator[Session]:
         with (
             nullcontext() if self._fuse is None else self._fuse.watch(),
-            Session(self._engine, expire_on_commit=False) as session,
+            Session(engine, expire_on_commit=False) as session,
         ):
             try:
                 with session.begin():

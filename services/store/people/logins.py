@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Select, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from services.contracts.ids import new_id
@@ -142,8 +142,22 @@ def make_link(
 
 
 def find_link(session: Session, token: str) -> tuple[LoginLinkRow, PersonRow]:
-    """The link that still works, and whose it is; locked, so that it is used once. Errors: LinkNotFound (404)."""
-    found = session.execute(
+    """The link that still works, and its person. Errors: LinkNotFound (404)."""
+    return _read_link(session, _links(token))
+
+
+def take_link(session: Session, token: str) -> tuple[LoginLinkRow, PersonRow]:
+    """Use the link up, and with a password link every other one of its person. Errors: LinkNotFound (404)."""
+    link, person = _read_link(session, _links(token).with_for_update(of=LoginLinkRow))
+    which = LoginLinkRow.id == link.id
+    if link.purpose == LinkPurpose.SET_PASSWORD.value:
+        which = (LoginLinkRow.person_id == link.person_id) & LoginLinkRow.used_at.is_(None)
+    session.execute(update(LoginLinkRow).where(which).values(used_at=func.now()))
+    return link, person
+
+
+def _links(token: str) -> Select[LoginLinkRow, PersonRow]:
+    return (
         select(LoginLinkRow, PersonRow)
         .join(PersonRow, PersonRow.id == LoginLinkRow.person_id)
         .outerjoin(ApiKeyRow, ApiKeyRow.id == LoginLinkRow.key_id)
@@ -154,19 +168,14 @@ def find_link(session: Session, token: str) -> tuple[LoginLinkRow, PersonRow]:
             PersonRow.erased_at.is_(None),
             or_(ApiKeyRow.id.is_(None), keys.is_live()),
         )
-        .with_for_update(of=LoginLinkRow)
-    ).one_or_none()
+    )
+
+
+def _read_link(session: Session, query: Select[LoginLinkRow, PersonRow]) -> tuple[LoginLinkRow, PersonRow]:
+    found = session.execute(query).one_or_none()
     if found is None:
         raise LinkNotFound("this link was used, is too old, or never was")
     return found[0], found[1]
-
-
-def use_link(session: Session, link: LoginLinkRow) -> None:
-    """Make the link work no more, and with a password link every other one of this person."""
-    which = LoginLinkRow.id == link.id
-    if link.purpose == LinkPurpose.SET_PASSWORD.value:
-        which = (LoginLinkRow.person_id == link.person_id) & LoginLinkRow.used_at.is_(None)
-    session.execute(update(LoginLinkRow).where(which).values(used_at=func.now()))
 
 
 def forget_old(session: Session) -> int:

@@ -6,8 +6,8 @@ from uuid import UUID
 from pydantic import Field
 from starlette.responses import Response
 
-from services.api import grants
-from services.api.auth import NotAllowed
+from services.acts import grants
+from services.acts.callers import NotAllowed
 from services.api.deps import StoreDep
 from services.contracts.base import Contract
 from services.contracts.persons import Role

@@ -8,8 +8,8 @@ from uuid import UUID
 from fastapi import Query
 from starlette.responses import Response
 
-from services.api.auth import Right
 from services.api.deps import StoreDep
+from services.contracts.persons import Right
 from services.store.core import audit
 from services.store.people import persons
 from services.web.forms import build_pages
@@ -35,7 +35,7 @@ def show_audit(
 ) -> Response:
     """What was done, newest first; by one person, of one kind, to one noun, up to a day. Errors: BadCursor (422)."""
     before = _end_of(until)
-    with store.transaction() as session:
+    with store.reading() as session:
         row = persons.find(session, person) if person else None
         wanted = audit.Filter(
             person_id=row.id if row is not None else NOBODY if person else None,

@@ -7,10 +7,10 @@ from uuid import UUID
 
 from fastapi import APIRouter, Depends
 
-from services.api.auth import Right
 from services.api.deps import StoreDep
 from services.api.limits import StrictRoute
 from services.contracts.corrections import Correction, Draft, DraftSave, DraftSaved
+from services.contracts.persons import Right
 from services.store.corrections import corrections, drafts
 from services.web.visitors import VisitorDep, check_form, needs
 
@@ -20,7 +20,7 @@ router = APIRouter(include_in_schema=False, route_class=StrictRoute, dependencie
 @router.get("/correct/{correction_id}/draft", dependencies=[needs(Right.CORRECT)])
 def get_item_draft(correction_id: UUID, visitor: VisitorDep, store: StoreDep) -> Draft:
     """The draft as it is kept. Errors: CorrectionNotFound, DraftNotFound (404)."""
-    with store.transaction() as session:
+    with store.reading() as session:
         return drafts.get(session, corrections.get(session, correction_id).id, visitor.id)
 
 

@@ -13,7 +13,6 @@ from pydantic import Field, TypeAdapter, ValidationError
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
-from services.api.auth import Right
 from services.api.deps import House, HouseDep, SettingsDep, StoreDep
 from services.contracts.answers import MAX_FEEDBACK_CHARS, MAX_SOLUTION_CHARS, FeedbackSpan
 from services.contracts.base import Contract, JsonObject
@@ -30,6 +29,7 @@ from services.contracts.corrections import (
     Opinion,
     SkipKind,
 )
+from services.contracts.persons import Right
 from services.jobs import dispatch
 from services.runtime.errors import InvalidInput, PreceptorError
 from services.runtime.settings import Settings
@@ -107,7 +107,7 @@ class Work:
 @router.get("/correct", dependencies=[needs(Right.CORRECT)])
 def show_start(visitor: VisitorDep, store: StoreDep, settings: SettingsDep) -> Response:
     """What there is to do; who holds an item is sent to it."""
-    with store.transaction() as session:
+    with store.reading() as session:
         lineage = lineages.get(session, settings.lineage)
         held = corrections.find_held(session, lineage.id, visitor.id)
         if held is not None:
@@ -134,7 +134,7 @@ def claim_next(visitor: VisitorDep, store: StoreDep, settings: SettingsDep) -> R
 @router.get("/correct/history", dependencies=[needs(Right.CORRECT)])
 def show_history(visitor: VisitorDep, store: StoreDep, settings: SettingsDep, paging: RowsDep) -> Response:
     """What the visitor decided, the latest first, and what became of each. Errors: BadCursor (422)."""
-    with store.transaction() as session:
+    with store.reading() as session:
         lineage = lineages.get(session, settings.lineage)
         found = desk.history(session, lineage.id, visitor.id, cursor=paging.cursor, limit=min(paging.limit, 25))
         about = desk.subjects(session, [one.rollout_id for one in found.items])
@@ -151,7 +151,7 @@ def show_history(visitor: VisitorDep, store: StoreDep, settings: SettingsDep, pa
 @router.get("/correct/{correction_id}", dependencies=[needs(Right.CORRECT)])
 def show_item(correction_id: UUID, visitor: VisitorDep, house: HouseDep) -> Response:
     """The item at the visitor's desk, or what became of one that is not. Errors: CorrectionNotFound (404)."""
-    with house.store.transaction() as session:
+    with house.store.reading() as session:
         row = corrections.get(session, correction_id)
         if not _is_held(row, visitor):
             return _show_outcome(visitor, session, row)

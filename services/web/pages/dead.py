@@ -6,8 +6,8 @@ from uuid import UUID
 from fastapi import Query
 from starlette.responses import Response
 
-from services.api.auth import Right
 from services.api.deps import SettingsDep, StoreDep
+from services.contracts.persons import Right
 from services.jobs import dispatch
 from services.store.core import audit
 from services.store.loop import consultations, dead_letters, lineages
@@ -29,7 +29,7 @@ def show_dead(
     draws: Annotated[str | None, Query(max_length=64)] = None,
 ) -> Response:
     """Dead questions from `cursor` on and dead draws from `draws` on, newest first. Errors: BadCursor (422)."""
-    with store.transaction() as session:
+    with store.reading() as session:
         lineage = lineages.get(session, settings.lineage)
         questions = dead_letters.list_consultations(
             session, lineage.id, visitor.caller.rights, cursor=paging.cursor, limit=paging.limit

@@ -6,11 +6,11 @@ from uuid import UUID
 from pydantic import Field
 from starlette.responses import Response
 
-from services.api.auth import Right
 from services.api.deps import SettingsDep, StoreDep
 from services.contracts.answers import AnswerKind
 from services.contracts.base import Contract
 from services.contracts.experts import EXPERT_CHANGES, ExpertStatus
+from services.contracts.persons import Right
 from services.jobs import dispatch
 from services.store.core import audit
 from services.store.loop import experts, lineages
@@ -41,7 +41,7 @@ def show_experts(
     status: Chosen[ExpertStatus] = None,
 ) -> Response:
     """Experts with what they gave, newest first. Errors: LineageNotFound (404), BadCursor (422)."""
-    with store.transaction() as session:
+    with store.reading() as session:
         lineage = lineages.get(session, settings.lineage)
         found = browse.list_experts(
             session, lineage.id, visitor.caller.rights, status=status, cursor=paging.cursor, limit=paging.limit
@@ -66,7 +66,7 @@ def show_experts(
 @router.get("/experts/{expert_id}", dependencies=[needs(Right.READ)])
 def show_expert(expert_id: UUID, visitor: VisitorDep, store: StoreDep) -> Response:
     """One expert with its figures and its conformance report. Errors: ExpertNotFound (404)."""
-    with store.transaction() as session:
+    with store.reading() as session:
         row = experts.get(session, expert_id)
         figures = expert_figures.read(session, row)
         rights = visitor.caller.rights

@@ -101,7 +101,7 @@ def show_link(token: str, guest: GuestDep, store: StoreDep) -> Response:
 
     Errors: LinkNotFound (404).
     """
-    with store.transaction() as session:
+    with store.reading() as session:
         link, person = logins.find_link(session, token)
     return page(guest, "link.html", token=token, link=link, person=person, problem=None)
 
@@ -125,8 +125,7 @@ def use_link(
             told = f"{error.detail.capitalize()}. {error.hint}"
             return page(guest, "link.html", token=token, link=link, person=person, problem=told, status_code=422)
     with store.transaction() as session:
-        link, person = logins.find_link(session, token)
-        logins.use_link(session, link)
+        link, person = logins.take_link(session, token)
         if kept is not None:
             passwords.put(session, person.id, kept)
             passwords.forget_tries(session, person.name)

@@ -10,9 +10,9 @@ from pydantic import Field
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
-from services.api.auth import Right
 from services.api.deps import SettingsDep, StoreDep
 from services.contracts.base import Contract
+from services.contracts.persons import Right
 from services.contracts.status import Status
 from services.runtime import space
 from services.runtime.errors import InvalidInput
@@ -50,7 +50,7 @@ class EndForm(Contract):
 @router.get("/", dependencies=[needs(Right.READ)])
 def show_overview(visitor: VisitorDep, store: StoreDep, settings: SettingsDep) -> Response:
     """The whole page. Errors: LineageNotFound (404)."""
-    with store.transaction() as session:
+    with store.reading() as session:
         now, drawn = _read_now(session, settings), _read_curves(session, settings)
     return page(visitor, "overview/page.html", **vars(now), **vars(drawn))
 
@@ -58,7 +58,7 @@ def show_overview(visitor: VisitorDep, store: StoreDep, settings: SettingsDep) -
 @router.get("/overview/now", dependencies=[needs(Right.READ)])
 def show_now(visitor: VisitorDep, store: StoreDep, settings: SettingsDep) -> Response:
     """The piece that changes every second or two. Errors: LineageNotFound (404)."""
-    with store.transaction() as session:
+    with store.reading() as session:
         now = _read_now(session, settings)
     return page(visitor, "overview/_now.html", **vars(now))
 
@@ -71,7 +71,7 @@ def show_curves(
 
     Errors: LineageNotFound (404).
     """
-    with store.transaction() as session:
+    with store.reading() as session:
         lineage = lineages.get(session, settings.lineage)
         if updates.last_number(session, lineage.id) <= after:
             return Response(status_code=204)

@@ -7,10 +7,9 @@ from pydantic import Field
 from starlette.responses import Response
 
 from services.api import people
-from services.api.auth import Right
 from services.api.deps import StoreDep
 from services.contracts.base import Contract, Name
-from services.contracts.persons import RIGHTS, PasswordLinkCreate, Person, Role, RoleChange
+from services.contracts.persons import RIGHTS, PasswordLinkCreate, Person, Right, Role, RoleChange
 from services.runtime.errors import InvalidInput
 from services.store.core import audit
 from services.store.people import erasing, keys, logins, passwords, persons, roster
@@ -58,7 +57,7 @@ class NameNotTyped(InvalidInput):
 @router.get("/persons", dependencies=[needs(Right.ADMINISTER)])
 def show_persons(visitor: VisitorDep, store: StoreDep, paging: RowsDep) -> Response:
     """Everybody, newest first. Errors: BadCursor (422)."""
-    with store.transaction() as session:
+    with store.reading() as session:
         found = roster.read(session, cursor=paging.cursor, limit=paging.limit)
     return page(visitor, "persons/list.html", found=found, roles=ROLES)
 
@@ -78,7 +77,7 @@ def add_person(visitor: VisitorDep, store: StoreDep, form: Annotated[PersonForm,
 @router.get("/persons/{person_id}", dependencies=[needs(Right.ADMINISTER)])
 def show_person(person_id: UUID, visitor: VisitorDep, store: StoreDep) -> Response:
     """One person, their keys and sessions. Errors: PersonNotFound (404)."""
-    with store.transaction() as session:
+    with store.reading() as session:
         person = Person.model_validate(persons.get(session, person_id))
         password = passwords.find(session, person_id)
         changed_at = None if password is None else password.changed_at
@@ -104,7 +103,7 @@ def show_erasure(person_id: UUID, visitor: VisitorDep, store: StoreDep) -> Respo
 
     Errors: PersonNotFound (404).
     """
-    with store.transaction() as session:
+    with store.reading() as session:
         person = Person.model_validate(persons.get(session, person_id))
         erasure = erasing.preview(session, person_id)
     return page(visitor, "persons/erasure.html", person=person, erasure=erasure)

@@ -4,8 +4,8 @@ from uuid import UUID
 
 from starlette.responses import Response
 
-from services.api.auth import Right
 from services.api.deps import SettingsDep, StoreDep
+from services.contracts.persons import Right
 from services.contracts.policies import PolicyStatus
 from services.contracts.rollouts import Purpose
 from services.store.ledger import policies
@@ -30,7 +30,7 @@ def show_policies(
     status: Chosen[PolicyStatus] = None,
 ) -> Response:
     """Policy versions, newest first. Errors: LineageNotFound (404), BadCursor (422)."""
-    with store.transaction() as session:
+    with store.reading() as session:
         lineage = lineages.get(session, settings.lineage)
         found = browse.list_policies(session, lineage.id, status=status, cursor=paging.cursor, limit=paging.limit)
         practice = versions.practice(session, lineage.id, {version.name for version in found.items})
@@ -53,7 +53,7 @@ def show_policy(
 
     Errors: PolicyVersionNotFound (404).
     """
-    with store.transaction() as session:
+    with store.reading() as session:
         lineage = lineages.get(session, settings.lineage)
         row = policies.by_name(session, lineage.id, name)
         parent = None if row.parent_id is None else session.get_one(PolicyVersionRow, row.parent_id).name
@@ -82,7 +82,7 @@ def show_policy(
 @router.get("/evaluations", dependencies=[needs(Right.READ)])
 def show_evaluations(visitor: VisitorDep, store: StoreDep, settings: SettingsDep, paging: RowsDep) -> Response:
     """Evaluations, newest first. Errors: LineageNotFound (404), BadCursor (422)."""
-    with store.transaction() as session:
+    with store.reading() as session:
         lineage = lineages.get(session, settings.lineage)
         found = browse.list_evaluations(session, lineage.id, cursor=paging.cursor, limit=paging.limit)
     return page(visitor, "evaluations/list.html", evaluations=found)
@@ -91,7 +91,7 @@ def show_evaluations(visitor: VisitorDep, store: StoreDep, settings: SettingsDep
 @router.get("/evaluations/{evaluation_id}", dependencies=[needs(Right.READ)])
 def show_evaluation(evaluation_id: UUID, visitor: VisitorDep, store: StoreDep) -> Response:
     """One evaluation with its results by task. Errors: EvaluationNotFound (404)."""
-    with store.transaction() as session:
+    with store.reading() as session:
         row = evaluations.get(session, evaluation_id)
         found = evaluations.view(session, row)
         results = evaluations.results(session, row.id)

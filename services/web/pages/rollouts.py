@@ -6,8 +6,8 @@ from uuid import UUID
 from fastapi import Query
 from starlette.responses import Response
 
-from services.api.auth import Right
 from services.api.deps import SettingsDep, StoreDep
+from services.contracts.persons import Right
 from services.contracts.rollouts import Purpose, RolloutStatus
 from services.jobs import dispatch
 from services.store.core import audit
@@ -37,7 +37,7 @@ def show_rollouts(
     group_id: Chosen[UUID] = None,
 ) -> Response:
     """Rollouts, newest first. Errors: LineageNotFound (404), BadCursor (422)."""
-    with store.transaction() as session:
+    with store.reading() as session:
         lineage = lineages.get(session, settings.lineage)
         found = browse.list_rollouts(
             session,
@@ -71,7 +71,7 @@ def show_rollout(
     rollout_id: UUID, visitor: VisitorDep, store: StoreDep, start: Annotated[int, Query(ge=0, le=2**20)] = 0
 ) -> Response:
     """One rollout; of a long one the tokens from `start` on. Errors: RolloutNotFound (404)."""
-    with store.transaction() as session:
+    with store.reading() as session:
         row = rollouts.get(session, rollout_id)
         rights = visitor.caller.rights
         story = rollout_story.read(session, row, rights)

@@ -4,8 +4,8 @@ from uuid import UUID
 
 from starlette.responses import Response
 
-from services.api.auth import Right
 from services.api.deps import SettingsDep, StoreDep
+from services.contracts.persons import Right
 from services.contracts.tasks import Split
 from services.store.core import row_counts
 from services.store.loop import lineages, tasks
@@ -28,7 +28,7 @@ def show_tasks(
     family: Chosen[str] = None,
 ) -> Response:
     """Tasks, newest first. Errors: LineageNotFound (404), BadCursor (422)."""
-    with store.transaction() as session:
+    with store.reading() as session:
         lineage = lineages.get(session, settings.lineage)
         found = browse.list_tasks(
             session, lineage.id, split=split, domain=domain, family=family, cursor=paging.cursor, limit=paging.limit
@@ -49,7 +49,7 @@ def show_tasks(
 @router.get("/tasks/{task_id}", dependencies=[needs(Right.READ)])
 def show_task(task_id: UUID, visitor: VisitorDep, store: StoreDep, paging: RowsDep) -> Response:
     """One task with its rollouts. Errors: TaskNotFound (404), BadCursor (422)."""
-    with store.transaction() as session:
+    with store.reading() as session:
         row = tasks.get(session, task_id)
         found = browse.list_rollouts(
             session,

@@ -2,9 +2,9 @@
 
 from starlette.responses import Response
 
-from services.api.auth import Right
 from services.api.deps import SettingsDep, StoreDep
 from services.api.routes.updates import Number
+from services.contracts.persons import Right
 from services.contracts.updates import UpdateStatus
 from services.store.ledger import updates
 from services.store.loop import lineages
@@ -26,7 +26,7 @@ def show_updates(
     status: Chosen[UpdateStatus] = None,
 ) -> Response:
     """Updates, newest first. Errors: LineageNotFound (404), BadCursor (422)."""
-    with store.transaction() as session:
+    with store.reading() as session:
         lineage = lineages.get(session, settings.lineage)
         found = browse.list_updates(session, lineage.id, status=status, cursor=paging.cursor, limit=paging.limit)
     return page(
@@ -42,7 +42,7 @@ def show_updates(
 @router.get("/updates/{number}", dependencies=[needs(Right.READ)])
 def show_update(number: Number, visitor: VisitorDep, store: StoreDep, settings: SettingsDep) -> Response:
     """One update: its measures, its lessons, and what each term gave. Errors: UpdateNotFound (404)."""
-    with store.transaction() as session:
+    with store.reading() as session:
         lineage = lineages.get(session, settings.lineage)
         update = updates.detail(session, updates.get(session, lineage.id, number))
         last = updates.last_number(session, lineage.id)

@@ -1,10 +1,10 @@
-"""Who may give which key: an owner any to anybody; others only to themselves, no wider and no longer than what they
-hold, so that a key that leaked cannot make itself a better one."""
+"""Who may give which key. Owners may give any key to anyone; others only keys for themselves that allow no more and
+last no longer than the one they use, so that a leaked key cannot make itself a better one."""
 
 from datetime import datetime
 from uuid import UUID
 
-from services.api.auth import Caller, NotAllowed
+from services.acts.callers import Caller, NotAllowed
 from services.contracts.persons import RIGHTS, KeyCreate, Right, Role
 from services.runtime.errors import InvalidInput
 from services.store.tables.people import ApiKeyRow, PersonRow
@@ -24,6 +24,16 @@ def check_person(caller: Caller, person_id: UUID) -> None:
     """Pass who acts for themselves, and who administers. Errors: NotAllowed (403)."""
     if person_id != caller.id:
         caller.must(Right.ADMINISTER)
+
+
+def check_whole(caller: Caller, person_id: UUID, expires_at: datetime | None) -> None:
+    """Pass who administers, and who acts for themselves by a key with all rights of their role that lasts as long.
+
+    Errors: NotAllowed (403).
+    """
+    check_person(caller, person_id)
+    if not caller.may(Right.ADMINISTER):
+        check_covers(caller, None, expires_at)
 
 
 def narrow(caller: Caller, person: PersonRow, wanted: KeyCreate, now: datetime) -> KeyCreate:
