@@ -27,7 +27,7 @@ from services.store.core import audit, idempotency
 from services.store.core.audit import Actor
 from services.store.core.transaction import Store
 from services.store.loop import lineages
-from services.store.tables.loop import LineageRow
+from services.store.tables.base import LineageRow
 
 Answer = TypeVar("Answer", bound=BaseModel | None)
 

@@ -7,7 +7,7 @@ idempotency key, so what was done before the answer was lost is not done twice.
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Self, TypeVar
+from typing import Literal, Self, TypeVar
 from uuid import uuid4
 
 import httpx2
@@ -107,6 +107,10 @@ class ApiClient:
     def put(self, path: str, body: BaseModel, reply: type[M]) -> M:
         """PUT, read as `reply`; the same again changes nothing. Errors: ApiProblem, ApiUnreachable."""
         return reply.model_validate_json(self._send("PUT", path, body, None))
+
+    def send(self, method: Literal["POST", "DELETE"], path: str) -> None:
+        """A request without a body and without an answer. Errors: ApiProblem, ApiUnreachable."""
+        self._send(method, path, None, None)
 
     def pages(self, path: str, limit: int, query: Query | None = None) -> Iterator[JsonObject]:
         """Up to `limit` items of a list, newest first, page by page."""

@@ -88,6 +88,13 @@ class Consultation(View):
     settled_at: datetime | None
 
 
+class Requeued(View):
+    """How many dead ones are tried again. has_more: others may be left, for another call."""
+
+    num_requeued: int
+    has_more: bool
+
+
 class ConsultationDetail(Consultation):
     """A consultation with its tries, oldest first."""
 

@@ -5,9 +5,9 @@ from enum import StrEnum
 from typing import Annotated, Literal, Self
 from uuid import UUID
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from services.contracts.answers import MAX_SOLUTION_CHARS, Feedback, FeedbackSpan
+from services.contracts.answers import MAX_FEEDBACK_CHARS, MAX_SOLUTION_CHARS, Feedback, FeedbackSpan
 from services.contracts.base import Contract, Int, JsonObject, StatusChanges, View
 from services.contracts.effects import CorrectionEffect
 from services.contracts.tasks import Message
@@ -66,6 +66,8 @@ class CorrectionSubmit(Contract):
     """A person's decision: the answer as it should be, or that it is fine as it is; with remarks if any.
 
     hold_seconds: how long the trainer leaves it alone, so that a slip noticed at once can be taken back for certain.
+    draft_version: of the draft that these words were edited from, 0 where there was none; it keeps a newer draft with
+    other words from being thrown away.
     """
 
     verdict: Literal["corrected", "fine"]
@@ -73,6 +75,7 @@ class CorrectionSubmit(Contract):
     comment: Annotated[str, Field(max_length=MAX_COMMENT_CHARS)] = ""
     spans: Annotated[list[FeedbackSpan], Field(max_length=MAX_SPANS)] = []
     hold_seconds: Annotated[Int, Field(ge=0, le=MAX_HOLD_SECONDS)] = 0
+    draft_version: Annotated[Int, Field(ge=0)] | None = None
 
     @model_validator(mode="after")
     def _a_correction_has_text(self) -> Self:
@@ -103,6 +106,20 @@ class DraftSave(Contract):
     text: Annotated[str, Field(max_length=MAX_SOLUTION_CHARS)]
     comment: Annotated[str, Field(max_length=MAX_COMMENT_CHARS)] = ""
     spans: Annotated[list[FeedbackSpan], Field(max_length=MAX_SPANS)] = []
+
+
+class QuotedRemark(Contract):
+    """A remark on a part of the policy's answer, found by the words that it quotes."""
+
+    quote: Annotated[str, Field(min_length=1, max_length=MAX_FEEDBACK_CHARS)]
+    text: Annotated[str, Field(min_length=1, max_length=MAX_FEEDBACK_CHARS)]
+
+    @field_validator("text")
+    @classmethod
+    def _says_something(cls, text: str) -> str:
+        if not text.strip():
+            raise ValueError("the remark is blank")
+        return text.strip()
 
 
 class Draft(View):

@@ -355,3 +355,42 @@ def test_a_correction_is_taken_back_over_the_api(api: Api, drawn: list[RolloutRo
     assert taken["status"] == "claimed"
     assert made(api.post(f"/v1/corrections/{asked}/undo", once="k")) == taken
     made(api.post(f"/v1/corrections/{asked}/submit", {"verdict": "fine"}))
+
+
+def test_submitting_throws_away_no_draft_that_was_saved_since_the_one_it_names(
+    api: Api, drawn: list[RolloutRow]
+) -> None:
+    asked = ask(api, drawn[0])
+    made(api.post("/v1/corrections/claim"))
+    headers = {"Authorization": f"Bearer {api.key}"}
+    draft = {"version": 0, "text": "an hour of work"}
+    made(api.http.put(f"/v1/corrections/{asked}/draft", json=draft, headers=headers))
+    stale: JsonObject = {"verdict": "corrected", "text": "stale", "draft_version": 0}
+    problem = refused(api.post(f"/v1/corrections/{asked}/submit", stale), 409)
+    assert str(problem["type"]).endswith("draft-changed")
+    assert made(api.get(f"/v1/corrections/{asked}/draft"))["text"] == "an hour of work"
+    made(api.post(f"/v1/corrections/{asked}/submit", {**stale, "draft_version": 1}))
+
+
+def test_a_remark_by_quote_needs_words_of_the_answer_and_a_policy_that_knows_its_tokens(
+    api: Api, store: Store, drawn: list[RolloutRow]
+) -> None:
+    asked = ask(api, drawn[0])
+    made(api.post("/v1/corrections/claim"))
+    path = f"/v1/corrections/{asked}/remarks"
+    unspelled = refused(api.post(path, {"quote": "answer", "text": "which"}), 422)
+    assert str(unspelled["type"]).endswith("tokens-unknown"), "these tokens do not spell the text"
+    with store.transaction() as session:
+        spelled = [ord(character) for character in "answer 0"]
+        values = {"token_ids": spelled, "sampler_logprobs": [-0.5] * len(spelled), "action_mask": [True] * len(spelled)}
+        session.execute(update(RolloutRow).where(RolloutRow.id == drawn[0].id).values(**values))
+    assert str(refused(api.post(path, {"quote": "nine", "text": "which"}), 422)["type"]).endswith("quote-not-found")
+    refused(api.post(path, {"quote": "answer", "text": " "}), 422)
+    once = api.post(path, {"quote": "answer", "text": "which"}, once="k")
+    assert made(api.post(path, {"quote": "answer", "text": "which"}, once="k")) == made(once)
+    kept = made(api.get(f"/v1/corrections/{asked}/draft"))
+    assert (kept["text"], kept["spans"]) == ("answer 0", [{"start": 0, "end": 6, "text": "which"}])
+
+
+def test_leaving_an_item_that_does_not_exist_is_not_found(api: Api) -> None:
+    refused(api.post(f"/v1/corrections/{new_id()}/leave"), 404)

@@ -24,12 +24,13 @@ from services.contracts.status import LoopSwitch, Status
 from services.runtime.settings import Settings
 from services.store.core.transaction import Store
 from services.store.corrections import corrections
-from services.store.loop import consultations, groups, settling, switches, tasks
+from services.store.loop import consultations, dead_letters, groups, settling, switches, tasks
 from services.store.tables.corrections import CorrectionRow
 from services.store.tables.ledger import UpdateRow
-from services.store.tables.loop import ConsultationRow, GroupRow, RolloutRow
+from services.store.tables.loop import AnswerRow, ConsultationRow, GroupRow, RolloutRow
 from tests.cli.conftest import CommandLine
 from tests.store.conftest import World
+from tests.web.correcting import Queue
 
 pytestmark = pytest.mark.integration
 
@@ -91,19 +92,52 @@ def test_rollouts_are_added_listed_by_status_and_shown(cli: CommandLine, store: 
     assert "an answer" in cli.words("rollouts", "show", made["id"])
 
 
-def test_a_dead_question_is_found_with_its_reason_and_asked_again(cli: CommandLine, store: Store, world: World) -> None:
+def test_a_dead_consultation_is_found_with_its_reason_and_asked_again(
+    cli: CommandLine, store: Store, world: World
+) -> None:
     with store.transaction() as session:
         world.expert(session, "judge")
         [rollout] = world.drawn(session, world.task(session), size=1)
         [row] = session.query(ConsultationRow).where(ConsultationRow.rollout_id == rollout.id)
         row.status, row.reason = ConsultationStatus.DEAD.value, "no route to it"
-        question_id = row.id
+        consultation_id = row.id
     words = cli.words("consultations", "list", "--status", "dead")
     assert "no route to it" in words
-    assert [row["id"] for row in cli.rows("consultations", "list")] == [str(question_id)]
-    assert cli.json("consultations", "requeue", question_id)["status"] == "pending"
+    assert [row["id"] for row in cli.rows("consultations", "list")] == [str(consultation_id)]
+    assert cli.json("consultations", "requeue", consultation_id)["status"] == "pending"
     assert cli.rows("consultations", "list", "--status", "dead") == []
-    assert cli.refused("consultations", "requeue", question_id)["hint"] is not None
+    assert cli.refused("consultations", "requeue", consultation_id)["hint"] is not None
+    assert "one ID or --all" in str(cli.refused("consultations", "requeue")["detail"])
+    assert "one ID or --all" in str(cli.refused("consultations", "requeue", consultation_id, "--all")["detail"])
+
+
+def test_all_dead_consultations_are_asked_again_over_as_many_calls_as_it_takes(
+    cli: CommandLine, store: Store, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dead_letters, "MAX_AT_ONCE", 2)
+    with store.transaction() as session:
+        world.expert(session, "judge")
+        world.drawn(session, world.task(session), size=3)
+        session.execute(update(ConsultationRow).values(status=ConsultationStatus.DEAD.value, reason="away"))
+    assert cli.json("consultations", "requeue", "--all") == {"num_requeued": 3}
+    assert {row["status"] for row in cli.rows("consultations", "list")} == {"pending"}
+    assert cli.words("consultations", "requeue", "--all") == "0 consultations are tried again\n"
+
+
+def test_dead_draws_are_found_with_their_reason_and_drawn_again(cli: CommandLine, store: Store, world: World) -> None:
+    with store.transaction() as session:
+        task = world.task(session, "hard")
+        drawn = [groups.add(session, task, purpose=Purpose.TRAIN, size=4, sampling=Sampling()) for _ in range(3)]
+        for row in drawn[:2]:
+            row.status, row.reason, row.failures = GroupStatus.DEAD.value, "the policy did not answer", 5
+        first = drawn[0].id
+    assert len(cli.rows("draws", "list")) == 3
+    assert "the policy did not answer" in cli.words("draws", "list", "--status", "dead")
+    assert cli.words("draws", "requeue", first) == "hard is drawn again: pending\n"
+    assert cli.refused("draws", "requeue", first)["error"] == "illegal-status-change"
+    assert cli.refused("draws", "requeue", NOBODY)["detail"] == f"no draw {NOBODY}"
+    assert cli.words("draws", "requeue", "--all") == "1 draw is tried again\n"
+    assert cli.rows("draws", "list", "--status", "dead") == []
 
 
 def test_experts_are_listed_paused_and_retired(cli: CommandLine, store: Store, world: World) -> None:
@@ -118,7 +152,7 @@ def test_experts_are_listed_paused_and_retired(cli: CommandLine, store: Store, w
     assert cli.refused("experts", "add", "http://127.0.0.1:1", "--moved", nobody)["detail"] == f"no expert {nobody}"
 
 
-def test_an_experts_dead_questions_are_asked_again(cli: CommandLine, store: Store, world: World) -> None:
+def test_an_experts_dead_consultations_are_asked_again(cli: CommandLine, store: Store, world: World) -> None:
     with store.transaction() as session:
         expert_id = world.expert(session, "judge").id
         world.drawn(session, world.task(session), size=1)
@@ -170,6 +204,48 @@ def test_a_draft_is_kept_and_a_correction_taken_back_on_the_command_line(
     assert cli.json("corrections", "claim")["id"] == item, "what one has a draft of comes first"
     assert cli.refused("corrections", "skip", item)["detail"]
     assert cli.json("corrections", "skip", item, "--kind", "unclear")["skip_kind"] == "unclear"
+
+
+def test_an_item_is_asked_for_claimed_by_its_id_remarked_on_and_submitted_as_its_draft(
+    cli: CommandLine, store: Store, world: World
+) -> None:
+    queue = Queue(store, world)
+    queue.experts("reviewer")
+    queue.ask(queue.draw("first", "What is it?", "six", {}))
+    item = cli.json("corrections", "ask", queue.draw("t", "What is it?", "two plus two", {}))["id"]
+    assert cli.json("corrections", "claim", item)["id"] == item
+    renewed = cli.json("corrections", "renew", item)
+    assert cli.words("corrections", "leave", item) == "left\n"
+    with store.reading() as session:
+        until = session.get_one(CorrectionRow, UUID(str(item))).lease_until
+    assert until is not None
+    assert until < datetime.fromisoformat(str(renewed["lease_until"]))
+    remark = {"start": 4, "end": 8, "text": "a sign, not a word"}
+    assert cli.json("corrections", "remark", item, "plus", "a sign, not a word")["spans"] == [remark]
+    assert "'minus'" in str(cli.refused("corrections", "remark", item, "minus", "which")["detail"])
+    with_comment = cli.refused("corrections", "submit", item, "--draft", "--comment", "no")
+    assert "a comment of its own" in str(with_comment["detail"])
+    half = cli.home / "half.txt"
+    half.write_text("2 + 2")
+    cli.json("corrections", "draft", item, "--file", half)
+    done = cli.json("corrections", "submit", item, "--draft")
+    assert (done["verdict"], done["text"]) == ("corrected", "2 + 2")
+    with store.reading() as session:
+        said = session.query(AnswerRow).filter_by(consultation_id=UUID(str(done["consultation_id"]))).one()
+    assert said.feedback is not None
+    assert said.feedback["spans"] == [remark]
+
+
+def test_a_draft_is_discarded_on_the_command_line(cli: CommandLine, queued: list[RolloutRow]) -> None:
+    item = cli.json("corrections", "claim")["id"]
+    half = cli.home / "half.txt"
+    half.write_text("hal")
+    cli.json("corrections", "draft", item, "--file", half)
+    assert cli.words("corrections", "discard", item) == "the draft is gone\n"
+    assert (
+        cli.refused("corrections", "draft", item)["detail"]
+        == f"you have no draft of correction {item}; --file keeps one"
+    )
 
 
 def test_persons_are_added_and_their_keys_rotated_and_revoked(

@@ -259,11 +259,11 @@ def test_an_expert_that_failed_its_checks_is_not_activated(filled: Filled) -> No
 
 def test_dead_letters_are_tried_again_one_by_one_and_all_at_once(filled: Filled) -> None:
     dead = one(filled, ConsultationRow, status="dead")
-    assert filled.send(f"/dead/questions/{dead}/requeue", "/dead").status_code == 303
+    assert filled.send(f"/dead/consultations/{dead}/requeue", "/dead").status_code == 303
     with filled.store.transaction() as session:
         assert session.get_one(ConsultationRow, dead).status == "pending"
-    assert filled.send(f"/dead/questions/{dead}/requeue", "/dead").status_code == 409
-    assert filled.send("/dead/questions/requeue", "/dead").status_code == 303
+    assert filled.send(f"/dead/consultations/{dead}/requeue", "/dead").status_code == 409
+    assert filled.send("/dead/consultations/requeue", "/dead").status_code == 303
     assert filled.send("/dead/draws/requeue", "/dead").status_code == 303
     with filled.store.transaction() as session:
         assert session.query(ConsultationRow).filter_by(status="dead").count() == 0
@@ -290,5 +290,5 @@ def test_who_may_only_correct_cannot_switch_the_loop(
     annotator = browser()
     annotator.log_in(person("ann", Role.ANNOTATOR))
     assert annotator.send("/loop", seen_on="/account", switch="sampling", turn="on").status_code == 403
-    assert annotator.send("/dead/questions/requeue", seen_on="/account").status_code == 403
+    assert annotator.send("/dead/consultations/requeue", seen_on="/account").status_code == 403
     assert "Start sampling" not in annotator.get("/").text

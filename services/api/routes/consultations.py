@@ -1,28 +1,27 @@
-"""Consultations: questions to experts, and the answers that come late."""
+"""Consultations of experts about rollouts, and the answers that come late."""
 
 from typing import Annotated
 from uuid import UUID
 
 from fastapi import Depends, Request
 from fastapi.concurrency import run_in_threadpool
-from sqlalchemy.orm import Session
 
+from services.acts import consultations as acts
+from services.acts.call import Call
 from services.api.auth import BearerDep, CallerDep, identify, needs, to_actor
-from services.api.calls import KeyHeader
+from services.api.calls import CallDep, KeyHeader, build_claim
 from services.api.deps import HouseDep, PagingDep, SettingsDep, StoreDep
-from services.api.once import Once, OnceDep, build_once
 from services.api.routes.common import build_router, problems
 from services.contracts.audit import Via
 from services.contracts.base import Page
-from services.contracts.consultations import Consultation, ConsultationDetail, ConsultationStatus
+from services.contracts.consultations import Consultation, ConsultationDetail, ConsultationStatus, Requeued
 from services.contracts.experts import ConsultResponse
 from services.contracts.persons import Right
 from services.experts.protocol import signatures
-from services.jobs import dispatch
 from services.runtime.errors import Conflict, PreceptorError
 from services.store.core.audit import Actor
 from services.store.core.transaction import Store
-from services.store.loop import consultations, experts, lineages, settling, trust
+from services.store.loop import consultations, experts, lineages, trust
 from services.store.tables.loop import ExpertRow
 from services.store.views import browse
 
@@ -30,7 +29,7 @@ router = build_router("consultations")
 
 
 class AnsweredByPeople(Conflict):
-    """The question is one of the human queue's; only a person who holds its item answers it."""
+    """The consultation is one of the human queue's; only a person who holds its item answers it."""
 
     hint = "Claim its item with POST /v1/corrections/claim, and submit it."
 
@@ -55,7 +54,7 @@ def list_consultations(
     expert_id: UUID | None = None,
     status: ConsultationStatus | None = None,
 ) -> Page[Consultation]:
-    """Questions to experts, newest first. Reasons in which an expert may quote metadata are null for all but owners and
+    """Consultations, newest first. Reasons in which an expert may quote metadata are null for all but owners and
     operators. Errors: BadCursor (422)."""
     with store.reading() as session:
         lineage = lineages.get(session, settings.lineage)
@@ -73,16 +72,16 @@ def list_consultations(
 
 @router.get("/consultations/{consultation_id}", dependencies=[needs(Right.READ)], responses=problems(404))
 def get_consultation(consultation_id: UUID, caller: CallerDep, store: StoreDep) -> ConsultationDetail:
-    """One question with every try at it. Reasons in which an expert may quote metadata are null for all but owners and
-    operators. Errors: ConsultationNotFound (404)."""
+    """One consultation with every try at it. Reasons in which an expert may quote metadata are null for all but owners
+    and operators. Errors: ConsultationNotFound (404)."""
     with store.reading() as session:
         return browse.consultation(session, consultation_id, caller.rights)
 
 
-async def _get_once_of_expert(
+async def _get_call_of_expert(
     request: Request, consultation_id: UUID, house: HouseDep, bearer: BearerDep, key: KeyHeader = None
-) -> Once:
-    """The claim of a late answer: by the expert whose signature holds; for one without a secret, by an operator.
+) -> Call:
+    """The call of a late answer: by the expert whose signature holds; for one without a secret, by an operator.
 
     Errors: SignatureRefused, KeyMissing, KeyUnknown (401), NotAllowed (403), ConsultationNotFound (404),
     AnsweredByPeople (409).
@@ -97,11 +96,12 @@ async def _get_once_of_expert(
         caller.must(Right.OPERATE)
         await run_in_threadpool(_check_unsigned, house.store, consultation_id)
         principal, actor = str(caller.id), to_actor(caller, request)
-    return await build_once(request, principal, key, actor)
+    claim = await build_claim(request, principal, key)
+    return Call(store=house.store, settings=house.settings, actor=actor, claim=claim)
 
 
 def _check_unsigned(store: Store, consultation_id: UUID) -> None:
-    with store.transaction() as session:
+    with store.reading() as session:
         expert = experts.get(session, consultations.get(session, consultation_id).expert_id)
         _check_answers_itself(expert)
     if expert.signing_secret is not None:
@@ -110,11 +110,11 @@ def _check_unsigned(store: Store, consultation_id: UUID) -> None:
 
 def _check_answers_itself(expert: ExpertRow) -> None:
     if trust.is_people(expert):
-        raise AnsweredByPeople("people answer this question, by way of its correction")
+        raise AnsweredByPeople("people answer this consultation, by way of its correction")
 
 
 def _verify(store: Store, consultation_id: UUID, headers: dict[str, str], body: bytes) -> UUID:
-    with store.transaction() as session:
+    with store.reading() as session:
         expert = experts.get(session, consultations.get(session, consultation_id).expert_id)
         secret = expert.signing_secret
     if secret is None:
@@ -133,47 +133,33 @@ def _verify(store: Store, consultation_id: UUID, headers: dict[str, str], body: 
 
 @router.post("/consultations/{consultation_id}/answer", responses=problems(404, 409, 413, 415, 422))
 def answer_late(
-    consultation_id: UUID,
-    body: ConsultResponse,
-    store: StoreDep,
-    once: Annotated[Once, Depends(_get_once_of_expert)],
+    consultation_id: UUID, body: ConsultResponse, call: Annotated[Call, Depends(_get_call_of_expert)]
 ) -> ConsultationDetail:
-    """Give the answer to a question the expert said 202 to.
+    """Give the answer to a consultation the expert said 202 to.
 
     Signed with the expert's secret (Standard Webhooks, `webhook-id` is the consultation's id). For an expert without a
-    secret an owner's or operator's API key stands in. People answer the human expert's questions by way of
+    secret an owner's or operator's API key stands in. People answer the human expert's consultations by way of
     corrections. An answer that does not fit its rollout makes the consultation `invalid`, with the reason, for good.
     One that comes after the rollout was ready opens a second lesson with its own terms only.
 
     Errors: SignatureRefused (401), NotAllowed (403), ConsultationNotFound (404), NotWaiting,
     AnsweredByPeople (409).
     """
-    with store.transaction() as session:
-        settled = once(session, lambda: _settle(session, consultation_id, body))
-        opened = consultations.pending_of(session, [settled.rollout_id])
-    dispatch.consultations(opened)
-    dispatch.lessons()
-    return settled
+    return acts.answer(call, consultation_id, body)
 
 
-def _settle(session: Session, consultation_id: UUID, body: ConsultResponse) -> ConsultationDetail:
-    settling.settle_late(session, consultation_id, body)
-    session.expire_all()
-    return browse.consultation(session, consultation_id, frozenset(Right))
+@router.post("/consultations/requeue", dependencies=[needs(Right.OPERATE)], responses=problems(409))
+def requeue_consultations(call: CallDep) -> Requeued:
+    """Ask dead consultations again, the oldest first, up to 1,000 at once; `has_more` says that there may be others.
+
+    Those of retired experts stay dead.
+    """
+    return acts.requeue_all(call)
 
 
 @router.post(
     "/consultations/{consultation_id}/requeue", dependencies=[needs(Right.OPERATE)], responses=problems(404, 409)
 )
-def requeue_consultation(consultation_id: UUID, store: StoreDep, once: OnceDep) -> ConsultationDetail:
-    """Ask a dead question once more. Errors: ConsultationNotFound (404), IllegalStatusChange (409)."""
-    with store.transaction() as session:
-        requeued = once(session, lambda: _requeue(session, consultation_id))
-    dispatch.consultations([requeued.id])
-    return requeued
-
-
-def _requeue(session: Session, consultation_id: UUID) -> ConsultationDetail:
-    consultations.requeue(session, consultation_id)
-    session.expire_all()
-    return browse.consultation(session, consultation_id, frozenset(Right))
+def requeue_consultation(consultation_id: UUID, call: CallDep) -> ConsultationDetail:
+    """Ask a dead consultation again. Errors: ConsultationNotFound (404), IllegalStatusChange (409)."""
+    return acts.requeue(call, consultation_id)

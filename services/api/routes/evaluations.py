@@ -2,17 +2,14 @@
 
 from uuid import UUID
 
-from sqlalchemy.orm import Session
-
+from services.acts import evaluations as acts
 from services.api.auth import needs
+from services.api.calls import CallDep
 from services.api.deps import PagingDep, SettingsDep, StoreDep
-from services.api.once import OnceDep
 from services.api.routes.common import build_router, problems
 from services.contracts.base import Page
 from services.contracts.evaluations import Evaluation, EvaluationCreate, EvaluationDetail, GapProbeCreate
 from services.contracts.persons import Right
-from services.jobs.maintain import train_sampling
-from services.runtime.settings import Settings
 from services.store.loop import evaluations, lineages
 from services.store.views import browse
 
@@ -22,48 +19,27 @@ router = build_router("evaluations")
 @router.post(
     "/evaluations", status_code=201, dependencies=[needs(Right.OPERATE)], responses=problems(404, 409, 413, 415, 422)
 )
-def add_evaluation(body: EvaluationCreate, store: StoreDep, settings: SettingsDep, once: OnceDep) -> Evaluation:
+def add_evaluation(body: EvaluationCreate, call: CallDep) -> Evaluation:
     """Measure a policy version (the serving one by default) on validation or held-out tasks.
 
     The answers are drawn and judged in the background; `GET /v1/evaluations/{id}` shows how far it is.
 
     Errors: PolicyVersionNotFound (404), NothingToEvaluate (422).
     """
-    with store.transaction() as session:
-        return once(session, lambda: _plan_evaluation(session, settings, body))
+    return acts.start(call, body)
 
 
 @router.post(
     "/gap-probes", status_code=201, dependencies=[needs(Right.OPERATE)], responses=problems(409, 413, 415, 422)
 )
-def add_gap_probe(body: GapProbeCreate, store: StoreDep, settings: SettingsDep, once: OnceDep) -> Evaluation:
+def add_gap_probe(body: GapProbeCreate, call: CallDep) -> Evaluation:
     """Measure the student-teacher gap: train tasks answered plainly, and again with their reference shown first.
 
     The result is an evaluation whose `teacher_results` are those of the second half.
 
     Errors: NothingToEvaluate (422).
     """
-    with store.transaction() as session:
-        return once(session, lambda: _plan_gap_probe(session, settings, body))
-
-
-def _plan_evaluation(session: Session, settings: Settings, body: EvaluationCreate) -> Evaluation:
-    lineage = lineages.get(session, settings.lineage)
-    row, _ = evaluations.create(session, lineage.id, body, train_sampling(settings))
-    return evaluations.view(session, row)
-
-
-def _plan_gap_probe(session: Session, settings: Settings, body: GapProbeCreate) -> Evaluation:
-    lineage = lineages.get(session, settings.lineage)
-    row, _ = evaluations.create_gap_probe(
-        session,
-        lineage.id,
-        num_tasks=body.num_tasks,
-        num_samples=body.num_samples,
-        seed=body.seed,
-        sampling=train_sampling(settings),
-    )
-    return evaluations.view(session, row)
+    return acts.start_gap_probe(call, body)
 
 
 @router.get("/evaluations", dependencies=[needs(Right.READ)], responses=problems(422))

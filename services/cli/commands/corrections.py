@@ -12,6 +12,7 @@ from services.cli.options import AsJson, Home, Limit, Url, api_of, show
 from services.cli.output.lists import list_page
 from services.contracts.corrections import (
     Correction,
+    CorrectionCreate,
     CorrectionItem,
     CorrectionOutcome,
     CorrectionSkip,
@@ -19,19 +20,44 @@ from services.contracts.corrections import (
     Draft,
     DraftSave,
     DraftSaved,
+    QuotedRemark,
     SkipKind,
 )
 from services.contracts.effects import CorrectionEffect
 from services.runtime.errors import InvalidInput
 
-corrections = typer.Typer(no_args_is_help=True, help="The human queue: claim an answer, correct it, see what it did.")
+corrections = typer.Typer(
+    no_args_is_help=True, help="The human queue: claim an answer, correct it, see what the correction changed."
+)
+ItemId = Annotated[UUID, typer.Argument(metavar="ID", help="The item, as `corrections claim` prints it.")]
+
+
+@corrections.command("ask")
+def ask_for_correction(
+    rollout_id: Annotated[UUID, typer.Argument(help="The rollout to correct, of a train task.")],
+    home: Home = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put a rollout in the human queue, ahead of the queue's own choice."""
+    with api_of(home, url) as api:
+        asked = api.post("/v1/corrections", CorrectionCreate(rollout_id=rollout_id), Correction)
+    show(asked, as_json, lambda: typer.echo(f"item {asked.id} is {asked.status.value}"))
 
 
 @corrections.command("claim")
-def claim_correction(home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
-    """Claim the next answer to correct; nobody else gets it while the lease runs."""
+def claim_correction(
+    correction_id: Annotated[
+        UUID | None, typer.Argument(metavar="[ID]", help="This item; without it, the next one of the queue.")
+    ] = None,
+    home: Home = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Claim the next answer to correct, or this one; it is yours alone while the lease runs."""
+    path = "/v1/corrections/claim" if correction_id is None else f"/v1/corrections/{correction_id}/claim"
     with api_of(home, url) as api:
-        item = api.post("/v1/corrections/claim", None, CorrectionItem)
+        item = api.post(path, None, CorrectionItem)
 
     def words() -> None:
         typer.echo(f"item {item.id}, yours until {item.lease_until}")
@@ -43,10 +69,21 @@ def claim_correction(home: Home = None, url: Url = None, as_json: AsJson = False
     show(item, as_json, words)
 
 
+@corrections.command("renew")
+def renew_correction(correction_id: ItemId, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+    """Hold a claimed item for another 30 minutes from now."""
+    with api_of(home, url) as api:
+        held = api.post(f"/v1/corrections/{correction_id}/renew", None, Correction)
+    show(held, as_json, lambda: typer.echo(f"yours until {held.lease_until}"))
+
+
 @corrections.command("submit")
 def submit_correction(
-    correction_id: UUID,
+    correction_id: ItemId,
     file: Annotated[Path | None, typer.Option(help="The corrected answer; `-` reads standard input.")] = None,
+    draft: Annotated[
+        bool, typer.Option("--draft", help="Your draft: its text, comment and remarks; with --fine, without its text.")
+    ] = False,
     fine: Annotated[bool, typer.Option("--fine", help="The answer is fine as it is.")] = False,
     comment: Annotated[str, typer.Option(help="A remark the teacher may be shown.")] = "",
     home: Home = None,
@@ -54,18 +91,37 @@ def submit_correction(
     as_json: AsJson = False,
 ) -> None:
     """Submit the corrected answer of a claimed item."""
-    if fine == (file is not None):
-        raise InvalidInput("give either --file with the corrected answer or --fine")
-    text = None if file is None else (sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8"))
-    body = CorrectionSubmit(verdict="fine" if fine else "corrected", text=text, comment=comment)
+    if (file is not None) == (fine or draft):
+        raise InvalidInput("give either --file with the corrected answer, or --draft, or --fine")
+    if draft and comment:
+        raise InvalidInput("the draft has a comment of its own; leave --comment out")
+    text = None if file is None else _read(file)
+    body = CorrectionSubmit(verdict="fine" if text is None else "corrected", text=text, comment=comment)
+    path = f"/v1/corrections/{correction_id}"
     with api_of(home, url) as api:
-        made = api.post(f"/v1/corrections/{correction_id}/submit", body, CorrectionOutcome)
+        if draft:
+            body = _decide(api.get(f"{path}/draft", Draft), fine=fine)
+        made = api.post(f"{path}/submit", body, CorrectionOutcome)
     show(made, as_json, lambda: typer.echo(f"{made.status.value}; `preceptor corrections show {made.id}` follows it"))
+
+
+def _decide(draft: Draft, *, fine: bool) -> CorrectionSubmit:
+    return CorrectionSubmit(
+        verdict="fine" if fine else "corrected",
+        text=None if fine else draft.text,
+        comment=draft.comment,
+        spans=draft.spans,
+        draft_version=draft.version,
+    )
+
+
+def _read(file: Path) -> str:
+    return sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
 
 
 @corrections.command("skip")
 def skip_correction(
-    correction_id: UUID,
+    correction_id: ItemId,
     reason: Annotated[str, typer.Argument(help="In words; needed with --kind other.")] = "",
     kind: Annotated[SkipKind, typer.Option(help="Why, as one of the usual reasons.")] = SkipKind.OTHER,
     home: Home = None,
@@ -83,7 +139,7 @@ def skip_correction(
 
 @corrections.command("draft")
 def save_draft(
-    correction_id: UUID,
+    correction_id: ItemId,
     file: Annotated[
         Path | None, typer.Option(help="What to keep as the draft's text; `-` reads standard input.")
     ] = None,
@@ -96,7 +152,7 @@ def save_draft(
     with api_of(home, url) as api:
         found = _find_draft(api, path)
         if file is not None:
-            text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+            text = _read(file)
             body = (
                 DraftSave(version=0, text=text)
                 if found is None
@@ -118,8 +174,32 @@ def _find_draft(api: ApiClient, path: str) -> Draft | None:
         return None
 
 
+@corrections.command("remark")
+def add_remark(
+    correction_id: ItemId,
+    quote: Annotated[str, typer.Argument(help="The words of the policy's answer that it is about.")],
+    text: Annotated[str, typer.Argument(help="The remark.")],
+    home: Home = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Add a remark on a part of the answer to your draft; `submit --draft` sends it."""
+    body = QuotedRemark(quote=quote, text=text)
+    with api_of(home, url) as api:
+        kept = api.post(f"/v1/corrections/{correction_id}/remarks", body, DraftSaved)
+    show(kept, as_json, lambda: typer.echo(f"kept as version {kept.version}, with {len(kept.spans)} remarks"))
+
+
+@corrections.command("discard")
+def discard_draft(correction_id: ItemId, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+    """Throw your draft of an item away."""
+    with api_of(home, url) as api:
+        api.send("DELETE", f"/v1/corrections/{correction_id}/draft")
+    show({"correction_id": str(correction_id)}, as_json, lambda: typer.echo("the draft is gone"))
+
+
 @corrections.command("undo")
-def undo_correction(correction_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+def undo_correction(correction_id: ItemId, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
     """Take back what you submitted or skipped, while no trainer has it; what you wrote is its draft."""
     with api_of(home, url) as api:
         item = api.post(f"/v1/corrections/{correction_id}/undo", None, CorrectionItem)
@@ -127,15 +207,23 @@ def undo_correction(correction_id: UUID, home: Home = None, url: Url = None, as_
 
 
 @corrections.command("release")
-def release_correction(correction_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+def release_correction(correction_id: ItemId, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
     """Give a claimed item back to the queue; a draft is kept."""
     with api_of(home, url) as api:
         made = api.post(f"/v1/corrections/{correction_id}/release", None, Correction)
     show(made, as_json, lambda: typer.echo(made.status.value))
 
 
+@corrections.command("leave")
+def leave_correction(correction_id: ItemId, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+    """Let the lease of an item that you have no draft of end in two minutes; `renew` keeps it."""
+    with api_of(home, url) as api:
+        api.send("POST", f"/v1/corrections/{correction_id}/leave")
+    show({"correction_id": str(correction_id)}, as_json, lambda: typer.echo("left"))
+
+
 @corrections.command("show")
-def show_correction(correction_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+def show_correction(correction_id: ItemId, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
     """Show what became of a correction: the updates that used it, and what the policy said before and after each."""
     with api_of(home, url) as api:
         found = api.get(f"/v1/corrections/{correction_id}", CorrectionOutcome)

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from services.cli.commands import starter
+from services.cli.commands.consultations import consultations, draws
 from services.cli.commands.corrections import corrections
 from services.cli.options import AsJson, Home, Limit, Url, api_of, show
 from services.cli.output import report
@@ -18,7 +19,6 @@ from services.cli.output.lists import format_rows, list_page
 from services.cli.output.progress import Progress
 from services.contracts.answers import Answer
 from services.contracts.base import JsonObject
-from services.contracts.consultations import ConsultationDetail, ConsultationStatus
 from services.contracts.evaluations import Evaluation, EvaluationCreate, EvaluationDetail
 from services.contracts.experts import ConformanceReport, Expert, ExpertCreate, ExpertRegistered
 from services.contracts.lessons import LessonStatus
@@ -31,7 +31,6 @@ tasks = typer.Typer(
     no_args_is_help=True, help="Prompts to train and measure on. docs/bring-data.md has the file format."
 )
 rollouts = typer.Typer(no_args_is_help=True, help="Sampled answers; also those sampled elsewhere.")
-questions = typer.Typer(no_args_is_help=True, help="Questions to experts: what was asked, and what failed.")
 experts = typer.Typer(
     no_args_is_help=True, help="Services that judge, correct or teach. docs/bring-an-expert.md: write one."
 )
@@ -47,7 +46,8 @@ def add_to(app: typer.Typer) -> None:
         ("tasks", tasks),
         ("rollouts", rollouts),
         ("experts", experts),
-        ("consultations", questions),
+        ("consultations", consultations),
+        ("draws", draws),
         ("answers", answers),
         ("lessons", lessons),
         ("corrections", corrections),
@@ -253,34 +253,13 @@ def _expert_action(action: str) -> None:
         "activate": "Let an expert train (or ask it again after a pause).",
         "pause": "Stop asking an expert; its open questions wait.",
         "retire": "Stop asking an expert for good; its open questions end.",
-        "requeue": "Ask an expert's dead questions again; one in quarantine goes back to probation.",
+        "requeue": "Ask an expert's dead consultations again; one in quarantine goes back to probation.",
     }
     experts.command(action, help=help_of[action])(act)
 
 
 for _action in ("activate", "pause", "retire", "requeue"):
     _expert_action(_action)
-
-
-@questions.command("list")
-def list_consultations(
-    status: Annotated[ConsultationStatus | None, typer.Option(help="Only those.")] = None,
-    home: Home = None,
-    url: Url = None,
-    limit: Limit = 20,
-    as_json: AsJson = False,
-) -> None:
-    """List questions to experts, newest first."""
-    columns = ("id", "rollout_id", "expert_name", "stage", "status", "attempts", "reason")
-    list_page("/v1/consultations", home, url, limit, as_json, columns, {"status": status.value if status else None})
-
-
-@questions.command("requeue")
-def requeue_consultation(consultation_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
-    """Ask a dead question once more."""
-    with api_of(home, url) as api:
-        asked = api.post(f"/v1/consultations/{consultation_id}/requeue", None, ConsultationDetail)
-    show(asked, as_json, lambda: typer.echo(f"{asked.expert_name} is asked again: {asked.status.value}"))
 
 
 @answers.command("list")

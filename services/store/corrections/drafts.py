@@ -11,9 +11,18 @@ from uuid import UUID
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
-from services.contracts.corrections import CorrectionStatus, Draft, DraftSave, DraftSaved
-from services.runtime.errors import Conflict, NotFound
+from services.contracts.answers import FeedbackSpan
+from services.contracts.corrections import (
+    MAX_SPANS,
+    CorrectionStatus,
+    CorrectionSubmit,
+    Draft,
+    DraftSave,
+    DraftSaved,
+)
+from services.runtime.errors import Conflict, InvalidInput, NotFound
 from services.store.tables.corrections import CorrectionRow, DraftRow
+from services.store.tables.loop import RolloutRow
 
 KEPT = timedelta(days=30)  # how long a draft outlives an item that another person decided
 DECIDED = (CorrectionStatus.SUBMITTED.value, CorrectionStatus.WITHDRAWN.value)
@@ -33,6 +42,17 @@ class DraftNotTaken(Conflict):
     """The item was decided, or was never this person's, so it takes no draft."""
 
     hint = "Claim an item with POST /v1/corrections/claim; a draft is kept while a person works on it."
+
+
+class TooManyRemarks(InvalidInput):
+    """There are more remarks on parts of the answer than are kept."""
+
+    hint = "Remove some, or put them in the comment on the whole answer."
+
+
+def is_held_by(item: CorrectionRow, person_id: UUID) -> bool:
+    """Whether this person has the item in front of them."""
+    return item.status == CorrectionStatus.CLAIMED.value and item.person_id == person_id
 
 
 def find(session: Session, correction_id: UUID, person_id: UUID) -> Draft | None:
@@ -55,7 +75,7 @@ def save(session: Session, item: CorrectionRow, person_id: UUID, draft: DraftSav
     `item` is locked by the caller. Errors: DraftChanged (409), DraftNotTaken (409).
     """
     row = session.get(DraftRow, (item.id, person_id), with_for_update=True, populate_existing=True)
-    held = item.status == CorrectionStatus.CLAIMED.value and item.person_id == person_id
+    held = is_held_by(item, person_id)
     if item.status in DECIDED or (row is None and not held):
         said = f"is {item.status}" if item.status in DECIDED else "is not yours"
         raise DraftNotTaken(f"correction {item.id} {said}, so this draft was not saved")
@@ -79,17 +99,43 @@ def save(session: Session, item: CorrectionRow, person_id: UUID, draft: DraftSav
     return _tell(row, item, held)
 
 
-def check_seen(session: Session, correction_id: UUID, person_id: UUID, draft: DraftSave) -> None:
-    """Pass where deciding on these words throws away no draft that they were not edited from.
+def add_remark(session: Session, item: CorrectionRow, person_id: UUID, remark: FeedbackSpan) -> DraftSaved:
+    """Add a remark to this person's draft; without one, a draft begins with the answer as it is.
 
-    The item is locked by the caller. Errors: DraftChanged (409).
+    `item` is locked by the caller. Errors: TooManyRemarks (422), DraftNotTaken (409).
     """
-    kept = find(session, correction_id, person_id)
-    if kept is None or kept.version == draft.version:
+    kept = find(session, item.id, person_id)
+    spans = [remark] if kept is None else [*kept.spans, remark]
+    check_number(spans)
+    if kept is None:
+        text = session.get_one(RolloutRow, item.rollout_id).text
+        return save(session, item, person_id, DraftSave(version=0, text=text, spans=spans))
+    return save(
+        session,
+        item,
+        person_id,
+        DraftSave(version=kept.version, text=kept.text, comment=kept.comment, spans=spans),
+    )
+
+
+def check_number(remarks: Sequence[FeedbackSpan]) -> None:
+    """Pass as many remarks as are kept. Errors: TooManyRemarks (422)."""
+    if len(remarks) > MAX_SPANS:
+        raise TooManyRemarks(f"there are {len(remarks)} remarks on parts of the answer; {MAX_SPANS} are kept at most")
+
+
+def check_seen(session: Session, item: CorrectionRow, person_id: UUID, decided: CorrectionSubmit) -> None:
+    """Pass where the decision throws away no draft of its person that it was not edited from.
+
+    `item` is locked by the caller; one that the person does not hold passes. Errors: DraftChanged (409).
+    """
+    kept = find(session, item.id, person_id) if is_held_by(item, person_id) else None
+    if kept is None or decided.draft_version is None or kept.version == decided.draft_version:
         return
-    if (kept.text, kept.comment, kept.spans) != (draft.text, draft.comment, draft.spans):
+    if (kept.text, kept.comment, kept.spans) != (decided.text, decided.comment, decided.spans):
         raise DraftChanged(
-            f"this was edited from version {draft.version} of the draft, but version {kept.version} was saved since"
+            f"this was edited from version {decided.draft_version} of the draft, "
+            f"but version {kept.version} was saved since"
         )
 
 

@@ -12,12 +12,13 @@ from services.contracts.answers import Answer
 from services.contracts.base import Page
 from services.contracts.consultations import Attempt, Consultation, ConsultationDetail, ConsultationStatus
 from services.contracts.corrections import Correction, CorrectionStatus
+from services.contracts.draws import Draw
 from services.contracts.evaluations import Evaluation
 from services.contracts.experts import Expert, ExpertStatus
 from services.contracts.lessons import Lesson, LessonStatus
 from services.contracts.persons import Person, Right
 from services.contracts.policies import PolicyStatus, PolicyVersion
-from services.contracts.rollouts import Purpose, Rollout, RolloutStatus
+from services.contracts.rollouts import GroupStatus, Purpose, Rollout, RolloutStatus
 from services.contracts.tasks import Split, Task
 from services.contracts.updates import Update, UpdateStatus
 from services.store.core.pages import newest_first
@@ -32,6 +33,7 @@ from services.store.tables.loop import (
     ConsultationRow,
     EvaluationRow,
     ExpertRow,
+    GroupRow,
     RolloutRow,
     TaskRow,
 )
@@ -132,6 +134,26 @@ def list_consultations(
     hidden = find_hidden(session, rows, rights)
     items = [_view_consultation(row, names[row.expert_id], row.id in hidden) for row in rows]
     return Page[Consultation](items=items, next_cursor=following)
+
+
+def list_draws(
+    session: Session, lineage_id: UUID, *, status: GroupStatus | None, cursor: str | None, limit: int
+) -> Page[Draw]:
+    """Draws. Errors: BadCursor."""
+    query = _only(select(GroupRow).where(~GroupRow.external), lineage_id=lineage_id, status=status)
+    rows, following = newest_first(session, query, GroupRow.id, cursor, limit)
+    return Page[Draw](items=view_draws(session, rows), next_cursor=following)
+
+
+def view_draws(session: Session, rows: Sequence[GroupRow]) -> list[Draw]:
+    """The contracts of rows, with the keys of their tasks."""
+    tasks_of = select(TaskRow.id, TaskRow.key).where(TaskRow.id.in_({row.task_id for row in rows}))
+    keys = dict(session.execute(tasks_of).all())
+    names = [name for name in Draw.model_fields if name != "task_key"]
+    return [
+        Draw.model_validate({name: getattr(row, name) for name in names} | {"task_key": keys[row.task_id]})
+        for row in rows
+    ]
 
 
 def find_hidden(session: Session, rows: Sequence[ConsultationRow], rights: frozenset[Right]) -> set[UUID]:

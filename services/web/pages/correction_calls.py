@@ -1,18 +1,16 @@
-"""What the correction page's own script sends: JSON in and out, refusals as problem documents.
-
-Drafts, renewals and leaving are not deeds and leave no trace in the audit trail; every decision does.
-"""
+"""Requests of the correction page's own script: JSON in and out, refusals as problem documents."""
 
 from uuid import UUID
 
 from fastapi import APIRouter, Depends
 
+from services.acts import corrections as acts
 from services.api.deps import StoreDep
 from services.api.limits import StrictRoute
 from services.contracts.corrections import Correction, Draft, DraftSave, DraftSaved
 from services.contracts.persons import Right
 from services.store.corrections import corrections, drafts
-from services.web.visitors import VisitorDep, check_form, needs
+from services.web.visitors import CallDep, VisitorDep, check_form, needs
 
 router = APIRouter(include_in_schema=False, route_class=StrictRoute, dependencies=[Depends(check_form)])
 
@@ -25,21 +23,18 @@ def get_item_draft(correction_id: UUID, visitor: VisitorDep, store: StoreDep) ->
 
 
 @router.post("/correct/{correction_id}/draft", dependencies=[needs(Right.CORRECT)])
-def save_item_draft(correction_id: UUID, body: DraftSave, visitor: VisitorDep, store: StoreDep) -> DraftSaved:
+def save_item_draft(correction_id: UUID, body: DraftSave, call: CallDep) -> DraftSaved:
     """Keep the draft. Errors: CorrectionNotFound (404), DraftChanged, DraftNotTaken (409)."""
-    with store.transaction() as session:
-        return drafts.save(session, corrections.lock(session, correction_id), visitor.id, body)
+    return acts.save_draft(call, correction_id, body)
 
 
 @router.post("/correct/{correction_id}/renew", dependencies=[needs(Right.CORRECT)])
-def renew_item(correction_id: UUID, visitor: VisitorDep, store: StoreDep) -> Correction:
+def renew_item(correction_id: UUID, call: CallDep) -> Correction:
     """The page is still open. Errors: CorrectionNotFound (404), NotYours (409)."""
-    with store.transaction() as session:
-        return corrections.view(corrections.renew(session, correction_id, visitor.id))
+    return acts.renew(call, correction_id)
 
 
 @router.post("/correct/{correction_id}/leave", status_code=204, dependencies=[needs(Right.CORRECT)])
-def leave_item(correction_id: UUID, visitor: VisitorDep, store: StoreDep) -> None:
-    """The page was closed; with nothing written the item is soon for others."""
-    with store.transaction() as session:
-        corrections.leave(session, correction_id, visitor.id)
+def leave_item(correction_id: UUID, call: CallDep) -> None:
+    """The page was closed; with nothing written the item is soon for others. Errors: CorrectionNotFound (404)."""
+    acts.leave(call, correction_id)

@@ -13,37 +13,35 @@ from pydantic import Field, TypeAdapter, ValidationError
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
+from services.acts import corrections as acts
+from services.acts.call import PersonCall
 from services.api.deps import House, HouseDep, SettingsDep, StoreDep
 from services.contracts.answers import MAX_FEEDBACK_CHARS, MAX_SOLUTION_CHARS, FeedbackSpan
 from services.contracts.base import Contract, JsonObject
 from services.contracts.corrections import (
     MAX_COMMENT_CHARS,
-    MAX_SPANS,
     CorrectionItem,
     CorrectionOutcome,
     CorrectionSkip,
-    CorrectionStatus,
     CorrectionSubmit,
     Draft,
     DraftSave,
     Opinion,
-    SkipKind,
+    QuotedRemark,
 )
 from services.contracts.persons import Right
-from services.jobs import dispatch
+from services.policy.client import PolicyClient
+from services.policy.text.places import Tokens, read_tokens
 from services.runtime.errors import InvalidInput, PreceptorError
-from services.runtime.settings import Settings
-from services.store.core import audit
-from services.store.core.transaction import Store
-from services.store.corrections import corrections, desk, drafts, undo
-from services.store.loop import consultations, lineages
+from services.store.corrections import corrections, desk, drafts
+from services.store.loop import lineages
 from services.store.tables.corrections import CorrectionRow
 from services.store.tables.loop import RolloutRow
 from services.web.forms import build_pages, check_text, form_of
 from services.web.lists import RowsDep
 from services.web.presenters import differences, hidden, marks, progress
-from services.web.presenters.marks import Remark, Tokens
-from services.web.visitors import Visitor, VisitorDep, go_to, needs, page
+from services.web.presenters.marks import Remark
+from services.web.visitors import CallDep, Visitor, VisitorDep, go_to, needs, page
 
 HOLD_SECONDS = 20
 """How long the trainer leaves alone what was submitted here: enough to notice a slip, and no update waits for it."""
@@ -57,24 +55,6 @@ class RemarksUnreadable(InvalidInput):
     """The remarks on parts of the answer cannot be read."""
 
 
-class TooManyRemarks(InvalidInput):
-    """There are more remarks on parts of the answer than are kept."""
-
-    hint = "Remove some, or put them in the comment on the whole answer."
-
-
-class QuoteNotFound(InvalidInput):
-    """A remark quotes words that are not in the answer."""
-
-    hint = "Copy the words exactly as they stand in the answer."
-
-
-class TokensUnknown(InvalidInput):
-    """Where the answer's tokens are is not known now, so a remark cannot be put on a part of it."""
-
-    hint = "Put it in the comment on the whole answer, or try again when the policy server is back."
-
-
 class WorkForm(Contract):
     """What is on the page when it is sent. spans: JSON; quote and remark: one more remark, for want of a script."""
 
@@ -85,13 +65,6 @@ class WorkForm(Contract):
     quote: Annotated[str, Field(max_length=MAX_FEEDBACK_CHARS)] = ""
     remark: Annotated[str, Field(max_length=MAX_FEEDBACK_CHARS)] = ""
     verdict: Literal["corrected", "fine"] = "corrected"
-
-
-class SkipForm(Contract):
-    """Why an item is left."""
-
-    kind: SkipKind = SkipKind.OTHER
-    reason: Annotated[str, Field(max_length=1_000)] = ""
 
 
 @dataclass(frozen=True)
@@ -126,9 +99,9 @@ def show_start(visitor: VisitorDep, store: StoreDep, settings: SettingsDep) -> R
 
 
 @router.post("/correct/next", dependencies=[needs(Right.CORRECT)])
-def claim_next(visitor: VisitorDep, store: StoreDep, settings: SettingsDep) -> Response:
+def claim_next(visitor: VisitorDep, call: CallDep) -> Response:
     """Claim the next item and go to it."""
-    return _go_on(visitor, store, settings, notice=None)
+    return _go_on(visitor, call, notice=None)
 
 
 @router.get("/correct/history", dependencies=[needs(Right.CORRECT)])
@@ -153,30 +126,31 @@ def show_item(correction_id: UUID, visitor: VisitorDep, house: HouseDep) -> Resp
     """The item at the visitor's desk, or what became of one that is not. Errors: CorrectionNotFound (404)."""
     with house.store.reading() as session:
         row = corrections.get(session, correction_id)
-        if not _is_held(row, visitor):
+        if not drafts.is_held_by(row, visitor.id):
             return _show_outcome(visitor, session, row)
         bench = _read_bench(session, row, visitor)
     return _show_desk(visitor, house, bench)
 
 
 @router.post("/correct/{correction_id}/claim", dependencies=[needs(Right.CORRECT)])
-def claim_item(correction_id: UUID, visitor: VisitorDep, store: StoreDep) -> Response:
+def claim_item(correction_id: UUID, visitor: VisitorDep, call: CallDep) -> Response:
     """Claim this very item. Errors: CorrectionNotFound (404), NotYours, NotWaiting, IllegalStatusChange (409)."""
-    with store.transaction() as session:
-        corrections.claim_one(session, correction_id, visitor.id)
-        audit.record(session, visitor.actor, "corrections.claim", "correction", correction_id)
+    acts.claim(call, correction_id)
     return go_to(visitor, f"/correct/{correction_id}")
 
 
 @router.post("/correct/{correction_id}/save", dependencies=[needs(Right.CORRECT)])
 def save_item(
-    correction_id: UUID, visitor: VisitorDep, house: HouseDep, form: Annotated[WorkForm, form_of(WorkForm)]
+    correction_id: UUID,
+    visitor: VisitorDep,
+    call: CallDep,
+    house: HouseDep,
+    form: Annotated[WorkForm, form_of(WorkForm)],
 ) -> Response:
-    """Keep the draft, for want of a script; with one more remark on a part of the answer if one was written."""
+    """Keep the draft, where there is no script; with one more remark on a part of the answer if one was written."""
     try:
-        work = _read_work(house, correction_id, form)
-        with house.store.transaction() as session:
-            drafts.save(session, corrections.lock(session, correction_id), visitor.id, _as_draft(work))
+        work = _read_work(call, house.policy, correction_id, form)
+        acts.save_draft(call, correction_id, _as_draft(work))
     except PreceptorError as error:
         return _show_again(visitor, house, correction_id, form, error)
     return go_to(visitor, f"/correct/{correction_id}", notice="Draft saved.")
@@ -184,106 +158,86 @@ def save_item(
 
 @router.post("/correct/{correction_id}/submit", dependencies=[needs(Right.CORRECT)])
 def submit_item(
-    correction_id: UUID, visitor: VisitorDep, house: HouseDep, form: Annotated[WorkForm, form_of(WorkForm)]
+    correction_id: UUID,
+    visitor: VisitorDep,
+    call: CallDep,
+    house: HouseDep,
+    form: Annotated[WorkForm, form_of(WorkForm)],
 ) -> Response:
     """Submit the correction, or that the answer is fine, and go on to the next item.
 
     Where it is refused, the page comes back with everything that was typed and says why.
     """
     try:
-        work = _read_work(house, correction_id, form)
-        if form.verdict == "corrected" and not work.text.strip():
-            raise corrections.NothingChanged("the corrected text is empty", hint="Skip the item if there is no answer.")
-        said = CorrectionSubmit(
-            verdict=form.verdict,
-            text=work.text if form.verdict == "corrected" else None,
-            comment=work.comment,
-            spans=work.spans,
-            hold_seconds=HOLD_SECONDS,
-        )
-        with house.store.transaction() as session:
-            row = corrections.lock(session, correction_id)
-            if _is_held(row, visitor):
-                drafts.check_seen(session, row.id, visitor.id, _as_draft(work))
-            row = corrections.submit(session, correction_id, visitor.id, said)
-            audit.record(session, visitor.actor, "corrections.submit", "correction", row.id, {"verdict": form.verdict})
-            opened = consultations.pending_of(session, [row.rollout_id])
+        work = _read_work(call, house.policy, correction_id, form)
+        acts.submit(call, correction_id, _decide(work, form.verdict))
     except PreceptorError as error:
         return _show_again(visitor, house, correction_id, form, error)
-    dispatch.consultations(opened)
-    dispatch.lessons()
-    return _go_on(visitor, house.store, house.settings, notice=None)
+    return _go_on(visitor, call, notice=None)
+
+
+def _decide(work: Work, verdict: Literal["corrected", "fine"]) -> CorrectionSubmit:
+    """The decision as it is sent. Errors: NothingChanged (422)."""
+    if verdict == "corrected" and not work.text.strip():
+        raise corrections.NothingChanged("the corrected text is empty", hint="Skip the item if there is no answer.")
+    return CorrectionSubmit(
+        verdict=verdict,
+        text=work.text if verdict == "corrected" else None,
+        comment=work.comment,
+        spans=work.spans,
+        hold_seconds=HOLD_SECONDS,
+        draft_version=work.version,
+    )
 
 
 @router.post("/correct/{correction_id}/skip", dependencies=[needs(Right.CORRECT)])
 def skip_item(
-    correction_id: UUID,
-    visitor: VisitorDep,
-    store: StoreDep,
-    settings: SettingsDep,
-    form: Annotated[SkipForm, form_of(SkipForm)],
+    correction_id: UUID, visitor: VisitorDep, call: CallDep, form: Annotated[CorrectionSkip, form_of(CorrectionSkip)]
 ) -> Response:
-    """Leave the item to someone else and go on.
-
-    Errors: CorrectionNotFound (404), NotYours (409), InvalidInput (422).
-    """
-    if form.kind is SkipKind.OTHER and not form.reason.strip():
-        raise InvalidInput("choose a reason, or give one in words")
-    with store.transaction() as session:
-        corrections.skip(session, correction_id, visitor.id, CorrectionSkip(kind=form.kind, reason=form.reason))
-        audit.record(session, visitor.actor, "corrections.skip", "correction", correction_id, {"kind": form.kind.value})
-    return _go_on(visitor, store, settings, notice="Skipped; someone else may take it.")
+    """Leave the item to someone else and go on. Errors: CorrectionNotFound (404), NotYours (409)."""
+    acts.skip(call, correction_id, form)
+    return _go_on(visitor, call, notice="Skipped; someone else may take it.")
 
 
 @router.post("/correct/{correction_id}/release", dependencies=[needs(Right.CORRECT)])
-def release_item(correction_id: UUID, visitor: VisitorDep, store: StoreDep) -> Response:
+def release_item(correction_id: UUID, visitor: VisitorDep, call: CallDep) -> Response:
     """Stop for now: the item goes back to the queue, a draft is kept.
 
     Errors: CorrectionNotFound (404), NotYours (409).
     """
-    with store.transaction() as session:
-        corrections.release(session, correction_id, visitor.id)
-        audit.record(session, visitor.actor, "corrections.release", "correction", correction_id)
+    acts.release(call, correction_id)
     return go_to(visitor, "/correct", notice="The item is back in the queue; your text is kept as a draft.")
 
 
 @router.post("/correct/{correction_id}/undo", dependencies=[needs(Right.CORRECT)])
-def undo_item(correction_id: UUID, visitor: VisitorDep, store: StoreDep) -> Response:
-    """Take back what was submitted or skipped. Errors: CorrectionNotFound (404), NotYours, TooLateToUndo (409)."""
-    with store.transaction() as session:
-        undo.take_back(session, correction_id, visitor.id)
-        audit.record(session, visitor.actor, "corrections.undo", "correction", correction_id)
+def undo_item(correction_id: UUID, visitor: VisitorDep, call: CallDep) -> Response:
+    """Take back a submitted or skipped item. Errors: CorrectionNotFound (404), NotYours, TooLateToUndo (409)."""
+    acts.take_back(call, correction_id)
     return go_to(visitor, f"/correct/{correction_id}", notice="Undone: the answer is yours again, as you left it.")
 
 
 @router.post("/correct/{correction_id}/discard", dependencies=[needs(Right.CORRECT)])
-def discard_item_draft(correction_id: UUID, visitor: VisitorDep, store: StoreDep) -> Response:
+def discard_item_draft(correction_id: UUID, visitor: VisitorDep, call: CallDep) -> Response:
     """Throw the visitor's draft away. Errors: CorrectionNotFound (404)."""
-    with store.transaction() as session:
-        drafts.discard(session, corrections.get(session, correction_id).id, visitor.id)
+    acts.discard_draft(call, correction_id)
     return go_to(visitor, f"/correct/{correction_id}", notice="The draft is deleted.")
 
 
-def _is_held(row: CorrectionRow, visitor: Visitor) -> bool:
-    return row.status == CorrectionStatus.CLAIMED.value and row.person_id == visitor.id
-
-
-def _go_on(visitor: Visitor, store: Store, settings: Settings, *, notice: str | None) -> Response:
+def _go_on(visitor: Visitor, call: PersonCall, *, notice: str | None) -> Response:
     """To the next item, or to the start when there is none."""
-    with store.transaction() as session:
-        lineage = lineages.get(session, settings.lineage)
-        row = corrections.claim(session, lineage.id, visitor.id)
-        if row is not None:
-            audit.record(session, visitor.actor, "corrections.claim", "correction", row.id)
-    return go_to(visitor, "/correct" if row is None else f"/correct/{row.id}", notice=notice)
+    try:
+        path = f"/correct/{acts.claim_next(call).id}"
+    except acts.NothingToCorrect:
+        path = "/correct"
+    return go_to(visitor, path, notice=notice)
 
 
 def _as_draft(work: Work) -> DraftSave:
     return DraftSave(version=work.version, text=work.text, comment=work.comment, spans=work.spans)
 
 
-def _read_work(house: House, correction_id: UUID, form: WorkForm) -> Work:
-    """What was sent, a remark by quote among it.
+def _read_work(call: PersonCall, policy: PolicyClient, correction_id: UUID, form: WorkForm) -> Work:
+    """The work as it was sent, with the remark that quotes words of the answer.
 
     Errors: RemarksUnreadable, FormNotText, TooManyRemarks, QuoteNotFound, TokensUnknown (422).
     """
@@ -293,17 +247,9 @@ def _read_work(house: House, correction_id: UUID, form: WorkForm) -> Work:
         raise RemarksUnreadable("the remarks on parts of the answer cannot be read") from None
     check_text("a remark on a part of the answer", *(span.text for span in spans))  # JSON spells NUL as an escape
     if form.quote and form.remark.strip():
-        with house.store.transaction() as session:
-            rollout = session.get_one(RolloutRow, corrections.get(session, correction_id).rollout_id)
-        tokens = marks.read_tokens(house.policy, rollout.token_ids, rollout.text, rollout.answer_start)
-        if tokens is None:
-            raise TokensUnknown("the remark could not be put on a part of the answer")
-        place = tokens.find(form.quote)
-        if place is None:
-            raise QuoteNotFound(f"the answer does not contain {form.quote[:80]!r}")
-        spans = [*spans, FeedbackSpan(start=place[0], end=place[1], text=form.remark.strip())]
-    if len(spans) > MAX_SPANS:
-        raise TooManyRemarks(f"there are {len(spans)} remarks on parts of the answer; {MAX_SPANS} are kept at most")
+        remark = QuotedRemark(quote=form.quote, text=form.remark)
+        spans = [*spans, acts.place_remark(call, policy, correction_id, remark)]
+    drafts.check_number(spans)
     return Work(form.text, form.comment, spans, form.version)
 
 
@@ -314,9 +260,9 @@ def _show_again(visitor: Visitor, house: House, correction_id: UUID, form: WorkF
     except ValidationError:
         spans = []
     work = Work(form.text, form.comment, spans, form.version)
-    with house.store.transaction() as session:
+    with house.store.reading() as session:
         row = corrections.get(session, correction_id)
-        if not _is_held(row, visitor):
+        if not drafts.is_held_by(row, visitor.id):
             return _show_outcome(visitor, session, row, work=work, problem=error)
         bench = _read_bench(session, row, visitor)
     theirs = None
@@ -359,7 +305,7 @@ def _show_desk(
     theirs: Draft | None = None,
 ) -> Response:
     item, draft = bench.item, bench.item.draft
-    tokens = marks.read_tokens(house.policy, bench.token_ids, item.rollout_text, bench.answer_start)
+    tokens = read_tokens(house.policy, bench.token_ids, item.rollout_text, bench.answer_start)
     if work is None:
         work = (
             Work(item.rollout_text, "", [], 0)

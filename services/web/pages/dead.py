@@ -1,4 +1,4 @@
-"""Dead letters: what failed as often as it may, and buttons to try again."""
+"""Dead letters: consultations and draws that failed as often as they may, and buttons to try again."""
 
 from typing import Annotated
 from uuid import UUID
@@ -6,16 +6,16 @@ from uuid import UUID
 from fastapi import Query
 from starlette.responses import Response
 
+from services.acts import consultations, draws
 from services.api.deps import SettingsDep, StoreDep
+from services.contracts.consultations import ConsultationStatus, Requeued
 from services.contracts.persons import Right
-from services.jobs import dispatch
-from services.store.core import audit
-from services.store.loop import consultations, dead_letters, lineages
-from services.store.loop.dead_letters import MAX_AT_ONCE
-from services.store.views import under_way
+from services.contracts.rollouts import GroupStatus
+from services.store.loop import lineages
+from services.store.views import browse, under_way
 from services.web.forms import build_pages
 from services.web.lists import RowsDep
-from services.web.visitors import VisitorDep, go_to, needs, page
+from services.web.visitors import CallDep, VisitorDep, go_to, needs, page
 
 router = build_pages()
 
@@ -26,61 +26,53 @@ def show_dead(
     store: StoreDep,
     settings: SettingsDep,
     paging: RowsDep,
-    draws: Annotated[str | None, Query(max_length=64)] = None,
+    older_draws: Annotated[str | None, Query(alias="draws", max_length=64)] = None,
 ) -> Response:
-    """Dead questions from `cursor` on and dead draws from `draws` on, newest first. Errors: BadCursor (422)."""
+    """Dead consultations from `cursor` on and dead draws from `draws` on, newest first. Errors: BadCursor (422)."""
     with store.reading() as session:
         lineage = lineages.get(session, settings.lineage)
-        questions = dead_letters.list_consultations(
-            session, lineage.id, visitor.caller.rights, cursor=paging.cursor, limit=paging.limit
+        asked = browse.list_consultations(
+            session,
+            lineage.id,
+            visitor.caller.rights,
+            rollout_id=None,
+            expert_id=None,
+            status=ConsultationStatus.DEAD,
+            cursor=paging.cursor,
+            limit=paging.limit,
         )
-        found = dead_letters.list_draws(session, lineage.id, cursor=draws, limit=paging.limit)
+        drawn = browse.list_draws(session, lineage.id, status=GroupStatus.DEAD, cursor=older_draws, limit=paging.limit)
         queues = under_way.queues(session, lineage.id)
-    return page(visitor, "dead/list.html", questions=questions, draws=found, queues=queues)
+    return page(visitor, "dead/list.html", consultations=asked, draws=drawn, queues=queues)
 
 
-@router.post("/dead/questions/{consultation_id}/requeue", dependencies=[needs(Right.OPERATE)])
-def requeue_question(consultation_id: UUID, visitor: VisitorDep, store: StoreDep) -> Response:
-    """Ask a dead question once more. Errors: ConsultationNotFound (404), IllegalStatusChange (409)."""
-    with store.transaction() as session:
-        consultations.requeue(session, consultation_id)
-        audit.record(session, visitor.actor, "consultations.requeue", "consultation", consultation_id)
-    dispatch.consultations([consultation_id])
+@router.post("/dead/consultations/{consultation_id}/requeue", dependencies=[needs(Right.OPERATE)])
+def requeue_consultation(consultation_id: UUID, visitor: VisitorDep, call: CallDep) -> Response:
+    """Ask a dead consultation again. Errors: ConsultationNotFound (404), IllegalStatusChange (409)."""
+    consultations.requeue(call, consultation_id)
     return go_to(visitor, "/dead", notice="The consultation will be retried.")
 
 
-@router.post("/dead/questions/requeue", dependencies=[needs(Right.OPERATE)])
-def requeue_questions(visitor: VisitorDep, store: StoreDep, settings: SettingsDep) -> Response:
-    """Ask every dead question once more, the oldest first."""
-    with store.transaction() as session:
-        lineage = lineages.get(session, settings.lineage)
-        asked = dead_letters.requeue_consultations(session, lineage.id)
-        audit.record(
-            session, visitor.actor, "consultations.requeue_all", "lineage", lineage.id, {"questions": len(asked)}
-        )
-    dispatch.consultations(asked)
-    return go_to(visitor, "/dead", notice=_tell("consultation", len(asked)))
+@router.post("/dead/consultations/requeue", dependencies=[needs(Right.OPERATE)])
+def requeue_consultations(visitor: VisitorDep, call: CallDep) -> Response:
+    """Ask every dead consultation again, the oldest first."""
+    return go_to(visitor, "/dead", notice=_tell("consultation", consultations.requeue_all(call)))
 
 
 @router.post("/dead/draws/{draw_id}/requeue", dependencies=[needs(Right.OPERATE)])
-def requeue_draw(draw_id: UUID, visitor: VisitorDep, store: StoreDep) -> Response:
-    """Try a dead draw once more. Errors: DrawNotFound (404), IllegalStatusChange (409)."""
-    with store.transaction() as session:
-        dead_letters.requeue_draw(session, draw_id)
-        audit.record(session, visitor.actor, "draws.requeue", "rollout_group", draw_id)
+def requeue_draw(draw_id: UUID, visitor: VisitorDep, call: CallDep) -> Response:
+    """Try a dead draw again. Errors: DrawNotFound (404), IllegalStatusChange (409)."""
+    draws.requeue(call, draw_id)
     return go_to(visitor, "/dead", notice="The prompt will be retried.")
 
 
 @router.post("/dead/draws/requeue", dependencies=[needs(Right.OPERATE)])
-def requeue_draws(visitor: VisitorDep, store: StoreDep, settings: SettingsDep) -> Response:
-    """Try every dead draw once more, the oldest first."""
-    with store.transaction() as session:
-        lineage = lineages.get(session, settings.lineage)
-        num = dead_letters.requeue_draws(session, lineage.id)
-        audit.record(session, visitor.actor, "draws.requeue_all", "lineage", lineage.id, {"draws": num})
-    return go_to(visitor, "/dead", notice=_tell("prompt", num))
+def requeue_draws(visitor: VisitorDep, call: CallDep) -> Response:
+    """Try every dead draw again, the oldest first."""
+    return go_to(visitor, "/dead", notice=_tell("prompt", draws.requeue_all(call)))
 
 
-def _tell(noun: str, num: int) -> str:
-    more = "; press again for the rest" if num == MAX_AT_ONCE else ""
+def _tell(noun: str, requeued: Requeued) -> str:
+    num = requeued.num_requeued
+    more = "; press again for the rest" if requeued.has_more else ""
     return f"{num} {noun}{'' if num == 1 else 's'} will be retried{more}."

@@ -6,18 +6,17 @@ from uuid import UUID
 from fastapi import Query
 from starlette.responses import Response
 
+from services.acts import answers
 from services.api.deps import SettingsDep, StoreDep
 from services.contracts.persons import Right
 from services.contracts.rollouts import Purpose, RolloutStatus
-from services.jobs import dispatch
-from services.store.core import audit
 from services.store.ledger import policies
-from services.store.loop import consultations, lineages, rollouts, withdrawals
+from services.store.loop import lineages, rollouts
 from services.store.views import browse, heat_map, rollout_story
 from services.store.views.heat_map import HOTTEST, MAX_TOKENS
 from services.web.forms import build_pages
 from services.web.lists import Chosen, RowsDep, list_path
-from services.web.visitors import VisitorDep, go_to, needs, page
+from services.web.visitors import CallDep, VisitorDep, go_to, needs, page
 
 NUM_VERSIONS = 50  # in the filter, the newest
 
@@ -80,13 +79,8 @@ def show_rollout(
 
 
 @router.post("/answers/{answer_id}/withdraw", dependencies=[needs(Right.OPERATE)])
-def withdraw_answer(answer_id: UUID, visitor: VisitorDep, store: StoreDep) -> Response:
+def withdraw_answer(answer_id: UUID, visitor: VisitorDep, call: CallDep) -> Response:
     """Withdraw an answer for good. Errors: AnswerNotFound (404), IllegalStatusChange (409)."""
-    with store.transaction() as session:
-        gone = withdrawals.withdraw(session, answer_id)
-        rollout_id = gone.rollout_id
-        audit.record(session, visitor.actor, "answers.withdraw", "answer", answer_id)
-        opened = consultations.pending_of(session, [rollout_id])
-    dispatch.consultations(opened)
-    dispatch.lessons()
-    return go_to(visitor, f"/rollouts/{rollout_id}", notice="The answer is withdrawn and no longer trained on.")
+    withdrawn = answers.withdraw(call, answer_id)
+    notice = "The answer is withdrawn and no longer trained on."
+    return go_to(visitor, f"/rollouts/{withdrawn.rollout_id}", notice=notice)
