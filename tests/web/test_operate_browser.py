@@ -4,9 +4,13 @@ import re
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 import pytest
+from sqlalchemy import select
+from sqlalchemy.orm import InstrumentedAttribute
 
+from services.contracts.base import Json
 from services.runtime.settings import Settings
 from services.store.core.transaction import Store
 from services.store.people import persons
@@ -106,19 +110,17 @@ ROOM_BESIDE_TILES = """() => [...document.querySelectorAll(".stats")].flatMap((b
 def at(place: tuple[str, Store], path: str) -> str:
     """The address of the page at this path; in braces, the noun of whose rows one is taken."""
     address, store = place
-    tables = {
-        "{task}": TaskRow,
-        "{rollout}": RolloutRow,
-        "{expert}": ExpertRow,
-        "{evaluation}": EvaluationRow,
-        "{person}": PersonRow,
+    columns: dict[str, InstrumentedAttribute[UUID]] = {
+        "{task}": TaskRow.id,
+        "{rollout}": RolloutRow.id,
+        "{expert}": ExpertRow.id,
+        "{evaluation}": EvaluationRow.id,
+        "{person}": PersonRow.id,
     }
     with store.transaction() as session:
-        for noun, table in tables.items():
+        for noun, column in columns.items():
             if noun in path:
-                row = session.query(table).first()
-                assert row is not None
-                path = path.replace(noun, str(row.id))
+                path = path.replace(noun, str(session.scalars(select(column)).first()))
     return address + path
 
 
@@ -352,7 +354,7 @@ def test_tables_of_hundreds_of_rows_and_long_texts_scroll_within_a_short_page(
     with place[1].transaction() as session:
         expert = session.query(ExpertRow).first()
         assert expert is not None
-        checks = [{"name": f"c{n}", "passed": True, "detail": "ok", "required": True} for n in range(200)]
+        checks: list[Json] = [{"name": f"c{n}", "passed": True, "detail": "ok", "required": True} for n in range(200)]
         expert.report = {**expert.report, "checks": checks}
         update = session.query(UpdateRow).filter_by(number=2).one()
         update.settings = {f"setting_{n}": n for n in range(200)}
