@@ -45,7 +45,7 @@ def log_in(page: "Page", key: str) -> None:
 def test_a_person_sets_a_password_and_logs_in_with_it(page: "Page", person: Callable[[str, Role], str]) -> None:
     log_in(page, person("ann", Role.ANNOTATOR))
     page.get_by_label("New password").fill("a new word or three")
-    page.get_by_label("Repeat the new password").fill("a new word or three")
+    page.get_by_label("Repeat password").fill("a new word or three")
     page.get_by_role("button", name="Set the password").click()
     assert "Your password is set" in page.get_by_role("status").first.inner_text()
     page.get_by_role("button", name="Log out").click()

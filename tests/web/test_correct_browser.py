@@ -291,7 +291,7 @@ def test_skipping_with_unsaved_words_is_told_first_and_may_go_on(queue: Queue, o
     page.keyboard.press("Escape")
     page.keyboard.press("s")
     page.click("#skip button")
-    page.wait_for_selector("#skip [data-refused]:has-text('once more')")
+    page.wait_for_selector("#skip [data-refused]:has-text('Press again')")
     page.route("**/draft", lambda route: route.abort())
     page.context.set_offline(False)
     page.click("#skip button")
@@ -526,7 +526,7 @@ def test_a_changed_line_stands_below_the_old_one_with_its_words_marked(queue: Qu
     page.fill("#text", "Example usage:\n\ndef f(n):\n    return n % 2 == 0\n\nprint(f(2))\nprint(f(3))\nprint(f(4))")
     page.wait_for_selector("#diff ins")
     lines = page.locator("#diff .line").evaluate_all(
-        "all => all.map(one => [one.className, one.lastChild?.textContent ?? ])"
+        "all => all.map(one => [one.className, one.lastChild?.textContent ?? ''])"
     )
     assert lines == [
         ["line gap", "1 unchanged line"],
