@@ -1,8 +1,8 @@
 """Weights by content address: a file or folder is stored under its sha256 and verified whenever it is read.
 
 The digest of a folder covers its sorted relative file names, sizes and bytes; links and anything that is
-not a plain file are refused. What is under an address never changes: storing it again is a no-op.
-Not covered: deleting what nobody references any more (retention belongs to the store).
+not a plain file are refused. The content of an address never changes: storing it again is a no-op.
+Not covered: deleting unreferenced weights (retention belongs to the store).
 """
 
 import hashlib
@@ -34,7 +34,7 @@ class ArtifactDamaged(PreceptorError):
 
 
 class ArtifactRefused(InvalidInput):
-    """What was to be stored is not an artifact: missing, a link, or empty."""
+    """The path is not an artifact: missing, a link, or empty."""
 
     title = "Artifact refused"
 

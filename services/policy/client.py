@@ -91,7 +91,7 @@ class PolicyClient:
         return self._ask("GET", "/healthz", None, PolicyHealth)
 
     def info(self) -> PolicyInfo:
-        """What the process serves, and its counters."""
+        """The served model and versions, and the counters."""
         return self._ask("GET", "/v1/policy", None, PolicyInfo)
 
     def sample(self, request: SampleRequest, read_seconds: float | None = None) -> SampleResponse:
@@ -111,7 +111,7 @@ class PolicyClient:
         return self._ask("POST", "/v1/detokenize", DetokenizeRequest(token_ids=token_ids), Text).text
 
     def pieces(self, token_ids: list[int]) -> list[str]:
-        """The characters each token adds to the text before it; somebody waits for it, so not for long."""
+        """The characters each token adds to the text before it, within a short deadline: a person waits for it."""
         body = DetokenizeRequest(token_ids=token_ids)
         return self._ask("POST", "/v1/pieces", body, Pieces, read_seconds=PIECES_SECONDS).pieces
 

@@ -1,4 +1,4 @@
-"""The policy's HTTP interface: what is asked of a process that holds the weights, and what it answers.
+"""The policy's HTTP interface: requests and answers of a process that holds the weights.
 
     GET    /healthz                     PolicyHealth; no key
     GET    /v1/policy                   PolicyInfo
@@ -17,7 +17,7 @@
 Every call but /healthz carries `Authorization: Bearer KEY` when the process was given a key. Errors are
 problem documents. `version` is always optional and means the serving version; the answer names the one used.
 Token ids are the policy's own and are never re-tokenised. Logprobs are natural logs, at the stated temperature,
-of the full softmax. This module is light: it loads neither torch nor a tokenizer.
+of the full softmax. This module is light: it loads no torch and no tokenizer.
 """
 
 from enum import StrEnum
@@ -84,7 +84,7 @@ class PolicyHealth(Contract):
 class SamplePrompt(Contract):
     """One prompt to be answered `n` times: chat messages, or token ids that are used as they are.
 
-    Row i of the answers depends on (seed, i) only, up to floating-point noise: not on what is sampled beside it.
+    Row i of the answers depends on (seed, i) only, up to floating-point noise: not on the rest of the batch.
     """
 
     id: Annotated[str, Field(min_length=1, max_length=200)]
@@ -104,7 +104,7 @@ class SampleRequest(Contract):
     """Prompts to answer with the same settings.
 
     temperature 0 takes the likeliest token each time and reports logprobs at temperature 1. top_k 0 and top_p 1
-    are off; they narrow what is drawn, never the reported logprobs. A sample ends after the token that completes
+    are off; they narrow the draw, never the reported logprobs. A sample ends after the token that completes
     a stop string; that token is kept.
     """
 
@@ -295,8 +295,8 @@ class ProbeItem(Contract):
 class ProveRequest(Contract):
     """The trainer's logprobs on a probe; the version is proved if none differs by more than `tolerance` nats.
 
-    draw: what to sample from the version once it is proved, to see how long its answers are. Everything else the
-    process does waits meanwhile, so that is kept small; its `version` must be absent.
+    draw: a request to sample from the version once it is proved, to see how long its answers are. All other work of
+    the process waits meanwhile, so it is kept small; its `version` must be absent.
     """
 
     items: Annotated[list[ProbeItem], Field(min_length=1, max_length=64)]
@@ -316,7 +316,7 @@ class ProveRequest(Contract):
 class ProbeResult(Contract):
     """How far this process's logprobs are from the expected ones, in nats.
 
-    drawn_lengths: tokens of each answer that was drawn, in the order asked; empty where nothing was.
+    drawn_lengths: tokens of each drawn answer, in order; empty if none was drawn.
     """
 
     passed: bool
@@ -337,7 +337,7 @@ class Version(Contract):
 
 
 class Counters(Contract):
-    """What the process has done since it started and what waits. busy_seconds: time the model was computing."""
+    """Counters since the process started, and its queue. busy_seconds: time the model was computing."""
 
     uptime_seconds: float
     busy_seconds: float
@@ -351,7 +351,7 @@ class Counters(Contract):
 
 
 class PolicyInfo(Contract):
-    """What the process serves. max_context bounds prompt plus new tokens.
+    """The served model and versions. max_context bounds prompt plus new tokens.
 
     former_base_sha256: how a lineage begun by an earlier release, which looked at fewer files, knows the same base.
     """

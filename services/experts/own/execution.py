@@ -1,7 +1,7 @@
-"""The execution expert: runs the answer's function on the task's cases and says what went wrong.
+"""The execution expert: runs the answer's function on the task's cases and reports the failures.
 
-The calls are made in the sandbox; the expected values never go there (see `calls`). All cases right is a score of 1,
-anything else 0, with the fraction in the evidence. A sandbox that is away is this expert being unavailable.
+The calls are made in the sandbox; the expected values never go there (see `calls`). The score is 1 if all cases are
+right and 0 otherwise, with the fraction in the evidence. While the sandbox is away, this expert is unavailable.
 """
 
 from dataclasses import dataclass
@@ -93,7 +93,7 @@ def extract_python(text: str) -> str | None:
 
 
 def explain_no_block(text: str) -> str:
-    """What is wrong with an answer that has no block to run."""
+    """The feedback on an answer that has no block to run."""
     if any(block.tag in TAGS for block in find_blocks(text)):
         return "Format error: the fenced python block is empty or not closed with ```."
     return "Format error: the answer has no fenced python block."

@@ -1,4 +1,4 @@
-"""Scores from the policy for experts that ask it: what it cannot read is an abstention, its faults are unavailable."""
+"""Scores from the policy for experts that ask it: unreadable rollouts are abstentions, its faults unavailable."""
 
 from services.contracts.experts import ConsultAbstain
 from services.policy.client import PolicyClient, PolicyRefused

@@ -10,7 +10,7 @@ from services.contracts.experts import ConsultAbstain, ConsultRequest, ConsultRe
 from services.experts.own.reasoning import DOMAIN, METADATA_KEY, FamilyRefused, Gym, Recipe, may_be_judged
 
 ASK_FOR_TAGS: Final = "Write the final answer, and nothing else, between <answer> and </answer>."
-"""What is added to every question."""
+"""Added to every prompt."""
 _ANSWER: Final = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
@@ -25,7 +25,7 @@ def write_answer(answer: str) -> str:
 
 
 def find_answer(text: str) -> str | None:
-    """What stands between the last pair of tags; None where there is none."""
+    """The text between the last pair of tags; None if there is none."""
     found: list[str] = _ANSWER.findall(text)
     return found[-1].strip() if found else None
 

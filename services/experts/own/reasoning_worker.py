@@ -22,7 +22,7 @@ OPEN_FILES: Final = 64
 
 
 def bound_self() -> None:
-    """No more memory than this, and nothing written to disk."""
+    """Limit the memory, and forbid writing to disk."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
@@ -63,7 +63,7 @@ def score(family: Any, entry: dict[str, Any], answer: str) -> float:
     """The family's verdict, within 0..1; an answer its verifier cannot read is wrong."""
     try:
         verdict = float(family.score_answer(answer, entry))
-    except Exception:  # noqa: BLE001 - a verifier may trip over whatever a model wrote, in any way
+    except Exception:  # noqa: BLE001 - a verifier may fail in any way on a model's text
         return 0.0
     return min(1.0, max(0.0, verdict)) if math.isfinite(verdict) else 0.0
 

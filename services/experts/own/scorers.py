@@ -1,4 +1,4 @@
-"""Scorers: an answer compared with the one value it must come to, or a tool call compared by what it does."""
+"""Scorers: an answer is compared with the expected value, or a tool call by its effect."""
 
 import re
 from fractions import Fraction
@@ -189,7 +189,7 @@ class ToolCallExpert:
 
 
 def parse_call(text: str, names: list[str]) -> Call:
-    """The call in the first fenced json block. Raises ValueError with a sentence on what is wrong with it."""
+    """The call in the first fenced json block. Raises ValueError with a sentence on its fault."""
     block = next((block for block in find_blocks(text) if block.tag in ("json", "")), None)
     if block is None:
         raise ValueError("there is no fenced json block.")

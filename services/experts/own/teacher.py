@@ -18,7 +18,7 @@ MAX_FEEDBACK_SHOWN: Final = 4_000
 
 
 class TeacherExpert:
-    """Scores rollouts under a prompt that also shows what other experts said of them."""
+    """Scores rollouts under a prompt that also shows the other experts' answers about them."""
 
     def __init__(self, policy: PolicyClient, template: Template = Template.TURNS) -> None:
         self._policy = policy
@@ -73,7 +73,7 @@ class TeacherExpert:
 
 
 def choose_context(answers: list[ContextAnswer]) -> tuple[str | None, str | None]:
-    """What to show: the first solution, and all feedback in the order given."""
+    """The material to show: the first solution, and all feedback in the order given."""
     solution = next((a.solution for a in answers if a.solution and a.solution.strip()), None)
     said = "\n".join(render_feedback(a.feedback) for a in answers if a.feedback is not None)
     return solution, said[:MAX_FEEDBACK_SHOWN] or None

@@ -1,4 +1,4 @@
-"""What every engine behind the policy's HTTP interface can do, and how it refuses. Loads no torch.
+"""The interface of every engine behind the policy's HTTP server, and its refusals. Loads no torch.
 
 The embedded engine (engine_transformers.py) computes in this process; engine_vllm.py asks a vLLM server. Both pass
 one suite: tests/policy/engines/test_base.py.
@@ -58,7 +58,7 @@ class PolicyBusy(ServiceUnavailable):
 
 
 class EngineStopped(ServiceUnavailable):
-    """The engine is shutting down or has failed; nothing is accepted any more."""
+    """The engine is shutting down or has failed; it accepts no more requests."""
 
     title = "Engine stopped"
 
@@ -82,16 +82,16 @@ class Engine(Protocol):
 
     @property
     def failure(self) -> str | None:
-        """What ended it, if it was an error."""
+        """The error that ended it, if any."""
 
     def wait(self) -> None:
         """Return when it has ended."""
 
     def close(self) -> None:
-        """Stop it; what waits fails with EngineStopped (503)."""
+        """Stop it; waiting requests fail with EngineStopped (503)."""
 
     def info(self) -> PolicyInfo:
-        """What is served, and the counters."""
+        """The served model and versions, and the counters."""
 
     def tokenize(self, messages: Sequence[Message] | None, text: str | None) -> list[int]:
         """Token ids of messages, up to where the policy would answer, or else of text."""
@@ -112,13 +112,13 @@ class Engine(Protocol):
         """Accept responses to score; as `sample`."""
 
     def load_version(self, request: VersionCreate) -> Version:
-        """Load an adapter under a name; the same name with the same weights changes nothing.
+        """Load an adapter under a name; a no-op if the name has these weights already.
 
         Raises ArtifactNotFound (404), ArtifactDamaged or VersionConflict (409), AdapterRefused (422).
         """
 
     def prove_version(self, name: str, request: ProveRequest) -> Version:
-        """Compare the version's logprobs with the expected ones; once they agree, draw from it what was asked.
+        """Compare the version's logprobs with the expected ones; once they agree, draw the requested answers from it.
 
         Raises VersionNotFound (404), PromptRefused (422), EngineStopped (503).
         """

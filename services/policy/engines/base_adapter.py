@@ -1,7 +1,7 @@
-"""An adapter that changes nothing: by it the base itself is asked of a vLLM server as one more adapter.
+"""An adapter of zeros, by which the base itself is requested from a vLLM server as one more adapter.
 
 vLLM 0.32 on a CPU computes wrong numbers for rows without an adapter that share a batch with rows that have one: the
-former are given whatever adapter lies in the last slot (measured: up to 2.5 nats). Rows of different adapters are right
+former get the adapter in the last slot (measured: up to 2.5 nats). Rows of different adapters are right
 beside each other. So no row goes without one.
 """
 

@@ -1,4 +1,4 @@
-"""What a model's folder itself computes of a fixed text, to know by it whether a server holds the same weights."""
+"""The logprobs of a fixed text computed from a model's folder, to check whether a server holds the same weights."""
 
 from dataclasses import dataclass
 from typing import Final

@@ -3,7 +3,7 @@
 A prompt's keys and values are kept once for all rows sampled from it; a row has only its own. Each step attends to
 both and joins the two results by their normalisers, which is the plain softmax over both, computed without repeating
 the prompt. Rows come and go at step boundaries; nothing is padded on the left and no other row is touched.
-Not covered: attention with sliding windows, soft caps or sinks. `check_decoding` finds such a model out.
+Not covered: attention with sliding windows, soft caps or sinks. `check_decoding` detects such a model.
 """
 
 import math
@@ -221,7 +221,7 @@ def _make_bias(absent: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _ensure(buffers: list[Tensor], like: tuple[Tensor, ...], count: int, length: int, length_step: int) -> list[Tensor]:
-    """Buffers with room for `count` entries of `length`, with what they held; grown in steps, never shrunk."""
+    """Buffers with room for `count` entries of `length`, with their content; grown in steps, never shrunk."""
     if buffers and buffers[0].shape[0] >= count and buffers[0].shape[2] >= length:
         return buffers
     old_count, old_length = (buffers[0].shape[0], buffers[0].shape[2]) if buffers else (0, 0)
@@ -239,7 +239,7 @@ def _ensure(buffers: list[Tensor], like: tuple[Tensor, ...], count: int, length:
 
 @torch.inference_mode()
 def check_decoding(model: PreTrainedModel) -> None:
-    """Pass when decoding row by row computes what the plain model computes. Raises ModelRefused otherwise."""
+    """Pass when decoding row by row equals the plain model. Raises ModelRefused otherwise."""
     ids = torch.arange(3, 19, device=model.device)
     plain = model(input_ids=ids[None]).logits[0].float()
     rows = DecodeRows(model, max_rows=2)

@@ -3,12 +3,12 @@
 Requests become units (a prompt to sample from, a micro-batch to score) that wait in order of arrival. Each turn of
 the worker admits prompts while there are free rows, runs a micro-batch of scoring now and then, and decodes one token
 for every row. One version's weights are active at a time, its adapter merged into them; when the oldest waiting unit
-wants another version nothing more is admitted, the rows in flight finish, and the weights change. A probe is short and
+wants another version no more are admitted, the rows in flight finish, and the weights change. A probe is short and
 comes between: its version's weights are active for it alone, while the rows in flight wait. A request keeps the
 version that its name meant when it was accepted.
 
 Refuses versions that no probe has proved. Not covered: several devices; surviving an error of the model itself: the
-worker then fails everything and `is_alive` turns false.
+worker then fails all requests and `is_alive` turns false.
 """
 
 import itertools
@@ -111,7 +111,7 @@ class EmbeddedEngine:
         self._thread = threading.Thread(target=self._work, name="policy-engine", daemon=True)
         self._thread.start()
 
-    # --- what is asked of it ---
+    # --- requests ---
 
     @property
     def is_alive(self) -> bool:
@@ -120,7 +120,7 @@ class EmbeddedEngine:
 
     @property
     def failure(self) -> str | None:
-        """What ended the worker, if it was an error."""
+        """The error that ended the worker, if any."""
         return self._failure
 
     def wait(self) -> None:
@@ -128,14 +128,14 @@ class EmbeddedEngine:
         self._thread.join()
 
     def close(self) -> None:
-        """Stop the worker after its present turn; what waits fails with EngineStopped (503)."""
+        """Stop the worker after its present turn; waiting requests fail with EngineStopped (503)."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
         self._thread.join()
 
     def info(self) -> PolicyInfo:
-        """What is served, and the counters."""
+        """The served model and versions, and the counters."""
         with self._changed:
             counters = Counters(
                 uptime_seconds=time.monotonic() - self._started_at,
@@ -201,7 +201,7 @@ class EmbeddedEngine:
         return job.future
 
     def load_version(self, request: VersionCreate) -> Version:
-        """Read an adapter into memory under a name; the same name with the same weights changes nothing.
+        """Read an adapter into memory under a name; a no-op if the name has these weights already.
 
         Raises ArtifactNotFound (404), ArtifactDamaged or VersionConflict (409), AdapterRefused (422).
         """
@@ -214,7 +214,7 @@ class EmbeddedEngine:
             return self._versions.add(request, deltas)
 
     def prove_version(self, name: str, request: ProveRequest) -> Version:
-        """Compare the version's logprobs with the expected ones; once they agree, draw from it what was asked.
+        """Compare the version's logprobs with the expected ones; once they agree, draw the requested answers from it.
 
         It does not wait for answers in flight: they wait for it. Raises VersionNotFound (404), PromptRefused (422),
         EngineStopped (503).
@@ -343,7 +343,7 @@ class EmbeddedEngine:
             if oldest is None:
                 return
             self._activate(oldest.version)
-        # While the oldest unit wants other weights nothing is admitted, so that its turn comes.
+        # While the oldest unit wants other weights no other is admitted, so that its turn comes.
         if oldest is not None and oldest.version == self._active:
             self._admit_prompts()
             self._steps_since_score += 1

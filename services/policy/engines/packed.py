@@ -1,7 +1,7 @@
 """Linear layers for inference: weights in the order the CPU's kernels want, adapters merged on the way there.
 
-On a CPU in float32 torch's own linear layer re-orders its weights at every call; with few rows, which is what
-decoding has, that is a good part of the time. Here it is done once: 1.3 to 2.3 times faster at 8 to 160 rows of a
+On a CPU in float32 torch's own linear layer re-orders its weights at every call; with few rows, as in decoding, that
+is a good part of the time. Here it is done once: 1.3 to 2.3 times faster at 8 to 160 rows of a
 135M model. The layer's own weights are never touched, so taking an adapter off gives back the base's exact bits.
 Not covered: gradients.
 """
@@ -20,7 +20,7 @@ ROWS_HINT: Final = 64
 
 
 class PackedLinear(nn.Module):
-    """Computes what `linear` computes, plus the change it was given last. It shares the layer's parameters."""
+    """Computes `linear` plus the latest change given to it. It shares the layer's parameters."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()

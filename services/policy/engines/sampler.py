@@ -28,7 +28,7 @@ class PromptCache:
         self._prefixes: OrderedDict[tuple[int, ...], Prefill] = OrderedDict()
 
     def read(self, prompt: list[int]) -> Prefill:
-        """The prompt's keys and values; what it has in common with an earlier one is not computed again."""
+        """The prompt's keys and values; the part shared with an earlier prompt is not computed again."""
         known = max(self._prefixes.values(), key=lambda p: count_common(p.token_ids, prompt), default=None)
         prefill = prefill_prompt(self._model, torch.tensor(prompt, device=self._model.device), known)
         reused = min(count_common(known.token_ids, prompt), len(prompt) - (known is not prefill)) if known else 0
@@ -70,7 +70,7 @@ class Sampler:
 
     @property
     def units(self) -> list[SampleUnit]:
-        """What is being answered, once for each row."""
+        """The prompt of each row being answered."""
         return [row.unit for row in self._rows]
 
     def admit(self, unit: SampleUnit, prefill: Prefill) -> None:
@@ -89,7 +89,7 @@ class Sampler:
         self._draw_next(self._batch.step([row.ids[-1] for row in self._rows]), first=0)
 
     def drop_cancelled(self) -> None:
-        """Give up the rows nobody waits for."""
+        """Drop the rows whose client has hung up."""
         for number in range(len(self._rows) - 1, -1, -1):
             if self._rows[number].unit.job.future.cancelled():
                 self._remove(number)

@@ -18,7 +18,7 @@ MASS_ERROR: Final = 1e-6
 
 @dataclass(frozen=True)
 class Normaliser:
-    """What is known of Z at a temperature: the K tokens' part, and bounds of the rest. In units of exp(`unit`)."""
+    """Z at a temperature as far as it is known: the K tokens' part, and bounds of the rest. In units of exp(`unit`)."""
 
     unit: float
     known: float
@@ -50,7 +50,7 @@ class Normaliser:
 def bound_normaliser(top_logprobs: Sequence[float], vocab_size: int, temperature: float) -> Normaliser:
     """Z from the K likeliest logprobs at temperature 1, likeliest first. Shapes: top_logprobs [K], 1 <= K <= V."""
     power, best, least = 1 / temperature, top_logprobs[0], top_logprobs[-1]
-    unit = best * power  # so that nothing underflows at small temperatures
+    unit = best * power  # against underflow at small temperatures
     known = math.fsum(math.exp(one * power - unit) for one in top_logprobs)
     num_others = vocab_size - len(top_logprobs)
     if num_others == 0:

@@ -24,7 +24,7 @@ Weights = TypeVar("Weights")
 
 @dataclass
 class HeldVersion(Generic[Weights]):
-    """A version and what the engine keeps of its weights."""
+    """A version and the engine's copy of its weights."""
 
     view: Version
     weights: Weights
@@ -76,7 +76,7 @@ class VersionTable(Generic[Weights]):
         held = self.find(name)
         status = VersionStatus.PROVED if result.passed else VersionStatus.REFUSED
         if held.view.status is VersionStatus.SERVING:
-            # A serving version is only measured again: taking it away here would leave nothing to serve.
+            # A serving version is only measured again: taking it away here would leave none to serve.
             status = VersionStatus.SERVING
         else:
             check_change(VERSION_CHANGES, held.view.status, status)

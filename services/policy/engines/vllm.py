@@ -4,10 +4,10 @@ An adapter's name at the server is its sha256, so that no name there ever means 
 called, and vLLM's prefix cache, which is keyed by the name, never mixes two. The base is asked for as an adapter too,
 one that changes nothing (base_adapter.py).
 
-The server is not trusted to hold what it should. Before anything is served the base's logprobs are compared with those
-that this process computed once from the model's folder (base_probe.py). Whenever the server was away or an adapter is
-gone, that probe and every proved version's own are made again before the next answer; meanwhile everything is refused
-as unavailable. Drawing and scoring themselves are in vllm_work.py.
+The server is not trusted to hold the right weights. Before it serves any answer the base's logprobs are compared with
+those that this process computed once from the model's folder (base_probe.py). Whenever the server was away or an
+adapter is gone, that probe and every proved version's own are repeated before the next answer; meanwhile all requests
+are refused as unavailable. Drawing and scoring themselves are in vllm_work.py.
 
 Not covered: several servers behind one address; a server that swaps its weights while it answers.
 """
@@ -57,7 +57,7 @@ from services.policy.text.prompts import PromptReader
 from services.runtime.errors import PreceptorError
 
 WATCH_SECONDS: Final = 2.0
-"""Between two looks at what the server holds; it takes many times as long to start."""
+"""Interval between two checks of the server's adapters; it takes many times as long to start."""
 
 SCORES_AT_ONCE: Final = 16
 """Items being scored at the same time: the server reads each from its start, and answers grow behind them."""
@@ -80,7 +80,7 @@ class VllmSettings:
 
 @dataclass
 class _Adapter:
-    """A version's weights at the server, for the base an adapter of zeros; what last proved them, to do it again."""
+    """A version's weights at the server (for the base an adapter of zeros), and the latest proof, to repeat it."""
 
     sha256: str
     proof: ProveRequest | None = None
@@ -141,7 +141,7 @@ class VllmEngine:
         self._doubt = asyncio.Event()
         try:
             base, self._server_version = self._wait_for(self._connect())
-            room = (base.max_model_len or policy.max_positions) - 1  # a score draws one token nobody asked for
+            room = (base.max_model_len or policy.max_positions) - 1  # a score draws one superfluous token
             self._max_context = min(self._settings.max_context, policy.max_positions, room)
             self._reader = PromptReader(policy, self._max_context)
             self._work = VllmWork(client, policy, StopFinder(policy.eos_token_ids, self._reader.detokenize))
@@ -151,16 +151,16 @@ class VllmEngine:
             raise
         self._watcher = asyncio.run_coroutine_threadsafe(self._watch(), self._loop)
 
-    # --- what is asked of it ---
+    # --- requests ---
 
     @property
     def is_alive(self) -> bool:
-        """Whether the server answers and holds what it should."""
+        """Whether the server answers and holds the right weights."""
         return not self._stopping and self._trouble is None
 
     @property
     def failure(self) -> str | None:
-        """Nothing ends this engine but `close`: a server that is away is waited for."""
+        """Only `close` ends this engine: it waits for a server that is away."""
         return None
 
     def wait(self) -> None:
@@ -168,7 +168,7 @@ class VllmEngine:
         self._thread.join()
 
     def close(self) -> None:
-        """Drop what is being done, which fails with EngineStopped (503), and the connections. The server goes on."""
+        """Drop the connections and the requests underway, which fail with EngineStopped (503). The server goes on."""
         with self._lock:
             if self._stopping:
                 return
@@ -179,7 +179,7 @@ class VllmEngine:
         self._loop.close()
 
     def info(self) -> PolicyInfo:
-        """What is served, and the counters."""
+        """The served model and versions, and the counters."""
         with self._lock:
             now, tally = time.monotonic(), self._work.tally
             counters = Counters(
@@ -242,7 +242,7 @@ class VllmEngine:
             return self._start(lambda: self._score(request, prompts, held, job), job)
 
     def load_version(self, request: VersionCreate) -> Version:
-        """Have the server load an adapter; the same name with the same weights changes nothing.
+        """Have the server load an adapter; a no-op if the name has these weights already.
 
         Raises ArtifactNotFound (404), ArtifactDamaged or VersionConflict (409), AdapterRefused or VllmRefused (422),
         VllmUnavailable (503).
@@ -256,7 +256,7 @@ class VllmEngine:
             return self._versions.add(request, _Adapter(request.sha256))
 
     def prove_version(self, name: str, request: ProveRequest) -> Version:
-        """Compare the version's logprobs with the expected ones; once they agree, draw from it what was asked.
+        """Compare the version's logprobs with the expected ones; once they agree, draw the requested answers from it.
 
         It waits for no answer in flight. Raises VersionNotFound (404), PromptRefused (422), VllmUnavailable or
         EngineStopped (503).

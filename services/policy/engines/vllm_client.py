@@ -1,13 +1,13 @@
 """Speaks vLLM's HTTP protocol: draws and scores token ids, loads and unloads LoRA adapters. Loads no torch.
 
-    GET  /v1/models                  what is served: the base (no parent) and the adapters
+    GET  /v1/models                  the base (no parent) and the adapters
     GET  /version
     POST /v1/completions             draws from token ids; `prompt_logprobs` scores them instead
     POST /v1/load_lora_adapter       where VLLM_ALLOW_RUNTIME_LORA_UPDATING=1
     POST /v1/unload_lora_adapter
 
-Token ids go in and come out; vLLM's own text is never read. Every sampling setting is sent, since the server fills in
-what is missing from the model's generation_config.json. Checked with 0.32.0.
+Token ids go in and come out; vLLM's own text is never read. Every sampling setting is sent, since the server takes
+missing ones from the model's generation_config.json. Checked with 0.32.0.
 """
 
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ class VllmUnavailable(ServiceUnavailable):
 
 
 class VllmModelMissing(VllmUnavailable):
-    """The server does not know the model or adapter: it has been started again, or somebody unloaded it."""
+    """The server does not know the model or adapter: it was restarted, or the adapter was unloaded."""
 
     title = "vLLM adapter missing"
 
@@ -120,7 +120,7 @@ class DrawSettings:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Drawn tokens and their logprobs as the server reports them, both [T]; of the prompt, what it read and reused."""
+    """Drawn tokens and the server's logprobs of them, both [T]; numbers of prompt tokens it read and reused."""
 
     token_ids: list[int]
     logprobs: list[float]
@@ -151,7 +151,7 @@ class VllmClient:
             await self._session.close()
 
     async def list_models(self) -> list[ServedModel]:
-        """What the server has, the base first."""
+        """The models at the server, the base first."""
         return (await self._ask("GET", "/v1/models", None, _Models)).data
 
     async def read_version(self) -> str:
@@ -174,7 +174,7 @@ class VllmClient:
     async def read(self, model: str, token_ids: Sequence[int], start: int, width: int) -> list[Position]:
         """Logprobs at temperature 1 of the tokens from number `start` on, with the `width` likeliest at each.
 
-        width -1: the whole vocabulary. start >= 1: nothing predicts the first token.
+        width -1: the whole vocabulary. start >= 1: the first token has no prediction.
         """
         settings = DrawSettings(max_tokens=1, temperature=0)
         reply = await self._complete(model, token_ids, settings, {"logprobs": 0, "prompt_logprobs": width})
@@ -275,14 +275,14 @@ class VllmClient:
                 headers=self._headers,
                 connector=aiohttp.TCPConnector(
                     limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS
-                ),  # the engine limits what it asks
+                ),  # the engine limits its requests
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS),
             )
         return self._session
 
 
 def _read_position(entries: dict[int, _Logprob], token_id: int, width: int) -> Position:
-    """From what vLLM sends: the likeliest tokens, and the token itself wherever it ranks."""
+    """From vLLM's answer: the likeliest tokens, and the token itself at any rank."""
     if token_id not in entries:
         raise VllmUnavailable("the vLLM server left out a token's own logprob")
     ranked = sorted(entries.items(), key=lambda pair: (-pair[1].logprob, pair[0] != token_id))

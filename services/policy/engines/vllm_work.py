@@ -1,12 +1,12 @@
 """One answer drawn, one response scored at a vLLM server, to the letter of the policy's contract.
 
-An answer is a request of its own with a seed made of (seed, row). vLLM's stop strings only save work: what ends an
+An answer is a request of its own with a seed made of (seed, row). vLLM's stop strings only save work: the end of an
 answer is decided here, token by token, and an answer that the server ended too early (an opening fence looks like a
 closing one) goes on where it stopped. Logprobs come at the request's temperature from a server in the mode
 `processed_logprobs`; where the draw was narrowed, and where given tokens are scored, they are read at temperature 1 and
 brought to the temperature (tempering.py).
 
-Not covered: how much is asked at once, and what the server holds (engine_vllm.py).
+Not covered: limits of concurrency, and the adapters at the server (vllm.py).
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from services.policy.model.modeling import LoadedPolicy
 from services.policy.text.ends import StopFinder
 
 SPARE_TOKENS: Final = 56
-"""Likeliest tokens read beyond those asked for: they tell what is outside the latter better than a difference does."""
+"""Likeliest tokens read beyond those requested: they measure the rest better than a difference does."""
 
 MAX_NORMALISER_ERROR: Final = 2e-5
 """In nats. Where the likeliest tokens bound a temperature's normaliser less closely, the server is asked for it."""
@@ -119,7 +119,7 @@ class VllmWork:
     async def check_base(self, model: str, probe: BaseProbe) -> None:
         """Pass when the server computes the base's logprobs and reports them after the temperature.
 
-        Raises VllmRefused with what to start it with.
+        Raises VllmRefused with the options to start it with.
         """
         # As wide as any request: a server that tells fewer logprobs says so now and not in mid-work.
         ids, width = [*probe.prompt, *probe.response], min(probe.width, self._vocab_size)

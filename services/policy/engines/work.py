@@ -1,6 +1,6 @@
-"""What waits in the engine: requests taken apart into units, and put together again when all of them are done.
+"""The engine's queue: requests are split into units, and joined again when all of them are done.
 
-A unit is what the worker takes up at once: a prompt to sample from, a micro-batch of responses to score.
+A unit is the worker's smallest piece of work: a prompt to sample from, a micro-batch of responses to score.
 """
 
 import math
@@ -107,7 +107,7 @@ class ScoreUnit:
 
 @dataclass(frozen=True, eq=False)
 class ProveJob:
-    """A probe of one version: what it must score as the trainer did, and what is drawn from it once it has."""
+    """A probe of one version: responses it must score as the trainer did, and a draw once it has."""
 
     version: str
     request: ProveRequest
@@ -136,7 +136,7 @@ def compare_probe(request: ProveRequest, scored: Sequence[ScoredItem]) -> ProbeR
 
 
 def ask_for_scores(name: str, request: ProveRequest) -> ScoreRequest:
-    """What a version is asked to score to be proved."""
+    """The responses a version must score to be proved."""
     items = [
         ScoreItem(prompt_token_ids=item.prompt_token_ids, response_token_ids=item.response_token_ids)
         for item in request.items

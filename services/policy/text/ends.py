@@ -1,4 +1,4 @@
-"""When an answer ends, by the contract's own rules, whoever draws its tokens. Loads no torch."""
+"""When an answer ends, by the contract's rules, for every engine. Loads no torch."""
 
 import re
 from collections.abc import Callable

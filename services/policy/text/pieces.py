@@ -1,10 +1,10 @@
-"""Which characters of a text each token wrote: the bridge between what people mark and what is trained; light."""
+"""Which characters of a text each token wrote: the bridge between people's marks and trained tokens; light."""
 
 from collections.abc import Callable, Sequence
 from typing import Final
 
 INCOMPLETE: Final = "\ufffd"
-"""What the bytes of a character decode to while the rest of it is still to come."""
+"""The decoding of a character's bytes while some of them are still to come."""
 
 
 def split_into_pieces(token_ids: Sequence[int], decode: Callable[[list[int]], str]) -> list[str]:
@@ -14,7 +14,7 @@ def split_into_pieces(token_ids: Sequence[int], decode: Callable[[list[int]], st
     over several tokens belongs to the last of them, also where the decoder says nothing before it is whole.
     """
     pieces: list[str] = []
-    context, begun = 0, 0  # decoding starts at `context`; what comes before `begun` has been told
+    context, begun = 0, 0  # decoding starts at `context`; the text before `begun` has been reported
     for end in range(1, len(token_ids) + 1):
         told = decode(list(token_ids[context:begun]))
         text = decode(list(token_ids[context:end]))

@@ -1,13 +1,13 @@
-"""Keeps text text: a control token that is spelled in somebody's words never becomes that token.
+"""Keeps text text: a control token that is spelled out in a text never becomes that token.
 
 A chat template marks turns with control tokens. `<|im_end|>` inside a question, a correction or a tool's output is
-eleven characters; read as the token it would end a turn, and what follows would be another speaker's. Only the template
-writes control tokens. Works on any tokenizer of transformers, with a compiled backend or without. Loads no torch.
+eleven characters; read as the token it would end a turn, and another speaker's would begin. Only the template writes
+control tokens. Works on any tokenizer of transformers, with a compiled backend or without. Loads no torch.
 
-What counts as one:
+Control tokens are:
 
-- in anyone's words: special tokens, and added tokens that the chat template writes around turns;
-- in words that are not the policy's own, also the added tokens that the template names anywhere. A policy does write
+- in every text: special tokens, and added tokens that the chat template writes around turns;
+- in texts that are not the policy's own, also the added tokens that the template names anywhere. A policy does write
   some of those itself (`<think>`, `<tool_call>`): in its own answers, and in corrections of them, they stay tokens.
 """
 
@@ -30,8 +30,8 @@ _PROBES: Final = (
     ("system", "user", "assistant", "user"),
     ("user", "assistant", "tool", "assistant", "user"),
 )
-"""Conversations that show what a template writes around turns. They end with a question: some templates add an empty
-`<think>` block to a last answer, which is the policy's own to write."""
+"""Conversations that show the marks a template writes around turns. They end with a question: some templates add an
+empty `<think>` block to a last answer, which is the policy's own to write."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +93,12 @@ def apply_template(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str
 
 
 def read_template_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of what a chat template wrote inside a conversation: its control tokens are tokens."""
+    """Token ids of text that a chat template wrote inside a conversation: its control tokens are tokens."""
     return _encode_inside(tokenizer, text, frozenset())
 
 
 def find_control_tokens(tokenizer: PreTrainedTokenizerBase) -> ControlTokens:
-    """What marks turns in this tokenizer's chat template."""
+    """The tokens that mark turns in this tokenizer's chat template."""
     return _find_control_tokens(tokenizer, cast(str | None, tokenizer.chat_template))
 
 
@@ -113,7 +113,7 @@ def _find_control_tokens(tokenizer: PreTrainedTokenizerBase, template: str | Non
     if template is not None:
         turns |= {i for text in _render_probes(tokenizer) for i in _plain(tokenizer, text) if i in added}
     named = {i for i, token in added.items() if template is not None and token.content in template}
-    unknown = set(_plain(tokenizer, chr(PRIVATE_USE.start)))  # the token for what it cannot spell: text may hold it
+    unknown = set(_plain(tokenizer, chr(PRIVATE_USE.start)))  # the unknown token: text may hold it
     return ControlTokens(frozenset(turns - unknown), frozenset((turns | named) - unknown))
 
 
@@ -169,7 +169,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str, control: frozenset[in
     if control.isdisjoint(ids):
         return ids
     ids = _plain(tokenizer, text, split_special=True)
-    if control.isdisjoint(ids) and tokenizer.is_fast:  # without a backend this also splits what is not control
+    if control.isdisjoint(ids) and tokenizer.is_fast:  # without a backend this also splits text that is not control
         return ids
     ids, done = [], 0
     for start, end in _find_spelled(tokenizer, text, control):

@@ -1,4 +1,4 @@
-"""What an engine does with requests before any weights see them: token ids of messages, and what is refused."""
+"""An engine's handling of requests before any weights see them: token ids of messages, and refusals."""
 
 import threading
 from collections.abc import Sequence

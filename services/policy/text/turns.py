@@ -1,10 +1,10 @@
-"""Reads a rollout's tokens as the turns they are: what the policy answered last, and what was said before it.
+"""Reads a rollout's tokens as turns: the policy's last answer, and the conversation before it.
 
 A sampler returns an answer with the token that ends it, and an agent's whole conversation in one list, with the chat
-template's marks between the turns. Who judges an answer needs neither: the marks are taken off, the last turn that the
-policy chose tokens of is the answer, and earlier turns become messages. The tokens stay as they were sampled.
+template's marks between the turns. A judge of an answer needs neither: the marks are taken off, the last turn with
+tokens the policy chose is the answer, and earlier turns become messages. The tokens stay as they were sampled.
 
-What stands between turns is learned from the chat template itself. Loads no torch.
+The marks between turns are learned from the chat template itself. Loads no torch.
 """
 
 import re
@@ -28,14 +28,14 @@ SURROGATES: Final = range(0xD800, 0xE000)
 """Code points that no text holds: decoding never gives one alone."""
 
 _SAID: Final = ("qzja", "qzjb", "qzjc", "qzjd", "qzje", "qzjf")
-"""Contents of a conversation that shows what a template puts between them."""
+"""Contents of a conversation that shows the marks a template puts between turns."""
 _OTHERS: Final[tuple[Role, ...]] = ("user", "tool", "system")
 _BETWEEN: Final[tuple[tuple[Role, ...], ...]] = (*((one,) for one in _OTHERS), *product(_OTHERS, repeat=2))
 """Who may speak between two answers: one, or two in a row, as several tools do that were called at once."""
 
 
 class PromptIncluded(ValueError):
-    """The tokens begin with turns, or marks of turns, that come before what the policy chose: they are its prompt's."""
+    """The tokens begin with turns, or marks of turns, before the policy's first choice: they belong to the prompt."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class _Turn:
 
 @dataclass(frozen=True)
 class _Separator:
-    """What stands between a turn of one role and one of another."""
+    """The tokens between a turn of one role and one of another."""
 
     text: str
     before: Role
@@ -74,7 +74,7 @@ class _Separator:
 
 @dataclass(frozen=True)
 class _Marks:
-    """Tokens that mark turns, each of them spelled as one character that no text holds, and what they make up."""
+    """Tokens that mark turns, each spelled as one character that no text holds, and the marks they form."""
 
     tokens: tuple[int, ...]
     separators: tuple[_Separator, ...]
@@ -171,8 +171,8 @@ def _find_marks_of(tokenizer: PreTrainedTokenizerBase) -> _Marks:
 
 @lru_cache(maxsize=4)
 def _find_marks(tokenizer: PreTrainedTokenizerBase, template: str | None) -> _Marks:
-    """What the template puts between an answer and others' turns, between those, and back. Only what begins with a
-    control token may end an answer, and only what holds one the turn before another's: words may be their own."""
+    """The template's marks between an answer and others' turns, between those, and back. An answer ends only at a mark
+    that begins with a control token, another's turn only at one that contains one: plain words may be their own."""
     control = find_control_tokens(tokenizer).turns
     read = [one for roles in _BETWEEN if template is not None for one in _read_between(tokenizer, roles, control)]
     between = list(dict.fromkeys(read))
