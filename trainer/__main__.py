@@ -1,6 +1,6 @@
-"""`python -m trainer`, or `torchrun … -m trainer`: train the lineage of the settings until told to stop.
+"""`python -m trainer`, or `torchrun … -m trainer`: train the lineage named in the settings until a signal ends it.
 
-SIGTERM and SIGINT end it within one micro-batch; the update at hand is given up and its lessons are released.
+SIGTERM and SIGINT end it within one micro-batch; the current update is abandoned and its lessons are released.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from trainer.config import TrainerConfig
 
 
 def main() -> int:
-    """Read the settings, then train. The exit status is 0 when it was told to stop, 1 when it cannot train."""
+    """Read the settings, then train. The exit status is 0 after a signal, 1 when it cannot train."""
     logs.configure()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -28,11 +28,11 @@ def main() -> int:
     given = parser.parse_args()
     settings = Settings()
     config = TrainerConfig() if given.model is None else TrainerConfig(model=given.model)
-    from trainer.loop.train import run  # torch takes seconds to import: settings that are wrong are refused before
+    from trainer.loop.train import run  # torch takes seconds to import: wrong settings are refused first
 
     try:
         run(config, settings, stop)
-    except PreceptorError as error:  # one it can say what to do about; anything else ends with its traceback
+    except PreceptorError as error:  # it has a hint; any other error ends with its traceback
         structlog.get_logger("trainer").error(error.title, detail=error.detail, hint=error.hint)
         return 1
     return 0

@@ -47,7 +47,8 @@ from services.store.ledger.lessons import LessonAnswer, LessonFacts
 from services.store.views.estimates import pass_at_k
 from trainer.batch.build import build_batch
 from trainer.batch.rows import SUCCESS
-from trainer.config import ObjectiveName, TrainerConfig
+from trainer.config import TrainerConfig
+from trainer.objectives.registry import ObjectiveName
 from trainer.step.padding import read_responses
 from trainer.step.ranks import Ranks
 from trainer.step.state import begin

@@ -19,7 +19,7 @@ def test_the_settings_page_is_as_make_docs_writes_it() -> None:
     assert page == write(page), "run `make docs`"
 
 
-@pytest.mark.parametrize("settings", [TABLES["services"], TABLES["sandbox"]])
+@pytest.mark.parametrize("settings", TABLES.values(), ids=list(TABLES))
 def test_every_setting_has_a_sentence(settings: type[BaseModel]) -> None:
     assert [name for name in settings.model_fields if not describe(settings).get(name)] == []
 

@@ -16,22 +16,15 @@ def test_settings_load_without_torch_or_a_database() -> None:
 
 
 def test_the_environment_sets_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PRECEPTOR_TRAINER_LAM", "1")
-    monkeypatch.setenv("PRECEPTOR_TRAINER_EXPERT_WEIGHTS", '{"teacher": 2}')
+    monkeypatch.setenv("PRECEPTOR_TRAINER_LAM", "0.3")
+    monkeypatch.setenv("PRECEPTOR_TRAINER_GROUPS_PER_UPDATE", "32")
     config = TrainerConfig()
-    assert config.lam == 1
-    assert config.weight_of("teacher", registered=1.0) == 2
+    assert (config.lam, config.groups_per_update) == (0.3, 32)
 
 
-def test_an_expert_that_is_not_active_has_no_weight_whatever_is_set() -> None:
-    config = TrainerConfig(expert_weights={"trial": 5.0})
-    assert config.weight_of("trial", registered=0.0) == 0
-    assert config.weight_of("judge", registered=0.7) == 0.7
-
-
-def test_a_discount_is_refused_where_every_token_pays_for_the_whole_rollout() -> None:
-    with pytest.raises(ValidationError, match="gamma must be 1"):
-        TrainerConfig(reach="whole_rollout", gamma=0.9)
+def test_an_unknown_objective_is_refused_with_those_there_are() -> None:
+    with pytest.raises(ValidationError, match=r"no objective is called ppo; there are distil, forward_ce, .*, rft"):
+        TrainerConfig(objective="ppo")
 
 
 def test_a_mix_adds_objectives_with_their_weights_and_is_named_in_the_ledger(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,11 @@
-"""From the store's lessons to typed rows: who says what about each token, and which rollouts are siblings.
+"""From the store's lessons to typed rows: each expert's terms, and which rollouts are siblings.
 
-Pure but for the tokenizer: no tensor, no weight, no clock. Everything here can be sent to another rank.
+Pure but for the tokenizer: no tensor, no weight, no clock. The result can be sent to another rank.
 
-What the teacher is shown, first found: a person's correction of a rollout of an earlier group; the reference; another
-expert's solution about this rollout; a successful sibling's answer. Sibling solutions need groups of 8 or more, which
-are halved by the parity of their places wherever one may be shown: a half is shown solutions of the other half only and
-keeps a baseline of its own, or the baseline would depend on the token it is subtracted for. Smaller groups have none,
-unless the baseline does not come from siblings.
+The teacher is shown the first of these there is: a person's correction of a rollout of an earlier group; the reference;
+another expert's solution for this rollout; a successful sibling's answer. Sibling solutions need groups of 8 or more.
+Where one may be shown, the group is halved by the parity of places: each half is shown solutions of the other half only
+and has a baseline of its own; otherwise the baseline would depend on the token it is subtracted for.
 
 Not covered: scoring (`teacher`), costs (`losses`), claiming (`ledger`).
 """
@@ -14,7 +13,7 @@ Not covered: scoring (`teacher`), costs (`losses`), claiming (`ledger`).
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 from transformers import PreTrainedTokenizerBase
@@ -44,7 +43,7 @@ MAX_FEEDBACK_CHARS = 4_000  # of all experts together, in one context
 
 
 def hash_batch(lessons: Sequence[LessonFacts], corrections: Sequence[EarlierCorrection]) -> str:
-    """The sha256 of what an update is made of: its lessons in order, their answers, and the corrections in view."""
+    """The sha256 of an update's input: its lessons in order, their answers, and the corrections they may be shown."""
     content = [[str(lesson.lesson_id), [str(answer.id) for answer in lesson.answers]] for lesson in lessons]
     shown = [str(correction.answer_id) for correction in corrections]
     return hashlib.sha256(json.dumps([content, shown]).encode()).hexdigest()
@@ -64,7 +63,7 @@ def build_batch(
     for lesson in lessons:
         siblings = [other for other in lessons if other.group_id == lesson.group_id and not other.late]
         try:
-            row = _build_row(lesson, tokenizer, vocabulary, config, newest_version)
+            row = _build_row(lesson, tokenizer, vocabulary, newest_version)
             contexts = _choose_contexts(lesson, siblings, corrections, tokenizer, vocabulary, config)
             rows.append(replace(row, contexts=tuple(contexts)))
         except ValueError as error:
@@ -78,15 +77,13 @@ def _build_row(
     lesson: LessonFacts,
     tokenizer: PreTrainedTokenizerBase,
     vocabulary: Vocabulary,
-    config: TrainerConfig,
     newest_version: int,
 ) -> Row:
-    """The row without its teacher's context. Raises ValueError where the lesson would mean nothing."""
+    """The row without its teacher's contexts. Raises ValueError for a lesson that cannot be trained on."""
     _check_rollout(lesson, vocabulary)
     sampling = lesson.sampling
     full_softmax = sampling is not None and sampling.temperature > 0 and sampling.top_p == 1 and sampling.top_k == 0
-    labels, imitations = _read_corrections(lesson, tokenizer, vocabulary, config)
-    samples, rests = _read_samples(lesson, tokenizer, vocabulary, config)
+    labels, imitations = _read_corrections(lesson, tokenizer, vocabulary)
     return Row(
         lesson_id=lesson.lesson_id,
         rollout_id=lesson.rollout_id,
@@ -97,17 +94,17 @@ def _build_row(
         prompt_ids=lesson.prompt_token_ids,
         token_ids=lesson.token_ids,
         action_mask=lesson.action_mask,
-        temperature=(sampling.temperature if sampling is not None else 0) or 1.0,  # greedy: as logprobs are told of it
+        temperature=(sampling.temperature if sampling is not None else 0) or 1.0,  # greedy: its logprobs are those at 1
         sampler_logprobs=lesson.sampler_logprobs,
         credited=lesson.sampler_logprobs is not None and full_softmax and not lesson.tokenized_at_ingest,
         stopped=lesson.finish_reason == "stop",
         score=lesson.score,
-        verdicts=_source(*(answer for answer, _ in _speaking(lesson, config) if answer.score is not None)),
+        verdicts=_source(*(answer for answer in _trusted(lesson) if answer.score is not None)),
         staleness=None if lesson.policy_number is None else newest_version - lesson.policy_number,
-        top_k=tuple(_read_top_k(lesson, config)),
-        samples=tuple(samples),
+        top_k=tuple(_read_top_k(lesson)),
+        samples=tuple(_read_samples(lesson, tokenizer, vocabulary)),
         labels=tuple(labels),
-        imitations=(*imitations, *rests),
+        imitations=tuple(imitations),
     )
 
 
@@ -129,10 +126,9 @@ def _check_rollout(lesson: LessonFacts, vocabulary: Vocabulary) -> None:
         raise ValueError(f"its score {lesson.score} lies outside 0..1")
 
 
-def _speaking(lesson: LessonFacts, config: TrainerConfig) -> list[tuple[LessonAnswer, float]]:
-    """The answers that may train, with the trust in their experts."""
-    weighed = [(answer, config.weight_of(answer.expert, answer.weight)) for answer in lesson.answers]
-    return [(answer, weight) for answer, weight in weighed if weight > 0]
+def _trusted(lesson: LessonFacts) -> list[LessonAnswer]:
+    """The answers that may train: an expert that is not active has a weight of 0."""
+    return [answer for answer in lesson.answers if answer.weight > 0]
 
 
 def _name(answer: LessonAnswer) -> str:
@@ -174,51 +170,50 @@ def _choose_contexts(
 ) -> list[Context]:
     """The teacher's prompts for one rollout: one of everything that was said, or one an answer. None where no answer
     gives it anything to say, or where it would not fit."""
-    if config.conditioned_weight == 0:
-        return []
-    own = [pair for pair in _speaking(lesson, config) if not pair[0].from_reference]
-    remarks = [(answer, weight) for answer, weight in own if answer.feedback is not None]
+    remarks = [answer for answer in _trusted(lesson) if answer.feedback is not None and not answer.from_reference]
     solution = _choose_solution(lesson, siblings, corrections, config)
-    told: list[tuple[_Shown | None, list[tuple[LessonAnswer, float]]]]
+    shown: list[tuple[_Shown | None, list[LessonAnswer]]]
     if config.contexts == "per_expert":
-        told = [(solution, [])] if solution is not None else []
-        told += [(None, [remark]) for remark in remarks]
+        shown = [(solution, [])] if solution is not None else []
+        shown += [(None, [remark]) for remark in remarks]
     elif solution is not None and config.template is Template.TURNS:
-        told = [(solution, [])]  # this template shows the solution alone, so that the whole group shares one context
+        shown = [(solution, [])]  # this template shows the solution alone, so that the whole group shares one context
     else:
-        told = [(solution, remarks)]
-    found = (_make_context(lesson, *one, tokenizer, vocabulary, config) for one in told)
+        shown = [(solution, remarks)]
+    found = (_make_context(lesson, *one, tokenizer, vocabulary, config) for one in shown)
     return [context for context in found if context is not None]
 
 
 def _make_context(
     lesson: LessonFacts,
     solution: _Shown | None,
-    remarks: Sequence[tuple[LessonAnswer, float]],
+    remarks: Sequence[LessonAnswer],
     tokenizer: PreTrainedTokenizerBase,
     vocabulary: Vocabulary,
     config: TrainerConfig,
 ) -> Context | None:
-    said = [(answer, answer.feedback, weight) for answer, weight in remarks if answer.feedback is not None]
-    text = "\n\n".join(render_feedback(feedback) for _, feedback, _ in said)[:MAX_FEEDBACK_CHARS]
+    given = [answer.feedback for answer in remarks if answer.feedback is not None]
+    text = "\n\n".join(map(render_feedback, given))[:MAX_FEEDBACK_CHARS]
     if solution is None and not text.strip():
         return None
     messages = build_teacher_messages(config.template, lesson.messages, solution.text if solution else None, text)
     prompt_ids = render_prompt(tokenizer, messages)
     if len(prompt_ids) + len(lesson.token_ids) > vocabulary.max_positions:
         return None
-    on_spans = solution is None and not any(feedback.text.strip() for _, feedback, _ in said)
-    weights = [weight for _, _, weight in said] + ([solution.weight] if solution else [])
-    source = _source(*(answer for answer, _, _ in said))
-    computed = any(feedback.computed_from_rollout for _, feedback, _ in said)
+    on_spans = solution is None and not any(feedback.text.strip() for feedback in given)
+    weights = [answer.weight for answer in remarks] + ([solution.weight] if solution else [])
+    source = _source(*remarks)
+    computed = any(feedback.computed_from_rollout for feedback in given)
+    text_shown = strip_thinking(solution.text) if solution else None
     return Context(
         prompt_ids=tuple(prompt_ids),
         sha256=hashlib.sha256(decode_ids(tokenizer, prompt_ids).encode()).hexdigest(),
-        solution=strip_thinking(solution.text) if solution else None,
-        spans=tuple((s.start, s.end) for _, feedback, _ in said for s in feedback.spans) if on_spans else (),
+        solution=text_shown,
+        solution_ids=() if text_shown is None else _encode_solution(lesson, text_shown, tokenizer, vocabulary),
+        spans=tuple((span.start, span.end) for feedback in given for span in feedback.spans) if on_spans else (),
         from_rollout=computed or (solution is not None and solution.from_rollout),
         from_sibling=solution is not None and solution.from_sibling,
-        weight=config.conditioned_weight * max(weights),
+        weight=max(weights),
         source=Source(
             (*(solution.source.answers if solution else ()), *source.answers),
             (*(solution.source.names if solution else ()), *source.names),
@@ -227,50 +222,54 @@ def _make_context(
     )
 
 
+def _encode_solution(
+    lesson: LessonFacts, text: str, tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary
+) -> tuple[int, ...]:
+    """The solution as an answer to the rollout's own prompt, with the token that ends it; empty if it is too long."""
+    ids = (*encode_text(tokenizer, text), vocabulary.eos_token_ids[0])
+    return ids if len(lesson.prompt_token_ids) + len(ids) <= vocabulary.max_positions else ()
+
+
 def _choose_solution(
     lesson: LessonFacts,
     siblings: Sequence[LessonFacts],
     corrections: Sequence[EarlierCorrection],
     config: TrainerConfig,
 ) -> _Shown | None:
-    """The solution to show, in the order of preference; a late lesson has only what its own answer says."""
-    if not lesson.late and (shown := _find_correction(lesson, corrections, config)):
+    """The solution to show, in the order of preference; for a late lesson, only one from its own answer."""
+    if not lesson.late and (shown := _find_correction(lesson, corrections)):
         return shown
-    for answer, weight in _speaking(lesson, config):
+    for answer in _trusted(lesson):
         if answer.solution and not answer.corrected:
             if not answer.from_reference:
-                return _Shown(answer.solution, weight, _source(answer), from_rollout=True)
+                return _Shown(answer.solution, answer.weight, _source(answer), from_rollout=True)
             if config.solutions != "siblings":
-                return _Shown(answer.solution, weight, _source(answer))
-    return _choose_sibling(lesson, siblings, config) if _may_show_siblings(lesson, config) else None
+                return _Shown(answer.solution, answer.weight, _source(answer))
+    return _choose_sibling(lesson, siblings) if _may_show_siblings(lesson, config) else None
 
 
-def _find_correction(
-    lesson: LessonFacts, corrections: Sequence[EarlierCorrection], config: TrainerConfig
-) -> _Shown | None:
-    """What a person made of an earlier group's rollout of the same task."""
+def _find_correction(lesson: LessonFacts, corrections: Sequence[EarlierCorrection]) -> _Shown | None:
+    """A person's correction of a rollout of the same task in an earlier group."""
     for correction in reversed(corrections):
-        weight = config.weight_of(correction.expert, correction.weight)
-        if correction.task_id == lesson.task_id and correction.group_id < lesson.group_id and weight > 0:
+        is_earlier = correction.task_id == lesson.task_id and correction.group_id < lesson.group_id
+        if is_earlier and correction.weight > 0:
             speakers = () if correction.speaker is None else (correction.speaker,)
             source = Source((correction.answer_id,), (f"{correction.expert}: an earlier correction",), speakers)
-            return _Shown(correction.solution, weight, source)
+            return _Shown(correction.solution, correction.weight, source)
     return None
 
 
 def _may_show_siblings(lesson: LessonFacts, config: TrainerConfig) -> bool:
-    """Whether a sibling's success is shown where there is one and nothing better."""
-    is_large = config.baseline != "leave_one_out" or lesson.group_size >= SMALLEST_HALVED_GROUP
-    return not lesson.late and config.solutions != "reference" and is_large
+    """Whether a sibling's success is shown where no better solution exists."""
+    return not lesson.late and config.solutions != "reference" and lesson.group_size >= SMALLEST_HALVED_GROUP
 
 
-def _choose_sibling(lesson: LessonFacts, siblings: Sequence[LessonFacts], config: TrainerConfig) -> _Shown | None:
-    halved = config.baseline == "leave_one_out"
+def _choose_sibling(lesson: LessonFacts, siblings: Sequence[LessonFacts]) -> _Shown | None:
+    """A success of the other half."""
     for sibling in siblings:
-        other_half = (sibling.index_in_group - lesson.index_in_group) % 2 == 1
-        solved = sibling.score is not None and sibling.score >= SUCCESS
-        if solved and sibling.rollout_id != lesson.rollout_id and (other_half or not halved):
-            verdicts = [a for a, _ in _speaking(sibling, config) if a.score is not None and a.score >= SUCCESS]
+        in_other_half = (sibling.index_in_group - lesson.index_in_group) % 2 == 1
+        if in_other_half and sibling.score is not None and sibling.score >= SUCCESS:
+            verdicts = [a for a in _trusted(sibling) if a.score is not None and a.score >= SUCCESS]
             if not verdicts:
                 continue
             source = _source(*verdicts)
@@ -287,11 +286,9 @@ def _halve(
 ) -> list[Row]:
     """Rows of groups that may be shown siblings' answers, numbered by their halves where the baseline needs it.
 
-    What decides does not depend on what the group answered: whether it is scored, and has no solution from elsewhere.
-    Were it whether a sibling did succeed, the baseline would depend on the answers it is subtracted for.
+    The decision depends on whether the group is scored and has no solution from elsewhere, never on its answers: if it
+    depended on a sibling's success, so would the baseline, which would then depend on the token it is subtracted for.
     """
-    if config.baseline != "leave_one_out" or config.conditioned_weight == 0:
-        return list(rows)
     of_row = {lesson.lesson_id: lesson for lesson in lessons}
     scored = {row.siblings for row in rows if row.score is not None}
     open_to = {
@@ -307,17 +304,17 @@ def _halve(
 
 
 def _has_fixed_solution(lesson: LessonFacts, corrections: Sequence[EarlierCorrection], config: TrainerConfig) -> bool:
-    """Whether it is shown an earlier correction or the reference, whatever its group is like."""
-    referred = any(answer.from_reference and answer.solution for answer, _ in _speaking(lesson, config))
-    return (referred and config.solutions != "siblings") or _find_correction(lesson, corrections, config) is not None
+    """Whether it is shown an earlier correction or the reference, whatever its siblings answered."""
+    referred = any(answer.from_reference and answer.solution for answer in _trusted(lesson))
+    return (referred and config.solutions != "siblings") or _find_correction(lesson, corrections) is not None
 
 
 # --- distributions and corrections ---
 
 
-def _read_top_k(lesson: LessonFacts, config: TrainerConfig) -> list[TopKRows]:
+def _read_top_k(lesson: LessonFacts) -> list[TopKRows]:
     found = []
-    for answer, weight in _speaking(lesson, config):
+    for answer in _trusted(lesson):
         distribution = answer.distribution
         if isinstance(distribution, TopKDistribution):
             if len(distribution.token_ids) != len(lesson.token_ids):
@@ -325,7 +322,7 @@ def _read_top_k(lesson: LessonFacts, config: TrainerConfig) -> list[TopKRows]:
             found.append(
                 TopKRows(
                     expert=answer.expert,
-                    weight=weight,
+                    weight=answer.weight,
                     token_ids=tuple(tuple(ids) for ids in distribution.token_ids),
                     logprobs=tuple(tuple(logprobs) for logprobs in distribution.logprobs),
                     tail_mass=tuple(distribution.tail_mass),
@@ -335,61 +332,43 @@ def _read_top_k(lesson: LessonFacts, config: TrainerConfig) -> list[TopKRows]:
     return found
 
 
-@dataclass
-class _Continuations:
-    """Next tokens by place of the rollout, and what is left of each continuation: its tokens from the start of the
-    answer, and where those begin that are no samples of a state the student visited."""
-
-    tokens: dict[int, list[int]] = field(default_factory=dict)
-    rests: list[tuple[tuple[int, ...], int]] = field(default_factory=list)
-
-
-def _read_samples(
-    lesson: LessonFacts, tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary, config: TrainerConfig
-) -> tuple[list[SampleRows], list[ImitationRow]]:
-    found, rests = [], []
-    for answer, weight in _speaking(lesson, config):
+def _read_samples(lesson: LessonFacts, tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary) -> list[SampleRows]:
+    """A black box's samples. Its continuations count as long as they are samples at the rollout's own states; the rest
+    of them is text about states the policy did not visit, and is dropped."""
+    found = []
+    for answer in _trusted(lesson):
         distribution = answer.distribution
         if not isinstance(distribution, SamplesDistribution):
             continue
         drawn = distribution.probabilities is not None
-        read = _read_continuations(lesson, distribution, tokenizer, follow=not drawn)
-        unknown = [i for ids, _ in read.rests for i in ids if not 0 <= i < vocabulary.size]
-        if unknown:
-            raise ValueError(f"{_name(answer)}: token id {unknown[0]} is outside the vocabulary of {vocabulary.size}")
-        source = _source(answer)
-        if config.continuations == "imitate":
-            named = replace(source, names=tuple(f"{name}: the rest of a continuation" for name in source.names))
-            room = vocabulary.max_positions - len(lesson.prompt_token_ids)
-            rests += [
-                ImitationRow(answer.expert, weight, ids, _from(start, ids), named)
-                for ids, start in read.rests
-                if len(ids) <= room
-            ]
-        if not read.tokens:
+        tokens = _read_continuations(lesson, distribution, tokenizer, vocabulary, follow=not drawn)
+        if not tokens:
             continue
-        tokens = {step: tuple(ids) for step, ids in sorted(read.tokens.items())}
         probabilities = dict(zip(distribution.prefixes, distribution.probabilities or (), strict=drawn))
         whole = not drawn and all(step in tokens for step, action in enumerate(lesson.action_mask) if action)
         found.append(
             SampleRows(
                 expert=answer.expert,
-                weight=weight,
-                tokens=tokens,
-                probabilities={step: probabilities[step] for step in tokens} if drawn else {},
+                weight=answer.weight,
+                tokens={step: tuple(ids) for step, ids in sorted(tokens.items())},
+                probabilities={step: probabilities[step] for step in sorted(tokens)} if drawn else {},
                 whole=whole,
-                source=source,
+                source=_source(answer),
             )
         )
-    return found, rests
+    return found
 
 
 def _read_continuations(
-    lesson: LessonFacts, distribution: SamplesDistribution, tokenizer: PreTrainedTokenizerBase, follow: bool
-) -> _Continuations:
-    """Next tokens by place: the first of each continuation, and, to `follow`, later ones while they agree with the
-    rollout. Text counts only where tokenising it keeps the ids of its prefix."""
-    read = _Continuations()
+    lesson: LessonFacts,
+    distribution: SamplesDistribution,
+    tokenizer: PreTrainedTokenizerBase,
+    vocabulary: Vocabulary,
+    follow: bool,
+) -> dict[int, list[int]]:
+    """Next tokens by place: the first of each continuation, and, with `follow`, later ones while they agree with the
+    rollout. Text counts only where tokenising it keeps the ids of its prefix. Raises ValueError for an unknown id."""
+    tokens: dict[int, list[int]] = {}
     for prefix, continuations in zip(distribution.prefixes, distribution.continuations, strict=True):
         kept = list(lesson.token_ids[:prefix])
         for continuation in continuations:
@@ -399,26 +378,24 @@ def _read_continuations(
                 if whole[:prefix] != kept or len(whole) == prefix:
                     continue
                 ids = whole[prefix:]
-            num_samples = 0
+            if unknown := [token_id for token_id in ids if not 0 <= token_id < vocabulary.size]:
+                raise ValueError(f"token id {unknown[0]} of a sample is outside the vocabulary of {vocabulary.size}")
             for step, token_id in zip(range(prefix, len(lesson.token_ids)), ids, strict=False):
                 if not lesson.action_mask[step]:
                     break
-                read.tokens.setdefault(step, []).append(token_id)
-                num_samples += 1
+                tokens.setdefault(step, []).append(token_id)
                 if not follow or token_id != lesson.token_ids[step]:
                     break
-            if 0 < num_samples < len(ids):
-                read.rests.append(((*kept, *ids), prefix + num_samples))
-    return read
+    return tokens
 
 
 def _read_corrections(
-    lesson: LessonFacts, tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary, config: TrainerConfig
+    lesson: LessonFacts, tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary
 ) -> tuple[list[LabelRow], list[ImitationRow]]:
     """A person's text in place of this rollout: a label where they departed, and the rest of it to imitate."""
     labels: list[LabelRow] = []
     imitations: list[ImitationRow] = []
-    for answer, weight in _speaking(lesson, config):
+    for answer in _trusted(lesson):
         if not answer.corrected or not answer.solution:
             continue
         departure = find_departure(
@@ -431,24 +408,8 @@ def _read_corrections(
         place = departure.num_kept
         learned = find_learned(lesson.token_ids, lesson.action_mask, departure)
         if departure.label is not None and lesson.action_mask[place]:
-            labels.append(LabelRow(answer.expert, weight, place, departure.label, _source(answer)))
+            labels.append(LabelRow(answer.expert, answer.weight, place, departure.label, _source(answer)))
             learned = (*learned[:place], False, *learned[place + 1 :])
         if any(learned):
-            imitations.append(ImitationRow(answer.expert, weight, departure.token_ids, learned, _source(answer)))
+            imitations.append(ImitationRow(answer.expert, answer.weight, departure.token_ids, learned, _source(answer)))
     return labels, imitations
-
-
-def _from(start: int, ids: Sequence[int]) -> tuple[bool, ...]:
-    """All of the tokens from `start` on."""
-    return tuple(place >= start for place in range(len(ids)))
-
-
-def solution_target(row: Row, tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary) -> ImitationRow | None:
-    """What `sft` learns in a row's place: the solution its teacher would be shown, to its end."""
-    context = next((context for context in row.contexts if context.solution is not None), None)
-    if context is None or context.solution is None:
-        return None
-    ids = (*encode_text(tokenizer, context.solution), vocabulary.eos_token_ids[0])
-    if len(row.prompt_ids) + len(ids) > vocabulary.max_positions:
-        return None
-    return ImitationRow("solution", context.weight, ids, _from(0, ids), context.source)

@@ -3,9 +3,9 @@
 The two texts are compared as bytes, because a token may end inside a character; the departure is then moved back to a
 token boundary of the rollout. The kept prefix keeps the rollout's own ids and is never tokenised again.
 
-A person corrects the last turn of the policy; earlier turns stay as they are. Where a tool spoke inside that turn,
-without a mark of the chat template, what it said is not the policy's to learn: the corrected text is laid beside the
-rollout, and tokens that stand for the tool's are not learned, changed or not.
+A person corrects the last turn of the policy; earlier turns stay as they are. Where a tool's output stands inside that
+turn, without a mark of the chat template, the policy must not learn it: the corrected text is aligned with the rollout,
+and tokens in the place of the tool's are not learned, changed or not.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from services.policy.model.modeling import decode_ids, encode_text
 
-_INCOMPLETE = "\ufffd"  # what a decoder puts for a character whose bytes are not all there yet
+_INCOMPLETE = "\ufffd"  # a decoder's mark for a character whose bytes are not complete
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ def find_departure(
     eos_token_ids: Sequence[int],
     start: int = 0,
 ) -> Departure | None:
-    """What the person changed of the turn that begins at `start`; None where the texts are the same.
+    """The person's change to the turn that begins at `start`; None where the texts are the same.
 
-    The token that ends the turn is not text, and what follows that is no part of it.
+    The token that ends the turn is not text, and tokens after it are not part of the turn.
 
     Raises ValueError if the tokenizer cannot spell the corrected text after the kept ids.
     """

@@ -13,7 +13,7 @@ SUCCESS = 0.5  # a score from here on counts as solved
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What rows are checked against. max_positions: prompt and answer together."""
+    """The limits that rows must keep. max_positions: of prompt and answer together."""
 
     size: int
     eos_token_ids: tuple[int, ...]
@@ -22,7 +22,7 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a term came from: the answers that made it, in words, and everybody whose words stand in it."""
+    """Where a term came from: its answers, their experts' names, and everyone whose words are in it."""
 
     answers: tuple[UUID, ...]
     names: tuple[str, ...]
@@ -31,11 +31,12 @@ class Source:
 
 @dataclass(frozen=True)
 class Context:
-    """What the teacher is shown in place of the rollout's own prompt. solution: the text shown, if any.
+    """The prompt that the teacher is shown in place of the rollout's own. solution: the text in it, if any.
 
-    spans: tokens [start, end) of the rollout that it speaks about; none means all of them.
+    spans: tokens [start, end) of the rollout that it is about; none means all of them.
     from_rollout: it was computed from this very rollout, so crediting only later costs is a heuristic.
     from_sibling: it shows a sibling's answer, so the group must be halved.
+    solution_ids: the solution's tokens, to its end; empty without one, or where it is too long after the prompt.
     """
 
     prompt_ids: tuple[int, ...]
@@ -46,6 +47,7 @@ class Context:
     from_sibling: bool
     weight: float
     source: Source
+    solution_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class TopKRows:
 class SampleRows:
     """Next tokens a black-box expert drew, by token of the rollout. whole: every action token has some.
 
-    probabilities: with what probability each drawn place was asked about; empty when the places were not drawn.
+    probabilities: with which each place was drawn; empty when the places were not drawn.
     """
 
     expert: str
@@ -88,7 +90,7 @@ class LabelRow:
 
 @dataclass(frozen=True)
 class ImitationRow:
-    """Tokens to learn by heart after the rollout's prompt, those that are `learned`; weight as an expert's."""
+    """A text to imitate after the rollout's prompt, at its `learned` tokens; weight as an expert's."""
 
     expert: str
     weight: float
@@ -107,8 +109,8 @@ class Row:
     """One rollout of an update with everything that may train it.
 
     siblings, half: rollouts that share both have a baseline in common. credited: the future term applies.
-    stopped: the policy ended its answer itself. verdicts: who gave the score. staleness: policy versions since it was
-    sampled, None if unknown.
+    stopped: the policy ended its answer itself. verdicts: the answers behind the score. staleness: policy versions
+    since it was sampled, None if unknown.
     """
 
     lesson_id: UUID
@@ -145,12 +147,12 @@ class Row:
 
     @property
     def shown(self) -> bool:
-        """Whether our own teacher speaks on the whole rollout."""
+        """Whether our own teacher has a context for the whole rollout."""
         return any(not context.spans for context in self.contexts)
 
     @property
     def covered(self) -> bool:
-        """Whether an expert speaks on the whole rollout, or on places drawn from all of it."""
+        """Whether an expert covers the whole rollout, or places drawn from all of it."""
         return self.shown or bool(self.top_k) or any(samples.whole or samples.probabilities for samples in self.samples)
 
     @property
@@ -164,18 +166,18 @@ class Row:
         return self.score is not None and self.score >= SUCCESS
 
     def spoken_about(self, context: Context) -> tuple[int, ...]:
-        """The action tokens that a context on spans speaks about, by their places."""
+        """The action tokens that a context on spans is about, by their places."""
         places = {step for start, end in context.spans for step in range(start, min(end, len(self.token_ids)))}
         return tuple(step for step in sorted(places) if self.action_mask[step])
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The rows of one update; invalid: lessons that mean nothing, with the reason."""
+    """The rows of one update. invalid: lessons that cannot be trained on, with the reason."""
 
     rows: tuple[Row, ...]
     invalid: dict[UUID, str]
 
     def without(self, bad: dict[UUID, str]) -> "Batch":
-        """The batch less the lessons in `bad`, which become invalid."""
+        """The batch without the lessons in `bad`, which become invalid."""
         return Batch(tuple(row for row in self.rows if row.lesson_id not in bad), self.invalid | bad)

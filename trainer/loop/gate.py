@@ -1,6 +1,6 @@
-"""What a policy version must pass before it serves. Pure: numbers in, checks out.
+"""The checks that a policy version must pass before it serves. Pure: numbers in, checks out.
 
-Not covered: measuring the numbers (`publish`), and whether the version is any better (evaluations say that).
+Not covered: measuring the numbers (`publish`), and whether the version is any better (evaluations).
 """
 
 import math
@@ -25,7 +25,7 @@ def check_probe(max_difference: float, tolerance: float, num_tokens: int) -> Gat
 
 
 def check_kl(name: str, kl: float, bound: float) -> GateCheck:
-    """The version has not run away from another one: mean KL over the probe's tokens, in nats."""
+    """The version has not moved too far from another one: mean KL over the probe's tokens, in nats."""
     return _bounded(name, kl, bound, "nats a token")
 
 

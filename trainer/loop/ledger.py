@@ -1,7 +1,7 @@
-"""Reads and writes the ledger: claims whole groups, opens an update, and makes it count in one commit.
+"""Reads and writes the ledger: claims whole groups, opens an update, and applies it in one commit.
 
-Every call waits while the database is away and then goes on; only a request to stop ends the waiting. Nothing here
-computes: what comes out can be sent to other processes.
+Every call waits while the database is away and then continues; only a request to stop ends the wait. Results are plain
+data that can be sent to other processes.
 """
 
 import json
@@ -30,7 +30,8 @@ from trainer.batch.build import hash_batch
 from trainer.config import TrainerConfig
 
 RETRY_SECONDS = 1.0
-SHARED_SETTINGS = ("teacher_temperature", "max_new_tokens", "max_staleness")  # that decide what an update is
+MAX_LATE_LESSONS = 8  # an update takes along, beside its groups: about half of its rows at the default group size
+SHARED_SETTINGS = ("teacher_temperature", "max_new_tokens", "max_staleness")  # that an update depends on
 
 T = TypeVar("T")
 log = structlog.get_logger("trainer")
@@ -61,8 +62,8 @@ class Fallback:
 
 @dataclass(frozen=True)
 class Outlook:
-    """What there is to do. num_alone: rollouts from outside without siblings. idle: why nothing may be trained now;
-    None when it may."""
+    """Work that is ready. num_alone: rollouts from outside without siblings. idle: why training must pause; None when
+    it may continue."""
 
     num_groups: int
     num_alone: int
@@ -133,7 +134,7 @@ class Ledger:
         return keep_trying(self._store, self._stop, do)
 
     def starting_point(self) -> StartingPoint | None:
-        """What training continues from; None before the first update."""
+        """The checkpoint that training continues from; None before the first update."""
         return self.transact(lambda session: fallbacks.starting_point(session, self.lineage.id))
 
     def checkpoints_in_use(self, number: int) -> list[str]:
@@ -147,7 +148,7 @@ class Ledger:
         return self.transact(read)
 
     def find_fallback(self, max_refusals: int) -> Fallback | None:
-        """What to fall back to, when the gate has refused so many versions in a row; None while it has not."""
+        """The version to fall back to once the gate has refused so many in a row; None before that."""
 
         def read(session: Session) -> Fallback | None:
             refused = fallbacks.refusals(session, self.lineage.id).versions
@@ -160,7 +161,7 @@ class Ledger:
         return self.transact(read)
 
     def fall_back(self, fallback: Fallback, checkpoint_sha256: str, *, fresh_optimizer: bool) -> None:
-        """The one commit that makes the next update start from there."""
+        """The one commit after which the next update starts from there."""
         self.transact(
             lambda session: fallbacks.record(
                 session,
@@ -172,7 +173,8 @@ class Ledger:
         )
 
     def look(self, number: int) -> Outlook:
-        """What there is to do after update `number`; sets stale lessons aside, releases what `abandon` could not."""
+        """The work that is ready after update `number`. Sets stale lessons aside and releases updates that `abandon`
+        could not."""
 
         def read(session: Session) -> Outlook:
             for update_id, reason in self._unreleased.items():
@@ -193,7 +195,7 @@ class Ledger:
         return outlook
 
     def claim(self, parent: StartingPoint) -> Claim | None:
-        """Open an update over the oldest whole groups and late lessons; None if there was nothing to claim."""
+        """Open an update over the oldest whole groups and late lessons; None if no lesson is ready."""
 
         def take(session: Session) -> Claim | None:
             rows = lessons.claim(
@@ -201,16 +203,14 @@ class Ledger:
                 self.lineage.id,
                 self._owner,
                 num_groups=self._config.groups_per_update,
-                max_late=self._config.max_late_lessons,
+                max_late=MAX_LATE_LESSONS,
                 lease_seconds=self._settings.lesson_lease_seconds,
             )
             if not rows:
                 return None
             facts = lessons.load(session, rows)
             shown = lessons.earlier_corrections(session, sorted({fact.task_id for fact in facts}))
-            own: JsonObject = json.loads(
-                self._config.model_dump_json()
-            )  # where an infinity is a word, as JSON has none
+            own: JsonObject = json.loads(self._config.model_dump_json())  # JSON has no infinity: there it is a word
             settings = own | {name: getattr(self._settings, name) for name in SHARED_SETTINGS}
             update = updates.start(
                 session,
@@ -231,7 +231,7 @@ class Ledger:
     def apply(
         self, claim: Claim, checkpoint_sha256: str, metrics: JsonObject, contributions: Sequence[Contribution]
     ) -> None:
-        """The one commit that makes the update count. Errors: LeaseLost (409), and then nothing of it was kept."""
+        """The one commit that applies the update. Errors: LeaseLost (409), and then the ledger is unchanged."""
         self.transact(
             lambda session: updates.apply(
                 session,
@@ -244,7 +244,7 @@ class Ledger:
         )
 
     def set_aside(self, claim: Claim, reason: str, metrics: JsonObject, contributions: Sequence[Contribution]) -> None:
-        """Abandon an update that trained nothing, and its lessons with it. Errors: LeaseLost (409), as `apply`."""
+        """Abandon an update that changed no weight, and set its lessons aside. Errors: LeaseLost (409), as `apply`."""
         self.transact(
             lambda session: updates.set_aside(
                 session, claim.update_id, self._owner, reason=reason, metrics=metrics, contributions=contributions
@@ -261,13 +261,13 @@ class Ledger:
             log.warning("update not released", update=claim.number, update_id=str(claim.update_id), reason=error.detail)
 
     def abandon_dead(self) -> int:
-        """Give up what dead trainers had started. Only the holder of the lineage's lock may say so."""
+        """Abandon updates that dead trainers had started. Only the holder of the lineage's lock may call this."""
         return self.transact(
             lambda session: updates.abandon_started(session, self.lineage.id, "its trainer died before it was applied")
         )
 
     def keep_vocabulary(self, tokenizer_hash: str, spell: Callable[[], list[str]]) -> None:
-        """Write down the text of every token, if it is not there: pages show it to people."""
+        """Store the text of every token unless it is stored already: pages show it to people."""
         if not self.transact(lambda session: vocabularies.is_known(session, tokenizer_hash)):
             texts = spell()
             self.transact(lambda session: vocabularies.add(session, tokenizer_hash, texts))

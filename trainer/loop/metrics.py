@@ -1,4 +1,4 @@
-"""The trainer's figures: updates and their seconds, the last one's loss terms, where the time goes."""
+"""The trainer's Prometheus metrics: updates and their seconds, the last one's loss terms, and where time goes."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -17,7 +17,7 @@ _SPENT: Final = "_seconds"
 
 
 class UpdateMeter:
-    """Counts what the trainer does."""
+    """Counts the trainer's updates."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
@@ -34,7 +34,7 @@ class UpdateMeter:
             "preceptor_update_term_nats", "The last update's terms, nats a token.", ("term",), registry=registry
         )
         self._measures = Gauge(
-            "preceptor_update_measure", "What else the last update measured.", ("measure",), registry=registry
+            "preceptor_update_measure", "Other measurements of the last update.", ("measure",), registry=registry
         )
         self._number = Gauge("preceptor_update_number", "The last update applied by this process.", registry=registry)
 
@@ -60,13 +60,13 @@ class UpdateMeter:
 
 
 class SpentCollector(Collector):
-    """The trainer's seconds by what they were spent on."""
+    """The trainer's seconds by activity."""
 
     def __init__(self, counters: Callable[[], Mapping[str, float]]) -> None:
         self._counters = counters
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing until something was counted."""
+        """Empty until the first count."""
         return ()
 
     def collect(self) -> Iterable[Metric]:

@@ -1,12 +1,12 @@
-"""Publishes policy versions: artifact, candidate row, gate, then the server serves it, then the row says so.
+"""Publishes policy versions: store the artifact, add a candidate, pass the gate, have the server serve it, record it.
 
-Crash-safe by its order: at any point the rows and the server may disagree for a moment, and `Publisher.settle` makes
-them agree again. A candidate that was left over goes through the gate again, or is rejected if training has gone on
-since. The old version serves until the new one does. A server that is away holds up nothing but the next version.
+Crash-safe by its order. Rows and server may disagree for a moment at any point; `Publisher.settle` makes them agree
+again. A candidate left over from a crash goes through the gate again, or is rejected if training has continued since.
+The old version serves until the new one does. While the server is away, training continues and only publishing waits.
 
-What the trainer can measure alone comes first. Then the server proves the version and samples from it in one go,
-between two steps of what it is doing. While training goes on that part is done beside it, by a thread that touches no
-weights; there is at most one such version.
+The trainer's own measurements come first. Then the server proves the version and samples from it in one request,
+between two steps of its other work. While training continues, a thread that touches no weights waits for that; at most
+one version is in this state.
 """
 
 import shutil
@@ -49,18 +49,19 @@ from trainer.loop.ledger import Ledger, StopRequested
 from trainer.step.state import TrainerState, read_adapter
 from trainer.step.teacher import trainable, with_weights
 
+PROBE_ROLLOUTS = 4  # of the last update, from different groups: the server's draws wait while it reads them
 PROBE_TOKENS = 64  # of an answer; enough to see any layer that differs
 SAMPLES_PER_PROBE = 1
 MAX_DRAWN_TOKENS = 256
-FINISH_SECONDS = 30.0  # for a version that is being proved, when the trainer is told to stop
-KEEP_LOADED = 4  # versions the server holds: enough for what was asked of an older one to be finished
+FINISH_SECONDS = 30.0  # for a version that is being proved, when the trainer has to stop
+KEEP_LOADED = 4  # versions the server holds: enough to finish draws from older ones
 
 log = structlog.get_logger("trainer")
 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """What the trainer found of a candidate that passed so far. own: its logprobs over the probe, [T, V] each."""
+    """The trainer's measurements of a candidate that has passed so far. own: its logprobs on the probe, [T, V] each."""
 
     checks: tuple[GateCheck, ...]
     probe: tuple[LessonFacts, ...]
@@ -87,19 +88,19 @@ class Publisher:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a version is with the server, beside the training."""
+        """Whether the server is proving a version while training continues."""
         return self._beside is not None and self._beside.is_alive()
 
     def finish(self) -> None:
-        """Wait a while for what is with the server."""
+        """Wait a while for the version that the server is proving."""
         if self._beside is not None:
             self._beside.join(FINISH_SECONDS)
 
     def settle(self, state: TrainerState, *, resting: bool = False, beside: bool = False) -> str | None:
-        """Gate what is left over, publish what is due, and make the server serve what the rows say.
+        """Gate leftover candidates, publish a version if one is due, and make the server agree with the rows.
 
-        resting: no update will follow for now, so whatever was trained is due.
-        beside: return while the server still has the version to prove; nothing else is published until it has.
+        resting: no update will follow for now, so every unpublished update is due.
+        beside: return while the server is still proving the version; the next one waits until it is done.
         Returns the name of a version that began to serve.
         """
         if self._beside is not None:
@@ -120,15 +121,15 @@ class Publisher:
         except (
             PolicyRefused,
             ArtifactNotFound,
-        ) as error:  # of what serves by the rows; a candidate is rejected instead
-            log.error("the policy server cannot serve what it should", reason=error.detail)
+        ) as error:  # of the version that should serve; a candidate is rejected instead
+            log.error("the policy server cannot serve the version it should", reason=error.detail)
             return None
         return served
 
     def _is_due(self, state: TrainerState, resting: bool) -> bool:
         def read(session: Session) -> tuple[PolicyVersionRow, int]:
             lineage_id = self._ledger.lineage.id
-            back = fallbacks.newest(session, lineage_id)  # nothing is unpublished of what training fell back to
+            back = fallbacks.newest(session, lineage_id)  # the weights it fell back to are published
             return policies.latest(session, lineage_id), 0 if back is None else back.after_update
 
         newest, left_behind = self._ledger.transact(read)
@@ -176,9 +177,9 @@ class Publisher:
         return served
 
     def _measure(self, state: TrainerState, row: PolicyVersionRow) -> Measured | None:
-        """What the trainer can say of a candidate alone; None when that is enough to reject it: the server hears of no
-        version that has run away."""
-        probe = choose_probe(self._ledger.used_last(), self._config.gate_rollouts)
+        """Measure a candidate without the server; None if that is enough to reject it, so that the server never loads
+        weights that have diverged."""
+        probe = choose_probe(self._ledger.used_last(), PROBE_ROLLOUTS)
         checks = [gate.check_finite(count_bad(state.model))]
         own: list[Tensor] = []
         if GateReport(checks=checks).passed:
@@ -192,7 +193,7 @@ class Publisher:
     def _pass_beside(self, row: PolicyVersionRow, measured: Measured) -> None:
         try:
             self._pass_gate(row, measured)
-        except PreceptorError as error:  # the server is away, or another trainer took over: later settled
+        except PreceptorError as error:  # the server is away, or another trainer took over: `settle` comes back to it
             log.warning("version not published", version=row.name, reason=error.detail)
         except StopRequested:
             log.info("version left to the next start", version=row.name)
@@ -232,7 +233,7 @@ class Publisher:
     def _prove(
         self, name: str, probe: Sequence[LessonFacts], own: Sequence[Tensor], *, draw: bool = False
     ) -> list[GateCheck]:
-        """That the server computes our logprobs; to `draw` also that its answers are about as long as the rollouts."""
+        """Check that the server computes our logprobs; with `draw`, also the length of its answers."""
         config = self._config
         request = ProveRequest(
             items=probe_items(probe, own),
@@ -266,7 +267,7 @@ class Publisher:
 
     @property
     def _answer_tokens(self) -> int:
-        """Where an answer that is drawn for its length is cut: the server's other work waits for it."""
+        """Limit on answers that are drawn for their length: the server's other work waits for them."""
         return min(self._settings.max_new_tokens, MAX_DRAWN_TOKENS)
 
     def _ask_for_answers(self, probe: Sequence[LessonFacts]) -> SampleRequest:
@@ -283,7 +284,8 @@ class Publisher:
     # --- the server after a restart of its own ---
 
     def _restore(self, state: TrainerState) -> None:
-        """Make the server serve what the rows say, and hold what draws wait for: it starts with the base alone."""
+        """Make the server serve the version that the rows name, and load those that draws wait for: it starts with the
+        base alone."""
         row, wanted = self._ledger.transact(self._read_wanted)
         info = self._client.info()
         self._forget_old(info.versions, {version.name for version in (row, *wanted) if version is not None})
@@ -295,7 +297,7 @@ class Publisher:
             try:
                 self._bring_back(state, version, self._client.info().versions)
             except (PolicyRefused, ArtifactNotFound) as error:
-                log.error("the policy server cannot hold what is to be drawn from", reason=error.detail)
+                log.error("the policy server cannot load a version that draws wait for", reason=error.detail)
 
     def _read_wanted(self, session: Session) -> tuple[PolicyVersionRow | None, list[PolicyVersionRow]]:
         lineage_id = self._ledger.lineage.id
@@ -308,8 +310,8 @@ class Publisher:
         status = next((version.status for version in held if version.name == row.name), None)
         if row.artifact_sha256 is None or status in (VersionStatus.PROVED, VersionStatus.SERVING):
             return
-        probe = choose_probe(self._ledger.used_last(), self._config.gate_rollouts)
-        if status is VersionStatus.REFUSED or not probe:  # proved with other lessons before; the same ones say the same
+        probe = choose_probe(self._ledger.used_last(), PROBE_ROLLOUTS)
+        if status is VersionStatus.REFUSED or not probe:  # the same lessons would give the same result
             log.error(
                 "not proved again", version=row.name, reason="its probe failed" if probe else "no lesson to probe"
             )
@@ -321,7 +323,7 @@ class Publisher:
         self._prove(row.name, probe, own)
 
     def _forget_old(self, loaded: Sequence[Version], wanted: AbstractSet[str]) -> None:
-        """Let the server drop the adapters of versions long superseded; they can be loaded again from the artifacts."""
+        """Have the server drop adapters of versions superseded long ago; the artifacts still hold them."""
         newest = self._ledger.transact(
             lambda session: policies.newest(session, self._ledger.lineage.id, before=None, limit=KEEP_LOADED)
         )
@@ -334,11 +336,11 @@ class Publisher:
         try:
             self._client.delete_version(name)
         except PolicyRefused:
-            log.debug("not deleted", version=name)  # it was never loaded, or something still uses it
+            log.debug("not deleted", version=name)  # never loaded, or still in use
 
 
 def _store_adapter(state: TrainerState, artifacts: ArtifactStore, scratch: Path) -> str:
-    shutil.rmtree(scratch, ignore_errors=True)  # of a publication that died here
+    shutil.rmtree(scratch, ignore_errors=True)  # left by a publication that was killed
     try:
         with space.writing("a version's weights"):
             save_adapter(state.model, scratch, state.base_sha256)

@@ -1,7 +1,7 @@
-"""The trainer's heartbeat: a thread that renews the leases of what is claimed and says what the process is doing.
+"""The trainer's heartbeat: a thread that renews the leases of claimed lessons and reports the current activity.
 
-It touches no weights. A database that is away is no reason to stop: the next beat tries again, and whether a lease was
-lost is found out by the commit that needs it.
+It touches no weights. While the database is away, each beat tries again; whether a lease was lost shows in the commit
+that needs it.
 """
 
 import os
@@ -27,7 +27,7 @@ log = structlog.get_logger("trainer")
 
 
 class Pulse:
-    """What the trainer does now and how long it did what. Use as a context manager.
+    """The trainer's current activity, and seconds spent on each. Use as a context manager.
 
     Counters that end in `_seconds` are totals since the start: in the model, waiting for lessons, publishing.
     """
@@ -58,7 +58,7 @@ class Pulse:
         self._beat()
 
     def say(self, activity: str) -> None:
-        """What the process does from now on; told at once when it is something else."""
+        """Set the current activity; a change is reported at once."""
         with self._guard:
             changed = activity != self._activity
             self._activity = activity
@@ -77,7 +77,7 @@ class Pulse:
 
     @contextmanager
     def spending(self, name: str, activity: str) -> Iterator[None]:
-        """Count the block's seconds under `name`_seconds and say what it does."""
+        """Count the block's seconds under `name`_seconds and report its activity."""
         self.say(activity)
         began = time.monotonic()
         try:

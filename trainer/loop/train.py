@@ -1,10 +1,10 @@
-"""The trainer, read top to bottom: meet, recover, then claim → batch → step → checkpoint → commit → publish, for ever.
+"""The trainer, read top to bottom: start, recover, then claim → batch → step → checkpoint → commit → publish, forever.
 
-Postgres is the truth. There is one commit per update; before it nothing happened, after it everything did. Killed at
-any point, the next start goes on from the last applied update with the same bits. At most one trainer of a lineage
-works at a time, by a lock that dies with its connection.
+Postgres is the truth. One commit applies an update; before it the update has no effect, after it all of it counts.
+Killed at any point, the next start continues from the last applied update with the same bits. At most one trainer of a
+lineage works at a time, by a lock that ends with its connection.
 
-Not covered: what a loss is (`losses`), which answers train (`batch`), how weights reach the server (`publish`).
+Not covered: losses (`objectives`, `losses`), which answers train (`batch`), how weights reach the server (`publish`).
 """
 
 import math
@@ -45,9 +45,10 @@ from trainer.step.state import TrainerState, begin, begin_from, prune, restore, 
 from trainer.step.update import StepResult, Stopped, make_update
 
 POLL_SECONDS = 1.0  # between two looks at the rows, unless a hint comes first
-SETTLE_SECONDS = 10.0  # between two looks at the policy server, while there is nothing to learn
+SETTLE_SECONDS = 10.0  # between two looks at the policy server, while no update is due
 FULL_SECONDS = 5.0  # between two looks at a full disk
-FULL_AT_MOST_SECONDS = 60.0  # an update that could not be written is not made again sooner without more room
+FULL_AT_MOST_SECONDS = 60.0  # before an update that did not fit on the disk is tried again without more room
+MAX_REFUSALS = 3  # in a row, then training falls back; one or two may be bad luck with a small probe
 POLICY_SECONDS = 120.0  # the longest the policy server may take for one answer
 
 log = structlog.get_logger("trainer")
@@ -62,7 +63,8 @@ class WrongModel(PreceptorError):
 
 @dataclass(frozen=True)
 class Order:
-    """What rank 0 asks of all: an update of this batch after that checkpoint; no batch: stay awake; end: leave."""
+    """Rank 0's request to all ranks: an update of this batch after that checkpoint; without a batch, wait for the next
+    order; end: leave."""
 
     batch: Batch | None = None
     parent: StartingPoint | None = None
@@ -70,7 +72,7 @@ class Order:
 
 
 def run(config: TrainerConfig, settings: Settings, stop: threading.Event) -> None:
-    """Train until `stop` is set. Raises WrongModel, CheckpointDiffers, or what the disk raises; nothing is lost."""
+    """Train until `stop` is set. Raises WrongModel, CheckpointDiffers, or the disk's error; the ledger stays whole."""
     torch.set_num_threads(config.threads)
     torch.use_deterministic_algorithms(config.device == "cpu")
     ranks = Ranks.join(config.device)
@@ -84,7 +86,7 @@ def run(config: TrainerConfig, settings: Settings, stop: threading.Event) -> Non
         if ranks.rank > 0:
             follow(state, checkpoints, config, settings, ranks, stop)
             return
-        first = save_patiently(state, checkpoints, stop)  # what update 1 continues from, the same on every start
+        first = save_patiently(state, checkpoints, stop)  # update 1 continues from it; the same on every start
         ledger = Ledger(store, lineage, settings, config, owner, stop)
         ledger.keep_vocabulary(policy.tokenizer_hash, lambda: spell_tokens(policy.tokenizer))
         registry = metrics.make_registry()
@@ -141,7 +143,7 @@ class Leader:
         stop: threading.Event,
     ) -> None:
         self.state, self.first = state, first
-        self.held: StartingPoint | None = StartingPoint(0, first)  # what the state is; None: nothing that counts
+        self.held: StartingPoint | None = StartingPoint(0, first)  # of the state in memory; None: it was never applied
         self.checkpoints, self.ledger, self.pulse, self.meter = checkpoints, ledger, pulse, meter
         self.config, self.settings, self.ranks, self.stop = config, settings, ranks, stop
         self.client = PolicyClient(settings.policy_url, settings.internal_key, read_seconds=POLICY_SECONDS)
@@ -162,7 +164,7 @@ class Leader:
                         raise space.DiskFull(full)
                     self.take_turn()
                 except space.DiskFull as error:
-                    self.held = None  # what is in memory may be more than what counts
+                    self.held = None  # the state in memory may be ahead of the ledger
                     self.await_room(f"paused: {error.detail}")
         finally:
             self.ranks.share(Order(end=True))
@@ -173,7 +175,7 @@ class Leader:
             self.tracing.flush()
 
     def await_room(self, activity: str) -> None:
-        """Return once there is more room than now; after a minute in any case, for somebody else may have filled it."""
+        """Return once there is more room than now; after a minute in any case, as others may use the room first."""
         home, until = self.settings.home, time.monotonic() + FULL_AT_MOST_SECONDS
         before = sum(map(space.free_bytes, space.places(home).values()))
         self.pulse.say(activity)
@@ -183,7 +185,7 @@ class Leader:
                 return
 
     def take_turn(self) -> None:
-        """One turn of the loop. Raises DiskFull, and then nothing of it counts."""
+        """One turn of the loop. Raises DiskFull, and then the ledger is unchanged."""
         if not self.own_lineage():
             self.pulse.say("another trainer of this lineage is at work; waiting")
             self.stop.wait(POLL_SECONDS)
@@ -201,7 +203,7 @@ class Leader:
             self.wake.wait(POLL_SECONDS)
 
     def own_lineage(self) -> bool:
-        """Hold the lineage's lock; whoever gets it anew first gives up what its last holder left started."""
+        """Take or keep the lineage's lock. A new holder first abandons the updates that the last one had started."""
         had = self.lock.held
         try:
             if not self.lock.hold():
@@ -210,11 +212,11 @@ class Leader:
             log.warning("the lineage's lock is out of reach", reason=error.detail)
             return False
         if not had and (dead := self.ledger.abandon_dead()):
-            log.info("abandoned what a dead trainer had started", num_updates=dead)
+            log.info("abandoned updates of a dead trainer", num_updates=dead)
         return True
 
     def catch_up(self) -> None:
-        """Continue from the last applied update, whoever made it and whatever is in memory."""
+        """Continue from the last applied update, even if another trainer made it."""
         point = self.ledger.starting_point() or StartingPoint(0, self.first)
         if point != self.held:
             go_to(self.state, self.checkpoints, point, self.config)
@@ -222,11 +224,11 @@ class Leader:
             log.info("continuing", update=point.number, checkpoint=point.checkpoint_sha256[:12], of=point.fell_back_to)
 
     def fall_back(self) -> bool:
-        """Once the gate has refused too many versions in a row, go on from the one that serves; True if it did.
+        """Once the gate has refused too many versions in a row, continue from the one that serves; True if it did.
 
-        Killed before the ledger has it, the next start does the same again; afterwards it continues from there.
+        Killed before the ledger has the fallback, the next start makes it again; after that, it continues from there.
         """
-        fallback = None if self.publisher.is_busy else self.ledger.find_fallback(self.config.max_refusals)
+        fallback = None if self.publisher.is_busy else self.ledger.find_fallback(MAX_REFUSALS)
         if fallback is None:
             return False
         version = fallback.version
@@ -237,11 +239,11 @@ class Leader:
                 self.held = None
                 address = self.begin_from_adapter(version)
         except (ArtifactNotFound, ArtifactDamaged, ArtifactRefused) as error:
-            log.error("training cannot fall back to what serves", version=version.name, reason=error.detail)
+            log.error("training cannot fall back to the serving version", version=version.name, reason=error.detail)
             return False
         self.ledger.fall_back(fallback, address, fresh_optimizer=is_fresh)
         log.warning(
-            "training fell back to what serves",
+            "training fell back to the serving version",
             version=version.name,
             refused=[one.name for one in fallback.refused],
             optimizer="fresh" if is_fresh else "as it was",
@@ -258,13 +260,13 @@ class Leader:
         return True
 
     def begin_from_adapter(self, version: PolicyVersionRow) -> str:
-        """A checkpoint of a version's weights alone: that of its update is gone."""
+        """A checkpoint made of a version's weights alone, where that of its update is gone."""
         assert version.artifact_sha256 is not None  # a constraint of the table; the base has the first checkpoint
         begin_from(self.state, self.publisher.artifacts.adapter(version.artifact_sha256), self.config)
         return save(self.state, self.checkpoints)
 
     def settle_policy(self, outlook: Outlook) -> bool:
-        """Publish what is due; look after the server now and then while nothing else is to be done. True if it did."""
+        """Publish a version if one is due; while idle, check the server now and then. True if it did either."""
         resting = outlook.idle is not None
         if resting == self.rested and time.monotonic() - self.settled_at < SETTLE_SECONDS:
             return False
@@ -274,7 +276,7 @@ class Leader:
         return True
 
     def claim(self, outlook: Outlook) -> Claim | None:
-        """A full batch; or what there is, once it has waited long enough."""
+        """A full batch; once it has waited long enough, any lessons that are ready."""
         if outlook.idle is not None or not (outlook.num_groups or outlook.num_alone or outlook.num_late):
             self.waits_since = None
             return None
@@ -289,7 +291,7 @@ class Leader:
         return self.ledger.claim(self.held)
 
     def update(self, claim: Claim) -> None:
-        """One update, from its batch to its commit. Only the commit makes it count."""
+        """One update, from its batch to the commit that applies it."""
         began, began_at = time.monotonic(), time.time_ns()
         log.info("update started", **_ids(claim), num_lessons=len(claim.lessons))
         try:
@@ -319,7 +321,7 @@ class Leader:
         except LeaseLost as error:
             log.warning("update abandoned", **_ids(claim), reason=error.detail)
             self.give_up(claim, error.detail)
-            self.held = None  # what is in memory was never applied: the next turn takes the last that was
+            self.held = None  # the state in memory was never applied: the next turn loads the last that was
             return
         except StopRequested:
             self.give_up(claim, "the trainer was stopped")
@@ -343,12 +345,12 @@ class Leader:
         prune(self.checkpoints, [self.first, address, *in_use])
 
     def give_up(self, claim: Claim, reason: str) -> None:
-        """Release an update's lessons: nothing of it is kept."""
+        """Abandon an update and release its lessons."""
         self.ledger.abandon(claim, reason)
         self.meter.gave_up("abandoned")
 
     def set_aside(self, claim: Claim, result: StepResult, reason: str) -> None:
-        """Give up an update that changed nothing, for good: its lessons would change nothing the next time either."""
+        """Abandon an update that changed no weight, and set its lessons aside: they would teach no more next time."""
         try:
             self.ledger.set_aside(claim, reason, result.metrics, result.contributions)
         except LeaseLost as error:
@@ -385,7 +387,7 @@ def follow(
     ranks: Ranks,
     stop: threading.Event,
 ) -> None:
-    """The other ranks: compute their share of every update rank 0 orders, from the checkpoint it names."""
+    """The other ranks: compute their share of every update that rank 0 orders, from the checkpoint it names."""
     while not (order := ranks.share(Order())).end:
         if order.batch is None or order.parent is None:
             continue

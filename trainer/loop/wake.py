@@ -9,7 +9,7 @@ from redis.exceptions import RedisError
 
 from services.jobs.app import LESSONS_QUEUE, app
 
-MAX_DRAINED = 1000  # hints taken away at once; each of them says the same
+MAX_DRAINED = 1000  # hints taken at once; they all mean the same
 
 
 class Wake:
@@ -21,7 +21,7 @@ class Wake:
         self._queue: Any = None
 
     def wait(self, seconds: float) -> None:
-        """Return at the next hint, or after `seconds`. Every hint is acknowledged at once, whatever comes of it."""
+        """Return at the next hint, or after `seconds`. Every hint is acknowledged at once."""
         began = time.monotonic()
         try:
             queue = self._open()
@@ -35,7 +35,7 @@ class Wake:
             time.sleep(max(0.0, seconds - (time.monotonic() - began)))
 
     def close(self) -> None:
-        """Give the connection back."""
+        """Close the connection."""
         connection, self._connection, self._queue = self._connection, None, None
         if connection is not None:
             connection.release()

@@ -1,9 +1,9 @@
-"""What the student pays at each action token for one expert distribution: one function a kind.
+"""The student's cost at each action token under one expert distribution: one function per kind of distribution.
 
 The cost is the cross-entropy of the student's full softmax to the distribution; for the objectives we compare with it
 is another divergence from a full-vocabulary expert. Works on the N action tokens of a micro-batch.
 
-Not covered: weighting experts, and what the costs are good for.
+Not covered: weighting experts, and turning costs into a loss (`distil`).
 """
 
 from collections.abc import Callable
@@ -19,17 +19,17 @@ from trainer.losses.terms import FullVocabulary, HiddenStates, Samples, Term, To
 MASS_TOLERANCE = 0.01  # stored top-K logprobs are f16: each probability may be off by 0.4 %
 
 CostOf = Callable[[Student, Term, Tensor], "StepCost"]
-"""What a term costs where it is present [N]."""
+"""The cost of a term where it is present [N]."""
 
 
 @dataclass(frozen=True, eq=False)
 class StepCost:
-    """What one term costs at each action token. Shapes: [N], 0 where the term is absent.
+    """The cost of one term at each action token. Shapes: [N], 0 where the term is absent.
 
     cost carries the gradient; a cross-entropy unless an objective has another. entropy is the expert's own, detached:
     0 for samples, whose entropy is unknown, and where the cost is no cross-entropy. action_logprobs: the expert's of
-    the sampled token, detached; None where it has no say on every token. choices: those of an expert over the whole
-    vocabulary; None for the others, whose word is stored as it came, and where the cost is no cross-entropy.
+    the sampled token, detached; None for an expert without a full distribution. choices: those of an expert over the
+    whole vocabulary; None for the others, stored as they came, and where the cost is no cross-entropy.
     """
 
     cost: Tensor
@@ -39,7 +39,7 @@ class StepCost:
 
 
 def cross_entropy_cost(student: Student, term: Term, present: Tensor) -> StepCost:
-    """H(expert, student) and the expert's entropy at each action token; nothing is read where `present` is False.
+    """H(expert, student) and the expert's entropy at each action token where `present`.
 
     Shape: present [N] bool. Raises ValueError naming the row for an expert distribution that does not fit the
     rollouts, is NaN or unnormalised, has ids outside the vocabulary, or puts mass where the student has none.
@@ -71,8 +71,8 @@ def _cross_entropy(student: Student, term: Term, present: Tensor) -> StepCost:
 def coarse_cost(divergence: Divergence, top_k: int) -> CostOf:
     """A divergence on the student's `top_k` likeliest tokens and a bucket for the others as the cost.
 
-    For terms that know the expert's whole distribution on whole rollouts. What it returns raises ValueError for a term
-    of another kind, where the divergence is no number, and as `cross_entropy_cost` does.
+    For terms with the expert's whole distribution on whole rollouts. The function it returns raises ValueError for a
+    term of another kind, where the divergence is NaN or infinite, and as `cross_entropy_cost` does.
     """
 
     def cost_of(student: Student, term: Term, present: Tensor) -> StepCost:
@@ -134,7 +134,7 @@ def _top_k_cost(student: Student, name: str, expert: TopK, present: Tensor) -> S
     places.refuse((unique[:, 1:] == unique[:, :-1]).any(-1), f"{name}: an id is listed twice")
     ids = torch.where(listed, ids, 0)
     probs = torch.where(listed, logprobs.exp(), 0)
-    has_tail = present & (listed.sum(-1) < student.vocabulary)  # with every token listed nothing is left for a tail
+    has_tail = present & (listed.sum(-1) < student.vocabulary)  # with every token listed there is no tail
     tail = torch.where(has_tail, places.pick(expert.tail_logprobs.detach()).to(probs.dtype).exp(), 0)
     _refuse_mass(student, name, probs.sum(-1) + tail, present)
     cost = -(probs * (student.scores_at(ids) - student.log_total[:, None])).sum(-1)

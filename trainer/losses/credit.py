@@ -1,9 +1,9 @@
-"""What a sampled token is charged with: the costs that came after it, scaled, less a baseline.
+"""The charge of a sampled token: the costs that came after it, scaled, less a baseline.
 
-Pure functions over [B, T] tensors. Nothing here sees a logit, an expert or a gradient: the costs arrive detached
-and leave detached. `distil` multiplies the result with the log-probability of the sampled token.
+Pure functions over [B, T] tensors, without logits, experts or gradients: the costs arrive detached and leave detached.
+`distil` multiplies the result with the log-probability of the sampled token.
 
-Not covered: which rollouts may be siblings. Whoever makes the teacher contexts knows, and says so by `half`.
+Not covered: which rollouts may be siblings. The code that makes the teacher's contexts decides that, by `half`.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class Scale(StrEnum):
-    """What a sum of later costs is divided by."""
+    """The divisor of a sum of later costs."""
 
     MEAN_TO_GO = "mean_to_go"  # the action tokens that were summed: O(1) per token, like the local term
     ROOM_LEFT = "room_left"  # the action tokens that could still have come: max_tokens less those taken
@@ -22,18 +22,18 @@ class Scale(StrEnum):
 
 
 class Reach(StrEnum):
-    """Which costs a token is charged with."""
+    """The costs that a token is charged with."""
 
     LATER = "later"  # exact when the feedback is fixed given the prompt
     WHOLE_ROLLOUT = "whole_rollout"  # exact also when the feedback was computed from this very rollout
 
 
 class LocalRatio(StrEnum):
-    """What the local cost of a rollout of an older policy is multiplied with. The local cost at a step does not depend
-    on the token sampled there, so the token's own ratio is noise on it; how likely its state is does depend on the
-    tokens before."""
+    """The factor on the local cost of a rollout that an older policy sampled. The local cost at a step does not depend
+    on the token sampled there, so the token's own ratio only adds noise; the probability of the state does depend on
+    the tokens before."""
 
-    NONE = "none"  # the mixture of past policies is what is learned on, as in DAgger
+    NONE = "none"  # learn on the mixture of past policies, as in DAgger
     PREFIX = "prefix"  # the product of the ratios of the tokens before it, cut like a token's ratio
     TOKEN = "token"  # noqa: S105 - the token's own ratio, as SDPO and the released DistIL code have it
 
@@ -93,7 +93,7 @@ def cost_to_go(cost: Tensor, action_mask: Tensor, gamma: float = 1.0) -> Tensor:
     """The discounted sum of the costs of all later action tokens: sum_{i>t} gamma^(actions between t and i) cost_i.
 
     Shapes: cost [B, T], action_mask [B, T] bool, result [B, T]. Costs off the mask are never charged, and a tool
-    turn discounts nothing: the policy did not choose its length.
+    turn does not discount: the policy did not choose its length.
     """
     sums = torch.zeros_like(cost)
     for t in range(cost.shape[1] - 2, -1, -1):
@@ -102,7 +102,7 @@ def cost_to_go(cost: Tensor, action_mask: Tensor, gamma: float = 1.0) -> Tensor:
 
 
 def scaled_return(cost: Tensor, action_mask: Tensor, credit: Credit) -> Tensor:
-    """R_t [B, T]: what the token at t is charged with, before the baseline. Linear in `cost`.
+    """R_t [B, T]: the charge of the token at t before the baseline. Linear in `cost`.
 
     Later costs: 0 where no action token follows, so an ended rollout counts 0 as a sibling. Whole rollout: the same
     number at every position, past the end too, because the baseline is then one number per rollout.

@@ -1,7 +1,7 @@
 """The objectives that learn from experts: DistIL, its tokenwise half, and those it is compared with.
 
-`distil_loss` = local term + future term; `forward_ce_loss` = the local term alone; `paper_loss` = what DistIL's authors
-released; `sdpo_loss`, `reverse_kl_loss` = other divergences, token by token. All weigh the same terms.
+`distil_loss` = local term + future term; `forward_ce_loss` = the local term alone; `paper_loss` = the loss that
+DistIL's authors released; `sdpo_loss`, `reverse_kl_loss` = other divergences, token by token. All weigh the same terms.
 
 Pure: tensors in, named tensors out. Every sum is divided by a count over the *whole update*, which the caller passes
 in: the losses of its micro-batches add up to the loss of the update, and so do its parts.
@@ -52,9 +52,9 @@ class TermPart:
     the loss. The future term is shared out in proportion to the later costs, after the clip.
     gap: how much likelier the expert finds the sampled tokens than the student does, in nats, over num_compared tokens:
     those where an expert with a full distribution speaks.
-    Shapes: row_local, row_weight, row_future [B], what each rollout has of `local`, of the weights that was averaged
-    with, so that their quotient is the term's cost on that rollout in nats per token, and of `future`. choices:
-    [B, T, K] of an expert over the whole vocabulary, 0 where it says nothing; None for another.
+    Shapes: row_local, row_weight, row_future [B]: each rollout's part of `local`, of the weights it was averaged with
+    (the quotient of the two is the term's cost on that rollout, in nats per token), and of `future`. choices: [B, T, K]
+    of an expert over the whole vocabulary, 0 where it is absent; None for another.
     """
 
     name: str
@@ -72,7 +72,7 @@ class TermPart:
 
 @dataclass(frozen=True, eq=False)
 class DistilLoss:
-    """A loss and what the ledger keeps of it. Only `loss` carries a gradient.
+    """A loss and the figures that the ledger keeps. Only `loss` carries a gradient.
 
     loss = local + partial + future, scalars: whole-coverage terms, partial and drawn terms, credit for later costs.
     cost_mean, kl: nats per action token of the update's covered rollouts, over whole-coverage terms: their costs (the
@@ -103,7 +103,7 @@ class DistilLoss:
 
 @dataclass(frozen=True, eq=False)
 class _Weighed:
-    """One term on N action tokens: what it costs, what it weighs locally and in the cost-to-go.
+    """One term on N action tokens: its cost, and its weights in the local term and in the cost-to-go.
 
     Shapes: [N]. mix sums to 1 over the terms present at a token, covering over the whole-coverage and drawn terms of
     its rollout. per_token: share / count. charge: 1, or 1 / probability where a prefix was drawn and 0 where not.
@@ -154,9 +154,9 @@ def distil_loss(
 
     student: of one micro-batch, at the action tokens of `rollouts`. baseline: LeaveOneOut, whose groups
     must then be whole in this micro-batch, or given [B, T] or [T]: zeros, a running mean. covered_tokens: action
-    tokens over the whole update of rollouts with a whole-coverage or drawn term, or what else sums are to be divided
-    by, no less than that. A micro-batch without any usable term gives a loss of 0. Raises ValueError, naming the row,
-    where the result would mean nothing.
+    tokens over the whole update of rollouts with a whole-coverage or drawn term; a larger divisor is allowed. A
+    micro-batch without any usable term gives a loss of 0. Raises ValueError, naming the row, for input without a
+    meaningful result.
     """
     weighed, covered = _weigh(student, rollouts.action_mask, terms, covered_tokens, cross_entropy_cost)
     charged = _charge(student, rollouts, weighed, covered, baseline, credit)
@@ -180,11 +180,11 @@ def forward_ce_loss(
 def paper_loss(
     student: Student, rollouts: Rollouts, terms: Sequence[Term], top_k: int, covered_tokens: int
 ) -> DistilLoss:
-    """What DistIL's authors released for their science runs, for comparison with what their Proposition 1 says.
+    """The loss that DistIL's authors released for their science runs, for comparison with their Proposition 1.
 
-    It departs from it: cross-entropy on the student's `top_k` tokens and a tail bucket, no baseline, mean-to-go, and
-    the whole loss is multiplied by the truncated token ratio. Terms must be experts with a full distribution on whole
-    rollouts. Arguments and errors otherwise as in `distil_loss`.
+    It departs from the proposition: cross-entropy on the student's `top_k` tokens and a tail bucket, no baseline,
+    mean-to-go, and the whole loss is multiplied by the truncated token ratio. Terms must be experts with a full
+    distribution on whole rollouts. Arguments and errors otherwise as in `distil_loss`.
     """
     cost_of = coarse_cost(cross_entropy, top_k)
     weighed, covered = _weigh(student, rollouts.action_mask, terms, covered_tokens, cost_of)
@@ -262,7 +262,8 @@ def _weigh(
 
 
 def _local_weights(student: Student, term: Term, action_mask: Tensor) -> Tensor:
-    """The term's own weights [N], 0 where it says nothing. Raises ValueError for a weight nobody could have meant."""
+    """The term's own weights [N], 0 where it is absent. Raises ValueError for a weight that is negative, NaN or
+    infinite, and for a term on a token that is no action."""
     per_row = not isinstance(term, PartialTerm)
     require_shape(f"{term.name}: weights", term.weights, action_mask.shape[:1] if per_row else action_mask.shape)
     spoken = action_mask
@@ -291,7 +292,7 @@ def _inverse_probability(student: Student, term: DrawnTerm, drawn: Tensor) -> Te
 
 
 def _per_token(term: Term, num_here: int, covered_tokens: int) -> float:
-    """What a term's local cost at one token is multiplied with, beside its weight."""
+    """The factor on a term's local cost at one token, beside its weight."""
     if isinstance(term, WholeTerm):
         return 1 / max(covered_tokens, 1)
     require_count(f"{term.name}: num_tokens", term.num_tokens, num_here)
@@ -328,7 +329,7 @@ def _charge(
     excess = torch.where(applies, student.places.pick(returns - expected).clamp(-credit.clip, credit.clip), 0)
     to_go = student.places.pick(returns)
     fractions = tuple(
-        # where nothing is left to pay the excess is the baseline's alone, and goes by weight
+        # where no cost is left, the excess comes from the baseline alone and is shared out by weight
         torch.where(to_go > NEGLIGIBLE, student.places.pick(scaled_return(own, mask, credit)) / to_go, part.covering)
         for part, own in zip(weighed, costs, strict=True)
     )
@@ -366,7 +367,7 @@ def _expect(returns: Tensor, covered: Tensor, baseline: LeaveOneOut | Tensor) ->
 
 
 def _weigh_states(student: Student, rollouts: Rollouts, local_ratio: LocalRatio) -> Tensor:
-    """What the local costs [N] are multiplied with: the question's emphasis and, if wanted, a truncated ratio."""
+    """The factors on the local costs [N]: the question's emphasis and, if wanted, a truncated ratio."""
     places = student.places
     emphasis = places.pick(rollouts.emphasis).to(student.log_total.dtype)
     if local_ratio is LocalRatio.NONE:
@@ -389,7 +390,7 @@ def _assemble(
     covered_tokens: int,
     local_ratio: LocalRatio,
 ) -> DistilLoss:
-    """The loss, its parts and what the ledger keeps."""
+    """The loss, its parts and the figures for the ledger."""
     places, count = student.places, max(covered_tokens, 1)
     states = _weigh_states(student, rollouts, local_ratio)
     emphasis = places.pick(rollouts.emphasis).to(states.dtype)

@@ -17,7 +17,7 @@ Divergence = Callable[[Tensor, Tensor], Tensor]
 
 
 def kl(left: Tensor, right: Tensor) -> Tensor:
-    """KL(left || right); what `left` rules out costs nothing."""
+    """KL(left || right); tokens that `left` rules out add 0."""
     return _expect(left, left - right)
 
 

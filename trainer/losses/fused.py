@@ -1,6 +1,6 @@
 """The student read tile by tile: no [N, V] tensor is ever held, neither of the student nor of the teacher.
 
-What the losses need of the vocabulary is an average over it. With output weights W [V, H], score(a) = <W_a, x>:
+Of the vocabulary, the losses only need averages. With output weights W [V, H], score(a) = <W_a, x>:
 
     log_total        = log sum_a exp <W_a, x>         its gradient in x is the mean row  m = sum_a softmax(a) W_a
     expected score   = sum_a expert(a) <W_a, x>       = <x, m_E>, m_E the expert's own mean row; the gradient is m_E
@@ -72,7 +72,7 @@ class FusedStudent(Student):
         return scores
 
     def log_rest(self, at: Tensor, ids: Tensor, listed: Tensor) -> Tensor:
-        # an id that exists nowhere hides nothing
+        # -1 is no token's id and hides none
         return _log_total(self._states[at], self._weight, torch.where(listed, ids, -1))[0]
 
     def expect(self, expert: FullVocabulary | HiddenStates, present: Tensor) -> Expectation:
@@ -144,7 +144,7 @@ def _log_total(states: Tensor, weight: Tensor, hidden: Tensor | None = None) -> 
 
 
 class _Context(Protocol):
-    """What torch hands to both passes of a function."""
+    """The context that torch hands to both passes of a function."""
 
     saved_tensors: tuple[Tensor, ...]
     needs_input_grad: tuple[bool, ...]
@@ -179,7 +179,7 @@ def _hide(scores: Tensor, start: int, hidden: Tensor | None) -> None:
 
 
 class _Best:
-    """The highest scores that a pass meets, and whose they are, highest first. Shapes: scores, ids [N, count]."""
+    """The highest scores of a pass and their tokens, highest first. Shapes: scores, ids [N, count]."""
 
     def __init__(self, states: Tensor, count: int) -> None:
         self.scores = states.new_full((len(states), count), -torch.inf)
@@ -188,7 +188,7 @@ class _Best:
     def look(self, chunk: slice, scores: Tensor, highest: Tensor, start: int) -> None:
         """Take the scores [C, R] of a tile into account, `highest` [C, 1] of each row.
 
-        Most rows of most tiles have nothing new: there their highest score spares the sorting.
+        Most tiles change nothing for most rows; their highest score shows that without sorting.
         """
         known, names = self.scores[chunk], self.ids[chunk]
         rows = (highest[:, 0] > known[:, -1]).nonzero()[:, 0]

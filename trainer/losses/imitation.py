@@ -23,17 +23,17 @@ class SftLoss:
     row_tokens: Tensor
 
     def deal(self, place: Tensor, parts: Tensor) -> "SftLoss":
-        """The same loss told row by row of those who gave its texts. Shapes: place [R], the text each gave; parts [R],
-        each one's part of the trust in it."""
+        """The same loss by the rows that gave its texts. Shapes: place [R], the text of each row; parts [R], the row's
+        part of the trust in that text."""
         return SftLoss(self.loss, self.logprobs[place], self.row_loss[place] * parts, self.row_tokens[place])
 
 
 def sft_loss(student: Student, rollouts: Rollouts, weights: Tensor, num_tokens: float) -> SftLoss:
     """The negative log-likelihood of the tokens under the action mask, weighted by row.
 
-    Shape: weights [B], the trust in who gave the tokens, 0 for rows that are not to be learned. num_tokens: of all
-    masks of the update, each times its row's weight, or what else sums are to be divided by, no less. Raises ValueError
-    for a weight that is negative, NaN or infinite, and if num_tokens is too small.
+    Shape: weights [B], the trust in the source of the tokens, 0 for rows that are not learned. num_tokens: of all masks
+    of the update, each times its row's weight; a larger divisor is allowed. Raises ValueError for a weight that is
+    negative, NaN or infinite, and if num_tokens is too small.
     """
     places = student.places
     require_shape("weights", weights, places.shape[:1])

@@ -3,7 +3,7 @@
 A group's scores become an advantage for each of its rollouts, and every token of a rollout is made likelier or less
 likely by it, within a clip. Pure; sums are divided by a count over the whole update, as in `distil`.
 
-Not covered: whose score it is. A rollout nobody scored takes no part; it is never given a score.
+Not covered: where a score comes from. A rollout without a score takes no part; it is never given one.
 """
 
 from collections.abc import Callable
@@ -67,8 +67,8 @@ def policy_gradient_loss(
     """-min(ratio A, clip(ratio, 1 - CLIP_LOW, 1 + CLIP_HIGH) A), averaged over the update's tokens (PPO's surrogate).
 
     Shapes: advantages [B]; judged [B] bool: the rollouts that take part, whose sampler must be known. num_tokens:
-    action tokens of all that take part in the update, or what else sums are to be divided by, no less. Raises
-    ValueError naming the row where the result would mean nothing.
+    action tokens of all that take part in the update; a larger divisor is allowed. Raises ValueError naming the row for
+    input without a meaningful result.
     """
     places = student.places
     require_shape("advantages", advantages, places.shape[:1])

@@ -1,11 +1,11 @@
-"""What the losses read of the student: numbers per action token, never its logits.
+"""The student as the losses see it: numbers per action token, never its logits.
 
 Every loss is a function of a few scalars at each of the N action tokens of a micro-batch: the log-probability of the
 sampled token, the cross-entropy to an expert. A `Student` gives them, with their gradients. There are two: the plain
 one here, which holds the scores [N, V] of the whole vocabulary, and `fused.FusedStudent`, which never does. Action
-tokens are picked out once, so padding and tool turns cost no memory and can poison nothing.
+tokens are picked out once, so padding and tool turns cost no memory and cannot affect a result.
 
-Not covered: what the scalars are good for.
+Not covered: the losses made of these numbers.
 """
 
 from abc import ABC, abstractmethod
@@ -20,12 +20,12 @@ from trainer.losses.terms import FullVocabulary, HiddenStates, require_shape
 
 @dataclass(frozen=True, eq=False)
 class Rollouts:
-    """What the student sampled, padded to one length.
+    """Sampled rollouts, padded to one length.
 
     Shapes: token_ids [B, T]; action_mask [B, T] bool, False for tool turns and padding; temperature [B] of the
     sampler; sampler_logprobs [B, T], read where `credited`; credited [B] bool: False where the sampler's logprobs are
-    unknown or top-p/top-k cut its distribution, and such a rollout trains the local term alone; emphasis [B]: what all
-    that a rollout gives to the loss is multiplied with, 1 unless questions are weighted.
+    unknown or top-p/top-k cut its distribution, and such a rollout trains the local term alone; emphasis [B]: the
+    factor on all that a rollout adds to the loss, 1 unless questions are weighted.
     """
 
     token_ids: Tensor
@@ -75,7 +75,7 @@ class Choices:
 
 @dataclass(frozen=True, eq=False)
 class Expectation:
-    """A full-vocabulary expert as the student meets it. Shapes: [N], 0 where the expert is absent.
+    """The student's scores under a full-vocabulary expert. Shapes: [N], 0 where the expert is absent.
 
     score: the expert's expectation of the student's score, sum_a expert(a) score(a); it alone carries a gradient.
     mass: the expert's probabilities' sum, 1 but for rounding. entropy: its own. action_logprobs: of the sampled token.
@@ -118,7 +118,7 @@ class Student(ABC):
 
     @abstractmethod
     def expect(self, expert: FullVocabulary | HiddenStates, present: Tensor) -> Expectation:
-        """What a full-vocabulary expert makes of the scores, where it is present [N]."""
+        """The scores' expectation under a full-vocabulary expert, where it is present [N]."""
 
     @abstractmethod
     def reverse_kl(self, expert: FullVocabulary | HiddenStates, at: Tensor) -> tuple[Tensor, Tensor]:

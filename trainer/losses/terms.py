@@ -1,6 +1,6 @@
-"""What experts say about the steps of a rollout: distributions of every kind, and terms, which weigh them.
+"""Experts' distributions at the steps of a rollout, one class per kind, and terms, which weigh them.
 
-Not covered: making the distributions (the teacher, the experts), and what the student pays for them (`costs`).
+Not covered: making the distributions (the teacher, the experts), and the student's cost under them (`costs`).
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ class FullVocabulary:
 class HiddenStates:
     """A full-vocabulary expert before its output layer, which it shares with the student: our own teacher.
 
-    Shape: hidden [B, T, H], what predicts each token; it is tempered by `temperature` > 0.
+    Shape: hidden [B, T, H], the states that predict each token. The distribution is tempered by `temperature` > 0.
     """
 
     hidden: Tensor
@@ -60,9 +60,9 @@ ExpertDistribution = FullVocabulary | HiddenStates | TopK | Samples | Label
 
 @dataclass(frozen=True, eq=False)
 class WholeTerm:
-    """An expert that speaks on every action token of a rollout.
+    """An expert with a distribution at every action token of a rollout.
 
-    Shape: weights [B], its trust per rollout relative to the other terms; 0 where it has nothing to say.
+    Shape: weights [B], its trust per rollout relative to the other terms; 0 where it is absent.
     """
 
     name: str
@@ -72,9 +72,9 @@ class WholeTerm:
 
 @dataclass(frozen=True, eq=False)
 class PartialTerm:
-    """An expert that speaks on some action tokens: spans, samples at some prefixes, labels. Local term only.
+    """An expert with a distribution at some action tokens: spans, samples at some prefixes, labels. Local term only.
 
-    Shape: weights [B, T], 0 where it says nothing. share: its part of the loss beside the whole-coverage terms.
+    Shape: weights [B, T], 0 where it is absent. share: its part of the loss beside the whole-coverage terms.
     num_tokens: the tokens such terms cover over the whole update, which its costs are averaged over.
     """
 

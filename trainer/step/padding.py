@@ -1,6 +1,6 @@
 """Reading responses of different lengths without computing their padding: rows of similar length go through together.
 
-The prompt is read once for all of them. What comes out is what one padded batch would give.
+The prompt is read once for all of them. The result equals that of one padded batch.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ def read_responses(model: PolicyModel, prompt_ids: Tensor, response_ids: Tensor,
 
 
 def split_by_length(lengths: Sequence[int], spare: int) -> list[list[int]]:
-    """Batches of rows that cost least, where a batch costs its longest row times its rows, and `spare` for itself."""
+    """The cheapest batches of rows, where a batch costs its longest row times its rows, plus `spare`."""
     order = sorted(range(len(lengths)), key=lambda row: lengths[row])
     best: list[tuple[int, int]] = [(0, 0)]  # least cost of the shortest rows so far, and where their last batch begins
     for end in range(1, len(order) + 1):

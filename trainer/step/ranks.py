@@ -38,12 +38,12 @@ class Ranks:
         return f"cuda:{_local_rank()}" if device == "cuda" and self.size > 1 else device
 
     def leave(self) -> None:
-        """Part from the others."""
+        """Leave the group."""
         if self.size > 1:
             dist.destroy_process_group()
 
     def share(self, thing: T | None) -> T:
-        """What rank 0 holds, on every rank. Blocks until rank 0 has it."""
+        """Rank 0's value, on every rank. Blocks until rank 0 has it."""
         if self.size == 1:
             return cast(T, thing)
         box = [thing]
@@ -51,7 +51,7 @@ class Ranks:
         return cast(T, box[0])
 
     def collect(self, thing: T) -> list[T]:
-        """What every rank holds, by rank, on every rank."""
+        """Every rank's value, in order of ranks, on every rank."""
         if self.size == 1:
             return [thing]
         box: list[T | None] = [None] * self.size

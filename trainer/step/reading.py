@@ -1,6 +1,6 @@
-"""The student's and the teacher's word on a micro-batch, as the losses take them: fused, or over the whole vocabulary.
+"""Student and teacher on a micro-batch, in the form the losses take: fused, or with logits over the whole vocabulary.
 
-Which of the two is decided here, once, by the settings and the model's output layer; the losses never know.
+The settings and the model's output layer decide between the two, here and only here; the losses take either.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from trainer.losses.terms import FullVocabulary, HiddenStates, tempered_logprobs
 
 
 def find_plain_head(model: PeftModel) -> Tensor | None:
-    """The weight [V, H] of an output layer that is nothing but a product; None for any other."""
+    """The weight [V, H] of an output layer without a bias; None for any other layer."""
     find = cast(Callable[[], nn.Module], find_causal_model(model).get_output_embeddings)
     head = find()
     return head.weight if type(head) is nn.Linear and head.bias is None else None
@@ -26,7 +26,7 @@ def find_plain_head(model: PeftModel) -> Tensor | None:
 def read_student(model: PeftModel, hidden: Tensor, rollouts: Rollouts, fused: bool) -> Student:
     """The student at the action tokens, from the states [B, T, H] that predict the rollouts' tokens.
 
-    Raises ValueError, naming the row, where it means nothing.
+    Raises ValueError naming a row with invalid numbers.
     """
     head = find_plain_head(model) if fused else None
     if head is None:

@@ -1,7 +1,8 @@
-"""What an update changes, and its checkpoints: adapter, optimizer, moving average, running baseline, random state.
+"""The state that an update changes, and its checkpoints: adapter, optimizer, moving average, running baseline, random
+state.
 
-A checkpoint is a folder under its own sha256; the same state always gives the same bytes. Loading one gives back the
-state bit for bit, so that a trainer that was killed continues as if it had not been.
+A checkpoint is a folder under its own sha256; the same state always gives the same bytes. Loading one restores the
+state bit for bit, so a trainer that was killed continues as if it had never stopped.
 """
 
 import json
@@ -65,6 +66,13 @@ class TrainerState:
         """Where the weights are."""
         return next(iter(trainable(self.model).values())).device
 
+    def running_mean(self, length: int) -> Tensor:
+        """The running mean [length] of the cost-to-go by position, 0 at positions past the known ones."""
+        mean = torch.zeros(length)
+        known = min(length, len(self.position_mean))
+        mean[:known] = self.position_mean[:known]
+        return mean.to(self.device)
+
     def learning_rate(self, config: TrainerConfig) -> float:
         """Of the update being made, or just made: constant after a linear warm-up."""
         warm = (self.number + 1) / (config.warmup_updates + 1)
@@ -72,7 +80,7 @@ class TrainerState:
 
 
 def begin(policy: LoadedPolicy, config: TrainerConfig) -> TrainerState:
-    """The state before the first update: an adapter that changes nothing yet."""
+    """The state before the first update, with an adapter that does not change the model yet."""
     model = add_lora(policy.model, r=config.lora_r, alpha=config.lora_alpha, seed=config.seed)
     for parameter in trainable(model).values():
         parameter.data = parameter.data.float()  # the adapter and its moments stay in full precision
@@ -98,7 +106,7 @@ def _make_optimizer(model: PeftModel, config: TrainerConfig) -> torch.optim.Opti
 
 
 def save(state: TrainerState, checkpoints: ArtifactStore) -> str:
-    """Store the state; its sha256. It is durable when this returns. Raises DiskFull, and nothing of it is left."""
+    """Store the state durably and return its sha256. Raises DiskFull, and removes the partial checkpoint."""
     tensors = {"position_mean": state.position_mean, "random": torch.get_rng_state()}
     for name, parameter in trainable(state.model).items():
         for moment, value in state.optimizer.state.get(parameter, {}).items():
@@ -150,8 +158,8 @@ def restore(state: TrainerState, checkpoints: ArtifactStore, address: str, confi
 
 
 def begin_from(state: TrainerState, adapter: Path, config: TrainerConfig) -> None:
-    """Put an adapter in place of the weights, with nothing else known of how they came about: a fresh optimizer, the
-    weights themselves as the moving average, no running baseline. Raises CheckpointDiffers if it does not fit."""
+    """Put an adapter in place of the weights, without the rest of its checkpoint: a fresh optimizer, the weights
+    themselves as the moving average, no running baseline. Raises CheckpointDiffers if it does not fit."""
     for name, weights in read_adapter(state.model, adapter).items():
         trainable(state.model)[name].data = weights
     state.optimizer = _make_optimizer(state.model, config)
@@ -174,7 +182,7 @@ def read_adapter(model: PeftModel, folder: Path) -> Weights:
 
 
 def prune(checkpoints: ArtifactStore, keep: Sequence[str]) -> None:
-    """Delete every checkpoint but those named, and what a crash left half-written."""
+    """Delete every checkpoint but those named, and partial ones that a crash left."""
     if not checkpoints.root.is_dir():
         return
     for entry in list(checkpoints.root.iterdir()):
@@ -185,5 +193,5 @@ def prune(checkpoints: ArtifactStore, keep: Sequence[str]) -> None:
             doomed = entry.with_name(f".pruned-{entry.name}")
             shutil.rmtree(doomed, ignore_errors=True)  # a crash left it
             with suppress(OSError):
-                entry.rename(doomed)  # first, so that nobody reads half a checkpoint under its address
+                entry.rename(doomed)  # first, so that no reader finds half a checkpoint under its address
         shutil.rmtree(doomed, ignore_errors=True)

@@ -1,7 +1,7 @@
-"""The teacher: our own policy, frozen or as a moving average, that is shown what the student is not.
+"""The teacher: our own policy, frozen or as a moving average, under a context that the student does not see.
 
-It reads the rollout's own tokens under a context, without gradient: what it says is over the full vocabulary and never
-leaves the process; the ledger keeps the context's hash, the teacher's and the cost of every token.
+It reads the rollout's own tokens under that context, without gradient. Its distributions are over the full vocabulary
+and never leave the process. The ledger keeps the context's hash, the teacher's, and the cost of every token.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ def with_weights(model: PeftModel, weights: Weights) -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class Teacher:
-    """Whose weights score: `average` None means the frozen base. sha256 names them in the ledger."""
+    """The teacher's weights: an `average`, or None for the frozen base. sha256 names them in the ledger."""
 
     average: Weights | None
     sha256: str

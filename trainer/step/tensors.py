@@ -1,8 +1,8 @@
-"""Rows as tensors: a micro-batch padded to one length, and every expert's word on it as a term of the loss."""
+"""Rows as tensors: a micro-batch padded to one length."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from uuid import UUID
 
 import torch
 from torch import Tensor
@@ -12,13 +12,14 @@ from trainer.batch.rows import Context, ImitationRow, Row, Source
 from trainer.config import TrainerConfig
 from trainer.losses.student import Rollouts
 from trainer.losses.terms import DrawnTerm, Label, PartialTerm, Samples, Term, TopK, WholeTerm
+from trainer.objectives.base import TermSource
 from trainer.step.plan import SPANS, Plan
 from trainer.step.reading import read_teacher
 from trainer.step.state import TrainerState
 from trainer.step.teacher import Teacher, read_under_contexts
 
 
-def stack_rows(micro: list[Row], plan: Plan, device: torch.device) -> tuple[Rollouts, Tensor]:
+def stack_rows(micro: Sequence[Row], emphasis: Mapping[UUID, float], device: torch.device) -> tuple[Rollouts, Tensor]:
     """The rows as padded tensors, and which of their tokens exist [B, T]."""
     shape = (len(micro), max(len(row.token_ids) for row in micro))
     ids, mask = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.bool)
@@ -36,46 +37,37 @@ def stack_rows(micro: list[Row], plan: Plan, device: torch.device) -> tuple[Roll
         temperature=torch.tensor([row.temperature for row in micro], device=device),
         sampler_logprobs=sampler.to(device),
         credited=torch.tensor([row.credited for row in micro], device=device),
-        emphasis=torch.tensor([plan.emphasis[row.lesson_id] for row in micro], device=device),
+        emphasis=torch.tensor([emphasis[row.lesson_id] for row in micro], device=device),
     )
     return rollouts, exists.to(device)
 
 
-def stack_targets(
-    rows: Sequence[Row], targets: Sequence[ImitationRow], plan: Plan, device: torch.device
+def stack_texts(
+    rows: Sequence[Row], texts: Sequence[ImitationRow], emphasis: Mapping[UUID, float], device: torch.device
 ) -> tuple[Rollouts, Tensor]:
     """Texts to imitate in the rows' place as if they were rollouts, and which of their tokens exist."""
-    shape = (len(targets), max(len(target.token_ids) for target in targets))
+    shape = (len(texts), max(len(text.token_ids) for text in texts))
     ids, learn = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.bool)
     exists = torch.zeros(shape, dtype=torch.bool)
-    for index, target in enumerate(targets):
-        ids[index, : len(target.token_ids)] = torch.tensor(target.token_ids)
-        exists[index, : len(target.token_ids)] = True
-        learn[index, : len(target.learned)] = torch.tensor(target.learned)
-    texts = Rollouts(
+    for index, text in enumerate(texts):
+        ids[index, : len(text.token_ids)] = torch.tensor(text.token_ids)
+        exists[index, : len(text.token_ids)] = True
+        learn[index, : len(text.learned)] = torch.tensor(text.learned)
+    stacked = Rollouts(
         token_ids=ids.to(device),
         action_mask=learn.to(device),
         temperature=torch.tensor([row.temperature for row in rows], device=device),
         sampler_logprobs=torch.zeros(shape, device=device),
-        credited=torch.zeros(len(targets), dtype=torch.bool, device=device),
-        emphasis=torch.tensor([plan.emphasis[row.lesson_id] for row in rows], device=device),
+        credited=torch.zeros(len(texts), dtype=torch.bool, device=device),
+        emphasis=torch.tensor([emphasis[row.lesson_id] for row in rows], device=device),
     )
-    return texts, exists.to(device)
-
-
-@dataclass(frozen=True)
-class TermSource:
-    """Where a term of a micro-batch came from, row by row: None where the row has no part in it."""
-
-    kind: TermKind
-    rows: tuple[tuple[Source, float, int] | None, ...]
-    context_sha256: tuple[str | None, ...]
+    return stacked, exists.to(device)
 
 
 def build_terms(
     state: TrainerState,
     teacher: Teacher,
-    micro: list[Row],
+    micro: Sequence[Row],
     rollouts: Rollouts,
     exists: Tensor,
     plan: Plan,
@@ -110,7 +102,7 @@ def build_terms(
 
 
 def _weigh_spans(
-    micro: list[Row], contexts: Sequence[Context | None], rollouts: Rollouts
+    micro: Sequence[Row], contexts: Sequence[Context | None], rollouts: Rollouts
 ) -> tuple[Tensor, tuple[tuple[Source, float, int] | None, ...]]:
     """The weights [B, T] of contexts that speak about some tokens only, and where they came from."""
     weights = torch.zeros(rollouts.token_ids.shape)
@@ -123,11 +115,11 @@ def _weigh_spans(
     return weights.to(rollouts.token_ids.device), tuple(rows)
 
 
-def _experts(micro: list[Row], kind: str) -> list[str]:
+def _experts(micro: Sequence[Row], kind: str) -> list[str]:
     return sorted({one.expert for row in micro for one in getattr(row, kind)})
 
 
-def _top_k_term(name: str, micro: list[Row], rollouts: Rollouts, device: torch.device) -> tuple[Term, TermSource]:
+def _top_k_term(name: str, micro: Sequence[Row], rollouts: Rollouts, device: torch.device) -> tuple[Term, TermSource]:
     found = [next((one for one in row.top_k if one.expert == name), None) for row in micro]
     width = max(len(one.token_ids[0]) for one in found if one is not None)
     shape = (*rollouts.token_ids.shape, width)
@@ -149,7 +141,7 @@ def _top_k_term(name: str, micro: list[Row], rollouts: Rollouts, device: torch.d
 
 
 def _sample_terms(
-    name: str, micro: list[Row], rollouts: Rollouts, plan: Plan, config: TrainerConfig, device: torch.device
+    name: str, micro: Sequence[Row], rollouts: Rollouts, plan: Plan, config: TrainerConfig, device: torch.device
 ) -> list[tuple[Term, TermSource]]:
     """A black-box expert's samples: over the whole rollout, at places drawn at random, or at places it was given."""
     terms: list[tuple[Term, TermSource]] = []
@@ -189,7 +181,7 @@ def _sample_terms(
 
 
 def _label_term(
-    name: str, micro: list[Row], rollouts: Rollouts, plan: Plan, config: TrainerConfig, device: torch.device
+    name: str, micro: Sequence[Row], rollouts: Rollouts, plan: Plan, config: TrainerConfig, device: torch.device
 ) -> tuple[Term, TermSource]:
     found = [next((one for one in row.labels if one.expert == name), None) for row in micro]
     ids = torch.zeros(rollouts.token_ids.shape, dtype=torch.long)

@@ -1,8 +1,8 @@
 """One update: a batch of rows in, changed weights and an account of them out.
 
 The loss of the update is the sum of its micro-batches' losses, each already divided by counts over the whole update;
-so gradients add up over micro-batches and ranks alike. A row that means nothing (NaN, a distribution that does not
-fit) is taken out as invalid, and the step starts again without it. Nothing here touches the store or the disk.
+so gradients add up over micro-batches and ranks alike. An invalid row (NaN, a distribution that does not fit) is taken
+out, and the step starts again without it. This module touches neither the store nor the disk.
 """
 
 import math
@@ -18,13 +18,15 @@ from services.store.ledger.updates import Contribution
 from trainer.batch.rows import Batch, Row
 from trainer.config import TrainerConfig
 from trainer.losses.credit import update_position_mean
-from trainer.step.account import Account, contribute, measure
+from trainer.objectives.account import Account
 from trainer.step.compose import Composer
+from trainer.step.measure import contribute, measure
 from trainer.step.plan import make_plan
 from trainer.step.ranks import Ranks
 from trainer.step.state import TrainerState
 from trainer.step.teacher import follow, make_teacher, trainable
 
+GRAD_NORM = 1.0  # a larger gradient is scaled down to it: one odd batch must not throw the adapter far off
 RUNNING_MEAN_RATE = 0.1  # share of the newest update in the running mean of returns per position
 
 
@@ -33,7 +35,7 @@ class Stopped(Exception):
 
 
 class MeaninglessRows(Exception):
-    """Rows that cannot be trained on, with the reasons; the weights are unchanged."""
+    """Rows that cannot be trained on, with the reasons. The weights are unchanged."""
 
     def __init__(self, reasons: dict[UUID, str]) -> None:
         super().__init__(f"{len(reasons)} rows mean nothing")
@@ -44,7 +46,7 @@ class MeaninglessRows(Exception):
 class StepResult:
     """The account of one update: what each lesson gave, and the metrics.
 
-    untrained: why nothing was trained, and then the state is as it was; None when the weights changed.
+    untrained: why the weights did not change, and then the state did not either; None when they changed.
     """
 
     contributions: tuple[Contribution, ...]
@@ -60,8 +62,8 @@ def make_update(
     ranks: Ranks,
     stopping: Callable[[], bool],
 ) -> StepResult:
-    """Change the weights by one optimizer step on the batch, unless nothing in it teaches anything. Of the settings:
-    the sampler's limit and the teacher's temperature.
+    """Change the weights by one optimizer step on the batch, unless no row of it teaches anything. Of the settings: the
+    teacher's temperature.
 
     Raises Stopped, with the weights unchanged, when `stopping` turns true between two micro-batches.
     """
@@ -70,14 +72,15 @@ def make_update(
     teacher = make_teacher(state.average, state.base_sha256)
     while True:
         state.optimizer.zero_grad(set_to_none=True)
-        plan = make_plan(batch.rows, config, settings.max_new_tokens, state.tokenizer, state.vocabulary)
+        plan = make_plan(batch.rows, config)
         try:
-            account = _sum_losses(Composer(state, teacher, plan, config, settings), batch, ranks, stopping)
+            composer = Composer(state, teacher, plan, config, settings.teacher_temperature)
+            account = _sum_losses(composer, batch, ranks, stopping)
             break
         except MeaninglessRows as error:
             batch = batch.without(error.reasons)
     ranks.sum_gradients(parameters.values())
-    grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), config.grad_clip))
+    grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), GRAD_NORM))
     if not math.isfinite(grad_norm):
         batch = batch.without({row.lesson_id: "the gradient of its update was NaN or infinite" for row in batch.rows})
     untrained = _why_untrained(batch, account, grad_norm)
@@ -138,9 +141,9 @@ def split_rows(rows: Sequence[Row], max_rows: int, share_baseline: bool) -> list
 
 def _sum_losses(composer: Composer, batch: Batch, ranks: Ranks, stopping: Callable[[], bool]) -> Account:
     """Backward through this rank's micro-batches; the account of all ranks. Raises MeaninglessRows on every rank."""
-    rows = [row for row in batch.rows if row.lesson_id in composer.plan.usable]
+    rows = [row for row in batch.rows if composer.plan.uses(row)]
     account, bad, stopped = Account(), dict[UUID, str](), False
-    micros = split_rows(rows, composer.config.micro_batch_rows, composer.config.shares_baseline)
+    micros = split_rows(rows, composer.config.micro_batch_rows, composer.plan.shares_baseline)
     for micro in micros[ranks.rank :: ranks.size]:
         if stopped := stopping():
             break
@@ -160,7 +163,7 @@ def _sum_losses(composer: Composer, batch: Batch, ranks: Ranks, stopping: Callab
 
 
 def _go_back(composer: Composer, micro: list[Row]) -> Account:
-    """Add the micro-batch's gradient to the parameters'. Raises ValueError if it means nothing, perhaps half-way."""
+    """Add the micro-batch's gradient to the parameters'. Raises ValueError if a row is invalid, perhaps half-way."""
     account = Account()
     for loss in composer.losses(micro, account):
         if not loss.isfinite():
@@ -171,7 +174,7 @@ def _go_back(composer: Composer, micro: list[Row]) -> Account:
 
 
 def _find_meaningless(composer: Composer, micro: list[Row], problem: str) -> dict[UUID, str]:
-    """Which rows of a micro-batch that failed mean nothing: those that fail alone, or all of them where none does."""
+    """The invalid rows of a micro-batch that failed: those that fail alone, or all of them where none does."""
     bad = {}
     for row in micro:
         try:

@@ -16,11 +16,13 @@ from services.contracts.updates import Speaker
 from services.policy.model.modeling import LoadedPolicy, decode_ids, encode_text
 from services.store.ledger.lessons import EarlierCorrection, LessonFacts
 from tests.trainer.world import ANSWERS, answer, facts, reference
-from trainer.batch.build import build_batch, hash_batch, solution_target
+from trainer.batch.build import build_batch, hash_batch
 from trainer.batch.rows import Batch, Context, ImitationRow, Row, Vocabulary
 from trainer.config import TrainerConfig
+from trainer.objectives.base import OwnSettings
+from trainer.objectives.sft import Sft
 
-CONFIG = TrainerConfig(template=Template.TURNS, solutions="both", baseline="leave_one_out")
+CONFIG = TrainerConfig(template=Template.TURNS, solutions="both")
 
 
 def build(
@@ -123,15 +125,6 @@ def test_a_group_of_fewer_than_eight_is_shown_no_siblings(policy: LoadedPolicy) 
     assert all(not row.contexts for row in build(policy, siblings(policy, {0, 1, 2}, size=6)).rows)
 
 
-def test_with_a_running_baseline_small_groups_may_show_any_sibling_but_never_the_rollout_itself(
-    policy: LoadedPolicy,
-) -> None:
-    config = CONFIG.model_copy(update={"baseline": "running_mean"})
-    batch = build(policy, siblings(policy, {3}, size=6), config=config)
-    assert [bool(row.contexts) for row in batch.rows] == [True, True, True, False, True, True]
-    assert {row.half for row in batch.rows} == {0}
-
-
 def test_contexts_that_are_fixed_given_the_prompt_leave_the_group_whole(policy: LoadedPolicy) -> None:
     lessons = [facts(policy, text, index=index, answers=(reference(),)) for index, text in enumerate(ANSWERS)]
     assert {row.half for row in build(policy, lessons).rows} == {0}
@@ -146,8 +139,6 @@ def test_what_the_group_answered_does_not_decide_whether_it_is_halved(policy: Lo
     assert [row.half for row in build(policy, lessons).rows] == [0, 1] * 4
     reference_only = CONFIG.model_copy(update={"solutions": "reference"})
     assert {row.half for row in build(policy, lessons, config=reference_only).rows} == {0}
-    running = CONFIG.model_copy(update={"baseline": "running_mean"})
-    assert {row.half for row in build(policy, lessons, config=running).rows} == {0}
 
 
 def test_a_group_nobody_scores_and_one_with_an_earlier_correction_stay_whole(policy: LoadedPolicy) -> None:
@@ -185,7 +176,7 @@ def test_the_turns_template_leaves_feedback_out_so_that_a_group_shares_one_conte
 def test_a_context_has_the_weight_of_the_most_trusted_who_speak_in_it(policy: LoadedPolicy) -> None:
     remarks = [answer(weight=weight, feedback=Feedback(text=f"from {weight}")) for weight in (0.25, 2.0, 1.0)]
     [context] = only(policy, facts(policy, answers=tuple(remarks))).contexts
-    assert context.weight == CONFIG.conditioned_weight * 2.0
+    assert context.weight == 2.0
 
 
 def test_a_term_names_everybody_whose_words_stand_in_it(policy: LoadedPolicy) -> None:
@@ -198,9 +189,8 @@ def test_a_term_names_everybody_whose_words_stand_in_it(policy: LoadedPolicy) ->
     assert context.source.speakers == (own, heard)
 
 
-def test_an_expert_that_is_not_active_trains_nothing_whatever_the_settings_say(policy: LoadedPolicy) -> None:
-    config = CONFIG.model_copy(update={"expert_weights": {"reference": 5.0}})
-    row = only(policy, facts(policy, answers=(replace(reference(), weight=0.0),)), config)
+def test_an_expert_that_is_not_active_trains_nothing(policy: LoadedPolicy) -> None:
+    row = only(policy, facts(policy, answers=(replace(reference(), weight=0.0),)))
     assert not row.taught
 
 
@@ -411,10 +401,10 @@ def test_a_context_too_long_for_the_model_is_left_out(policy: LoadedPolicy) -> N
 
 def test_sft_learns_the_very_solution_the_teacher_is_shown_to_its_end(policy: LoadedPolicy) -> None:
     row = only(policy, facts(policy, answers=(reference("It is 4."),)))
-    target = solution_target(row, policy.tokenizer, Vocabulary(policy.vocab_size, policy.eos_token_ids, 512))
-    assert target is not None
-    assert decode_ids(policy.tokenizer, target.token_ids) == "It is 4.<|im_end|>"
-    assert target.source.answers == row.contexts[0].source.answers
+    [text] = Sft(OwnSettings(), 1.0, [row]).texts(row)
+    assert decode_ids(policy.tokenizer, text.token_ids) == "It is 4.<|im_end|>"
+    assert text.num_learned == len(text.token_ids)
+    assert text.source.answers == row.contexts[0].source.answers
 
 
 def test_the_batch_hash_names_lessons_answers_and_corrections(policy: LoadedPolicy) -> None:
@@ -464,44 +454,28 @@ def test_spans_within_feedback_on_the_whole_leave_it_on_the_whole(policy: Loaded
     assert row.covered
 
 
-IMITATE = CONFIG.model_copy(update={"continuations": "imitate"})
-
-
-def test_the_rest_of_a_continuation_is_dropped_or_imitated_after_its_samples(policy: LoadedPolicy) -> None:
+def test_the_rest_of_a_continuation_after_its_samples_is_dropped(policy: LoadedPolicy) -> None:
     ids = encode_text(policy.tokenizer, "four")
     theirs = [ids[1], *encode_text(policy.tokenizer, "xyz")]
-    distribution = SamplesDistribution(
-        tokenizer_hash=policy.tokenizer_hash, prefixes=[1], continuations=[[Continuation(token_ids=theirs)]]
-    )
-    lesson = facts(policy, "four", answers=(answer(distribution=distribution),))
-    assert not only(policy, lesson).imitations
-    row = only(policy, lesson, IMITATE)
-    [rest] = row.imitations
-    assert decode_ids(policy.tokenizer, rest.token_ids) == "foxyz"
-    assert rest.learned == (False,) * 3 + (True,) * 2  # "o" agreed and "x" is a sample at the place where they parted
-    assert row.samples[0].tokens == only(policy, lesson).samples[0].tokens
-    assert "the rest of a continuation" in rest.source.names[0]
+    row = samples(policy, "four", prefixes=[1], continuations=[[Continuation(token_ids=theirs)]])
+    assert row.samples[0].tokens == {1: (ids[1],), 2: (theirs[1],)}  # "x" is a sample at the place where they parted
+    assert not row.imitations
 
 
-def test_an_unknown_id_in_the_rest_of_a_continuation_makes_the_lesson_invalid(policy: LoadedPolicy) -> None:
+def test_an_unknown_id_anywhere_in_a_continuation_makes_the_lesson_invalid(policy: LoadedPolicy) -> None:
     theirs = [*encode_text(policy.tokenizer, "x"), 100_000]
     distribution = SamplesDistribution(
         tokenizer_hash=policy.tokenizer_hash, prefixes=[0], continuations=[[Continuation(token_ids=theirs)]]
     )
     lesson = facts(policy, "four", answers=(answer(distribution=distribution),))
-    assert (
-        "token id 100000 is outside the vocabulary" in build(policy, [lesson], config=IMITATE).invalid[lesson.lesson_id]
-    )
+    assert "token id 100000 of a sample is outside the vocabulary" in build(policy, [lesson]).invalid[lesson.lesson_id]
 
 
-def test_a_continuation_without_a_rest_leaves_nothing_to_imitate(policy: LoadedPolicy) -> None:
-    ids = encode_text(policy.tokenizer, "four")
-    distribution = SamplesDistribution(
-        tokenizer_hash=policy.tokenizer_hash, prefixes=[1], continuations=[[Continuation(token_ids=ids[1:])]]
-    )
-    assert not only(policy, facts(policy, "four", answers=(answer(distribution=distribution),)), IMITATE).imitations
+def test_a_continuation_that_begins_in_a_tool_turn_has_no_samples(policy: LoadedPolicy) -> None:
     late = SamplesDistribution(
-        tokenizer_hash=policy.tokenizer_hash, prefixes=[0], continuations=[[Continuation(token_ids=ids)]]
+        tokenizer_hash=policy.tokenizer_hash,
+        prefixes=[0],
+        continuations=[[Continuation(token_ids=encode_text(policy.tokenizer, "four"))]],
     )
     tool_turn = facts(policy, "four", action_mask=(False, True, True, True), answers=(answer(distribution=late),))
-    assert not only(policy, tool_turn, IMITATE).imitations
+    assert not only(policy, tool_turn).samples

@@ -21,6 +21,7 @@ from tests.trainer.training import settings_of, training
 from tests.trainer.world import World
 from tests.waiting import wait_until
 from trainer.config import TrainerConfig
+from trainer.loop import train as loop
 from trainer.step.state import FACTS
 
 pytestmark = pytest.mark.integration
@@ -145,7 +146,14 @@ def policies_by_status(store: Store) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("fate", ["deleted", "damaged"])
 def test_without_its_checkpoint_training_starts_from_the_adapter_and_the_ledger_says_so(
-    tmp_path: Path, store: Store, world: World, database_url: str, redis_url: str, server: str, fate: str
+    tmp_path: Path,
+    store: Store,
+    world: World,
+    database_url: str,
+    redis_url: str,
+    server: str,
+    fate: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     world.lessons(num_groups=4)
     world.stop_after(1)
@@ -161,7 +169,8 @@ def test_without_its_checkpoint_training_starts_from_the_adapter_and_the_ledger_
     else:
         (checkpoint / FACTS).write_text("{}")
     world.stop_after(3)
-    with training(settings, SANE.model_copy(update={"max_refusals": 1})) as thread:
+    monkeypatch.setattr(loop, "MAX_REFUSALS", 1)
+    with training(settings, SANE) as thread:
         wait_until(lambda: number_of(store, world) == 3, thread.is_alive)
     with store.transaction() as session:
         fallback = session.scalars(select(FallbackRow)).one()
@@ -175,7 +184,7 @@ def num_fallbacks(store: Store) -> int:
 
 
 def test_killed_on_the_way_back_the_trainer_ends_with_the_very_same_weights_and_again_and_again_is_said(
-    tmp_path: Path, store: Store, world: World, database_url: str, redis_url: str
+    tmp_path: Path, store: Store, world: World, database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.lessons(num_groups=7)
     world.stop_after(7)
@@ -184,9 +193,9 @@ def test_killed_on_the_way_back_the_trainer_ends_with_the_very_same_weights_and_
         lora_r=4, groups_per_update=1, publish_every=1, gate_max_kl_previous=1e-12, teacher_ema=0.1, keep_checkpoints=1
     )
 
-    def end(home: str, at: int, **more: int) -> list[str | None]:
+    def end(home: str, at: int) -> list[str | None]:
         settings = settings_of(tmp_path / home, database_url, redis_url)
-        with training(settings, config.model_copy(update=more)) as thread:
+        with training(settings, config) as thread:
             wait_until(lambda: number_of(store, world) == at, thread.is_alive)
         return list(checkpoints_of(store))
 
@@ -201,7 +210,9 @@ def test_killed_on_the_way_back_the_trainer_ends_with_the_very_same_weights_and_
         session.execute(delete(FallbackRow))
         session.execute(delete(PolicyVersionRow).where(PolicyVersionRow.number > 0))
     world.stop_after(3)
-    end("killed", 3, max_refusals=9)  # all refused, the fallback not yet written: killed before it
+    with monkeypatch.context() as patience:
+        patience.setattr(loop, "MAX_REFUSALS", 9)
+        end("killed", 3)  # all refused, the fallback not yet written: killed before it
     assert num_fallbacks(store) == 0
     world.stop_after(7)
     refusing = {

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.trainer.losses.tabular import DEFAULT, PROPOSITION_1, make_rollouts, one_group, whole_term
-from trainer.losses.credit import CostKind, Credit, LeaveOneOut, Reach
+from trainer.losses.credit import CostKind, Credit, LeaveOneOut, Reach, Scale
 from trainer.losses.distil import DistilLoss, distil_loss, forward_ce_loss
 from trainer.losses.imitation import sft_loss
 from trainer.losses.reward import policy_gradient_loss
@@ -117,6 +117,15 @@ def test_a_rollout_whose_sampler_is_unknown_trains_the_local_term_alone() -> Non
     assert result.local.item() == pytest.approx(2.2)
     assert result.future.item() == pytest.approx(0.5 * (-1 * 2 - 2 * 3) / 5)
     assert (result.num_future_tokens.item(), result.num_future_rows.item()) == (2, 1)
+
+
+def test_only_a_rollout_that_is_charged_must_be_within_the_samplers_limit() -> None:
+    room = replace(CLIPPED, scale=Scale.ROOM_LEFT, max_tokens=2)
+    with pytest.raises(ValueError, match="row 0: 3 action tokens, more than max_tokens=2"):
+        charge(credit=room)
+    from_elsewhere = replace(ROLLOUTS, credited=torch.zeros(2, dtype=torch.bool))
+    result = charge(credit=room, rollouts=from_elsewhere)
+    assert (result.local.item(), result.future.item()) == pytest.approx((2.2, 0))
 
 
 def test_the_token_ratio_weighs_the_future_term_and_is_cut_at_two() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -14,9 +15,9 @@ from tests.trainer.world import answer, facts, reference
 from trainer.batch.build import build_batch
 from trainer.batch.rows import Row, Vocabulary
 from trainer.config import TrainerConfig
+from trainer.objectives.base import Objective
+from trainer.objectives.scores import FromScores
 from trainer.step.plan import SPANS, Plan, make_plan
-
-LONGEST = 12
 
 
 def plan_of(
@@ -26,8 +27,18 @@ def plan_of(
     config = TrainerConfig.model_validate({"solutions": "reference"} | settings)
     vocabulary = Vocabulary(policy.vocab_size, policy.eos_token_ids, 512)
     rows = build_batch(lessons, [], policy.tokenizer, vocabulary, config, newest_version=0).rows
-    plan = make_plan(rows, config, LONGEST, policy.tokenizer, vocabulary)
-    return plan, dict(enumerate(rows)), [row.lesson_id in plan.usable for row in rows]
+    plan = make_plan(rows, config)
+    return plan, dict(enumerate(rows)), [plan.uses(row) for row in rows]
+
+
+def own(plan: Plan, name: str) -> Objective[Any]:
+    return next(one for one in plan.objectives if one.name == name)
+
+
+def advantages(plan: Plan, name: str) -> dict[UUID, float]:
+    objective = own(plan, name)
+    assert isinstance(objective, FromScores)
+    return objective.advantages
 
 
 @pytest.fixture
@@ -72,19 +83,11 @@ def test_sums_are_divided_by_the_tokens_of_those_who_take_part(
     policy: LoadedPolicy, lessons: list[LessonFacts]
 ) -> None:
     plan, _, _ = plan_of(policy, lessons, objective="distil", mix={"grpo": 1.0, "rft": 1.0, "sdpo": 1.0, "sft": 1.0})
-    assert (plan.covered, plan.shown, plan.judged, plan.won) == (4 + 5, 4, 4 + 5 + 2, 5)
-    assert (plan.covered_tokens, plan.shown_tokens) == (9, 4)
+    assert {one.name: one.num_tokens for one in plan.objectives} == {
+        **{"distil": 4 + 5, "grpo": 4 + 5 + 2, "rft": 5, "sdpo": 4, "sft": 0}
+    }
     assert plan.partial == {SPANS: 2}
-    assert plan.solutions == len("It is 4.") + 1
-
-
-def test_or_by_as_many_times_the_longest_answer(policy: LoadedPolicy, lessons: list[LessonFacts]) -> None:
-    longer = facts(policy, "far longer than that", index=5, answers=(reference(),))
-    settings: dict[str, object] = {"objective": "distil", "mix": {"grpo": 1.0, "rft": 1.0, "sdpo": 1.0}}
-    plan, _, _ = plan_of(policy, [*lessons, longer], normaliser="max_tokens", **settings)
-    assert (plan.judged, plan.won) == (3 * LONGEST, LONGEST)
-    assert (plan.covered, plan.shown) == (2 * LONGEST + 20, LONGEST + 20)  # a longer one counts with what it has
-    assert (plan.covered_tokens, plan.shown_tokens) == (4 + 5 + 20, 4 + 20)
+    assert own(plan, "sft").num_text_tokens == len("It is 4.") + 1
 
 
 def test_terms_that_cover_some_tokens_are_counted_by_name_and_imitation_by_tokens_and_trust(
@@ -108,37 +111,36 @@ def test_terms_that_cover_some_tokens_are_counted_by_name_and_imitation_by_token
             facts(policy, "2+2=5!", index=3, answers=(corrected(0.5, "2+2=4!!"),)),
             facts(policy, "2+2=5!", index=4, answers=(corrected(2.0, "2+2=4?"), asked(1.0, [2]))),
         ],
-        continuations="imitate",
     )
     assert plan.partial == {"samples:oracle": 1 + 2 + 1, SPANS: 2 + 2, "label:human": 2}
-    assert plan.covered_tokens == 5 + 2
-    # after a sample two tokens are left of its continuation; after the label "!!" and "?" are left of the corrections
+    assert own(plan, "distil").num_tokens == 5 + 2
+    # after the label "!!" and "?" are left of the corrections
     rests = [(one.weight, one.num_learned) for row in rows.values() for one in row.imitations]
-    assert sorted(rests) == sorted([(1.0, 2)] * 4 + [(0.25, 2)] * 2 + [(0.5, 2), (2.0, 1)])
-    assert plan.imitated == 4 * 2 + 0.25 * 2 * 2 + 0.5 * 2 + 2.0
+    assert rests == [(0.5, 2), (2.0, 1)]
+    assert own(plan, "distil").num_text_tokens == 0.5 * 2 + 2.0
 
 
 def test_a_solution_counts_with_the_trust_in_who_gave_it(policy: LoadedPolicy) -> None:
     told = facts(policy, "four", answers=(replace(reference(), weight=0.5),))
     plan, _, _ = plan_of(policy, [told], objective="sft")
-    assert plan.solutions == 0.5 * (len("It is 4.") + 1)
+    assert own(plan, "sft").num_text_tokens == 0.5 * (len("It is 4.") + 1)
 
 
 def test_a_score_is_worth_what_it_is_above_its_siblings(policy: LoadedPolicy, lessons: list[LessonFacts]) -> None:
     plan, rows, _ = plan_of(policy, lessons, objective="grpo", grpo_std=False, mix={"maxrl": 1.0})
-    values = [plan.advantages["grpo"].get(row.lesson_id) for row in rows.values()]
+    values = [advantages(plan, "grpo").get(row.lesson_id) for row in rows.values()]
     assert values == [pytest.approx(-1 / 3), pytest.approx(2 / 3), pytest.approx(-1 / 3), None, None]
-    assert plan.advantages["maxrl"][rows[1].lesson_id] == pytest.approx(2.0, rel=1e-5)
+    assert advantages(plan, "maxrl")[rows[1].lesson_id] == pytest.approx(2.0, rel=1e-5)
 
 
 def test_who_has_no_siblings_or_no_known_sampler_is_not_judged(policy: LoadedPolicy) -> None:
     alone = facts(policy, "four", score=1.0)
-    assert not plan_of(policy, [alone], objective="grpo")[0].advantages["grpo"]
+    assert not advantages(plan_of(policy, [alone], objective="grpo")[0], "grpo")
     unknown = facts(policy, "five", index=1, score=0.0, sampler_logprobs=None)
-    assert not plan_of(policy, [alone, unknown], objective="grpo")[0].advantages["grpo"]
+    assert not advantages(plan_of(policy, [alone, unknown], objective="grpo")[0], "grpo")
     late = replace(facts(policy, "six", index=2, score=0.0), late=True)
     plan, rows, _ = plan_of(policy, [alone, replace(unknown, sampler_logprobs=(-1.0,) * 4), late], objective="grpo")
-    assert set(plan.advantages["grpo"]) == {rows[0].lesson_id, rows[1].lesson_id}
+    assert set(advantages(plan, "grpo")) == {rows[0].lesson_id, rows[1].lesson_id}
 
 
 def test_a_late_lesson_does_not_imitate_the_same_success_again(policy: LoadedPolicy) -> None:
@@ -169,7 +171,7 @@ def test_a_question_counts_most_when_half_of_its_answers_pass(policy: LoadedPoli
     found = [plan.emphasis.get(row.lesson_id) for row in rows.values()]
     assert found == [0.5] * 2 + [pytest.approx((3 / 16) ** 0.5)] * 4 + [None] * 2
     assert usable == [True] * 6 + [False] * 2
-    assert plan.covered_tokens == sum(row.num_actions for row in list(rows.values())[:6]), (
+    assert own(plan, "distil").num_tokens == sum(row.num_actions for row in list(rows.values())[:6]), (
         "who is left out is not counted"
     )
     assert set(plan_of(policy, [unscored])[0].emphasis.values()) == {1.0}

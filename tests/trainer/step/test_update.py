@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import torch
@@ -22,8 +21,10 @@ from tests.trainer.batch.test_build import samples, siblings, top_k
 from tests.trainer.world import ANSWERS, answer, facts, reference
 from trainer.batch.build import build_batch
 from trainer.batch.rows import Batch, LabelRow, Row, SampleRows, Source, TopKRows
-from trainer.config import ObjectiveName, TrainerConfig
+from trainer.config import TrainerConfig
 from trainer.losses.terms import FullVocabulary
+from trainer.objectives.registry import OBJECTIVES
+from trainer.step.plan import make_plan
 from trainer.step.ranks import Ranks
 from trainer.step.reading import read_teacher
 from trainer.step.state import CheckpointDiffers, TrainerState, begin, prune, restore, save
@@ -110,9 +111,14 @@ def test_siblings_that_share_no_baseline_go_through_the_model_so_many_at_a_time(
 ) -> None:
     rows = batch_of(fresh(model_folder), group(policy)).rows
     assert [len(part) for part in split_rows(rows, max_rows=3, share_baseline=False)] == [3, 3, 2]
-    shares = {"lam": 0.1}, {"lam": 0.0}, {"baseline": "running_mean"}, {"objective": "grpo"}
-    assert [TrainerConfig(**one).shares_baseline for one in shares] == [True, False, False, False]
-    assert TrainerConfig(objective="grpo", mix={"distil": 0.5}).shares_baseline
+    shares: dict[str, dict[str, object]] = {
+        "distil": {},
+        "without its future term": {"lam": 0.0},
+        "scores alone": {"objective": "grpo"},
+        "distil in a mix": {"objective": "grpo", "mix": {"distil": 0.5}},
+    }
+    plans = {name: make_plan(rows, TrainerConfig.model_validate(given)) for name, given in shares.items()}
+    assert [name for name, plan in plans.items() if plan.shares_baseline] == ["distil", "distil in a mix"]
 
 
 def test_a_row_with_a_nan_is_invalid_and_the_others_train_as_if_it_were_not_there(
@@ -314,11 +320,10 @@ def test_a_solution_is_learned_at_the_temperature_its_rollout_was_sampled_with(
 def test_the_running_mean_of_later_updates_is_made_of_the_costs_to_go_of_this_one(
     model_folder: Path, policy: LoadedPolicy
 ) -> None:
-    config = CONFIG.model_copy(update={"baseline": "running_mean"})
-    state = fresh(model_folder, config)
+    state = fresh(model_folder)
     wanted = torch.zeros_like(state.position_mean)
     for _ in range(2):
-        result = train(state, batch_of(state, group(policy), config), config)
+        result = train(state, batch_of(state, group(policy)))
         to_go = torch.zeros(len(ANSWERS), len(wanted))
         for row, one in zip(to_go, result.contributions, strict=True):
             costs = torch.tensor(one.token_costs)
@@ -327,9 +332,6 @@ def test_the_running_mean_of_later_updates_is_made_of_the_costs_to_go_of_this_on
         wanted = 0.9 * wanted + 0.1 * to_go.mean(0)
     assert wanted[0] > 0
     torch.testing.assert_close(state.position_mean, wanted, rtol=1e-4, atol=1e-6)
-
-
-OBJECTIVES = get_args(ObjectiveName)
 
 
 def scored_group(policy: LoadedPolicy) -> list[LessonFacts]:
@@ -346,7 +348,7 @@ def scored_group(policy: LoadedPolicy) -> list[LessonFacts]:
     ]
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", list(OBJECTIVES))
 def test_every_objective_trains_and_says_what_it_did(model_folder: Path, policy: LoadedPolicy, objective: str) -> None:
     config = TrainerConfig.model_validate({"objective": objective, "lora_r": 4, "lam": 0.5, "learning_rate": 3e-3})
     state = fresh(model_folder, config)
@@ -382,7 +384,7 @@ def test_a_mix_is_the_weighted_sum_of_its_objectives_each_logged_by_itself(
     assert set(terms_of(losses["distil", True])) == {TermKind.CONDITIONED, TermKind.SCORE, TermKind.IMITATION}
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", list(OBJECTIVES))
 def test_the_fused_update_is_the_plain_one(model_folder: Path, policy: LoadedPolicy, objective: str) -> None:
     ended = []
     for fused in (True, False):
