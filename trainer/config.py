@@ -50,7 +50,7 @@ class TrainerConfig(ObjectiveSettings, BaseSettings):
     learning_rate: float = Field(default=5e-4, gt=0, allow_inf_nan=False)
     """Of AdamW; tune it first, as the highest usable one differs by a factor of 8 between objectives."""
     warmup_updates: int = Field(default=0, ge=0)
-    """Updates over which the learning rate rises from 0, linearly."""
+    """First updates, over which the learning rate rises linearly."""
     lora_r: int = Field(default=16, ge=1)
     """Rank of the adapter."""
     lora_alpha: int = Field(default=32, ge=1)

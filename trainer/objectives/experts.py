@@ -25,9 +25,10 @@ class ExpertSettings(OwnSettings):
     """Weights of what experts say beside a distribution over the whole rollout."""
 
     partial_share: float = Field(default=0.1, ge=0)
-    """Weight of a term that covers some tokens only (labels, samples at prefixes) beside the whole-coverage terms."""
+    """`distil`, `forward_ce`: weight of a term that covers some tokens only (labels, samples at prefixes) beside terms
+    that cover whole rollouts."""
     imitation_share: float = Field(default=0.1, ge=0)
-    """Weight of imitating the rest of a person's text after the token they corrected."""
+    """`distil`, `forward_ce`: weight of imitating the rest of a person's text after the token they corrected."""
 
 
 E = TypeVar("E", bound=ExpertSettings)
@@ -148,4 +149,4 @@ class CoarseSettings(OwnSettings):
     """How finely `sdpo` and `paper` look at the vocabulary."""
 
     student_top_k: int = Field(default=100, ge=1)
-    """The student's likeliest tokens that `sdpo` and `paper` look at, beside a tail bucket."""
+    """`sdpo`, `paper`: the student's likeliest tokens that they look at, beside a tail bucket."""

@@ -13,7 +13,7 @@ class GrpoSettings(OwnSettings):
     """Its advantage."""
 
     grpo_std: bool = True
-    """Divide a group's advantages by the standard deviation of its scores."""
+    """`grpo`: divide a group's advantages by the standard deviation of its scores."""
 
 
 class Grpo(FromScores[GrpoSettings]):

@@ -17,7 +17,8 @@ class SdpoSettings(CoarseSettings):
     """Its divergence."""
 
     sdpo_alpha: float = Field(default=0.5, ge=0, le=1)
-    """0 is KL(teacher ‖ student), 1 KL(student ‖ teacher), between them the generalised Jensen-Shannon divergence."""
+    """`sdpo`: 0 is KL(teacher ‖ student), 1 is KL(student ‖ teacher), and between them lies the generalised
+    Jensen-Shannon divergence."""
 
 
 class Sdpo(FromTeacher[SdpoSettings]):
