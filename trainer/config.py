@@ -26,8 +26,8 @@ class TrainerConfig(ObjectiveSettings, BaseSettings):
     """Folder of the base model; by default the one the lineage was begun with."""
 
     objective: ObjectiveName = "distil"
-    """The loss that is descended: `distil`, `forward_ce`, `paper`, `sdpo`, `reverse_kl`, `grpo`, `maxrl`, `sft` or `rft`,
-    as the [method](method.md) has them."""
+    """The loss that is descended: `distil`, `forward_ce`, `paper`, `sdpo`, `reverse_kl`, `grpo`, `maxrl`, `sft` or
+    `rft`, as the [method](method.md) has them."""
     mix: dict[ObjectiveName, float] = {}
     """Objectives added to it with their weights: PRECEPTOR_TRAINER_MIX='{"grpo": 0.1}'. Each is logged by itself."""
     question_weights: Literal["none", "pass_rate"] = "none"

@@ -21,8 +21,8 @@ class DistilSettings(ExpertSettings):
     """The future term's."""
 
     lam: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    """`distil`: λ, the weight of the future term; 0 is `forward_ce`. Where earlier tokens decide what can be learned, .1
-    is too little; on the starter tasks no difference between 0, .1 and 1 was seen."""
+    """`distil`: λ, the weight of the future term; 0 is `forward_ce`. Where earlier tokens decide what can be learned,
+    .1 is too little; on the starter tasks no difference between 0, .1 and 1 was seen."""
     clip: float = Field(default=5.0, gt=0)
     """`distil`: bound on the charge of a token, in nats, either way; `inf` for none."""
 
