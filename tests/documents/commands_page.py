@@ -23,12 +23,18 @@ def find_commands(group: TyperGroup, before: str = "") -> Iterator[tuple[str, Ty
             yield f"{before}{name}", cast(TyperCommand, command)
 
 
+def _show(argument: TyperArgument) -> str:
+    """An argument's name, in brackets where it may be left out."""
+    name = str(argument.name).upper()
+    return name if argument.required else f"[{name}]"
+
+
 def write_rows() -> Iterator[str]:
     """A table of all commands, in the order of `preceptor --help`."""
     yield "| command | does | options |"
     yield "|---|---|---|"
     for name, command in find_commands(ROOT_COMMAND):
-        given = " ".join([name, *(str(p.name).upper() for p in command.params if isinstance(p, TyperArgument))])
+        given = " ".join([name, *(_show(p) for p in command.params if isinstance(p, TyperArgument))])
         options = [p.opts[0] for p in command.params if isinstance(p, TyperOption) and p.opts[0] not in EVERYWHERE]
         does = (command.help or "").split("\n")[0].replace("|", "\\|")
         yield f"| `{given}` | {does} | {', '.join(f'`{option}`' for option in options)} |"

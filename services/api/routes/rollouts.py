@@ -169,8 +169,8 @@ def get_rollout(rollout_id: UUID, caller: CallerDep, store: StoreDep) -> Rollout
 def list_consultations_of_rollout(
     rollout_id: UUID, caller: CallerDep, store: StoreDep, paging: PagingDep
 ) -> Page[Consultation]:
-    """The questions asked about a rollout, newest first. Reasons in which an expert may quote metadata are null
-    for all but owners and operators. Errors: RolloutNotFound (404), BadCursor (422)."""
+    """The consultations about a rollout, newest first. Reasons in which an expert may quote metadata are null for all
+    but owners and operators. Errors: RolloutNotFound (404), BadCursor (422)."""
     with store.reading() as session:
         rollout = rollouts.get(session, rollout_id)
         return browse.list_consultations(

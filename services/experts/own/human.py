@@ -1,4 +1,4 @@
-"""The human expert: puts the question in the people's queue and says that the answer comes later."""
+"""The human expert: puts the consultation in the human queue and replies that the answer comes later."""
 
 from sqlalchemy.orm import Session
 
@@ -46,7 +46,7 @@ class HumanExpert:
 
 
 def _refuse(session: Session, request: ConsultRequest) -> str | None:
-    """Why people are not asked about this, if they are not: a question that is not ours, or not for training."""
+    """The reason for not consulting people: the consultation is not ours, or not for training; None to consult them."""
     consultation = session.get(ConsultationRow, request.consultation_id)
     rollout = session.get(RolloutRow, request.rollout.id)
     if consultation is None or rollout is None or consultation.rollout_id != rollout.id:

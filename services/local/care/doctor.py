@@ -591,7 +591,7 @@ async def _ask_expert(client: ExpertClient, row: ExpertRow) -> list[Finding]:
         descriptor = await client.describe(row.endpoint, row.signing_secret)
         reply = await client.send("GET", row.endpoint, "/healthz", timeout=ASK_SECONDS)
     except (ExpertUnavailable, EndpointRefused) as error:
-        return [fail(check, error.detail, "Its questions wait for it. Start it, pause it or retire it.")]
+        return [fail(check, error.detail, "Its consultations wait for it. Start it, pause it or retire it.")]
     if descriptor.version != row.version:
         changed = f"answers as version {descriptor.version}, registered is {row.version}"
         return [fail(check, changed, f"Register it again: `preceptor experts add {row.endpoint}`.")]
