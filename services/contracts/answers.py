@@ -184,7 +184,7 @@ class AnswerContent(Contract):
 def check_against_rollout(
     content: AnswerContent, *, num_tokens: int, tokenizer_hash: str, vocab_size: int | None
 ) -> None:
-    """Pass when the answer fits the rollout it is about. Raises ValueError saying what is misaligned."""
+    """Pass when the answer fits its rollout. Raises ValueError with the mismatch."""
     if content.feedback is not None:
         for span in content.feedback.spans:
             if span.end > num_tokens:

@@ -15,7 +15,7 @@ T = TypeVar("T")
 S = TypeVar("S", bound=StrEnum)
 
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+ -]*$")]
-# What a caller sends is taken as it is: `true` is no number, `1.0` no count, "yes" no truth.
+# Values are never converted: `true` is no number, `1.0` no count, "yes" no boolean.
 Bool = Annotated[bool, Strict()]
 Int = Annotated[int, Strict()]
 Float = Annotated[float, Strict()]

@@ -193,7 +193,7 @@ class CorrectionItem(Correction):
 
 
 class CorrectionOutcome(Correction):
-    """What became of a correction: the updates that used it, and what the policy said before and after each.
+    """The effect of a correction: the updates that used it, and the policy's answer before and after each.
 
     waits_for: why no update has used a submitted one; lists leave it out. undo_until: until when its person may take it
     back, where they still may.

@@ -19,7 +19,7 @@ _LINE: Final = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 
 
 def keep_unmeant(original: str, sent: str) -> str:
-    """The text as it was sent, with everything as in the original that nobody meant to change."""
+    """The sent text, with unintended changes undone."""
     if not original.startswith("\ufeff"):
         sent = sent.removeprefix("\ufeff")
     before, after = _LINE.findall(original), _LINE.findall(sent.rstrip() + original[len(original.rstrip()) :])
@@ -72,7 +72,7 @@ def _split(text: str) -> list[str]:
 
 
 def _fold(text: str) -> str:
-    """The text in which two are alike that differ by nothing anybody means."""
+    """A form of the text in which unintended differences vanish."""
     if text in ("\r\n", "\r", "\n"):
         return "\n"
     folded = unicodedata.normalize("NFC", text.translate(BLANKS))
@@ -80,7 +80,7 @@ def _fold(text: str) -> str:
 
 
 def _fold_sent(text: str) -> str:
-    """The same of what was sent: straight quotes become curly ones by themselves, never the other way."""
+    """The same for the sent text: editors turn straight quotes into curly ones, never the other way."""
     return _fold(text.translate(QUOTES))
 
 

@@ -1,4 +1,4 @@
-"""Effects: what the policy made of a corrected prompt just before and just after an update that used the correction."""
+"""Effects: the policy on a corrected prompt just before and just after an update that used the correction."""
 
 from datetime import datetime
 from enum import StrEnum

@@ -115,7 +115,7 @@ class KeyRotate(Contract):
 
 
 class Key(View):
-    """A stored key: what it may, how long, and the few characters by which its holder knows it."""
+    """A stored key: its rights, its end, and the few characters by which its holder recognises it."""
 
     id: UUID
     person_id: UUID

@@ -23,7 +23,7 @@ class NotStrictJson(ValueError):
 
 
 def parse_json(data: bytes | str) -> Json:
-    """The JSON value of UTF-8 bytes or text. Raises NotStrictJson saying what is wrong with it."""
+    """The JSON value of UTF-8 bytes or text. Raises NotStrictJson with the reason."""
     try:
         text = data.decode() if isinstance(data, bytes) else data
         value: Json = json.loads(
@@ -41,7 +41,7 @@ def parse_json(data: bytes | str) -> Json:
 
 
 def read_contract(contract: type[M], data: bytes) -> M | None:
-    """What `contract.model_validate(parse_json(data))` would make, three times as fast; None where only that can tell.
+    """The result of `contract.model_validate(parse_json(data))`, three times as fast; None where only that can decide.
 
     For contracts without a field of free JSON. pydantic's own reader takes a key that comes twice and strings with NUL
     for granted. That no key came twice is certain when as many keys were written as there are fields that were set.

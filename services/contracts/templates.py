@@ -1,6 +1,6 @@
-"""What a teacher is shown: the task's messages with a solution or feedback worked in, as chat messages.
+"""The teacher's prompt: the task's messages with a solution or feedback worked in, as chat messages.
 
-Pure text. Which answers may be shown to whom is decided by the caller. The rollout itself is never shown.
+Pure text. The caller decides which answers may be shown. The rollout itself is never shown.
 """
 
 import re
@@ -27,7 +27,7 @@ def strip_thinking(solution: str) -> str:
 
 
 def render_feedback(feedback: Feedback) -> str:
-    """Feedback as one text: what was said of the whole, then the remarks on spans in their order.
+    """Feedback as one text: the remark on the whole, then the remarks on spans in their order.
 
     A span's own tokens are not quoted: a teacher copies the wrong step it is shown.
     """

@@ -218,7 +218,7 @@ def test_an_active_expert_in_whose_place_something_else_answers_goes_back_to_pro
         readmit()
         server.shutdown()
     found = read_expert(store)
-    assert (found.status, "no expert any more" in (found.reason or "")) == ("probation", True)
+    assert (found.status, "no longer describes itself" in (found.reason or "")) == ("probation", True)
 
 
 def test_an_expert_that_was_let_in_and_fails_goes_back_at_once_and_loses_no_question(

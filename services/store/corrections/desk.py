@@ -124,7 +124,7 @@ def lessons_of(session: Session, row: CorrectionRow) -> list[Lesson]:
 def history(
     session: Session, lineage_id: UUID, person_id: UUID, *, cursor: str | None, limit: int
 ) -> Page[CorrectionOutcome]:
-    """What this person submitted or skipped, the latest first, with what became of each. Errors: BadCursor."""
+    """The items this person submitted or skipped, the latest first, with their effects. Errors: BadCursor."""
     query = (
         select(CorrectionRow)
         .where(

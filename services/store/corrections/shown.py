@@ -1,8 +1,7 @@
-"""What experts were shown of people's corrections: it goes where the correction goes, and so does what they made of it.
+"""Corrections shown to experts: when a correction is taken back or erased, its words leave their consultations too.
 
-Experts of the second stage are asked with the answers that were given so far. When a correction is taken back or
-erased, its words leave those consultations, and what the experts said with them in view is withdrawn. Callers hold the
-rollouts; consultations are locked after them, in the order of their ids.
+Experts of the second stage are asked with the answers so far as context. Their answers that rest on such a correction
+are withdrawn. Callers hold the rollouts' locks; consultations are locked after them, in the order of their ids.
 """
 
 from sqlalchemy import ColumnElement, any_, case, delete, func, literal, or_, select, update
@@ -20,7 +19,7 @@ from services.store.tables.loop import AnswerRow, AttemptRow, ConsultationRow, D
 
 
 def was_shown(of_rollouts: Ids) -> ColumnElement[bool]:
-    """A condition on consultations about these rollouts: what a person wrote is part of them."""
+    """A condition on consultations about these rollouts: a person's words are in their context."""
     of_people = select(AnswerRow.id).join(ExpertRow, ExpertRow.id == AnswerRow.expert_id)
     shown = AnswerRow.id == any_(ConsultationRow.shown)
     in_it = of_people.where(AnswerRow.rollout_id == ConsultationRow.rollout_id, shown, trust.is_people(ExpertRow))
@@ -28,7 +27,7 @@ def was_shown(of_rollouts: Ids) -> ColumnElement[bool]:
 
 
 def withdraw_answers(session: Session, answers: Ids) -> None:
-    """Take the words out of these answers, and never train on them again."""
+    """Delete the text of these answers, and never train on them again."""
     session.execute(
         delete(DistributionRow)
         .where(DistributionRow.answer_id.in_(answers))
@@ -45,24 +44,24 @@ def withdraw_answers(session: Session, answers: Ids) -> None:
 
 
 def take_out(session: Session, of_rollouts: Ids, reason: str) -> None:
-    """Take people's words out of the consultations about these rollouts, and out of why experts did not answer them.
+    """Delete people's words from the consultations about these rollouts, and from the reasons of failed ones.
 
-    Who is being asked is asked anew, without them; a consultation in which nothing else was shown ends, and so does one
-    whose answer was to come later: the expert has the words. The answers are withdrawn before this is called, for
-    rollouts move on with those that are left.
+    Experts that are being asked are asked anew, without the words. A consultation left without context ends, and so
+    does one that waits for a late answer, because its expert has the words. Call this after the answers are withdrawn:
+    rollouts move on with the answers that are left.
     """
     _take_out(session, was_shown(of_rollouts), trust.is_people(ExpertRow), reason)
 
 
 def take_answer_out(session: Session, answer: AnswerRow, reason: str) -> None:
-    """Take one answer out of the consultations that it was shown in, as `take_out` does with people's words."""
+    """Delete one answer from the consultations that it was shown in, as `take_out` does with people's words."""
     shown = literal(answer.id) == any_(ConsultationRow.shown)
     of_rollout = ConsultationRow.rollout_id == answer.rollout_id
     _take_out(session, of_rollout & shown, AnswerRow.id == answer.id, reason)
 
 
 def _take_out(session: Session, asked_with: ColumnElement[bool], which: ColumnElement[bool], reason: str) -> None:
-    """asked_with: the consultations; which: the answers, joined to their experts, that leave them."""
+    """asked_with: the consultations. which: the answers, joined to their experts, that leave them."""
     found = select(ConsultationRow).where(asked_with).order_by(ConsultationRow.id)
     rows = session.scalars(found.with_for_update()).all()
     for row in rows:
@@ -99,7 +98,7 @@ def _take_out(session: Session, asked_with: ColumnElement[bool], which: ColumnEl
 
 
 def _hide(session: Session, consultation: ConsultationRow, which: ColumnElement[bool]) -> None:
-    """Take these answers out of the consultation's context."""
+    """Delete these answers from the consultation's context."""
     leaving = (
         select(AnswerRow.id)
         .join(ExpertRow, ExpertRow.id == AnswerRow.expert_id)
@@ -116,7 +115,7 @@ def _hide(session: Session, consultation: ConsultationRow, which: ColumnElement[
 
 
 def forget_effects(session: Session, of_corrections: Ids, reason: str) -> None:
-    """Take out what versions trained on these corrections answered: it may be the words again. None is asked any more.
+    """Delete the answers of versions trained on these corrections, which may repeat the words; ask none again.
 
     How probable the words were stays.
     """

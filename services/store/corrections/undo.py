@@ -1,8 +1,8 @@
 """Taking a correction back: for a while after it was submitted, and only until a trainer has it.
 
-The item is its person's again, with what they wrote as a draft; the answer is withdrawn, and so is what experts made of
-it that were shown it, and a lesson that has nothing else to teach. What an update holds or used is not touched: it says
-which update that is.
+The person holds the item again, with their words as a draft. The answer is withdrawn, and with it the answers of
+experts that were shown it and lessons left without an answer. A correction that an update holds or used stays: the
+refusal names that update.
 """
 
 from collections.abc import Mapping, Sequence
@@ -101,8 +101,7 @@ def take_back(session: Session, correction_id: UUID, person_id: UUID) -> Correct
 
 
 def _find_answers(session: Session, rows: Sequence[CorrectionRow]) -> dict[UUID, list[AnswerRow]]:
-    """What the person of each correction said, first, then what experts said that were shown it; nothing where it was
-    withdrawn."""
+    """By correction the person's answer, then those of experts that were shown it; withdrawn ones are left out."""
     of_rollouts = listed([row.rollout_id for row in rows])
     shown_them = select(ConsultationRow.id).where(shown.was_shown(of_rollouts))
     own = [row.consultation_id for row in rows]

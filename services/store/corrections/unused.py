@@ -50,7 +50,7 @@ def _explain_missing(session: Session, row: CorrectionRow) -> str:
         .where(ConsultationRow.id == row.consultation_id)
     ).one()
     if not trust.may_train(expert):
-        return f"what the expert {expert.name} says does not train: it is {expert.status}, its weight {expert.weight:g}"
+        return f"answers of the expert {expert.name} do not train: it is {expert.status}, its weight {expert.weight:g}"
     rollout = session.get_one(RolloutRow, row.rollout_id)
     if rollout.status == RolloutStatus.SET_ASIDE.value:
         return f"its rollout was set aside: {rollout.reason}"

@@ -102,7 +102,7 @@ class EarlierCorrection:
 def set_aside_stale(session: Session, lineage_id: UUID, max_staleness: int) -> int:
     """Set aside waiting lessons that were sampled so many versions ago; returns how many. Only served versions count.
 
-    Late lessons never age: what they teach is read off the rollout itself. So does what a person wrote about a rollout
+    Late lessons never age: they are read off the rollout itself. The same holds for a person's correction of a rollout
     that is stale by now, which goes on in a late lesson of its own.
     """
     stale = (

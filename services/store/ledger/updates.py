@@ -33,7 +33,7 @@ class LeaseLost(Conflict):
 class Contribution:
     """The part of one lesson in an update. invalid: why it could not be used; it then has no part.
 
-    token_costs: nats a token, [T], 0 where no expert spoke. choices: what our own teacher would have said there.
+    token_costs: nats a token, [T], 0 where no expert spoke. choices: the tokens our own teacher prefers there.
     """
 
     lesson_id: UUID
@@ -117,8 +117,8 @@ def set_aside(
     metrics: JsonObject,
     contributions: Sequence[Contribution],
 ) -> None:
-    """Abandon an update that trained nothing: its lessons are invalid where they say so and else set aside, with the
-    reason, so that nobody claims them again. All or nothing; doing it again changes nothing.
+    """Abandon an update that did not train: its lessons become invalid where they say so and else are set aside, with
+    the reason, so that they are not claimed again. All or none; repeating it has no effect.
 
     Errors: LeaseLost (409).
     """

@@ -251,14 +251,14 @@ def take_unseen(session: Session, limit: int) -> list[Look]:
 def note_changed(session: Session, expert_id: UUID, found: Descriptor | str) -> bool:
     """Send an expert that describes itself otherwise than it was registered back to probation, and write it down.
 
-    found: its descriptor, or why what answers there now is no expert. False where it is what it was, or is not active
+    found: its descriptor, or why the service there is no expert. False where it is what it was, or is not active
     any more.
     """
     row = _lock(session, expert_id)
     if row.status != ExpertStatus.ACTIVE.value:
         return False
     if isinstance(found, str):
-        row.reason = f"what answers there describes itself as no expert any more ({found[:1500]}): register it again"
+        row.reason = f"the service there no longer describes itself as an expert ({found[:1500]}): register it again"
     elif row.descriptor != found.model_dump(mode="json"):
         row.reason = (
             f"it describes itself as {found.name} {found.version} now, otherwise than it was registered: "

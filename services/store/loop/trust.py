@@ -1,12 +1,12 @@
-"""Trust: whose words may train, and who may read them. Everything that asks either question asks it here.
+"""Trust: which experts may train, and who may read their answers. All code decides both here.
 
 An expert may train while it is active with a weight above 0. The circuit breaker does not change that: an active
 expert in quarantine is away, not wrong. An answer counts when its expert could train as it answered and still may as
-the answer is used. Pausing or retiring an expert, or sending it back to probation, takes what it said out of every use
-that is still to come; what it said on probation never counts, whatever becomes of it later.
+the answer is used. Pausing or retiring an expert, or sending it back to probation, takes its answers out of every
+later use. Answers given on probation never count, whatever the expert's later status.
 
-An answer may quote the task's metadata that its expert was given, and whatever the answers that its expert was shown
-may quote. Only who was granted all of these keys is shown it: an expert by its grants, a person by their role.
+An answer may quote the task's metadata that its expert was given, and the metadata quoted by answers it was shown.
+It is shown only to those who were granted all of these keys: an expert by its grants, a person by their role.
 """
 
 from collections.abc import Collection, Iterable
@@ -31,7 +31,7 @@ def may_train(expert: type[ExpertRow]) -> ColumnElement[bool]: ...
 
 
 def may_train(expert: Any) -> Any:
-    """Whether the expert's words may train now; of the table, the condition that says so."""
+    """Whether the expert may train now; for the table, the condition."""
     is_active = (expert.status == ACTIVE) | ((expert.status == QUARANTINED) & expert.was_active)
     return is_active & (expert.weight > 0)
 
@@ -45,8 +45,8 @@ def counts(answer: type[AnswerRow], expert: type[ExpertRow]) -> ColumnElement[bo
 
 
 def counts(answer: Any, expert: Any) -> Any:
-    """Whether this answer of this expert may train, be a verdict or be shown to a teacher now; of the tables, the
-    condition that says so."""
+    """Whether this answer of this expert may train, be a verdict or be shown to a teacher now; for the tables, the
+    condition."""
     return (answer.status == AnswerStatus.CURRENT.value) & answer.could_train & may_train(expert)
 
 
@@ -56,8 +56,8 @@ def read_keys(expert: ExpertRow) -> set[str]:
 
 
 def derive(expert: ExpertRow, metadata: Collection[str], shown: Iterable[AnswerRow]) -> set[str]:
-    """The metadata keys that an answer of this expert may quote, about a task with this metadata, given what it was
-    shown."""
+    """The metadata keys that an answer of this expert may quote, about a task with this metadata, given the answers
+    it was shown."""
     return read_keys(expert).intersection(metadata).union(*(answer.derived_from for answer in shown))
 
 
@@ -70,8 +70,7 @@ def may_see(viewer: ExpertRow | frozenset[Right], answer: AnswerRow) -> bool:
 
 
 def may_hear(rights: frozenset[Right], expert: ExpertRow) -> bool:
-    """Whether a person with these rights may be told in its own words why the expert fails: they may quote what it was
-    given."""
+    """Whether a person with these rights may read the expert's own error messages, which may quote metadata."""
     return may_read_metadata(rights) or not read_keys(expert)
 
 
@@ -89,7 +88,7 @@ def is_people(expert: type[ExpertRow]) -> ColumnElement[bool]: ...
 
 
 def is_people(expert: Any) -> Any:
-    """Whether it is our own expert behind the people's queue; of the table, the condition that says so."""
+    """Whether it is our own expert behind the human queue; for the table, the condition."""
     if isinstance(expert, ExpertRow):
         return expert.own == OwnKind.HUMAN.value
     return expert.own.is_not_distinct_from(OwnKind.HUMAN.value)

@@ -1,13 +1,13 @@
 """Erasing a person's texts; their hashes, lengths and numbers stay.
 
-A table that keeps what people write is named in WRITTEN: it then loses the text of an erased person, and the hash of
-every piece is kept in `erased_text`. No row there has words without their person (the database sees to it), and what is
-taken back leaves every other place at once (`corrections.undo`), so all of a person's text is found by the person.
-Answers made of a person's corrections, and answers of experts that were shown those, lose their text too and are
-withdrawn, so no lesson ever trains on them again. What an applied update learned from them cannot be taken out here;
-which updates and versions that is, is part of the report.
+WRITTEN names every table that holds people's texts. An erased person's texts are deleted there, and the hash of each
+is kept in `erased_text`. The database refuses words without their person in these tables, and a correction that is
+taken back leaves every other place at once (`corrections.undo`), so a search by person finds all of their text.
+Answers made from a person's corrections, and answers of experts that were shown those, lose their text too and are
+withdrawn, so that no lesson trains on them again. Applied updates that learned from them cannot be changed here; the
+report names them and their versions.
 
-Texts are counted, hashed and taken out by the database; only ids come here, and go back as one parameter.
+The database counts, hashes and deletes the texts; only ids come here, and go back as one parameter.
 """
 
 from collections.abc import Sequence
@@ -79,7 +79,7 @@ REASON: Final = "a person's text was erased"
 
 
 def preview(session: Session, person_id: UUID) -> Erasure:
-    """What erasing this person's text would take out; or, of one who was erased, what it took out.
+    """A preview of erasing this person's text; for an erased person, the report.
 
     Errors: PersonNotFound (404).
     """
@@ -138,7 +138,7 @@ def _stored(session: Session, person_id: UUID) -> Erasure:
 
 
 def _lock(session: Session, person_id: UUID) -> None:
-    """Rollouts first, then corrections, as everywhere: nothing is said or shown of them until this is committed."""
+    """Lock rollouts first, then corrections, as everywhere: neither is answered or shown until this is committed."""
     mine = CorrectionRow.person_id == person_id
     rollouts = select(CorrectionRow.rollout_id).where(mine)
     session.execute(select(RolloutRow.id).where(RolloutRow.id.in_(rollouts)).order_by(RolloutRow.id).with_for_update())
@@ -253,7 +253,7 @@ def _report(
 
 
 def _tasks_of(made: Sequence[UUID]) -> Select[UUID]:
-    """What these answers are about. A term is made of answers about its own task only, and so is what teachers say."""
+    """The rollouts of these answers. A term, like a teacher's answer, rests on answers about its own task only."""
     return (
         select(RolloutRow.task_id)
         .join(AnswerRow, AnswerRow.rollout_id == RolloutRow.id)
@@ -301,7 +301,7 @@ def _versions_carrying(session: Session, shaped: Sequence[tuple[UUID, str, int]]
 
 
 def _take_out(session: Session, person_id: UUID, made: Sequence[UUID]) -> None:
-    """Take the texts out, and give back what the person holds."""
+    """Delete the texts, and release the items the person holds."""
     shown.withdraw_answers(session, listed(made))
     shown.take_out(session, _rollouts_of(person_id), REASON)
     shown.forget_effects(session, _corrections_of(person_id), REASON)
@@ -324,7 +324,7 @@ def _take_out(session: Session, person_id: UUID, made: Sequence[UUID]) -> None:
 
 
 def forget_teachers(session: Session, made: Sequence[UUID]) -> None:
-    """What a teacher that was shown the text would have said is the text again, token by token."""
+    """The tokens preferred by a teacher that was shown the text repeat it, token by token."""
     lessons = select(LessonRow.id).join(RolloutRow, RolloutRow.id == LessonRow.rollout_id)
     session.execute(
         delete(TeacherChoicesRow)

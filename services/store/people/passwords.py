@@ -1,8 +1,8 @@
 """Passwords: argon2id, checked in the time it takes whether the name exists or not, and tries counted in Postgres.
 
-A try is written down before the password is looked at, so that many at once are counted too, and taken out when it
-was right. What is limited is the pair of name and address; a name or an address by itself only where that address is
-not known to have logged that person in, so that nobody is locked out of where they usually are by what others try.
+A try is recorded before the password is checked, so that simultaneous tries are counted too, and deleted when the
+password was right. The limit is per pair of name and address. A name or an address alone is limited only for addresses
+from which that person has not logged in, so that others cannot lock a person out of their usual place.
 """
 
 import hashlib
@@ -47,7 +47,7 @@ _nobody = _hasher.hash("the password of a name that does not exist")
 
 
 class PasswordTooWeak(InvalidInput):
-    """The password would be guessed."""
+    """The password is too easy to guess."""
 
     title = "Choose a stronger password"
     hint = f"At least {MIN_CHARS} characters, not your name; a few unrelated words are easy to remember."
@@ -62,7 +62,7 @@ class TooManyTries(PreceptorError):
 
 
 class PasswordsBusy(PreceptorError):
-    """So many passwords are being checked that this one was not looked at."""
+    """Too many passwords are being checked, so this one was not."""
 
     status_code = 503
     title = "Too many people log in at once"
@@ -112,8 +112,10 @@ def find(session: Session, person_id: UUID) -> PasswordRow | None:
 
 
 def is_still(session: Session, person_id: UUID, kept: str) -> bool:
-    """Whether this is what is kept of the person's password, and stays it until the transaction ends: who changes it,
-    or erases the person, waits, and then ends the session that this transaction starts."""
+    """Whether this is the stored hash of the person's password; it stays so until the transaction ends.
+
+    A change of the password or an erasure waits meanwhile, and then ends the session that this transaction starts.
+    """
     found = session.scalar(
         select(PasswordRow.hash)
         .join(PersonRow, PersonRow.id == PasswordRow.person_id)
@@ -129,7 +131,7 @@ def remove(session: Session, person_id: UUID) -> None:
 
 
 def begin_try(session: Session, name: str, address: str) -> tuple[PersonRow, str] | None:
-    """Count a try, and give the person of this name and what is kept of their password, where there are both.
+    """Count a try; returns the person of this name and their password's hash, if both exist.
 
     Errors: TooManyTries (429), and then the try is not counted.
     """

@@ -1,7 +1,7 @@
 """Where experts and policy disagreed along one rollout: the cost of each token, and the tokens experts prefer there.
 
-Costs are those of the applied update that used the rollout's lesson; before one did there are none. What others would
-have said: our own teacher, as the update kept it, and experts that sent a distribution, as they sent it.
+Costs are those of the applied update that used the rollout's lesson; before such an update there are none. Preferred
+tokens come from our own teacher, as the update kept them, and from experts that sent a distribution.
 """
 
 import math

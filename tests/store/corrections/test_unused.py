@@ -110,7 +110,7 @@ def test_a_correction_of_an_expert_that_may_not_train_says_so(queue: Queue) -> N
     correct_unsettled(queue)
     with queue.store.transaction() as session:
         [row] = session.scalars(select(CorrectionRow)).all()
-        assert "does not train" in (desk.outcome(session, row).waits_for or "")
+        assert "do not train" in (desk.outcome(session, row).waits_for or "")
 
 
 def test_a_correction_outlives_the_lesson_of_its_rollout_that_is_too_old(queue: Queue) -> None:
