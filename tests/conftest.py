@@ -19,6 +19,7 @@ from pathlib import Path
 import psycopg
 import pytest
 import redis
+from hypothesis import HealthCheck, settings
 from psycopg import sql
 
 from services.local.servers.postgres import EmbeddedPostgres
@@ -26,6 +27,10 @@ from services.local.servers.valkey import EmbeddedValkey
 
 TEMPLATE = "migrated"
 MAX_PROCESSES = 4  # each holds torch and its servers: about 1 GB
+
+# how long an example takes says nothing on a shared machine
+settings.register_profile("preceptor", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("preceptor")
 
 
 @pytest.hookimpl(optionalhook=True)

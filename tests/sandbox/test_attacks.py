@@ -57,8 +57,6 @@ def test_children_that_nobody_waits_for_cost_processor_time_too(sandbox: Sandbox
     result = run(sandbox, code, Limits(wall_seconds=20, cpu_seconds=1))
     assert (result.status, "processor" in result.reason) == (Status.TIMEOUT, True)
     assert 1 <= result.cpu_seconds < 3
-    if sandbox.health().level == Level.FULL:  # counted by the kernel; elsewhere seen by looking, which takes longer
-        assert result.wall_seconds < 6
 
 
 def test_a_sleeper_is_stopped_at_its_wall_time_and_keeps_what_it_wrote(sandbox: SandboxServer) -> None:

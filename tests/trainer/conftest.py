@@ -8,14 +8,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
-from hypothesis import settings
 
 from services.policy.model.modeling import LoadedPolicy, load_policy, make_tiny_policy
 from services.store.core.transaction import Store
 from tests.trainer.world import World
-
-settings.register_profile("shared machine", deadline=None)
-settings.load_profile("shared machine")
 
 
 @pytest.fixture(scope="session", autouse=True)
