@@ -12,7 +12,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from sandbox.http.rendering import DocumentedApp
 from services.api import calls, problems
-from services.api.deps import House
+from services.api.deps import AppState
 from services.api.group_commit import GroupCommit
 from services.api.ingest import Ingest
 from services.api.limits import RequestLimits
@@ -76,7 +76,7 @@ ROUTERS = (
 def create_app(settings: Settings) -> FastAPI:
     """The api over the database, policy and networks of these settings."""
     store = Store(settings.database_url, patience=REQUEST)
-    house = House(
+    app_state = AppState(
         settings=settings,
         store=store,
         policy=PolicyClient(settings.policy_url, settings.internal_key),
@@ -89,14 +89,14 @@ def create_app(settings: Settings) -> FastAPI:
     async def live(_: FastAPI) -> AsyncIterator[None]:
         yield
         await run_in_threadpool(app.state.group_commit.close)
-        house.policy.close()
-        house.store.close()
+        app_state.policy.close()
+        app_state.store.close()
 
     app = DocumentedApp(
         title="Preceptor", description=DESCRIPTION, version="1", lifespan=live, docs_url=None, redoc_url=None
     )
-    app.state.house = house
-    app.state.ingest = Ingest(house.store, settings, Reader(house.policy), house.space)
+    app.state.shared = app_state
+    app.state.ingest = Ingest(app_state.store, settings, Reader(app_state.policy), app_state.space)
     app.state.group_commit = GroupCommit(app.state.ingest)
     app.add_middleware(RequestLimits)
     problems.install(app)
@@ -104,6 +104,6 @@ def create_app(settings: Settings) -> FastAPI:
     for module in ROUTERS:
         app.include_router(module.router)
     registry = metrics.make_registry()
-    registry.register(LoopCollector(house.store, settings))
+    registry.register(LoopCollector(app_state.store, settings))
     metrics.install(app, registry, settings.metrics_key)
     return app

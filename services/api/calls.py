@@ -11,7 +11,7 @@ from fastapi.routing import APIRoute
 
 from services.acts.call import Claim, PersonCall, Replay
 from services.api.auth import CallerDep, to_actor
-from services.api.deps import HouseDep
+from services.api.deps import AppStateDep
 from services.store.core import idempotency
 
 REPLAY_HEADER: Final = "Idempotent-Replay"
@@ -39,14 +39,16 @@ async def build_claim(request: Request, principal: str, key: str | None) -> Clai
     return Claim(idempotency.Request(principal, key, route, digest.hexdigest()), matched.status_code or 200)
 
 
-async def _get_call(request: Request, caller: CallerDep, house: HouseDep, key: KeyHeader = None) -> PersonCall:
+async def _get_call(request: Request, caller: CallerDep, app_state: AppStateDep, key: KeyHeader = None) -> PersonCall:
     claim = await build_claim(request, str(caller.id), key)
     actor = to_actor(caller, request)
-    return PersonCall(store=house.store, settings=house.settings, actor=actor, claim=claim, caller=caller)
+    return PersonCall(store=app_state.store, settings=app_state.settings, actor=actor, claim=claim, caller=caller)
 
 
-async def _get_plain_call(request: Request, caller: CallerDep, house: HouseDep) -> PersonCall:
-    return PersonCall(store=house.store, settings=house.settings, actor=to_actor(caller, request), caller=caller)
+async def _get_plain_call(request: Request, caller: CallerDep, app_state: AppStateDep) -> PersonCall:
+    return PersonCall(
+        store=app_state.store, settings=app_state.settings, actor=to_actor(caller, request), caller=caller
+    )
 
 
 CallDep = Annotated[PersonCall, Depends(_get_call)]

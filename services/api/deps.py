@@ -17,8 +17,8 @@ from services.store.core.transaction import Store
 
 
 @dataclass(frozen=True)
-class House:
-    """What one api process holds for its whole life."""
+class AppState:
+    """The objects that one api process holds for its whole life."""
 
     settings: Settings
     store: Store
@@ -27,28 +27,28 @@ class House:
     """The migration this code expects the database to be at."""
     space: SpaceGuard
     health_threads: anyio.CapacityLimiter
-    """Those of the health check, which must answer while every other thread waits for the database."""
+    """For the health check, which must answer while every other thread waits for the database."""
 
 
-async def get_house(request: Request) -> House:
-    """The process's own things."""
-    house: House = request.app.state.house
-    return house
+async def get_app_state(request: Request) -> AppState:
+    """The process's own objects."""
+    app_state: AppState = request.app.state.shared
+    return app_state
 
 
-HouseDep = Annotated[House, Depends(get_house)]
+AppStateDep = Annotated[AppState, Depends(get_app_state)]
 
 
-async def _get_store(house: HouseDep) -> Store:
-    return house.store
+async def _get_store(app_state: AppStateDep) -> Store:
+    return app_state.store
 
 
-async def _get_settings(house: HouseDep) -> Settings:
-    return house.settings
+async def _get_settings(app_state: AppStateDep) -> Settings:
+    return app_state.settings
 
 
-def _check_space(house: HouseDep) -> None:
-    house.space.check()
+def _check_space(app_state: AppStateDep) -> None:
+    app_state.space.check()
 
 
 needs_space: Final[Dependency] = Depends(_check_space)
@@ -59,7 +59,7 @@ SettingsDep = Annotated[Settings, Depends(_get_settings)]
 
 @dataclass(frozen=True)
 class Paging:
-    """Where in a list to begin, and how much of it to give."""
+    """Where in a list to begin, and how many items to give."""
 
     cursor: str | None
     limit: int

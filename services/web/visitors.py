@@ -24,7 +24,7 @@ from starlette.responses import HTMLResponse, Response
 
 from services.acts.call import PersonCall
 from services.acts.callers import Caller, NotAllowed, to_caller
-from services.api.deps import HouseDep
+from services.api.deps import AppStateDep
 from services.contracts.audit import Via
 from services.contracts.persons import Right
 from services.runtime.errors import InvalidInput, PreceptorError
@@ -120,19 +120,19 @@ class Visitor(Guest):
         return Actor(via, self.caller.id, self.session_id, self.address)
 
 
-def identify_guest(request: Request, house: HouseDep) -> Guest:
+def identify_guest(request: Request, app_state: AppStateDep) -> Guest:
     """The guest of this request, logged in or not."""
     token = request.cookies.get(SESSION_COOKIE, "")
     is_fragment = request.headers.get("hx-request") == "true"
     caller: Caller | None = None
     session_id: UUID | None = None
-    if token or house.settings.api_open:
+    if token or app_state.settings.api_open:
         is_use = not (is_fragment and request.method in SAFE_METHODS)  # a self-refreshing page is no use
-        with house.store.transaction() as session:
+        with app_state.store.transaction() as session:
             login = logins.find(session, token, is_use=is_use) if token else None
             if login is not None:
                 caller, session_id = to_caller(login.person, login.key), login.session.id
-            elif house.settings.api_open:
+            elif app_state.settings.api_open:
                 caller = to_caller(persons.find_owner(session), None)
     visit = request.cookies.get(VISIT_COOKIE, "")
     new_visit = None if visit else secrets.token_urlsafe(32)
@@ -165,8 +165,8 @@ def _require_visitor(guest: GuestDep) -> Visitor:
 VisitorDep = Annotated[Visitor, Depends(_require_visitor)]
 
 
-def _get_call(visitor: VisitorDep, house: HouseDep) -> PersonCall:
-    return PersonCall(store=house.store, settings=house.settings, actor=visitor.actor, caller=visitor.caller)
+def _get_call(visitor: VisitorDep, app_state: AppStateDep) -> PersonCall:
+    return PersonCall(store=app_state.store, settings=app_state.settings, actor=visitor.actor, caller=visitor.caller)
 
 
 CallDep = Annotated[PersonCall, Depends(_get_call)]

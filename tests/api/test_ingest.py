@@ -310,7 +310,7 @@ def test_more_than_the_process_holds_is_turned_away_with_a_time_to_come_back(
 ) -> None:
     monkeypatch.setattr(ingest, "MAX_HELD_ROWS", 3)
     body: JsonObject = {"task_id": api.task()["id"], "text": "a"}
-    policy, release = app.state.house.policy, threading.Event()
+    policy, release = app.state.shared.policy, threading.Event()
     monkeypatch.setattr(policy, "tokenize_batch", _hold(policy.tokenize_batch, release))
     headers = {"Authorization": f"Bearer {api.key}"}
     with serve(app) as url, ThreadPoolExecutor(8) as threads:

@@ -48,7 +48,7 @@ def test_what_is_under_way_is_counted_by_status(url: str, store: Store, world: W
 
 def test_scrapes_in_a_row_read_the_database_once(app: FastAPI, store: Store, world: World) -> None:
     statements: list[str] = []
-    engine = app.state.house.store._engine
+    engine = app.state.shared.store._engine
     event.listen(engine, "before_cursor_execute", lambda *seen: statements.append(seen[2]))
     with serve(app) as url:
         scrape(url)

@@ -365,8 +365,8 @@ def test_the_page_stands_when_the_policy_server_is_away(
     _, page = visit("ana")
     item = claim(queue, page, answer="an answer of its own", tests=Said(score=0.0, spans=[remark]))
     app = page.http._transport.app  # type: ignore[attr-defined]
-    app.state.house.policy.close()
-    monkeypatch.setattr(app.state.house.policy, "_http", httpx2.Client(base_url="http://127.0.0.1:9"))
+    app.state.shared.policy.close()
+    monkeypatch.setattr(app.state.shared.policy, "_http", httpx2.Client(base_url="http://127.0.0.1:9"))
     html = page.get(f"/correct/{item}").text
     assert "policy server cannot be reached" in html
     assert "tokens 0 to 2" in html

@@ -10,7 +10,7 @@ from services.acts import consultations as acts
 from services.acts.call import Call
 from services.api.auth import BearerDep, CallerDep, identify, needs, to_actor
 from services.api.calls import CallDep, KeyHeader, build_claim
-from services.api.deps import HouseDep, PagingDep, SettingsDep, StoreDep
+from services.api.deps import AppStateDep, PagingDep, SettingsDep, StoreDep
 from services.api.routes.common import build_router, problems
 from services.contracts.audit import Via
 from services.contracts.base import Page
@@ -79,7 +79,7 @@ def get_consultation(consultation_id: UUID, caller: CallerDep, store: StoreDep) 
 
 
 async def _get_call_of_expert(
-    request: Request, consultation_id: UUID, house: HouseDep, bearer: BearerDep, key: KeyHeader = None
+    request: Request, consultation_id: UUID, app_state: AppStateDep, bearer: BearerDep, key: KeyHeader = None
 ) -> Call:
     """The call of a late answer: by the expert whose signature holds; for one without a secret, by an operator.
 
@@ -88,16 +88,16 @@ async def _get_call_of_expert(
     """
     if signatures.ID_HEADER in request.headers:
         body = await request.body()
-        expert_id = await run_in_threadpool(_verify, house.store, consultation_id, dict(request.headers), body)
+        expert_id = await run_in_threadpool(_verify, app_state.store, consultation_id, dict(request.headers), body)
         address = request.client.host if request.client else None
         principal, actor = f"expert:{expert_id}", Actor(Via.SIGNATURE, None, expert_id, address)
     else:
-        caller = await run_in_threadpool(identify, bearer, house.store, house.settings)
+        caller = await run_in_threadpool(identify, bearer, app_state.store, app_state.settings)
         caller.must(Right.OPERATE)
-        await run_in_threadpool(_check_unsigned, house.store, consultation_id)
+        await run_in_threadpool(_check_unsigned, app_state.store, consultation_id)
         principal, actor = str(caller.id), to_actor(caller, request)
     claim = await build_claim(request, principal, key)
-    return Call(store=house.store, settings=house.settings, actor=actor, claim=claim)
+    return Call(store=app_state.store, settings=app_state.settings, actor=actor, claim=claim)
 
 
 def _check_unsigned(store: Store, consultation_id: UUID) -> None:

@@ -9,7 +9,7 @@ from fastapi import Query
 from services.acts import corrections as acts
 from services.api.auth import CallerDep, needs
 from services.api.calls import CallDep, PlainCallDep
-from services.api.deps import HouseDep, PagingDep, SettingsDep, StoreDep
+from services.api.deps import AppStateDep, PagingDep, SettingsDep, StoreDep
 from services.api.routes.common import build_router, problems
 from services.contracts.base import Page
 from services.contracts.corrections import (
@@ -141,7 +141,7 @@ def discard_draft(correction_id: UUID, call: PlainCallDep) -> None:
     dependencies=[needs(Right.CORRECT)],
     responses=problems(404, 409, 413, 415, 422),
 )
-def add_remark(correction_id: UUID, body: QuotedRemark, call: CallDep, house: HouseDep) -> DraftSaved:
+def add_remark(correction_id: UUID, body: QuotedRemark, call: CallDep, app_state: AppStateDep) -> DraftSaved:
     """Add a remark on a part of the answer to this person's draft, placed by the words that it quotes.
 
     The remark lies on whole tokens around the first occurrence of `quote`. Without a draft one begins, with the answer
@@ -150,7 +150,7 @@ def add_remark(correction_id: UUID, body: QuotedRemark, call: CallDep, house: Ho
     Errors: CorrectionNotFound (404), DraftNotTaken (409), QuoteNotFound, TooManyRemarks, TokensUnknown while the policy
     server cannot say where the answer's tokens are (422).
     """
-    return acts.add_remark(call, house.policy, correction_id, body)
+    return acts.add_remark(call, app_state.policy, correction_id, body)
 
 
 @router.post(

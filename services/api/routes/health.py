@@ -5,7 +5,7 @@ from typing import Final
 import anyio
 from fastapi import APIRouter
 
-from services.api.deps import House, HouseDep
+from services.api.deps import AppState, AppStateDep
 from services.api.routes.common import problems
 from services.contracts.base import Contract
 from services.runtime.errors import ServiceUnavailable
@@ -33,7 +33,7 @@ class NotMigrated(ServiceUnavailable):
 
 
 @router.get("/healthz")
-async def get_health(house: HouseDep) -> Healthy:
+async def get_health(app_state: AppStateDep) -> Healthy:
     """Whether the database answers and is migrated; needs no key. It answers within seconds whatever the database does.
 
     Errors: StoreUnavailable, NotMigrated (503).
@@ -41,15 +41,15 @@ async def get_health(house: HouseDep) -> Healthy:
     try:
         with anyio.fail_after(SECONDS):  # in threads of its own: other requests may hold all the others
             found = await anyio.to_thread.run_sync(
-                _find_revision, house, abandon_on_cancel=True, limiter=house.health_threads
+                _find_revision, app_state, abandon_on_cancel=True, limiter=app_state.health_threads
             )
     except TimeoutError:
         raise StoreUnavailable(f"the database has not answered within {SECONDS:g} s") from None
-    if found != house.schema:
-        raise NotMigrated(f"the database is at {found or 'no schema'}, this api needs {house.schema}")
+    if found != app_state.schema:
+        raise NotMigrated(f"the database is at {found or 'no schema'}, this api needs {app_state.schema}")
     return Healthy(schema_revision=found)
 
 
-def _find_revision(house: House) -> str | None:
-    with house.store.transaction() as session:
+def _find_revision(app_state: AppState) -> str | None:
+    with app_state.store.transaction() as session:
         return migrate.find_revision(session)

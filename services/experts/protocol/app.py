@@ -1,8 +1,8 @@
 """The one HTTP shape of every expert, ours and anyone's: protocol 1 of the expert contract over a small Python object.
 
 An author writes a class with a `descriptor` and a `consult` method; `create_expert_app` adds the routes, signatures,
-idempotency, limits and typed refusals. What it refuses to do: turn a fault into an answer. A consult method that
-raises is a 500 or 503 problem document, and an answer that does not fit the question is never sent.
+idempotency, limits and typed refusals. It never turns a fault into an answer. A consult method that
+raises is a 500 or 503 problem document, and an answer that does not fit the consultation is never sent.
 
 Idempotency and the concurrency limit hold within one process: serve an expert from one worker process, or put its
 memory somewhere shared.
@@ -48,11 +48,11 @@ MAX_REMEMBERED_BYTES: Final = 64 * 1024 * 1024
 
 MEANINGS: Final = {
     401: "The signature is missing or does not hold.",
-    409: "The consultation id was used for another question.",
-    413: "The question is too large.",
-    415: "The question is not declared as application/json.",
-    422: "The question is not as protocol 1 says.",
-    429: "As many questions as the expert answers at once are being answered.",
+    409: "The consultation id was used for another request.",
+    413: "The consultation is too large.",
+    415: "The consultation is not declared as application/json.",
+    422: "The consultation does not follow protocol 1.",
+    429: "The expert is busy with as many consultations as it answers at once.",
     500: "The expert's own fault.",
     503: "Something the expert needs is away. Ask again after Retry-After seconds.",
     504: "The deadline passed.",
@@ -63,16 +63,19 @@ ExpertAnswer: TypeAlias = ConsultResult | ConsultAbstain | ConsultLater
 
 
 class ExpertService(Protocol):
-    """What an author writes. `consult` may be a plain function (it runs in a thread) or a coroutine function (it is
-    cancelled at the deadline). It raises `ServiceUnavailable` when something it needs is away; it never guesses."""
+    """An expert as its author writes it.
+
+    `consult` may be a plain function (it runs in a thread) or a coroutine function (it is cancelled at the deadline).
+    It raises `ServiceUnavailable` when something it needs is away; it never guesses.
+    """
 
     @property
     def descriptor(self) -> Descriptor:
-        """What the expert says of itself; the same for as long as the process runs."""
+        """The expert's own description; the same for as long as the process runs."""
         ...
 
     def consult(self, request: ConsultRequest, /) -> ExpertAnswer | Awaitable[ExpertAnswer]:
-        """The answer to one question. Its domain matches and the metadata it needs is there."""
+        """The answer to one consultation. Its domain matches and the metadata it needs is there."""
         ...
 
 
@@ -86,21 +89,21 @@ class Closable(Protocol):
 
 
 class SignatureRefused(PreceptorError):
-    """The question is not signed with this expert's secret."""
+    """The consultation is not signed with this expert's secret."""
 
     status_code = 401
     title = "Signature refused"
     hint = "Sign the exact bytes of the body as the Standard Webhooks specification says, with the secret registered."
 
 
-class QuestionChanged(Conflict):
-    """This consultation id came before with another question."""
+class RequestChanged(Conflict):
+    """This consultation id came before with another request."""
 
-    title = "Another question with the same id"
+    title = "Another request with the same consultation id"
 
 
 class Busy(PreceptorError):
-    """As many questions as the expert takes at a time are being answered."""
+    """The expert is busy with as many consultations as it takes at a time."""
 
     status_code = 429
     title = "Busy"
@@ -108,20 +111,20 @@ class Busy(PreceptorError):
 
 
 class DeadlinePassed(PreceptorError):
-    """The answer did not come before the question's deadline."""
+    """The answer did not come before the consultation's deadline."""
 
     status_code = 504
     title = "Deadline passed"
 
 
 class AnswerUnfit(PreceptorError):
-    """The expert's own answer does not fit the question, so it is not sent. A fault in the expert."""
+    """The expert's own answer does not fit the consultation, so it is not sent. A fault in the expert."""
 
-    title = "The expert's answer does not fit the question"
+    title = "The expert's answer does not fit the consultation"
 
 
 class ExpertHealth(Contract):
-    """The expert is up. running: questions being answered now."""
+    """The expert is up. running: consultations under way."""
 
     status: str = "ok"
     name: str
@@ -138,9 +141,9 @@ class AllHealth(Contract):
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """An answer as it was sent: the digest of its question, the status and the bytes."""
+    """An answer as it was sent: the digest of its request, the status and the bytes."""
 
-    question: bytes
+    digest: bytes
     status: int
     body: bytes
 
@@ -169,8 +172,8 @@ class AnswerMemory:
             self._num_bytes -= len(forgotten.body)
 
 
-class Desk:
-    """Where questions to one expert are taken: one answer an id, so many at a time, none after its deadline."""
+class ExpertSession:
+    """Consults one expert: one answer per id, a bounded number at a time, none after its deadline."""
 
     def __init__(self, expert: ExpertService, memory: AnswerMemory) -> None:
         self.descriptor = expert.descriptor
@@ -182,29 +185,29 @@ class Desk:
 
     @property
     def num_running(self) -> int:
-        """Questions being answered now."""
+        """Consultations under way."""
         return len(self._running)
 
     async def ask(self, request: ConsultRequest) -> Sent:
-        """The answer to a question, worked out once for each consultation id.
+        """The answer to a request, worked out once for each consultation id.
 
-        Errors: QuestionChanged (409), Busy (429), DeadlinePassed (504), and what the expert itself raises.
+        Errors: RequestChanged (409), Busy (429), DeadlinePassed (504), and what the expert itself raises.
         """
-        key, question = request.consultation_id, _digest(request)
+        key, digest = request.consultation_id, _digest(request)
         if (sent := self._memory.get(key)) is not None:
-            _check_same(sent.question, question)
+            _check_same(sent.digest, digest)
             return sent
-        _seconds_left(request)  # a question that is over is not asked
+        _seconds_left(request)  # an expert is not consulted after the deadline
         if key in self._running:
             asked, task = self._running[key]
-            _check_same(asked, question)
+            _check_same(asked, digest)
         else:
             if len(self._running) >= self.descriptor.max_concurrency:
-                busy = Busy(f"{self.descriptor.name} answers {self.descriptor.max_concurrency} questions at a time")
+                busy = Busy(f"{self.descriptor.name} answers {self.descriptor.max_concurrency} consultations at a time")
                 busy.retry_after_seconds = max(1, math.ceil(min(self.descriptor.usual_latency_seconds, 60)))
                 raise busy
-            task = asyncio.create_task(self._answer(request, question))
-            self._running[key] = (question, task)
+            task = asyncio.create_task(self._answer(request, digest))
+            self._running[key] = (digest, task)
             task.add_done_callback(lambda done: self._finish(key, done))
         await asyncio.wait({task}, timeout=_seconds_left(request))
         if not task.done():
@@ -212,7 +215,7 @@ class Desk:
         return task.result()
 
     async def close(self) -> None:
-        """Stop: questions in hand are dropped, to be asked again."""
+        """Stop: consultations under way are dropped, and come again."""
         for _, task in list(self._running.values()):
             task.cancel()
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -224,7 +227,7 @@ class Desk:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.warning("not answered", consultation_id=str(key), expert=self.descriptor.name, reason=repr(error))
 
-    async def _answer(self, request: ConsultRequest, question: bytes) -> Sent:
+    async def _answer(self, request: ConsultRequest, digest: bytes) -> Sent:
         began = time.monotonic()
         ids = {"consultation_id": str(request.consultation_id), "rollout_id": str(request.rollout.id)}
         with structlog.contextvars.bound_contextvars(**ids):
@@ -232,7 +235,7 @@ class Desk:
             seconds = round(time.monotonic() - began, 3)
             log.info("answered", expert=self.descriptor.name, outcome=answer.outcome, seconds=seconds)
         status = 202 if isinstance(answer, ConsultLater) else 200
-        sent = Sent(question, status, answer.model_dump_json(exclude_none=True).encode())
+        sent = Sent(digest, status, answer.model_dump_json(exclude_none=True).encode())
         self._memory.put(request.consultation_id, sent)
         return sent
 
@@ -296,27 +299,27 @@ def create_expert_app(
 ) -> FastAPI:
     """The HTTP service of one expert at `/`, or of several, each at `/NAME`.
 
-    With a secret (`whsec_` and base64), questions must be signed with it and answers are. Errors: SecretUnusable,
+    With a secret (`whsec_` and base64), requests must be signed with it and answers are. Errors: SecretUnusable,
     ValueError when names cannot be paths or collide.
     """
     if signing_secret is not None:
-        signatures.sign(signing_secret, "start", b"")  # an unusable secret is found now, not at the first question
+        signatures.sign(signing_secret, "start", b"")  # an unusable secret is found now, not at the first request
     several = isinstance(experts, Sequence)
-    desks: dict[str, Desk] = {}
+    sessions: dict[str, ExpertSession] = {}
     for expert in experts if isinstance(experts, Sequence) else [experts]:
         name = expert.descriptor.name
         if several and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise ValueError(f"{name!r} cannot be part of a path; one of several experts needs such a name")
         prefix = f"/{name}" if several else ""
-        if prefix in desks:
+        if prefix in sessions:
             raise ValueError(f"two experts are called {name!r}")
-        desks[prefix] = Desk(expert, AnswerMemory(MAX_REMEMBERED_ANSWERS, MAX_REMEMBERED_BYTES))
+        sessions[prefix] = ExpertSession(expert, AnswerMemory(MAX_REMEMBERED_ANSWERS, MAX_REMEMBERED_BYTES))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        for desk in desks.values():
-            await desk.close()
+        for session in sessions.values():
+            await session.close()
 
     app = DocumentedApp(
         title="Experts",
@@ -327,25 +330,25 @@ def create_expert_app(
         responses=_FAULT,
         read_by_routes=[ConsultRequest],
     )
-    for prefix, desk in desks.items():
-        app.include_router(_build_router(desk, signing_secret), prefix=prefix)
+    for prefix, session in sessions.items():
+        app.include_router(_build_router(session, signing_secret), prefix=prefix)
     if several:
-        app.add_api_route("/healthz", _build_health_route(desks), methods=["GET"])
+        app.add_api_route("/healthz", _build_health_route(sessions), methods=["GET"])
     problems.install(app, "the expert")
     app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
     return app
 
 
-def _build_router(desk: Desk, secret: str | None) -> APIRouter:
+def _build_router(session: ExpertSession, secret: str | None) -> APIRouter:
     router = APIRouter()
 
     @router.get("/v1/expert", response_model=Descriptor)
     async def describe(request: Request) -> Response:
-        """What the expert says of itself, as a Descriptor."""
+        """The expert's own description, a Descriptor."""
         asked = request.headers.get(signatures.ID_HEADER, "")
         # anyone may ask this: an id with dots would let them choose more of what is signed than its id
         message_id = asked if re.fullmatch(r"[A-Za-z0-9_-]{1,100}", asked) else f"msg_{uuid4().hex}"
-        return _reply(200, desk.descriptor.model_dump_json().encode(), secret, message_id)
+        return _reply(200, session.descriptor.model_dump_json().encode(), secret, message_id)
 
     @router.post(
         "/v1/consult",
@@ -356,7 +359,7 @@ def _build_router(desk: Desk, secret: str | None) -> APIRouter:
     async def consult(request: Request) -> Response:
         """Answer a ConsultRequest: 200 with a ConsultResult or ConsultAbstain, 202 with a ConsultLater.
 
-        Errors: SignatureRefused (401), QuestionChanged (409), a body beyond the limits (413), WrongMediaType (415),
+        Errors: SignatureRefused (401), RequestChanged (409), a body beyond the limits (413), WrongMediaType (415),
         BodyNotJson or fields that are not as protocol 1 says (422), Busy (429), the expert's own fault (500),
         ServiceUnavailable (503), DeadlinePassed (504).
         """
@@ -368,27 +371,27 @@ def _build_router(desk: Desk, secret: str | None) -> APIRouter:
             except signatures.SignatureInvalid as error:
                 raise SignatureRefused(str(error)) from None
         check_media_type(request.headers)
-        sent = await desk.ask(_parse_question(body))
+        sent = await session.ask(_parse_request(body))
         return _reply(sent.status, sent.body, secret, message_id)
 
     @router.get("/healthz")
     async def check_health() -> ExpertHealth:
         """That the expert is up."""
-        descriptor = desk.descriptor
-        return ExpertHealth(name=descriptor.name, version=descriptor.version, running=desk.num_running)
+        descriptor = session.descriptor
+        return ExpertHealth(name=descriptor.name, version=descriptor.version, running=session.num_running)
 
     return router
 
 
-def _build_health_route(desks: dict[str, Desk]) -> Callable[[], Awaitable[AllHealth]]:
+def _build_health_route(sessions: dict[str, ExpertSession]) -> Callable[[], Awaitable[AllHealth]]:
     async def check_health() -> AllHealth:
         """That the process is up, and which experts it holds."""
-        return AllHealth(experts=[desk.descriptor.name for desk in desks.values()])
+        return AllHealth(experts=[session.descriptor.name for session in sessions.values()])
 
     return check_health
 
 
-def _parse_question(body: bytes) -> ConsultRequest:
+def _parse_request(body: bytes) -> ConsultRequest:
     try:
         parse_json(body)
         return ConsultRequest.model_validate_json(body, strict=True)
@@ -404,13 +407,13 @@ def _reply(status: int, body: bytes, secret: str | None, message_id: str) -> Res
 
 
 def _digest(request: ConsultRequest) -> bytes:
-    """What the question is; a new deadline does not make it another question."""
+    """The digest of a request; a new deadline does not make it another one."""
     return hashlib.sha256(request.model_dump_json(exclude={"deadline"}).encode()).digest()
 
 
-def _check_same(asked: bytes, question: bytes) -> None:
-    if asked != question:
-        raise QuestionChanged("this consultation id was used for another question")
+def _check_same(asked: bytes, digest: bytes) -> None:
+    if asked != digest:
+        raise RequestChanged("this consultation id was used for another request")
 
 
 def _seconds_left(request: ConsultRequest) -> float:

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from services.acts import corrections as acts
 from services.acts.call import PersonCall
-from services.api.deps import House, HouseDep, SettingsDep, StoreDep
+from services.api.deps import AppState, AppStateDep, SettingsDep, StoreDep
 from services.contracts.answers import MAX_FEEDBACK_CHARS, MAX_SOLUTION_CHARS, FeedbackSpan
 from services.contracts.base import Contract, JsonObject
 from services.contracts.corrections import (
@@ -122,14 +122,14 @@ def show_history(visitor: VisitorDep, store: StoreDep, settings: SettingsDep, pa
 
 
 @router.get("/correct/{correction_id}", dependencies=[needs(Right.CORRECT)])
-def show_item(correction_id: UUID, visitor: VisitorDep, house: HouseDep) -> Response:
+def show_item(correction_id: UUID, visitor: VisitorDep, app_state: AppStateDep) -> Response:
     """The item at the visitor's desk, or what became of one that is not. Errors: CorrectionNotFound (404)."""
-    with house.store.reading() as session:
+    with app_state.store.reading() as session:
         row = corrections.get(session, correction_id)
         if not drafts.is_held_by(row, visitor.id):
             return _show_outcome(visitor, session, row)
         bench = _read_bench(session, row, visitor)
-    return _show_desk(visitor, house, bench)
+    return _show_desk(visitor, app_state, bench)
 
 
 @router.post("/correct/{correction_id}/claim", dependencies=[needs(Right.CORRECT)])
@@ -144,15 +144,15 @@ def save_item(
     correction_id: UUID,
     visitor: VisitorDep,
     call: CallDep,
-    house: HouseDep,
+    app_state: AppStateDep,
     form: Annotated[WorkForm, form_of(WorkForm)],
 ) -> Response:
     """Keep the draft, where there is no script; with one more remark on a part of the answer if one was written."""
     try:
-        work = _read_work(call, house.policy, correction_id, form)
+        work = _read_work(call, app_state.policy, correction_id, form)
         acts.save_draft(call, correction_id, _as_draft(work))
     except PreceptorError as error:
-        return _show_again(visitor, house, correction_id, form, error)
+        return _show_again(visitor, app_state, correction_id, form, error)
     return go_to(visitor, f"/correct/{correction_id}", notice="Draft saved.")
 
 
@@ -161,7 +161,7 @@ def submit_item(
     correction_id: UUID,
     visitor: VisitorDep,
     call: CallDep,
-    house: HouseDep,
+    app_state: AppStateDep,
     form: Annotated[WorkForm, form_of(WorkForm)],
 ) -> Response:
     """Submit the correction, or that the answer is fine, and go on to the next item.
@@ -169,10 +169,10 @@ def submit_item(
     Where it is refused, the page comes back with everything that was typed and says why.
     """
     try:
-        work = _read_work(call, house.policy, correction_id, form)
+        work = _read_work(call, app_state.policy, correction_id, form)
         acts.submit(call, correction_id, _decide(work, form.verdict))
     except PreceptorError as error:
-        return _show_again(visitor, house, correction_id, form, error)
+        return _show_again(visitor, app_state, correction_id, form, error)
     return _go_on(visitor, call, notice=None)
 
 
@@ -253,14 +253,16 @@ def _read_work(call: PersonCall, policy: PolicyClient, correction_id: UUID, form
     return Work(form.text, form.comment, spans, form.version)
 
 
-def _show_again(visitor: Visitor, house: House, correction_id: UUID, form: WorkForm, error: PreceptorError) -> Response:
+def _show_again(
+    visitor: Visitor, app_state: AppState, correction_id: UUID, form: WorkForm, error: PreceptorError
+) -> Response:
     """The page as it was sent, with what was wrong; nothing that was typed is lost. Raises what has no such page."""
     try:
         spans = _SPANS.validate_json(form.spans)
     except ValidationError:
         spans = []
     work = Work(form.text, form.comment, spans, form.version)
-    with house.store.reading() as session:
+    with app_state.store.reading() as session:
         row = corrections.get(session, correction_id)
         if not drafts.is_held_by(row, visitor.id):
             return _show_outcome(visitor, session, row, work=work, problem=error)
@@ -269,7 +271,7 @@ def _show_again(visitor: Visitor, house: House, correction_id: UUID, form: WorkF
     if isinstance(error, drafts.DraftChanged):  # who was told of the other draft may send theirs over it
         theirs = bench.item.draft
         work = replace(work, version=0 if theirs is None else theirs.version)
-    return _show_desk(visitor, house, bench, work=work, form=form, problem=error, theirs=theirs)
+    return _show_desk(visitor, app_state, bench, work=work, form=form, problem=error, theirs=theirs)
 
 
 @dataclass(frozen=True)
@@ -296,7 +298,7 @@ def _read_bench(session: Session, row: CorrectionRow, visitor: Visitor) -> Bench
 
 def _show_desk(
     visitor: Visitor,
-    house: House,
+    app_state: AppState,
     bench: Bench,
     *,
     work: Work | None = None,
@@ -305,7 +307,7 @@ def _show_desk(
     theirs: Draft | None = None,
 ) -> Response:
     item, draft = bench.item, bench.item.draft
-    tokens = read_tokens(house.policy, bench.token_ids, item.rollout_text, bench.answer_start)
+    tokens = read_tokens(app_state.policy, bench.token_ids, item.rollout_text, bench.answer_start)
     if work is None:
         work = (
             Work(item.rollout_text, "", [], 0)
