@@ -12,9 +12,9 @@ from services.contracts.rollouts import Purpose
 from services.runtime.settings import Settings
 from services.store.core.transaction import Store
 from services.store.loop import processes
+from tests.http.test_metrics import scrape, value
 from tests.serving import serve
 from tests.store.conftest import World
-from tests.test_metrics import scrape, value
 
 pytestmark = pytest.mark.integration
 

@@ -28,10 +28,10 @@ from services.policy.contract import (
 from services.policy.engines.embedded import EmbeddedEngine, EngineSettings
 from services.policy.model.modeling import LoadedPolicy, load_policy
 from services.policy.server.app import create_app, main
+from tests.http.test_metrics import scrape, value
 from tests.policy.engines.test_base import make_probe
 from tests.policy.engines.vllm_server import VllmStandIn, make_app
 from tests.serving import serve
-from tests.test_metrics import scrape, value
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration

@@ -12,7 +12,7 @@ import pytest
 
 from services.contracts.base import JsonObject
 
-REPOSITORY: Final = Path(__file__).parents[1]
+REPOSITORY: Final = Path(__file__).parents[2]
 SECRET: Final = "not-to-be-seen"  # noqa: S105
 
 
