@@ -32,6 +32,7 @@ from services.api.routes import (
     persons,
     policies,
     rollouts,
+    sessions,
     tasks,
     updates,
 )
@@ -69,6 +70,7 @@ ROUTERS = (
     loop,
     persons,
     keys,
+    sessions,
     audit,
 )
 

@@ -1,8 +1,7 @@
-"""The api's problem documents: rows that are refused, and faults under an id that the log has too."""
+"""The api's problem documents, and faults under an id that the log has too."""
 
 import re
 import traceback
-from collections.abc import Sequence
 from uuid import uuid4
 
 import structlog
@@ -10,22 +9,9 @@ from fastapi import FastAPI, Request, Response
 
 from sandbox.http.problems import TYPE_PREFIX, Problem
 from sandbox.http.rendering import render
-from services.contracts.base import JsonObject
 from services.http import problems
-from services.runtime.errors import InvalidInput
 
 log = structlog.get_logger(__name__)
-
-
-class RowsRefused(InvalidInput):
-    """Some parts of the request are wrong; `errors` says which and why. Nothing was stored."""
-
-    title = "Some rows cannot be accepted"
-    hint = "`errors` names the rows and what is wrong with each; mend them and send the whole batch again."
-
-    def __init__(self, detail: str, errors: Sequence[JsonObject]) -> None:
-        super().__init__(detail)
-        self.errors = tuple(errors)
 
 
 def hide_rows(cause: str) -> str:

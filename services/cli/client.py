@@ -108,9 +108,9 @@ class ApiClient:
         """PUT, read as `reply`; the same again changes nothing. Errors: ApiProblem, ApiUnreachable."""
         return reply.model_validate_json(self._send("PUT", path, body, None))
 
-    def send(self, method: Literal["POST", "DELETE"], path: str) -> None:
-        """A request without a body and without an answer. Errors: ApiProblem, ApiUnreachable."""
-        self._send(method, path, None, None)
+    def send(self, method: Literal["POST", "PUT", "DELETE"], path: str, body: BaseModel | None = None) -> None:
+        """A request without an answer. Errors: ApiProblem, ApiUnreachable."""
+        self._send(method, path, body, None)
 
     def pages(self, path: str, limit: int, query: Query | None = None) -> Iterator[JsonObject]:
         """Up to `limit` items of a list, newest first, page by page."""

@@ -14,6 +14,10 @@ from services.contracts.tasks import Message
 PROTOCOL: Literal[1] = 1
 
 
+BY_HAND = "by hand"
+"""The reason of a change for which no one gave another."""
+
+
 class ExpertStatus(StrEnum):
     """`probation`: consulted, weight 0. `active`: trains. `paused`: not asked. `quarantined`: the circuit breaker
     opened. `retired`: for good."""
@@ -205,6 +209,12 @@ class ConformanceReport(Contract):
     def passed(self) -> bool:
         """Whether every required check held."""
         return self.descriptor is not None and all(c.passed for c in self.checks if c.required)
+
+
+class Why(Contract):
+    """Why an expert is paused or retired; shown with it."""
+
+    reason: Annotated[str, Field(min_length=1, max_length=2_000)] = BY_HAND
 
 
 class Expert(View):

@@ -11,6 +11,8 @@ from pydantic import AwareDatetime, Field
 from services.contracts.base import Bool, Contract, Int, Name, View
 
 MAX_GRACE_SECONDS: Final = 30 * 86_400
+MAX_PASSWORD_CHARS: Final = 257
+"""One more than a password may have, so that a longer one is refused with the reason."""
 
 
 class Role(StrEnum):
@@ -148,6 +150,13 @@ class PasswordLinkCreate(Contract):
     reset: Bool = False
 
 
+class PasswordSet(Contract):
+    """A new password; `current` is the one it replaces, where there is one."""
+
+    current: Annotated[str, Field(max_length=MAX_PASSWORD_CHARS, repr=False)] = ""
+    new: Annotated[str, Field(max_length=MAX_PASSWORD_CHARS, repr=False)]
+
+
 class LoginLink(View):
     """A link that works once and briefly, shown this once; `path` is below the address of the pages."""
 
@@ -166,6 +175,12 @@ class LoginSession(View):
     created_at: datetime
     seen_at: datetime
     expires_at: datetime
+
+
+class SessionsEnded(Contract):
+    """How many login sessions were ended."""
+
+    num_ended: Int
 
 
 class ShapedUpdate(Contract):

@@ -1,13 +1,16 @@
 """The loop at one glance, as `preceptor status`, the demo and the pages show it."""
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Final
 from uuid import UUID
 
 from pydantic import Field
 
 from services.contracts.base import Bool, Contract, Int, JsonObject
 from services.contracts.experts import ExpertStatus
+
+MAX_UPDATES: Final = 2**31 - 1
+"""The largest number of an update that the ledger can hold."""
 
 
 class LoopSwitch(Contract):
@@ -18,7 +21,7 @@ class LoopSwitch(Contract):
 
     sampling: Bool | None = None
     training: Bool | None = None
-    max_updates: Annotated[Int, Field(ge=0)] | None = None
+    max_updates: Annotated[Int, Field(ge=0, le=MAX_UPDATES)] | None = None
     no_end: Bool = False
 
 

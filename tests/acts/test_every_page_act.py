@@ -50,19 +50,18 @@ ACTS: Final = {
     "/persons": Way("POST /v1/persons", "persons add"),
     "/persons/{person_id}/role": Way("POST /v1/persons/{person_id}/role", "persons role"),
     "/persons/{person_id}/password-link": Way("POST /v1/persons/{person_id}/password-link", "persons password-link"),
+    "/persons/{person_id}/end-sessions": Way("POST /v1/persons/{person_id}/end-sessions", "persons end-sessions"),
+    "/account/password": Way("PUT /v1/persons/me/password", "persons set-password"),
+    "/account/sessions/end": Way("POST /v1/persons/{person_id}/end-sessions", "persons end-sessions"),
+    "/account/sessions/{session_id}/end": Way("POST /v1/sessions/{session_id}/end", "sessions end"),
+    "/logout": Way("POST /v1/sessions/{session_id}/end", "sessions end"),
     "/persons/{person_id}/erase": Way("POST /v1/persons/{person_id}/erase", "persons erase"),
     "/keys": Way("POST /v1/keys", "keys add"),
     "/keys/{key_id}/rotate": Way("POST /v1/keys/{key_id}/rotate", "keys rotate"),
     "/keys/{key_id}/revoke": Way("POST /v1/keys/{key_id}/revoke", "keys revoke"),
 }
-OF_THE_BROWSER: Final = frozenset(
-    {
-        *("/login", "/logout", "/link/{token}", "/theme"),
-        *("/account/password", "/account/sessions/end", "/account/sessions/{session_id}/end"),
-        "/persons/{person_id}/end-sessions",
-    }
-)
-"""Forms about browsers' sessions and passwords."""
+OF_THE_BROWSER: Final = frozenset({"/login", "/link/{token}", "/theme"})
+"""Forms that change only the browser: a program has its key."""
 
 FORMS: Final = [
     route

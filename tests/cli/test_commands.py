@@ -25,6 +25,7 @@ from services.runtime.settings import Settings
 from services.store.core.transaction import Store
 from services.store.corrections import corrections
 from services.store.loop import consultations, dead_letters, groups, settling, switches, tasks
+from services.store.people import logins, passwords, persons
 from services.store.tables.corrections import CorrectionRow
 from services.store.tables.ledger import UpdateRow
 from services.store.tables.loop import AnswerRow, ConsultationRow, GroupRow, RolloutRow
@@ -145,7 +146,8 @@ def test_experts_are_listed_paused_and_retired(cli: CommandLine, store: Store, w
         expert_id = world.expert(session, "judge").id
     assert [row["name"] for row in cli.rows("experts", "list")] == ["judge"]
     for action, status in (("pause", "paused"), ("retire", "retired")):
-        assert cli.json("experts", action, expert_id)["status"] == status
+        changed = cli.json("experts", action, expert_id, "--reason", "maintenance")
+        assert (changed["status"], changed["reason"]) == (status, "maintenance")
     assert cli.refused("experts", "activate", expert_id)["detail"], "nobody answers at its address"
     assert cli.refused("experts", "add", "not a url")["error"]
     nobody = new_id()
@@ -288,6 +290,31 @@ def test_the_ledger_and_the_versions_are_listed_and_shown(cli: CommandLine, stor
 def test_an_evaluation_needs_tasks_and_another_split_than_train(cli: CommandLine) -> None:
     assert cli.refused("eval")["detail"]
     assert "'train' is not one of 'heldout', 'validation'" in str(cli.refused("eval", "--split", "train")["detail"])
+
+
+def test_sessions_are_listed_and_ended_and_a_password_is_set(
+    cli: CommandLine, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with store.transaction() as session:
+        owner_id = persons.find_owner(session).id
+        ids = [logins.start(session, owner_id, None, "10.0.0.7", "a browser")[0] for _ in range(3)]
+    assert {row["id"] for row in cli.rows("sessions", "list")} == {str(one) for one in ids}
+    assert cli.json("sessions", "end", ids[0]) == {"num_ended": 1}
+    assert cli.words("persons", "end-sessions") == "sessions ended: 2\n"
+    typed = iter(["", "seven grey herons at the weir"])
+    monkeypatch.setattr("typer.prompt", lambda *_, **__: next(typed))
+    assert cli.words("persons", "set-password") == "the password is set\n"
+    with store.transaction() as session:
+        assert passwords.find(session, owner_id) is not None
+
+
+def test_the_loops_parts_are_switched_alone_and_its_end_is_set_and_taken_away(cli: CommandLine) -> None:
+    cli.words("loop", "off")
+    assert cli.words("loop", "on", "--only", "sampling") == "sampling is on, training is off\n"
+    assert cli.json("loop", "--until", 7) == {"sampling": True, "training": False, "max_updates": 7}
+    assert cli.json("loop", "--no-end")["max_updates"] is None
+    assert "on or off" in str(cli.refused("loop")["detail"])
+    assert cli.refused("loop", "on", "--until", 7, "--no-end")["detail"]
 
 
 def test_the_status_says_what_the_loop_waits_for(

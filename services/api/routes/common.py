@@ -15,6 +15,7 @@ MEANINGS: Final[Mapping[int, str]] = {
     409: "The present state does not allow this, or the idempotency key was used for another request.",
     413: "The body is larger than 8 MiB.",
     415: "The body is not declared as application/json.",
+    429: "Too many wrong passwords from this address or for this name. Send it again after Retry-After seconds.",
     500: "A fault of ours; nothing was stored. The server's log has the cause under the id in `instance`.",
     422: "The request's content cannot be accepted; `errors` says where. Nothing was stored.",
     507: "A disk is nearly full; nothing was stored. Send it again once there is room.",

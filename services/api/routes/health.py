@@ -51,5 +51,5 @@ async def get_health(app_state: AppStateDep) -> Healthy:
 
 
 def _find_revision(app_state: AppState) -> str | None:
-    with app_state.store.transaction() as session:
+    with app_state.store.reading() as session:
         return migrate.find_revision(session)

@@ -1,17 +1,14 @@
 """The loop: its state at one glance and its switches."""
 
-from sqlalchemy.orm import Session
-
+from services.acts import loop as acts
 from services.api.auth import needs
+from services.api.calls import CallDep
 from services.api.deps import SettingsDep, StoreDep
-from services.api.once import OnceDep
 from services.api.routes.common import build_router, problems
 from services.contracts.persons import Right
 from services.contracts.status import LoopState, LoopSwitch, Status
-from services.jobs import dispatch
 from services.runtime import space
-from services.runtime.settings import Settings
-from services.store.loop import lineages, switches
+from services.store.loop import lineages
 from services.store.views import status
 
 router = build_router("loop")
@@ -32,20 +29,9 @@ def get_status(store: StoreDep, settings: SettingsDep) -> Status:
 
 
 @router.post("/loop", dependencies=[needs(Right.OPERATE)], responses=problems(409, 413, 415, 422))
-def switch_loop(body: LoopSwitch, store: StoreDep, settings: SettingsDep, once: OnceDep) -> LoopState:
+def switch_loop(body: LoopSwitch, call: CallDep) -> LoopState:
     """Turn sampling and training on or off; what is left out stays.
 
     `max_updates` stops the loop after the update of that number; `no_end` takes such an end away.
     """
-    with store.transaction() as session:
-        state = once(session, lambda: _switch(session, settings, body))
-    dispatch.lessons()
-    return state
-
-
-def _switch(session: Session, settings: Settings, body: LoopSwitch) -> LoopState:
-    lineage_id = lineages.get(session, settings.lineage).id
-    row = switches.switch(session, lineage_id, sampling=body.sampling, training=body.training)
-    if body.no_end or body.max_updates is not None:
-        row = switches.stop_after(session, lineage_id, body.max_updates)
-    return LoopState(sampling=row.sampling, training=row.training, max_updates=row.max_updates)
+    return acts.switch(call, body)

@@ -4,20 +4,17 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import Query
-from pydantic import ValidationError
-from sqlalchemy.orm import Session
 
-from sandbox.http.problems import describe_errors
+from services.acts import tasks as acts
 from services.acts.callers import Caller
 from services.api.auth import CallerDep, needs
+from services.api.calls import CallDep
 from services.api.deps import PagingDep, SettingsDep, StoreDep, needs_space
-from services.api.once import OnceDep
-from services.api.problems import RowsRefused
 from services.api.routes.common import build_router, problems
-from services.contracts.base import JsonObject, Page
+from services.contracts.base import Page
 from services.contracts.persons import Right
-from services.contracts.tasks import ImportedTask, Split, Task, TaskCreate, TaskImport, TaskImported
-from services.store.loop import coverage, lineages, tasks
+from services.contracts.tasks import Split, Task, TaskCreate, TaskImport, TaskImported
+from services.store.loop import lineages, tasks
 from services.store.views import browse
 
 router = build_router("tasks")
@@ -29,7 +26,7 @@ router = build_router("tasks")
     dependencies=[needs(Right.SEND), needs_space],
     responses=problems(409, 413, 415, 422, 507),
 )
-def add_task(body: TaskCreate, store: StoreDep, settings: SettingsDep, once: OnceDep) -> Task:
+def add_task(body: TaskCreate, call: CallDep) -> Task:
     """Add a task.
 
     `messages` end with the prompt to answer. `metadata` holds what experts need: `tests`, `tools`, `expected_result`,
@@ -39,9 +36,7 @@ def add_task(body: TaskCreate, store: StoreDep, settings: SettingsDep, once: Onc
 
     Errors: TaskKeyTaken (409), SplitsOverlap (422), OutOfSpace (507).
     """
-    with store.transaction() as session:
-        lineage = lineages.get(session, settings.lineage)
-        return once(session, lambda: tasks.view(tasks.add(session, lineage.id, body)[0]))
+    return acts.add(call, body)
 
 
 @router.post(
@@ -50,7 +45,7 @@ def add_task(body: TaskCreate, store: StoreDep, settings: SettingsDep, once: Onc
     dependencies=[needs(Right.SEND), needs_space],
     responses=problems(409, 413, 415, 422, 507),
 )
-def import_tasks(body: TaskImport, store: StoreDep, settings: SettingsDep, once: OnceDep) -> TaskImported:
+def import_tasks(body: TaskImport, call: CallDep) -> TaskImported:
     """Add up to 1,000 tasks: all of them or none.
 
     Each row is what `POST /v1/tasks` takes. Rows count from 1; if any cannot be accepted nothing is stored, and
@@ -59,52 +54,7 @@ def import_tasks(body: TaskImport, store: StoreDep, settings: SettingsDep, once:
 
     Errors: RowsRefused (422), OutOfSpace (507).
     """
-    wanted = _read_rows(body.tasks)
-    with store.transaction() as session:
-        lineage = lineages.get(session, settings.lineage)
-        return once(session, lambda: _import(session, lineage.id, wanted))
-
-
-def _read_rows(rows: list[JsonObject]) -> list[TaskCreate]:
-    good, bad = [], []
-    for number, row in enumerate(rows, start=1):
-        try:
-            good.append(TaskCreate.model_validate(row))
-        except ValidationError as error:
-            bad += [{"row": number, **found} for found in describe_errors(error.errors(include_url=False))]
-    _refuse(bad)
-    return good
-
-
-def _import(session: Session, lineage_id: UUID, wanted: list[TaskCreate]) -> TaskImported:
-    done: list[ImportedTask] = []
-    bad: list[JsonObject] = []
-    for number, task in enumerate(wanted, start=1):
-        try:
-            row, created = tasks.add(session, lineage_id, task)
-        except tasks.TaskKeyTaken as error:
-            bad.append({"row": number, "where": "key", "what": error.detail})
-        except tasks.SplitsOverlap as error:
-            bad.append({"row": number, "where": error.where, "what": error.detail})
-        else:
-            done.append(ImportedTask(row=number, id=row.id, key=row.key, created=created))
-    _refuse(bad)
-    num_created = sum(one.created for one in done)
-    kinds = [(task.domain, frozenset(task.metadata)) for task in wanted]
-    return TaskImported(
-        num_created=num_created,
-        num_existing=len(done) - num_created,
-        tasks=done,
-        notes=coverage.explain_tasks(session, lineage_id, kinds),
-    )
-
-
-def _refuse(bad: list[JsonObject]) -> None:
-    if bad:
-        rows = sorted({int(str(found["row"])) for found in bad})
-        shown = ", ".join(map(str, rows[:20])) + (", …" if len(rows) > 20 else "")
-        first = f"row {bad[0]['row']}: {bad[0]['where']}: {bad[0]['what']}"
-        raise RowsRefused(f"{len(rows)} rows cannot be accepted ({shown}); {first}", bad)
+    return acts.import_all(call, body.tasks)
 
 
 @router.get("/tasks", dependencies=[needs(Right.READ)], responses=problems(422))

@@ -16,16 +16,19 @@ from services.contracts.persons import (
     KeyRotate,
     LoginLink,
     PasswordLinkCreate,
+    PasswordSet,
     Person,
     PersonCreate,
     PersonCreated,
     Right,
     Role,
     RoleChange,
+    SessionsEnded,
 )
 
 persons = typer.Typer(no_args_is_help=True, help="People and services, what they may, and erasing what they wrote.")
 keys = typer.Typer(no_args_is_help=True, help="API keys: several a person, each with a name, rights and an end.")
+sessions = typer.Typer(no_args_is_help=True, help="Login sessions: the browsers a person is logged in from.")
 
 DAY_SECONDS = 86_400
 
@@ -34,6 +37,7 @@ def add_to(app: typer.Typer) -> None:
     """Register the commands."""
     app.add_typer(persons, name="persons")
     app.add_typer(keys, name="keys")
+    app.add_typer(sessions, name="sessions")
     app.command("login")(login)
     app.command("audit")(list_audit)
 
@@ -100,6 +104,30 @@ def link_password(
     with api_of(home, url) as api:
         made = api.post(f"/v1/persons/{person_id}/password-link", PasswordLinkCreate(reset=reset), LoginLink)
     show(made, as_json, lambda: typer.echo(_show_link(api.url, made)))
+
+
+@persons.command("set-password")
+def set_password(home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+    """Set or change your own password for the pages, asked for without showing it; your login sessions end."""
+    current = typer.prompt("current password (empty if you have none)", default="", hide_input=True, show_default=False)
+    new = typer.prompt("new password", hide_input=True, confirmation_prompt=True)
+    with api_of(home, url) as api:
+        api.send("PUT", "/v1/persons/me/password", PasswordSet(current=current, new=new))
+    show({"set": True}, as_json, lambda: typer.echo("the password is set"))
+
+
+@persons.command("end-sessions")
+def end_sessions(
+    person_id: Annotated[UUID | None, typer.Argument(help="Whose; your own without it.")] = None,
+    home: Home = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """End every login session of a person; their keys go on."""
+    with api_of(home, url) as api:
+        whose = person_id or api.get("/v1/persons/me", Person).id
+        ended = api.post(f"/v1/persons/{whose}/end-sessions", None, SessionsEnded)
+    show(ended, as_json, lambda: typer.echo(f"sessions ended: {ended.num_ended}"))
 
 
 @persons.command("erase")
@@ -188,6 +216,27 @@ def revoke_one_key(key_id: UUID, home: Home = None, url: Url = None, as_json: As
     with api_of(home, url) as api:
         over = api.post(f"/v1/keys/{key_id}/revoke", None, Key)
     show(over, as_json, lambda: typer.echo(f"{over.name} is revoked"))
+
+
+@sessions.command("list")
+def list_sessions(
+    person: Annotated[UUID | None, typer.Option("--person", help="Whose; your own without it.")] = None,
+    home: Home = None,
+    url: Url = None,
+    limit: Limit = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List live login sessions, newest first."""
+    query = {"person_id": None if person is None else str(person)}
+    list_page("/v1/sessions", home, url, limit, as_json, ("id", "address", "agent", "seen_at", "expires_at"), query)
+
+
+@sessions.command("end")
+def end_session(session_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+    """End one of your own login sessions."""
+    with api_of(home, url) as api:
+        ended = api.post(f"/v1/sessions/{session_id}/end", None, SessionsEnded)
+    show(ended, as_json, lambda: typer.echo("the session has ended"))
 
 
 def login(home: Home = None, url: Url = None, as_json: AsJson = False) -> None:

@@ -20,7 +20,7 @@ from services.cli.output.progress import Progress
 from services.contracts.answers import Answer
 from services.contracts.base import JsonObject
 from services.contracts.evaluations import Evaluation, EvaluationCreate, EvaluationDetail
-from services.contracts.experts import ConformanceReport, Expert, ExpertCreate, ExpertRegistered
+from services.contracts.experts import BY_HAND, ConformanceReport, Expert, ExpertCreate, ExpertRegistered, Why
 from services.contracts.lessons import LessonStatus
 from services.contracts.policies import PolicyVersion
 from services.contracts.rollouts import Rollout, RolloutCreate, RolloutDetail, RolloutStatus
@@ -243,23 +243,43 @@ def check_expert(
         raise typer.Exit(1)
 
 
-def _expert_action(action: str) -> None:
-    def act(expert_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
-        with api_of(home, url) as api:
-            expert = api.post(f"/v1/experts/{expert_id}/{action}", None, Expert)
-        show(expert, as_json, lambda: typer.echo(f"{expert.name} is {expert.status.value}"))
-
-    help_of = {
-        "activate": "Let an expert train (or ask it again after a pause).",
-        "pause": "Stop asking an expert; its open questions wait.",
-        "retire": "Stop asking an expert for good; its open questions end.",
-        "requeue": "Ask an expert's dead consultations again; one in quarantine goes back to probation.",
-    }
-    experts.command(action, help=help_of[action])(act)
+Reason = Annotated[str, typer.Option(help="Why; shown with the expert.")]
 
 
-for _action in ("activate", "pause", "retire", "requeue"):
-    _expert_action(_action)
+@experts.command("activate")
+def activate_expert(expert_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+    """Let an expert's answers train, or consult it again after a pause."""
+    _change_expert(expert_id, "activate", None, home, url, as_json)
+
+
+@experts.command("pause")
+def pause_expert(
+    expert_id: UUID, reason: Reason = BY_HAND, home: Home = None, url: Url = None, as_json: AsJson = False
+) -> None:
+    """Stop consulting an expert for a while; its open consultations wait."""
+    _change_expert(expert_id, "pause", Why(reason=reason), home, url, as_json)
+
+
+@experts.command("retire")
+def retire_expert(
+    expert_id: UUID, reason: Reason = BY_HAND, home: Home = None, url: Url = None, as_json: AsJson = False
+) -> None:
+    """Stop consulting an expert for good; its open consultations end."""
+    _change_expert(expert_id, "retire", Why(reason=reason), home, url, as_json)
+
+
+@experts.command("requeue")
+def requeue_expert(expert_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+    """Retry an expert's dead consultations; one in quarantine goes back to probation."""
+    _change_expert(expert_id, "requeue", None, home, url, as_json)
+
+
+def _change_expert(
+    expert_id: UUID, action: str, why: Why | None, home: Path | None, url: str | None, as_json: bool
+) -> None:
+    with api_of(home, url) as api:
+        expert = api.post(f"/v1/experts/{expert_id}/{action}", why, Expert)
+    show(expert, as_json, lambda: typer.echo(f"{expert.name} is {expert.status.value}"))
 
 
 @answers.command("list")

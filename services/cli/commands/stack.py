@@ -105,27 +105,56 @@ def up(
 
 
 class Switch(StrEnum):
-    """What the loop is to do."""
+    """Whether a part of the loop runs."""
 
     ON = "on"
     OFF = "off"
 
 
+class Part(StrEnum):
+    """A part of the loop with a switch of its own."""
+
+    SAMPLING = "sampling"
+    TRAINING = "training"
+
+
 def switch_loop(
-    to: Annotated[Switch, typer.Argument(help="on: draw rollouts and train; off: pause, after the step at hand.")],
+    to: Annotated[
+        Switch | None,
+        typer.Argument(help="on: draw rollouts and train; off: pause, after the step at hand.", show_default=False),
+    ] = None,
+    only: Annotated[Part | None, typer.Option(help="Leave the other part as it is.", show_default=False)] = None,
     until: Annotated[
         int | None, typer.Option(min=1, help="Stop after the update of this number.", show_default=False)
     ] = None,
+    no_end: Annotated[bool, typer.Option("--no-end", help="Take away the update to stop after.")] = False,
     home: Home = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Turn the loop of a running stack on, or pause it; whatever is drawn and asked is kept."""
-    on = to is Switch.ON
-    wanted = LoopSwitch(sampling=on, training=on, max_updates=until, no_end=on and until is None)
+    """Turn the loop of a running stack on, or pause it; whatever is drawn and asked is kept.
+
+    `on` without --until and --only also takes away the update to stop after.
+    """
+    if to is None and until is None and not no_end:
+        raise InvalidInput("say on or off, or where to stop with --until or --no-end")
+    if until is not None and no_end:
+        raise InvalidInput("give either --until or --no-end")
+    wanted = LoopSwitch(
+        sampling=None if to is None or only is Part.TRAINING else to is Switch.ON,
+        training=None if to is None or only is Part.SAMPLING else to is Switch.ON,
+        max_updates=until,
+        no_end=no_end or (to is Switch.ON and until is None and only is None),
+    )
     with api_of(home, url) as api:
         state = api.post("/v1/loop", wanted, LoopState)
-    show(state, as_json, lambda: typer.echo(f"the loop is {to.value}"))
+    show(state, as_json, lambda: typer.echo(_describe(state)))
+
+
+def _describe(state: LoopState) -> str:
+    sampling, training = (("off", "on")[is_on] for is_on in (state.sampling, state.training))
+    parts = f"the loop is {sampling}" if sampling == training else f"sampling is {sampling}, training is {training}"
+    return parts if state.max_updates is None else f"{parts}; it stops after update {state.max_updates}"
 
 
 def down(home: Home = None, as_json: AsJson = False) -> None:

@@ -13,9 +13,11 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Select, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
+from services.contracts.base import Page
 from services.contracts.ids import new_id
 from services.contracts.persons import LinkPurpose, LoginSession
 from services.runtime.errors import NotFound
+from services.store.core.pages import newest_first
 from services.store.people import keys
 from services.store.tables.people import ApiKeyRow, LoginLinkRow, LoginSessionRow, PersonRow
 
@@ -29,7 +31,6 @@ MAX_AGENT_CHARS: Final = 300
 LINK_LASTS: Final = {LinkPurpose.LOGIN: timedelta(minutes=15), LinkPurpose.SET_PASSWORD: timedelta(days=3)}
 KEPT: Final = timedelta(days=60)
 """How long a session's row outlives it: an address is known for a while, and the audit trail names sessions."""
-MAX_SESSIONS_SHOWN: Final = 100
 
 
 class SessionNotFound(NotFound):
@@ -110,16 +111,15 @@ def end_all(session: Session, person_id: UUID, *, but: UUID | None = None) -> in
     return _end(session, mine if but is None else mine & (LoginSessionRow.id != but))
 
 
-def list_live(session: Session, person_id: UUID) -> list[LoginSession]:
-    """A person's live sessions, newest first."""
-    rows = session.scalars(
+def list_live(session: Session, person_id: UUID, *, cursor: str | None, limit: int) -> Page[LoginSession]:
+    """A person's live sessions, newest first. Errors: BadCursor (422)."""
+    query = (
         select(LoginSessionRow)
         .outerjoin(ApiKeyRow, ApiKeyRow.id == LoginSessionRow.key_id)
         .where(LoginSessionRow.person_id == person_id, _is_live())
-        .order_by(LoginSessionRow.id.desc())
-        .limit(MAX_SESSIONS_SHOWN)
     )
-    return [LoginSession.model_validate(row) for row in rows]
+    rows, following = newest_first(session, query, LoginSessionRow.id, cursor, limit)
+    return Page[LoginSession](items=[LoginSession.model_validate(row) for row in rows], next_cursor=following)
 
 
 def make_link(

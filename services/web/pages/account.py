@@ -6,19 +6,18 @@ from uuid import UUID
 from pydantic import Field
 from starlette.responses import Response
 
-from services.acts import grants
-from services.acts.callers import NotAllowed
+from services.acts import sessions as acts
 from services.api.deps import StoreDep
 from services.contracts.base import Contract
-from services.contracts.persons import Role
-from services.store.core import audit
+from services.contracts.persons import PasswordSet
 from services.store.core.transaction import Store
 from services.store.people import keys, logins, passwords
 from services.web.forms import build_pages, form_of
-from services.web.pages.login import Secret, hash_typed, open_session
+from services.web.pages.login import Secret, browser_of, check_typed
 from services.web.visitors import (
     SESSION_COOKIE,
     THEME_COOKIE,
+    CallDep,
     GuestDep,
     Theme,
     Visitor,
@@ -30,7 +29,8 @@ from services.web.visitors import (
 )
 
 THEME_SECONDS = 365 * 86400
-MAX_KEYS = 100
+MAX_SHOWN = 100
+"""Keys and sessions of a person that their page shows."""
 
 router = build_pages()
 
@@ -43,7 +43,7 @@ class ThemeForm(Contract):
 
 
 class PasswordForm(Contract):
-    """The password of now, where there is one, and the one to be, typed twice."""
+    """The current password, where there is one, and the new one, typed twice."""
 
     current: Secret = ""
     new: Secret
@@ -58,56 +58,38 @@ def show_account(visitor: VisitorDep, store: StoreDep) -> Response:
 
 @router.post("/account/password")
 def change_password(
-    visitor: VisitorDep, store: StoreDep, form: Annotated[PasswordForm, form_of(PasswordForm)]
+    visitor: VisitorDep, call: CallDep, store: StoreDep, form: Annotated[PasswordForm, form_of(PasswordForm)]
 ) -> Response:
     """Set or change the visitor's password; every session ends, and this browser gets a new one.
 
     Errors: NotAllowed (403) for a session that a narrower key opened, TooManyTries (429).
     """
-    _check_may_set(visitor)
-    name, address = visitor.caller.name, visitor.address or ""
-    with store.transaction() as session:
-        kept = passwords.find(session, visitor.id)
-        if kept is not None:
-            passwords.begin_try(session, name, address)
-    if kept is not None and not passwords.is_right(kept.hash, form.current):
-        return _show(visitor, store, "The current password is not correct.", 403)
     try:
-        new = hash_typed(name, form.new, form.again)
-    except passwords.PasswordTooWeak as error:
+        check_typed(form.new, form.again)
+        wanted = PasswordSet(current=form.current, new=form.new)
+        opened = acts.set_password(call, wanted, browser_of(visitor))
+    except (acts.WrongPassword, passwords.PasswordTooWeak) as error:
         return _show(visitor, store, f"{error.detail.capitalize()}. {error.hint}", error.status_code)
-    with store.transaction() as session:
-        passwords.put(session, visitor.id, new)
-        passwords.forget_tries(session, name, address)
-        audit.record(session, visitor.actor, "persons.set-password", "person", visitor.id)
-        logins.end_all(session, visitor.id)
-        opened = open_session(session, visitor, visitor.id, visitor.caller.key_id, "password")
+    assert opened is not None, "a browser gets a new session"
     response = go_to(visitor, "/account", notice="Your password is set. All other sessions have ended.")
     set_cookie(response, visitor, SESSION_COOKIE, opened.token)
     return response
 
 
 @router.post("/account/sessions/end")
-def end_other_sessions(visitor: VisitorDep, store: StoreDep) -> Response:
+def end_other_sessions(visitor: VisitorDep, call: CallDep) -> Response:
     """End every session of the visitor but this one. Errors: NotAllowed (403) for one that a narrower key opened."""
-    _check_may_end(visitor)
-    with store.transaction() as session:
-        num = logins.end_all(session, visitor.id, but=visitor.session_id)
-        audit.record(session, visitor.actor, "sessions.end-others", "person", visitor.id, {"num": num})
+    num = acts.end_all(call, visitor.id, but=visitor.session_id).num_ended
     return go_to(visitor, "/account", notice=f"Sessions ended: {num}.")
 
 
 @router.post("/account/sessions/{session_id}/end")
-def end_session(session_id: UUID, visitor: VisitorDep, store: StoreDep) -> Response:
+def end_session(session_id: UUID, visitor: VisitorDep, call: CallDep) -> Response:
     """End one of the visitor's sessions.
 
     Errors: NotAllowed (403) where a narrower key opened this session and it is another one, SessionNotFound (404).
     """
-    if session_id != visitor.session_id:
-        _check_may_end(visitor)
-    with store.transaction() as session:
-        logins.end_mine(session, visitor.id, session_id)
-        audit.record(session, visitor.actor, "sessions.end", "session", session_id)
+    acts.end(call, session_id)
     return go_to(visitor, "/account", notice="The session has ended.")
 
 
@@ -119,31 +101,19 @@ def choose_theme(guest: GuestDep, form: Annotated[ThemeForm, form_of(ThemeForm)]
     return response
 
 
-def _check_may_set(visitor: Visitor) -> None:
-    """A password opens all of the role for good: a session of a narrower key must not make one."""
-    if visitor.caller.role is Role.SERVICE:
-        raise NotAllowed("services use keys; only people have passwords", hint="Log in as a person.")
-    grants.check_covers(visitor.caller, None, None)
-
-
-def _check_may_end(visitor: Visitor) -> None:
-    """Whoever has found a narrow key must not log its owner out."""
-    grants.check_covers(visitor.caller, None, visitor.caller.key_expires_at)
-
-
 def _show(visitor: Visitor, store: Store, problem: str | None, status_code: int) -> Response:
-    with store.transaction() as session:
+    with store.reading() as session:
         password = passwords.find(session, visitor.id)
         changed_at = None if password is None else password.changed_at
-        sessions = logins.list_live(session, visitor.id)
-        held = keys.list_of(session, visitor.id, cursor=None, limit=MAX_KEYS)
+        live = logins.list_live(session, visitor.id, cursor=None, limit=MAX_SHOWN)
+        held = keys.list_of(session, visitor.id, cursor=None, limit=MAX_SHOWN)
     return page(
         visitor,
         "account.html",
         problem=problem,
         has_password=password is not None,
         changed_at=changed_at,
-        sessions=sessions,
+        sessions=live.items,
         keys=held.items,
         person_id=visitor.id,
         scopes=sorted(visitor.caller.rights),

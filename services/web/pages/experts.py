@@ -6,20 +6,19 @@ from uuid import UUID
 from pydantic import Field
 from starlette.responses import Response
 
+from services.acts import experts as acts
 from services.api.deps import SettingsDep, StoreDep
 from services.contracts.answers import AnswerKind
 from services.contracts.base import Contract
-from services.contracts.experts import EXPERT_CHANGES, ExpertStatus
+from services.contracts.experts import BY_HAND, EXPERT_CHANGES, ExpertStatus
 from services.contracts.persons import Right
-from services.jobs import dispatch
-from services.store.core import audit
 from services.store.loop import experts, lineages
 from services.store.views import browse
 from services.store.views import experts as expert_figures
 from services.store.views.experts import NEWEST_ANSWERS, NEWEST_QUESTIONS, NEWEST_UPDATES, Given
 from services.web.forms import build_pages, form_of
 from services.web.lists import Chosen, RowsDep, list_path
-from services.web.visitors import VisitorDep, go_to, needs, page
+from services.web.visitors import CallDep, VisitorDep, go_to, needs, page
 
 NOTHING_GIVEN = Given(0, 0, 0.0, None)
 
@@ -29,7 +28,7 @@ router = build_pages()
 class WhyForm(Contract):
     """Why an expert is paused or retired; shown with it."""
 
-    reason: Annotated[str, Field(max_length=500)] = "by hand"
+    reason: Annotated[str, Field(max_length=500)] = BY_HAND
 
 
 @router.get("/experts", dependencies=[needs(Right.READ)])
@@ -88,45 +87,35 @@ def show_expert(expert_id: UUID, visitor: VisitorDep, store: StoreDep) -> Respon
 
 
 @router.post("/experts/{expert_id}/activate", dependencies=[needs(Right.OPERATE)])
-def activate_expert(expert_id: UUID, visitor: VisitorDep, store: StoreDep) -> Response:
+def activate_expert(expert_id: UUID, visitor: VisitorDep, call: CallDep) -> Response:
     """Let its answers train. Errors: ExpertNotFound (404), NotConformant, IllegalStatusChange (409)."""
-    with store.transaction() as session:
-        experts.activate(session, expert_id)
-        audit.record(session, visitor.actor, "experts.activate", "expert", expert_id)
+    acts.activate(call, expert_id)
     return go_to(visitor, f"/experts/{expert_id}", notice="The expert is active: its answers train the policy.")
 
 
 @router.post("/experts/{expert_id}/pause", dependencies=[needs(Right.OPERATE)])
 def pause_expert(
-    expert_id: UUID, visitor: VisitorDep, store: StoreDep, form: Annotated[WhyForm, form_of(WhyForm)]
+    expert_id: UUID, visitor: VisitorDep, call: CallDep, form: Annotated[WhyForm, form_of(WhyForm)]
 ) -> Response:
-    """Ask it nothing for a while. Errors: ExpertNotFound (404), IllegalStatusChange (409)."""
-    with store.transaction() as session:
-        experts.pause(session, expert_id, form.reason)
-        audit.record(session, visitor.actor, "experts.pause", "expert", expert_id)
+    """Stop consulting it for a while. Errors: ExpertNotFound (404), IllegalStatusChange (409)."""
+    acts.pause(call, expert_id, form.reason)
     return go_to(visitor, f"/experts/{expert_id}", notice="The expert is paused: it is not consulted.")
 
 
 @router.post("/experts/{expert_id}/retire", dependencies=[needs(Right.OPERATE)])
 def retire_expert(
-    expert_id: UUID, visitor: VisitorDep, store: StoreDep, form: Annotated[WhyForm, form_of(WhyForm)]
+    expert_id: UUID, visitor: VisitorDep, call: CallDep, form: Annotated[WhyForm, form_of(WhyForm)]
 ) -> Response:
-    """Let it go for good. Errors: ExpertNotFound (404), IllegalStatusChange (409)."""
-    with store.transaction() as session:
-        experts.retire(session, expert_id, form.reason)
-        audit.record(session, visitor.actor, "experts.retire", "expert", expert_id)
-    dispatch.lessons()
+    """Retire it for good. Errors: ExpertNotFound (404), IllegalStatusChange (409)."""
+    acts.retire(call, expert_id, form.reason)
     return go_to(visitor, f"/experts/{expert_id}", notice="The expert is retired; its open consultations have ended.")
 
 
 @router.post("/experts/{expert_id}/requeue", dependencies=[needs(Right.OPERATE)])
-def requeue_expert(expert_id: UUID, visitor: VisitorDep, store: StoreDep) -> Response:
-    """Ask its dead questions again, and take it out of quarantine.
+def requeue_expert(expert_id: UUID, visitor: VisitorDep, call: CallDep) -> Response:
+    """Retry its dead consultations, and take it out of quarantine.
 
     Errors: ExpertNotFound (404), IllegalStatusChange (409) when it retired.
     """
-    with store.transaction() as session:
-        _, asked = experts.requeue(session, expert_id)
-        audit.record(session, visitor.actor, "experts.requeue", "expert", expert_id, {"questions": len(asked)})
-    dispatch.consultations(asked)
-    return go_to(visitor, f"/experts/{expert_id}", notice=f"{len(asked)} dead consultations will be retried.")
+    _, num_asked = acts.requeue(call, expert_id)
+    return go_to(visitor, f"/experts/{expert_id}", notice=f"{num_asked} dead consultations will be retried.")

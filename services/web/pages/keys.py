@@ -5,17 +5,16 @@ from typing import Annotated
 from uuid import UUID
 
 from pydantic import BeforeValidator, Field
-from sqlalchemy.orm import Session
 from starlette.responses import Response
 
+from services.acts import keys as acts
 from services.api.deps import StoreDep
-from services.api.routes import keys as routes
 from services.contracts.base import Contract, Name
-from services.contracts.persons import KeyCreate, KeyRotate, Person, Right
-from services.store.core import audit
-from services.store.people import keys, persons
+from services.contracts.persons import KeyCreate, KeyCreated, KeyRotate, Person, Right
+from services.store.core.transaction import Store
+from services.store.people import persons
 from services.web.forms import build_pages, form_of
-from services.web.visitors import Visitor, VisitorDep, go_to, page
+from services.web.visitors import CallDep, Visitor, VisitorDep, go_to, page
 
 router = build_pages()
 
@@ -42,43 +41,35 @@ class RotateForm(Contract):
 
 
 @router.post("/keys")
-def add_key(visitor: VisitorDep, store: StoreDep, form: Annotated[KeyForm, form_of(KeyForm)]) -> Response:
+def add_key(
+    visitor: VisitorDep, call: CallDep, store: StoreDep, form: Annotated[KeyForm, form_of(KeyForm)]
+) -> Response:
     """Make one more key and show it, this once.
 
     Errors: NotAllowed (403), PersonNotFound (404), PersonErased (409), ScopeNotInRole (422).
     """
     expires_at = None if form.days is None else datetime.now(UTC) + timedelta(days=form.days)
     wanted = KeyCreate(person_id=form.person_id, name=form.name, scopes=form.scopes, expires_at=expires_at)
-    with store.transaction() as session:
-        made = routes.add(session, visitor.caller, wanted)
-        audit.record(session, visitor.actor, "keys.add", "key", made.id, {"person_id": str(made.person_id)})
-        person = _read_person(session, made.person_id)
-    return page(visitor, "key-made.html", key=made, person=person, back=back_to(visitor, person.id))
+    return _show_made(visitor, store, acts.add(call, wanted))
 
 
 @router.post("/keys/{key_id}/rotate")
 def rotate_key(
-    key_id: UUID, visitor: VisitorDep, store: StoreDep, form: Annotated[RotateForm, form_of(RotateForm)]
+    key_id: UUID, visitor: VisitorDep, call: CallDep, store: StoreDep, form: Annotated[RotateForm, form_of(RotateForm)]
 ) -> Response:
     """Put a new key in place of this one and show it, this once.
 
     Errors: NotAllowed (403), KeyNotFound (404), KeyOver (409).
     """
-    how = KeyRotate(grace_seconds=form.grace_days * DAY_SECONDS)
-    with store.transaction() as session:
-        made = routes.rotate(session, visitor.caller, key_id, how)
-        audit.record(session, visitor.actor, "keys.rotate", "key", key_id, {"new_id": str(made.id)})
-        person = _read_person(session, made.person_id)
-    return page(visitor, "key-made.html", key=made, person=person, back=back_to(visitor, person.id))
+    made = acts.rotate(call, key_id, KeyRotate(grace_seconds=form.grace_days * DAY_SECONDS))
+    return _show_made(visitor, store, made)
 
 
 @router.post("/keys/{key_id}/revoke")
-def revoke_key(key_id: UUID, visitor: VisitorDep, store: StoreDep) -> Response:
+def revoke_key(key_id: UUID, visitor: VisitorDep, call: CallDep) -> Response:
     """Make a key work no more. Errors: NotAllowed (403), KeyNotFound (404), LastOwner (409)."""
-    with store.transaction() as session:
-        over = routes.revoke(session, visitor.caller, key_id)
-        audit.record(session, visitor.actor, "keys.revoke", "key", key_id)
-        is_own = keys.get(session, key_id).id == visitor.caller.key_id
+    over = acts.revoke(call, key_id)
+    is_own = key_id == visitor.caller.key_id
     notice = f"The key {over.name} is revoked."
     return go_to(visitor, "/login" if is_own else back_to(visitor, over.person_id), notice=notice)
 
@@ -88,5 +79,7 @@ def back_to(visitor: Visitor, person_id: UUID) -> str:
     return "/account" if person_id == visitor.id else f"/persons/{person_id}"
 
 
-def _read_person(session: Session, person_id: UUID) -> Person:
-    return Person.model_validate(persons.get(session, person_id))
+def _show_made(visitor: Visitor, store: Store, made: KeyCreated) -> Response:
+    with store.reading() as session:
+        person = Person.model_validate(persons.get(session, made.person_id))
+    return page(visitor, "key-made.html", key=made, person=person, back=back_to(visitor, person.id))

@@ -10,23 +10,23 @@ from pydantic import Field
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
+from services.acts import loop
 from services.api.deps import SettingsDep, StoreDep
 from services.contracts.base import Contract
 from services.contracts.persons import Right
-from services.contracts.status import Status
+from services.contracts.status import MAX_UPDATES, LoopSwitch, Status
 from services.runtime import space
 from services.runtime.errors import InvalidInput
 from services.runtime.settings import Settings
-from services.store.core import audit
 from services.store.ledger import policies, updates
-from services.store.loop import lineages, switches
+from services.store.loop import lineages
 from services.store.views import curves, under_way, versions
 from services.store.views import status as stats
 from services.store.views.estimates import Interval
 from services.web.forms import build_pages, form_of
 from services.web.presenters import charts
 from services.web.presenters.charts import Chart, VersionChart
-from services.web.visitors import VisitorDep, go_to, needs, page
+from services.web.visitors import CallDep, VisitorDep, go_to, needs, page
 
 SILENCE = timedelta(seconds=60)  # a process that lives says so every few seconds
 NUM_VERSIONS = 24  # on the chart; the list has them all
@@ -80,33 +80,20 @@ def show_curves(
 
 
 @router.post("/loop", dependencies=[needs(Right.OPERATE)])
-def switch_loop(
-    visitor: VisitorDep, store: StoreDep, settings: SettingsDep, form: Annotated[SwitchForm, form_of(SwitchForm)]
-) -> Response:
+def switch_loop(visitor: VisitorDep, call: CallDep, form: Annotated[SwitchForm, form_of(SwitchForm)]) -> Response:
     """Turn sampling or training on or off."""
     is_on = form.turn == "on"
-    with store.transaction() as session:
-        lineage = lineages.get(session, settings.lineage)
-        if form.switch == "sampling":
-            switches.switch(session, lineage.id, sampling=is_on)
-        else:
-            switches.switch(session, lineage.id, training=is_on)
-        audit.record(session, visitor.actor, f"loop.{form.switch}", "lineage", lineage.id, {"on": is_on})
+    loop.switch(call, LoopSwitch(sampling=is_on) if form.switch == "sampling" else LoopSwitch(training=is_on))
     return go_to(visitor, "/", notice=f"{form.switch.capitalize()} is {form.turn}.")
 
 
 @router.post("/loop/end", dependencies=[needs(Right.OPERATE)])
-def end_loop(
-    visitor: VisitorDep, store: StoreDep, settings: SettingsDep, form: Annotated[EndForm, form_of(EndForm)]
-) -> Response:
+def end_loop(visitor: VisitorDep, call: CallDep, form: Annotated[EndForm, form_of(EndForm)]) -> Response:
     """Stop the loop after an update, or let it go on for as long as there are tasks."""
     last = None if form.max_updates is None else int(form.max_updates)
-    with store.transaction() as session:
-        lineage = lineages.get(session, settings.lineage)
-        if last is not None and last > 2**31 - 1:
-            raise InvalidInput("no loop makes that many updates")
-        switches.stop_after(session, lineage.id, last)
-        audit.record(session, visitor.actor, "loop.end", "lineage", lineage.id, {"max_updates": last})
+    if last is not None and last > MAX_UPDATES:
+        raise InvalidInput(f"a loop makes at most {MAX_UPDATES:,} updates")
+    loop.switch(call, LoopSwitch(max_updates=last, no_end=last is None))
     return go_to(
         visitor,
         "/",

@@ -6,17 +6,17 @@ from uuid import UUID
 from pydantic import Field
 from starlette.responses import Response
 
-from services.api import people
+from services.acts import persons as acts
+from services.acts import sessions
 from services.api.deps import StoreDep
 from services.contracts.base import Contract, Name
-from services.contracts.persons import RIGHTS, PasswordLinkCreate, Person, Right, Role, RoleChange
+from services.contracts.persons import RIGHTS, PasswordLinkCreate, Person, PersonCreate, Right, Role, RoleChange
 from services.runtime.errors import InvalidInput
-from services.store.core import audit
 from services.store.people import erasing, keys, logins, passwords, persons, roster
 from services.web.forms import build_pages, form_of
 from services.web.lists import RowsDep
-from services.web.pages.account import MAX_KEYS
-from services.web.visitors import VisitorDep, go_to, needs, page
+from services.web.pages.account import MAX_SHOWN
+from services.web.visitors import CallDep, VisitorDep, go_to, needs, page
 
 router = build_pages()
 
@@ -63,15 +63,11 @@ def show_persons(visitor: VisitorDep, store: StoreDep, paging: RowsDep) -> Respo
 
 
 @router.post("/persons", dependencies=[needs(Right.ADMINISTER)])
-def add_person(visitor: VisitorDep, store: StoreDep, form: Annotated[PersonForm, form_of(PersonForm)]) -> Response:
+def add_person(visitor: VisitorDep, call: CallDep, form: Annotated[PersonForm, form_of(PersonForm)]) -> Response:
     """Add a person or service; show their key and a person's link to set a password. Errors: NameTaken (409)."""
-    with store.transaction() as session:
-        row, key = persons.create(session, form.name, form.role)
-        is_service = form.role is Role.SERVICE
-        link = None if is_service else people.link_password(session, row.id, PasswordLinkCreate())
-        audit.record(session, visitor.actor, "persons.add", "person", row.id, {"role": form.role.value})
-        person = Person.model_validate(row)
-    return page(visitor, "persons/made.html", person=person, api_key=key, link=link)
+    made = acts.add(call, PersonCreate(name=form.name, role=form.role))
+    link = None if form.role is Role.SERVICE else acts.link_password(call, made.id, PasswordLinkCreate())
+    return page(visitor, "persons/made.html", person=made, api_key=made.api_key, link=link)
 
 
 @router.get("/persons/{person_id}", dependencies=[needs(Right.ADMINISTER)])
@@ -81,15 +77,15 @@ def show_person(person_id: UUID, visitor: VisitorDep, store: StoreDep) -> Respon
         person = Person.model_validate(persons.get(session, person_id))
         password = passwords.find(session, person_id)
         changed_at = None if password is None else password.changed_at
-        sessions = logins.list_live(session, person_id)
-        held = keys.list_of(session, person_id, cursor=None, limit=MAX_KEYS)
+        live = logins.list_live(session, person_id, cursor=None, limit=MAX_SHOWN)
+        held = keys.list_of(session, person_id, cursor=None, limit=MAX_SHOWN)
     return page(
         visitor,
         "persons/one.html",
         person=person,
         has_password=password is not None,
         changed_at=changed_at,
-        sessions=sessions,
+        sessions=live.items,
         keys=held.items,
         scopes=sorted(RIGHTS[person.role]),
         roles={role: said for role, said in ROLES.items() if role is not Role.SERVICE},
@@ -111,52 +107,44 @@ def show_erasure(person_id: UUID, visitor: VisitorDep, store: StoreDep) -> Respo
 
 @router.post("/persons/{person_id}/role", dependencies=[needs(Right.ADMINISTER)])
 def change_role(
-    person_id: UUID, visitor: VisitorDep, store: StoreDep, form: Annotated[RoleChange, form_of(RoleChange)]
+    person_id: UUID, visitor: VisitorDep, call: CallDep, form: Annotated[RoleChange, form_of(RoleChange)]
 ) -> Response:
     """Give a person another role. Errors: PersonNotFound (404), PersonErased, ServiceStays, LastOwner (409)."""
-    with store.transaction() as session:
-        name = persons.change_role(session, person_id, form.role).name
-        audit.record(session, visitor.actor, "persons.role", "person", person_id, {"role": form.role.value})
+    name = acts.change_role(call, person_id, form.role).name
     return go_to(visitor, f"/persons/{person_id}", notice=f"{name} is {form.role.value} now.")
 
 
 @router.post("/persons/{person_id}/password-link", dependencies=[needs(Right.ADMINISTER)])
 def link_password(
-    person_id: UUID, visitor: VisitorDep, store: StoreDep, form: Annotated[LinkForm, form_of(LinkForm)]
+    person_id: UUID, visitor: VisitorDep, call: CallDep, store: StoreDep, form: Annotated[LinkForm, form_of(LinkForm)]
 ) -> Response:
     """Make a link to set a password and show it, this once.
 
     Errors: PersonNotFound (404), PersonErased (409), NoPasswordForServices (422).
     """
-    with store.transaction() as session:
-        link = people.link_password(session, person_id, PasswordLinkCreate(reset=form.reset))
-        detail = {"reset": form.reset}
-        audit.record(session, visitor.actor, "persons.password-link", "person", person_id, dict(detail))
+    link = acts.link_password(call, person_id, PasswordLinkCreate(reset=form.reset))
+    with store.reading() as session:
         person = Person.model_validate(persons.get(session, person_id))
     return page(visitor, "persons/made.html", person=person, api_key=None, link=link)
 
 
-@router.post("/persons/{person_id}/end-sessions", dependencies=[needs(Right.ADMINISTER)])
-def end_sessions(person_id: UUID, visitor: VisitorDep, store: StoreDep) -> Response:
+@router.post("/persons/{person_id}/end-sessions")
+def end_sessions(person_id: UUID, visitor: VisitorDep, call: CallDep) -> Response:
     """End every session of a person. Errors: PersonNotFound (404)."""
-    with store.transaction() as session:
-        persons.get(session, person_id)
-        num = logins.end_all(session, person_id)
-        audit.record(session, visitor.actor, "sessions.end-all", "person", person_id, {"num": num})
+    num = sessions.end_all(call, person_id).num_ended
     return go_to(visitor, f"/persons/{person_id}", notice=f"Sessions ended: {num}.")
 
 
 @router.post("/persons/{person_id}/erase", dependencies=[needs(Right.ADMINISTER)])
 def erase_person(
-    person_id: UUID, visitor: VisitorDep, store: StoreDep, form: Annotated[EraseForm, form_of(EraseForm)]
+    person_id: UUID, visitor: VisitorDep, call: CallDep, store: StoreDep, form: Annotated[EraseForm, form_of(EraseForm)]
 ) -> Response:
     """Take out what a person wrote, their name and every way to log in; for good.
 
     Errors: PersonNotFound (404), LastOwner (409), NameNotTyped (422).
     """
-    with store.transaction() as session:
+    with store.reading() as session:
         if persons.get(session, person_id).name != form.name:
             raise NameNotTyped("the typed name does not match")
-        erasing.erase(session, person_id)
-        audit.record(session, visitor.actor, "persons.erase", "person", person_id)
+    acts.erase(call, person_id)
     return go_to(visitor, f"/persons/{person_id}/erasure", notice="This person's texts are erased.")
