@@ -71,7 +71,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class _Known:
+class _KnownRow:
     """A row of a known caller: the row's number and the request its key stands for."""
 
     number: int
@@ -138,7 +138,7 @@ class Ingest:
             self._write(lineage, read, joined, outcomes)
         return [outcomes[number] for number in range(len(rows))]
 
-    def _identify(self, session: Session, rows: Sequence[Row], outcomes: dict[int, Outcome]) -> Iterator[_Known]:
+    def _identify(self, session: Session, rows: Sequence[Row], outcomes: dict[int, Outcome]) -> Iterator[_KnownRow]:
         """The rows of callers who may send rollouts; the others are settled."""
         callers = {key: self._find_caller(session, key) for key in {row.sender.key for row in rows}}
         seen: set[str] = set()
@@ -150,7 +150,7 @@ class Ingest:
                 outcomes[number] = KeyTwice(f"the key {row.key!r} is on more than one row")
             else:
                 seen.update(() if row.key is None else (row.key,))
-                yield _Known(number, row, caller, _claim(caller, row))
+                yield _KnownRow(number, row, caller, _claim(caller, row))
 
     def _find_caller(self, session: Session, key: str | None) -> Caller | PreceptorError:
         try:
@@ -161,8 +161,8 @@ class Ingest:
         return caller
 
     def _check(
-        self, session: Session, lineage: LineageRow, known: Sequence[_Known], outcomes: dict[int, Outcome]
-    ) -> list[tuple[_Known, KnownTask]]:
+        self, session: Session, lineage: LineageRow, known: Sequence[_KnownRow], outcomes: dict[int, Outcome]
+    ) -> list[tuple[_KnownRow, KnownTask]]:
         """The rows that can be used here, with their tasks; the others are settled."""
         found = self._reader.find_tasks(session, lineage.id, {one.row.rollout.task_id for one in known})
         named = {version for one in known if (version := one.row.rollout.policy_version) is not None}
@@ -182,8 +182,8 @@ class Ingest:
         return todo
 
     def _read(
-        self, todo: Sequence[tuple[_Known, KnownTask]], outcomes: dict[int, Outcome]
-    ) -> list[tuple[_Known, KnownTask, Tokens]]:
+        self, todo: Sequence[tuple[_KnownRow, KnownTask]], outcomes: dict[int, Outcome]
+    ) -> list[tuple[_KnownRow, KnownTask, Tokens]]:
         """The rows as the policy's tokenizer reads them; those it refuses are settled, all of them while it is away."""
         try:
             if todo:
@@ -203,7 +203,7 @@ class Ingest:
     def _write(
         self,
         lineage: LineageRow,
-        read: Sequence[tuple[_Known, KnownTask, Tokens]],
+        read: Sequence[tuple[_KnownRow, KnownTask, Tokens]],
         joined: Mapping[tuple[Sender, str], UUID],
         outcomes: dict[int, Outcome],
     ) -> None:
@@ -223,7 +223,9 @@ def find_refusal(outcomes: Iterable[Outcome]) -> PreceptorError | None:
     return next((outcome for outcome in outcomes if isinstance(outcome, of_requests)), None)
 
 
-def _replay(session: Session, known: Sequence[_Known], outcomes: dict[int, Outcome]) -> dict[tuple[Sender, str], UUID]:
+def _replay(
+    session: Session, known: Sequence[_KnownRow], outcomes: dict[int, Outcome]
+) -> dict[tuple[Sender, str], UUID]:
     """Settle rows that were stored before; returns the groups they are in, by label."""
     stored = ingest.find_stored(session, [one.once for one in known if one.once is not None])
     joined: dict[tuple[Sender, str], UUID] = {}
@@ -244,7 +246,7 @@ def _claim(caller: Caller, row: Row) -> idempotency.Request | None:
     return idempotency.Request(str(caller.id), row.key, ingest.ROUTE, hashlib.sha256(content.encode()).hexdigest())
 
 
-def _draft(one: _Known, task: KnownTask, tokens: Tokens, joined: Mapping[tuple[Sender, str], UUID]) -> Draft:
+def _draft(one: _KnownRow, task: KnownTask, tokens: Tokens, joined: Mapping[tuple[Sender, str], UUID]) -> Draft:
     rollout, label = one.row.rollout, one.label
     group_id = rollout.group_id if label is None else joined.get(label)
     return Draft(
@@ -261,7 +263,7 @@ def _draft(one: _Known, task: KnownTask, tokens: Tokens, joined: Mapping[tuple[S
     )
 
 
-def _describe_acts(stored: Iterable[tuple[_Known, Rollout]]) -> list[audit.AuditRecord]:
+def _describe_acts(stored: Iterable[tuple[_KnownRow, Rollout]]) -> list[audit.AuditRecord]:
     """One entry of the audit trail per request: a rollout by its id, several by the first and the last."""
     by_sender: dict[Sender, list[UUID]] = {}
     actors: dict[Sender, audit.Actor] = {}

@@ -95,20 +95,20 @@ class NewRollout:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredRollouts:
     """Rollouts as they were stored, and their first consultations, to be sent after the commit."""
 
     rollouts: list[Rollout]
     opened: list[UUID]
 
 
-def store(session: Session, lineage_id: UUID, new: Sequence[NewRollout]) -> Stored:
+def store(session: Session, lineage_id: UUID, new: Sequence[NewRollout]) -> StoredRollouts:
     """Store rollouts and open their first consultations. One that waits for no expert that may train is set aside.
 
     Errors: StoreUnavailable (503); psycopg.Error for a row that the database refuses.
     """
     if not new:
-        return Stored([], [])
+        return StoredRollouts([], [])
     now = session.scalars(select(func.now())).one()
     first = consultations.plan_first(session, lineage_id, {one.id: _describe(one) for one in new}, now)
     rows = [_row(one, lineage_id, first[one.id], now) for one in new]
@@ -119,7 +119,7 @@ def store(session: Session, lineage_id: UUID, new: Sequence[NewRollout]) -> Stor
         Rollout.model_validate(row | {"num_tokens": len(one.token_ids), "score": None})
         for one, row in zip(new, rows, strict=True)
     ]
-    return Stored(views, [consultation.id for consultation in opened])
+    return StoredRollouts(views, [consultation.id for consultation in opened])
 
 
 def _describe(new: NewRollout) -> Subject:
@@ -170,7 +170,7 @@ def add_drawn(
     prompt_token_ids: list[int],
     samples: Sequence[Sample],
     sampling: JsonObject,
-) -> Stored:
+) -> StoredRollouts:
     """Store a group's samples. The sampler's own ids are kept, never re-tokenised."""
     task = tasks.to_known(session.get_one(TaskRow, group.task_id))
     drawn = [
