@@ -144,7 +144,7 @@ def measure_ours(case: Case, config: TrainerConfig) -> Cost:
 def _rows(draws: Draws) -> list[Row]:
     rows = []
     for number, (prompt, shown, rollouts) in enumerate(zip(draws.prompts, draws.contexts, draws.rollouts, strict=True)):
-        context = Context(tuple(shown), "", None, (), False, False, 1.0, NOBODY)
+        context = Context(tuple(shown), "", None, (), False, 1.0, NOBODY)
         for ids in rollouts:
             rows.append(
                 Row(

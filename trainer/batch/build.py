@@ -157,7 +157,6 @@ class _Shown:
     weight: float
     source: Source
     from_rollout: bool = False
-    from_sibling: bool = False
 
 
 def _choose_contexts(
@@ -212,7 +211,6 @@ def _make_context(
         solution_ids=() if text_shown is None else _encode_solution(lesson, text_shown, tokenizer, vocabulary),
         spans=tuple((span.start, span.end) for feedback in given for span in feedback.spans) if on_spans else (),
         from_rollout=computed or (solution is not None and solution.from_rollout),
-        from_sibling=solution is not None and solution.from_sibling,
         weight=max(weights),
         source=Source(
             (*(solution.source.answers if solution else ()), *source.answers),
@@ -274,7 +272,7 @@ def _choose_sibling(lesson: LessonFacts, siblings: Sequence[LessonFacts]) -> _Sh
                 continue
             source = _source(*verdicts)
             names = (f"sibling {sibling.rollout_id}", *source.names)
-            return _Shown(sibling.text, 1.0, replace(source, names=names), from_sibling=True)
+            return _Shown(sibling.text, 1.0, replace(source, names=names))
     return None
 
 

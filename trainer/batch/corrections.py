@@ -24,8 +24,8 @@ class Departure:
     """A corrected rollout. num_kept: tokens of the rollout the person left as they were.
 
     token_ids: the corrected answer: the kept ids, then the person's, and the end where the rollout had ended. ends: the
-    person cut the tail, so that the token at `num_kept` is the end of the answer. label: what belongs at `num_kept`, in
-    place of the rollout's token there; None where the rollout has no token there, because the person went on after it.
+    person cut the tail, so that the token at `num_kept` is the end of the answer. label: the token that belongs at
+    `num_kept` in place of the rollout's; None where the rollout has no token there.
     """
 
     num_kept: int
@@ -83,7 +83,7 @@ def find_learned(token_ids: Sequence[int], action_mask: Sequence[bool], departur
 
 
 def _encode_rest(tokenizer: PreTrainedTokenizerBase, kept: Sequence[int], corrected: str) -> list[int]:
-    """The person's own tokens: of the whole text where tokenising it keeps the kept ids, else of what follows them."""
+    """The person's own tokens: of the whole text where tokenising it keeps the kept ids, else of the rest."""
     whole = encode_text(tokenizer, corrected)
     if whole[: len(kept)] == list(kept):
         return whole[len(kept) :]

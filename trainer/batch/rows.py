@@ -35,7 +35,6 @@ class Context:
 
     spans: tokens [start, end) of the rollout that it is about; none means all of them.
     from_rollout: it was computed from this very rollout, so crediting only later costs is a heuristic.
-    from_sibling: it shows a sibling's answer, so the group must be halved.
     solution_ids: the solution's tokens, to its end; empty without one, or where it is too long after the prompt.
     """
 
@@ -44,7 +43,6 @@ class Context:
     solution: str | None
     spans: tuple[tuple[int, int], ...]
     from_rollout: bool
-    from_sibling: bool
     weight: float
     source: Source
     solution_ids: tuple[int, ...] = ()
@@ -157,7 +155,7 @@ class Row:
 
     @property
     def taught(self) -> bool:
-        """Whether any expert says what it would have done, anywhere on the rollout or in its place."""
+        """Whether any expert has a term on the rollout, or a text in its place."""
         return self.covered or bool(self.contexts or self.samples or self.labels or self.imitations)
 
     @property

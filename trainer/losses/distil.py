@@ -78,8 +78,8 @@ class DistilLoss:
     cost_mean, kl: nats per action token of the update's covered rollouts, over whole-coverage terms: their costs (the
     cross-entropy, or the objective's own divergence), and those less the experts' entropies (samples, and divergences
     that are no cross-entropy, give the cost in both). covered [B] bool: rollouts that have a cost-to-go.
-    num_future_tokens, num_future_rows: those whose future term is not negligible. Shapes [B, T], 0 where nothing is
-    charged: cost d_t; cost_to_go R_t (scaled); baseline; excess (R_t less its baseline, clipped, 0 where no future
+    num_future_tokens, num_future_rows: those whose future term is not negligible. Shapes [B, T], 0 where no token
+    is charged: cost d_t; cost_to_go R_t (scaled); baseline; excess (R_t less its baseline, clipped, 0 where no future
     term applies); ratio (truncated); action_logprobs.
     """
 

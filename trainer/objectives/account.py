@@ -1,4 +1,4 @@
-"""The account of an update: what each lesson gave to its loss, term by term, and sums that become metrics.
+"""The account of an update: each lesson's part of the loss, term by term, and sums that become metrics.
 
 Objectives write into it; it knows none of them.
 """
@@ -18,7 +18,7 @@ from trainer.losses.student import Choices
 
 @dataclass
 class Account:
-    """What became of the rows of a micro-batch; sums that add up over micro-batches and ranks.
+    """The rows of a micro-batch in the loss; sums that add up over micro-batches and ranks.
 
     sums: parts of the loss and diagnostics by name. terms, token_costs: by lesson. choices: the teacher's
     likeliest tokens, [T, K], 0 where it is absent. future: lessons with a future term that is not negligible. returns:

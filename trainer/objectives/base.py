@@ -1,4 +1,4 @@
-"""What an objective is: who takes part in an update, how it counts, its loss, its account and its own settings.
+"""Objectives: which rows take part in an update, how they count, the loss, its account, and settings of their own.
 
 An objective is one file in this folder and one line in `registry`. An update makes it anew from its rows alone, before
 any model runs, so every rank gets the same one. Settings are read before torch is loaded, so the modules here import
@@ -80,7 +80,7 @@ class Objective(Generic[S]):
     # --- who takes part, and how it counts ---
 
     def compare(self, rows: Sequence[Row]) -> None:
-        """Note what can only be known of the rows together, such as what a score is worth within its group."""
+        """Compare rows with each other, such as scores within a group. Called first, with all rows of the update."""
 
     def reads(self, row: Row) -> bool:
         """Whether it learns from the rollout's own tokens."""
@@ -107,11 +107,11 @@ class Objective(Generic[S]):
     # --- its loss and its account ---
 
     def loss(self, reading: Reading, account: "Account") -> "Tensor":
-        """Its loss on a micro-batch of which it reads at least one row, without its weight; it writes into the account
-        what each row gave. Raises ValueError, naming the row, for input without a meaningful result."""
+        """Its loss on a micro-batch of which it reads at least one row, without its weight; it writes each
+        row's part into the account. Raises ValueError, naming the row, for input without a meaningful result."""
         raise NotImplementedError(f"{self.name} reads rollouts and needs a loss on them")
 
     @property
     def figures(self) -> Sequence[str]:
-        """Sums of its account that are metrics of the update; 0 where nothing was added."""
+        """Sums of its account that become metrics of the update, 0 by default."""
         return ()

@@ -1,6 +1,6 @@
 """The two families that learn from experts' distributions: from every expert, or from our own teacher alone.
 
-They share what they read and what they write down; a member adds the loss that it descends.
+They share reading and bookkeeping; a member adds the loss that it descends.
 """
 
 from abc import abstractmethod
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class ExpertSettings(OwnSettings):
-    """Weights of what experts say beside a distribution over the whole rollout."""
+    """Weights of terms that do not cover whole rollouts."""
 
     partial_share: float = Field(default=0.1, ge=0)
     """`distil`, `forward_ce`: weight of a term that covers some tokens only (labels, samples at prefixes) beside terms
@@ -45,7 +45,7 @@ class FromDistributions(Objective[S]):
 
     @abstractmethod
     def measured(self, loss: "DistilLoss") -> Mapping[str, float]:
-        """What it reports of its costs, in nats per action token, under names of its own."""
+        """The costs it reports, in nats per action token, under names of its own."""
 
     def hears(self, term: "Term") -> bool:
         """Whether it learns from this term."""

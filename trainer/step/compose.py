@@ -3,7 +3,7 @@
 The student reads a rollout once and the teacher each context once, however many objectives learn from it. Texts that
 are imitated in a rollout's place (solutions, the rest of a correction) are read apart.
 
-Not covered: gradients and micro-batches (`update`), what an objective is (`trainer.objectives`).
+Not covered: gradients and micro-batches (`update`), the objectives themselves (`trainer.objectives`).
 """
 
 from collections.abc import Iterator, Sequence

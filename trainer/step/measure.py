@@ -1,4 +1,4 @@
-"""What an update says of itself: what each lesson gave to it, and its metrics."""
+"""The record of an update: each lesson's contribution, and the metrics."""
 
 from collections.abc import Iterator
 
@@ -13,8 +13,8 @@ from trainer.step.plan import Plan
 
 
 def contribute(batch: Batch, account: Account) -> Iterator[Contribution]:
-    """What each lesson gave. A share is a term's part of the sum of all terms' parts of the loss, each without its
-    sign: what it costs now and what earlier tokens are charged for it."""
+    """Each lesson's contribution. A share is a term's part of the sum of all terms' parts of the loss, each without its
+    sign: its local cost, and the charge on earlier tokens for it."""
     total = sum(abs(term.share) for terms in account.terms.values() for term in terms) or 1.0
     for row in batch.rows:
         terms = [t.model_copy(update={"share": abs(t.share) / total}) for t in account.terms.get(row.lesson_id, [])]
@@ -40,7 +40,7 @@ def _as_top_k(choices: Choices | None) -> TopK | None:
 
 
 def measure(batch: Batch, plan: Plan, account: Account, grad_norm: float, learning_rate: float) -> JsonObject:
-    """The update's metrics: costs in nats, counts with `num_`. loss_NAME is what an objective gave to the loss, its
+    """The update's metrics: costs in nats, counts with `num_`. loss_NAME is an objective's part of the loss, its
     weight in the mix included; kl and cross_entropy are those of the first objective that has them."""
     rows, sums = batch.rows, account.sums
     names = ["loss", "local", "partial", "future", "imitation", "num_future_tokens", "num_clipped_tokens"]

@@ -1,8 +1,8 @@
-"""What an update makes of its batch before any model runs: its objectives, who takes part, what sums are divided by.
+"""The plan of an update before any model runs: its objectives, the rows that take part, and the divisors of sums.
 
 Counted from the rows alone, so that every rank has the same. Pure.
 
-Not covered: what an objective counts (`trainer.objectives`).
+Not covered: the objectives' own counts (`trainer.objectives`).
 """
 
 from collections.abc import Sequence

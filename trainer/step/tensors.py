@@ -45,7 +45,7 @@ def stack_rows(micro: Sequence[Row], emphasis: Mapping[UUID, float], device: tor
 def stack_texts(
     rows: Sequence[Row], texts: Sequence[ImitationRow], emphasis: Mapping[UUID, float], device: torch.device
 ) -> tuple[Rollouts, Tensor]:
-    """Texts to imitate in the rows' place as if they were rollouts, and which of their tokens exist."""
+    """Texts to imitate, stacked as if they were rollouts, and which of their tokens exist [B, T]."""
     shape = (len(texts), max(len(text.token_ids) for text in texts))
     ids, learn = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.bool)
     exists = torch.zeros(shape, dtype=torch.bool)
@@ -74,7 +74,7 @@ def build_terms(
     config: TrainerConfig,
     teacher_temperature: float,
 ) -> tuple[list[Term], list[TermSource]]:
-    """Every expert's word on the micro-batch, one term an expert, and where each came from."""
+    """The experts' distributions on the micro-batch, one term per expert, and where each came from."""
     built: list[tuple[Term, TermSource]] = []
     for on_spans in (False, True):
         of_row = [[context for context in row.contexts if bool(context.spans) is on_spans] for row in micro]
@@ -104,7 +104,7 @@ def build_terms(
 def _weigh_spans(
     micro: Sequence[Row], contexts: Sequence[Context | None], rollouts: Rollouts
 ) -> tuple[Tensor, tuple[tuple[Source, float, int] | None, ...]]:
-    """The weights [B, T] of contexts that speak about some tokens only, and where they came from."""
+    """The weights [B, T] of contexts about some tokens only, and where they came from."""
     weights = torch.zeros(rollouts.token_ids.shape)
     rows: list[tuple[Source, float, int] | None] = []
     for index, (row, context) in enumerate(zip(micro, contexts, strict=True)):

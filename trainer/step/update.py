@@ -34,17 +34,17 @@ class Stopped(Exception):
     """The process was asked to end; the step is given up."""
 
 
-class MeaninglessRows(Exception):
+class InvalidRows(Exception):
     """Rows that cannot be trained on, with the reasons. The weights are unchanged."""
 
     def __init__(self, reasons: dict[UUID, str]) -> None:
-        super().__init__(f"{len(reasons)} rows mean nothing")
+        super().__init__(f"{len(reasons)} rows are invalid")
         self.reasons = reasons
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """The account of one update: what each lesson gave, and the metrics.
+    """The record of one update: each lesson's contribution, and the metrics.
 
     untrained: why the weights did not change, and then the state did not either; None when they changed.
     """
@@ -77,7 +77,7 @@ def make_update(
             composer = Composer(state, teacher, plan, config, settings.teacher_temperature)
             account = _sum_losses(composer, batch, ranks, stopping)
             break
-        except MeaninglessRows as error:
+        except InvalidRows as error:
             batch = batch.without(error.reasons)
     ranks.sum_gradients(parameters.values())
     grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), GRAD_NORM))
@@ -97,7 +97,7 @@ def make_update(
 
 def _why_untrained(batch: Batch, account: Account, grad_norm: float) -> str | None:
     if not batch.rows:
-        return "none of its rows means anything"
+        return "none of its rows is valid"
     if not any(account.terms.values()):
         return "none of its rows has usable feedback"
     return None if grad_norm > 0 else "its gradient was zero"
@@ -140,7 +140,7 @@ def split_rows(rows: Sequence[Row], max_rows: int, share_baseline: bool) -> list
 
 
 def _sum_losses(composer: Composer, batch: Batch, ranks: Ranks, stopping: Callable[[], bool]) -> Account:
-    """Backward through this rank's micro-batches; the account of all ranks. Raises MeaninglessRows on every rank."""
+    """Backward through this rank's micro-batches; the account of all ranks. Raises InvalidRows on every rank."""
     rows = [row for row in batch.rows if composer.plan.uses(row)]
     account, bad, stopped = Account(), dict[UUID, str](), False
     micros = split_rows(rows, composer.config.micro_batch_rows, composer.plan.shares_baseline)
@@ -150,12 +150,12 @@ def _sum_losses(composer: Composer, batch: Batch, ranks: Ranks, stopping: Callab
         try:
             account.merge(_go_back(composer, micro))
         except ValueError as error:
-            bad |= _find_meaningless(composer, micro, str(error))
+            bad |= _find_invalid(composer, micro, str(error))
     everywhere = ranks.collect((account, bad, stopped))
     if any(stopped for _, _, stopped in everywhere):
         raise Stopped
     if any(bad for _, bad, _ in everywhere):
-        raise MeaninglessRows({lesson: reason for _, bad, _ in everywhere for lesson, reason in bad.items()})
+        raise InvalidRows({lesson: reason for _, bad, _ in everywhere for lesson, reason in bad.items()})
     total = Account()
     for one, _, _ in everywhere:
         total.merge(one)
@@ -173,7 +173,7 @@ def _go_back(composer: Composer, micro: list[Row]) -> Account:
     return account
 
 
-def _find_meaningless(composer: Composer, micro: list[Row], problem: str) -> dict[UUID, str]:
+def _find_invalid(composer: Composer, micro: list[Row], problem: str) -> dict[UUID, str]:
     """The invalid rows of a micro-batch that failed: those that fail alone, or all of them where none does."""
     bad = {}
     for row in micro:

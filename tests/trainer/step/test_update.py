@@ -231,7 +231,7 @@ def test_an_update_of_rows_that_all_mean_nothing_changes_nothing_of_the_state(
     before = save(state, store)
     bad = facts(policy, answers=(reference(),), sampler_logprobs=(math.nan,) * len(facts(policy).token_ids))
     result = train(state, batch_of(state, [bad]))
-    assert result.untrained == "none of its rows means anything"
+    assert result.untrained == "none of its rows is valid"
     assert [one.lesson_id for one in result.contributions if one.invalid] == [bad.lesson_id]
     assert save(state, store) == before
 
