@@ -71,6 +71,34 @@ def test_tasks_are_imported_listed_and_shown(cli: CommandLine) -> None:
     assert (refusal["error"], refusal["detail"]) == ("task-not-found", f"no task {NOBODY}")
 
 
+def test_lists_show_only_the_rows_that_their_filters_name(cli: CommandLine, store: Store, world: World) -> None:
+    with store.transaction() as session:
+        judge = world.expert(session, "judge")
+        other = world.expert(session, "other")
+        first, second = world.task(session, "a", domain="math/a"), world.task(session, "b", domain="math/b")
+        [rollout] = world.drawn(session, first, size=1)
+        world.drawn(session, second, size=1)
+        task, rollout_id, group, expert = first.id, rollout.id, rollout.group_id, judge.id
+        assert other.id != expert
+    assert [row["id"] for row in cli.rows("tasks", "list", "--domain", "math/a")] == [str(task)]
+    assert cli.rows("tasks", "list", "--split", "heldout") == []
+    for narrow in (("--task", task), ("--group", group)):
+        assert [row["id"] for row in cli.rows("rollouts", "list", *narrow)] == [str(rollout_id)]
+    assert len(cli.rows("rollouts", "list", "--purpose", "train")) == 2
+    consulted = cli.rows("consultations", "list", "--expert", expert)
+    assert [row["expert_name"] for row in consulted] == ["judge", "judge"]
+
+
+def test_an_expert_is_shown_with_its_conformance_report(cli: CommandLine, store: Store, world: World) -> None:
+    with store.transaction() as session:
+        expert_id = world.expert(session, "judge").id
+    assert cli.json("experts", "show", expert_id)["name"] == "judge"
+    words = cli.words("experts", "show", expert_id).splitlines()
+    assert words[0].startswith("judge@")
+    assert any(line.startswith("may see") for line in words)
+    assert cli.refused("experts", "show", NOBODY)["detail"] == f"no expert {NOBODY}"
+
+
 def test_a_file_with_a_bad_line_is_refused_by_its_line(cli: CommandLine) -> None:
     file = cli.home / "tasks.jsonl"
     file.write_text('{"key": "k"}\n')

@@ -24,6 +24,7 @@ All = Annotated[bool, typer.Option("--all", help="Every dead one, the oldest fir
 @consultations.command("list")
 def list_consultations(
     status: Annotated[ConsultationStatus | None, typer.Option(help="Only those.")] = None,
+    expert: Annotated[UUID | None, typer.Option(help="Only those of this expert.")] = None,
     home: Home = None,
     url: Url = None,
     limit: Limit = 20,
@@ -31,7 +32,8 @@ def list_consultations(
 ) -> None:
     """List consultations, newest first."""
     columns = ("id", "rollout_id", "expert_name", "stage", "status", "attempts", "reason")
-    list_page("/v1/consultations", home, url, limit, as_json, columns, {"status": status.value if status else None})
+    query = {"status": status.value if status else None, "expert_id": str(expert) if expert else None}
+    list_page("/v1/consultations", home, url, limit, as_json, columns, query)
 
 
 @consultations.command("requeue")

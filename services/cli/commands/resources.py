@@ -23,8 +23,8 @@ from services.contracts.evaluations import Evaluation, EvaluationCreate, Evaluat
 from services.contracts.experts import BY_HAND, ConformanceReport, Expert, ExpertCreate, ExpertRegistered, Why
 from services.contracts.lessons import LessonStatus
 from services.contracts.policies import PolicyVersion
-from services.contracts.rollouts import Rollout, RolloutCreate, RolloutDetail, RolloutStatus
-from services.contracts.tasks import Task
+from services.contracts.rollouts import Purpose, Rollout, RolloutCreate, RolloutDetail, RolloutStatus
+from services.contracts.tasks import Split, Task
 from services.contracts.updates import UpdateDetail
 
 tasks = typer.Typer(
@@ -92,9 +92,18 @@ def import_tasks(
 
 
 @tasks.command("list")
-def list_tasks(home: Home = None, url: Url = None, limit: Limit = 20, as_json: AsJson = False) -> None:
+def list_tasks(
+    split: Annotated[Split | None, typer.Option(help="Only those.")] = None,
+    domain: Annotated[str | None, typer.Option(help="Only those.")] = None,
+    family: Annotated[str | None, typer.Option(help="Only those.")] = None,
+    home: Home = None,
+    url: Url = None,
+    limit: Limit = 20,
+    as_json: AsJson = False,
+) -> None:
     """List tasks, newest first."""
-    list_page("/v1/tasks", home, url, limit, as_json, ("id", "key", "domain", "family", "split"))
+    query = {"split": split.value if split else None, "domain": domain, "family": family}
+    list_page("/v1/tasks", home, url, limit, as_json, ("id", "key", "domain", "family", "split"), query)
 
 
 @tasks.command("show")
@@ -115,6 +124,9 @@ def show_task(task_id: UUID, home: Home = None, url: Url = None, as_json: AsJson
 @rollouts.command("list")
 def list_rollouts(
     status: Annotated[RolloutStatus | None, typer.Option(help="Only those.")] = None,
+    purpose: Annotated[Purpose | None, typer.Option(help="Only those.")] = None,
+    task: Annotated[UUID | None, typer.Option(help="Only answers to this task.")] = None,
+    group: Annotated[UUID | None, typer.Option(help="Only siblings of this group.")] = None,
     home: Home = None,
     url: Url = None,
     limit: Limit = 20,
@@ -122,7 +134,13 @@ def list_rollouts(
 ) -> None:
     """List rollouts, newest first. A rollout that is set aside has no lesson; `preceptor lessons list` has those."""
     columns = ("id", "purpose", "status", "score", "policy_version", "num_tokens", "reason", "text")
-    list_page("/v1/rollouts", home, url, limit, as_json, columns, {"status": status.value if status else None})
+    query = {
+        "status": status.value if status else None,
+        "purpose": purpose.value if purpose else None,
+        "task_id": str(task) if task else None,
+        "group_id": str(group) if group else None,
+    }
+    list_page("/v1/rollouts", home, url, limit, as_json, columns, query)
 
 
 @rollouts.command("show")
@@ -210,6 +228,27 @@ def list_experts(home: Home = None, url: Url = None, limit: Limit = 50, as_json:
     """List experts."""
     columns = ("id", "name", "version", "status", "weight", "endpoint", "reason")
     list_page("/v1/experts", home, url, limit, as_json, columns)
+
+
+@experts.command("show")
+def show_expert(expert_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+    """Show one expert: how it is consulted, and its conformance report."""
+    with api_of(home, url) as api:
+        expert = api.get(f"/v1/experts/{expert_id}", Expert)
+
+    def words() -> None:
+        gives = f"{', '.join(expert.descriptor.kinds)}{' as a verifier' if expert.descriptor.verifier else ''}"
+        typer.echo(f"{expert.name}@{expert.version}  {expert.status.value}  {expert.endpoint}")
+        typer.echo(f"gives {gives} for {', '.join(expert.descriptor.domains)}")
+        typer.echo(f"may see {', '.join(expert.granted) or 'prompts and answers only'}; weight {expert.weight:g}")
+        if expert.reason:
+            typer.echo(f"reason: {expert.reason}")
+        for check in expert.report.checks:
+            typer.echo(
+                f"{'ok  ' if check.passed else 'FAIL'}  {check.name}{': ' + check.detail if check.detail else ''}"
+            )
+
+    show(expert, as_json, words)
 
 
 @experts.command("check")
