@@ -1,6 +1,6 @@
 """The api: a factory that puts the routes behind their limits, keys and problem documents.
 
-Routes are synchronous and run in the threadpool; each opens its one transaction where it can be seen.
+Routes are synchronous and run in the threadpool. They read in `store.reading()`, or call one act (`services.acts`).
 """
 
 from collections.abc import AsyncIterator

@@ -145,7 +145,7 @@ class KeyCreated(Key):
 
 
 class PasswordLinkCreate(Contract):
-    """A link to set a password; `reset` also makes the one of now useless."""
+    """A link to set a password; `reset` also removes the current one."""
 
     reset: Bool = False
 

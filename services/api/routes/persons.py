@@ -95,7 +95,7 @@ def change_role(person_id: UUID, body: RoleChange, call: CallDep) -> Person:
 def link_password(person_id: UUID, call: CallDep, body: PasswordLinkCreate = KEEP_PASSWORD) -> LoginLink:
     """Make a link that lets a person set their password, once, within three days. The answer shows it, this once.
 
-    `reset` makes their password of now useless and ends their sessions, without waiting for the link to be used.
+    `reset` removes their current password and ends their sessions at once, before the link is used.
 
     Errors: PersonNotFound (404), PersonErased (409), NoPasswordForServices (422).
     """

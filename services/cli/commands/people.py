@@ -95,7 +95,7 @@ def revoke_key(person_id: UUID, home: Home = None, url: Url = None, as_json: AsJ
 @persons.command("password-link")
 def link_password(
     person_id: UUID,
-    reset: Annotated[bool, typer.Option("--reset", help="The password of now stops working at once.")] = False,
+    reset: Annotated[bool, typer.Option("--reset", help="The current password stops working at once.")] = False,
     home: Home = None,
     url: Url = None,
     as_json: AsJson = False,

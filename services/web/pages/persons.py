@@ -36,7 +36,7 @@ class PersonForm(Contract):
 
 
 class LinkForm(Contract):
-    """Whether the password of now ends at once."""
+    """Whether the current password ends at once."""
 
     reset: bool = False
 
