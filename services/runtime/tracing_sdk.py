@@ -1,6 +1,5 @@
 """Spans to a collector, with OpenTelemetry's SDK and instrumentations; imported only where traces are on."""
 
-import atexit
 from typing import Final
 
 import aiohttp
@@ -45,13 +44,11 @@ class CollectorTracing(Tracing):
             resource=Resource.create({SERVICE_NAME: service, SERVICE_VERSION: VERSION}),
             id_generator=RowIds(),
             span_limits=SpanLimits(max_links=SpanLimits.UNSET),  # an update has one for each of its lessons
-            shutdown_on_exit=False,  # it would wait for a collector that is away
         )
         url = endpoint.rstrip("/")
         exporter = OTLPSpanExporter(endpoint=url if url.endswith("/v1/traces") else f"{url}/v1/traces")
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         super().__init__(self._provider)
-        atexit.register(self.flush)
 
     def watch_app(self, app: FastAPI) -> None:
         """Trace the requests that this app answers, but those of machines for its health and figures."""
