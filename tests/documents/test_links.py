@@ -53,6 +53,12 @@ def test_every_file_and_folder_that_a_document_names_is_there(page: Path) -> Non
     assert [path for path in FILE.findall(read(page)) if not (ROOT / path).exists()] == []
 
 
+def test_the_walk_of_a_rollout_counts_the_files_that_it_names() -> None:
+    walk = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("## One rollout")[2]
+    walk = walk.partition("A rollout that the sampler draws")[0]
+    assert f"There are {len(set(re.findall(r'`([a-z_/]+[.]py)`', walk)))}." in walk
+
+
 def test_every_page_and_picture_can_be_reached_from_the_readme() -> None:
     reached, waiting = set(), [ROOT / "README.md"]
     while waiting:
