@@ -15,7 +15,7 @@ from services.contracts.persons import Right
 from services.store.loop import experts, lineages
 from services.store.views import browse
 from services.store.views import experts as expert_figures
-from services.store.views.experts import NEWEST_ANSWERS, NEWEST_QUESTIONS, NEWEST_UPDATES, Given
+from services.store.views.experts import NEWEST_UPDATES, Given
 from services.web.forms import build_pages, form_of
 from services.web.lists import Chosen, RowsDep, list_path
 from services.web.visitors import CallDep, VisitorDep, go_to, needs, page
@@ -82,7 +82,7 @@ def show_expert(expert_id: UUID, visitor: VisitorDep, store: StoreDep) -> Respon
         only_scores=list(expert.descriptor.kinds) == [AnswerKind.SCORE],
         recent=recent.items,
         may_become={status.value for status in may_become},
-        limits={"questions": NEWEST_QUESTIONS, "answers": NEWEST_ANSWERS, "updates": NEWEST_UPDATES},
+        num_updates=NEWEST_UPDATES,
     )
 
 
