@@ -75,6 +75,7 @@ def revoke_key(person_id: UUID, call: CallDep) -> Person:
 
 @router.post(
     "/persons/{person_id}/role",
+    name="persons.role",
     dependencies=[needs(Right.ADMINISTER)],
     responses=problems(404, 409, 413, 415, 422),
 )
@@ -88,6 +89,7 @@ def change_role(person_id: UUID, body: RoleChange, call: CallDep) -> Person:
 
 @router.post(
     "/persons/{person_id}/password-link",
+    name="persons.password-link",
     status_code=201,
     dependencies=[needs(Right.ADMINISTER)],
     responses=problems(404, 409, 413, 415, 422),
@@ -102,7 +104,7 @@ def link_password(person_id: UUID, call: CallDep, body: PasswordLinkCreate = KEE
     return acts.link_password(call, person_id, body)
 
 
-@router.post("/persons/me/login-link", status_code=201, responses=problems(404, 409))
+@router.post("/persons/me/login-link", name="persons.login-link", status_code=201, responses=problems(404, 409))
 def link_login(call: CallDep) -> LoginLink:
     """Make a link that logs the holder of this key in, in a browser, once, within 15 minutes.
 
@@ -123,6 +125,7 @@ def preview_erasure(person_id: UUID, store: StoreDep) -> Erasure:
 
 @router.post(
     "/persons/{person_id}/erase",
+    name="persons.erase",
     dependencies=[needs(Right.ADMINISTER)],
     responses=problems(404, 409, 422),
 )
