@@ -11,7 +11,7 @@ TORCH_INDEX_URL ?= https://download.pytorch.org/whl/cpu
 STAMP := $(VENV)/.installed
 TIER ?= tiny
 
-.PHONY: help install vllm demo up down status test test-long unit check fmt lint types imports migrations chaos docs bench-loss bench-update bench-learn bench-sandbox bench-api clean
+.PHONY: help install vllm demo up down status test test-long unit check fmt lint types imports migrations migration chaos docs bench-loss bench-update bench-learn bench-sandbox bench-api clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
@@ -76,6 +76,11 @@ migrations: install
 
 docs: install  ## write the tables of settings and commands in docs/ from the code
 	@$(BIN)/python -m tests.documents.settings_page && $(BIN)/python -m tests.documents.commands_page
+
+migration: install  ## a new migration to complete: NAME=purpose, in words with underscores
+	@test -n "$(NAME)" || { echo 'name its purpose: make migration NAME=purpose'; exit 1; }
+	@$(BIN)/python -c "import sys; from datetime import date; from alembic import command; from services.store.core.migrate import config; \
+	command.revision(config(), sys.argv[1], rev_id=f'{date.today():%Y%m%d}_{sys.argv[1]}')" "$(NAME)"
 
 chaos: install  ## 300 tasks while everything is killed, frozen, filled and flooded at random; then invariants in SQL
 	@$(BIN)/python -m tests.chaos --tasks 300 $(ARGS)

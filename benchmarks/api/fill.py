@@ -15,8 +15,6 @@ from benchmarks.api.policy import TOKENIZER
 from benchmarks.api.stage import Stage
 
 NUM_TASKS: Final = 3_000
-PER_GROUP: Final = 8
-PER_UPDATE: Final = 48
 CHUNK: Final = 100_000
 TABLES: Final = (
     *("task", "rollout_group", "rollout", "consultation", "consultation_attempt", "answer", "lesson", "lesson_answer"),

@@ -75,7 +75,7 @@ class ToolSet(Contract):
 
 
 METADATA_SHAPES: Mapping[str, type[Contract]] = {"tests": FunctionTests, "tools": ToolSet}
-"""The metadata our own experts read, by key; every other key is the owner's own."""
+"""Metadata keys whose shape is checked when a task comes in. Other keys are for the experts that read them."""
 
 
 def _check_metadata(key: str, shape: type[Contract], value: Json) -> None:

@@ -120,16 +120,3 @@ def tempered_logprobs(logits: Tensor, temperature: float) -> Tensor:
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, not {temperature}")
     return torch.log_softmax(logits / temperature, -1)
-
-
-def agreeing_samples(continuation: Sequence[int], rollout: Sequence[int], step: int) -> list[int]:
-    """The tokens of an expert's continuation that are samples at `step`, `step` + 1, ... of the rollout.
-
-    The first always is; a later one only while all before it agree with the rollout, whose states the student visited.
-    The continuation must continue rollout[:step] token for token. Raises ValueError if `step` is outside the rollout.
-    """
-    if not 0 <= step < len(rollout):
-        raise ValueError(f"step {step} lies outside a rollout of {len(rollout)} tokens")
-    pairs = list(zip(continuation, rollout[step:], strict=False))
-    num_agreeing = next((index for index, (theirs, ours) in enumerate(pairs) if theirs != ours), len(pairs))
-    return [theirs for theirs, _ in pairs[: num_agreeing + 1]]

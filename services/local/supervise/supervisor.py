@@ -24,7 +24,6 @@ import http.client
 import math
 import os
 import signal
-import socket
 import threading
 import time
 import urllib.request
@@ -478,19 +477,6 @@ def answers_http(url: str) -> Callable[[], bool]:
             with opener.open(url, timeout=HEALTH_SECONDS):
                 return True
         except (OSError, http.client.HTTPException):
-            return False
-
-    return check
-
-
-def accepts_tcp(host: str, port: int) -> Callable[[], bool]:
-    """A health check: something listens on the port."""
-
-    def check() -> bool:
-        try:
-            with socket.create_connection((host, port), HEALTH_SECONDS):
-                return True
-        except OSError:
             return False
 
     return check

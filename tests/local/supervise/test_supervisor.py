@@ -29,7 +29,6 @@ from services.local.supervise.supervisor import (
     Stage,
     StopOutcome,
     Supervisor,
-    accepts_tcp,
     answers_http,
     read_running,
     stop_running,
@@ -361,8 +360,7 @@ def test_a_server_is_ready_when_its_health_check_answers(layout: Layout) -> None
     with Supervisor(layout) as supervisor:
         supervisor.start(ProcessSpec("server", python(serve), is_ready=answers_http(url), url=url))
         assert answers_http(url)()
-        assert accepts_tcp("127.0.0.1", port)()
-    assert not accepts_tcp("127.0.0.1", port)()
+    assert not answers_http(url)()
 
 
 def test_an_error_page_is_not_health() -> None:

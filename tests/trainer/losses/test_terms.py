@@ -16,7 +16,6 @@ from trainer.losses.terms import (
     PartialTerm,
     Samples,
     TopK,
-    agreeing_samples,
     tempered_logprobs,
 )
 
@@ -187,20 +186,6 @@ def test_a_label_costs_the_surprise_at_it() -> None:
     cost, gradient = one_step(Label(torch.tensor([[2]])))
     assert cost.cost.item() == pytest.approx(-math.log(0.4))
     assert gradient.tolist() == pytest.approx([0.01, 0.02, -0.6, 0.3, 0.2, 0.07])
-
-
-def test_a_continuation_samples_later_steps_only_while_it_agrees() -> None:
-    rollout = [5, 6, 7, 8]
-    assert agreeing_samples([9, 7, 8], rollout, step=1) == [9]
-    assert agreeing_samples([6, 7, 1, 8], rollout, step=1) == [6, 7, 1]
-    assert agreeing_samples([6, 7, 8, 9], rollout, step=1) == [6, 7, 8]
-    assert agreeing_samples([6], rollout, step=1) == [6]
-    assert agreeing_samples([5, 6, 9], rollout, step=0) == [5, 6, 9]
-    assert agreeing_samples([8, 9], rollout, step=3) == [8]
-    assert agreeing_samples([], rollout, step=1) == []
-    for step in (-1, 4):
-        with pytest.raises(ValueError, match=f"step {step} lies outside"):
-            agreeing_samples([1], rollout, step)
 
 
 def test_a_temperature_below_one_sharpens_a_teacher() -> None:
