@@ -1,4 +1,4 @@
-"""Acts on experts: registering a service after its conformance checks, and whether it is consulted and trained on."""
+"""Acts on experts: registering a service after its conformance checks, whether it is consulted, and how it trains."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -89,6 +89,17 @@ def pause(call: Call, expert_id: UUID, reason: str) -> Expert:
         paused = act.keep(experts.view(experts.pause(act.session, expert_id, reason)))
         act.record("experts.pause", "expert", expert_id)
     return paused
+
+
+def weigh(call: Call, expert_id: UUID, weight: float) -> Expert:
+    """Set how much an expert's answers weigh in the loss from the next update on.
+
+    Errors: ExpertNotFound (404), ExpertRetired (409).
+    """
+    with call.begin() as act:
+        weighed = act.keep(experts.view(experts.weigh(act.session, expert_id, weight)))
+        act.record("experts.weight", "expert", expert_id, {"weight": weight})
+    return weighed
 
 
 def retire(call: Call, expert_id: UUID, reason: str) -> Expert:

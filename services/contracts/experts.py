@@ -165,6 +165,9 @@ class ConsultLater(Contract):
 ConsultResponse: TypeAlias = Annotated[ConsultResult | ConsultAbstain, Field(discriminator="outcome")]
 
 
+Weight: TypeAlias = Annotated[Float, Field(ge=0, le=100)]
+
+
 class ExpertCreate(Contract):
     """Register a service by its URL. `granted` names the metadata keys it may see; `trusted` skips probation.
 
@@ -174,7 +177,7 @@ class ExpertCreate(Contract):
     endpoint: Annotated[AnyHttpUrl, WithJsonSchema({"type": "string", "format": "uri"})]
     granted: Annotated[list[Name], Field(max_length=50)] = []
     trusted: Bool = False
-    weight: Annotated[Float, Field(ge=0, le=100)] = 1.0
+    weight: Weight = 1.0
     group_fraction: Annotated[Float, Field(ge=0, le=1)] = 1.0
     rollouts_per_group: Annotated[Int, Field(ge=1)] | None = None
     top_k: Annotated[Int, Field(ge=1, le=200)] = 20
@@ -215,6 +218,12 @@ class Why(Contract):
     """Why an expert is paused or retired; shown with it."""
 
     reason: Annotated[str, Field(min_length=1, max_length=2_000)] = BY_HAND
+
+
+class ExpertWeight(Contract):
+    """How much an expert's answers weigh in the loss beside those of other experts; 0: they do not train."""
+
+    weight: Weight
 
 
 class Expert(View):

@@ -75,6 +75,9 @@ ACTS: Final = {
         "POST /v1/experts/{expert_id}/activate", "experts activate {expert_id}", Right.OPERATE
     ),
     "/experts/{expert_id}/pause": Way("POST /v1/experts/{expert_id}/pause", "experts pause {expert_id}", Right.OPERATE),
+    "/experts/{expert_id}/weight": Way(
+        "PUT /v1/experts/{expert_id}/weight", "experts weight {expert_id} 0.5", Right.OPERATE
+    ),
     "/experts/{expert_id}/retire": Way(
         "POST /v1/experts/{expert_id}/retire", "experts retire {expert_id}", Right.OPERATE
     ),

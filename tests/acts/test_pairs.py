@@ -153,6 +153,14 @@ PAIRS = (
     Pair("activate an expert", a_paused_expert, "/experts/{id}/activate", ("POST", "/v1/experts/{id}/activate")),
     Pair("pause an expert", an_expert, "/experts/{id}/pause", ("POST", "/v1/experts/{id}/pause")),
     Pair(
+        "set an expert's weight",
+        an_expert,
+        "/experts/{id}/weight",
+        ("PUT", "/v1/experts/{id}/weight"),
+        fields={"weight": "0.5"},
+        body={"weight": 0.5},
+    ),
+    Pair(
         "retire an expert",
         an_expert,
         "/experts/{id}/retire",

@@ -93,6 +93,9 @@ class Api:
             return self.http.post(path, headers=headers)
         return self.http.post(path, json=body, headers=headers)
 
+    def put(self, path: str, body: Json) -> httpx2.Response:
+        return self.http.put(path, json=body, headers=self._headers())
+
     def post_bytes(self, path: str, body: bytes, content_type: str = "application/json") -> httpx2.Response:
         return self.http.post(path, content=body, headers=self._headers() | {"Content-Type": content_type})
 

@@ -11,6 +11,7 @@ from services.contracts.answers import AnswerKind
 from services.contracts.base import Json, JsonObject
 from services.contracts.consultations import InvalidAnswer
 from services.contracts.experts import ConsultResult, Descriptor
+from services.contracts.ids import new_id
 from services.contracts.persons import Role
 from services.experts.protocol.app import create_expert_app
 from services.store.core.transaction import Store
@@ -225,6 +226,27 @@ def test_a_registration_is_answered_again_without_asking_the_expert(api: Api) ->
     with expert() as url:
         first = api.post("/v1/experts", {"endpoint": url}, once="k1")
     assert made(api.post("/v1/experts", {"endpoint": url}, once="k1")) == made(first)
+
+
+def test_an_experts_weight_changes_without_its_other_settings(api: Api) -> None:
+    with expert() as url:
+        registered = register(api, url, trusted=True, group_fraction=0.5)
+    path = f"/v1/experts/{registered['id']}"
+    weighed = made(api.put(f"{path}/weight", {"weight": 0.25}))
+    assert weighed == registered | {"weight": 0.25} | {"report": weighed["report"]}
+    for weight in (-0.1, 100.5, "1"):
+        refused(api.put(f"{path}/weight", {"weight": weight}), 422)
+    made(api.post(f"{path}/retire"))
+    assert "retired" in str(refused(api.put(f"{path}/weight", {"weight": 1.0}), 409)["detail"])
+    refused(api.put(f"/v1/experts/{new_id()}/weight", {"weight": 1.0}), 404)
+
+
+def test_our_own_expert_keeps_the_weight_it_was_given_when_it_is_installed_again(api: Api) -> None:
+    with expert() as url:
+        own = made(api.post("/v1/experts/own/self-evaluation", {"endpoint": url, "trusted": True}))
+        made(api.put(f"/v1/experts/{own['id']}/weight", {"weight": 0.5}))
+        again = made(api.post("/v1/experts/own/self-evaluation", {"endpoint": url, "trusted": True, "weight": 1.0}))
+    assert (again["id"], again["weight"]) == (own["id"], 0.5)
 
 
 def test_an_expert_is_paused_activated_and_retired_for_good(api: Api) -> None:

@@ -182,6 +182,14 @@ def test_experts_are_listed_paused_and_retired(cli: CommandLine, store: Store, w
     assert cli.refused("experts", "add", "http://127.0.0.1:1", "--moved", nobody)["detail"] == f"no expert {nobody}"
 
 
+def test_an_experts_weight_is_set_alone(cli: CommandLine, store: Store, world: World) -> None:
+    with store.transaction() as session:
+        expert_id = world.expert(session, "judge").id
+    assert cli.words("experts", "weight", expert_id, "0.5") == "judge is active, weight 0.5\n"
+    assert [row["weight"] for row in cli.rows("experts", "list")] == [0.5]
+    assert cli.refused("experts", "weight", expert_id, "101")["error"] == "usage-wrong"
+
+
 def test_an_experts_dead_consultations_are_asked_again(cli: CommandLine, store: Store, world: World) -> None:
     with store.transaction() as session:
         expert_id = world.expert(session, "judge").id

@@ -232,6 +232,15 @@ def test_what_does_not_exist_is_not_found(filled: Filled, path: str) -> None:
     assert filled.http.get(path.format(UUID(int=7)), headers={"Accept": "text/html"}).status_code == 404
 
 
+def test_an_experts_weight_is_set_on_its_page(filled: Filled) -> None:
+    expert = one(filled, ExpertRow, name="style-judge")
+    here = f"/experts/{expert}"
+    assert f'action="{here}/weight"' in filled.page(here)
+    assert filled.send(f"{here}/weight", here, weight="0.25").headers["location"] == here
+    assert "The expert&#39;s weight is 0.25." in filled.page(here)
+    assert filled.send(f"{here}/weight", here, weight="101").status_code == 422
+
+
 def test_an_expert_is_activated_paused_and_retired(filled: Filled) -> None:
     expert = one(filled, ExpertRow, name="style-judge")
     here = f"/experts/{expert}"

@@ -7,7 +7,7 @@ from fastapi import Body
 
 from services.acts import experts as acts
 from services.api.auth import CallerDep, needs
-from services.api.calls import CallDep
+from services.api.calls import CallDep, PlainCallDep
 from services.api.deps import PagingDep, SettingsDep, StoreDep
 from services.api.routes.common import build_router, problems
 from services.contracts.base import Page
@@ -16,6 +16,7 @@ from services.contracts.experts import (
     ExpertCreate,
     ExpertRegistered,
     ExpertStatus,
+    ExpertWeight,
     OwnKind,
     Why,
 )
@@ -104,6 +105,17 @@ def pause_expert(expert_id: UUID, call: CallDep, body: WhyBody = NO_REASON) -> E
     Errors: ExpertNotFound (404), IllegalStatusChange (409).
     """
     return acts.pause(call, expert_id, body.reason)
+
+
+@router.put(
+    "/experts/{expert_id}/weight", dependencies=[needs(Right.OPERATE)], responses=problems(404, 409, 413, 415, 422)
+)
+def weigh_expert(expert_id: UUID, body: ExpertWeight, call: PlainCallDep) -> Expert:
+    """Set how much an expert's answers weigh in the loss from the next update on; at 0 they do not train.
+
+    Errors: ExpertNotFound (404), ExpertRetired (409).
+    """
+    return acts.weigh(call, expert_id, body.weight)
 
 
 @router.post(

@@ -20,7 +20,15 @@ from services.cli.output.progress import Progress
 from services.contracts.answers import Answer
 from services.contracts.base import JsonObject
 from services.contracts.evaluations import Evaluation, EvaluationCreate, EvaluationDetail
-from services.contracts.experts import BY_HAND, ConformanceReport, Expert, ExpertCreate, ExpertRegistered, Why
+from services.contracts.experts import (
+    BY_HAND,
+    ConformanceReport,
+    Expert,
+    ExpertCreate,
+    ExpertRegistered,
+    ExpertWeight,
+    Why,
+)
 from services.contracts.lessons import LessonStatus
 from services.contracts.policies import PolicyVersion
 from services.contracts.rollouts import Purpose, Rollout, RolloutCreate, RolloutDetail, RolloutStatus
@@ -311,6 +319,20 @@ def retire_expert(
 def requeue_expert(expert_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
     """Retry an expert's dead consultations; one in quarantine goes back to probation."""
     _change_expert(expert_id, "requeue", None, home, url, as_json)
+
+
+@experts.command("weight")
+def weigh_expert(
+    expert_id: UUID,
+    weight: Annotated[float, typer.Argument(min=0, max=100, help="0: its answers do not train.")],
+    home: Home = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Set how much an expert's answers weigh in the loss beside other experts; its other options stay."""
+    with api_of(home, url) as api:
+        expert = api.put(f"/v1/experts/{expert_id}/weight", ExpertWeight(weight=weight), Expert)
+    show(expert, as_json, lambda: typer.echo(f"{expert.name} is {expert.status.value}, weight {expert.weight:g}"))
 
 
 def _change_expert(

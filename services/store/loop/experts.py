@@ -133,7 +133,7 @@ def move(
 def install(
     session: Session, lineage_id: UUID, own: OwnKind, wanted: ExpertCreate, report: ConformanceReport
 ) -> Registration:
-    """Register one of our own experts, wherever its process listens now.
+    """Register one of our own experts, wherever its process listens now; one that is there already keeps its weight.
 
     Errors: NotAnExpert (422); EndpointTaken (409).
     """
@@ -142,6 +142,8 @@ def install(
     row = session.scalar(select(ExpertRow).where(ExpertRow.own == own.value, live))
     row = row or _find_at(session, report.endpoint)
     if row is not None:
+        if row.own == own.value:
+            wanted = wanted.model_copy(update={"weight": row.weight})  # an operator may have set it
         row.own = own.value
     return _register(session, lineage_id, row, wanted, report, own)
 
@@ -287,6 +289,17 @@ def pause(session: Session, expert_id: UUID, reason: str) -> ExpertRow:
     row = _change(session, expert_id, ExpertStatus.PAUSED)
     row.reason = reason
     session.flush()
+    return row
+
+
+def weigh(session: Session, expert_id: UUID, weight: float) -> ExpertRow:
+    """Set how much its answers weigh in the loss. Errors: ExpertNotFound, ExpertRetired."""
+    row = _lock(session, expert_id)
+    if row.status == ExpertStatus.RETIRED.value:
+        raise ExpertRetired(f"the expert {row.name!r} retired: {row.reason}")
+    row.weight = weight
+    session.flush()
+    ranking.rank_scored_by(session, row.id)
     return row
 
 

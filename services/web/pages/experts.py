@@ -31,6 +31,12 @@ class WhyForm(Contract):
     reason: Annotated[str, Field(max_length=500)] = BY_HAND
 
 
+class WeightForm(Contract):
+    """How much an expert's answers weigh in the loss."""
+
+    weight: Annotated[float, Field(ge=0, le=100)]
+
+
 @router.get("/experts", dependencies=[needs(Right.READ)])
 def show_experts(
     visitor: VisitorDep,
@@ -100,6 +106,15 @@ def pause_expert(
     """Stop consulting it for a while. Errors: ExpertNotFound (404), IllegalStatusChange (409)."""
     acts.pause(call, expert_id, form.reason)
     return go_to(visitor, f"/experts/{expert_id}", notice="The expert is paused: it is not consulted.")
+
+
+@router.post("/experts/{expert_id}/weight", dependencies=[needs(Right.OPERATE)])
+def weigh_expert(
+    expert_id: UUID, visitor: VisitorDep, call: CallDep, form: Annotated[WeightForm, form_of(WeightForm)]
+) -> Response:
+    """Set how much its answers weigh in the loss. Errors: ExpertNotFound (404), ExpertRetired (409)."""
+    acts.weigh(call, expert_id, form.weight)
+    return go_to(visitor, f"/experts/{expert_id}", notice=f"The expert's weight is {form.weight:g}.")
 
 
 @router.post("/experts/{expert_id}/retire", dependencies=[needs(Right.OPERATE)])
