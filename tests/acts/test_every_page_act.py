@@ -84,6 +84,7 @@ ACTS: Final = {
     "/experts/{expert_id}/requeue": Way(
         "POST /v1/experts/{expert_id}/requeue", "experts requeue {expert_id}", Right.OPERATE
     ),
+    "/evaluations": Way("POST /v1/evaluations", "eval", Right.OPERATE),
     "/loop": Way("POST /v1/loop", "loop on", Right.OPERATE),
     "/loop/end": Way("POST /v1/loop", "loop --no-end", Right.OPERATE),
     "/persons": Way("POST /v1/persons", "persons add Ada", Right.ADMINISTER),

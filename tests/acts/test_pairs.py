@@ -8,6 +8,7 @@ from sqlalchemy import select, update
 
 from services.contracts.base import JsonObject
 from services.contracts.persons import Role
+from services.contracts.tasks import Split
 from services.store.people import keys, passwords, persons
 from services.store.tables.loop import ConsultationRow, ExpertRow
 from services.store.tables.people import LoginSessionRow
@@ -87,6 +88,11 @@ def an_expert_with_a_dead_consultation(scene: Scene) -> UUID:
         session.execute(update(ConsultationRow).where(mine).values(status="asked"))
         session.execute(update(ConsultationRow).where(mine).values(status="dead", reason="it was away"))
     return expert_id
+
+
+def a_heldout_task(scene: Scene) -> UUID:
+    with scene.store.transaction() as session:
+        return scene.world.task(session, f"t{next(numbers)}", split=Split.HELDOUT).id
 
 
 PAIRS = (
@@ -172,6 +178,14 @@ PAIRS = (
         an_expert_with_a_dead_consultation,
         "/experts/{id}/requeue",
         ("POST", "/v1/experts/{id}/requeue"),
+    ),
+    Pair(
+        "start an evaluation",
+        a_heldout_task,
+        "/evaluations",
+        ("POST", "/v1/evaluations"),
+        fields={"split": "heldout", "num_tasks": "1", "num_samples": "2"},
+        body={"split": "heldout", "num_tasks": 1, "num_samples": 2},
     ),
     Pair(
         "turn sampling on",

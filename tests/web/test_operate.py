@@ -227,6 +227,17 @@ def test_a_version_is_compared_with_any_other(filled: Filled) -> None:
     assert '<th scope="col">main-v1</th><th scope="col">base</th>' in compared
 
 
+def test_an_evaluation_is_started_on_the_page_of_evaluations_and_shown(filled: Filled) -> None:
+    wanted = {"split": "heldout", "policy_version": "base", "num_tasks": "1", "num_samples": "2"}
+    response = filled.send("/evaluations", "/evaluations", **wanted)
+    assert response.status_code == 303
+    started = filled.page(response.headers["location"])
+    assert '<a href="/policies/base">base</a> on heldout tasks' in started
+    assert "The evaluation has started." in started
+    refused = filled.send("/evaluations", "/evaluations", **wanted | {"split": "train"})
+    assert refused.status_code == 422
+
+
 @pytest.mark.parametrize("path", ["/rollouts/{}", "/experts/{}", "/tasks/{}", "/evaluations/{}"])
 def test_what_does_not_exist_is_not_found(filled: Filled, path: str) -> None:
     assert filled.http.get(path.format(UUID(int=7)), headers={"Accept": "text/html"}).status_code == 404
@@ -301,3 +312,5 @@ def test_who_may_only_correct_cannot_switch_the_loop(
     assert annotator.send("/loop", seen_on="/account", switch="sampling", turn="on").status_code == 403
     assert annotator.send("/dead/consultations/requeue", seen_on="/account").status_code == 403
     assert "Start sampling" not in annotator.get("/").text
+    assert annotator.send("/evaluations", seen_on="/account", split="heldout", num_samples="1").status_code == 403
+    assert 'aria-label="Start an evaluation"' not in annotator.get("/evaluations").text

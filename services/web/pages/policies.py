@@ -1,24 +1,40 @@
 """Policy versions and evaluations: what was published, what it had passed, and whether it is better."""
 
+from typing import Annotated, Literal
 from uuid import UUID
 
+from pydantic import Field
 from starlette.responses import Response
 
+from services.acts import evaluations as acts
 from services.api.deps import SettingsDep, StoreDep
+from services.contracts.base import Contract
+from services.contracts.evaluations import EvaluationCreate
 from services.contracts.persons import Right
 from services.contracts.policies import PolicyStatus
 from services.contracts.rollouts import Purpose
+from services.contracts.tasks import Split
 from services.store.ledger import policies
 from services.store.loop import evaluations, lineages
 from services.store.tables.ledger import PolicyVersionRow
 from services.store.views import browse, versions
-from services.web.forms import build_pages
+from services.web.forms import build_pages, form_of
 from services.web.lists import Chosen, RowsDep, list_path
-from services.web.visitors import VisitorDep, needs, page
+from services.web.visitors import CallDep, VisitorDep, go_to, needs, page
 
 NUM_VERSIONS = 50  # to compare with, the newest
 
 router = build_pages()
+
+
+class EvaluationForm(Contract):
+    """What to measure; no version: the serving one, no number of tasks: all of the split."""
+
+    split: Literal[Split.VALIDATION, Split.HELDOUT]
+    policy_version: str | None = None
+    num_tasks: Annotated[int, Field(ge=1)] | None = None
+    num_samples: Annotated[int, Field(ge=1, le=256)]
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
 
 @router.get("/policies", dependencies=[needs(Right.READ)])
@@ -85,7 +101,20 @@ def show_evaluations(visitor: VisitorDep, store: StoreDep, settings: SettingsDep
     with store.reading() as session:
         lineage = lineages.get(session, settings.lineage)
         found = browse.list_evaluations(session, lineage.id, cursor=paging.cursor, limit=paging.limit)
-    return page(visitor, "evaluations/list.html", evaluations=found)
+        newest = policies.newest(session, lineage.id, before=None, limit=NUM_VERSIONS)
+    return page(visitor, "evaluations/list.html", evaluations=found, versions=[version.name for version in newest])
+
+
+@router.post("/evaluations", dependencies=[needs(Right.OPERATE)])
+def start_evaluation(
+    visitor: VisitorDep, call: CallDep, form: Annotated[EvaluationForm, form_of(EvaluationForm)]
+) -> Response:
+    """Start an evaluation and show its page.
+
+    Errors: PolicyVersionNotFound (404), WeightsDeleted (409), NothingToEvaluate (422).
+    """
+    started = acts.start(call, EvaluationCreate(**form.model_dump()))
+    return go_to(visitor, f"/evaluations/{started.id}", notice="The evaluation has started.")
 
 
 @router.get("/evaluations/{evaluation_id}", dependencies=[needs(Right.READ)])
