@@ -1,11 +1,11 @@
 """Commands of consultations and draws: which are under way, which are dead, and trying dead ones again."""
 
 from typing import Annotated
-from uuid import UUID
 
 import typer
 
 from services.cli.client import ApiClient
+from services.cli.ids import Id, read_consultation, read_draw, read_expert
 from services.cli.options import AsJson, Home, Limit, Url, api_of, show
 from services.cli.output.lists import list_page
 from services.contracts.consultations import ConsultationDetail, ConsultationStatus, Requeued
@@ -24,7 +24,7 @@ All = Annotated[bool, typer.Option("--all", help="Every dead one, the oldest fir
 @consultations.command("list")
 def list_consultations(
     status: Annotated[ConsultationStatus | None, typer.Option(help="Only those.")] = None,
-    expert: Annotated[UUID | None, typer.Option(help="Only those of this expert.")] = None,
+    expert: Annotated[Id | None, typer.Option(parser=read_expert, help="Only those of this expert.")] = None,
     home: Home = None,
     url: Url = None,
     limit: Limit = 20,
@@ -32,13 +32,13 @@ def list_consultations(
 ) -> None:
     """List consultations, newest first."""
     columns = ("id", "rollout_id", "expert_name", "stage", "status", "attempts", "reason")
-    query = {"status": status.value if status else None, "expert_id": str(expert) if expert else None}
+    query = {"status": status.value if status else None, "expert_id": expert}
     list_page("/v1/consultations", home, url, limit, as_json, columns, query)
 
 
 @consultations.command("requeue")
 def requeue_consultation(
-    consultation_id: Annotated[UUID | None, typer.Argument(metavar="[ID]")] = None,
+    consultation_id: Annotated[Id | None, typer.Argument(parser=read_consultation, metavar="[ID]")] = None,
     every: All = False,
     home: Home = None,
     url: Url = None,
@@ -50,7 +50,7 @@ def requeue_consultation(
         if consultation_id is None:
             _show_all(_requeue_all(api, "/v1/consultations/requeue"), "consultation", as_json)
             return
-        asked = api.post(f"/v1/consultations/{consultation_id}/requeue", None, ConsultationDetail)
+        asked = api.post(f"/v1/consultations/{consultation_id.find(api)}/requeue", None, ConsultationDetail)
     show(asked, as_json, lambda: typer.echo(f"{asked.expert_name} is asked again: {asked.status.value}"))
 
 
@@ -69,7 +69,7 @@ def list_draws(
 
 @draws.command("requeue")
 def requeue_draw(
-    draw_id: Annotated[UUID | None, typer.Argument(metavar="[ID]")] = None,
+    draw_id: Annotated[Id | None, typer.Argument(parser=read_draw, metavar="[ID]")] = None,
     every: All = False,
     home: Home = None,
     url: Url = None,
@@ -81,11 +81,11 @@ def requeue_draw(
         if draw_id is None:
             _show_all(_requeue_all(api, "/v1/draws/requeue"), "draw", as_json)
             return
-        drawn = api.post(f"/v1/draws/{draw_id}/requeue", None, Draw)
+        drawn = api.post(f"/v1/draws/{draw_id.find(api)}/requeue", None, Draw)
     show(drawn, as_json, lambda: typer.echo(f"{drawn.task_key} is drawn again: {drawn.status.value}"))
 
 
-def _check_choice(one: UUID | None, every: bool) -> None:
+def _check_choice(one: Id | None, every: bool) -> None:
     if (one is None) != every:
         raise InvalidInput("give either one ID or --all")
 

@@ -3,11 +3,11 @@
 import sys
 from pathlib import Path
 from typing import Annotated
-from uuid import UUID
 
 import typer
 
 from services.cli.client import ApiClient, ApiProblem
+from services.cli.ids import Id, read_correction, read_rollout
 from services.cli.options import AsJson, Home, Limit, Url, api_of, show
 from services.cli.output.lists import list_page
 from services.contracts.corrections import (
@@ -29,34 +29,39 @@ from services.runtime.errors import InvalidInput
 corrections = typer.Typer(
     no_args_is_help=True, help="The human queue: claim an answer, correct it, see what the correction changed."
 )
-ItemId = Annotated[UUID, typer.Argument(metavar="ID", help="The item, as `corrections claim` prints it.")]
+ItemId = Annotated[
+    Id, typer.Argument(parser=read_correction, metavar="ID", help="The item, as `corrections claim` prints it.")
+]
 
 
 @corrections.command("ask")
 def ask_for_correction(
-    rollout_id: Annotated[UUID, typer.Argument(help="The rollout to correct, of a train task.")],
+    rollout_id: Annotated[Id, typer.Argument(parser=read_rollout, help="The rollout to correct, of a train task.")],
     home: Home = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
     """Put a rollout in the human queue, ahead of the queue's own choice."""
     with api_of(home, url) as api:
-        asked = api.post("/v1/corrections", CorrectionCreate(rollout_id=rollout_id), Correction)
+        asked = api.post("/v1/corrections", CorrectionCreate(rollout_id=rollout_id.find(api)), Correction)
     show(asked, as_json, lambda: typer.echo(f"item {asked.id} is {asked.status.value}"))
 
 
 @corrections.command("claim")
 def claim_correction(
     correction_id: Annotated[
-        UUID | None, typer.Argument(metavar="[ID]", help="This item; without it, the next one of the queue.")
+        Id | None,
+        typer.Argument(
+            parser=read_correction, metavar="[ID]", help="This item; without it, the next one of the queue."
+        ),
     ] = None,
     home: Home = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
     """Claim the next answer to correct, or this one; it is yours alone while the lease runs."""
-    path = "/v1/corrections/claim" if correction_id is None else f"/v1/corrections/{correction_id}/claim"
     with api_of(home, url) as api:
+        path = "/v1/corrections/claim" if correction_id is None else f"/v1/corrections/{correction_id.find(api)}/claim"
         item = api.post(path, None, CorrectionItem)
 
     def words() -> None:
@@ -73,7 +78,7 @@ def claim_correction(
 def renew_correction(correction_id: ItemId, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
     """Hold a claimed item for another 30 minutes from now."""
     with api_of(home, url) as api:
-        held = api.post(f"/v1/corrections/{correction_id}/renew", None, Correction)
+        held = api.post(f"/v1/corrections/{correction_id.find(api)}/renew", None, Correction)
     show(held, as_json, lambda: typer.echo(f"yours until {held.lease_until}"))
 
 
@@ -97,8 +102,8 @@ def submit_correction(
         raise InvalidInput("the draft has a comment of its own; leave --comment out")
     text = None if file is None else _read(file)
     body = CorrectionSubmit(verdict="fine" if text is None else "corrected", text=text, comment=comment)
-    path = f"/v1/corrections/{correction_id}"
     with api_of(home, url) as api:
+        path = f"/v1/corrections/{correction_id.find(api)}"
         if draft:
             body = _decide(api.get(f"{path}/draft", Draft), fine=fine)
         made = api.post(f"{path}/submit", body, CorrectionOutcome)
@@ -133,7 +138,7 @@ def skip_correction(
         raise InvalidInput("say why in words, or choose a --kind that says it")
     body = CorrectionSkip(kind=kind, reason=reason)
     with api_of(home, url) as api:
-        made = api.post(f"/v1/corrections/{correction_id}/skip", body, CorrectionOutcome)
+        made = api.post(f"/v1/corrections/{correction_id.find(api)}/skip", body, CorrectionOutcome)
     show(made, as_json, lambda: typer.echo(made.status.value))
 
 
@@ -148,8 +153,9 @@ def save_draft(
     as_json: AsJson = False,
 ) -> None:
     """Print your draft of an item, or keep a file as its text; the correction page shows the same draft."""
-    path = f"/v1/corrections/{correction_id}/draft"
     with api_of(home, url) as api:
+        whole = correction_id.find(api)
+        path = f"/v1/corrections/{whole}/draft"
         found = _find_draft(api, path)
         if file is not None:
             text = _read(file)
@@ -160,7 +166,7 @@ def save_draft(
             )
             found = api.put(path, body, DraftSaved)
     if found is None:
-        raise InvalidInput(f"you have no draft of correction {correction_id}; --file keeps one")
+        raise InvalidInput(f"you have no draft of correction {whole}; --file keeps one")
     draft = found
     show(draft, as_json, lambda: typer.echo(draft.text if file is None else f"kept as version {draft.version}"))
 
@@ -186,7 +192,7 @@ def add_remark(
     """Add a remark on a part of the answer to your draft; `submit --draft` sends it."""
     body = QuotedRemark(quote=quote, text=text)
     with api_of(home, url) as api:
-        kept = api.post(f"/v1/corrections/{correction_id}/remarks", body, DraftSaved)
+        kept = api.post(f"/v1/corrections/{correction_id.find(api)}/remarks", body, DraftSaved)
     show(kept, as_json, lambda: typer.echo(f"kept as version {kept.version}, with {len(kept.spans)} remarks"))
 
 
@@ -194,15 +200,16 @@ def add_remark(
 def discard_draft(correction_id: ItemId, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
     """Throw your draft of an item away."""
     with api_of(home, url) as api:
-        api.send("DELETE", f"/v1/corrections/{correction_id}/draft")
-    show({"correction_id": str(correction_id)}, as_json, lambda: typer.echo("the draft is gone"))
+        whole = correction_id.find(api)
+        api.send("DELETE", f"/v1/corrections/{whole}/draft")
+    show({"correction_id": str(whole)}, as_json, lambda: typer.echo("the draft is gone"))
 
 
 @corrections.command("undo")
 def undo_correction(correction_id: ItemId, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
     """Take back what you submitted or skipped, while no trainer has it; what you wrote is its draft."""
     with api_of(home, url) as api:
-        item = api.post(f"/v1/corrections/{correction_id}/undo", None, CorrectionItem)
+        item = api.post(f"/v1/corrections/{correction_id.find(api)}/undo", None, CorrectionItem)
     show(item, as_json, lambda: typer.echo(f"item {item.id} is yours again, until {item.lease_until}"))
 
 
@@ -210,7 +217,7 @@ def undo_correction(correction_id: ItemId, home: Home = None, url: Url = None, a
 def release_correction(correction_id: ItemId, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
     """Give a claimed item back to the queue; a draft is kept."""
     with api_of(home, url) as api:
-        made = api.post(f"/v1/corrections/{correction_id}/release", None, Correction)
+        made = api.post(f"/v1/corrections/{correction_id.find(api)}/release", None, Correction)
     show(made, as_json, lambda: typer.echo(made.status.value))
 
 
@@ -218,15 +225,16 @@ def release_correction(correction_id: ItemId, home: Home = None, url: Url = None
 def leave_correction(correction_id: ItemId, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
     """Let the lease of an item that you have no draft of end in two minutes; `renew` keeps it."""
     with api_of(home, url) as api:
-        api.send("POST", f"/v1/corrections/{correction_id}/leave")
-    show({"correction_id": str(correction_id)}, as_json, lambda: typer.echo("left"))
+        whole = correction_id.find(api)
+        api.send("POST", f"/v1/corrections/{whole}/leave")
+    show({"correction_id": str(whole)}, as_json, lambda: typer.echo("left"))
 
 
 @corrections.command("show")
 def show_correction(correction_id: ItemId, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
     """Show what became of a correction: the updates that used it, and what the policy said before and after each."""
     with api_of(home, url) as api:
-        found = api.get(f"/v1/corrections/{correction_id}", CorrectionOutcome)
+        found = api.get(f"/v1/corrections/{correction_id.find(api)}", CorrectionOutcome)
     used = ", ".join(map(str, found.update_numbers)) or "none yet"
 
     def words() -> None:

@@ -2,10 +2,10 @@
 
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
-from uuid import UUID
 
 import typer
 
+from services.cli.ids import Id, KeyId, PersonId, SessionId, read_person
 from services.cli.options import AsJson, Home, Limit, Url, api_of, show
 from services.cli.output.lists import list_page
 from services.contracts.persons import (
@@ -69,32 +69,32 @@ def list_persons(home: Home = None, url: Url = None, limit: Limit = 50, as_json:
 
 
 @persons.command("role")
-def change_role(person_id: UUID, role: Role, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+def change_role(person_id: PersonId, role: Role, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
     """Give a person another role, from their next call on."""
     with api_of(home, url) as api:
-        changed = api.post(f"/v1/persons/{person_id}/role", RoleChange(role=role), Person)
+        changed = api.post(f"/v1/persons/{person_id.find(api)}/role", RoleChange(role=role), Person)
     show(changed, as_json, lambda: typer.echo(f"{changed.name} is {changed.role.value} now"))
 
 
 @persons.command("rotate-key")
-def rotate_key(person_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+def rotate_key(person_id: PersonId, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
     """Give a person a new key, shown this once; their old keys stop working."""
     with api_of(home, url) as api:
-        made = api.post(f"/v1/persons/{person_id}/rotate-key", None, PersonCreated)
+        made = api.post(f"/v1/persons/{person_id.find(api)}/rotate-key", None, PersonCreated)
     show(made, as_json, lambda: typer.echo(_show_key(made)))
 
 
 @persons.command("revoke-key")
-def revoke_key(person_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+def revoke_key(person_id: PersonId, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
     """Leave a person without a working key."""
     with api_of(home, url) as api:
-        left = api.post(f"/v1/persons/{person_id}/revoke-key", None, Person)
+        left = api.post(f"/v1/persons/{person_id.find(api)}/revoke-key", None, Person)
     show(left, as_json, lambda: typer.echo(f"{left.name} ({left.role.value}) has no key"))
 
 
 @persons.command("password-link")
 def link_password(
-    person_id: UUID,
+    person_id: PersonId,
     reset: Annotated[bool, typer.Option("--reset", help="The current password stops working at once.")] = False,
     home: Home = None,
     url: Url = None,
@@ -102,7 +102,7 @@ def link_password(
 ) -> None:
     """Make a link that lets a person set their password, once, within three days."""
     with api_of(home, url) as api:
-        made = api.post(f"/v1/persons/{person_id}/password-link", PasswordLinkCreate(reset=reset), LoginLink)
+        made = api.post(f"/v1/persons/{person_id.find(api)}/password-link", PasswordLinkCreate(reset=reset), LoginLink)
     show(made, as_json, lambda: typer.echo(_show_link(api.url, made)))
 
 
@@ -118,21 +118,21 @@ def set_password(home: Home = None, url: Url = None, as_json: AsJson = False) ->
 
 @persons.command("end-sessions")
 def end_sessions(
-    person_id: Annotated[UUID | None, typer.Argument(help="Whose; your own without it.")] = None,
+    person_id: Annotated[Id | None, typer.Argument(parser=read_person, help="Whose; your own without it.")] = None,
     home: Home = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
     """End every login session of a person; their keys go on."""
     with api_of(home, url) as api:
-        whose = person_id or api.get("/v1/persons/me", Person).id
+        whose = api.get("/v1/persons/me", Person).id if person_id is None else person_id.find(api)
         ended = api.post(f"/v1/persons/{whose}/end-sessions", None, SessionsEnded)
     show(ended, as_json, lambda: typer.echo(f"sessions ended: {ended.num_ended}"))
 
 
 @persons.command("erase")
 def erase_person(
-    person_id: UUID,
+    person_id: PersonId,
     yes: Annotated[bool, typer.Option("--yes", help="Do it; without this it only shows what it would do.")] = False,
     home: Home = None,
     url: Url = None,
@@ -140,9 +140,10 @@ def erase_person(
 ) -> None:
     """Take out what a person wrote, their name, keys, sessions and password; for good, and only with --yes."""
     with api_of(home, url) as api:
-        found = api.get(f"/v1/persons/{person_id}/erasure", Erasure)
+        path = f"/v1/persons/{person_id.find(api)}"
+        found = api.get(f"{path}/erasure", Erasure)
         if yes:
-            found = api.post(f"/v1/persons/{person_id}/erase", None, Erasure)
+            found = api.post(f"{path}/erase", None, Erasure)
 
     def words() -> None:
         kept = ", ".join(f"{num} of {noun}s" for noun, num in sorted(found.texts.items())) or "none"
@@ -165,7 +166,9 @@ def _show_new_key(made: KeyCreated) -> str:
 @keys.command("add")
 def add_key(
     name: str,
-    person: Annotated[UUID | None, typer.Option("--person", help="Whose; one's own without it.")] = None,
+    person: Annotated[
+        Id | None, typer.Option("--person", parser=read_person, help="Whose; one's own without it.")
+    ] = None,
     scope: Annotated[list[Right] | None, typer.Option("--scope", help="A right it carries; all without it.")] = None,
     days: Annotated[
         int | None, typer.Option("--days", min=1, help="Ends after so many days; never without it.")
@@ -176,29 +179,32 @@ def add_key(
 ) -> None:
     """Make one more key, shown this once; the others go on working."""
     expires_at = None if days is None else datetime.now(UTC) + timedelta(days=days)
-    wanted = KeyCreate(person_id=person, name=name, scopes=scope or None, expires_at=expires_at)
     with api_of(home, url) as api:
+        whose = None if person is None else person.find(api)
+        wanted = KeyCreate(person_id=whose, name=name, scopes=scope or None, expires_at=expires_at)
         made = api.post("/v1/keys", wanted, KeyCreated)
     show(made, as_json, lambda: typer.echo(_show_new_key(made)))
 
 
 @keys.command("list")
 def list_keys(
-    person: Annotated[UUID | None, typer.Option("--person", help="Whose; one's own without it.")] = None,
+    person: Annotated[
+        Id | None, typer.Option("--person", parser=read_person, help="Whose; one's own without it.")
+    ] = None,
     home: Home = None,
     url: Url = None,
     limit: Limit = 50,
     as_json: AsJson = False,
 ) -> None:
     """List keys, those that are over too."""
-    query = {"person_id": None if person is None else str(person)}
+    query = {"person_id": person}
     columns = ("id", "name", "prefix", "scopes", "expires_at", "last_used_at", "revoked_at")
     list_page("/v1/keys", home, url, limit, as_json, columns, query)
 
 
 @keys.command("rotate")
 def rotate_one_key(
-    key_id: UUID,
+    key_id: KeyId,
     grace_days: Annotated[int, typer.Option(min=0, max=30, help="How long the old key goes on.")] = 0,
     home: Home = None,
     url: Url = None,
@@ -206,36 +212,40 @@ def rotate_one_key(
 ) -> None:
     """Put a new key in place of one, shown this once."""
     with api_of(home, url) as api:
-        made = api.post(f"/v1/keys/{key_id}/rotate", KeyRotate(grace_seconds=grace_days * DAY_SECONDS), KeyCreated)
+        made = api.post(
+            f"/v1/keys/{key_id.find(api)}/rotate", KeyRotate(grace_seconds=grace_days * DAY_SECONDS), KeyCreated
+        )
     show(made, as_json, lambda: typer.echo(_show_new_key(made)))
 
 
 @keys.command("revoke")
-def revoke_one_key(key_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+def revoke_one_key(key_id: KeyId, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
     """Make a key work no more, at once."""
     with api_of(home, url) as api:
-        over = api.post(f"/v1/keys/{key_id}/revoke", None, Key)
+        over = api.post(f"/v1/keys/{key_id.find(api)}/revoke", None, Key)
     show(over, as_json, lambda: typer.echo(f"{over.name} is revoked"))
 
 
 @sessions.command("list")
 def list_sessions(
-    person: Annotated[UUID | None, typer.Option("--person", help="Whose; your own without it.")] = None,
+    person: Annotated[
+        Id | None, typer.Option("--person", parser=read_person, help="Whose; your own without it.")
+    ] = None,
     home: Home = None,
     url: Url = None,
     limit: Limit = 50,
     as_json: AsJson = False,
 ) -> None:
     """List live login sessions, newest first."""
-    query = {"person_id": None if person is None else str(person)}
+    query = {"person_id": person}
     list_page("/v1/sessions", home, url, limit, as_json, ("id", "address", "agent", "seen_at", "expires_at"), query)
 
 
 @sessions.command("end")
-def end_session(session_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+def end_session(session_id: SessionId, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
     """End one of your own login sessions."""
     with api_of(home, url) as api:
-        ended = api.post(f"/v1/sessions/{session_id}/end", None, SessionsEnded)
+        ended = api.post(f"/v1/sessions/{session_id.find(api)}/end", None, SessionsEnded)
     show(ended, as_json, lambda: typer.echo("the session has ended"))
 
 
@@ -251,7 +261,9 @@ def _show_link(url: str, made: LoginLink) -> str:
 
 
 def list_audit(
-    person: Annotated[UUID | None, typer.Option("--person", help="Only what this person did.")] = None,
+    person: Annotated[
+        Id | None, typer.Option("--person", parser=read_person, help="Only what this person did.")
+    ] = None,
     action: Annotated[str | None, typer.Option("--action", help="Only this, e.g. keys.revoke.")] = None,
     noun_id: Annotated[str | None, typer.Option("--id", help="Only what was done to the thing with this id.")] = None,
     home: Home = None,
@@ -260,6 +272,6 @@ def list_audit(
     as_json: AsJson = False,
 ) -> None:
     """List who did what, newest first."""
-    query = {"person_id": None if person is None else str(person), "action": action, "noun_id": noun_id}
+    query = {"person_id": person, "action": action, "noun_id": noun_id}
     columns = ("created_at", "person_name", "action", "noun", "noun_id", "via", "address")
-    list_page("/v1/audit", home, url, limit, as_json, columns, query)
+    list_page("/v1/audit", home, url, limit, as_json, columns, query, whole="noun_id")

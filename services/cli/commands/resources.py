@@ -13,6 +13,16 @@ from rich.console import Console
 from services.cli.commands import starter
 from services.cli.commands.consultations import consultations, draws
 from services.cli.commands.corrections import corrections
+from services.cli.ids import (
+    ExpertId,
+    Id,
+    RolloutId,
+    TaskId,
+    read_evaluation,
+    read_expert,
+    read_rollout,
+    read_task,
+)
 from services.cli.options import AsJson, Home, Limit, Url, api_of, show
 from services.cli.output import report
 from services.cli.output.lists import format_rows, list_page
@@ -115,10 +125,10 @@ def list_tasks(
 
 
 @tasks.command("show")
-def show_task(task_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+def show_task(task_id: TaskId, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
     """Show one task."""
     with api_of(home, url) as api:
-        task = api.get(f"/v1/tasks/{task_id}", Task)
+        task = api.get(f"/v1/tasks/{task_id.find(api)}", Task)
 
     def words() -> None:
         typer.echo(f"{task.key}  {task.domain}  {task.split.value}  family {task.family}")
@@ -133,7 +143,7 @@ def show_task(task_id: UUID, home: Home = None, url: Url = None, as_json: AsJson
 def list_rollouts(
     status: Annotated[RolloutStatus | None, typer.Option(help="Only those.")] = None,
     purpose: Annotated[Purpose | None, typer.Option(help="Only those.")] = None,
-    task: Annotated[UUID | None, typer.Option(help="Only answers to this task.")] = None,
+    task: Annotated[Id | None, typer.Option(parser=read_task, help="Only answers to this task.")] = None,
     group: Annotated[UUID | None, typer.Option(help="Only siblings of this group.")] = None,
     home: Home = None,
     url: Url = None,
@@ -145,18 +155,18 @@ def list_rollouts(
     query = {
         "status": status.value if status else None,
         "purpose": purpose.value if purpose else None,
-        "task_id": str(task) if task else None,
+        "task_id": task,
         "group_id": str(group) if group else None,
     }
     list_page("/v1/rollouts", home, url, limit, as_json, columns, query)
 
 
 @rollouts.command("show")
-def show_rollout(rollout_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+def show_rollout(rollout_id: RolloutId, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
     """Show one rollout with what the experts said of it."""
     with api_of(home, url) as api:
-        rollout = api.get(f"/v1/rollouts/{rollout_id}", RolloutDetail)
-        asked = list(api.pages(f"/v1/rollouts/{rollout_id}/consultations", 200))
+        rollout = api.get(f"/v1/rollouts/{rollout_id.find(api)}", RolloutDetail)
+        asked = list(api.pages(f"/v1/rollouts/{rollout.id}/consultations", 200))
 
     def words() -> None:
         typer.echo(
@@ -171,15 +181,16 @@ def show_rollout(rollout_id: UUID, home: Home = None, url: Url = None, as_json: 
 
 @rollouts.command("add")
 def add_rollout(
-    task_id: Annotated[UUID, typer.Argument(help="The task that was answered.")],
+    task_id: Annotated[Id, typer.Argument(parser=read_task, help="The task that was answered.")],
     text: Annotated[str, typer.Argument(help="The answer's text; `-` reads it from standard input.")],
     home: Home = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
     """Add an answer sampled elsewhere, as text: it is tokenised once and trains the local term only."""
-    body = RolloutCreate(task_id=task_id, text=sys.stdin.read() if text == "-" else text)
+    answer = sys.stdin.read() if text == "-" else text
     with api_of(home, url) as api:
+        body = RolloutCreate(task_id=task_id.find(api), text=answer)
         made = api.post("/v1/rollouts", body, Rollout)
     show(made, as_json, lambda: typer.echo(str(made.id)))
 
@@ -196,7 +207,10 @@ def add_expert(
     ] = None,
     secret: Annotated[str | None, typer.Option(help="Signing secret, `whsec_…`.")] = None,
     moved: Annotated[
-        UUID | None, typer.Option(help="The expert that is at this URL now; on probation again, unless --trusted.")
+        Id | None,
+        typer.Option(
+            parser=read_expert, help="The expert that is at this URL now; on probation again, unless --trusted."
+        ),
     ] = None,
     home: Home = None,
     url: Url = None,
@@ -219,7 +233,8 @@ def add_expert(
         }
     )
     with api_of(home, url) as api:
-        expert = api.post("/v1/experts" if moved is None else f"/v1/experts/{moved}/move", body, ExpertRegistered)
+        path = "/v1/experts" if moved is None else f"/v1/experts/{moved.find(api)}/move"
+        expert = api.post(path, body, ExpertRegistered)
 
     def words() -> None:
         typer.echo(f"{expert.name} {expert.version} is {expert.status.value}: {expert.id}")
@@ -239,10 +254,10 @@ def list_experts(home: Home = None, url: Url = None, limit: Limit = 50, as_json:
 
 
 @experts.command("show")
-def show_expert(expert_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+def show_expert(expert_id: ExpertId, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
     """Show one expert: how it is consulted, and its conformance report."""
     with api_of(home, url) as api:
-        expert = api.get(f"/v1/experts/{expert_id}", Expert)
+        expert = api.get(f"/v1/experts/{expert_id.find(api)}", Expert)
 
     def words() -> None:
         gives = f"{', '.join(expert.descriptor.kinds)}{' as a verifier' if expert.descriptor.verifier else ''}"
@@ -294,14 +309,14 @@ Reason = Annotated[str, typer.Option(help="Why; shown with the expert.")]
 
 
 @experts.command("activate")
-def activate_expert(expert_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+def activate_expert(expert_id: ExpertId, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
     """Let an expert's answers train, or consult it again after a pause."""
     _change_expert(expert_id, "activate", None, home, url, as_json)
 
 
 @experts.command("pause")
 def pause_expert(
-    expert_id: UUID, reason: Reason = BY_HAND, home: Home = None, url: Url = None, as_json: AsJson = False
+    expert_id: ExpertId, reason: Reason = BY_HAND, home: Home = None, url: Url = None, as_json: AsJson = False
 ) -> None:
     """Stop consulting an expert for a while; its open consultations wait."""
     _change_expert(expert_id, "pause", Why(reason=reason), home, url, as_json)
@@ -309,21 +324,21 @@ def pause_expert(
 
 @experts.command("retire")
 def retire_expert(
-    expert_id: UUID, reason: Reason = BY_HAND, home: Home = None, url: Url = None, as_json: AsJson = False
+    expert_id: ExpertId, reason: Reason = BY_HAND, home: Home = None, url: Url = None, as_json: AsJson = False
 ) -> None:
     """Stop consulting an expert for good; its open consultations end."""
     _change_expert(expert_id, "retire", Why(reason=reason), home, url, as_json)
 
 
 @experts.command("requeue")
-def requeue_expert(expert_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
+def requeue_expert(expert_id: ExpertId, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
     """Retry an expert's dead consultations; one in quarantine goes back to probation."""
     _change_expert(expert_id, "requeue", None, home, url, as_json)
 
 
 @experts.command("weight")
 def weigh_expert(
-    expert_id: UUID,
+    expert_id: ExpertId,
     weight: Annotated[float, typer.Argument(min=0, max=100, help="0: its answers do not train.")],
     home: Home = None,
     url: Url = None,
@@ -331,21 +346,21 @@ def weigh_expert(
 ) -> None:
     """Set how much an expert's answers weigh in the loss beside other experts; its other options stay."""
     with api_of(home, url) as api:
-        expert = api.put(f"/v1/experts/{expert_id}/weight", ExpertWeight(weight=weight), Expert)
+        expert = api.put(f"/v1/experts/{expert_id.find(api)}/weight", ExpertWeight(weight=weight), Expert)
     show(expert, as_json, lambda: typer.echo(f"{expert.name} is {expert.status.value}, weight {expert.weight:g}"))
 
 
 def _change_expert(
-    expert_id: UUID, action: str, why: Why | None, home: Path | None, url: str | None, as_json: bool
+    expert_id: Id, action: str, why: Why | None, home: Path | None, url: str | None, as_json: bool
 ) -> None:
     with api_of(home, url) as api:
-        expert = api.post(f"/v1/experts/{expert_id}/{action}", why, Expert)
+        expert = api.post(f"/v1/experts/{expert_id.find(api)}/{action}", why, Expert)
     show(expert, as_json, lambda: typer.echo(f"{expert.name} is {expert.status.value}"))
 
 
 @answers.command("list")
 def list_answers(
-    rollout_id: Annotated[UUID, typer.Argument(help="The rollout they are about.")],
+    rollout_id: Annotated[Id, typer.Argument(parser=read_rollout, help="The rollout they are about.")],
     home: Home = None,
     url: Url = None,
     limit: Limit = 50,
@@ -353,7 +368,9 @@ def list_answers(
 ) -> None:
     """List what experts said about a rollout, newest first, withdrawn answers too."""
     columns = ("id", "expert_id", "status", "score", "distribution_kind", "solution", "feedback")
-    list_page(f"/v1/rollouts/{rollout_id}/answers", home, url, limit, as_json, columns)
+    with api_of(home, url) as api:
+        path = f"/v1/rollouts/{rollout_id.find(api)}/answers"
+    list_page(path, home, url, limit, as_json, columns, whole="id")
 
 
 @answers.command("withdraw")
@@ -433,7 +450,9 @@ def evaluate(
     full: Annotated[bool, typer.Option("--full", help="All tasks of the split.")] = False,
     samples: Annotated[int, typer.Option(min=1, max=256, help="Answers a task.")] = 8,
     seed: Annotated[int, typer.Option(help="Chooses the tasks and every draw.")] = 0,
-    against: Annotated[UUID | None, typer.Option(help="An earlier evaluation to compare with.")] = None,
+    against: Annotated[
+        Id | None, typer.Option(parser=read_evaluation, help="An earlier evaluation to compare with.")
+    ] = None,
     home: Home = None,
     url: Url = None,
     as_json: AsJson = False,
@@ -453,10 +472,11 @@ def evaluate(
     )
     progress = Progress(Console(stderr=True))
     with api_of(home, url) as api:
+        before = None if against is None else against.find(api)
         started = api.post("/v1/evaluations", wanted, Evaluation)
         api.wait_with(time.sleep, progress.say)  # it is measured whether we look or not
         found = demo.wait_for_evaluation(api, started.id, progress, lambda: None, f"{split} tasks")
-        earlier = None if against is None else api.get(f"/v1/evaluations/{against}", EvaluationDetail)
+        earlier = None if before is None else api.get(f"/v1/evaluations/{before}", EvaluationDetail)
 
     def words() -> None:
         typer.echo(f"evaluation {found.id} of {found.policy_version}")
