@@ -72,6 +72,8 @@ def test_lists_are_filtered(api: Api, store: Store, world: World) -> None:
     assert keys(made(api.get("/v1/tasks", family="b"))) == ["b"]
     assert keys(made(api.get("/v1/rollouts", purpose="train")), "id") == [str(r.id) for r in reversed(drawn)]
     assert keys(made(api.get("/v1/rollouts", group_id=str(drawn[0].group_id), status="ready")), "id") == []
+    assert len(keys(made(api.get("/v1/rollouts", domain="math")), "id")) == 3
+    assert keys(made(api.get("/v1/rollouts", domain="tool-call")), "id") == []
     [expert] = keys(made(api.get("/v1/experts")), "id")
     asked = made(api.get("/v1/consultations", expert_id=expert, status="pending"))
     assert len(keys(asked, "id")) == 3

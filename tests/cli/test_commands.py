@@ -82,7 +82,7 @@ def test_lists_show_only_the_rows_that_their_filters_name(cli: CommandLine, stor
         assert other.id != expert
     assert [row["id"] for row in cli.rows("tasks", "list", "--domain", "math/a")] == [str(task)]
     assert cli.rows("tasks", "list", "--split", "heldout") == []
-    for narrow in (("--task", task), ("--group", group)):
+    for narrow in (("--task", task), ("--group", group), ("--domain", "math/a")):
         assert [row["id"] for row in cli.rows("rollouts", "list", *narrow)] == [str(rollout_id)]
     assert len(cli.rows("rollouts", "list", "--purpose", "train")) == 2
     consulted = cli.rows("consultations", "list", "--expert", expert)

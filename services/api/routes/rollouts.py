@@ -139,6 +139,7 @@ def list_rollouts(
     group_id: UUID | None = None,
     status: RolloutStatus | None = None,
     purpose: Annotated[Purpose | None, Query(description="What the rollouts were drawn for.")] = None,
+    domain: Annotated[str | None, Query(max_length=200, description="The domain of their tasks.")] = None,
 ) -> Page[Rollout]:
     """Rollouts without their tokens, newest first. Only owners and operators see the text of probes that were shown the
     reference. Errors: BadCursor (422)."""
@@ -152,6 +153,7 @@ def list_rollouts(
             group_id=group_id,
             status=status,
             purpose=purpose,
+            domain=domain,
             cursor=paging.cursor,
             limit=paging.limit,
         )

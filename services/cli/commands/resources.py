@@ -143,6 +143,7 @@ def show_task(task_id: TaskId, home: Home = None, url: Url = None, as_json: AsJs
 def list_rollouts(
     status: Annotated[RolloutStatus | None, typer.Option(help="Only those.")] = None,
     purpose: Annotated[Purpose | None, typer.Option(help="Only those.")] = None,
+    domain: Annotated[str | None, typer.Option(help="Only answers to tasks of this domain.")] = None,
     task: Annotated[Id | None, typer.Option(parser=read_task, help="Only answers to this task.")] = None,
     group: Annotated[UUID | None, typer.Option(help="Only siblings of this group.")] = None,
     home: Home = None,
@@ -155,6 +156,7 @@ def list_rollouts(
     query = {
         "status": status.value if status else None,
         "purpose": purpose.value if purpose else None,
+        "domain": domain,
         "task_id": task,
         "group_id": str(group) if group else None,
     }

@@ -68,6 +68,7 @@ def list_rollouts(
     status: RolloutStatus | None,
     purpose: Purpose | None,
     policy_version: str | None = None,
+    domain: str | None = None,
     cursor: str | None,
     limit: int,
 ) -> Page[Rollout]:
@@ -77,6 +78,10 @@ def list_rollouts(
     query = _only(
         query, task_id=task_id, group_id=group_id, status=status, purpose=purpose, policy_version=policy_version
     )
+    if domain is not None:
+        query = query.where(
+            RolloutRow.task_id.in_(select(TaskRow.id).where(TaskRow.lineage_id == lineage_id, TaskRow.domain == domain))
+        )
     rows, following = newest_first(session, query, RolloutRow.id, cursor, limit)
     hidden = rollouts.find_hidden(session, rows, rights)
     found = [Rollout.model_validate(row) for row in rows]
