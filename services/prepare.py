@@ -11,10 +11,11 @@ import httpx2
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from services.contracts.experts import Expert, ExpertCreate, OwnKind
+from services.contracts.status import LoopSwitch
 from services.policy.client import PolicyClient
 from services.runtime.errors import PreceptorError
 from services.runtime.settings import Settings
-from services.store.core import migrate
+from services.store.core import audit, migrate
 from services.store.core.transaction import Store
 from services.store.loop import lineages, switches
 from services.store.people import persons
@@ -98,13 +99,21 @@ def prepare_lineage(settings: Settings) -> None:
 
 
 def switch_loop(settings: Settings, *, on: bool) -> None:
-    """Turn the lineage's loop on without an end, or pause it, before anything runs that would draw or train."""
+    """Turn the lineage's loop on without an end, or pause it, before anything runs that would draw or train.
+
+    Recorded as an act of our own processes where it changes something. No broker need be up.
+    """
+    # Here, because the messages' app reads its broker's address from the environment when it is imported.
+    from services.acts import loop
+    from services.acts.call import Call
+
     store = Store(settings.database_url, pool_size=1)
     try:
-        with store.transaction() as session:
-            lineage_id = lineages.get(session, settings.lineage).id
-            switches.switch(session, lineage_id, sampling=on, training=on)
-            switches.stop_after(session, lineage_id, None)
+        with store.reading() as session:
+            now = switches.get(session, lineages.get(session, settings.lineage).id)
+        if (now.sampling, now.training, now.max_updates) != (on, on, None):
+            call = Call(store=store, settings=settings, actor=audit.SYSTEM)
+            loop.switch(call, LoopSwitch(sampling=on, training=on, no_end=True))
     finally:
         store.close()
 
