@@ -61,7 +61,7 @@ class LoopCollector(Collector):
 
     def _of_database(self) -> Iterator[Metric]:
         try:
-            with self._store.transaction() as session:
+            with self._store.reading() as session:
                 found = under_way.read(session, lineages.get(session, self._settings.lineage).id)
         except LineageNotFound:
             yield GaugeMetricFamily("preceptor_database_up", "Whether the database answers.", 1)

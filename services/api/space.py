@@ -49,7 +49,7 @@ class SpaceGuard:
 
     def _read_row(self) -> str | None:
         try:
-            with self._store.transaction() as session:
+            with self._store.reading() as session:
                 return switches.get(session, lineages.get(session, self._settings.lineage).id).blocked_by
         except LineageNotFound:
             return None

@@ -313,7 +313,7 @@ def _open_store(installation: Installation) -> contextlib.closing[Store]:
 
 
 def _look_into_database(installation: Installation, store: Store) -> Findings:
-    with store.transaction() as session:
+    with store.reading() as session:
         began = time.time()
         version, shown, now = session.execute(
             text(
@@ -349,7 +349,7 @@ def _check_weights(installation: Installation, store: Store) -> Findings:
     """That the weights training and serving would continue from are there, bit for bit."""
     settings = installation.settings
     try:
-        with store.transaction() as session:
+        with store.reading() as session:
             lineage = lineages.get(session, settings.lineage)
             start = fallbacks.starting_point(session, lineage.id)
             refused = fallbacks.refusals(session, lineage.id)
@@ -416,7 +416,7 @@ def check_beats(installation: Installation) -> Findings:
     if not installation.is_up:
         return
     try:
-        with _open_store(installation) as store, store.transaction() as session:
+        with _open_store(installation) as store, store.reading() as session:
             now = session.scalars(select(func.now())).one()
             rows = [(row.name, row.activity, now - row.beat_at) for row in processes.latest(session)]
     except StoreUnavailable:
@@ -540,7 +540,7 @@ def check_policy(installation: Installation) -> Findings:
         return
     yield ok("policy", f"{info.model} on {info.device}, serving {info.serving}")
     try:
-        with _open_store(installation) as store, store.transaction() as session:
+        with _open_store(installation) as store, store.reading() as session:
             lineage = lineages.get(session, settings.lineage)
             serving = policies.serving(session, lineage.id)
     except (StoreUnavailable, LineageNotFound):
@@ -567,7 +567,7 @@ def check_experts(installation: Installation) -> Findings:
     if installation.database_url is None:
         return
     try:
-        with _open_store(installation) as store, store.transaction() as session:
+        with _open_store(installation) as store, store.reading() as session:
             live = session.scalars(
                 select(ExpertRow).where(ExpertRow.status != ExpertStatus.RETIRED.value).order_by(ExpertRow.name)
             ).all()
