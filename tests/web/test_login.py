@@ -41,6 +41,7 @@ def is_in(browser: Browser) -> bool:
 @pytest.mark.parametrize(
     "password",
     [
+        "",
         "short",
         "aaaaaaaaaaaaaaaa",
         "the-owners-own-name",

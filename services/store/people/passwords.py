@@ -77,8 +77,7 @@ def hash_password(name: str, password: str) -> str:
     """
     if len(password) > MAX_CHARS:
         raise PasswordTooWeak(f"a password has at most {MAX_CHARS} characters", hint="Choose a shorter one.")
-    judged = zxcvbn(password[:MAX_JUDGED_CHARS], user_inputs=[name])
-    if len(password) < MIN_CHARS or judged["score"] < LEAST_STRENGTH:
+    if len(password) < MIN_CHARS or zxcvbn(password[:MAX_JUDGED_CHARS], user_inputs=[name])["score"] < LEAST_STRENGTH:
         raise PasswordTooWeak("this password is too easy to guess")
     with _turn():
         return _hasher.hash(password)
