@@ -2,7 +2,7 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Literal, Self, TypeAlias
+from typing import Annotated, Final, Literal, Self, TypeAlias
 from uuid import UUID
 
 from pydantic import AnyHttpUrl, AwareDatetime, Field, WithJsonSchema, model_validator
@@ -16,6 +16,7 @@ PROTOCOL: Literal[1] = 1
 
 BY_HAND = "by hand"
 """The reason of a change for which no one gave another."""
+MAX_REASON_CHARS: Final = 2_000
 
 
 class ExpertStatus(StrEnum):
@@ -217,7 +218,7 @@ class ConformanceReport(Contract):
 class Why(Contract):
     """Why an expert is paused or retired; shown with it."""
 
-    reason: Annotated[str, Field(min_length=1, max_length=2_000)] = BY_HAND
+    reason: Annotated[str, Field(min_length=1, max_length=MAX_REASON_CHARS)] = BY_HAND
 
 
 class ExpertWeight(Contract):

@@ -9,6 +9,7 @@ import httpx2
 import pytest
 from starlette.testclient import TestClient
 
+from services.contracts.experts import BY_HAND
 from services.contracts.persons import Role
 from services.runtime.settings import Settings
 from services.store.core.transaction import Store
@@ -258,12 +259,15 @@ def test_an_expert_is_activated_paused_and_retired(filled: Filled) -> None:
     for action, fields, expected in (
         ("activate", {}, "active"),
         ("pause", {"reason": "too strict"}, "paused"),
-        ("retire", {}, "retired"),
+        ("retire", {"reason": ""}, "retired"),
     ):
         response = filled.send(f"{here}/{action}", here, **fields)
         assert (response.status_code, response.headers["location"]) == (303, here)
         with filled.store.transaction() as session:
-            assert session.get_one(ExpertRow, expert).status == expected
+            row = session.get_one(ExpertRow, expert)
+            assert row.status == expected
+            if action != "activate":
+                assert row.reason == (fields["reason"] or BY_HAND)
     assert "too strict" not in filled.page("/audit")  # what people write stays out of the trail
     with filled.store.transaction() as session:
         done = {row.action for row in session.query(AuditRow).filter_by(noun_id=str(expert))}

@@ -58,18 +58,18 @@ def restore(
 
     progress = Progress(Console(stderr=as_json))
     layout, database_url = layout_of(home), given_database_url(os.environ)
-    done = restoring.restore(source.absolute(), layout, database_url, progress.say)
+    manifest = restoring.restore(source.absolute(), layout, database_url, progress.say)
 
     def words() -> None:
-        for line in done.manifest.lineages:
+        for line in manifest.lineages:
             typer.echo(f"lineage {line.name}: continues after update {line.num_updates}, with the model {line.model}")
         if database_url is not None:
             typer.echo("Start its processes on that database; experts that sign may have to be registered once more.")
-        elif not done.manifest.with_secrets:
+        elif not manifest.with_secrets:
             typer.echo("The backup has no secrets. Start with an owner's key of the old installation:")
             typer.echo(f"  PRECEPTOR_API_KEY=pk_… preceptor up --home {layout.root}")
             typer.echo("and register experts that sign once more, with their secret.")
         else:
             typer.echo(f"Start it: preceptor up --home {layout.root}")
 
-    show(done.manifest, as_json, words)
+    show(manifest, as_json, words)

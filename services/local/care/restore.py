@@ -12,7 +12,6 @@ import tarfile
 import tempfile
 import zlib
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -57,16 +56,8 @@ class RestoreIncomplete(InvalidInput):
     title = "The restore did not come out right"
 
 
-@dataclass(frozen=True)
-class Restored:
-    """The result of a restore. migrated_from: the backup's schema where this version's is newer."""
-
-    manifest: Manifest
-    migrated_from: str | None
-
-
-def restore(source: Path, layout: Layout, database_url: str | None, say: Say) -> Restored:
-    """Restore a backup to a data folder that is empty or does not exist yet.
+def restore(source: Path, layout: Layout, database_url: str | None, say: Say) -> Manifest:
+    """Restore a backup to a data folder that is empty or does not exist yet; returns what the backup holds.
 
     database_url: an empty database to fill, instead of an embedded one.
     Errors: RestoreRefused, RestoreIncomplete, DatabaseUrlWrong (422), ProgramFailed, LocalError.
@@ -99,7 +90,7 @@ def restore(source: Path, layout: Layout, database_url: str | None, say: Say) ->
     layout.incomplete_file.unlink()
     for what in manifest.damaged.values():
         say(f"warning: the backup has not all that training and serving go on from: {what}")
-    return Restored(manifest, None if manifest.migration == head else manifest.migration)
+    return manifest
 
 
 def _list(folder: Path) -> list[Path]:

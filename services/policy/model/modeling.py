@@ -423,12 +423,6 @@ def _make_plain(value: object) -> object:
     return value.value if hasattr(value, "value") else value
 
 
-def load_adapter(model: PreTrainedModel, folder: Path, trainable: bool = False) -> PeftModel:
-    """The model with the adapter in `folder` on it, as peft runs it (not merged)."""
-    with _quiet_peft():
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
-
-
 def read_deltas(folder: Path, model: PreTrainedModel, bases: Set[str] | None = None) -> dict[str, LoraDelta]:
     """The weight changes of a stored adapter, by the name of the layer's weight, on the CPU in float32.
 

@@ -12,13 +12,13 @@ Groups that stay are met again by every walk: a walk reads on from its mark, and
 that are young.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, delete, exists, func, select, update
+from sqlalchemy import ColumnElement, Delete, delete, exists, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased
 
@@ -38,28 +38,11 @@ UNUSED: Final = "unused_groups"
 ATTEMPTS: Final = "attempts"
 START: Final = UUID(int=0)
 
-DELETED_WITH_A_GROUP: Final = (
-    "consultation_attempt",
-    "expert_distribution",
-    "lesson_answer",
-    "lesson",
-    "correction_draft",
-    "correction",
-    "answer",
-    "consultation",
-    "rollout",
-    "rollout_group",
-)
-"""The tables whose rows go with a group, children first; a test holds that no other table refers to one of them, but
-those that keep a group."""
-KEEP_A_GROUP: Final = ("update_lesson", "correction_effect")
-
 
 @dataclass(frozen=True)
 class Walked:
-    """One batch: rows looked at, and deleted. at_end: the walk came to young rows and begins anew."""
+    """One batch: rows deleted. at_end: the walk came to young rows and begins anew."""
 
-    num_seen: int
     num_deleted: int
     at_end: bool
 
@@ -82,16 +65,18 @@ def delete_unused_groups(session: Session, days: float, limit: int) -> Walked:
     ).all()
     if not ids:
         _set_mark(session, UNUSED, START, 0)
-        return Walked(0, 0, at_end=True)
+        return Walked(0, at_end=True)
     gone = session.scalars(
         select(GroupRow.id)
         .where(GroupRow.id.in_(ids), GroupRow.evaluation_id.is_(None), ~_is_under_way(), ~_is_referred_to())
         .order_by(GroupRow.id)
         .with_for_update(skip_locked=True)
     ).all()
-    _delete_groups(session, list(gone))
+    if gone:
+        for statement in deletions(gone):
+            session.execute(statement, execution_options={"synchronize_session": False})
     _set_mark(session, UNUSED, ids[-1], len(gone))
-    return Walked(len(ids), len(gone), at_end=len(ids) < limit)
+    return Walked(len(gone), at_end=len(ids) < limit)
 
 
 def _is_under_way() -> ColumnElement[bool]:
@@ -124,15 +109,14 @@ def _is_referred_to() -> ColumnElement[bool]:
     )
 
 
-def _delete_groups(session: Session, ids: list[UUID]) -> None:
-    if not ids:
-        return
+def deletions(ids: Sequence[UUID]) -> tuple[Delete, ...]:
+    """What deletes these groups with all their rows, children first."""
     rollouts = select(RolloutRow.id).where(RolloutRow.group_id.in_(ids)).scalar_subquery()
     asked = select(ConsultationRow.id).where(ConsultationRow.rollout_id.in_(rollouts)).scalar_subquery()
     said = select(AnswerRow.id).where(AnswerRow.rollout_id.in_(rollouts)).scalar_subquery()
     lessons = select(LessonRow.id).where(LessonRow.group_id.in_(ids)).scalar_subquery()
     items = select(CorrectionRow.id).where(CorrectionRow.rollout_id.in_(rollouts)).scalar_subquery()
-    for statement in (
+    return (
         delete(AttemptRow).where(AttemptRow.consultation_id.in_(asked)),
         delete(DistributionRow).where(DistributionRow.answer_id.in_(said)),
         delete(LessonAnswerRow).where(LessonAnswerRow.lesson_id.in_(lessons)),
@@ -143,8 +127,7 @@ def _delete_groups(session: Session, ids: list[UUID]) -> None:
         delete(ConsultationRow).where(ConsultationRow.rollout_id.in_(rollouts)),
         delete(RolloutRow).where(RolloutRow.group_id.in_(ids)),
         delete(GroupRow).where(GroupRow.id.in_(ids)),
-    ):
-        session.execute(statement, execution_options={"synchronize_session": False})
+    )
 
 
 def delete_attempts(session: Session, days: float, limit: int) -> Walked:
@@ -158,7 +141,7 @@ def delete_attempts(session: Session, days: float, limit: int) -> Walked:
     ).all()
     if not rows:
         _set_mark(session, ATTEMPTS, START, 0)
-        return Walked(0, 0, at_end=True)
+        return Walked(0, at_end=True)
     ids = {row.consultation_id for row in rows}
     settled = select(ConsultationRow.id).where(ConsultationRow.id.in_(ids), ConsultationRow.settled_at.is_not(None))
     gone = session.scalars(
@@ -168,7 +151,7 @@ def delete_attempts(session: Session, days: float, limit: int) -> Walked:
         execution_options={"synchronize_session": False},
     ).all()
     _set_mark(session, ATTEMPTS, max(ids), len(gone))
-    return Walked(len(rows), len(gone), at_end=len(rows) < limit)
+    return Walked(len(gone), at_end=len(rows) < limit)
 
 
 def retire_old_weights(session: Session, days: float, max_staleness: int) -> int:

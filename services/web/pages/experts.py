@@ -10,25 +10,17 @@ from services.acts import experts as acts
 from services.api.deps import SettingsDep, StoreDep
 from services.contracts.answers import AnswerKind
 from services.contracts.base import Contract
-from services.contracts.experts import BY_HAND, EXPERT_CHANGES, ExpertStatus
+from services.contracts.experts import EXPERT_CHANGES, MAX_REASON_CHARS, ExpertStatus, Why
 from services.contracts.persons import Right
 from services.store.loop import experts, lineages
 from services.store.views import browse
 from services.store.views import experts as expert_figures
-from services.store.views.experts import NEWEST_UPDATES, Given
+from services.store.views.experts import NEWEST_UPDATES
 from services.web.forms import build_pages, form_of
 from services.web.lists import Chosen, RowsDep, list_path
 from services.web.visitors import CallDep, VisitorDep, go_to, needs, page
 
-NOTHING_GIVEN = Given(0, 0, 0.0, None)
-
 router = build_pages()
-
-
-class WhyForm(Contract):
-    """Why an expert is paused or retired; shown with it."""
-
-    reason: Annotated[str, Field(max_length=500)] = BY_HAND
 
 
 class WeightForm(Contract):
@@ -89,6 +81,7 @@ def show_expert(expert_id: UUID, visitor: VisitorDep, store: StoreDep) -> Respon
         recent=recent.items,
         may_become={status.value for status in may_become},
         num_updates=NEWEST_UPDATES,
+        max_reason_chars=MAX_REASON_CHARS,
     )
 
 
@@ -100,9 +93,7 @@ def activate_expert(expert_id: UUID, visitor: VisitorDep, call: CallDep) -> Resp
 
 
 @router.post("/experts/{expert_id}/pause", dependencies=[needs(Right.OPERATE)])
-def pause_expert(
-    expert_id: UUID, visitor: VisitorDep, call: CallDep, form: Annotated[WhyForm, form_of(WhyForm)]
-) -> Response:
+def pause_expert(expert_id: UUID, visitor: VisitorDep, call: CallDep, form: Annotated[Why, form_of(Why)]) -> Response:
     """Stop consulting it for a while. Errors: ExpertNotFound (404), IllegalStatusChange (409)."""
     acts.pause(call, expert_id, form.reason)
     return go_to(visitor, f"/experts/{expert_id}", notice="The expert is paused: it is not consulted.")
@@ -118,9 +109,7 @@ def weigh_expert(
 
 
 @router.post("/experts/{expert_id}/retire", dependencies=[needs(Right.OPERATE)])
-def retire_expert(
-    expert_id: UUID, visitor: VisitorDep, call: CallDep, form: Annotated[WhyForm, form_of(WhyForm)]
-) -> Response:
+def retire_expert(expert_id: UUID, visitor: VisitorDep, call: CallDep, form: Annotated[Why, form_of(Why)]) -> Response:
     """Retire it for good. Errors: ExpertNotFound (404), IllegalStatusChange (409)."""
     acts.retire(call, expert_id, form.reason)
     return go_to(visitor, f"/experts/{expert_id}", notice="The expert is retired; its open consultations have ended.")

@@ -21,7 +21,8 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from services.contracts.base import Json, JsonObject
-from services.policy.model.modeling import PolicyModel, decode_ids, load_adapter, load_policy
+from services.policy.model.modeling import PolicyModel, decode_ids, load_policy
+from tests.policy.adapters import load_adapter
 
 MAX_MODEL_LEN = 2048
 

@@ -19,7 +19,6 @@ from services.policy.model.modeling import (
     encode_text,
     hash_base,
     hash_tokenizer,
-    load_adapter,
     load_policy,
     make_tiny_policy,
     prefill_prompt,
@@ -30,6 +29,7 @@ from services.policy.model.modeling import (
     save_adapter,
     score_responses,
 )
+from tests.policy.adapters import load_adapter
 from tests.policy.conftest import make_adapter
 
 PROMPT = torch.tensor([1, 40, 50, 60, 70, 80, 2, 90])

@@ -17,7 +17,6 @@ from services.store.core.transaction import Store
 from services.store.ledger import policies, updates
 from services.store.ledger.policies import WeightsDeleted
 from services.store.loop import consultations, evaluations, groups, retention, settling
-from services.store.loop.retention import DELETED_WITH_A_GROUP, KEEP_A_GROUP
 from services.store.people import persons
 from services.store.tables.corrections import CorrectionRow
 from services.store.tables.ledger import LessonRow
@@ -27,6 +26,8 @@ from tests.store.conftest import World
 
 NOW = 0.0
 """Days: everything there is counts as old."""
+DELETED_WITH_A_GROUP = [str(statement.entity_description["table"]) for statement in retention.deletions([])]
+KEEP_A_GROUP = ("update_lesson", "correction_effect")
 
 
 def test_every_table_that_refers_to_a_rollout_goes_with_it_or_keeps_it() -> None:
@@ -149,7 +150,7 @@ def test_an_old_group_that_nothing_refers_to_goes_with_all_its_rows(store: Store
         set_lessons_aside(session, group_id)
     with store.transaction() as session:
         walked = retention.delete_unused_groups(session, NOW, limit=10)
-    assert (walked.num_seen, walked.num_deleted) == (1, 1)
+    assert walked.num_deleted == 1
     assert set(num_rows(store).values()) == {0}
     with store.transaction() as session:
         assert session.scalars(select(TaskRow.num_groups)).all() == [1]  # a task remembers how often it was drawn
@@ -187,19 +188,19 @@ def test_a_young_group_stays(store: Store, world: World) -> None:
         set_lessons_aside(session, group_id)
     with store.transaction() as session:
         walked = retention.delete_unused_groups(session, 1.0, limit=10)
-    assert (walked.num_seen, walked.at_end) == (0, True)
+    assert (walked.num_deleted, walked.at_end) == (0, True)
 
 
 @pytest.mark.integration
 @pytest.mark.usefixtures("expert")
 def test_a_walk_reads_on_from_its_mark_and_begins_anew_at_its_end(store: Store, world: World) -> None:
     kept = [judged_group(store, world, key) for key in "abc"]
-    seen: list[int] = []
+    at_end: list[bool] = []
     for _ in range(3):
         with store.transaction() as session:
             walked = retention.delete_unused_groups(session, NOW, limit=2)
-            seen.append(walked.num_seen)
-    assert seen == [2, 1, 0]
+            at_end.append(walked.at_end)
+    assert at_end == [False, True, True]  # two groups, the third, none
     with store.transaction() as session:
         set_lessons_aside(session, kept[0])  # the first walk has passed it
     with store.transaction() as session:
