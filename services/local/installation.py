@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from services.local.layout import Layout, given_database_url, given_redis_url
+from services.local.processes.lock import FolderOfAnother
 from services.local.servers import postgres, valkey
-from services.local.supervise.lock import FolderOfAnother
 from services.local.supervise.supervisor import RunState, read_running
 from services.runtime.settings import Settings
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, SecretStr
 
-from services.local.supervise.process import LocalError
+from services.local.processes.process import LocalError
 from services.runtime.secret_files import find_secret
 
 LOOPBACK = "127.0.0.1"

@@ -8,10 +8,10 @@ from pathlib import Path
 from services import prepare
 from services.cli.client import ApiClient
 from services.local.layout import Layout, free_port
+from services.local.processes.process import LocalError
 from services.local.servers.postgres import EmbeddedPostgres
 from services.local.servers.valkey import EmbeddedValkey
 from services.local.supervise import stack
-from services.local.supervise.process import LocalError
 from services.local.supervise.supervisor import ChildProcess, ProcessSpec
 from services.runtime.settings import Settings
 from tests.freezing import frozen

@@ -12,7 +12,7 @@ from services.cli.commands.stack import Presence, find_presence
 from services.cli.options import ApiKeyMissing, api_of
 from services.local.credentials import Credentials, credentials_file
 from services.local.layout import Layout
-from services.local.supervise.lock import FolderLock
+from services.local.processes.lock import FolderLock
 
 HERE = "http://127.0.0.1:8123"
 

@@ -18,8 +18,7 @@ from services.local.layout import (
     make_folder,
     write_private,
 )
-from services.local.supervise.lock import FolderOfAnother, is_locked
-from services.local.supervise.process import LocalError
+from services.local.processes.process import LocalError
 
 
 def mode(path: Path) -> int:
@@ -50,17 +49,6 @@ def test_a_folder_that_a_restore_did_not_finish_is_not_opened(tmp_path: Path) ->
     layout.incomplete_file.write_text("")
     with pytest.raises(FolderIncomplete, match="part of a backup"):
         Layout.open(tmp_path / "data")
-
-
-def test_a_lock_that_is_not_ours_to_look_at_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path, flags: int) -> int:
-        raise PermissionError(13, "Permission denied", str(path))
-
-    (tmp_path / "file").write_text("")
-    assert not is_locked(tmp_path / "file" / "run.lock")
-    monkeypatch.setattr("services.local.supervise.lock.os.open", refuse)
-    with pytest.raises(FolderOfAnother, match="another user"):
-        is_locked(tmp_path / "run.lock")
 
 
 def test_a_folder_that_was_there_keeps_its_permissions(tmp_path: Path) -> None:

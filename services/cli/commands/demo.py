@@ -7,13 +7,14 @@ the final measurement is reserved from the start, so a slow machine trains less 
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from uuid import UUID
 
 from pydantic import JsonValue, TypeAdapter
 
 from services.cli.client import ApiClient, ApiProblem
 from services.cli.output import measures, report
+from services.cli.output.outcome import DemoOutcome, Trained
 from services.cli.output.progress import Progress
 from services.contracts.base import JsonObject
 from services.contracts.corrections import (
@@ -54,30 +55,6 @@ class DemoPlan:
     gap_tasks: int = 8
     gap_samples: int = 4
     seed: int = 0
-
-
-@dataclass
-class Trained:
-    """What the training phase did."""
-
-    first_update: int
-    num_updates: int = 0
-    training_seconds: float = 0.0
-    correction: CorrectionOutcome | None = None
-    correction_update: int | None = None
-    notes: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class DemoOutcome:
-    """What the demo measured; the report is written from it."""
-
-    before: EvaluationDetail
-    gap: EvaluationDetail
-    after: EvaluationDetail
-    trained: Trained
-    updates: list[UpdateDetail]
-    notes: list[str]
 
 
 def run(api: ApiClient, plan: DemoPlan, progress: Progress, check: Callable[[], None], kept: str) -> DemoOutcome:

@@ -15,6 +15,7 @@ from services.cli.client import ApiClient
 from services.cli.commands import demo, starter
 from services.cli.options import api_of
 from services.cli.output import demo_page, report
+from services.cli.output.outcome import DemoOutcome
 from services.cli.output.progress import Progress
 from services.contracts.base import JsonObject
 from services.contracts.persons import LoginLink
@@ -79,7 +80,7 @@ def demonstrate_on(layout: Layout, url: str, key: str | None, plan: demo.DemoPla
 
 
 def _keep_report(
-    layout: Layout, api: ApiClient, plan: demo.DemoPlan, outcome: demo.DemoOutcome, progress: Progress, as_json: bool
+    layout: Layout, api: ApiClient, plan: demo.DemoPlan, outcome: DemoOutcome, progress: Progress, as_json: bool
 ) -> None:
     path = layout.reports / f"demo-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"
     document = demo.as_document(plan, outcome)

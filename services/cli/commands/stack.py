@@ -16,7 +16,7 @@ from services.cli.options import AsJson, AsJsonLines, Home, Url, api_of, layout_
 from services.cli.output import report
 from services.contracts.status import LoopState, LoopSwitch, Status
 from services.local.layout import Layout, write_private
-from services.local.supervise.lock import is_locked
+from services.local.processes.lock import is_locked
 from services.local.supervise.supervisor import Stage, read_running, stop_running
 from services.runtime.errors import InvalidInput
 from services.runtime.secret_files import find_secret

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 
 from services.cli.client import ApiClient
-from services.cli.commands.demo import DemoOutcome
+from services.cli.output.outcome import DemoOutcome
 from services.contracts.status import Status
 from services.web.presenters.report import CorrectedAnswer, Report, render_report
 

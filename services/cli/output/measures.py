@@ -2,36 +2,13 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
+from services.cli.output.outcome import DemoOutcome
 from services.cli.output.report import number
-from services.contracts.corrections import CorrectionOutcome
 from services.contracts.evaluations import EvaluationDetail, TaskResult
 from services.contracts.status import Status
 from services.contracts.updates import TermKind, UpdateDetail
 from services.store.views.estimates import Interval, family_means, paired_difference, say, score
-
-
-class Trained(Protocol):
-    """What the training phase did."""
-
-    num_updates: int
-    training_seconds: float
-    correction: CorrectionOutcome | None
-    correction_update: int | None
-
-
-class Outcome(Protocol):
-    """What the summary is written from."""
-
-    @property
-    def before(self) -> EvaluationDetail: ...
-    @property
-    def after(self) -> EvaluationDetail: ...
-    @property
-    def trained(self) -> Trained: ...
-    @property
-    def notes(self) -> list[str]: ...
 
 
 def by_domain(results: Sequence[TaskResult]) -> dict[str, list[TaskResult]]:
@@ -85,7 +62,7 @@ def table(before: Sequence[TaskResult], after: Sequence[TaskResult], num_samples
 
 
 def summary(
-    outcome: Outcome,
+    outcome: DemoOutcome,
     updates: Sequence[UpdateDetail],
     status: Status,
     kept: str,

@@ -33,9 +33,9 @@ from psycopg.rows import TupleRow
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from services.local.installation import Installation
+from services.local.processes.process import LocalError
 from services.local.servers import pg_programs
 from services.local.servers.postgres import EmbeddedPostgres
-from services.local.supervise.process import LocalError
 from services.policy.artifacts import ArtifactDamaged, ArtifactNotFound, ArtifactRefused, ArtifactStore, hash_file
 from services.runtime.errors import InvalidInput
 from services.runtime.version import VERSION

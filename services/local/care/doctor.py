@@ -33,8 +33,8 @@ from services.local.care.backup import find_fault
 from services.local.care.findings import Finding, Findings, Severity, fail, ok, warn
 from services.local.installation import Installation, find
 from services.local.layout import LOOPBACK, FolderIncomplete, Layout, free_port
-from services.local.supervise.lock import is_locked
-from services.local.supervise.process import LocalError
+from services.local.processes.lock import is_locked
+from services.local.processes.process import LocalError
 from services.local.supervise.supervisor import Stage
 from services.policy.artifacts import ArtifactStore
 from services.policy.client import PolicyClient, PolicyRefused, PolicyUnavailable

@@ -9,8 +9,8 @@ from typing import ClassVar, Self
 from urllib.parse import quote
 
 from services.local.layout import free_port, keep_password
-from services.local.supervise.lock import FolderLock
-from services.local.supervise.process import GuardedProcess, LocalError, ProcessFailed, Runnable, describe_status, tail
+from services.local.processes.lock import FolderLock
+from services.local.processes.process import GuardedProcess, LocalError, ProcessFailed, Runnable, describe_status, tail
 
 LOCK_WAIT_SECONDS = 10.0  # time that a killed predecessor's guards may need
 PORT_ATTEMPTS = 5  # each on another free port

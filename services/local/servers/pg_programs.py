@@ -14,8 +14,8 @@ from typing import Final
 
 from psycopg.conninfo import conninfo_to_dict
 
+from services.local.processes.process import LocalError
 from services.local.servers.postgres import wheel_folder
-from services.local.supervise.process import LocalError
 from services.store.core import migrate
 from services.store.core.transaction import sqlalchemy_url
 

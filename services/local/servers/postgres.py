@@ -29,9 +29,9 @@ from typing import NamedTuple
 import psutil
 
 from services.local.layout import LOOPBACK, keep_password, make_folder, write_private
+from services.local.processes.lock import is_locked
+from services.local.processes.process import GuardedProcess, LocalError, ProcessFailed
 from services.local.servers.embedded import EmbeddedServer
-from services.local.supervise.lock import is_locked
-from services.local.supervise.process import GuardedProcess, LocalError, ProcessFailed
 
 ROLE = "preceptor"
 DATABASE = "preceptor"

@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 
 from services.local.layout import LOOPBACK, keep_password, make_folder, write_private
+from services.local.processes.lock import is_locked
+from services.local.processes.process import GuardedProcess, LocalError
 from services.local.servers.embedded import EmbeddedServer
-from services.local.supervise.lock import is_locked
-from services.local.supervise.process import GuardedProcess, LocalError
 
 READY_SECONDS = 30.0
 

@@ -39,8 +39,8 @@ import psutil
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from services.local.layout import Layout, write_private
-from services.local.supervise.lock import FolderLock, is_locked
-from services.local.supervise.process import (
+from services.local.processes.lock import FolderLock, is_locked
+from services.local.processes.process import (
     GuardedProcess,
     LocalError,
     ProcessFailed,

@@ -18,10 +18,10 @@ from sqlalchemy import func, select, text
 from services.local.care import backup, restore
 from services.local.installation import Installation, find
 from services.local.layout import FolderIncomplete, Layout
+from services.local.processes.process import LocalError
 from services.local.servers import pg_programs
 from services.local.servers.pg_programs import plain_url
 from services.local.servers.postgres import EmbeddedPostgres
-from services.local.supervise.process import LocalError
 from services.policy.artifacts import ArtifactStore
 from services.store.core import migrate
 from services.store.core.transaction import Store

@@ -122,7 +122,7 @@ def test_a_data_folder_of_another_user_fails(tmp_path: Path, monkeypatch: pytest
     def refuse(path: Path, flags: int) -> int:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("services.local.supervise.lock.os.open", refuse)
+    monkeypatch.setattr("services.local.processes.lock.os.open", refuse)
     found = list(doctor.examine(layout, {}))[-1]
     assert (found.check, found.verdict) == ("data folder", Severity.FAIL)
     assert "another user" in found.found

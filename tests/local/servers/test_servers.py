@@ -21,12 +21,12 @@ import pytest
 import redis
 
 from services.local.layout import LOOPBACK, free_port
+from services.local.processes.lock import FolderInUse
+from services.local.processes.process import LocalError, ProcessFailed
 from services.local.servers import postgres
 from services.local.servers.postgres import EmbeddedPostgres
 from services.local.servers.valkey import EmbeddedValkey
-from services.local.supervise.lock import FolderInUse
-from services.local.supervise.process import LocalError, ProcessFailed
-from tests.local.supervise.processes import is_alive
+from tests.local.commands import is_alive
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration

@@ -20,9 +20,9 @@ import redis
 
 from services.cli.commands.stack import _lines_of_sick
 from services.local.layout import Layout, free_port
+from services.local.processes.lock import FolderInUse
+from services.local.processes.process import ProcessFailed
 from services.local.supervise import supervisor as supervisor_module
-from services.local.supervise.lock import FolderInUse
-from services.local.supervise.process import GuardedProcess, ProcessFailed
 from services.local.supervise.supervisor import (
     Interrupted,
     ProcessSpec,
@@ -34,22 +34,17 @@ from services.local.supervise.supervisor import (
     stop_running,
 )
 from services.runtime import space
-from tests.local.supervise.processes import is_alive
+from tests.local.commands import SLEEP, await_gone, python
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-SLEEP = [sys.executable, "-S", "-c", "import time; time.sleep(600)"]
 
 
 @pytest.fixture
 def layout(open_folder: Path) -> Layout:
     return Layout.open(open_folder / "data")
-
-
-def python(code: str) -> list[str]:
-    return [sys.executable, "-S", "-c", code]
 
 
 class Program:
@@ -104,11 +99,6 @@ def family_of(pid: int) -> list[psutil.Process]:
     """The process and all below it, whatever their sessions."""
     root = psutil.Process(pid)
     return [root, *root.children(recursive=True)]
-
-
-def await_gone(processes: list[psutil.Process]) -> None:
-    """Return when none of them lives."""
-    wait_until(lambda: not any(is_alive(process) for process in processes))
 
 
 def insert_row(url: str) -> None:
@@ -382,38 +372,3 @@ def test_a_child_gets_the_environment_and_folder_it_is_given(layout: Layout, tmp
     spec = ProcessSpec("painter", python(code), env={"COLOUR": "green"}, cwd=tmp_path, is_ready=lambda: False)
     with pytest.raises(ProcessFailed, match=f"SIGABRT(?s:.*)green {tmp_path}"), Supervisor(layout) as supervisor:
         supervisor.start(spec)
-
-
-def test_a_log_is_rotated_at_its_size_and_keeps_every_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.local.supervise.process.LOG_MAX_BYTES", 100_000)
-    monkeypatch.setattr("services.local.supervise.process.LOG_BACKUPS", 9)
-    code = "for n in range(50_000): print(n)"
-    process = GuardedProcess(python(code), log=tmp_path / "a.log", env={}, cwd=tmp_path)
-    assert process.wait(120.0) == 0
-    logs = [*sorted(tmp_path.glob("a.log.*"), reverse=True), tmp_path / "a.log"]
-    assert len(logs) > 2
-    assert b"".join(log.read_bytes() for log in logs).split() == [str(n).encode() for n in range(50_000)]
-
-
-def test_a_killed_guard_takes_its_command_with_it(tmp_path: Path) -> None:
-    process = GuardedProcess(SLEEP, log=tmp_path / "a.log", env={}, cwd=tmp_path)
-    command = psutil.Process(process.pid)
-    guard = command.parent()
-    assert guard is not None
-    guard.kill()
-    await_gone([command])
-    assert process.wait(120.0) == -signal.SIGKILL
-
-
-def test_what_a_command_leaves_behind_ends_with_it(tmp_path: Path) -> None:
-    code = (
-        "import subprocess, sys\n"
-        "for new in (True, False):\n"
-        "    child = subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(600)'], start_new_session=new)\n"  # noqa: E501
-        "    print(child.pid)"
-    )
-    process = GuardedProcess(python(code), log=tmp_path / "a.log", env={}, cwd=tmp_path)
-    assert process.wait(120.0) == 0
-    pids = (tmp_path / "a.log").read_text().split()
-    assert len(pids) == 2
-    assert not any(psutil.pid_exists(int(pid)) for pid in pids)

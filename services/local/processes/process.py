@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from services.local.supervise import guard
+from services.local.processes import guard
 from services.runtime.errors import PreceptorError
 
 LOG_MAX_BYTES = 10_000_000

@@ -11,7 +11,7 @@ import os
 import time
 from pathlib import Path
 
-from services.local.supervise.process import LocalError
+from services.local.processes.process import LocalError
 
 
 class FolderInUse(LocalError):

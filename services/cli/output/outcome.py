@@ -1,0 +1,31 @@
+"""What the demo did and measured; its summary, page and document are written from it."""
+
+from dataclasses import dataclass, field
+
+from services.contracts.corrections import CorrectionOutcome
+from services.contracts.evaluations import EvaluationDetail
+from services.contracts.updates import UpdateDetail
+
+
+@dataclass
+class Trained:
+    """What the training phase did."""
+
+    first_update: int
+    num_updates: int = 0
+    training_seconds: float = 0.0
+    correction: CorrectionOutcome | None = None
+    correction_update: int | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class DemoOutcome:
+    """What the demo measured; the report is written from it."""
+
+    before: EvaluationDetail
+    gap: EvaluationDetail
+    after: EvaluationDetail
+    trained: Trained
+    updates: list[UpdateDetail]
+    notes: list[str]
