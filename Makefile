@@ -38,25 +38,25 @@ vllm:  ## make .venv-vllm, where a vLLM server can serve the policy (CPU or GPU,
 demo: install  ## the main job: train the starter policy for about 15 minutes and show what it learned
 	@$(BIN)/preceptor demo $(ARGS)
 
-up: install  ## open the data folder and go on training on whatever tasks arrive, until Ctrl-C
+up: install  ## start the stack on the data folder and train on incoming tasks until Ctrl-C
 	@$(BIN)/preceptor up $(ARGS)
 
-down: install  ## stop what `up` or `demo` started
+down: install  ## stop the stack of `up` or `demo`
 	@$(BIN)/preceptor down
 
-status: install  ## what the loop does now
+status: install  ## show the state of the loop
 	@$(BIN)/preceptor status
 
-test: install  ## the tests, on all processors; ARGS="-n 0 -x tests/store" runs some, one after the other
+test: install  ## run the tests on all processors; ARGS="-n 0 -x tests/store" runs some of them, one at a time
 	@$(BIN)/python -m pytest -m "not long" -n auto --dist loadfile $(ARGS)
 
-test-long: install  ## the tests that take minutes, one after the other: the whole loop, the demo, disturbances, compose
+test-long: install  ## run the long tests, one at a time: the whole loop, the demo, disturbances, compose
 	@$(BIN)/python -m pytest -m long tests/e2e $(ARGS)
 
-unit: install  ## the tests that need no server
+unit: install  ## run the tests that need no server
 	@$(BIN)/python -m pytest -m "not integration and not e2e" $(ARGS)
 
-check: install lint types imports migrations  ## what CI checks besides the tests
+check: install lint types imports migrations  ## run the static checks of CI
 
 fmt: install  ## format the code
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
@@ -88,7 +88,7 @@ chaos: install  ## 300 tasks while everything is killed, frozen, filled and floo
 bench-loss: $(VENV)/.bench  ## time and memory of the losses beside TRL and Liger (long; ARGS="--tokens 256" is short)
 	@$(BIN)/python -m benchmarks.loss $(ARGS)
 
-bench-api: install  ## rollouts taken in a second and core, and list and page times at a million rollouts (15 minutes)
+bench-api: install  ## rollouts accepted per second and core, and list and page times at a million rollouts (15 minutes)
 	@$(BIN)/python -m benchmarks.api $(ARGS)
 
 bench-learn: install  ## which objective learns best: TIER=tiny takes one to three hours, TIER=tiny QUICK=1 minutes, TIER=small and gpu hours
@@ -97,11 +97,11 @@ bench-learn: install  ## which objective learns best: TIER=tiny takes one to thr
 bench-update: $(VENV)/.bench  ## one whole update of the starter model, beside TRL's SDPOTrainer on the same batch
 	@$(BIN)/python -m benchmarks.update $(ARGS)
 
-bench-sandbox: $(VENV)/.bench  ## what a sandboxed run costs, beside bare Python, bubblewrap and nsjail
+bench-sandbox: $(VENV)/.bench  ## cost of a sandboxed run, beside bare Python, bubblewrap and nsjail
 	@$(BIN)/python -m benchmarks.sandbox $(ARGS)
 
 $(VENV)/.bench: $(STAMP)
-	@echo "installing what the benchmarks compare with"
+	@echo "installing the libraries that the benchmarks compare with"
 	@$(BIN)/pip install -q -c constraints.txt -e '.[trainer,dev,bench]'
 	@touch $@
 

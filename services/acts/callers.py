@@ -43,7 +43,7 @@ class Caller:
         if not self.may(right):
             if right in RIGHTS[self.role]:
                 raise NotAllowed(f"this key of {self.name!r} does not include the right to {right.value}")
-            raise NotAllowed(f"{self.name!r} is {self.role.value}, which may not {right.value} here")
+            raise NotAllowed(f"{self.name!r} is {self.role.value}, a role that lacks the right to {right.value}")
 
 
 def to_caller(person: PersonRow, key: ApiKeyRow | None) -> Caller:

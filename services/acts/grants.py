@@ -47,7 +47,7 @@ def narrow(caller: Caller, person: PersonRow, wanted: KeyCreate, now: datetime) 
         missing = ", ".join(sorted(set(wanted.scopes) - of_role))
         raise ScopeNotInRole(f"{person.name!r} is {person.role}, which does not include: {missing}")
     if wanted.expires_at is not None and wanted.expires_at <= now:
-        raise EndInThePast("the key's end is in the past")
+        raise EndInThePast("the key would already be expired")
     if caller.may(Right.ADMINISTER):
         return wanted
     scopes = wanted.scopes if wanted.scopes is not None or caller.scopes is None else sorted(caller.rights)
@@ -69,8 +69,6 @@ def check_covers(caller: Caller, scopes: frozenset[Right] | None, expires_at: da
     Errors: NotAllowed (403).
     """
     if not (RIGHTS[caller.role] if scopes is None else scopes) <= caller.rights:
-        raise NotAllowed("this key may more than the one you are using", hint="Use a key with all rights, or log in.")
+        raise NotAllowed("this key has more rights than yours", hint="Use a key with all rights, or log in.")
     if caller.key_expires_at is not None and (expires_at is None or expires_at > caller.key_expires_at):
-        raise NotAllowed(
-            "this key lasts longer than the one you are using", hint="Use a key without an end, or log in."
-        )
+        raise NotAllowed("this key lasts longer than yours", hint="Use a key that never expires, or log in.")

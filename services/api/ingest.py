@@ -43,7 +43,7 @@ log = structlog.get_logger(__name__)
 
 
 class IngestBusy(ServiceUnavailable):
-    """More rollouts wait to be stored than this process will hold; nothing of this request was stored."""
+    """The queue of rollouts to store is full; this request was not stored."""
 
     title = "Too many rollouts at once"
     retry_after_seconds = 1
@@ -105,7 +105,7 @@ class Ingest:
         with self._lock:
             rows, size = self._held_rows + num_rows, self._held_bytes + num_bytes
             if self._held_rows and (rows > MAX_HELD_ROWS or size > MAX_HELD_BYTES):
-                raise IngestBusy(f"{self._held_rows:,} rollouts wait to be stored")
+                raise IngestBusy(f"{self._held_rows:,} rollouts are already queued")
             self._held_rows, self._held_bytes = rows, size
         try:
             yield

@@ -71,7 +71,7 @@ class StrictRequest(Request):
                 read = None if self.contract is None else read_contract(self.contract, data)
                 self._json = parse_json(data) if read is None else read
             except NotStrictJson as error:
-                raise BodyNotJson(f"the body is not acceptable: {error}") from None
+                raise BodyNotJson(f"invalid request body: {error}") from None
             except RecursionError:
                 raise BodyNotJson("the body is nested too deeply") from None
         value: Json | BaseModel = self._json

@@ -1,4 +1,4 @@
-"""The entry point of `preceptor`. It imports what is heavy late, so that Ctrl-C in the first second is no traceback."""
+"""The entry point of `preceptor`. Heavy imports come late, so that Ctrl-C in the first second gives no traceback."""
 
 import sys
 

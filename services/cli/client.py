@@ -1,7 +1,7 @@
-"""The command line's view of the api: typed calls over HTTP, problems turned into words.
+"""The command line's client of the api: typed calls over HTTP, and problems as errors.
 
-An api that is away for a moment (503, 429, no connection) is asked again after the time it names; a POST keeps its
-idempotency key, so what was done before the answer was lost is not done twice.
+A temporary failure (503, 429, no connection) is retried after the time that the api names; a POST keeps its
+idempotency key, so a retry after a lost answer does nothing twice.
 """
 
 import time
@@ -22,9 +22,9 @@ from services.runtime.errors import PreceptorError
 M = TypeVar("M", bound=BaseModel)
 Query = Mapping[str, str | int | None]
 
-BOUND_SECONDS = 8.0  # how long one command goes on asking; long enough for a process that is started again
-PAUSE_SECONDS = 1.0  # between two tries where the api names no time
-MAX_PAUSE_SECONDS = 30.0  # a time named is believed up to here
+BOUND_SECONDS = 8.0  # how long one command retries; long enough for a process to restart
+PAUSE_SECONDS = 1.0  # between two tries if the api names no time
+MAX_PAUSE_SECONDS = 30.0  # the longest time the api may name
 TRANSIENT = frozenset({429, 502, 503, 504})
 
 _json_object = TypeAdapter(JsonObject)
@@ -33,7 +33,7 @@ _json_object = TypeAdapter(JsonObject)
 class ApiProblem(PreceptorError):
     """The api refused the request."""
 
-    title = "The api refused"
+    title = "The api refused the request"
 
     def __init__(self, problem: Problem, retry_after_seconds: int | None = None) -> None:
         super().__init__(problem.detail, hint=problem.hint)
@@ -49,7 +49,7 @@ class ApiProblem(PreceptorError):
 
 
 class ApiUnreachable(PreceptorError):
-    """Nothing answers at the api's address."""
+    """No answer from the api."""
 
     status_code = 503
     title = "The api does not answer"
@@ -58,9 +58,9 @@ class ApiUnreachable(PreceptorError):
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to wait for an api that is away.
+    """How long to wait while the api is unreachable.
 
-    bound_seconds: None waits until `pause` raises. say: told once when a call starts to wait, and once when it is over.
+    bound_seconds: None waits until `pause` raises. say: called when a wait starts, and when the api answers again.
     """
 
     bound_seconds: float | None = BOUND_SECONDS
@@ -79,7 +79,7 @@ class ApiClient:
         self.key = key
 
     def wait_with(self, pause: Callable[[float], None], say: Callable[[str], None]) -> None:
-        """From now on wait for an api that is away for as long as `pause` (seconds) lets us, saying so once."""
+        """From now on, while the api is unreachable, wait as long as `pause` (seconds) allows, and report it once."""
         self._patience = Patience(None, pause, say)
 
     def __enter__(self) -> Self:
@@ -105,7 +105,7 @@ class ApiClient:
         return reply.model_validate_json(self._send("POST", path, body, None))
 
     def put(self, path: str, body: BaseModel, reply: type[M]) -> M:
-        """PUT, read as `reply`; the same again changes nothing. Errors: ApiProblem, ApiUnreachable."""
+        """PUT, read as `reply`; repeating it changes nothing. Errors: ApiProblem, ApiUnreachable."""
         return reply.model_validate_json(self._send("PUT", path, body, None))
 
     def send(self, method: Literal["POST", "PUT", "DELETE"], path: str, body: BaseModel | None = None) -> None:
@@ -150,7 +150,7 @@ class ApiClient:
         )
         answer = tries(self._send_once, request)
         if int(tries.statistics.get("attempt_number", 1)) > 1:
-            patience.say("the api answers again")
+            patience.say("the API answers again")
         return answer
 
     def _send_once(self, request: httpx2.Request) -> bytes:
@@ -165,7 +165,7 @@ class ApiClient:
 
     def _say_away(self, state: RetryCallState) -> None:
         if state.attempt_number == 1:
-            self._patience.say(f"the api is away: {_error_of(state)}; waiting")
+            self._patience.say(f"the API is unreachable: {_error_of(state)}; retrying")
 
 
 def _is_transient(error: BaseException) -> bool:
@@ -173,7 +173,7 @@ def _is_transient(error: BaseException) -> bool:
 
 
 def _pause_after(state: RetryCallState) -> float:
-    """Seconds until the next try: what the api said, within reason."""
+    """Seconds until the next try: the time the api named, up to a limit."""
     error = _error_of(state)
     named = error.retry_after_seconds if isinstance(error, PreceptorError) else None
     return PAUSE_SECONDS if named is None else min(float(named), MAX_PAUSE_SECONDS)

@@ -1,4 +1,4 @@
-"""Options that many commands share, and what they make of them."""
+"""Options that many commands share, and how they are resolved."""
 
 import json
 import os
@@ -24,28 +24,28 @@ Url = Annotated[
     str | None,
     typer.Option("--url", help="The api. [PRECEPTOR_API_URL, else the data folder's]", show_default=False),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of words.")]
-AsJsonLines = Annotated[bool, typer.Option("--json", help="Print one JSON document a line for whatever happens.")]
-Limit = Annotated[int, typer.Option("--limit", min=1, help="How many at most, newest first.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+AsJsonLines = Annotated[bool, typer.Option("--json", help="Print one JSON document per line for each event.")]
+Limit = Annotated[int, typer.Option("--limit", min=1, help="Maximum number of rows, newest first.")]
 
 
 class ApiKeyMissing(PreceptorError):
-    """An api was named that the kept key does not belong to."""
+    """The stored key does not belong to the named api."""
 
     status_code = 401
     title = "No API key for this api"
-    hint = "Set PRECEPTOR_API_KEY to a key of that api; the key in the data folder is sent to its own api only."
+    hint = "Set PRECEPTOR_API_KEY to a key of that api; the key in the data folder is sent only to its own api."
 
 
 def layout_of(home: Path | None) -> Layout:
-    """The data folder as it is; nothing is made."""
+    """The data folder as it is; creates no folder."""
     return Layout((home or default_home(os.environ)).expanduser().resolve())
 
 
 def api_of(home: Path | None, url: str | None, given_key: str | None = None) -> ApiClient:
-    """A client for the api that was named, or for the one that the data folder's last start left.
+    """A client for the named api, or for the one last started on the data folder.
 
-    Errors: ApiKeyMissing when the kept key is not for the named api and no other is given.
+    Errors: ApiKeyMissing if the stored key is not for the named api and no other is given.
     """
     kept = read_credentials(layout_of(home))
     named = url or os.environ.get("PRECEPTOR_API_URL")
@@ -54,12 +54,12 @@ def api_of(home: Path | None, url: str | None, given_key: str | None = None) -> 
     if not key and kept is not None and address.rstrip("/") == kept.api_url.rstrip("/"):
         key = kept.api_key
     if not key and named:
-        raise ApiKeyMissing(f"{named} was named, and no key for it")
+        raise ApiKeyMissing(f"no API key is known for {named}")
     return ApiClient(address, key)
 
 
 def show(result: BaseModel | Json, as_json: bool, words: Callable[[], None]) -> None:
-    """Print a result as one JSON document, or in words."""
+    """Print a result as one JSON document, or as text."""
     if not as_json:
         words()
     elif isinstance(result, BaseModel):

@@ -1,4 +1,4 @@
-"""The `preceptor` command: runs the stack, and reaches its api.
+"""The `preceptor` command: runs the stack, and calls its api.
 
 Every command that prints a result takes `--json` for the same result as one JSON document.
 
@@ -20,9 +20,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
-    help="Train a language model continuously from every kind of feedback you have, and keep the ledger.",
+    help="Train a language model continuously from all the feedback you have, with a ledger of every update.",
     epilog="Start with `preceptor demo`, then `preceptor up` and `preceptor tasks import FILE`. "
-    "Errors go to stderr in words; with --json also to stdout, as one JSON document "
+    "Errors go to stderr as text; with --json also to stdout, as one JSON document "
     "{error, detail, hint}. Exit status: 2 when the request is at fault, 1 otherwise.",
 )
 
@@ -35,7 +35,7 @@ backup.add_to(app)
 
 
 class UsageWrong(InvalidInput):
-    """The command was called with arguments it does not take."""
+    """The command was called with wrong arguments."""
 
     title = "Wrong usage"
 
@@ -47,9 +47,9 @@ def run() -> int:
         # without --json typer prints wrong usage itself, with its frame and its hint, and ends the process
         status = app(standalone_mode=not as_json)
     except TyperException as error:
-        _tell(UsageWrong(error.format_message(), hint="`preceptor COMMAND --help` shows what it takes."), as_json)
+        _tell(UsageWrong(error.format_message(), hint="`preceptor COMMAND --help` shows its arguments."), as_json)
         return error.exit_code
-    except BrokenPipeError:  # whoever read what is printed is gone: nothing can be told
+    except BrokenPipeError:  # the reader of the output is gone
         raise
     except PreceptorError as error:
         told = error

@@ -95,7 +95,7 @@ class CorrectionSkip(Contract):
     @model_validator(mode="after")
     def _says_why(self) -> Self:
         if self.kind is SkipKind.OTHER and not self.reason.strip():
-            raise ValueError("say why in `reason`, or choose a `kind` that says it")
+            raise ValueError("give a `reason`, or choose another `kind`")
         return self
 
 

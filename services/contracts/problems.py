@@ -15,7 +15,7 @@ def read_problem(status: int, body: bytes) -> Problem:
     try:
         return Problem.model_validate_json(body)
     except ValidationError:
-        detail = body[:MAX_EXCERPT_CHARS].decode(errors="replace").strip() or f"status {status} without a word"
+        detail = body[:MAX_EXCERPT_CHARS].decode(errors="replace").strip() or f"status {status}, empty body"
         return Problem(type="about:blank", title="Unexpected answer", status=status, detail=detail)
 
 

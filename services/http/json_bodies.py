@@ -30,4 +30,6 @@ def check_media_type(headers: Headers) -> None:
     """Pass when the body is declared as JSON. Errors: WrongMediaType (415)."""
     declared = media_type(headers)
     if declared != JSON:
-        raise WrongMediaType(f"the body is declared as {declared[:MAX_SHOWN_CHARS] or 'nothing'}")
+        raise WrongMediaType(
+            f"the body is declared as {declared[:MAX_SHOWN_CHARS]}" if declared else "the request has no Content-Type"
+        )

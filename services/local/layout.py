@@ -48,7 +48,7 @@ class Layout:
     def open(cls, root: Path | None = None) -> Layout:
         """The layout of `root` (by default `default_home()`), its folders made where they are missing.
 
-        Errors: LocalError when they cannot be made, or when a restore into the folder did not come to its end.
+        Errors: LocalError when they cannot be made, or when a restore into the folder was interrupted.
         """
         layout = cls((root or default_home(os.environ)).expanduser().resolve())
         layout.require_complete()
@@ -97,13 +97,13 @@ class Layout:
 
     @property
     def incomplete_file(self) -> Path:
-        """There while a restore fills the folder, and for good if it did not come to its end."""
+        """There while a restore fills the folder, and for good if the restore was interrupted."""
         return self.root / "INCOMPLETE"
 
     def require_complete(self) -> None:
         """Errors: FolderIncomplete when the folder holds part of a backup."""
         if self.incomplete_file.exists():
-            raise FolderIncomplete(f"a restore into {self.root} did not come to its end: it holds a part of a backup")
+            raise FolderIncomplete(f"a restore into {self.root} was interrupted; the folder is incomplete")
 
     def log(self, name: str) -> Path:
         """The log file of one process."""

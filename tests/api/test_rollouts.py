@@ -245,7 +245,7 @@ def items_of(view: JsonObject, name: str) -> list[JsonObject]:
 
 def test_nobody_is_asked_about_a_chat(api: Api) -> None:
     rollout = made(api.post("/v1/rollouts", {"task_id": api.task()["id"], "text": "a", "purpose": "chat"}))
-    assert (rollout["status"], rollout["reason"]) == ("set_aside", "nobody is asked about rollouts of this purpose")
+    assert (rollout["status"], rollout["reason"]) == ("set_aside", "rollouts of this purpose are not sent to experts")
 
 
 def test_a_family_or_prompt_of_train_is_in_no_other_split(api: Api) -> None:

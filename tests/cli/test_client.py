@@ -95,7 +95,7 @@ def test_a_patient_client_says_once_that_the_api_is_away_and_once_that_it_is_bac
         client = connect(server.url, Patience())
         client.wait_with(lambda seconds: None, said.append)
         assert client.get("/v1/loop", LoopState).sampling
-    assert said == ["the api is away: the database is away; waiting", "the api answers again"]
+    assert said == ["the API is unreachable: the database is away; retrying", "the API answers again"]
 
 
 def test_a_patient_client_waits_for_a_server_that_is_not_there_yet(connect: Callable[..., ApiClient]) -> None:

@@ -61,7 +61,7 @@ def test_tasks_are_imported_listed_and_shown(cli: CommandLine) -> None:
     body = {"key": "k", "domain": "math", "messages": [{"role": "user", "content": "What is 1?"}]}
     file.write_text(json.dumps(body) + "\n")
     assert cli.json("tasks", "import", file) == {"num_created": 1, "num_existing": 0}
-    assert cli.words("tasks", "import", file) == "0 new tasks, 1 known already\n"
+    assert cli.words("tasks", "import", file) == "0 new tasks, 1 already imported\n"
     [row] = cli.rows("tasks", "list")
     assert (row["key"], row["split"]) == ("k", "train")
     assert cli.json("tasks", "show", row["id"])["messages"] == body["messages"]
@@ -150,7 +150,7 @@ def test_all_dead_consultations_are_asked_again_over_as_many_calls_as_it_takes(
         session.execute(update(ConsultationRow).values(status=ConsultationStatus.DEAD.value, reason="away"))
     assert cli.json("consultations", "requeue", "--all") == {"num_requeued": 3}
     assert {row["status"] for row in cli.rows("consultations", "list")} == {"pending"}
-    assert cli.words("consultations", "requeue", "--all") == "0 consultations are tried again\n"
+    assert cli.words("consultations", "requeue", "--all") == "0 consultations are requeued\n"
 
 
 def test_dead_draws_are_found_with_their_reason_and_drawn_again(cli: CommandLine, store: Store, world: World) -> None:
@@ -165,7 +165,7 @@ def test_dead_draws_are_found_with_their_reason_and_drawn_again(cli: CommandLine
     assert cli.words("draws", "requeue", first) == "hard is drawn again: pending\n"
     assert cli.refused("draws", "requeue", first)["error"] == "illegal-status-change"
     assert cli.refused("draws", "requeue", NOBODY)["detail"] == f"no draw {NOBODY}"
-    assert cli.words("draws", "requeue", "--all") == "1 draw is tried again\n"
+    assert cli.words("draws", "requeue", "--all") == "1 draw is requeued\n"
     assert cli.rows("draws", "list", "--status", "dead") == []
 
 
@@ -232,7 +232,7 @@ def test_a_draft_is_kept_and_a_correction_taken_back_on_the_command_line(
     half.write_text("hal")
     fixed.write_text("1")
     item = cli.json("corrections", "claim")["id"]
-    assert "--file keeps one" in str(cli.refused("corrections", "draft", item)["detail"])
+    assert "--file saves one" in str(cli.refused("corrections", "draft", item)["detail"])
     assert cli.json("corrections", "draft", item, "--file", half)["version"] == 1
     assert cli.words("corrections", "draft", item).strip() == "hal"
     cli.json("corrections", "submit", item, "--file", fixed)
@@ -279,10 +279,10 @@ def test_a_draft_is_discarded_on_the_command_line(cli: CommandLine, queued: list
     half = cli.home / "half.txt"
     half.write_text("hal")
     cli.json("corrections", "draft", item, "--file", half)
-    assert cli.words("corrections", "discard", item) == "the draft is gone\n"
+    assert cli.words("corrections", "discard", item) == "the draft is discarded\n"
     assert (
         cli.refused("corrections", "draft", item)["detail"]
-        == f"you have no draft of correction {item}; --file keeps one"
+        == f"you have no draft of correction {item}; --file saves one"
     )
 
 

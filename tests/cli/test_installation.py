@@ -44,13 +44,13 @@ class Said:
 def test_the_demo_asks_for_a_key_before_it_does_anything(said: Said) -> None:
     status, words = said.by("demo", "--against", "http://127.0.0.1:9")
     assert status == 2
-    assert "http://127.0.0.1:9 was named, and no key for it" in words
+    assert "no API key is known for http://127.0.0.1:9" in words
 
 
 def test_the_demo_brings_no_model_to_an_installation(said: Said) -> None:
     status, words = said.by("demo", "--against", "http://127.0.0.1:9", "--key", "pk_x", "--model", "m")
     assert status == 2
-    assert "the installation has a model already" in words
+    assert "the installation already has a model" in words
 
 
 DEAD = "postgresql://nobody:hidden@127.0.0.1:1/none"
@@ -59,9 +59,9 @@ DEAD = "postgresql://nobody:hidden@127.0.0.1:1/none"
 @pytest.mark.parametrize(
     ("arguments", "url", "words"),
     [
-        (["backup", "{}/new"], DEAD, "The database does not do what is asked of it"),
+        (["backup", "{}/new"], DEAD, "The database failed"),
         (["backup", "{}/new"], "nonsense", "DATABASE_URL cannot be read as an address"),
-        (["init", "--database"], DEAD, "The database does not do what is asked of it"),
+        (["init", "--database"], DEAD, "The database failed"),
         (["init", "--database"], "mysql://me:hidden@h/x", "DATABASE_URL is an address of mysql"),
         (["restore", "{}/none"], DEAD, "none does not exist"),
     ],
@@ -87,7 +87,7 @@ def test_what_the_machine_refuses_is_told_in_words_and_as_json(
         raise OSError(30, "Read-only file system", "/there")
 
     monkeypatch.setattr(stack, "stop_running", refuse)
-    assert said.by("down") == (1, "This machine does not let it be done: /there: Read-only file system\n")
+    assert said.by("down") == (1, "A file or folder is not accessible: /there: Read-only file system\n")
     said.by("down", "--json")
     assert json.loads(said.out)["error"] == "machine-refused"
 

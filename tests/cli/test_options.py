@@ -73,7 +73,7 @@ def test_looking_at_a_folder_that_is_not_there_does_not_make_it(
     assert run(monkeypatch, "down", "--home", str(home), "--json") == 0
     assert not home.exists()
     printed = capsys.readouterr().out
-    assert "nothing runs on this data folder" in printed
+    assert "no stack runs on this data folder" in printed
     assert '"outcome": "not running"' in printed
 
 

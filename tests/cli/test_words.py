@@ -90,7 +90,7 @@ def test_the_status_in_words() -> None:
         "consultations: none",
         "lessons: none",
         "corrections: none",
-        "backlog: 8 rollouts drawn or planned and not yet trained on",
+        "backlog: 8 rollouts sampled or planned, not yet trained on",
         "waits: training is off",
         "updates: 2",
         "  update 1: loss 1.235",
@@ -199,10 +199,10 @@ def test_rates_are_those_of_the_last_two_minutes() -> None:
 
     rates = report.Rates()
     assert rates.measure(at(0), 0) == ""
-    assert rates.measure(at(10), 60) == "10 rollouts, 30 answers, 0 lessons used a minute"
-    assert rates.measure(at(10), 180) == "0 rollouts, 0 answers, 0 lessons used a minute"
-    assert report.activity(at(10), "10 rollouts a minute") == (
-        "trainer paused; serving v1; 10 rollouts a minute; backlog 8"
+    assert rates.measure(at(10), 60) == "10 rollouts, 30 answers, 0 lessons used per minute"
+    assert rates.measure(at(10), 180) == "0 rollouts, 0 answers, 0 lessons used per minute"
+    assert report.activity(at(10), "10 rollouts per minute") == (
+        "trainer paused; serving v1; 10 rollouts per minute; backlog 8"
     )
 
 
@@ -210,5 +210,5 @@ def test_the_status_says_how_often_updates_come() -> None:
     minutes = [
         UpdateSummary(id=UUID(int=n), number=n, metrics={}, applied_at=NOW + timedelta(minutes=n)) for n in range(1, 4)
     ]
-    assert "updates: 2, the last 3 at 60 an hour" in list(report.status_lines(status(last_updates=minutes)))
+    assert "updates: 2, the last 3 at 60 per hour" in list(report.status_lines(status(last_updates=minutes)))
     assert "updates: 2" in list(report.status_lines(status(last_updates=minutes[:1])))

@@ -22,7 +22,7 @@ Word = Annotated[str | None, Query(max_length=100)]
 
 def _refuse_number(value: object) -> object:
     if isinstance(value, str) and value and ":" not in value:
-        raise ValueError("give date and time as RFC 3339 has them, with a zone")
+        raise ValueError("give date and time in RFC 3339 format with a time zone")
     return value
 
 

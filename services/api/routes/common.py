@@ -19,7 +19,7 @@ MEANINGS: Final[Mapping[int, str]] = {
     500: "A fault of ours; nothing was stored. The server's log has the cause under the id in `instance`.",
     422: "The request's content cannot be accepted; `errors` says where. Nothing was stored.",
     507: "A disk is nearly full; nothing was stored. Send it again once there is room.",
-    503: "The database, or a service this route needs, is away. Send it again after Retry-After seconds.",
+    503: "The database, or a service this route needs, is unavailable. Send it again after Retry-After seconds.",
 }
 
 

@@ -110,7 +110,7 @@ def _check_unsigned(store: Store, consultation_id: UUID) -> None:
 
 def _check_answers_itself(expert: ExpertRow) -> None:
     if trust.is_people(expert):
-        raise AnsweredByPeople("people answer this consultation, by way of its correction")
+        raise AnsweredByPeople("answer this consultation through its correction")
 
 
 def _verify(store: Store, consultation_id: UUID, headers: dict[str, str], body: bytes) -> UUID:

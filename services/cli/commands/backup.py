@@ -22,13 +22,17 @@ def make_backup(
     target: Annotated[Path, typer.Argument(help="A new folder, or a new file ending in .tar.")],
     home: Home = None,
     with_secrets: Annotated[
-        bool, typer.Option("--with-secrets", help="Also the experts' signing secrets, this installation's and its key.")
+        bool,
+        typer.Option(
+            "--with-secrets",
+            help="Include the signing secrets of experts, and the secrets and key of this installation.",
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a consistent backup of database and weights; the loop may run meanwhile. The base model is not in it.
+    """Back up the database and the weights, without the base model; the loop may keep running.
 
-    Exit status 1, with the backup kept, when weights that training or serving goes on from are damaged.
+    Exit status 1, with the backup kept, if weights needed to continue training or serving are damaged.
     """
     from services.local import installation
     from services.local.care import backup
@@ -40,7 +44,7 @@ def make_backup(
 
     def words() -> None:
         for line in manifest.lineages:
-            typer.echo(f"lineage {line.name}: update {line.num_updates}, serving {line.serving or 'nothing'}")
+            typer.echo(f"lineage {line.name}: update {line.num_updates}, serving {line.serving or 'none'}")
         typer.echo(f"{len(manifest.files)} files, {size / 1e6:.1f} MB, {sum(manifest.rows.values())} rows: {target}")
 
     show(manifest, as_json, words)
@@ -64,11 +68,11 @@ def restore(
         for line in manifest.lineages:
             typer.echo(f"lineage {line.name}: continues after update {line.num_updates}, with the model {line.model}")
         if database_url is not None:
-            typer.echo("Start its processes on that database; experts that sign may have to be registered once more.")
+            typer.echo("Start its processes on that database; you may have to register experts that sign again.")
         elif not manifest.with_secrets:
             typer.echo("The backup has no secrets. Start with an owner's key of the old installation:")
             typer.echo(f"  PRECEPTOR_API_KEY=pk_… preceptor up --home {layout.root}")
-            typer.echo("and register experts that sign once more, with their secret.")
+            typer.echo("and register experts that sign again, with their secret.")
         else:
             typer.echo(f"Start it: preceptor up --home {layout.root}")
 

@@ -1,4 +1,4 @@
-"""Commands of consultations and draws: which are under way, which are dead, and trying dead ones again."""
+"""Commands of consultations and draws: list them, and requeue dead ones."""
 
 from typing import Annotated
 
@@ -13,18 +13,16 @@ from services.contracts.draws import Draw
 from services.contracts.rollouts import GroupStatus
 from services.runtime.errors import InvalidInput
 
-consultations = typer.Typer(
-    no_args_is_help=True, help="Consultations of experts: their status and reasons, and asking dead ones again."
-)
-draws = typer.Typer(no_args_is_help=True, help="Prompts for the policy: their status, and drawing dead ones again.")
+consultations = typer.Typer(no_args_is_help=True, help="Consultations of experts: list them, and requeue dead ones.")
+draws = typer.Typer(no_args_is_help=True, help="Prompts that the policy samples: list them, and requeue dead ones.")
 
-All = Annotated[bool, typer.Option("--all", help="Every dead one, the oldest first.")]
+All = Annotated[bool, typer.Option("--all", help="Requeue all dead ones, oldest first.")]
 
 
 @consultations.command("list")
 def list_consultations(
-    status: Annotated[ConsultationStatus | None, typer.Option(help="Only those.")] = None,
-    expert: Annotated[Id | None, typer.Option(parser=read_expert, help="Only those of this expert.")] = None,
+    status: Annotated[ConsultationStatus | None, typer.Option(help="Filter by status.")] = None,
+    expert: Annotated[Id | None, typer.Option(parser=read_expert, help="Filter by expert.")] = None,
     home: Home = None,
     url: Url = None,
     limit: Limit = 20,
@@ -44,19 +42,19 @@ def requeue_consultation(
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Ask a dead consultation again, or with --all every dead one whose expert has not retired."""
+    """Retry a dead consultation, or with --all every one whose expert is not retired."""
     _check_choice(consultation_id, every)
     with api_of(home, url) as api:
         if consultation_id is None:
             _show_all(_requeue_all(api, "/v1/consultations/requeue"), "consultation", as_json)
             return
         asked = api.post(f"/v1/consultations/{consultation_id.find(api)}/requeue", None, ConsultationDetail)
-    show(asked, as_json, lambda: typer.echo(f"{asked.expert_name} is asked again: {asked.status.value}"))
+    show(asked, as_json, lambda: typer.echo(f"{asked.expert_name} is consulted again: {asked.status.value}"))
 
 
 @draws.command("list")
 def list_draws(
-    status: Annotated[GroupStatus | None, typer.Option(help="Only those.")] = None,
+    status: Annotated[GroupStatus | None, typer.Option(help="Filter by status.")] = None,
     home: Home = None,
     url: Url = None,
     limit: Limit = 20,
@@ -75,7 +73,7 @@ def requeue_draw(
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Try a dead draw again, or with --all every dead one."""
+    """Retry a dead draw, or with --all every dead draw."""
     _check_choice(draw_id, every)
     with api_of(home, url) as api:
         if draw_id is None:
@@ -101,6 +99,4 @@ def _requeue_all(api: ApiClient, path: str) -> int:
 
 
 def _show_all(num: int, noun: str, as_json: bool) -> None:
-    show(
-        {"num_requeued": num}, as_json, lambda: typer.echo(f"{num} {noun}{' is' if num == 1 else 's are'} tried again")
-    )
+    show({"num_requeued": num}, as_json, lambda: typer.echo(f"{num} {noun}{' is' if num == 1 else 's are'} requeued"))

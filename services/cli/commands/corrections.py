@@ -1,4 +1,4 @@
-"""Commands of the human queue: the correction page's work without a browser."""
+"""Commands of the human queue: everything the correction page does, without a browser."""
 
 import sys
 from pathlib import Path
@@ -27,7 +27,7 @@ from services.contracts.effects import CorrectionEffect
 from services.runtime.errors import InvalidInput
 
 corrections = typer.Typer(
-    no_args_is_help=True, help="The human queue: claim an answer, correct it, see what the correction changed."
+    no_args_is_help=True, help="The human queue: claim an answer, correct it, see the effect of the correction."
 )
 ItemId = Annotated[
     Id, typer.Argument(parser=read_correction, metavar="ID", help="The item, as `corrections claim` prints it.")
@@ -36,12 +36,14 @@ ItemId = Annotated[
 
 @corrections.command("ask")
 def ask_for_correction(
-    rollout_id: Annotated[Id, typer.Argument(parser=read_rollout, help="The rollout to correct, of a train task.")],
+    rollout_id: Annotated[
+        Id, typer.Argument(parser=read_rollout, help="The rollout to correct; its task must be in the train split.")
+    ],
     home: Home = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Put a rollout in the human queue, ahead of the queue's own choice."""
+    """Put a rollout at the front of the human queue."""
     with api_of(home, url) as api:
         asked = api.post("/v1/corrections", CorrectionCreate(rollout_id=rollout_id.find(api)), Correction)
     show(asked, as_json, lambda: typer.echo(f"item {asked.id} is {asked.status.value}"))
@@ -51,15 +53,13 @@ def ask_for_correction(
 def claim_correction(
     correction_id: Annotated[
         Id | None,
-        typer.Argument(
-            parser=read_correction, metavar="[ID]", help="This item; without it, the next one of the queue."
-        ),
+        typer.Argument(parser=read_correction, metavar="[ID]", help="The item; the next one of the queue by default."),
     ] = None,
     home: Home = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Claim the next answer to correct, or this one; it is yours alone while the lease runs."""
+    """Claim an item of the queue; only you can correct it while the lease lasts."""
     with api_of(home, url) as api:
         path = "/v1/corrections/claim" if correction_id is None else f"/v1/corrections/{correction_id.find(api)}/claim"
         item = api.post(path, None, CorrectionItem)
@@ -76,7 +76,7 @@ def claim_correction(
 
 @corrections.command("renew")
 def renew_correction(correction_id: ItemId, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
-    """Hold a claimed item for another 30 minutes from now."""
+    """Extend the lease of a claimed item to 30 minutes from now."""
     with api_of(home, url) as api:
         held = api.post(f"/v1/corrections/{correction_id.find(api)}/renew", None, Correction)
     show(held, as_json, lambda: typer.echo(f"yours until {held.lease_until}"))
@@ -87,10 +87,13 @@ def submit_correction(
     correction_id: ItemId,
     file: Annotated[Path | None, typer.Option(help="The corrected answer; `-` reads standard input.")] = None,
     draft: Annotated[
-        bool, typer.Option("--draft", help="Your draft: its text, comment and remarks; with --fine, without its text.")
+        bool,
+        typer.Option(
+            "--draft", help="Submit your draft: its text, comment and remarks; with --fine, without the text."
+        ),
     ] = False,
     fine: Annotated[bool, typer.Option("--fine", help="The answer is fine as it is.")] = False,
-    comment: Annotated[str, typer.Option(help="A remark the teacher may be shown.")] = "",
+    comment: Annotated[str, typer.Option(help="A comment; the teacher may see it.")] = "",
     home: Home = None,
     url: Url = None,
     as_json: AsJson = False,
@@ -127,15 +130,15 @@ def _read(file: Path) -> str:
 @corrections.command("skip")
 def skip_correction(
     correction_id: ItemId,
-    reason: Annotated[str, typer.Argument(help="In words; needed with --kind other.")] = "",
-    kind: Annotated[SkipKind, typer.Option(help="Why, as one of the usual reasons.")] = SkipKind.OTHER,
+    reason: Annotated[str, typer.Argument(help="The reason in words; required with --kind other.")] = "",
+    kind: Annotated[SkipKind, typer.Option(help="The kind of reason.")] = SkipKind.OTHER,
     home: Home = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
     """Leave a claimed item to someone else, with a reason."""
     if kind is SkipKind.OTHER and not reason.strip():
-        raise InvalidInput("say why in words, or choose a --kind that says it")
+        raise InvalidInput("give a reason, or choose a --kind")
     body = CorrectionSkip(kind=kind, reason=reason)
     with api_of(home, url) as api:
         made = api.post(f"/v1/corrections/{correction_id.find(api)}/skip", body, CorrectionOutcome)
@@ -146,13 +149,13 @@ def skip_correction(
 def save_draft(
     correction_id: ItemId,
     file: Annotated[
-        Path | None, typer.Option(help="What to keep as the draft's text; `-` reads standard input.")
+        Path | None, typer.Option(help="File with the new text of the draft; `-` reads standard input.")
     ] = None,
     home: Home = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print your draft of an item, or keep a file as its text; the correction page shows the same draft."""
+    """Print your draft of an item, or save a file as its text; the correction page shows the same draft."""
     with api_of(home, url) as api:
         whole = correction_id.find(api)
         path = f"/v1/corrections/{whole}/draft"
@@ -166,9 +169,9 @@ def save_draft(
             )
             found = api.put(path, body, DraftSaved)
     if found is None:
-        raise InvalidInput(f"you have no draft of correction {whole}; --file keeps one")
+        raise InvalidInput(f"you have no draft of correction {whole}; --file saves one")
     draft = found
-    show(draft, as_json, lambda: typer.echo(draft.text if file is None else f"kept as version {draft.version}"))
+    show(draft, as_json, lambda: typer.echo(draft.text if file is None else f"saved as version {draft.version}"))
 
 
 def _find_draft(api: ApiClient, path: str) -> Draft | None:
@@ -183,31 +186,31 @@ def _find_draft(api: ApiClient, path: str) -> Draft | None:
 @corrections.command("remark")
 def add_remark(
     correction_id: ItemId,
-    quote: Annotated[str, typer.Argument(help="The words of the policy's answer that it is about.")],
+    quote: Annotated[str, typer.Argument(help="The words of the policy's answer that the remark is about.")],
     text: Annotated[str, typer.Argument(help="The remark.")],
     home: Home = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Add a remark on a part of the answer to your draft; `submit --draft` sends it."""
+    """Add a remark about a part of the answer to your draft; `submit --draft` sends it."""
     body = QuotedRemark(quote=quote, text=text)
     with api_of(home, url) as api:
         kept = api.post(f"/v1/corrections/{correction_id.find(api)}/remarks", body, DraftSaved)
-    show(kept, as_json, lambda: typer.echo(f"kept as version {kept.version}, with {len(kept.spans)} remarks"))
+    show(kept, as_json, lambda: typer.echo(f"saved as version {kept.version}, with {len(kept.spans)} remarks"))
 
 
 @corrections.command("discard")
 def discard_draft(correction_id: ItemId, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
-    """Throw your draft of an item away."""
+    """Discard your draft of an item."""
     with api_of(home, url) as api:
         whole = correction_id.find(api)
         api.send("DELETE", f"/v1/corrections/{whole}/draft")
-    show({"correction_id": str(whole)}, as_json, lambda: typer.echo("the draft is gone"))
+    show({"correction_id": str(whole)}, as_json, lambda: typer.echo("the draft is discarded"))
 
 
 @corrections.command("undo")
 def undo_correction(correction_id: ItemId, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
-    """Take back what you submitted or skipped, while no trainer has it; what you wrote is its draft."""
+    """Undo a submission or a skip until a trainer uses it; your text becomes the draft again."""
     with api_of(home, url) as api:
         item = api.post(f"/v1/corrections/{correction_id.find(api)}/undo", None, CorrectionItem)
     show(item, as_json, lambda: typer.echo(f"item {item.id} is yours again, until {item.lease_until}"))
@@ -215,7 +218,7 @@ def undo_correction(correction_id: ItemId, home: Home = None, url: Url = None, a
 
 @corrections.command("release")
 def release_correction(correction_id: ItemId, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
-    """Give a claimed item back to the queue; a draft is kept."""
+    """Return a claimed item to the queue; your draft is kept."""
     with api_of(home, url) as api:
         made = api.post(f"/v1/corrections/{correction_id.find(api)}/release", None, Correction)
     show(made, as_json, lambda: typer.echo(made.status.value))
@@ -223,7 +226,7 @@ def release_correction(correction_id: ItemId, home: Home = None, url: Url = None
 
 @corrections.command("leave")
 def leave_correction(correction_id: ItemId, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
-    """Let the lease of an item that you have no draft of end in two minutes; `renew` keeps it."""
+    """End the lease in two minutes if the item has no draft; `renew` keeps it."""
     with api_of(home, url) as api:
         whole = correction_id.find(api)
         api.send("POST", f"/v1/corrections/{whole}/leave")
@@ -232,7 +235,7 @@ def leave_correction(correction_id: ItemId, home: Home = None, url: Url = None, 
 
 @corrections.command("show")
 def show_correction(correction_id: ItemId, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
-    """Show what became of a correction: the updates that used it, and what the policy said before and after each."""
+    """Show the effect of a correction: the updates that used it, and the policy before and after each."""
     with api_of(home, url) as api:
         found = api.get(f"/v1/corrections/{correction_id.find(api)}", CorrectionOutcome)
     used = ", ".join(map(str, found.update_numbers)) or "none yet"

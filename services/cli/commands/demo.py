@@ -1,7 +1,7 @@
-"""`preceptor demo`: the whole loop once, on the starter tasks, within a bound of time.
+"""`preceptor demo`: the whole loop once, on the starter tasks, within a time limit.
 
-It only does what a user can do: everything goes through the api with the owner's key. Phases are bounded; the time of
-the final measurement is reserved from the start, so a slow machine trains less rather than not measuring.
+It acts as a user: everything goes through the api with the owner's key. Phases are bounded; the time of the final
+measurement is reserved from the start, so a slow machine trains less rather than not measuring.
 """
 
 import math
@@ -41,7 +41,7 @@ from services.contracts.updates import UpdateDetail
 POLL_SECONDS = 1.0
 FINAL_MARGIN = 1.25  # the last measurement may take this much longer than the first: versions switch, caches are cold
 LEAST_TRAINING = 1 / 3  # of the minutes, however long the measurements before it took
-MIN_GAP = 0.05  # below this a teacher knows too little more than the student to be learned from
+MIN_GAP = 0.05  # below this a teacher is too close to the student to learn from
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ class DemoPlan:
 def run(api: ApiClient, plan: DemoPlan, progress: Progress, check: Callable[[], None], kept: str) -> DemoOutcome:
     """Measure, train, correct, measure again. `check` raises when a process of the stack has crashed.
 
-    kept: what the report says of where everything is.
+    kept: the report's line about where the data is.
 
-    An api that is away for a moment is waited for by `api` itself (`ApiClient.wait_with`).
+    `api` itself waits while the api is unreachable (`ApiClient.wait_with`).
     """
     deadline = time.monotonic() + plan.minutes * 60
     wanted = EvaluationCreate(
@@ -78,7 +78,9 @@ def run(api: ApiClient, plan: DemoPlan, progress: Progress, check: Callable[[], 
     for line in measures.gap_lines(gap):
         progress.say(line)
     if measures.mean_gap(gap) < MIN_GAP:
-        notes.append("A teacher shown the solution is hardly better than the policy: there is little to learn from it.")
+        notes.append(
+            "A teacher shown the solution is hardly better than the policy, so there is little to learn from it."
+        )
         progress.say("warning: " + notes[-1])
 
     until = max(deadline - eval_seconds * FINAL_MARGIN, time.monotonic() + plan.minutes * 60 * LEAST_TRAINING)
@@ -156,7 +158,7 @@ def train(
                 break
             if time.monotonic() > deadline:
                 is_late = True
-                progress.say("The time is up; an update under way is still finished.")
+                progress.say("The time is up; the current update is finished first.")
                 break
             time.sleep(POLL_SECONDS)
     api.post("/v1/loop", LoopSwitch(sampling=False, training=False), LoopState)
@@ -172,7 +174,7 @@ def train(
 
 
 def _await_quiet(api: ApiClient, check: Callable[[], None], seconds: float = 90.0) -> None:
-    """Wait until the trainer has finished its step and published what it has."""
+    """Wait until the trainer has finished its step and published its version."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         check()
@@ -206,7 +208,7 @@ def _correct_one(api: ApiClient, progress: Progress, status: Status) -> Correcti
         else CorrectionSubmit(verdict="corrected", text=reference, comment="This is how the answer should look.")
     )
     submitted = api.post(f"/v1/corrections/{item.id}/submit", decision, CorrectionOutcome)
-    progress.say(f"correction {item.id} submitted for task {task.key}, by the demo in a person's place")
+    progress.say(f"correction {item.id} submitted for task {task.key}, by the demo in place of a person")
     return submitted
 
 
@@ -227,7 +229,7 @@ def _find_update(api: ApiClient, correction_id: UUID, progress: Progress) -> int
 
 
 def as_document(plan: DemoPlan, outcome: DemoOutcome) -> JsonObject:
-    """The demo as one JSON document: what was planned, measured and used."""
+    """The demo as one JSON document: plan, measurements and updates."""
     trained = outcome.trained
     adapter = TypeAdapter(dict[str, JsonValue])
     return adapter.validate_python(

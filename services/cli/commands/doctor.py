@@ -1,4 +1,4 @@
-"""`preceptor doctor`: the checks, a line each."""
+"""`preceptor doctor`: one line per check."""
 
 import os
 from pathlib import Path
@@ -24,14 +24,14 @@ def add_to(app: typer.Typer) -> None:
 def examine(
     home: Home = None,
     url: Annotated[
-        str | None, typer.Option("--url", help="An api elsewhere, instead of this machine's installation.")
+        str | None, typer.Option("--url", help="Check a remote api instead of the installation on this machine.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check versions, disks, clocks, weights, services and isolation, and say what to do. Exit status 1 on a `fail`.
+    """Check versions, disks, clocks, weights, services and isolation, and advise. Exit status 1 on a `fail`.
 
-    Works with the stack up or down; changes nothing. PRECEPTOR_API_URL means an api elsewhere too, where neither
-    --home nor DATABASE_URL names what is to be examined.
+    Works with the stack up or down; changes nothing. Without --home and DATABASE_URL, PRECEPTOR_API_URL also selects a
+    remote api.
     """
     from services.local.care import doctor
 
@@ -54,7 +54,7 @@ def examine(
         }
         console.print_json(data=result)
     else:
-        console.print(f"{len(findings)} checks, {failed} failed, {warned} to look at")
+        console.print(f"{len(findings)} checks, {failed} failed, {warned} warnings")
     if failed:
         raise typer.Exit(1)
 

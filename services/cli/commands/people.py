@@ -1,4 +1,4 @@
-"""Commands about people: who there is, their keys, passwords and text, logging in, and the audit trail."""
+"""Commands about people: accounts, keys, passwords, erasure, login and the audit trail."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
@@ -26,9 +26,11 @@ from services.contracts.persons import (
     SessionsEnded,
 )
 
-persons = typer.Typer(no_args_is_help=True, help="People and services, what they may, and erasing what they wrote.")
-keys = typer.Typer(no_args_is_help=True, help="API keys: several a person, each with a name, rights and an end.")
-sessions = typer.Typer(no_args_is_help=True, help="Login sessions: the browsers a person is logged in from.")
+persons = typer.Typer(no_args_is_help=True, help="People and services: their roles, and erasing their text.")
+keys = typer.Typer(
+    no_args_is_help=True, help="API keys: several per person, each with a name, rights and an expiry date."
+)
+sessions = typer.Typer(no_args_is_help=True, help="Login sessions: the browsers in which a person is logged in.")
 
 DAY_SECONDS = 86_400
 
@@ -51,12 +53,12 @@ def _show_key(person: PersonCreated) -> str:
 @persons.command("add")
 def add_person(
     name: str,
-    role: Annotated[Role, typer.Option(help="What the key may do.")] = Role.ANNOTATOR,
+    role: Annotated[Role, typer.Option(help="Decides the rights of the key.")] = Role.ANNOTATOR,
     home: Home = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Add a person or service; its key is shown this once."""
+    """Add a person or service; its key is shown only once."""
     with api_of(home, url) as api:
         made = api.post("/v1/persons", PersonCreate(name=name, role=role), PersonCreated)
     show(made, as_json, lambda: typer.echo(_show_key(made)))
@@ -70,7 +72,7 @@ def list_persons(home: Home = None, url: Url = None, limit: Limit = 50, as_json:
 
 @persons.command("role")
 def change_role(person_id: PersonId, role: Role, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
-    """Give a person another role, from their next call on."""
+    """Change the role of a person, from their next call on."""
     with api_of(home, url) as api:
         changed = api.post(f"/v1/persons/{person_id.find(api)}/role", RoleChange(role=role), Person)
     show(changed, as_json, lambda: typer.echo(f"{changed.name} is {changed.role.value} now"))
@@ -78,7 +80,7 @@ def change_role(person_id: PersonId, role: Role, home: Home = None, url: Url = N
 
 @persons.command("rotate-key")
 def rotate_key(person_id: PersonId, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
-    """Give a person a new key, shown this once; their old keys stop working."""
+    """Give a person a new key, shown only once; their old keys stop working."""
     with api_of(home, url) as api:
         made = api.post(f"/v1/persons/{person_id.find(api)}/rotate-key", None, PersonCreated)
     show(made, as_json, lambda: typer.echo(_show_key(made)))
@@ -86,7 +88,7 @@ def rotate_key(person_id: PersonId, home: Home = None, url: Url = None, as_json:
 
 @persons.command("revoke-key")
 def revoke_key(person_id: PersonId, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
-    """Leave a person without a working key."""
+    """Revoke all keys of a person."""
     with api_of(home, url) as api:
         left = api.post(f"/v1/persons/{person_id.find(api)}/revoke-key", None, Person)
     show(left, as_json, lambda: typer.echo(f"{left.name} ({left.role.value}) has no key"))
@@ -100,7 +102,7 @@ def link_password(
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a link that lets a person set their password, once, within three days."""
+    """Make a link with which a person can set their password once, within three days."""
     with api_of(home, url) as api:
         made = api.post(f"/v1/persons/{person_id.find(api)}/password-link", PasswordLinkCreate(reset=reset), LoginLink)
     show(made, as_json, lambda: typer.echo(_show_link(api.url, made)))
@@ -108,7 +110,7 @@ def link_password(
 
 @persons.command("set-password")
 def set_password(home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
-    """Set or change your own password for the pages, asked for without showing it; your login sessions end."""
+    """Set or change your own password for the pages; prompts for it and ends your login sessions."""
     current = typer.prompt("current password (empty if you have none)", default="", hide_input=True, show_default=False)
     new = typer.prompt("new password", hide_input=True, confirmation_prompt=True)
     with api_of(home, url) as api:
@@ -118,12 +120,12 @@ def set_password(home: Home = None, url: Url = None, as_json: AsJson = False) ->
 
 @persons.command("end-sessions")
 def end_sessions(
-    person_id: Annotated[Id | None, typer.Argument(parser=read_person, help="Whose; your own without it.")] = None,
+    person_id: Annotated[Id | None, typer.Argument(parser=read_person, help="The person; you by default.")] = None,
     home: Home = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """End every login session of a person; their keys go on."""
+    """End all login sessions of a person; their keys keep working."""
     with api_of(home, url) as api:
         whose = api.get("/v1/persons/me", Person).id if person_id is None else person_id.find(api)
         ended = api.post(f"/v1/persons/{whose}/end-sessions", None, SessionsEnded)
@@ -133,12 +135,14 @@ def end_sessions(
 @persons.command("erase")
 def erase_person(
     person_id: PersonId,
-    yes: Annotated[bool, typer.Option("--yes", help="Do it; without this it only shows what it would do.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Erase; without this option the command only shows the effects.")
+    ] = False,
     home: Home = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Take out what a person wrote, their name, keys, sessions and password; for good, and only with --yes."""
+    """Erase a person's text, name, keys, sessions and password permanently; only with --yes."""
     with api_of(home, url) as api:
         path = f"/v1/persons/{person_id.find(api)}"
         found = api.get(f"{path}/erasure", Erasure)
@@ -167,17 +171,17 @@ def _show_new_key(made: KeyCreated) -> str:
 def add_key(
     name: str,
     person: Annotated[
-        Id | None, typer.Option("--person", parser=read_person, help="Whose; one's own without it.")
+        Id | None, typer.Option("--person", parser=read_person, help="The person; you by default.")
     ] = None,
-    scope: Annotated[list[Right] | None, typer.Option("--scope", help="A right it carries; all without it.")] = None,
-    days: Annotated[
-        int | None, typer.Option("--days", min=1, help="Ends after so many days; never without it.")
+    scope: Annotated[
+        list[Right] | None, typer.Option("--scope", help="A right of the key; repeat for more, all by default.")
     ] = None,
+    days: Annotated[int | None, typer.Option("--days", min=1, help="Days until it expires; never by default.")] = None,
     home: Home = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make one more key, shown this once; the others go on working."""
+    """Create another key, shown only once; existing keys keep working."""
     expires_at = None if days is None else datetime.now(UTC) + timedelta(days=days)
     with api_of(home, url) as api:
         whose = None if person is None else person.find(api)
@@ -189,14 +193,14 @@ def add_key(
 @keys.command("list")
 def list_keys(
     person: Annotated[
-        Id | None, typer.Option("--person", parser=read_person, help="Whose; one's own without it.")
+        Id | None, typer.Option("--person", parser=read_person, help="The person; you by default.")
     ] = None,
     home: Home = None,
     url: Url = None,
     limit: Limit = 50,
     as_json: AsJson = False,
 ) -> None:
-    """List keys, those that are over too."""
+    """List keys, including expired and revoked keys."""
     query = {"person_id": person}
     columns = ("id", "name", "prefix", "scopes", "expires_at", "last_used_at", "revoked_at")
     list_page("/v1/keys", home, url, limit, as_json, columns, query)
@@ -205,12 +209,12 @@ def list_keys(
 @keys.command("rotate")
 def rotate_one_key(
     key_id: KeyId,
-    grace_days: Annotated[int, typer.Option(min=0, max=30, help="How long the old key goes on.")] = 0,
+    grace_days: Annotated[int, typer.Option(min=0, max=30, help="Days that the old key keeps working.")] = 0,
     home: Home = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Put a new key in place of one, shown this once."""
+    """Replace a key by a new one, shown only once."""
     with api_of(home, url) as api:
         made = api.post(
             f"/v1/keys/{key_id.find(api)}/rotate", KeyRotate(grace_seconds=grace_days * DAY_SECONDS), KeyCreated
@@ -220,7 +224,7 @@ def rotate_one_key(
 
 @keys.command("revoke")
 def revoke_one_key(key_id: KeyId, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
-    """Make a key work no more, at once."""
+    """Revoke a key immediately."""
     with api_of(home, url) as api:
         over = api.post(f"/v1/keys/{key_id.find(api)}/revoke", None, Key)
     show(over, as_json, lambda: typer.echo(f"{over.name} is revoked"))
@@ -229,14 +233,14 @@ def revoke_one_key(key_id: KeyId, home: Home = None, url: Url = None, as_json: A
 @sessions.command("list")
 def list_sessions(
     person: Annotated[
-        Id | None, typer.Option("--person", parser=read_person, help="Whose; your own without it.")
+        Id | None, typer.Option("--person", parser=read_person, help="The person; you by default.")
     ] = None,
     home: Home = None,
     url: Url = None,
     limit: Limit = 50,
     as_json: AsJson = False,
 ) -> None:
-    """List live login sessions, newest first."""
+    """List active login sessions, newest first."""
     query = {"person_id": person}
     list_page("/v1/sessions", home, url, limit, as_json, ("id", "address", "agent", "seen_at", "expires_at"), query)
 
@@ -250,7 +254,7 @@ def end_session(session_id: SessionId, home: Home = None, url: Url = None, as_js
 
 
 def login(home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
-    """Print a link that logs this key's holder in, in a browser, once, within 15 minutes."""
+    """Print a link that logs you in once in a browser, within 15 minutes."""
     with api_of(home, url) as api:
         made = api.post("/v1/persons/me/login-link", None, LoginLink)
     show(made, as_json, lambda: typer.echo(_show_link(api.url, made)))
@@ -262,16 +266,16 @@ def _show_link(url: str, made: LoginLink) -> str:
 
 def list_audit(
     person: Annotated[
-        Id | None, typer.Option("--person", parser=read_person, help="Only what this person did.")
+        Id | None, typer.Option("--person", parser=read_person, help="Filter by the person who acted.")
     ] = None,
-    action: Annotated[str | None, typer.Option("--action", help="Only this, e.g. keys.revoke.")] = None,
-    noun_id: Annotated[str | None, typer.Option("--id", help="Only what was done to the thing with this id.")] = None,
+    action: Annotated[str | None, typer.Option("--action", help="Filter by action, e.g. keys.revoke.")] = None,
+    noun_id: Annotated[str | None, typer.Option("--id", help="Filter by the id of the object acted on.")] = None,
     home: Home = None,
     url: Url = None,
     limit: Limit = 50,
     as_json: AsJson = False,
 ) -> None:
-    """List who did what, newest first."""
+    """List the audit trail, newest first."""
     query = {"person_id": person, "action": action, "noun_id": noun_id}
     columns = ("created_at", "person_name", "action", "noun", "noun_id", "via", "address")
     list_page("/v1/audit", home, url, limit, as_json, columns, query, whole="noun_id")

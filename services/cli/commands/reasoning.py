@@ -19,7 +19,7 @@ from services.experts.own.reasoning_gym import build_prompt, write_answer
 PREFIX: Final = "reasoning-gym:"
 DEFAULT_SIZE: Final = 100
 HELDOUT_SHARE: Final = 5
-"""A fifth as many held-out tasks as train tasks, unless said otherwise."""
+"""A fifth as many held-out tasks as train tasks, by default."""
 MAX_SIZE: Final = 100_000
 TRIES_A_TASK: Final = 10
 """Places looked at for every question wanted: small families repeat themselves."""
@@ -30,7 +30,7 @@ SEED_STEP: Final = 1_000_003
 
 @dataclass(frozen=True)
 class Wanted:
-    """What was asked for."""
+    """A parsed source."""
 
     name: str
     seed: int

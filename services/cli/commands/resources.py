@@ -1,4 +1,4 @@
-"""Commands that reach the api: one group for each kind of thing it keeps, and `eval`."""
+"""Commands that call the api: one group for each kind of object, and `eval`."""
 
 import asyncio
 import sys
@@ -48,14 +48,14 @@ from services.contracts.updates import UpdateDetail
 tasks = typer.Typer(
     no_args_is_help=True, help="Prompts to train and measure on. docs/bring-data.md has the file format."
 )
-rollouts = typer.Typer(no_args_is_help=True, help="Sampled answers; also those sampled elsewhere.")
+rollouts = typer.Typer(no_args_is_help=True, help="Sampled answers, including those sampled elsewhere.")
 experts = typer.Typer(
     no_args_is_help=True, help="Services that judge, correct or teach. docs/bring-an-expert.md: write one."
 )
-answers = typer.Typer(no_args_is_help=True, help="What experts said about rollouts, and withdrawing it.")
+answers = typer.Typer(no_args_is_help=True, help="Answers of experts about rollouts: listing and withdrawing them.")
 lessons = typer.Typer(no_args_is_help=True, help="Rollouts with the answers that may train them.")
 policies = typer.Typer(no_args_is_help=True, help="Published policy versions.")
-updates = typer.Typer(no_args_is_help=True, help="The ledger: every optimizer step and what it used.")
+updates = typer.Typer(no_args_is_help=True, help="The ledger: every optimizer step with the lessons it used.")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -81,17 +81,17 @@ def import_tasks(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="FILE|reasoning-gym:NAME", help="A JSONL file, one task a line; or a family, see below."
+            metavar="FILE|reasoning-gym:NAME", help="A JSONL file, one task per line; or a family, see below."
         ),
     ],
     home: Home = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Import tasks from a file, or made by reasoning-gym. What is imported twice changes nothing.
+    """Import tasks from a file or from reasoning-gym. Importing again changes nothing.
 
-    A bad line stops the whole file. `reasoning-gym:` lists the families;
-    `reasoning-gym:NAME?size=100&heldout=20&seed=0` makes tasks of one, and its own settings are further parts of the
+    A bad line rejects the whole file. `reasoning-gym:` lists the families;
+    `reasoning-gym:NAME?size=100&heldout=20&seed=0` generates tasks of one family. Add the family's own settings to the
     query (`&max_terms=4`).
     """
     from services.cli.commands import reasoning
@@ -104,16 +104,16 @@ def import_tasks(
     with api_of(home, url) as api:
         done = starter.import_file(api, Path(source)) if made is None else starter.import_tasks(api, made)
     result: JsonObject = {"num_created": done.num_created, "num_existing": done.num_existing}
-    show(result, as_json, lambda: typer.echo(f"{done.num_created} new tasks, {done.num_existing} known already"))
+    show(result, as_json, lambda: typer.echo(f"{done.num_created} new tasks, {done.num_existing} already imported"))
     for note in done.notes:
         typer.echo(note, err=True)
 
 
 @tasks.command("list")
 def list_tasks(
-    split: Annotated[Split | None, typer.Option(help="Only those.")] = None,
-    domain: Annotated[str | None, typer.Option(help="Only those.")] = None,
-    family: Annotated[str | None, typer.Option(help="Only those.")] = None,
+    split: Annotated[Split | None, typer.Option(help="Filter by split.")] = None,
+    domain: Annotated[str | None, typer.Option(help="Filter by domain.")] = None,
+    family: Annotated[str | None, typer.Option(help="Filter by family.")] = None,
     home: Home = None,
     url: Url = None,
     limit: Limit = 20,
@@ -141,17 +141,17 @@ def show_task(task_id: TaskId, home: Home = None, url: Url = None, as_json: AsJs
 
 @rollouts.command("list")
 def list_rollouts(
-    status: Annotated[RolloutStatus | None, typer.Option(help="Only those.")] = None,
-    purpose: Annotated[Purpose | None, typer.Option(help="Only those.")] = None,
+    status: Annotated[RolloutStatus | None, typer.Option(help="Filter by status.")] = None,
+    purpose: Annotated[Purpose | None, typer.Option(help="Filter by purpose.")] = None,
     domain: Annotated[str | None, typer.Option(help="Only answers to tasks of this domain.")] = None,
-    task: Annotated[Id | None, typer.Option(parser=read_task, help="Only answers to this task.")] = None,
-    group: Annotated[UUID | None, typer.Option(help="Only siblings of this group.")] = None,
+    task: Annotated[Id | None, typer.Option(parser=read_task, help="Filter by task.")] = None,
+    group: Annotated[UUID | None, typer.Option(help="Filter by group.")] = None,
     home: Home = None,
     url: Url = None,
     limit: Limit = 20,
     as_json: AsJson = False,
 ) -> None:
-    """List rollouts, newest first. A rollout that is set aside has no lesson; `preceptor lessons list` has those."""
+    """List rollouts, newest first. A rollout that is set aside has no lesson."""
     columns = ("id", "purpose", "status", "score", "policy_version", "num_tokens", "reason", "text")
     query = {
         "status": status.value if status else None,
@@ -165,7 +165,7 @@ def list_rollouts(
 
 @rollouts.command("show")
 def show_rollout(rollout_id: RolloutId, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
-    """Show one rollout with what the experts said of it."""
+    """Show one rollout with its consultations."""
     with api_of(home, url) as api:
         rollout = api.get(f"/v1/rollouts/{rollout_id.find(api)}", RolloutDetail)
         asked = list(api.pages(f"/v1/rollouts/{rollout.id}/consultations", 200))
@@ -189,7 +189,7 @@ def add_rollout(
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Add an answer sampled elsewhere, as text: it is tokenised once and trains the local term only."""
+    """Add an answer sampled elsewhere, as text: it is tokenised once and trains only the local term."""
     answer = sys.stdin.read() if text == "-" else text
     with api_of(home, url) as api:
         body = RolloutCreate(task_id=task_id.find(api), text=answer)
@@ -200,28 +200,33 @@ def add_rollout(
 @experts.command("add")
 def add_expert(
     endpoint: Annotated[str, typer.Argument(help="The service's URL; it answers GET {endpoint}/v1/expert.")],
-    grant: Annotated[list[str] | None, typer.Option(help="A metadata key it may see; repeat for more.")] = None,
-    trusted: Annotated[bool, typer.Option("--trusted", help="Active at once, without probation.")] = False,
-    weight: Annotated[float, typer.Option(min=0, help="Its weight in the loss, beside other experts.")] = 1.0,
-    group_fraction: Annotated[float, typer.Option(min=0, max=1, help="Share of groups it is asked about.")] = 1.0,
+    grant: Annotated[
+        list[str] | None, typer.Option(help="A metadata key that the expert may see; repeat for more.")
+    ] = None,
+    trusted: Annotated[bool, typer.Option("--trusted", help="Activate immediately, without probation.")] = False,
+    weight: Annotated[float, typer.Option(min=0, help="Its weight in the loss, relative to other experts.")] = 1.0,
+    group_fraction: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of groups for which it is consulted.")
+    ] = 1.0,
     rollouts_per_group: Annotated[
-        int | None, typer.Option(min=1, help="Rollouts of a group it is asked about.")
+        int | None, typer.Option(min=1, help="Rollouts per group for which it is consulted.")
     ] = None,
     secret: Annotated[str | None, typer.Option(help="Signing secret, `whsec_…`.")] = None,
     moved: Annotated[
         Id | None,
         typer.Option(
-            parser=read_expert, help="The expert that is at this URL now; on probation again, unless --trusted."
+            parser=read_expert,
+            help="The registered expert that has moved to this URL; on probation again, unless --trusted.",
         ),
     ] = None,
     home: Home = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Register a service by its URL: its contract is checked and the report kept; it starts on probation.
+    """Register an expert by its URL: check its contract, store the report, and put it on probation.
 
-    Adding the same service again checks it again and sets every option anew: one that is left out goes back to its
-    default. What changed is said.
+    Adding the same service again repeats the check and sets every option again; an omitted option returns to its
+    default. Prints the changes.
     """
     body = ExpertCreate.model_validate(
         {
@@ -282,7 +287,7 @@ def check_expert(
     secret: Annotated[str | None, typer.Option(help="Signing secret, `whsec_…`.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run the conformance suite against a service, without registering it; for those who write one."""
+    """Run the conformance suite against an expert that you develop, without registering it."""
     from services.experts.protocol import conformance
     from services.experts.protocol.client import ExpertClient
     from services.runtime.settings import Settings
@@ -312,7 +317,7 @@ Reason = Annotated[str, typer.Option(help="Why; shown with the expert.")]
 
 @experts.command("activate")
 def activate_expert(expert_id: ExpertId, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
-    """Let an expert's answers train, or consult it again after a pause."""
+    """Use an expert's answers for training, or consult it again after a pause."""
     _change_expert(expert_id, "activate", None, home, url, as_json)
 
 
@@ -328,7 +333,7 @@ def pause_expert(
 def retire_expert(
     expert_id: ExpertId, reason: Reason = BY_HAND, home: Home = None, url: Url = None, as_json: AsJson = False
 ) -> None:
-    """Stop consulting an expert for good; its open consultations end."""
+    """Stop consulting an expert permanently; its open consultations end."""
     _change_expert(expert_id, "retire", Why(reason=reason), home, url, as_json)
 
 
@@ -368,7 +373,7 @@ def list_answers(
     limit: Limit = 50,
     as_json: AsJson = False,
 ) -> None:
-    """List what experts said about a rollout, newest first, withdrawn answers too."""
+    """List answers about a rollout, newest first, including withdrawn ones."""
     columns = ("id", "expert_id", "status", "score", "distribution_kind", "solution", "feedback")
     with api_of(home, url) as api:
         path = f"/v1/rollouts/{rollout_id.find(api)}/answers"
@@ -377,7 +382,7 @@ def list_answers(
 
 @answers.command("withdraw")
 def withdraw_answer(answer_id: UUID, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
-    """Withdraw an answer for good: nothing learns from it or is shown it from now on. Applied updates stay."""
+    """Withdraw an answer permanently: no lesson or expert uses it from now on. Applied updates remain."""
     with api_of(home, url) as api:
         gone = api.post(f"/v1/answers/{answer_id}/withdraw", None, Answer)
     show(gone, as_json, lambda: typer.echo(f"answer {gone.id} is {gone.status.value}"))
@@ -385,13 +390,13 @@ def withdraw_answer(answer_id: UUID, home: Home = None, url: Url = None, as_json
 
 @lessons.command("list")
 def list_lessons(
-    status: Annotated[LessonStatus | None, typer.Option(help="Only those.")] = None,
+    status: Annotated[LessonStatus | None, typer.Option(help="Filter by status.")] = None,
     home: Home = None,
     url: Url = None,
     limit: Limit = 20,
     as_json: AsJson = False,
 ) -> None:
-    """List lessons, newest first. `preceptor status` counts these; a rollout set aside never became one."""
+    """List lessons, newest first. A rollout that is set aside has no lesson."""
     columns = ("id", "rollout_id", "late", "status", "reason", "created_at")
     list_page("/v1/lessons", home, url, limit, as_json, columns, {"status": status.value if status else None})
 
@@ -425,7 +430,7 @@ def list_updates(home: Home = None, url: Url = None, limit: Limit = 20, as_json:
 
 @updates.command("show")
 def show_update(number: int, home: Home = None, url: Url = None, as_json: AsJson = False) -> None:
-    """Show what one update used: every lesson, its terms, and the answers that made them."""
+    """Show one update: its lessons, their terms, and the answers used."""
     with api_of(home, url) as api:
         update = api.get(f"/v1/updates/{number}", UpdateDetail)
 
@@ -436,22 +441,20 @@ def show_update(number: int, home: Home = None, url: Url = None, as_json: AsJson
             typer.echo(f"rollout {lesson.rollout_id}, staleness {lesson.staleness}")
             for term in lesson.terms:
                 typer.echo(
-                    f"  {term.kind.value:<12} share {term.share:.3f}, cost {report.number(term.cost)} nats a token, "
-                    f"from {', '.join(term.sources) or 'nobody'}; answers {', '.join(map(str, term.answers))}"
+                    f"  {term.kind.value:<12} share {term.share:.3f}, cost {report.number(term.cost)} nats per token, "
+                    f"from {', '.join(term.sources) or 'none'}; answers {', '.join(map(str, term.answers))}"
                 )
 
     show(update, as_json, words)
 
 
 def evaluate(
-    split: Annotated[
-        Literal["heldout", "validation"], typer.Option(help="Which tasks; those of train are trained on.")
-    ] = "heldout",
+    split: Annotated[Literal["heldout", "validation"], typer.Option(help="The split to measure on.")] = "heldout",
     policy: Annotated[str | None, typer.Option(help="A policy version; the serving one by default.")] = None,
-    tasks: Annotated[int, typer.Option(min=1, help="Tasks a domain, spread over its families.")] = 15,
+    tasks: Annotated[int, typer.Option(min=1, help="Tasks per domain, spread over its families.")] = 15,
     full: Annotated[bool, typer.Option("--full", help="All tasks of the split.")] = False,
-    samples: Annotated[int, typer.Option(min=1, max=256, help="Answers a task.")] = 8,
-    seed: Annotated[int, typer.Option(help="Chooses the tasks and every draw.")] = 0,
+    samples: Annotated[int, typer.Option(min=1, max=256, help="Answers per task.")] = 8,
+    seed: Annotated[int, typer.Option(help="Seed for choosing tasks and sampling.")] = 0,
     against: Annotated[
         Id | None, typer.Option(parser=read_evaluation, help="An earlier evaluation to compare with.")
     ] = None,

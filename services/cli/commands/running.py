@@ -1,4 +1,4 @@
-"""What `preceptor up` and `preceptor demo` do: a stack for as long as the command runs, and what they say of it."""
+"""`preceptor up` and `preceptor demo`: a stack that lives as long as the command, and its progress lines."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def _stack(
     progress.say(f"the policy is {folder.name}; the data folder is {layout.root}")
     with running(layout, folder, report=progress.say, policy_threads=threads, loop_on=loop_on) as stack:
         if stack.new_owner_key is not None:
-            progress.say(f"the owner's API key, shown this once: {stack.new_owner_key}")
+            progress.say(f"the owner's API key, shown only once: {stack.new_owner_key}")
             progress.say(f"(this machine's command line keeps it in {layout.root / 'credentials.json'})")
         progress.say(f"api: {stack.settings.api_url}  logs: {layout.logs}")
         with ApiClient(stack.settings.api_url, stack.api_key) as api:
@@ -46,7 +46,7 @@ def demonstrate(home: Path | None, model: str | None, threads: int, plan: demo.D
     """The demo on a stack of its own, which is stopped afterwards. Errors: those of `supervise.stack.running`."""
     progress = Progress(Console(stderr=as_json))
     with _stack(home, model, threads, progress) as (stack, api):
-        kept = f"everything is kept in {stack.layout.root}; `make up` goes on from here"
+        kept = f"everything is kept in {stack.layout.root}; `make up` continues from here"
         starter.import_into(api, progress)
         outcome = demo.run(api, plan, progress, stack.supervisor.check, kept)
         _keep_report(stack.layout, api, plan, outcome, progress, as_json)
@@ -56,15 +56,15 @@ def demonstrate(home: Path | None, model: str | None, threads: int, plan: demo.D
 def demonstrate_on(layout: Layout, url: str, key: str | None, plan: demo.DemoPlan, as_json: bool) -> None:
     """The demo on a running installation. Errors: ApiKeyMissing, ApiUnreachable, ApiProblem."""
     progress = Progress(Console(stderr=as_json))
-    make_folder(layout.reports, 0o700)  # before the work, of which nothing should be lost
+    make_folder(layout.reports, 0o700)  # before the work, so that no result is lost
     with api_of(layout.root, url, key) as api:
         status = api.get("/v1/status", Status)
         progress.say(f"{url} trains lineage {status.lineage}, model {status.model}, serving {status.serving}")
         if status.backlog:
-            progress.say(f"its loop has {status.backlog} rollouts to train on already; they count among the demo's")
+            progress.say(f"its loop has {status.backlog} rollouts waiting for training; they count towards the demo")
         api.wait_with(time.sleep, progress.say)
         starter.import_into(api, progress)
-        kept = f"everything is kept by the installation at {url}, whose loop is as it was before"
+        kept = f"the installation at {url} keeps everything; its loop is as before"
         try:
             outcome = demo.run(api, plan, progress, lambda: None, kept)
         finally:
@@ -93,7 +93,7 @@ def _keep_report(
 
 
 def run(home: Path | None, model: str | None, threads: int, *, paused: bool, as_json: bool) -> None:
-    """Start the stack with its loop on or paused, and say what it does until Ctrl-C."""
+    """Start the stack with its loop on or paused, and print its progress until Ctrl-C."""
     progress = Progress(Console(stderr=as_json))
 
     def tell(event: str, content: JsonObject, words: str) -> None:
@@ -104,7 +104,7 @@ def run(home: Path | None, model: str | None, threads: int, *, paused: bool, as_
     with _stack(home, model, threads, progress, loop_on=not paused) as (stack, api):
         try:
             words = (
-                "paused: nothing is drawn and nothing is trained; the loop runs after `preceptor loop on`"
+                "paused: no sampling and no training; `preceptor loop on` resumes"
                 if paused
                 else "the loop runs; `preceptor status` shows it, Ctrl-C stops it"
             )
@@ -127,11 +127,11 @@ def run(home: Path | None, model: str | None, threads: int, *, paused: bool, as_
                 for line in waits.to_say(current, time.monotonic()):
                     tell("waits", {"for": line}, f"waits: {line}")
         except KeyboardInterrupt:
-            tell("stopping", {}, "stopping; nothing is lost")
+            tell("stopping", {}, "stopping; no work is lost")
 
 
 def _pages_url(stack: Stack, api: ApiClient) -> str:
-    """Where to look in a browser: a link that logs the owner in, or the front page where nobody is asked to."""
+    """The link to the pages: one that logs the owner in, or the front page of an api that needs no login."""
     if stack.settings.api_open:
         return api.url
     return api.url + api.post("/v1/persons/me/login-link", None, LoginLink).path

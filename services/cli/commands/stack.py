@@ -48,28 +48,27 @@ def run_demo(
     model: Model = None,
     against: Annotated[
         str | None,
-        typer.Option(help="Run it on the installation whose api is here, instead of starting one.", show_default=False),
+        typer.Option(help="Use the running installation at this api URL instead of starting one.", show_default=False),
     ] = None,
     key: Annotated[
         str | None,
-        typer.Option(help="An operator's API key for it. [PRECEPTOR_API_KEY]", show_default=False),
+        typer.Option(help="An operator's API key for that installation. [PRECEPTOR_API_KEY]", show_default=False),
     ] = None,
     minutes: Annotated[
-        float, typer.Option(min=1, help="Bound on the time after start-up; training gets a third at least.")
+        float, typer.Option(min=1, help="Time limit after start-up; training gets at least a third.")
     ] = 15.0,
-    updates: Annotated[int, typer.Option(min=1, help="Updates to make if the time allows.")] = 16,
-    tasks: Annotated[int, typer.Option(min=1, help="Held-out tasks a kind to measure on.")] = 15,
-    samples: Annotated[int, typer.Option(min=1, help="Answers a task when measuring.")] = 8,
-    seed: Annotated[int, typer.Option(help="Chooses tasks, their order and every draw.")] = 0,
+    updates: Annotated[int, typer.Option(min=1, help="Number of updates, if the time allows.")] = 16,
+    tasks: Annotated[int, typer.Option(min=1, help="Held-out tasks per domain to measure on.")] = 15,
+    samples: Annotated[int, typer.Option(min=1, help="Answers per task when measuring.")] = 8,
+    seed: Annotated[int, typer.Option(help="Seed for choosing and ordering tasks, and for sampling.")] = 0,
     threads: Threads = DEFAULT_THREADS,
-    full: Annotated[bool, typer.Option("--full", help="Measure on all held-out tasks, without a time bound.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Measure on all held-out tasks, without a time limit.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run the main job once: import the starter tasks, measure, train, correct an answer, measure again, stop.
 
-    A report for the browser and the result as JSON are written to the data folder's `reports`.
-    `preceptor up` goes on from there. With --against the running installation does the work, with its own model,
-    settings and seed, and goes on running as before.
+    Writes an HTML report and the result as JSON to `reports` in the data folder. `preceptor up` continues from there.
+    With --against the running installation does the work, with its own model, settings and seed, and keeps running.
     """
     from services.cli.commands import demo, running
 
@@ -85,7 +84,7 @@ def run_demo(
         running.demonstrate(home, model, threads, plan, as_json)
         return
     if model is not None:
-        raise InvalidInput("--model goes with a stack of this machine; the installation has a model already")
+        raise InvalidInput("--model cannot be combined with --against: the installation already has a model")
     running.demonstrate_on(layout_of(home), against, key, plan, as_json)
 
 
@@ -94,11 +93,11 @@ def up(
     model: Model = None,
     threads: Threads = DEFAULT_THREADS,
     paused: Annotated[
-        bool, typer.Option("--paused", help="Start with the loop paused: nothing is drawn and nothing trained.")
+        bool, typer.Option("--paused", help="Start with the loop paused: no sampling and no training.")
     ] = False,
     as_json: AsJsonLines = False,
 ) -> None:
-    """Start the stack on the data folder and train on whatever tasks arrive, until Ctrl-C or `preceptor down`."""
+    """Start the stack on the data folder and train on incoming tasks until Ctrl-C or `preceptor down`."""
     from services.cli.commands import running
 
     running.run(home, model, threads, paused=paused, as_json=as_json)
@@ -121,23 +120,23 @@ class Part(StrEnum):
 def switch_loop(
     to: Annotated[
         Switch | None,
-        typer.Argument(help="on: draw rollouts and train; off: pause, after the step at hand.", show_default=False),
+        typer.Argument(help="on: sample and train; off: pause after the current step.", show_default=False),
     ] = None,
-    only: Annotated[Part | None, typer.Option(help="Leave the other part as it is.", show_default=False)] = None,
+    only: Annotated[Part | None, typer.Option(help="Switch only this part.", show_default=False)] = None,
     until: Annotated[
-        int | None, typer.Option(min=1, help="Stop after the update of this number.", show_default=False)
+        int | None, typer.Option(min=1, help="Stop after the update with this number.", show_default=False)
     ] = None,
-    no_end: Annotated[bool, typer.Option("--no-end", help="Take away the update to stop after.")] = False,
+    no_end: Annotated[bool, typer.Option("--no-end", help="Remove the stop limit.")] = False,
     home: Home = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Turn the loop of a running stack on, or pause it; whatever is drawn and asked is kept.
+    """Turn the loop of a running stack on, or pause it; work in progress is kept.
 
-    `on` without --until and --only also takes away the update to stop after.
+    `on` without --until and --only also removes the stop limit.
     """
     if to is None and until is None and not no_end:
-        raise InvalidInput("say on or off, or where to stop with --until or --no-end")
+        raise InvalidInput("give on or off, or set the stop limit with --until or --no-end")
     if until is not None and no_end:
         raise InvalidInput("give either --until or --no-end")
     wanted = LoopSwitch(
@@ -158,7 +157,7 @@ def _describe(state: LoopState) -> str:
 
 
 def down(home: Home = None, as_json: AsJson = False) -> None:
-    """Stop what `up` or `demo` started on the data folder; returns when all of it is gone."""
+    """Stop the stack of `up` or `demo` on the data folder; returns when all processes have ended."""
     outcome = stop_running(layout_of(home)).value
     show({"outcome": outcome}, as_json, lambda: typer.echo(outcome))
 
@@ -167,9 +166,9 @@ def status(
     home: Home = None,
     url: Url = None,
     as_json: AsJson = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Again every two seconds, until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Repeat every two seconds until Ctrl-C.")] = False,
 ) -> None:
-    """Show the loop: what runs, what it waits for, how far it is."""
+    """Show the state of the loop: progress, processes, and why it waits."""
     while True:
         _show_status(home, url, as_json)
         if not watch:
@@ -198,15 +197,15 @@ def _show_status(home: Path | None, url: str | None, as_json: bool) -> None:
 
 
 def _lines_of_sick(layout: Layout) -> Iterator[str]:
-    """A line a process of the data folder that runs and has not answered its health check for long."""
+    """One line for each process of the data folder whose health check has failed for a while."""
     state = read_running(layout)
     for process in () if state is None else state.processes:
         if process.stage is Stage.SICK:
-            yield f"{process.name}: not ready, it does not answer its health check; see {process.log}"
+            yield f"{process.name}: its health check fails; see {process.log}"
 
 
 class Presence(StrEnum):
-    """What is on a data folder."""
+    """The state of the stack on a data folder."""
 
     NOTHING = "not running"
     STARTING = "starting"
@@ -215,14 +214,14 @@ class Presence(StrEnum):
 
 
 WORDS_OF_PRESENCE = {
-    Presence.NOTHING: "nothing runs on this data folder; `preceptor up` starts it",
+    Presence.NOTHING: "no stack runs on this data folder; `preceptor up` starts one",
     Presence.STARTING: "the stack on this data folder is starting",
     Presence.STOPPING: "the stack on this data folder is stopping",
 }
 
 
 def find_presence(layout: Layout) -> Presence:
-    """Nothing; a stack whose api is not ready for the first time; one that runs; or the guards of one that ended."""
+    """Whether the stack is down, starting (its api not ready yet), running, or stopping."""
     if not is_locked(layout.lock_file):
         return Presence.NOTHING
     running_now = read_running(layout)
@@ -237,22 +236,22 @@ def find_presence(layout: Layout) -> Presence:
 
 
 def init(
-    database: Annotated[bool, typer.Option("--database", help="Only the schema and the owner.")] = False,
-    experts: Annotated[bool, typer.Option("--experts", help="Register our own experts too, through the api.")] = False,
+    database: Annotated[bool, typer.Option("--database", help="Prepare only the schema and the owner.")] = False,
+    experts: Annotated[
+        bool, typer.Option("--experts", help="Also register the built-in experts, through the api.")
+    ] = False,
     keep_key: Annotated[
         Path | None,
         typer.Option(
-            help="Write the owner's key to this file instead of printing it; without the file they get one more.",
+            help="Write the owner's key to this file instead of printing it; makes a new key if the file is missing.",
             show_default=False,
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Prepare a database and policy that somebody else runs: schema, owner, lineage. Repeating it changes nothing.
+    """Prepare a database and policy that run elsewhere: schema, owner, lineage. Running it again changes nothing.
 
-    They are named by DATABASE_URL and PRECEPTOR_POLICY_URL.
-
-    Prints the owner's API key when it makes one; it is shown this once.
+    DATABASE_URL and PRECEPTOR_POLICY_URL name them. Prints the owner's API key if it makes one; it is shown only once.
     """
 
     from services import prepare
@@ -263,10 +262,10 @@ def init(
     is_lost = keep_key is not None and not keep_key.exists()
     new_key = prepare.prepare_database(settings, keep, is_lost=is_lost)
     shown = new_key if keep_key is None else None
-    words = "the database is ready" if shown is None else f"the owner's API key, shown this once: {shown}"
+    words = "the database is ready" if shown is None else f"the owner's API key, shown only once: {shown}"
     if new_key is not None and keep_key is not None:
         words = f"the database is ready; the owner's API key is in {keep_key}"
-    # before the policy is asked, which may be away: the key is in nobody's hands yet
+    # before calling the policy, which may be unavailable: the key must not be lost
     show({"new_owner_key": shown}, as_json, lambda: typer.echo(words))
     if database:
         return
@@ -278,7 +277,7 @@ def init(
 
 
 def _keep_nowhere(key: str) -> None:
-    """Whoever reads what is printed keeps the key."""
+    """The key is only printed."""
 
 
 def _find_key() -> str:
@@ -288,11 +287,11 @@ def _find_key() -> str:
 
     key = find_secret("PRECEPTOR_API_KEY")
     if not key:
-        raise OwnerKeyMissing("the database has an owner already, and no key of theirs is known here")
+        raise OwnerKeyMissing("the database already has an owner, whose API key is not known here")
     return key
 
 
 def key(home: Home = None, url: Url = None) -> None:
-    """Print the API key that commands send from here: on the machine that made the installation, the owner's."""
+    """Print the API key that commands use here: the owner's, on the machine that made the installation."""
     with api_of(home, url) as api:
         typer.echo(api.key)

@@ -12,15 +12,15 @@ from services.cli.output.progress import Progress
 from services.contracts.tasks import TaskCreate, TaskImport, TaskImported
 from services.runtime.errors import InvalidInput
 
-BATCH = 500  # rows a request; the api takes 1,000
+BATCH = 500  # rows per request; the api takes 1,000
 STARTER_FILES = ("functions.jsonl", "tool_calls.jsonl")
 
 
 class TaskFileInvalid(InvalidInput):
-    """A line of the file is not a task; nothing of the file was imported."""
+    """A line of the file is not a task; no task was imported."""
 
     title = "The task file has bad lines"
-    hint = "docs/bring-data.md describes the format. Nothing was imported."
+    hint = "docs/bring-data.md describes the format. No task was imported."
 
 
 def read_tasks(path: Path) -> list[TaskCreate]:
@@ -50,7 +50,7 @@ def read_tasks(path: Path) -> list[TaskCreate]:
 
 @dataclass(frozen=True)
 class Imported:
-    """How many tasks of a file are new, and how many were there already; notes: which of them nobody can judge."""
+    """How many tasks of a file are new, and how many existed. notes: tasks that no expert can judge."""
 
     num_created: int
     num_existing: int
@@ -58,12 +58,12 @@ class Imported:
 
 
 def import_file(api: ApiClient, path: Path) -> Imported:
-    """Import a file through the api; once more changes nothing. Errors: those of `read_tasks`, ApiProblem."""
+    """Import a file through the api; importing again changes nothing. Errors: those of `read_tasks`, ApiProblem."""
     return import_tasks(api, read_tasks(path))
 
 
 def import_tasks(api: ApiClient, tasks: list[TaskCreate]) -> Imported:
-    """Import tasks through the api, batch by batch; once more changes nothing. Errors: ApiProblem."""
+    """Import tasks through the api in batches; importing again changes nothing. Errors: ApiProblem."""
     replies = [
         api.post("/v1/tasks/import", TaskImport(tasks=[task.model_dump(mode="json") for task in batch]), TaskImported)
         for batch in _batches(tasks)
@@ -82,4 +82,4 @@ def import_into(api: ApiClient, progress: Progress) -> None:
     for name in STARTER_FILES:
         path = Path(str(files("services.starter") / name))
         reply = import_file(api, path)
-        progress.say(f"{name}: {reply.num_created} tasks imported, {reply.num_existing} known already")
+        progress.say(f"{name}: {reply.num_created} tasks imported, {reply.num_existing} already imported")

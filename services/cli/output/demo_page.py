@@ -9,7 +9,7 @@ from services.web.presenters.report import CorrectedAnswer, Report, render_repor
 
 
 def write(api: ApiClient, outcome: DemoOutcome) -> str:
-    """The report's HTML. What became of the correction is asked of the api, as everything else was."""
+    """The report's HTML. All data comes from the api, including the effect of the correction."""
     trained = outcome.trained
     status = api.get("/v1/status", Status)
     corrected = None

@@ -1,4 +1,4 @@
-"""Errors of libraries as errors for people. Loaded once something was raised: it imports the database's driver."""
+"""Errors of libraries as errors for people. Imported only after an error, as it loads the database driver."""
 
 import re
 
@@ -20,14 +20,14 @@ class SettingsInvalid(InvalidInput):
 class DatabaseFailed(PreceptorError):
     """The database cannot be reached, or refused a statement."""
 
-    title = "The database does not do what is asked of it"
-    hint = "Does the server run, and is DATABASE_URL right? `preceptor doctor` looks at both."
+    title = "The database failed"
+    hint = "Is the server running, and is DATABASE_URL right? `preceptor doctor` checks both."
 
 
 class MachineRefused(PreceptorError):
     """A file or folder cannot be read or written."""
 
-    title = "This machine does not let it be done"
+    title = "A file or folder is not accessible"
 
 
 def describe(error: Exception) -> PreceptorError | None:
@@ -36,7 +36,7 @@ def describe(error: Exception) -> PreceptorError | None:
         place = f"{error.filename}: " if error.filename is not None else ""
         return MachineRefused(f"{place}{error.strerror or error}")
     if isinstance(error, psycopg.Error | SQLAlchemyError):
-        said = str(getattr(error, "orig", None) or error).strip()  # what SQLAlchemy adds is the statement
+        said = str(getattr(error, "orig", None) or error).strip()  # SQLAlchemy appends the statement
         return DatabaseFailed(said.splitlines()[0] if said else type(error).__name__)
     if isinstance(error, SettingsError):  # a list that is not JSON; only the message names the field
         named = re.search(r'field "(\w+)"', str(error))

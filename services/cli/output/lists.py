@@ -33,7 +33,7 @@ def list_page(
 
 
 def format_rows(items: list[JsonObject], columns: tuple[str, ...], whole: str = "") -> Iterator[str]:
-    """A line of names and a line for each item, in columns of one width; nothing for no items."""
+    """A line of names and a line for each item, in aligned columns; no lines if there are no items."""
     cells = [[_cell(item.get(column), column != whole) for column in columns] for item in items]
     widths = [max([len(c), *(len(row[i]) for row in cells)]) for i, c in enumerate(columns)]
     for row in [list(columns), *cells] if cells else []:

@@ -1,4 +1,4 @@
-"""Words about measurements for people: the student-teacher gap, scores with their intervals, before and after."""
+"""Measurements as text: the student-teacher gap, scores with their intervals, before and after."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -31,7 +31,7 @@ def mean_gap(gap: EvaluationDetail) -> float:
 
 
 def gap_lines(gap: EvaluationDetail) -> Iterator[str]:
-    """The gap of each domain: what a teacher that is shown the solution can do that the policy cannot."""
+    """The gap of each domain: the score of a teacher shown the solution, beside that of the policy."""
     teacher = by_domain(gap.teacher_results)
     for domain, tasks in by_domain(gap.results).items():
         student_score, teacher_score = score(tasks, 1), score(teacher.get(domain, []), 1)
@@ -67,7 +67,7 @@ def summary(
     status: Status,
     kept: str,
 ) -> Iterator[str]:
-    """The demo's closing report. kept: where everything is, and how to go on from there."""
+    """The demo's closing report. kept: where the data is, and how to continue."""
     num_samples = int(str(outcome.before.settings.get("num_samples", 1)))
     yield from table(outcome.before.results, outcome.after.results, num_samples)
     lessons = [lesson for update in updates for lesson in update.lessons]
@@ -92,7 +92,7 @@ def summary(
         if seconds:
             yield f"time in {process.name}: {seconds}"
     yield from outcome.notes
-    yield "A short run on few tasks: the intervals are wide and say no more than they say."
+    yield "This was a short run on few tasks, so the intervals are wide."
     yield kept
 
 

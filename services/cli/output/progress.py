@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-PLAIN_SECONDS = 15.0  # a line this often is enough to see that it lives
+PLAIN_SECONDS = 15.0  # a line this often is enough to see that it is alive
 
 
 class Bar:
@@ -23,7 +23,7 @@ class Bar:
         self._last_line = 0.0
 
     def set(self, done: int, total: int, doing: str = "") -> None:
-        """Where it stands, and in a few words what is being done."""
+        """Set the progress. doing: the current activity in a few words."""
         if self._live is not None and self._task is not None:
             self._live.update(self._task, completed=done, total=total, doing=doing)
             return
@@ -37,7 +37,7 @@ class Bar:
 
 
 class Progress:
-    """Says what happens. One bar at a time."""
+    """Prints progress. One bar at a time."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

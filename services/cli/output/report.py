@@ -1,4 +1,4 @@
-"""Words about the loop for people: its status, an update in one line, what it waits for."""
+"""The loop as text: its status, one line per update, and reasons for waiting."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from services.contracts.rollouts import RolloutStatus
 from services.contracts.status import Status, UpdateSummary
 
 IDLE_ACTIVITIES = frozenset({"paused", "stopped"})
-"""What the trainer says once it has published what it has and takes nothing on."""
+"""Activities of a trainer that has published its version and takes no new work."""
 
 
 def update_line(update: UpdateSummary, status: Status) -> str:
@@ -24,7 +24,7 @@ LOSS_TERMS = ("loss", "local", "future", "kl", "imitation", "grad_norm")
 
 
 def activity(status: Status, rates: str = "") -> str:
-    """What runs now, in a few words."""
+    """The current activity in a few words."""
     trainer = next((p.activity for p in status.processes if p.name == "trainer"), "starting")
     parts = [f"trainer {trainer}", f"serving {status.serving}", rates, f"backlog {status.backlog}"]
     return "; ".join(part for part in parts if part)
@@ -34,13 +34,13 @@ RATE_SECONDS = 120.0
 
 
 class Rates:
-    """How fast the loop goes, from its totals over the last two minutes."""
+    """The speed of the loop, from its totals over the last two minutes."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, dict[str, int]]] = deque()
 
     def measure(self, status: Status, now: float) -> str:
-        """Rollouts settled, answers got and lessons used a minute, in words; nothing until some seconds have passed.
+        """Rollouts settled, answers received and lessons used per minute, as text; empty in the first seconds.
 
         now: seconds of any steady clock.
         """
@@ -56,11 +56,11 @@ class Rates:
         if now - began < RATE_SECONDS / 10:
             return ""
         per_minute = {name: 60 * (total - before[name]) / (now - began) for name, total in totals.items()}
-        return ", ".join(f"{rate:.0f} {name}" for name, rate in per_minute.items()) + " a minute"
+        return ", ".join(f"{rate:.0f} {name}" for name, rate in per_minute.items()) + " per minute"
 
 
 def status_lines(status: Status) -> Iterator[str]:
-    """The loop at one glance."""
+    """The status as lines of text."""
     yield f"lineage {status.lineage}, model {status.model}, serving {status.serving}"
     end = "" if status.loop.max_updates is None else f", until update {status.loop.max_updates}"
     yield f"sampling {_on(status.loop.sampling)}, training {_on(status.loop.training)}{end}"
@@ -68,7 +68,7 @@ def status_lines(status: Status) -> Iterator[str]:
     for name in ("groups", "rollouts", "consultations", "lessons", "corrections"):
         counts: dict[str, int] = getattr(status, name)
         yield f"{name}: " + (", ".join(f"{count} {word}" for word, count in sorted(counts.items())) or "none")
-    yield f"backlog: {status.backlog} rollouts drawn or planned and not yet trained on"
+    yield f"backlog: {status.backlog} rollouts sampled or planned, not yet trained on"
     for line in status.waits_for:
         yield f"waits: {line}"
     for line in status.unjudged:
@@ -88,11 +88,11 @@ def _pace(updates: Sequence[UpdateSummary]) -> str:
     """How often the newest updates came."""
     times = sorted(update.applied_at for update in updates)
     seconds = (times[-1] - times[0]).total_seconds() if times else 0.0
-    return f", the last {len(times)} at {(len(times) - 1) * 3600 / seconds:.0f} an hour" if seconds > 0 else ""
+    return f", the last {len(times)} at {(len(times) - 1) * 3600 / seconds:.0f} per hour" if seconds > 0 else ""
 
 
 class Waits:
-    """Which waits are worth a line: those that stood for a while without an update, each once while it stands."""
+    """The waits worth a line: those that lasted a while without an update, each once."""
 
     def __init__(self) -> None:
         self._since: dict[str, float] = {}

@@ -14,9 +14,9 @@ RUN_SECONDS: Final = 120.0
 
 
 class SandboxUnavailable(ServiceUnavailable):
-    """The sandbox is away or failed."""
+    """The sandbox is unavailable or failed."""
 
-    title = "The sandbox is away"
+    title = "The sandbox is unavailable"
 
 
 class SandboxBusy(PreceptorError):

@@ -54,7 +54,7 @@ MEANINGS: Final = {
     422: "The consultation does not follow protocol 1.",
     429: "The expert is busy with as many consultations as it answers at once.",
     500: "The expert's own fault.",
-    503: "Something the expert needs is away. Ask again after Retry-After seconds.",
+    503: "A service the expert needs is unavailable. Ask again after Retry-After seconds.",
     504: "The deadline passed.",
 }
 _FAULT: Final = document({500: MEANINGS[500]})
@@ -66,7 +66,7 @@ class ExpertService(Protocol):
     """An expert as its author writes it.
 
     `consult` may be a plain function (it runs in a thread) or a coroutine function (it is cancelled at the deadline).
-    It raises `ServiceUnavailable` when something it needs is away; it never guesses.
+    It raises `ServiceUnavailable` when something it needs is unavailable; it never guesses.
     """
 
     @property
@@ -396,7 +396,7 @@ def _parse_request(body: bytes) -> ConsultRequest:
         parse_json(body)
         return ConsultRequest.model_validate_json(body, strict=True)
     except NotStrictJson as error:
-        raise BodyNotJson(f"the body is not acceptable: {error}") from None
+        raise BodyNotJson(f"invalid request body: {error}") from None
     except ValidationError as error:
         raise RequestValidationError(error.errors(include_url=False)) from None
 
@@ -419,7 +419,7 @@ def _check_same(asked: bytes, digest: bytes) -> None:
 def _seconds_left(request: ConsultRequest) -> float:
     left = (request.deadline - datetime.now(UTC)).total_seconds()
     if left <= 0:
-        raise DeadlinePassed(f"the deadline {request.deadline.isoformat()} is over")
+        raise DeadlinePassed(f"the deadline {request.deadline.isoformat()} has passed")
     return left
 
 

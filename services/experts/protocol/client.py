@@ -2,7 +2,7 @@
 
 The address is checked where the connection is made, so neither a literal address, a mapped one nor a name that changes
 its mind reaches a network that is not allowed. Redirects are not followed, replies are read up to a limit, parsed
-strictly and compared with the question. What comes out is one of four typed outcomes, or ExpertUnavailable: never a
+strictly and compared with the consultation. What comes out is one of four typed outcomes, or ExpertUnavailable: never a
 made-up score.
 """
 
@@ -44,11 +44,11 @@ MAX_REPLY_BYTES: Final = 8 * 1024 * 1024
 LARGE_BODY_BYTES: Final = 256 * 1024
 CONNECT_SECONDS: Final = 5.0
 CLOSING_TURNS: Final = 100  # of the event loop, which needs two or three to notice that a connection has ended
-KEEPALIVE_SECONDS: Final = 2.0  # shorter than servers keep theirs (uvicorn: 5), or a question meets a closing socket
+KEEPALIVE_SECONDS: Final = 2.0  # shorter than servers keep theirs (uvicorn: 5), or a request meets a closing socket
 DESCRIBE_SECONDS: Final = 10.0
 MAX_RETRY_AFTER: Final = 3600.0
 ASK_AGAIN: Final = frozenset({401, 403, 404, 405, 407, 408, 425, 429})
-"""Refusals that say nothing about the question: a person or time can mend them, so the question stays."""
+"""Refusals that are not about the consultation itself: a person or time can fix them, so it stays open."""
 NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -174,8 +174,7 @@ class ExpertClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections, those too in which an expert left part of a question untaken; nothing can be asked
-        any more."""
+        """Close the connections, including those with a half-read request; no consultation is possible afterwards."""
         self._closed = True
         if self._session is None:
             return
@@ -235,15 +234,15 @@ class ExpertClient:
         timeout: float,
         vocab_size: int | None = None,
     ) -> Outcome:
-        """The expert's answer to a question, or that it broke the contract (InvalidAnswer, with the reason).
+        """The expert's answer to a consultation, or that it broke the contract (InvalidAnswer, with the reason).
 
-        timeout: seconds for the whole exchange, whatever the expert does meanwhile, cut at the question's deadline.
-        Errors: ExpertUnavailable (503) for whatever says nothing about the rollout: no connection, no answer in time,
+        timeout: seconds for the whole exchange, whatever the expert does, cut at the consultation's deadline.
+        Errors: ExpertUnavailable (503) for failures that are not about the rollout: no connection, no answer in time,
         429, 5xx, a clock that differs.
         """
         seconds = min(timeout, (request.deadline - self._now()).total_seconds())
         if seconds <= 0:
-            raise ExpertUnavailable("the question's deadline is over")
+            raise ExpertUnavailable("the consultation's deadline has passed")
         body = request.model_dump_json(exclude_none=True).encode()
         message_id = str(request.consultation_id)
         headers = {"Content-Type": "application/json"}
@@ -367,7 +366,7 @@ def _read_outcome(
 ) -> Outcome:
     _raise_if_unavailable(reply, now)
     if reply.status not in (200, 202):
-        raise BrokenReply(f"refuses the question with {reply.status}: {_quote(reply.body)}")
+        raise BrokenReply(f"refuses the consultation with {reply.status}: {_quote(reply.body)}")
     _check_json(reply)
     if secret is not None:
         _check_signature(reply, secret, message_id, now)
@@ -398,8 +397,7 @@ def _check_fit(result: ConsultResult, request: ConsultRequest, vocab_size: int |
 
 
 def _read_wish(header: str, now: datetime) -> float:
-    """For how many seconds a Retry-After header wants no questions, given as a number or as a date; 1 where it says
-    nothing that can be read."""
+    """The seconds of a Retry-After header, given as a number or as a date; 1 if it cannot be read."""
     if header.isascii() and header.isdecimal():
         seconds = float(header)
     else:
@@ -434,7 +432,7 @@ def _check_signature(reply: Reply, secret: str, message_id: str, now: datetime) 
     except signatures.SignatureInvalid as error:
         raise BrokenReply(f"does not sign its answer: {error}") from None
     if signed_id != message_id:
-        raise BrokenReply("signs its answer for another question")
+        raise BrokenReply("signs its answer for another consultation")
 
 
 def _parse(contract: type[M], body: bytes) -> M:

@@ -1,8 +1,8 @@
-"""What an expert must do to be registered, asked of its endpoint case by case.
+"""The conformance suite that an expert must pass to be registered, case by case against its endpoint.
 
-Required cases decide; advisory ones are told to the author. Every question is about a made-up sample task, so an expert
-may abstain from all of them; what it may not do is break the contract, fail, or answer the same question twice
-differently. The suite asks about 12 questions and never sends a real task.
+Required cases decide; advisory ones are reported to the author. Every consultation is about a made-up sample task, so
+an expert may abstain from all of them. It may not break the contract, fail, or answer the same consultation in two
+ways. The suite sends about 12 consultations and never a real task.
 """
 
 import asyncio
@@ -111,23 +111,23 @@ class Suite:
         return self._checks[-1].passed
 
     async def _check_repetition(self, descriptor: Descriptor) -> None:
-        question = build_sample(descriptor, descriptor.kinds)
-        first, second = await self._ask(question), await self._ask(question)
+        request = build_sample(descriptor, descriptor.kinds)
+        first, second = await self._ask(request), await self._ask(request)
         self._note(
             "gives the same answer to the same consultation id",
             _is_same(first, second),
             "" if _is_same(first, second) else f"first {_show(first)}, then {_show(second)}",
         )
-        changed = question.rollout.model_copy(update={"text": question.rollout.text + "\n"})
-        reply = await self._post(question.model_copy(update={"rollout": changed}).model_dump_json().encode())
+        changed = request.rollout.model_copy(update={"text": request.rollout.text + "\n"})
+        reply = await self._post(request.model_copy(update={"rollout": changed}).model_dump_json().encode())
         self._note(
-            "refuses another question under the same id",
+            "refuses another request under the same id",
             isinstance(reply, Reply) and reply.status == 409,
             f"expected 409, saw {_show_reply(reply)}",
             required=False,
         )
         if descriptor.deterministic:
-            third = await self._ask(question.model_copy(update={"consultation_id": new_id()}))
+            third = await self._ask(request.model_copy(update={"consultation_id": new_id()}))
             same = _is_same(_without_evidence(first), _without_evidence(third))
             detail = "" if same else f"first {_show(first)}, then {_show(third)}"
             self._note("is deterministic, as it declares", same, detail)
@@ -139,7 +139,7 @@ class Suite:
         task = sample.task.model_copy(update={"domain": "conformance/none"})
         outcome = await self._ask(sample.model_copy(update={"task": task}))
         passed = isinstance(outcome, ConsultAbstain) or (
-            isinstance(outcome, InvalidAnswer) and outcome.reason.startswith("refuses the question")
+            isinstance(outcome, InvalidAnswer) and outcome.reason.startswith("refuses the consultation")
         )
         self._note("abstains from a domain it does not declare", passed, f"saw {_show(outcome)}")
 
@@ -159,7 +159,7 @@ class Suite:
         good = build_sample(descriptor, descriptor.kinds).model_dump_json().encode()
         for name, body, required in (
             ("refuses a body that is not JSON", b'{"protocol": 1, ', True),
-            ("refuses a question without its fields", b'{"protocol": 1}', True),
+            ("refuses a consultation without its fields", b'{"protocol": 1}', True),
             ("refuses a field it does not know", good[:-1] + b', "surprise": 1}', False),
             ("refuses a number that is not one", b'{"protocol": NaN}', False),
         ):
@@ -173,7 +173,10 @@ class Suite:
             fresh = build_sample(descriptor, descriptor.kinds).model_dump_json().encode()
             unsigned = await self._post(fresh, headers={})
             forged = await self._post(fresh, headers=signatures.sign(self._secret, str(new_id()), fresh + b" "))
-            for name, reply in (("refuses a question without signature", unsigned), ("refuses a forged one", forged)):
+            for name, reply in (
+                ("refuses a consultation without signature", unsigned),
+                ("refuses a forged one", forged),
+            ):
                 passed = isinstance(reply, Reply) and reply.status in (401, 403)
                 self._note(name, passed, f"expected 401, saw {_show_reply(reply)}")
 
@@ -212,7 +215,7 @@ async def check(endpoint: str, secret: str | None, client: ExpertClient) -> Conf
 
 
 def build_sample(descriptor: Descriptor, kinds: list[AnswerKind]) -> ConsultRequest:
-    """A question about a made-up rollout in the first domain the expert declares, with the metadata it needs."""
+    """A consultation about a made-up rollout in the first domain the expert declares, with the metadata it needs."""
     domain = descriptor.domains[0]
     domain = "code/python" if domain in ("*", "code/*") else domain.replace("*", "sample")
     if domain.startswith("tool-call"):

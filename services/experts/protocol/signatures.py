@@ -1,7 +1,7 @@
 """Signatures on consultations and their answers, as the Standard Webhooks specification has them.
 
-A question is signed with a fresh or the consultation's id as `webhook-id`; its answer is signed with the same id, so
-that an old answer cannot be passed off as the answer to another question. The library makes the signatures; they are
+A consultation is signed with a fresh id or its own as `webhook-id`; its answer is signed with the same id, so
+that an old answer cannot be passed off as the answer to another one. The library makes the signatures; they are
 compared here, because it knows no clock but this machine's.
 """
 

@@ -141,7 +141,7 @@ def make(installation: Installation, target: Path, *, with_secrets: bool, say: S
             ) from error
         except psycopg.errors.UndefinedTable as error:
             raise BackupRefused(
-                f"the database is none of Preceptor's: {error.diag.message_primary}", hint="Is DATABASE_URL right?"
+                f"this is not a Preceptor database: {error.diag.message_primary}", hint="Is DATABASE_URL right?"
             ) from error
     for what in manifest.damaged.values():
         say(f"DAMAGED, and not in the backup: {what}")
@@ -313,7 +313,7 @@ class _Weights:
             return
         self.absent.add(address)
         if source.contains(address):
-            self._say(f"warning: left out, as nothing goes on from it: {what}: {why}")
+            self._say(f"warning: left out, because it is not needed to continue: {what}: {why}")
 
 
 def find_fault(store: ArtifactStore, address: str) -> str | None:

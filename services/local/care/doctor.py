@@ -89,7 +89,9 @@ def examine(layout: Layout, environ: Mapping[str, str]) -> Findings:
     yield from _guard("services", check_services, installation)
     yield from _guard("sandbox", check_sandbox, installation)
     if not can_be_read:
-        yield warn("policy and experts", "not checked: the database has what they are compared with", "Mend it first.")
+        yield warn(
+            "policy and experts", "not checked: they are compared with the database", "Repair the database first."
+        )
         return
     yield from _guard("heartbeats", check_beats, installation)
     yield from _guard("policy", check_policy, installation)
@@ -114,7 +116,7 @@ def _guard(check: str, make: Callable[P, "Finding | Findings"], *args: P.args, *
     except Exception as error:  # noqa: BLE001 - not swallowed: told
         said = str(error).strip().partition("\n")[0]
         found = f"the check broke: {type(error).__name__}" + (f": {said}" if said else "")
-        yield fail(check, found, "What it looked at is out of order, or Preceptor is: please report it.")
+        yield fail(check, found, "This check failed unexpectedly: please report it.")
 
 
 def check_api(url: str, key: str) -> Findings:
@@ -141,7 +143,7 @@ def check_api(url: str, key: str) -> Findings:
         if waits:
             yield warn("loop", "it waits: " + "; ".join(waits), "See `preceptor status`.")
         else:
-            yield ok("loop", f"{status.json()['num_updates']} updates, nothing it waits for")
+            yield ok("loop", f"{status.json()['num_updates']} updates, waiting for nothing")
         for process in status.json()["processes"]:
             silent = (datetime.now(UTC) - datetime.fromisoformat(process["beat_at"])).total_seconds()
             yield _judge_beat(process["name"], process["activity"], silent)
@@ -176,7 +178,7 @@ def check_libraries(lock: Path) -> Findings:
         yield fail("libraries", "; ".join(missing), "Run `make install`.")
         return
     if not lock.is_file():
-        yield ok("libraries", "all that is required is installed (there is no lock file here to compare with)")
+        yield ok("libraries", "everything required is installed (there is no lock file to compare with)")
         return
     pins = dict(re.findall(r"^([A-Za-z0-9_.-]+)==([^\s;]+)", lock.read_text(), re.MULTILINE))
     other = [
@@ -188,7 +190,7 @@ def check_libraries(lock: Path) -> Findings:
         shown = "; ".join(other[:5]) + (f"; and {len(other) - 5} more" if len(other) > 5 else "")
         yield warn("libraries", shown, "These versions are not tested together: run `make install`.")
     else:
-        yield ok("libraries", f"{len(pins)} pinned versions, those installed are the same")
+        yield ok("libraries", f"{len(pins)} pinned versions, all installed as pinned")
 
 
 def _find_version(name: str) -> str | None:
@@ -261,10 +263,10 @@ def check_processes(installation: Installation) -> Finding:
                 "If this stays for more than a minute, look for it with `fuser " + str(layout.lock_file) + "`.",
             )
         if layout.run_file.exists():
-            return ok("processes", "nothing runs on this data folder; the last start was killed, and left nothing")
+            return ok("processes", "no stack runs on this data folder; the last one was killed and left no processes")
         if not installation.is_ours:
-            return ok("processes", "not looked at: it is not `preceptor up` that runs them here")
-        return ok("processes", "nothing runs on this data folder (`preceptor up` starts it)")
+            return ok("processes", "not checked: they are not run by `preceptor up` here")
+        return ok("processes", "no stack runs on this data folder (`preceptor up` starts one)")
     away = [
         process.name
         for process in run.processes
@@ -359,7 +361,7 @@ def _check_weights(installation: Installation, store: Store) -> Findings:
         yield ok("weights", f"no lineage {settings.lineage!r} yet; the first `preceptor up` begins it")
         return
     if blocked is not None:
-        yield fail("room to sample", blocked, "It goes on by itself once there is room.")
+        yield fail("room to sample", blocked, "It resumes by itself once there is room.")
     yield _judge_gate(refused, serving)
     places = [
         (f"checkpoint of update {start.number}", settings.home / "checkpoints" / lineage.name, start.checkpoint_sha256)
@@ -374,18 +376,20 @@ def _check_weights(installation: Installation, store: Store) -> Findings:
             continue
         fault = find_fault(ArtifactStore(folder), address)
         if fault is not None:
-            yield fail(what, fault, "Restore the file from a backup; training cannot go on without it.")
+            yield fail(what, fault, "Restore the file from a backup; training cannot continue without it.")
         else:
-            yield ok(what, f"{address[:12]}… is there and whole")
+            yield ok(what, f"{address[:12]}… is present and intact")
 
 
 def _judge_gate(refused: fallbacks.Refusals, serving: PolicyVersionRow | None) -> Finding:
     """Whether trained versions get to serve."""
     said = fallbacks.describe(refused, serving)
     if said is None:
-        return ok("gate", "the newest version that was put through it serves")
+        return ok("gate", "the newest tested version is serving")
     if len(refused.versions) == 1 and not refused.fallbacks:
-        return warn("gate", said, "`preceptor policies show NAME` has the check that failed; one refusal is no harm.")
+        return warn(
+            "gate", said, "`preceptor policies show NAME` has the check that failed; a single refusal is harmless."
+        )
     todo = (
         "`preceptor policies show NAME` has the checks that failed. Lower PRECEPTOR_TRAINER_LEARNING_RATE, or raise the"
         " bound that is too tight (PRECEPTOR_TRAINER_GATE_…), and start again."
@@ -617,7 +621,7 @@ def _compare_date(check: str, header: str | None) -> Finding:
     try:
         theirs = parsedate_to_datetime(header)
     except ValueError:
-        return warn(check, f"its Date header {header[:40]!r} is not one", "Mend the server in front of it.")
+        return warn(check, f"its Date header {header[:40]!r} is not one", "Fix the server in front of it.")
     return _judge_skew(check, (theirs - datetime.now(UTC)) / timedelta(seconds=1), DATE_SKEW_SECONDS)
 
 

@@ -76,7 +76,9 @@ def restore(source: Path, layout: Layout, database_url: str | None, say: Say) ->
             _require_empty(database_url)
         layout = Layout.open(layout.root)
         # first, and away at the end: a restore that is killed leaves it too
-        write_private(layout.incomplete_file, "A restore into this folder did not come to its end: delete it.\n")
+        write_private(
+            layout.incomplete_file, "A restore into this folder was interrupted; the folder is incomplete. Delete it.\n"
+        )
         _fill_home(folder, manifest, layout)
         if database_url is None:
             say("starting an empty Postgres")
@@ -132,7 +134,7 @@ def _read_manifest(folder: Path) -> Manifest:
         if head.format <= FORMAT:
             return Manifest.model_validate_json(content)
     except FileNotFoundError:
-        raise RestoreRefused(f"there is no {MANIFEST}: this is no backup, or one that was cut off") from None
+        raise RestoreRefused(f"there is no {MANIFEST}: this is not a backup, or it is incomplete") from None
     except OSError as error:
         raise RestoreRefused(f"{MANIFEST} cannot be read: {error.strerror or error}") from None
     except ValidationError as error:
@@ -167,7 +169,7 @@ def _unpack(archive: tarfile.TarFile, folder: Path) -> None:
             continue
         if not member.isreg() or not parts or parts[0] == "/" or ".." in parts:
             raise RestoreRefused(
-                f"the backup is damaged: {member.name!r} is no file of one", hint="Use another backup."
+                f"the backup is damaged: {member.name!r} is not a file of a backup", hint="Use another backup."
             )
         target = folder.joinpath(*parts)
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -27,9 +27,9 @@ RETRY_SECONDS = 1.0
 
 
 class StoreUnavailable(ServiceUnavailable):
-    """The database is away or gave up this transaction, which was rolled back."""
+    """The database is unavailable or gave up this transaction, which was rolled back."""
 
-    title = "The database is away"
+    title = "The database is unavailable"
 
 
 def sqlalchemy_url(url: str) -> str:
@@ -118,8 +118,8 @@ class Store:
     def transaction(self) -> Iterator[Session]:
         """A transaction that commits where the block ends and rolls back where it raises.
 
-        Errors: StoreUnavailable (503) when the database is away or does not answer in time, at the start, inside or at
-        the commit, and when a statement ran or waited for a lock too long.
+        Errors: StoreUnavailable (503) when the database is unavailable or does not answer in time, at the start,
+        inside or at the commit, and when a statement ran or waited for a lock too long.
         """
         with self._begin(self._engine) as session:
             yield session

@@ -137,7 +137,7 @@ def ask_for(session: Session, rollout_id: UUID) -> CorrectionRow:
         )
     )
     if expert is None:
-        raise NoHumanExpert("no human expert is asked now")
+        raise NoHumanExpert("no human expert is active")
     consultation = session.scalar(
         select(ConsultationRow)
         .where(ConsultationRow.rollout_id == rollout.id, ConsultationRow.expert_id == expert.id)

@@ -144,7 +144,7 @@ def set_aside(
 def _lock(session: Session, update_id: UUID, owner: UUID) -> UpdateRow:
     row = session.get(UpdateRow, update_id, with_for_update=True, populate_existing=True)
     if row is None or row.owner != owner:
-        raise LeaseLost(f"update {update_id} is not ours")
+        raise LeaseLost(f"update {update_id} is held by another trainer")
     return row
 
 
@@ -171,7 +171,7 @@ def _settle(session: Session, ids: Sequence[UUID], owner: UUID, status: LessonSt
         .returning(LessonRow.id)
     ).all()
     if len(settled) != len(ids):
-        raise LeaseLost(f"{len(ids) - len(settled)} of the update's lessons are no longer ours")
+        raise LeaseLost(f"{len(ids) - len(settled)} of the update's lessons are no longer held by this trainer")
 
 
 def _record(session: Session, update_id: UUID, one: Contribution) -> None:

@@ -42,7 +42,7 @@ def create(
     version = _version(session, lineage_id, wanted.policy_version)
     chosen = tasks.spread_over_families(session, lineage_id, wanted.split, wanted.num_tasks, wanted.seed)
     if not chosen:
-        raise NothingToEvaluate(f"there is no task of the split {wanted.split.value!r}")
+        raise NothingToEvaluate(f"split {wanted.split.value!r} has no tasks")
     row = EvaluationRow(
         lineage_id=lineage_id,
         policy_version=version.name,

@@ -59,7 +59,7 @@ class ExpertNameTaken(Conflict):
 class EndpointTaken(Conflict):
     """Another expert is registered at this endpoint."""
 
-    hint = "Retire that expert first, or register it anew with POST /v1/experts."
+    hint = "Retire that expert first, or register it again with POST /v1/experts."
 
 
 class ExpertRetired(Conflict):

@@ -276,10 +276,10 @@ def judge_again(session: Session, rollout: RolloutRow) -> None:
 def say_unanswered(purpose: str, num_asked: int, num_training: int) -> str:
     """Why a rollout without an answer that counts is set aside."""
     if num_asked and not num_training:
-        return "none of the experts asked may train"
+        return "no consulted expert is active"
     if num_asked or purpose == Purpose.TRAIN.value:
         return "no expert answered"
-    return "nobody is asked about rollouts of this purpose"
+    return "rollouts of this purpose are not sent to experts"
 
 
 def open_lesson(session: Session, rollout: RolloutRow, said: Sequence[AnswerRow], *, late: bool) -> LessonRow:

@@ -63,7 +63,7 @@ def view(row: ApiKeyRow) -> Key:
 
 
 def list_of(session: Session, person_id: UUID, *, cursor: str | None, limit: int) -> Page[Key]:
-    """A person's keys, those that are over too. Errors: BadCursor."""
+    """A person's keys, including expired and revoked ones. Errors: BadCursor."""
     query = select(ApiKeyRow).where(ApiKeyRow.person_id == person_id)
     rows, following = newest_first(session, query, ApiKeyRow.id, cursor, limit)
     return Page[Key](items=[view(row) for row in rows], next_cursor=following)
@@ -118,7 +118,7 @@ def rotate(session: Session, key_id: UUID, grace: timedelta) -> tuple[ApiKeyRow,
     old = get(session, key_id)
     session.refresh(old, with_for_update=True)
     if session.scalar(select(ApiKeyRow.id).where(ApiKeyRow.id == old.id, is_live())) is None:
-        raise KeyOver(f"the key {old.name!r} is over")
+        raise KeyOver(f"the key {old.name!r} has expired or been revoked")
     made = issue(
         session,
         old.person_id,

@@ -38,7 +38,7 @@ class SessionNotFound(NotFound):
 
 
 class LinkNotFound(NotFound):
-    """The link was used, is too old, or never was."""
+    """The link is invalid, expired or already used."""
 
     title = "This link does not work any more"
     hint = "A link works once and for a limited time. Ask for a new one, or log in with your key or password."
@@ -174,7 +174,7 @@ def _links(token: str) -> Select[LoginLinkRow, PersonRow]:
 def _read_link(session: Session, query: Select[LoginLinkRow, PersonRow]) -> tuple[LoginLinkRow, PersonRow]:
     found = session.execute(query).one_or_none()
     if found is None:
-        raise LinkNotFound("this link was used, is too old, or never was")
+        raise LinkNotFound("this link is invalid, expired or already used")
     return found[0], found[1]
 
 

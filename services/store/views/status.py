@@ -102,7 +102,7 @@ def _waits_of_switches(switches: LoopRow, num_updates: int, shortage: str | None
     if (blocked := switches.blocked_by or shortage) is not None:
         yield blocked
     if switches.max_updates is not None and num_updates >= switches.max_updates:
-        yield f"it was told to stop after update {switches.max_updates}"
+        yield f"stopped after update {switches.max_updates}, as requested"
 
 
 def _waits_of_draws(session: Session, lineage_id: UUID) -> Iterator[str]:

@@ -298,7 +298,7 @@ def test_hanging_up_in_the_middle_of_a_reply_is_unavailable() -> None:
 def test_no_answer_is_waited_for_beyond_the_questions_deadline() -> None:
     with serve_raw(stall) as url, pytest.raises(ExpertUnavailable):
         consult(url, make_question(seconds=0.3), timeout=600)
-    with pytest.raises(ExpertUnavailable, match="deadline is over"):
+    with pytest.raises(ExpertUnavailable, match="deadline has passed"):
         consult("http://127.0.0.1:1", make_question(seconds=-1))
 
 
@@ -320,7 +320,7 @@ def test_an_answer_must_be_signed_for_this_very_question() -> None:
     for extra, says in (
         ("", "does not sign"),
         (signed(OTHER_SECRET, own_id), "does not sign"),
-        (signed(SECRET, "msg_of_another_question"), "for another question"),
+        (signed(SECRET, "msg_of_another_question"), "for another consultation"),
         ("webhook-id: x\r\nwebhook-timestamp: nan\r\nwebhook-signature: v1\r\n", "does not sign"),
     ):
         with serve_raw(reply_with(body, extra=extra)) as url:

@@ -207,7 +207,7 @@ def test_answering_one_consultation_twice_differently_fails_idempotency(counter:
     with serve_raw(Handmade(make_descriptor(kinds=(AnswerKind.SCORE,), deterministic=False), answer)) as url:
         report = report_on(url)
     assert failed(report) == ["gives the same answer to the same consultation id"]
-    assert "refuses another question under the same id" in failed(report, required=False)
+    assert "refuses another request under the same id" in failed(report, required=False)
 
 
 def test_a_malformed_body_that_makes_an_expert_fail_is_named() -> None:
@@ -224,7 +224,7 @@ def test_a_malformed_body_that_makes_an_expert_fail_is_named() -> None:
     with serve_raw(fragile) as url:
         assert failed(report_on(url)) == [
             "refuses a body that is not JSON",
-            "refuses a question without its fields",
+            "refuses a consultation without its fields",
         ]
 
 

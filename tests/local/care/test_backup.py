@@ -311,7 +311,7 @@ def test_an_archive_with_anything_but_files_of_its_own_is_refused(name: str, kin
     member.type, member.linkname = kind, "/etc/passwd"
     with tarfile.open(tmp_path / "evil.tar", "w") as archive:
         archive.addfile(member)
-    with pytest.raises(restore.RestoreRefused, match="no file of one"):
+    with pytest.raises(restore.RestoreRefused, match="not a file of a backup"):
         restore.restore(tmp_path / "evil.tar", Layout(tmp_path / "home"), None, quiet)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["evil.tar"]
 
@@ -399,7 +399,7 @@ def test_a_place_that_cannot_be_written_is_said_and_the_weights_are_not_blamed(
 
 def test_a_database_that_is_not_ours_is_no_installation(empty_database: str, home: Layout, tmp_path: Path) -> None:
     foreign = find(home, {"DATABASE_URL": empty_database})
-    with pytest.raises(backup.BackupRefused, match="none of Preceptor's"):
+    with pytest.raises(backup.BackupRefused, match="not a Preceptor database"):
         backup.make(foreign, tmp_path / "backup", with_secrets=False, say=quiet)
 
 

@@ -335,9 +335,7 @@ def test_a_process_whose_health_check_fails_for_long_is_shown_as_not_ready_and_l
         pid = supervisor.state().processes[0].pid
         is_well[0] = False
         wait_until(lambda: stage() is Stage.SICK)
-        assert [*_lines_of_sick(layout)] == [
-            f"server: not ready, it does not answer its health check; see {layout.log('server')}"
-        ]
+        assert [*_lines_of_sick(layout)] == [f"server: its health check fails; see {layout.log('server')}"]
         is_well[0] = True
         wait_until(lambda: stage() is Stage.READY)
         assert supervisor.state().processes[0].pid == pid

@@ -383,7 +383,7 @@ def test_a_skip_says_why_in_a_word_or_in_words(queue: Queue) -> None:
         corrections.skip(session, item, ana, CorrectionSkip(kind=SkipKind.UNCLEAR))
     assert (queue.read(item).skip_kind, queue.read(item).skip_reason) == ("unclear", None)
     assert claim(queue, ana) is None
-    with pytest.raises(ValueError, match="say why"):
+    with pytest.raises(ValueError, match="give a `reason`"):
         CorrectionSkip()
     take_back(queue, item, ana)
     assert (queue.read(item).status, queue.read(item).person_id) == ("claimed", ana)

@@ -175,7 +175,7 @@ def test_a_rollout_that_only_experts_without_weight_are_asked_about_is_set_aside
     sweep(store)
     for row in (*drawn, arrived):
         found = read(store, row)
-        assert (found.status, found.reason) == ("set_aside", "none of the experts asked may train")
+        assert (found.status, found.reason) == ("set_aside", "no consulted expert is active")
 
 
 def test_the_status_names_who_is_waited_for_and_not_the_trainer(store: Store, world: World) -> None:
