@@ -17,7 +17,7 @@ from services.store.loop import coverage, tasks
 class RowsRefused(InvalidInput):
     """Some parts of the request are wrong; `errors` says which and why. Nothing was stored."""
 
-    title = "Some rows cannot be accepted"
+    title = "Some rows are invalid"
     hint = "`errors` names the rows and what is wrong with each; mend them and send the whole batch again."
 
     def __init__(self, detail: str, errors: Sequence[JsonObject]) -> None:
@@ -87,4 +87,4 @@ def _refuse(bad: list[JsonObject]) -> None:
         rows = sorted({int(str(found["row"])) for found in bad})
         shown = ", ".join(map(str, rows[:20])) + (", …" if len(rows) > 20 else "")
         first = f"row {bad[0]['row']}: {bad[0]['where']}: {bad[0]['what']}"
-        raise RowsRefused(f"{len(rows)} rows cannot be accepted ({shown}); {first}", bad)
+        raise RowsRefused(f"{len(rows)} rows are invalid ({shown}); {first}", bad)

@@ -50,7 +50,7 @@ Trains a language model continuously from every kind of feedback its owner has.
 
 * Every call carries `Authorization: Bearer pk_…`.
 * Every POST takes an `Idempotency-Key`: the same key with the same body has its effect once and gets the same answer.
-* Every error is a problem document (RFC 9457): `detail` says what is wrong, `hint` what to do.
+* Every error is a problem document (RFC 9457): `detail` describes the fault, `hint` the remedy.
 * Every list is newest first; `next_cursor` is given back as `cursor`.
 """
 

@@ -1,7 +1,7 @@
-"""Who calls, and what they may do.
+"""Authentication of callers, and their rights.
 
-Every call carries `Authorization: Bearer pk_…`, but for /healthz and late answers that an expert signed. Where the
-settings open the api (loopback only; the entrypoint sees to that), a call without a key is the first owner's.
+Every call carries `Authorization: Bearer pk_…`, except /healthz and late answers signed by an expert. Where the
+settings open the api (only on loopback, as the entrypoint enforces), a call without a key acts as the first owner.
 """
 
 from collections.abc import Callable

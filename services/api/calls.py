@@ -23,7 +23,7 @@ KeyHeader = Annotated[
         min_length=1,
         max_length=255,
         pattern=r"^[\x21-\x7e]+$",
-        description="Any unique text: the same key with the same body changes nothing twice and gets the same answer.",
+        description="Any unique text: repeating the same key and body has no further effect and gets the same answer.",
     ),
 ]
 

@@ -1,6 +1,6 @@
-"""Dependencies of routes: the store, the settings, the policy client, the place in a list, room on the disks.
+"""Dependencies of routes: the store, the settings, the policy client, the cursor of a list, free disk space.
 
-Dependencies that wait for nothing are coroutines: FastAPI would send others to a thread and back.
+Dependencies that never block are coroutines: FastAPI would send others to a thread and back.
 """
 
 from dataclasses import dataclass

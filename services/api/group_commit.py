@@ -34,7 +34,7 @@ class GroupCommit:
         self._thread = ThreadPoolExecutor(1, "ingest")
 
     def close(self) -> None:
-        """Store what waits, and end."""
+        """Store the waiting rows, and end."""
         self._thread.shutdown(wait=True)
 
     async def add(self, row: Row) -> Outcome:
@@ -75,7 +75,7 @@ class GroupCommit:
             else:
                 for one in group:
                     self._store([one])
-        except Exception as fault:  # noqa: BLE001  # whoever waits must hear of it; the api renders it
+        except Exception as fault:  # noqa: BLE001  # the waiting requests get it; the api renders it
             for _, answer in group:
                 answer.set_exception(fault)
         else:

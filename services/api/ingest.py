@@ -1,7 +1,7 @@
 """Rollouts sampled elsewhere, from the request to the commit.
 
-What arrives together is looked up in one transaction, read by the policy's tokenizer in two calls, and stored in a
-second transaction. A rollout that cannot be accepted gets its problem and keeps the others out of nothing.
+Rollouts that arrive together are looked up in one transaction, tokenised in two calls, and stored in a second
+transaction. A refused rollout gets its own problem and does not affect the others.
 """
 
 import hashlib
@@ -117,7 +117,7 @@ class Ingest:
     def store(self, rows: Sequence[Row]) -> list[Outcome]:
         """The outcome of each row, after the commit. A row's problem is its outcome; see `find_refusal`.
 
-        Errors: StoreUnavailable (503); DBAPIError, psycopg.Error where the database refuses what no check foresaw.
+        Errors: StoreUnavailable (503); DBAPIError, psycopg.Error if the database refuses a row that passed every check.
         """
         try:
             return self._store_once(rows)

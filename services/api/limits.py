@@ -30,7 +30,7 @@ class AddressNotText(InvalidInput):
 
 
 class UnknownParameter(InvalidInput):
-    """The query has a parameter that the route does not know: a filter misspelt would filter nothing."""
+    """The query has an unknown parameter: a misspelt filter would return everything."""
 
     title = "Unknown parameter"
     hint = "GET /openapi.json has the parameters of every route."
@@ -61,7 +61,7 @@ class StrictRequest(Request):
     """A request whose JSON is read strictly."""
 
     contract: type[BaseModel] | None = None
-    """What the body may be read as at once, without the JSON in between."""
+    """The contract into which the body is parsed directly, without JSON in between."""
 
     async def json(self) -> Json | BaseModel:
         """The body's value, or the contract that was read from it. Errors: BodyNotJson (422)."""
@@ -82,7 +82,7 @@ class StrictRoute(APIRoute):
     """A route that reads its JSON strictly, and before anything else, so that the reason is ours."""
 
     def find_contract(self) -> type[BaseModel] | None:
-        """What bodies are read as at once: nothing, unless a subclass knows."""
+        """The contract into which bodies are parsed directly; None unless a subclass has one."""
         return None
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

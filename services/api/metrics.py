@@ -1,7 +1,7 @@
-"""The loop's figures at the api's /metrics: what is under way in the database, the broker's queues, the pool.
+"""The loop's figures at the api's /metrics: work in progress in the database, the broker's queues, the pool.
 
-Read when asked for, a few index scans and one round-trip to the broker; kept for a moment, so that many scrapers cost
-what one does. A database or broker that is away is a figure (`…_up` 0), not an error.
+Read on each scrape with a few index scans and one round-trip to the broker, and cached for a moment, so that many
+scrapers cost as much as one. An unavailable database or broker is a figure (`…_up` 0), not an error.
 """
 
 import threading
@@ -38,7 +38,7 @@ class LoopCollector(Collector):
         self._found: list[Metric] = []
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing: the database need not be there when the registry is made."""
+        """No metrics: the database may be unavailable when the registry is made."""
         return ()
 
     def collect(self) -> Iterable[Metric]:
@@ -52,7 +52,7 @@ class LoopCollector(Collector):
     def _of_pool(self) -> Iterator[Metric]:
         use = self._store.pool_use()
         connections = GaugeMetricFamily(
-            "preceptor_database_connections", "Of this process, by what they do.", labels=("state",)
+            "preceptor_database_connections", "Of this process, by state.", labels=("state",)
         )
         connections.add_metric(("in_use",), use.in_use)
         connections.add_metric(("idle",), use.idle)
@@ -103,7 +103,7 @@ def _families(found: Figures) -> Iterator[Metric]:
     for noun in sorted({noun for noun, _ in found.counts}):
         family = GaugeMetricFamily(
             f"preceptor_{noun}",
-            f"By status, those under way or waiting for somebody; {under_way.MOST} means at least.",
+            f"By status, those in progress or waiting for people; {under_way.MOST} means at least.",
             labels=("status",),
         )
         for (of, status), count in found.counts.items():
@@ -123,10 +123,10 @@ def _families(found: Figures) -> Iterator[Metric]:
     switch.add_metric(("training",), found.training)
     yield switch
     yield GaugeMetricFamily(
-        "preceptor_loop_blocked", "1 while nothing is drawn for want of room on a disk.", found.is_blocked
+        "preceptor_loop_blocked", "1 while sampling is stopped because a disk is nearly full.", found.is_blocked
     )
     beats = GaugeMetricFamily(
-        "preceptor_process_silent_seconds", "Since a process last said what it does.", labels=("process",)
+        "preceptor_process_silent_seconds", "Since the last heartbeat of a process.", labels=("process",)
     )
     for name, seconds in found.beats.items():
         beats.add_metric((name,), seconds)

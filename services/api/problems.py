@@ -28,7 +28,7 @@ def _on_fault(request: Request, error: Exception) -> Response:
         type=TYPE_PREFIX + "fault",
         title="Internal error",
         status=500,
-        detail="The request met a fault of ours; nothing of it was stored.",
+        detail="Internal error; the request was not stored.",
         hint="The server's log has the cause under the id in `instance`.",
         instance=fault,
     )

@@ -19,11 +19,11 @@ KEPT_SECONDS: Final = 1.0
 
 
 class OutOfSpace(PreceptorError):
-    """A disk is nearly full, so nothing more is stored; training continues on the stored rollouts."""
+    """A disk is nearly full, so no more rollouts are stored; training continues on the stored ones."""
 
     status_code = 507
     title = "Too little disk space"
-    hint = "Nothing was stored. Make room as the detail says; then the same request is accepted."
+    hint = "The request was not stored. Free space as the detail says, then send it again."
     retry_after_seconds = 30
 
 

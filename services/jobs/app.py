@@ -11,7 +11,7 @@ from services.runtime.settings import Settings
 
 
 class BrokerFull(BrokerAway):
-    """The broker takes nothing in: it cannot write its file, for want of room. As if it were away for a while."""
+    """The broker refuses writes because its disk is full; treated as an unavailable broker."""
 
 
 BaseParser.EXCEPTION_CLASSES["MISCONF"] = BrokerFull  # else it would be an error of the command, which ends the worker
@@ -58,25 +58,25 @@ app.conf.update(
         "retain": {"task": "retain", "schedule": 3600.0},
     },
     beat_max_loop_interval=1,
-    beat_scheduler="celery.beat:Scheduler",  # without a file: the schedule stands here, and a full disk ends nothing
+    beat_scheduler="celery.beat:Scheduler",  # without a file: the schedule is here, and a full disk is harmless
 )
 
 
 @signals.setup_logging.connect
 def set_up_logging(**_: object) -> None:
-    """Worker and beat log as every process of ours: with a receiver of this signal Celery does not do it its way."""
+    """Make worker and beat log like our other processes: a receiver of this signal replaces Celery's own logging."""
     logs.configure()
 
 
 @signals.task_success.connect
 def note_done(**_: object) -> None:
-    """A worker lives while tasks succeed: the sweep comes every second, through the broker and to the database."""
+    """A worker is alive while tasks succeed: the sweep runs every second, through the broker and the database."""
     alive.touch()
 
 
 @signals.beat_init.connect
 def watch_beat(**_: object) -> None:
-    """Beat lives while the broker takes what it sends."""
+    """Beat is alive while the broker accepts its messages."""
     signals.after_task_publish.connect(note_sent, weak=False)
 
 

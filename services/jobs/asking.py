@@ -1,10 +1,10 @@
-"""Consultations under way from one worker process: a bounded number per expert, each recorded as it is answered.
+"""Consultations in progress in one worker process: a bounded number per expert, each recorded when it is answered.
 
-No thread waits for an expert, and no consultation waits for the answer to another: each has its own time, counted from
-its claim, and gives its place back when it is over. Consultations without a place wait in their expert's line and are
-claimed when their turn comes, so no lease runs out in a line. The sweep sends again those lost with the process.
+No thread waits for an expert, and no consultation waits for the answer to another: each has its own timeout, counted
+from its claim, and frees its place when it ends. Consultations without a place wait in their expert's queue and are
+claimed when their turn comes, so no lease runs out in a queue. The sweep resends those lost with the process.
 
-Everything but the threads that read and write rows happens on the process's event loop.
+Everything except the threads that read and write rows runs on the process's event loop.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ from services.store.loop.consultations import ClaimedConsultation, Place
 from services.store.loop.settling import Outcome
 
 MOST_AT_ONCE: Final = 128
-"""To one expert from one process, whatever it says it can take: each is a connection."""
+"""Limit per expert and process, even if the expert allows more: each is a connection."""
 
 RECORDING_THREADS: Final = 4
 """Threads that claim consultations and record answers."""
@@ -47,7 +47,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass
 class _Line:
-    """The consultations that wait for one expert, and how many that expert has now."""
+    """The consultations that wait for one expert, and the number in progress."""
 
     num_places: int
     num_asked: int = 0
@@ -55,7 +55,7 @@ class _Line:
 
 
 class Asker:
-    """Asks what is submitted; lives on one event loop."""
+    """Sends the submitted consultations; runs on one event loop."""
 
     def __init__(
         self,
@@ -79,15 +79,15 @@ class Asker:
         self._hinting = False
 
     def submit(self, consultation_ids: Sequence[UUID]) -> None:
-        """Ask these consultations in their turn; returns at once. Safe from any thread."""
+        """Submit these consultations; returns at once. Safe from any thread."""
         self._loop.call_soon_threadsafe(self._add, list(consultation_ids))
 
     def drain(self, seconds: float) -> bool:
-        """Wait until nothing is under way; False if something still is after so many seconds. Safe from any thread."""
+        """Wait until no consultation is in progress; False after so many seconds. Safe from any thread."""
         return asyncio.run_coroutine_threadsafe(self._drain(seconds), self._loop).result()
 
     def close(self) -> None:
-        """Drop what is under way; its leases run out, and it is asked again."""
+        """Drop the consultations in progress; their leases run out, and they are sent again."""
         asyncio.run_coroutine_threadsafe(self._cancel(), self._loop).result()
         self._threads.shutdown()
 
@@ -116,7 +116,7 @@ class Asker:
     async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await self._loop.run_in_executor(self._threads, lambda: work(*args, **kwargs))
 
-    # --- lines ---
+    # --- queues ---
 
     def _add(self, ids: list[UUID]) -> None:
         new = [one for one in ids if one not in self._known]
@@ -153,7 +153,7 @@ class Asker:
         except StoreUnavailable as error:
             log.warning("consultations not claimed", reason=error.detail)
         finally:
-            self._known.difference_update(ids)  # from here on the rows tell that they are asked
+            self._known.difference_update(ids)  # from here on the rows record that they are sent
             line.num_asked -= len(ids) - len(claimed)
         if claimed:
             self._client.set_clock(claimed[0].claimed_at)
@@ -243,7 +243,7 @@ class Asker:
 
 
 def _name(consultation: ClaimedConsultation) -> dict[str, str]:
-    """What is asked, of whom, as it is logged."""
+    """The fields that identify a consultation in the log."""
     return {
         "consultation_id": str(consultation.consultation_id),
         "rollout_id": str(consultation.rollout_id),

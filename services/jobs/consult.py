@@ -1,4 +1,4 @@
-"""Asking experts."""
+"""Consulting experts."""
 
 from uuid import UUID
 
@@ -10,9 +10,9 @@ from services.jobs.runtime import runtime
 
 @app.task(name="consult", bind=True)
 def consult(self: "Task[..., None]", consultation_ids: list[str]) -> None:
-    """Have these consultations asked, each in its expert's turn (asking.py); safe to deliver twice.
+    """Send these consultations, each in its expert's queue (asking.py); safe to deliver twice.
 
-    In a worker it returns at once, and holds no thread. Called as a function it returns when they are answered.
+    In a worker it returns at once and holds no thread. Called as a function it returns when they are answered.
     """
     held = runtime()
     held.asker.submit([UUID(one) for one in consultation_ids])

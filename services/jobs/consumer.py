@@ -1,9 +1,8 @@
-"""Celery's consumer, less the two ways in which it ends when the broker goes away while a task runs.
+"""Celery's consumer, without two crashes that happen if the broker disappears while a task runs.
 
-When a connection is lost, kombu puts the messages of running tasks back by way of that very connection; and a task that
-ends later acknowledges its message on it. Both raise an AttributeError, which Celery does not count among a
-connection's errors, so the whole worker ends. Neither is needed: a message that was not acknowledged comes again, and
-the row decides.
+After a lost connection, kombu puts the messages of running tasks back over the same connection, and a task that ends
+later acknowledges its message on it. Both raise an AttributeError, which Celery does not treat as a connection error,
+so the whole worker ends. Neither is needed: an unacknowledged message is redelivered, and the row decides.
 """
 
 from collections.abc import Callable
@@ -18,10 +17,10 @@ log = structlog.get_logger(__name__)
 class LastingConsumer(Consumer):
     """Named by `worker_consumer` in the app's settings."""
 
-    task_consumer: Any  # kombu's, which its stubs do not know of
+    task_consumer: Any  # kombu's, missing in its stubs
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
-        """Give the lost connection up as it is."""
+        """Abandon the lost connection."""
         if self.task_consumer is not None:
             self.task_consumer.channel.do_restore = False
         super().on_connection_error_after_connected(exc)
@@ -32,7 +31,7 @@ class LastingConsumer(Consumer):
         def acknowledge() -> None:
             try:
                 p(*args, **kwargs)
-            except Exception as error:  # noqa: BLE001 - whatever kombu raises on a closed channel
+            except Exception as error:  # noqa: BLE001 - kombu raises many types on a closed channel
                 log.warning("message not acknowledged", reason=repr(error)[:300])
 
         return super().call_soon_ack(acknowledge)  # type: ignore[misc]  # its stubs are of an older Celery

@@ -1,4 +1,4 @@
-"""Sending messages after a commit. Never raises: what is lost here, the sweep sends again."""
+"""Sending messages after a commit. Never raises: the sweep resends lost messages."""
 
 from collections.abc import Sequence
 from uuid import UUID
@@ -12,7 +12,7 @@ from services.runtime.settings import Settings
 from services.store.core.transaction import Store
 from services.store.loop import groups
 
-CONSULTATIONS_PER_MESSAGE = 16  # asked concurrently by one task
+CONSULTATIONS_PER_MESSAGE = 16  # sent concurrently by one task
 
 log = structlog.get_logger(__name__)
 
@@ -25,19 +25,19 @@ def _send(task: str, ids: Sequence[UUID]) -> None:
 
 
 def consultations(ids: Sequence[UUID]) -> None:
-    """Ask for these consultations to be asked."""
+    """Send tasks for these consultations."""
     for start in range(0, len(ids), CONSULTATIONS_PER_MESSAGE):
         _send("consult", ids[start : start + CONSULTATIONS_PER_MESSAGE])
 
 
 def effects(ids: Sequence[UUID]) -> None:
-    """Ask for these effects of corrections to be measured."""
+    """Send tasks that measure these effects of corrections."""
     if ids:
         _send("measure", ids)
 
 
 def draws(store: Store, settings: Settings) -> None:
-    """Ask for the groups to be drawn that there is room for."""
+    """Send tasks for the groups that there is room for."""
     with store.transaction() as session:
         due = groups.take_due(
             session, max_in_flight=settings.max_groups_in_flight, resend_seconds=settings.resend_seconds

@@ -1,4 +1,4 @@
-"""Measuring what became of corrections: what the versions around an update make of the corrected prompt.
+"""Measuring the effects of corrections: how the versions around an update answer the corrected prompt.
 
 One batch at a time, all of one version, on one thread of one worker: it shares the policy server with the rollouts.
 """
@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 @app.task(name="measure")
 @shares.bound("measure")
 def measure(effect_ids: list[str]) -> None:
-    """Ask the versions about these corrections and write down what each said; safe to deliver twice."""
+    """Measure these corrections under their versions and record the results; safe to deliver twice."""
     held = runtime()
     with held.store.transaction() as session:
         claimed = effects.claim(session, [UUID(i) for i in effect_ids])
@@ -38,7 +38,7 @@ def measure(effect_ids: list[str]) -> None:
 
 
 def _measure(held: Runtime, together: Sequence[Measurement]) -> None:
-    """Ask one version about these corrections at once; what it refuses together is asked one by one."""
+    """Measure these corrections under one version at once; if it refuses the batch, one by one."""
     try:
         found = read(held, together)
     except PolicyUnavailable as error:
@@ -65,14 +65,14 @@ def _note_refusal(held: Runtime, together: Sequence[Measurement], error: PolicyR
         for one in together:
             if error.status_code in NOT_LOADED:
                 effects.release(session, one, f"version {one.version} is not loaded any more", counts=True)
-            else:  # what was refused as it is will be refused again
+            else:  # a refused request will be refused again
                 effects.give_up(session, one, str(error))
 
 
 def read(held: Runtime, together: Sequence[Measurement]) -> list[Reading]:
-    """What a version makes of these corrections, which are all to be measured under it.
+    """The results of one version for these corrections.
 
-    A prompt that several of them share is answered once. Errors: PolicyUnavailable, PolicyRefused.
+    A prompt shared by several of them is answered once. Errors: PolicyUnavailable, PolicyRefused.
     """
     version = together[0].version
     said = [_say(held, one) for one in together]
@@ -115,8 +115,8 @@ def read(held: Runtime, together: Sequence[Measurement]) -> list[Reading]:
 
 
 def _say(held: Runtime, one: Measurement) -> tuple[list[int], list[int], tuple[int, int]]:
-    """What is scored for a correction: the response's tokens, the places that count, and the span that changed."""
-    if one.text is None:  # fine as it was: the tokens the policy chose
+    """The request that scores a correction: the response's tokens, the positions that count, and the changed span."""
+    if one.text is None:  # fine as it was: the tokens that the policy chose
         response = list(one.token_ids)
         return response, [place for place, mine in enumerate(one.action_mask) if mine], (0, len(response))
     response = held.policy.tokenize(TokenizeRequest(text=one.text)).token_ids
@@ -126,8 +126,8 @@ def _say(held: Runtime, one: Measurement) -> tuple[list[int], list[int], tuple[i
 def find_changed(answered: Sequence[int], corrected: Sequence[int]) -> tuple[int, int]:
     """The tokens [start, end) of the correction from the first that the policy had not answered to the last.
 
-    Where the correction only leaves tokens out, it is the token that now follows what went before (or, at the end, the
-    one before it): that is where another choice was made. Never empty for a correction that has tokens.
+    If the correction only removes tokens, it is the first token after the removed ones (or, at the end, the one before
+    them), where another choice was made. Never empty for a correction that has tokens.
     """
     match = difflib.SequenceMatcher(None, answered, corrected, autojunk=False)
     changes = [(start, end) for tag, _, _, start, end in match.get_opcodes() if tag != "equal"]

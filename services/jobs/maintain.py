@@ -1,6 +1,6 @@
-"""The sweep, once a second: plan draws, send again what was lost, free what dead workers held, close what is done.
+"""The sweep, once a second: plan draws, resend lost messages, free leases of dead workers, close finished rows.
 
-No draws are planned or sent while there is too little room on a disk; the reason is written where `status` reads it.
+No draws are planned or sent while a disk is nearly full; `status` shows the reason.
 """
 
 import os
@@ -35,7 +35,7 @@ log = structlog.get_logger(__name__)
 @app.task(name="maintain")
 @shares.bound("maintain")
 def maintain() -> None:
-    """One sweep; does nothing while another one runs."""
+    """One sweep; returns at once while another one runs."""
     held = runtime()
     settings = held.settings
     shortage = _look_for_room(held.store, settings)
@@ -75,7 +75,7 @@ def maintain() -> None:
 
 
 def _look_for_room(store: Store, settings: Settings) -> str | None:
-    """Why there is too little room, written where `status` reads it, alone: a full disk may let nothing else pass."""
+    """Record for `status` why there is too little space, in its own transaction: a full disk may refuse others."""
     with store.transaction() as session:
         shortage = space.find_shortage(settings, _database_bytes(session) if settings.max_database_gb else 0)
         loop.block(session, lineages.get(session, settings.lineage).id, shortage)
@@ -83,8 +83,8 @@ def _look_for_room(store: Store, settings: Settings) -> str | None:
 
 
 def _compare_clock(session: Session) -> None:
-    """Say under a name of this machine's own that its clock is wrong, for as long as it is. Nothing here goes by it:
-    rows are compared with the database's clock, and so are deadlines and signatures."""
+    """Report under this machine's name that its clock is wrong, for as long as it is. No decision here depends on it:
+    rows, deadlines and signatures are compared with the database's clock."""
     name = f"{processes.CLOCK_OF}{socket.gethostname()}"
     ahead = processes.compare_clock(session)
     if abs(ahead) <= MAX_SKEW_SECONDS:

@@ -13,12 +13,12 @@ DRAW_SECONDS: Final = (0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300)
 
 
 class WorkerMeter:
-    """Counts what a worker does. Expert names are those of registered experts, so their number is bounded."""
+    """Counters of a worker. Expert names are those of registered experts, so their number is bounded."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._consultations = Counter(
             "preceptor_consultations",
-            "Consultations asked, by how they ended: answered, abstained, waiting, invalid, busy, unavailable.",
+            "Consultations sent, by outcome: answered, abstained, waiting, invalid, busy, unavailable.",
             ("expert", "outcome"),
             registry=registry,
         )
@@ -30,7 +30,7 @@ class WorkerMeter:
             registry=registry,
         )
         self._draws = Counter(
-            "preceptor_draws", "Groups asked of the policy: drawn, late, failed.", ("outcome",), registry=registry
+            "preceptor_draws", "Groups requested from the policy: drawn, late, failed.", ("outcome",), registry=registry
         )
         self._draw_seconds = Histogram(
             "preceptor_draw_seconds", "The policy's time for a group.", buckets=DRAW_SECONDS, registry=registry
@@ -46,7 +46,7 @@ class WorkerMeter:
         self._answer_seconds.labels(expert).observe(seconds)
 
     def drew(self, outcome: str, seconds: float) -> None:
-        """One group was asked of the policy: `drawn`, `late` (another worker was first) or `failed`."""
+        """One group was requested from the policy: `drawn`, `late` (another worker was first) or `failed`."""
         self._draws.labels(outcome).inc()
         self._draw_seconds.observe(seconds)
 

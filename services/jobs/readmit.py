@@ -1,5 +1,5 @@
-"""Looking at experts, every few seconds: one in quarantine that answers as it was registered is asked again, and one
-that is asked but has become another goes back to probation."""
+"""Checking experts every few seconds: one in quarantine that answers as registered is consulted again, and an active
+one that has changed goes back to probation."""
 
 import asyncio
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ Found = Descriptor | ExpertUnavailable | EndpointRefused
 @app.task(name="readmit")
 @shares.bound("readmit")
 def readmit() -> None:
-    """Look at those that are due; safe to deliver twice, since each is given out once a minute."""
+    """Check the experts that are due; safe to deliver twice, since each is due once a minute."""
     held = runtime()
     with held.store.transaction() as session:
         away = quarantine.take_due(session, MOST_AT_ONCE)
@@ -52,19 +52,19 @@ def _look_after(held: Runtime, look: Look, found: Found) -> None:
     with held.store.transaction() as session:
         if reason is not None:
             quarantine.postpone(session, look.expert_id, reason)
-            log.info("expert still away", expert=look.name, reason=reason)
+            log.info("expert still unavailable", expert=look.name, reason=reason)
         elif quarantine.readmit(session, look.expert_id, held.settings.quarantine_after_failures):
-            log.info("expert asked again", expert=look.name)
+            log.info("expert consulted again", expert=look.name)
 
 
 def _find_fault(look: Look, found: Found) -> str | None:
-    """Why it cannot be asked again; None when it answers as what was registered."""
+    """Why it cannot be consulted again; None if it answers as registered."""
     if not isinstance(found, Descriptor):
         return str(found)
     if found.version != look.descriptor.version:
-        return f"it answers as version {found.version}, registered is {look.descriptor.version}: register it again"
+        return f"it answers as version {found.version}, but {look.descriptor.version} is registered: register it again"
     if found != look.descriptor:
-        return "it describes itself otherwise than it was registered: register it again"
+        return "its descriptor differs from the registered one: register it again"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Retention, once an hour: old rows and weights that nothing needs any more go, a bounded batch at a time."""
+"""Retention, once an hour: deletes old rows and weights that are no longer needed, a bounded batch at a time."""
 
 import shutil
 import time
@@ -23,7 +23,7 @@ _LOCK: Final = 0x7072656365707403  # two at once would only wait for each other
 GROUPS_A_BATCH: Final = 100
 ROWS_A_BATCH: Final = 5_000
 MOST_SECONDS: Final = 300.0
-"""For each kind, an hour: what is left comes the next time."""
+"""For each kind per hour; the rest is deleted in the next hour."""
 
 log = structlog.get_logger(__name__)
 
@@ -31,15 +31,15 @@ log = structlog.get_logger(__name__)
 @app.task(name="retain")
 @shares.bound("retain")
 def retain() -> None:
-    """Delete what the settings no longer keep; does nothing while another one runs."""
+    """Delete rows and weights past their retention; returns at once while another run is in progress."""
     held = runtime()
     counted = apply(held.store, held.settings)
     if any(counted.values()):
-        log.info("deleted what is no longer kept", **counted)
+        log.info("expired rows and weights deleted", **counted)
 
 
 def apply(store: Store, settings: Settings) -> dict[str, int]:
-    """One round; how much of what was deleted."""
+    """One round; the number of deletions by kind."""
     with store.transaction() as session:
         drafts.forget_old(session)
         num_sessions = logins.forget_old(session)
@@ -73,7 +73,7 @@ def _as_batch(num_deleted: int, limit: int) -> tuple[int, bool]:
 
 
 def _repeat(store: Store, batch: Callable[[Session], tuple[int, bool]]) -> int:
-    """Do one batch a transaction until there is no more to do, or the time is up."""
+    """Run one batch per transaction until no work is left or the time is up."""
     total = 0
     until = time.monotonic() + MOST_SECONDS
     while time.monotonic() < until:
@@ -88,7 +88,7 @@ def _repeat(store: Store, batch: Callable[[Session], tuple[int, bool]]) -> int:
 
 
 def delete_weights(store: Store, settings: Settings) -> int:
-    """Delete the old weights that lie on this machine, after their versions are marked; how many."""
+    """Delete the old weights on this machine, after marking their versions; returns the number."""
     folder = settings.home / "artifacts"
     with store.transaction() as session:
         retention.retire_old_weights(session, settings.keep_adapters_days, settings.max_staleness)
@@ -101,7 +101,7 @@ def delete_weights(store: Store, settings: Settings) -> int:
 
 
 def _delete_tree(path: Path) -> None:
-    """Delete an artifact so that nobody sees half of one under its address."""
+    """Delete an artifact without ever leaving a part of it under its address."""
     doomed = path.with_name(f".deleting-{path.name}")
     shutil.rmtree(doomed, ignore_errors=True)
     path.rename(doomed)

@@ -1,4 +1,4 @@
-"""What a worker process holds between tasks: settings, store, the policy's client, one asyncio loop for HTTP."""
+"""The state of a worker process between tasks: settings, store, the policy's client, one asyncio loop for HTTP."""
 
 import asyncio
 import threading
@@ -18,13 +18,13 @@ from services.runtime.settings import Settings
 from services.store.core.transaction import Store
 
 DRAIN_SECONDS = 5.0
-"""How long a worker that is told to stop waits for answers under way; later ones are asked again."""
+"""How long a stopping worker waits for consultations in progress; later ones are sent again."""
 
 T = TypeVar("T")
 
 
 class Runtime:
-    """Made once a process, on first use; worker threads share it."""
+    """Made once per process, on first use; worker threads share it."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -48,7 +48,7 @@ class Runtime:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def close(self) -> None:
-        """Give every connection back."""
+        """Close all connections."""
         if self._metrics is not None:
             self._metrics.close()
         self.asker.close()
@@ -75,5 +75,5 @@ def _begin(**_: object) -> None:
 
 @worker_shutdown.connect
 def _finish(**_: object) -> None:
-    """Let the answers that are nearly here be written down."""
+    """Record the answers that are about to arrive."""
     runtime().asker.drain(DRAIN_SECONDS)

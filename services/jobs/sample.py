@@ -33,7 +33,7 @@ def sample(group_ids: list[str]) -> None:
         draws = groups.claim(session, [UUID(i) for i in group_ids], held.settings.group_lease_seconds)
     for draw in draws:
         _draw(draw)
-    dispatch.draws(held.store, held.settings)  # there is room again
+    dispatch.draws(held.store, held.settings)  # there is space again
 
 
 def _draw(draw: Draw) -> None:
@@ -51,11 +51,11 @@ def _draw(draw: Draw) -> None:
     except PolicyRefused as error:
         held.meter.drew("failed", time.perf_counter() - began)
         if error.status_code in NOT_READY and not draw.names_version:
-            reason = f"the policy server does not have {draw.policy_version} yet, which the trainer brings to it"
+            reason = f"the policy server does not have {draw.policy_version} yet; the trainer will load it"
             _release(draw, reason, retry_after=BACK_SECONDS, counts=False)
         elif error.status_code in NOT_READY and _comes_back(draw):
             _release(draw, str(error), retry_after=BACK_SECONDS, max_failures=BACK_TRIES)
-        else:  # what was refused as it is will be refused again
+        else:  # a refused request will be refused again
             _release(draw, str(error), retry_after=1, max_failures=1 if error.status_code in (413, 422) else None)
         return
     seconds, drawn_at = time.perf_counter() - began, time.time_ns()
@@ -108,7 +108,7 @@ def _trace(draw: Draw, version: str, drawn: list[tuple[UUID, int]], began: int, 
 
 
 def _comes_back(draw: Draw) -> bool:
-    """Whether the trainer will give the policy server the version this draw names: it was restarted, or forgot it."""
+    """Whether the trainer will load the version of this draw again: the policy server was restarted, or dropped it."""
     if draw.policy_version is None:
         return False
     with runtime().store.transaction() as session:
@@ -133,7 +133,7 @@ def _request(draw: Draw) -> SampleRequest:
 def _release(
     draw: Draw, reason: str, *, retry_after: float, counts: bool = True, max_failures: int | None = None
 ) -> None:
-    """Give the draw back; it is dead after so many failures that count (None: as many as the settings allow)."""
+    """Release the draw; it is dead after so many failures that count (None: as many as the settings allow)."""
     held = runtime()
     log.warning("draw failed", group_id=str(draw.group_id), task_id=str(draw.task_id), reason=reason)
     with held.store.transaction() as session:

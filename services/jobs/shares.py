@@ -1,4 +1,4 @@
-"""Every kind of work has its own bounded share of a worker's threads, so that none keeps another from running.
+"""Every kind of work has its own bounded share of a worker's threads, so that no kind blocks another.
 
 A message that finds its kind's share in use is dropped: its row still waits, and is sent again. Consultations need no
 share, since no thread waits for an expert (asking.py). There are as many threads as all shares together and some to
@@ -12,7 +12,7 @@ from typing import Final, ParamSpec
 
 import structlog
 
-SPARE_THREADS: Final = 4  # for messages that are handed on or dropped
+SPARE_THREADS: Final = 4  # for messages that are passed on or dropped
 
 P = ParamSpec("P")
 
@@ -27,7 +27,7 @@ class Shares:
 
     @property
     def num_threads(self) -> int:
-        """What a worker needs so that every share is there when it is wanted."""
+        """The number of threads with which every share is always available."""
         return sum(self._sizes.values()) + SPARE_THREADS
 
     def bound(self, kind: str) -> Callable[[Callable[P, None]], Callable[P, None]]:

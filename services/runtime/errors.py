@@ -47,7 +47,7 @@ class Conflict(PreceptorError):
 
 
 class InvalidInput(PreceptorError):
-    """The request is well-formed but its content cannot be accepted; nothing was stored."""
+    """The request is well-formed but its content is invalid; it was not stored."""
 
     status_code = 422
     title = "Invalid input"

@@ -184,7 +184,7 @@ def test_an_import_with_bad_rows_stores_nothing_and_names_each_with_its_reason(a
         (3, "domain"),
         (3, "messages"),
     ]
-    assert "2 rows cannot be accepted (2, 3)" in str(problem["detail"])
+    assert "2 rows are invalid (2, 3)" in str(problem["detail"])
     with store.transaction() as session:
         assert session.scalar(select(func.count()).select_from(TaskRow)) == 0
 

@@ -206,7 +206,7 @@ def test_the_loop_turns_feedback_into_policy_versions_and_survives_a_restart(
     assert [
         pid for pid in pids if psutil.pid_exists(pid) and "preceptor" in " ".join(psutil.Process(pid).cmdline())
     ] == []
-    assert "nothing runs" in preceptor(home, "status")
+    assert "no stack runs" in preceptor(home, "status")
     again = start()
     assert again.status().num_updates >= before.num_updates
 

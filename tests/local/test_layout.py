@@ -47,7 +47,7 @@ def test_the_data_folder_is_closed_and_root_leaves_only_a_way_through(tmp_path: 
 def test_a_folder_that_a_restore_did_not_finish_is_not_opened(tmp_path: Path) -> None:
     layout = Layout.open(tmp_path / "data")
     layout.incomplete_file.write_text("")
-    with pytest.raises(FolderIncomplete, match="part of a backup"):
+    with pytest.raises(FolderIncomplete, match="was interrupted"):
         Layout.open(tmp_path / "data")
 
 

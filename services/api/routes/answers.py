@@ -1,4 +1,4 @@
-"""Answers: what experts said, and withdrawing it."""
+"""Answers of experts, and withdrawing them."""
 
 from uuid import UUID
 

@@ -1,4 +1,4 @@
-"""The audit trail: who did what, when, from where, to which noun."""
+"""The audit trail: person, action, object, time and address."""
 
 from datetime import datetime
 from typing import Annotated
@@ -27,7 +27,7 @@ def _refuse_number(value: object) -> object:
 
 
 Moment = Annotated[
-    AwareDatetime | None, BeforeValidator(_refuse_number), Query(description="Only what was done before this time.")
+    AwareDatetime | None, BeforeValidator(_refuse_number), Query(description="Only entries before this time.")
 ]
 
 

@@ -1,4 +1,4 @@
-"""What every router shares: strict JSON, problem documents in the schema, and the lineage's name."""
+"""Shared by all routers: strict JSON, problem documents in the schema, and the lineage's name."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -11,14 +11,14 @@ from services.api.limits import StrictRoute
 MEANINGS: Final[Mapping[int, str]] = {
     401: "The API key is missing or not known.",
     403: "The key's role does not allow this.",
-    404: "The named thing does not exist.",
-    409: "The present state does not allow this, or the idempotency key was used for another request.",
+    404: "The named object does not exist.",
+    409: "The current state does not allow this, or the idempotency key was used for another request.",
     413: "The body is larger than 8 MiB.",
     415: "The body is not declared as application/json.",
     429: "Too many wrong passwords from this address or for this name. Send it again after Retry-After seconds.",
-    500: "A fault of ours; nothing was stored. The server's log has the cause under the id in `instance`.",
-    422: "The request's content cannot be accepted; `errors` says where. Nothing was stored.",
-    507: "A disk is nearly full; nothing was stored. Send it again once there is room.",
+    500: "Internal error; the request was not stored. The server's log has the cause under the id in `instance`.",
+    422: "The request's content is invalid; `errors` lists the places. The request was not stored.",
+    507: "A disk is nearly full; the request was not stored. Send it again once there is space.",
     503: "The database, or a service this route needs, is unavailable. Send it again after Retry-After seconds.",
 }
 
@@ -29,5 +29,5 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def build_router(tag: str, route_class: type[StrictRoute] = StrictRoute) -> APIRouter:
-    """A router whose every route can answer the problems that any route can."""
+    """A router whose routes document the problems that every route can answer."""
     return APIRouter(prefix="/v1", tags=[tag], route_class=route_class, responses=problems(401, 403, 422, 500, 503))

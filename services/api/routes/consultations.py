@@ -81,7 +81,7 @@ def get_consultation(consultation_id: UUID, caller: CallerDep, store: StoreDep) 
 async def _get_call_of_expert(
     request: Request, consultation_id: UUID, app_state: AppStateDep, bearer: BearerDep, key: KeyHeader = None
 ) -> Call:
-    """The call of a late answer: by the expert whose signature holds; for one without a secret, by an operator.
+    """The caller of a late answer: the expert whose signature is valid; for one without a secret, an operator.
 
     Errors: SignatureRefused, KeyMissing, KeyUnknown (401), NotAllowed (403), ConsultationNotFound (404),
     AnsweredByPeople (409).
@@ -135,12 +135,12 @@ def _verify(store: Store, consultation_id: UUID, headers: dict[str, str], body: 
 def answer_late(
     consultation_id: UUID, body: ConsultResponse, call: Annotated[Call, Depends(_get_call_of_expert)]
 ) -> ConsultationDetail:
-    """Give the answer to a consultation the expert said 202 to.
+    """Give the answer to a consultation to which the expert replied 202.
 
     Signed with the expert's secret (Standard Webhooks, `webhook-id` is the consultation's id). For an expert without a
-    secret an owner's or operator's API key stands in. People answer the human expert's consultations by way of
+    secret an owner's or operator's API key stands in. People answer the human expert's consultations through
     corrections. An answer that does not fit its rollout makes the consultation `invalid`, with the reason, for good.
-    One that comes after the rollout was ready opens a second lesson with its own terms only.
+    An answer that comes after the rollout was ready opens a second lesson with its own terms only.
 
     Errors: SignatureRefused (401), NotAllowed (403), ConsultationNotFound (404), NotWaiting,
     AnsweredByPeople (409).

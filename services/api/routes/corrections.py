@@ -37,9 +37,9 @@ router = build_router("corrections")
     "/corrections", status_code=201, dependencies=[needs(Right.CORRECT)], responses=problems(404, 409, 413, 415, 422)
 )
 def ask_for_correction(body: CorrectionCreate, call: CallDep) -> Correction:
-    """Put a rollout of a train task in the human queue, ahead of the queue's own choice.
+    """Put a rollout of a train task at the front of the human queue.
 
-    Asking twice finds the item that is there; a repeated request gets it without what a person wrote.
+    Asking twice returns the existing item; a repeated request gets it without a person's text.
 
     Errors: RolloutNotFound (404), NotCorrectable for a task that is not for training (422), NoHumanExpert (409).
     """
@@ -50,8 +50,8 @@ def ask_for_correction(body: CorrectionCreate, call: CallDep) -> Correction:
 def claim_correction(call: CallDep) -> CorrectionItem:
     """Lease the next item to this person for 30 minutes, with everything needed to correct it.
 
-    What was asked for comes first, then by how far experts disagree, then by how unsure the policy was, then the
-    newest. Two people never hold the same item; who holds one gets it again; one whose lease ran out goes to the next.
+    The order: requested items, then by the experts' disagreement, by the policy's uncertainty, and newest first. Two
+    people never hold the same item. The holder of an item gets it again; an expired lease frees it.
 
     Errors: NothingToCorrect (404).
     """
@@ -64,7 +64,7 @@ def claim_correction(call: CallDep) -> CorrectionItem:
     responses=problems(404, 409, 422),
 )
 def claim_one_correction(correction_id: UUID, call: CallDep) -> CorrectionItem:
-    """Lease this very item; whatever else this person holds goes back to the queue, its draft is kept.
+    """Lease this item; any other item of this person returns to the queue, with its draft kept.
 
     Errors: CorrectionNotFound (404), NotYours while someone else holds it, NotWaiting, IllegalStatusChange (409).
     """
@@ -116,9 +116,9 @@ def get_draft(correction_id: UUID, caller: CallerDep, store: StoreDep) -> Draft:
     responses=problems(404, 409, 413, 415, 422),
 )
 def save_draft(correction_id: UUID, body: DraftSave, call: PlainCallDep) -> DraftSaved:
-    """Keep this person's unfinished work on an item that they hold, or held when they began it.
+    """Save this person's draft of an item that they hold, or held when they began.
 
-    `version` is that of the draft it was edited from, 0 for the first; the same words again change nothing.
+    `version` is that of the draft it was edited from, 0 for the first; saving the same text again changes nothing.
 
     Errors: CorrectionNotFound (404), DraftChanged when another version was saved since, DraftNotTaken (409).
     """
@@ -187,9 +187,9 @@ def skip_correction(correction_id: UUID, body: CorrectionSkip, call: CallDep) ->
     responses=problems(404, 409, 422),
 )
 def undo_correction(correction_id: UUID, call: CallDep) -> CorrectionItem:
-    """Take back what this person submitted or skipped: the item is theirs again, with what they wrote as its draft.
+    """Undo this person's submission or skip: the item is theirs again, with their text as its draft.
 
-    A submitted one for ten minutes, and until a trainer has it: its answer and unused lesson are withdrawn.
+    A submission can be undone for ten minutes and until a trainer has it; its answer and unused lesson are withdrawn.
 
     Errors: CorrectionNotFound (404), NotYours, TooLateToUndo naming the update that has it, NotWaiting (409).
     """
@@ -220,6 +220,6 @@ def list_corrections(
 
 @router.get("/corrections/{correction_id}", dependencies=[needs(Right.READ)], responses=problems(404))
 def get_correction(correction_id: UUID, store: StoreDep) -> CorrectionOutcome:
-    """One item, the numbers of the updates that used it and what each changed. Errors: CorrectionNotFound (404)."""
+    """One item, the updates that used it, and the effect of each. Errors: CorrectionNotFound (404)."""
     with store.reading() as session:
         return desk.outcome(session, corrections.get(session, correction_id))

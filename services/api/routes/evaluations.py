@@ -33,9 +33,9 @@ def add_evaluation(body: EvaluationCreate, call: CallDep) -> Evaluation:
     "/gap-probes", status_code=201, dependencies=[needs(Right.OPERATE)], responses=problems(409, 413, 415, 422)
 )
 def add_gap_probe(body: GapProbeCreate, call: CallDep) -> Evaluation:
-    """Measure the student-teacher gap: train tasks answered plainly, and again with their reference shown first.
+    """Measure the student-teacher gap: train tasks answered plainly, then with their reference in the prompt.
 
-    The result is an evaluation whose `teacher_results` are those of the second half.
+    The evaluation has the results of the second half in `teacher_results`.
 
     Errors: NothingToEvaluate (422).
     """

@@ -35,11 +35,11 @@ WhyBody = Annotated[Why, Body()]
 def register_expert(body: ExpertCreate, call: CallDep) -> ExpertRegistered:
     """Register an expert by its URL: its descriptor is read, the conformance suite runs, its report is stored.
 
-    It starts on probation (consulted, but its answers train nothing), or `active` when it is `trusted` and every
-    check held. An expert is known by its endpoint: the same one again gets a new report and all settings anew, those
-    left out as if it were new; `changed` names what is different. Where its descriptor has changed, a new version takes
-    the old one's place, which retires. What a service calls itself gives it nothing: the name of another live expert is
-    refused. `warnings` names metadata that it declares and was not granted.
+    It starts on probation (consulted, but excluded from training), or `active` if it is `trusted` and every check
+    passed. The endpoint identifies an expert: registering it again makes a new report and sets all settings again, with
+    defaults for omitted ones; `changed` lists the differences. If its descriptor has changed, a new version replaces
+    the old one, which retires. The name of another live expert is refused. `warnings` lists metadata that it declares
+    but was not granted.
 
     Errors: NotAnExpert for an address that is not allowed, does not answer, redirects or answers HTML or anything else
     but a descriptor, SecretUnusable (422); ExpertNameTaken, EndpointTaken (409).
@@ -63,7 +63,7 @@ def move_expert(expert_id: UUID, body: ExpertCreate, call: CallDep) -> ExpertReg
 
 @router.post("/experts/own/{kind}", dependencies=[needs(Right.ADMINISTER)], responses=problems(409, 413, 415, 422))
 def install_expert(kind: OwnKind, body: ExpertCreate, call: CallDep) -> Expert:
-    """Register one of Preceptor's own experts where its process listens now: what `preceptor up` and `init` do.
+    """Register a built-in expert at the address of its process, as `preceptor up` and `init` do.
 
     Errors: NotAnExpert, SecretUnusable (422), EndpointTaken (409).
     """

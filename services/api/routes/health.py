@@ -13,7 +13,7 @@ from services.store.core import migrate
 from services.store.core.transaction import StoreUnavailable
 
 SECONDS: Final = 3.0
-"""The longest a health check may take: whoever asks gives it five."""
+"""The longest a health check may take: callers wait five seconds."""
 
 router = APIRouter(tags=["health"], responses=problems(500, 503))
 
@@ -34,7 +34,7 @@ class NotMigrated(ServiceUnavailable):
 
 @router.get("/healthz")
 async def get_health(app_state: AppStateDep) -> Healthy:
-    """Whether the database answers and is migrated; needs no key. It answers within seconds whatever the database does.
+    """Whether the database answers and is migrated; needs no key. It answers within seconds in any case.
 
     Errors: StoreUnavailable, NotMigrated (503).
     """

@@ -19,9 +19,9 @@ AT_ONCE = KeyRotate()
 
 @router.post("/keys", status_code=201, responses=problems(404, 409, 413, 415, 422))
 def add_key(body: KeyCreate, call: CallDep) -> KeyCreated:
-    """Make one more key; the answer shows it, this once. The others go on working.
+    """Create another key; only this answer shows it. Existing keys keep working.
 
-    Anyone may for themselves, no wider and no longer than the key they use; an owner for everybody.
+    Owners may issue any key; others only keys for themselves, no stronger and no longer-lived than their own.
 
     Errors: NotAllowed (403), PersonNotFound (404), PersonErased (409), ScopeNotInRole, EndInThePast (422).
     """
@@ -30,7 +30,7 @@ def add_key(body: KeyCreate, call: CallDep) -> KeyCreated:
 
 @router.get("/keys", responses=problems(404, 422))
 def list_keys(caller: CallerDep, store: StoreDep, paging: PagingDep, person_id: UUID | None = None) -> Page[Key]:
-    """One's own keys, or those of another person for an owner; newest first, those that are over too.
+    """Your own keys, or another person's for an owner; newest first, including expired and revoked ones.
 
     Errors: NotAllowed (403), PersonNotFound (404), BadCursor (422).
     """
@@ -54,5 +54,5 @@ def rotate_key(key_id: UUID, call: CallDep, body: KeyRotate = AT_ONCE) -> KeyCre
 
 @router.post("/keys/{key_id}/revoke", responses=problems(404, 409))
 def revoke_key(key_id: UUID, call: CallDep) -> Key:
-    """Make this key work no more, at once. Errors: NotAllowed (403), KeyNotFound (404), LastOwner (409)."""
+    """Revoke this key immediately. Errors: NotAllowed (403), KeyNotFound (404), LastOwner (409)."""
     return acts.revoke(call, key_id)

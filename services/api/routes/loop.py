@@ -16,7 +16,7 @@ router = build_router("loop")
 
 @router.get("/status", dependencies=[needs(Right.READ)])
 def get_status(store: StoreDep, settings: SettingsDep) -> Status:
-    """What runs, counts by status, the backlog, pass rates, the last updates and every process's last word."""
+    """The loop: switches, counts by status, the backlog, pass rates, the last updates and each process's heartbeat."""
     with store.reading() as session:
         return status.status(
             session,
@@ -30,8 +30,8 @@ def get_status(store: StoreDep, settings: SettingsDep) -> Status:
 
 @router.post("/loop", dependencies=[needs(Right.OPERATE)], responses=problems(409, 413, 415, 422))
 def switch_loop(body: LoopSwitch, call: CallDep) -> LoopState:
-    """Turn sampling and training on or off; what is left out stays.
+    """Turn sampling and training on or off; omitted switches stay as they are.
 
-    `max_updates` stops the loop after the update of that number; `no_end` takes such an end away.
+    `max_updates` stops the loop after the update with that number; `no_end` removes the limit.
     """
     return acts.switch(call, body)

@@ -115,7 +115,7 @@ def link_login(call: CallDep) -> LoginLink:
 
 @router.get("/persons/{person_id}/erasure", dependencies=[needs(Right.ADMINISTER)], responses=problems(404, 422))
 def preview_erasure(person_id: UUID, store: StoreDep) -> Erasure:
-    """What erasing a person's text would take out, or took out, and which updates it shaped.
+    """The texts that erasing a person would remove, or removed, and the updates that used them.
 
     Errors: PersonNotFound (404).
     """
@@ -130,9 +130,9 @@ def preview_erasure(person_id: UUID, store: StoreDep) -> Erasure:
     responses=problems(404, 409, 422),
 )
 def erase_person(person_id: UUID, call: CallDep) -> Erasure:
-    """Take out what a person wrote, their name, keys, sessions and password; for good.
+    """Erase a person's text, name, keys, sessions and password permanently.
 
-    Hashes, lengths and numbers stay. Lessons not yet used never train on it; what was trained is said, not undone.
+    Hashes, lengths and numbers stay. Unused lessons never train on it; updates that used it are listed, not undone.
 
     Errors: PersonNotFound (404), LastOwner (409).
     """

@@ -73,15 +73,14 @@ async def add_rollout(
 async def add_rollouts(
     body: RolloutBatch, request: Request, ingest: IngestDep, bearer: BearerDep, key: KeyHeader = None
 ) -> Response:
-    """Add up to 1,000 rollouts that were sampled elsewhere: each its own outcome, all good ones in one transaction.
+    """Add up to 1,000 rollouts sampled elsewhere: each with its own outcome, all accepted ones in one transaction.
 
-    Each row is what `POST /v1/rollouts` takes, with two fields more. `key` is the row's own idempotency key: one that
-    was stored before, by either route, is `existing` and changes nothing, so that a batch may be sent again whole.
-    Without keys of their own the rows get those of the header: `K` stands for `K/1`, `K/2`, … Rows with the same
-    `group` are siblings.
+    Each row has the fields of `POST /v1/rollouts` and two more. `key` is the row's own idempotency key: a row stored
+    before, by either route, is `existing` and is not stored again, so that a whole batch may be repeated. Rows without
+    a key get one from the header: `K` stands for `K/1`, `K/2`, … Rows with the same `group` are siblings.
 
-    A row that cannot be accepted is `refused` with its problem and keeps the others out of nothing. A batch that
-    breaks the contract is refused whole (422), and one that meets a 503 has stored nothing.
+    An invalid row is `refused` with its problem and does not affect the others. A batch that breaks the contract is
+    refused as a whole (422). After a 503 no row was stored.
 
     Errors: PolicyUnavailable, IngestBusy (503); OutOfSpace (507).
     """
@@ -138,7 +137,7 @@ def list_rollouts(
     task_id: UUID | None = None,
     group_id: UUID | None = None,
     status: RolloutStatus | None = None,
-    purpose: Annotated[Purpose | None, Query(description="What the rollouts were drawn for.")] = None,
+    purpose: Annotated[Purpose | None, Query(description="The purpose of the rollouts.")] = None,
     domain: Annotated[str | None, Query(max_length=200, description="The domain of their tasks.")] = None,
 ) -> Page[Rollout]:
     """Rollouts without their tokens, newest first. Only owners and operators see the text of probes that were shown the
@@ -189,7 +188,7 @@ def list_consultations_of_rollout(
 
 @router.get("/rollouts/{rollout_id}/answers", dependencies=[needs(Right.READ)], responses=problems(404, 422))
 def list_answers_of_rollout(rollout_id: UUID, caller: CallerDep, store: StoreDep, paging: PagingDep) -> Page[Answer]:
-    """What experts said about a rollout, newest first. Owners and operators see all of it; for others `feedback`,
+    """Answers about a rollout, newest first. Owners and operators see them in full; for others `feedback`,
     `solution` and `evidence` of an expert that was given metadata of the task are null, for they may quote it.
 
     Errors: RolloutNotFound (404), BadCursor (422).

@@ -1,4 +1,4 @@
-"""Tasks: prompts, what experts may need to judge an answer, and the split they belong to."""
+"""Tasks: prompts, metadata for experts, and splits."""
 
 from typing import Annotated
 from uuid import UUID
@@ -29,10 +29,9 @@ router = build_router("tasks")
 def add_task(body: TaskCreate, call: CallDep) -> Task:
     """Add a task.
 
-    `messages` end with the prompt to answer. `metadata` holds what experts need: `tests`, `tools`, `expected_result`,
-    `answer`, and for the split `train` a `reference`. Without a `key` the content is the key; the same key with the
-    same content is the task that is there. A family (of a domain) and a prompt stay on one side of train and the
-    other splits.
+    `messages` end with the prompt to answer. `metadata` is for experts: `tests`, `tools`, `expected_result`, `answer`,
+    and for the split `train` a `reference`. Without a `key` the content is the key; the same key and content return the
+    existing task. A family (of a domain) and a prompt may be either in train or in the other splits, not in both.
 
     Errors: TaskKeyTaken (409), SplitsOverlap (422), OutOfSpace (507).
     """
@@ -48,9 +47,8 @@ def add_task(body: TaskCreate, call: CallDep) -> Task:
 def import_tasks(body: TaskImport, call: CallDep) -> TaskImported:
     """Add up to 1,000 tasks: all of them or none.
 
-    Each row is what `POST /v1/tasks` takes. Rows count from 1; if any cannot be accepted nothing is stored, and
-    `errors` lists each bad row with the reason. An import may be repeated: tasks that are there already are reported
-    and left alone.
+    Each row has the fields of `POST /v1/tasks`. Rows count from 1; if any is invalid no task is stored, and `errors`
+    lists each bad row with the reason. An import may be repeated: existing tasks are reported and stay as they are.
 
     Errors: RowsRefused (422), OutOfSpace (507).
     """

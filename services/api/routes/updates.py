@@ -31,7 +31,7 @@ def list_updates(
 
 @router.get("/updates/{number}", dependencies=[needs(Right.READ)], responses=problems(404, 422))
 def get_update(number: Number, store: StoreDep, settings: SettingsDep) -> UpdateDetail:
-    """One update and what it used: every lesson, each term with its answers, weight, share and context's hash.
+    """One update: every lesson it used, and each term with its answers, weight, share and context's hash.
 
     Errors: UpdateNotFound (404).
     """

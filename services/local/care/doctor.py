@@ -597,7 +597,7 @@ async def _ask_expert(client: ExpertClient, row: ExpertRow) -> list[Finding]:
     except (ExpertUnavailable, EndpointRefused) as error:
         return [fail(check, error.detail, "Its consultations wait for it. Start it, pause it or retire it.")]
     if descriptor.version != row.version:
-        changed = f"answers as version {descriptor.version}, registered is {row.version}"
+        changed = f"answers as version {descriptor.version}, but {row.version} is registered"
         return [fail(check, changed, f"Register it again: `preceptor experts add {row.endpoint}`.")]
     findings = []
     clock = _compare_date(f"{check}'s clock", reply.headers.get("date"))

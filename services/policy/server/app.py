@@ -71,7 +71,7 @@ MEANINGS: Final = {
     404: "No version or artifact of this name.",
     409: "The version's state does not allow this.",
     413: "The body is too large.",
-    422: "The content cannot be accepted; `errors` says where.",
+    422: "The content is invalid; `errors` lists the places.",
     500: "A fault of ours; the server's log has the cause.",
     503: "The engine is busy or has ended. Send it again after Retry-After seconds.",
 }

@@ -251,7 +251,7 @@ def take_unseen(session: Session, limit: int) -> list[Look]:
 
 
 def note_changed(session: Session, expert_id: UUID, found: Descriptor | str) -> bool:
-    """Send an expert that describes itself otherwise than it was registered back to probation, and write it down.
+    """Send an expert whose descriptor has changed back to probation, and record it.
 
     found: its descriptor, or why the service there is no expert. False where it is what it was, or is not active
     any more.

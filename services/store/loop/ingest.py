@@ -1,6 +1,6 @@
 """Rollouts sampled elsewhere, many in one transaction: looked up, checked, given a group and stored.
 
-One that cannot be accepted does not keep the others out.
+A refused one does not affect the others.
 """
 
 import json

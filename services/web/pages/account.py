@@ -1,4 +1,4 @@
-"""A person's own account: password, sessions, keys, and how pages look."""
+"""A person's own account: password, sessions, keys, and the look of the pages."""
 
 from typing import Annotated
 from uuid import UUID
@@ -36,7 +36,7 @@ router = build_pages()
 
 
 class ThemeForm(Contract):
-    """How pages shall look, and where to go back to."""
+    """The theme of the pages, and the page to return to."""
 
     theme: Theme
     next: Annotated[str, Field(max_length=2000)] = "/account"
@@ -95,7 +95,7 @@ def end_session(session_id: UUID, visitor: VisitorDep, call: CallDep) -> Respons
 
 @router.post("/theme")
 def choose_theme(guest: GuestDep, form: Annotated[ThemeForm, form_of(ThemeForm)]) -> Response:
-    """Keep how pages shall look in this browser."""
+    """Save the theme of the pages in this browser."""
     response = go_to(guest, local_path(form.next))
     set_cookie(response, guest, THEME_COOKIE, form.theme.value, max_age=THEME_SECONDS)
     return response

@@ -33,7 +33,7 @@ def show_audit(
     noun_id: Word = "",
     until: Word = "",
 ) -> Response:
-    """What was done, newest first; by one person, of one kind, to one noun, up to a day. Errors: BadCursor (422)."""
+    """The entries, newest first; filtered by person, action, object and last day. Errors: BadCursor (422)."""
     before = _end_of(until)
     with store.reading() as session:
         row = persons.find(session, person) if person else None

@@ -1,7 +1,7 @@
-"""Correcting answers: the item in front of a person, what they decided before, and what became of it.
+"""Correcting answers: the current item of a person, their past decisions, and the effects of those.
 
 Everything works as plain forms; static/correct.js adds the live difference, autosave, the lease's heartbeat and keys.
-What that script sends is in `correction_calls`.
+The requests of that script are in `correction_calls`.
 """
 
 import json
@@ -44,7 +44,7 @@ from services.web.presenters.marks import Remark
 from services.web.visitors import CallDep, Visitor, VisitorDep, go_to, needs, page
 
 HOLD_SECONDS = 20
-"""How long the trainer leaves alone what was submitted here: enough to notice a slip, and no update waits for it."""
+"""How long the trainer ignores a submission of this page: time to notice a slip, and no update waits for it."""
 
 _SPANS = TypeAdapter(list[FeedbackSpan])  # as many as a form may hold; how many are kept is checked with words
 
@@ -56,7 +56,7 @@ class RemarksUnreadable(InvalidInput):
 
 
 class WorkForm(Contract):
-    """What is on the page when it is sent. spans: JSON; quote and remark: one more remark, for want of a script."""
+    """The fields of the page. spans: JSON; quote and remark: one more remark, if there is no script."""
 
     text: Annotated[str, Field(max_length=MAX_SOLUTION_CHARS)] = ""
     comment: Annotated[str, Field(max_length=MAX_COMMENT_CHARS)] = ""
@@ -69,7 +69,7 @@ class WorkForm(Contract):
 
 @dataclass(frozen=True)
 class Work:
-    """What a person has on their desk: the text, remarks, and the draft's version they began from."""
+    """A person's current work: the text, remarks, and the version of the draft it is based on."""
 
     text: str
     comment: str
@@ -79,7 +79,7 @@ class Work:
 
 @router.get("/correct", dependencies=[needs(Right.CORRECT)])
 def show_start(visitor: VisitorDep, store: StoreDep, settings: SettingsDep) -> Response:
-    """What there is to do; who holds an item is sent to it."""
+    """The start of the queue; the holder of an item is redirected to it."""
     with store.reading() as session:
         lineage = lineages.get(session, settings.lineage)
         held = corrections.find_held(session, lineage.id, visitor.id)
@@ -106,7 +106,7 @@ def claim_next(visitor: VisitorDep, call: CallDep) -> Response:
 
 @router.get("/correct/history", dependencies=[needs(Right.CORRECT)])
 def show_history(visitor: VisitorDep, store: StoreDep, settings: SettingsDep, paging: RowsDep) -> Response:
-    """What the visitor decided, the latest first, and what became of each. Errors: BadCursor (422)."""
+    """The visitor's decisions, latest first, with their effects. Errors: BadCursor (422)."""
     with store.reading() as session:
         lineage = lineages.get(session, settings.lineage)
         found = desk.history(session, lineage.id, visitor.id, cursor=paging.cursor, limit=min(paging.limit, 25))
@@ -123,7 +123,7 @@ def show_history(visitor: VisitorDep, store: StoreDep, settings: SettingsDep, pa
 
 @router.get("/correct/{correction_id}", dependencies=[needs(Right.CORRECT)])
 def show_item(correction_id: UUID, visitor: VisitorDep, app_state: AppStateDep) -> Response:
-    """The item at the visitor's desk, or what became of one that is not. Errors: CorrectionNotFound (404)."""
+    """The item if the visitor holds it, else its outcome. Errors: CorrectionNotFound (404)."""
     with app_state.store.reading() as session:
         row = corrections.get(session, correction_id)
         if not drafts.is_held_by(row, visitor.id):
@@ -134,7 +134,7 @@ def show_item(correction_id: UUID, visitor: VisitorDep, app_state: AppStateDep) 
 
 @router.post("/correct/{correction_id}/claim", dependencies=[needs(Right.CORRECT)])
 def claim_item(correction_id: UUID, visitor: VisitorDep, call: CallDep) -> Response:
-    """Claim this very item. Errors: CorrectionNotFound (404), NotYours, NotWaiting, IllegalStatusChange (409)."""
+    """Claim this item. Errors: CorrectionNotFound (404), NotYours, NotWaiting, IllegalStatusChange (409)."""
     acts.claim(call, correction_id)
     return go_to(visitor, f"/correct/{correction_id}")
 
@@ -147,7 +147,7 @@ def save_item(
     app_state: AppStateDep,
     form: Annotated[WorkForm, form_of(WorkForm)],
 ) -> Response:
-    """Keep the draft, where there is no script; with one more remark on a part of the answer if one was written."""
+    """Save the draft without a script, with one more remark about a part of the answer if there is one."""
     try:
         work = _read_work(call, app_state.policy, correction_id, form)
         acts.save_draft(call, correction_id, _as_draft(work))
@@ -164,9 +164,9 @@ def submit_item(
     app_state: AppStateDep,
     form: Annotated[WorkForm, form_of(WorkForm)],
 ) -> Response:
-    """Submit the correction, or that the answer is fine, and go on to the next item.
+    """Submit the correction, or that the answer is fine, and continue with the next item.
 
-    Where it is refused, the page comes back with everything that was typed and says why.
+    If it is refused, the page comes back with the typed text and the reason.
     """
     try:
         work = _read_work(call, app_state.policy, correction_id, form)
@@ -194,14 +194,14 @@ def _decide(work: Work, verdict: Literal["corrected", "fine"]) -> CorrectionSubm
 def skip_item(
     correction_id: UUID, visitor: VisitorDep, call: CallDep, form: Annotated[CorrectionSkip, form_of(CorrectionSkip)]
 ) -> Response:
-    """Leave the item to someone else and go on. Errors: CorrectionNotFound (404), NotYours (409)."""
+    """Skip the item and continue with the next one. Errors: CorrectionNotFound (404), NotYours (409)."""
     acts.skip(call, correction_id, form)
     return _go_on(visitor, call, notice="Skipped; someone else may take it.")
 
 
 @router.post("/correct/{correction_id}/release", dependencies=[needs(Right.CORRECT)])
 def release_item(correction_id: UUID, visitor: VisitorDep, call: CallDep) -> Response:
-    """Stop for now: the item goes back to the queue, a draft is kept.
+    """Stop for now: return the item to the queue and keep the draft.
 
     Errors: CorrectionNotFound (404), NotYours (409).
     """
@@ -211,20 +211,20 @@ def release_item(correction_id: UUID, visitor: VisitorDep, call: CallDep) -> Res
 
 @router.post("/correct/{correction_id}/undo", dependencies=[needs(Right.CORRECT)])
 def undo_item(correction_id: UUID, visitor: VisitorDep, call: CallDep) -> Response:
-    """Take back a submitted or skipped item. Errors: CorrectionNotFound (404), NotYours, TooLateToUndo (409)."""
+    """Undo the submission or skip of an item. Errors: CorrectionNotFound (404), NotYours, TooLateToUndo (409)."""
     acts.take_back(call, correction_id)
     return go_to(visitor, f"/correct/{correction_id}", notice="Undone: the answer is yours again, as you left it.")
 
 
 @router.post("/correct/{correction_id}/discard", dependencies=[needs(Right.CORRECT)])
 def discard_item_draft(correction_id: UUID, visitor: VisitorDep, call: CallDep) -> Response:
-    """Throw the visitor's draft away. Errors: CorrectionNotFound (404)."""
+    """Discard the visitor's draft. Errors: CorrectionNotFound (404)."""
     acts.discard_draft(call, correction_id)
     return go_to(visitor, f"/correct/{correction_id}", notice="The draft is deleted.")
 
 
 def _go_on(visitor: Visitor, call: PersonCall, *, notice: str | None) -> Response:
-    """To the next item, or to the start when there is none."""
+    """Redirect to the next item, or to the start if there is none."""
     try:
         path = f"/correct/{acts.claim_next(call).id}"
     except acts.NothingToCorrect:
@@ -256,7 +256,7 @@ def _read_work(call: PersonCall, policy: PolicyClient, correction_id: UUID, form
 def _show_again(
     visitor: Visitor, app_state: AppState, correction_id: UUID, form: WorkForm, error: PreceptorError
 ) -> Response:
-    """The page as it was sent, with what was wrong; nothing that was typed is lost. Raises what has no such page."""
+    """The page as it was sent, with the error and the typed text. Raises errors that have no such page."""
     try:
         spans = _SPANS.validate_json(form.spans)
     except ValidationError:
@@ -268,7 +268,7 @@ def _show_again(
             return _show_outcome(visitor, session, row, work=work, problem=error)
         bench = _read_bench(session, row, visitor)
     theirs = None
-    if isinstance(error, drafts.DraftChanged):  # who was told of the other draft may send theirs over it
+    if isinstance(error, drafts.DraftChanged):  # a visitor who saw the other draft may overwrite it
         theirs = bench.item.draft
         work = replace(work, version=0 if theirs is None else theirs.version)
     return _show_desk(visitor, app_state, bench, work=work, form=form, problem=error, theirs=theirs)
@@ -276,7 +276,7 @@ def _show_again(
 
 @dataclass(frozen=True)
 class Bench:
-    """What the store knows of the item at somebody's desk."""
+    """The item of the store that the visitor holds."""
 
     item: CorrectionItem
     token_ids: list[int]
@@ -381,7 +381,7 @@ def _list_remarks(opinions: list[Opinion], tokens: Tokens | None) -> list[Remark
 
 
 def _quote(tokens: Tokens | None, span: FeedbackSpan) -> str:
-    """The words a remark is about, or where they are while nobody can say which they are."""
+    """The words that a remark is about, or their token range if the words are not known."""
     if tokens is None:
         return f"tokens {span.start} to {span.end - 1}"
     start, end = tokens.characters(span.start, span.end)

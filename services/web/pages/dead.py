@@ -1,4 +1,4 @@
-"""Dead letters: consultations and draws that failed as often as they may, and buttons to try again."""
+"""Dead letters: consultations and draws without attempts left, and buttons to retry them."""
 
 from typing import Annotated
 from uuid import UUID
@@ -48,27 +48,27 @@ def show_dead(
 
 @router.post("/dead/consultations/{consultation_id}/requeue", dependencies=[needs(Right.OPERATE)])
 def requeue_consultation(consultation_id: UUID, visitor: VisitorDep, call: CallDep) -> Response:
-    """Ask a dead consultation again. Errors: ConsultationNotFound (404), IllegalStatusChange (409)."""
+    """Retry a dead consultation. Errors: ConsultationNotFound (404), IllegalStatusChange (409)."""
     consultations.requeue(call, consultation_id)
     return go_to(visitor, "/dead", notice="The consultation will be retried.")
 
 
 @router.post("/dead/consultations/requeue", dependencies=[needs(Right.OPERATE)])
 def requeue_consultations(visitor: VisitorDep, call: CallDep) -> Response:
-    """Ask every dead consultation again, the oldest first."""
+    """Retry all dead consultations, oldest first."""
     return go_to(visitor, "/dead", notice=_tell("consultation", consultations.requeue_all(call)))
 
 
 @router.post("/dead/draws/{draw_id}/requeue", dependencies=[needs(Right.OPERATE)])
 def requeue_draw(draw_id: UUID, visitor: VisitorDep, call: CallDep) -> Response:
-    """Try a dead draw again. Errors: DrawNotFound (404), IllegalStatusChange (409)."""
+    """Retry a dead draw. Errors: DrawNotFound (404), IllegalStatusChange (409)."""
     draws.requeue(call, draw_id)
     return go_to(visitor, "/dead", notice="The prompt will be retried.")
 
 
 @router.post("/dead/draws/requeue", dependencies=[needs(Right.OPERATE)])
 def requeue_draws(visitor: VisitorDep, call: CallDep) -> Response:
-    """Try every dead draw again, the oldest first."""
+    """Retry all dead draws, oldest first."""
     return go_to(visitor, "/dead", notice=_tell("prompt", draws.requeue_all(call)))
 
 

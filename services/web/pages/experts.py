@@ -1,4 +1,4 @@
-"""Experts: who they are, how they do, and whether they are asked and trained on."""
+"""Experts: their figures, status and contribution to training."""
 
 from typing import Annotated
 from uuid import UUID
@@ -37,7 +37,7 @@ def show_experts(
     paging: RowsDep,
     status: Chosen[ExpertStatus] = None,
 ) -> Response:
-    """Experts with what they gave, newest first. Errors: LineageNotFound (404), BadCursor (422)."""
+    """Experts with their contributions, newest first. Errors: LineageNotFound (404), BadCursor (422)."""
     with store.reading() as session:
         lineage = lineages.get(session, settings.lineage)
         found = browse.list_experts(
@@ -87,7 +87,7 @@ def show_expert(expert_id: UUID, visitor: VisitorDep, store: StoreDep) -> Respon
 
 @router.post("/experts/{expert_id}/activate", dependencies=[needs(Right.OPERATE)])
 def activate_expert(expert_id: UUID, visitor: VisitorDep, call: CallDep) -> Response:
-    """Let its answers train. Errors: ExpertNotFound (404), NotConformant, IllegalStatusChange (409)."""
+    """Use its answers for training. Errors: ExpertNotFound (404), NotConformant, IllegalStatusChange (409)."""
     acts.activate(call, expert_id)
     return go_to(visitor, f"/experts/{expert_id}", notice="The expert is active: its answers train the policy.")
 
@@ -110,7 +110,7 @@ def weigh_expert(
 
 @router.post("/experts/{expert_id}/retire", dependencies=[needs(Right.OPERATE)])
 def retire_expert(expert_id: UUID, visitor: VisitorDep, call: CallDep, form: Annotated[Why, form_of(Why)]) -> Response:
-    """Retire it for good. Errors: ExpertNotFound (404), IllegalStatusChange (409)."""
+    """Retire it permanently. Errors: ExpertNotFound (404), IllegalStatusChange (409)."""
     acts.retire(call, expert_id, form.reason)
     return go_to(visitor, f"/experts/{expert_id}", notice="The expert is retired; its open consultations have ended.")
 
@@ -119,7 +119,7 @@ def retire_expert(expert_id: UUID, visitor: VisitorDep, call: CallDep, form: Ann
 def requeue_expert(expert_id: UUID, visitor: VisitorDep, call: CallDep) -> Response:
     """Retry its dead consultations, and take it out of quarantine.
 
-    Errors: ExpertNotFound (404), IllegalStatusChange (409) when it retired.
+    Errors: ExpertNotFound (404), IllegalStatusChange (409) if it is retired.
     """
     _, num_asked = acts.requeue(call, expert_id)
     return go_to(visitor, f"/experts/{expert_id}", notice=f"{num_asked} dead consultations will be retried.")

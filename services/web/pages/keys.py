@@ -1,4 +1,4 @@
-"""API keys: making, rotating and revoking them, one's own from the account, everybody's from the person's page."""
+"""API keys: making, rotating and revoking them, your own on the account, another person's on their page."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
@@ -26,7 +26,7 @@ def _as_list(value: object) -> object:
 
 
 class KeyForm(Contract):
-    """A key to be: for whom, its name, what it may, how many days."""
+    """The form of a new key: its person, name, rights and days."""
 
     person_id: UUID
     name: Name
@@ -35,7 +35,7 @@ class KeyForm(Contract):
 
 
 class RotateForm(Contract):
-    """How many days the old key goes on."""
+    """How many days the old key keeps working."""
 
     grace_days: Annotated[int, Field(ge=0, le=30)] = 0
 
@@ -44,7 +44,7 @@ class RotateForm(Contract):
 def add_key(
     visitor: VisitorDep, call: CallDep, store: StoreDep, form: Annotated[KeyForm, form_of(KeyForm)]
 ) -> Response:
-    """Make one more key and show it, this once.
+    """Create another key and show it once.
 
     Errors: NotAllowed (403), PersonNotFound (404), PersonErased (409), ScopeNotInRole (422).
     """
@@ -57,7 +57,7 @@ def add_key(
 def rotate_key(
     key_id: UUID, visitor: VisitorDep, call: CallDep, store: StoreDep, form: Annotated[RotateForm, form_of(RotateForm)]
 ) -> Response:
-    """Put a new key in place of this one and show it, this once.
+    """Replace this key by a new one and show it once.
 
     Errors: NotAllowed (403), KeyNotFound (404), KeyOver (409).
     """
@@ -67,7 +67,7 @@ def rotate_key(
 
 @router.post("/keys/{key_id}/revoke")
 def revoke_key(key_id: UUID, visitor: VisitorDep, call: CallDep) -> Response:
-    """Make a key work no more. Errors: NotAllowed (403), KeyNotFound (404), LastOwner (409)."""
+    """Revoke a key. Errors: NotAllowed (403), KeyNotFound (404), LastOwner (409)."""
     over = acts.revoke(call, key_id)
     is_own = key_id == visitor.caller.key_id
     notice = f"The key {over.name} is revoked."
@@ -75,7 +75,7 @@ def revoke_key(key_id: UUID, visitor: VisitorDep, call: CallDep) -> Response:
 
 
 def back_to(visitor: Visitor, person_id: UUID) -> str:
-    """The page a person's keys are on: one's own are on the account."""
+    """The page with a person's keys: the account for the visitor's own."""
     return "/account" if person_id == visitor.id else f"/persons/{person_id}"
 
 

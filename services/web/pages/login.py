@@ -32,14 +32,14 @@ router = build_pages()
 log = structlog.get_logger(__name__)
 
 UNKNOWN_KEY = "Unknown key: it may be mistyped, replaced, revoked or expired."
-WRONG_PASSWORD = "Wrong name or password."  # noqa: S105 - a sentence, no password
+WRONG_PASSWORD = "Wrong name or password."  # noqa: S105 - a sentence, not a password
 
 Next = Annotated[str, Query(max_length=2000)]
 Secret = Annotated[str, Field(max_length=passwords.MAX_CHARS + 1, repr=False)]
 
 
 class LoginForm(Contract):
-    """Who somebody says they are: a name and password, or a key."""
+    """The credentials of a login: a name and password, or a key."""
 
     name: Annotated[str, Field(max_length=200)] = ""
     password: Secret = ""
@@ -48,7 +48,7 @@ class LoginForm(Contract):
 
 
 class NewPasswordForm(Contract):
-    """A password to be, typed twice; empty where the link only logs in."""
+    """A new password, typed twice; empty if the link only logs in."""
 
     new: Secret = ""
     again: Secret = ""
@@ -56,7 +56,7 @@ class NewPasswordForm(Contract):
 
 @router.get("/login")
 def show_login(guest: GuestDep, next: Next = "/") -> Response:
-    """The login page; who is logged in already goes on."""
+    """The login page; redirects visitors who are already logged in."""
     if isinstance(guest, Visitor):
         return go_to(guest, local_path(next))
     return page(guest, "login.html", next=local_path(next), name="", problem=None, by_key=False)
@@ -64,7 +64,7 @@ def show_login(guest: GuestDep, next: Next = "/") -> Response:
 
 @router.post("/login")
 def log_in(guest: GuestDep, store: StoreDep, form: Annotated[LoginForm, form_of(LoginForm)]) -> Response:
-    """Start a session with a token of its own, whatever cookies came along."""
+    """Start a session with a new token; cookies of the request are ignored."""
     try:
         opened = _open(store, guest, form)
     except (passwords.TooManyTries, passwords.PasswordsBusy) as error:
@@ -92,7 +92,7 @@ def log_out(visitor: VisitorDep, call: CallDep) -> Response:
 
 @router.get("/link/{token}")
 def show_link(token: str, guest: GuestDep, store: StoreDep) -> Response:
-    """What a one-time link does, and the button that does it: looking at it does not use it up.
+    """The page of a one-time link, with a button to use it; opening the page does not use it up.
 
     Errors: LinkNotFound (404).
     """
@@ -105,7 +105,7 @@ def show_link(token: str, guest: GuestDep, store: StoreDep) -> Response:
 def use_link(
     token: str, guest: GuestDep, store: StoreDep, form: Annotated[NewPasswordForm, form_of(NewPasswordForm)]
 ) -> Response:
-    """Use a one-time link: log in, after setting a password where that is what it is for.
+    """Use a one-time link: log in, after setting a password if the link is for one.
 
     Errors: LinkNotFound (404).
     """
@@ -137,7 +137,7 @@ def browser_of(guest: Guest) -> Browser:
 
 
 def check_typed(new: str, again: str) -> None:
-    """Pass a new password that was typed twice alike. Errors: PasswordTooWeak (422)."""
+    """Check that the new password was typed the same twice. Errors: PasswordTooWeak (422)."""
     if new != again:
         raise passwords.PasswordTooWeak("the two passwords differ", hint="Type the same one twice.")
 

@@ -1,4 +1,4 @@
-"""The running loop at a glance: what it does, how fast, what waits, and how its figures go."""
+"""The overview of the loop: its state, speed, queues and curves."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -28,7 +28,7 @@ from services.web.presenters import charts
 from services.web.presenters.charts import Chart, VersionChart
 from services.web.visitors import CallDep, VisitorDep, go_to, needs, page
 
-SILENCE = timedelta(seconds=60)  # a process that lives says so every few seconds
+SILENCE = timedelta(seconds=60)  # a live process sends a heartbeat every few seconds
 NUM_VERSIONS = 24  # on the chart; the list has them all
 
 router = build_pages()
@@ -42,7 +42,7 @@ class SwitchForm(Contract):
 
 
 class EndForm(Contract):
-    """After which update the loop stops; nothing: it goes on."""
+    """The update after which the loop stops; None for no limit."""
 
     max_updates: Annotated[str, Field(pattern="^[0-9]{1,9}$")] | None = None
 
@@ -89,7 +89,7 @@ def switch_loop(visitor: VisitorDep, call: CallDep, form: Annotated[SwitchForm, 
 
 @router.post("/loop/end", dependencies=[needs(Right.OPERATE)])
 def end_loop(visitor: VisitorDep, call: CallDep, form: Annotated[EndForm, form_of(EndForm)]) -> Response:
-    """Stop the loop after an update, or let it go on for as long as there are tasks."""
+    """Set the update after which the loop stops, or remove the limit."""
     last = None if form.max_updates is None else int(form.max_updates)
     if last is not None and last > MAX_UPDATES:
         raise InvalidInput(f"a loop makes at most {MAX_UPDATES:,} updates")
@@ -97,13 +97,13 @@ def end_loop(visitor: VisitorDep, call: CallDep, form: Annotated[EndForm, form_o
     return go_to(
         visitor,
         "/",
-        notice="The loop continues without an end." if last is None else f"The loop stops after update {last}.",
+        notice="The loop continues without a limit." if last is None else f"The loop stops after update {last}.",
     )
 
 
 @dataclass(frozen=True)
 class Now:
-    """What changes every second or two. silent: processes that have not spoken for a while."""
+    """The part that changes every second or two. silent: processes without a recent heartbeat."""
 
     status: Status
     silent: frozenset[str]

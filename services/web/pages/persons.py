@@ -1,4 +1,4 @@
-"""Persons and services, for owners: who there is, what they hold, and taking out what somebody wrote."""
+"""Persons and services, for owners: accounts, keys, sessions, and erasing text."""
 
 from typing import Annotated, Final
 from uuid import UUID
@@ -29,7 +29,7 @@ ROLES: Final = {
 
 
 class PersonForm(Contract):
-    """A person or service to be."""
+    """The form of a new person or service."""
 
     name: Name
     role: Role
@@ -48,7 +48,7 @@ class EraseForm(Contract):
 
 
 class NameNotTyped(InvalidInput):
-    """The name that was typed is not the person's; nothing was erased."""
+    """The typed name is not the person's; no text was erased."""
 
     title = "Not erased"
     hint = "Type the name exactly to erase this person."
@@ -56,7 +56,7 @@ class NameNotTyped(InvalidInput):
 
 @router.get("/persons", dependencies=[needs(Right.ADMINISTER)])
 def show_persons(visitor: VisitorDep, store: StoreDep, paging: RowsDep) -> Response:
-    """Everybody, newest first. Errors: BadCursor (422)."""
+    """All persons and services, newest first. Errors: BadCursor (422)."""
     with store.reading() as session:
         found = roster.read(session, cursor=paging.cursor, limit=paging.limit)
     return page(visitor, "persons/list.html", found=found, roles=ROLES)
@@ -95,7 +95,7 @@ def show_person(person_id: UUID, visitor: VisitorDep, store: StoreDep) -> Respon
 
 @router.get("/persons/{person_id}/erasure", dependencies=[needs(Right.ADMINISTER)])
 def show_erasure(person_id: UUID, visitor: VisitorDep, store: StoreDep) -> Response:
-    """What erasing a person's text would take out, or took out: counted here, for it may take a while.
+    """The texts that erasing a person would remove, or removed; a page of its own, as counting may take a while.
 
     Errors: PersonNotFound (404).
     """
@@ -109,7 +109,7 @@ def show_erasure(person_id: UUID, visitor: VisitorDep, store: StoreDep) -> Respo
 def change_role(
     person_id: UUID, visitor: VisitorDep, call: CallDep, form: Annotated[RoleChange, form_of(RoleChange)]
 ) -> Response:
-    """Give a person another role. Errors: PersonNotFound (404), PersonErased, ServiceStays, LastOwner (409)."""
+    """Change the role of a person. Errors: PersonNotFound (404), PersonErased, ServiceStays, LastOwner (409)."""
     name = acts.change_role(call, person_id, form.role).name
     return go_to(visitor, f"/persons/{person_id}", notice=f"{name} is {form.role.value} now.")
 
@@ -118,7 +118,7 @@ def change_role(
 def link_password(
     person_id: UUID, visitor: VisitorDep, call: CallDep, store: StoreDep, form: Annotated[LinkForm, form_of(LinkForm)]
 ) -> Response:
-    """Make a link to set a password and show it, this once.
+    """Make a link to set a password and show it once.
 
     Errors: PersonNotFound (404), PersonErased (409), NoPasswordForServices (422).
     """
@@ -139,7 +139,7 @@ def end_sessions(person_id: UUID, visitor: VisitorDep, call: CallDep) -> Respons
 def erase_person(
     person_id: UUID, visitor: VisitorDep, call: CallDep, store: StoreDep, form: Annotated[EraseForm, form_of(EraseForm)]
 ) -> Response:
-    """Take out what a person wrote, their name and every way to log in; for good.
+    """Erase a person's text, name and credentials permanently.
 
     Errors: PersonNotFound (404), LastOwner (409), NameNotTyped (422).
     """

@@ -1,4 +1,4 @@
-"""Policy versions and evaluations: what was published, what it had passed, and whether it is better."""
+"""Policy versions and evaluations: published versions, their gates, and comparisons."""
 
 from typing import Annotated, Literal
 from uuid import UUID

@@ -1,4 +1,4 @@
-"""Rollouts: the list, and one with all that experts said about it and what an update made of that."""
+"""Rollouts: the list, and one rollout with its answers and the update that used it."""
 
 from typing import Annotated
 from uuid import UUID
@@ -80,7 +80,7 @@ def show_rollout(
 
 @router.post("/answers/{answer_id}/withdraw", dependencies=[needs(Right.OPERATE)])
 def withdraw_answer(answer_id: UUID, visitor: VisitorDep, call: CallDep) -> Response:
-    """Withdraw an answer for good. Errors: AnswerNotFound (404), IllegalStatusChange (409)."""
+    """Withdraw an answer permanently. Errors: AnswerNotFound (404), IllegalStatusChange (409)."""
     withdrawn = answers.withdraw(call, answer_id)
     notice = "The answer is withdrawn and no longer trained on."
     return go_to(visitor, f"/rollouts/{withdrawn.rollout_id}", notice=notice)

@@ -1,4 +1,4 @@
-"""Updates: the ledger of optimizer steps, and what each was made of."""
+"""Updates: the ledger of optimizer steps, each with its lessons and terms."""
 
 from starlette.responses import Response
 
@@ -41,7 +41,7 @@ def show_updates(
 
 @router.get("/updates/{number}", dependencies=[needs(Right.READ)])
 def show_update(number: Number, visitor: VisitorDep, store: StoreDep, settings: SettingsDep) -> Response:
-    """One update: its measures, its lessons, and what each term gave. Errors: UpdateNotFound (404)."""
+    """One update: its measures, its lessons, and the contribution of each term. Errors: UpdateNotFound (404)."""
     with store.reading() as session:
         lineage = lineages.get(session, settings.lineage)
         update = updates.detail(session, updates.get(session, lineage.id, number))

@@ -433,7 +433,7 @@ def test_nothing_starts_on_what_a_restore_left_that_did_not_come_to_its_end(
         with pytest.raises(LocalError, match="no room"):
             restore.restore(tmp_path / "backup", target, empty_database, quiet)
     assert seen == [True]
-    with pytest.raises(FolderIncomplete, match="part of a backup"):
+    with pytest.raises(FolderIncomplete, match="was interrupted"):
         Layout.open(target.root)
     with pytest.raises(FolderIncomplete):
         backup.make(find(target, {"DATABASE_URL": empty_database}), tmp_path / "again", with_secrets=False, say=quiet)

@@ -54,7 +54,7 @@ def down(tmp_path: Path) -> Installation:
 def test_a_stack_that_is_down_says_so_and_fails_nothing(down: Installation) -> None:
     findings = [*doctor.check_database(down), doctor.check_broker(down), doctor.check_processes(down)]
     assert [finding.verdict for finding in findings] == [Severity.WARN, Severity.WARN, Severity.OK]
-    assert all("down" in finding.found or "nothing runs" in finding.found for finding in findings)
+    assert all("down" in finding.found or "no stack runs" in finding.found for finding in findings)
 
 
 def test_too_little_room_fails_and_names_the_setting(down: Installation) -> None:
@@ -80,7 +80,7 @@ def test_a_data_folder_that_is_a_file_or_a_part_of_a_backup_fails(tmp_path: Path
     layout = Layout.open(tmp_path / "home")
     layout.incomplete_file.write_text("")
     found = only(doctor.check_disks(find(layout, {})), "data folder")
-    assert (found.verdict, "part of a backup" in found.found) == (Severity.FAIL, True)
+    assert (found.verdict, "was interrupted" in found.found) == (Severity.FAIL, True)
 
 
 def test_a_data_folder_past_its_largest_size_fails_and_names_the_setting(tmp_path: Path) -> None:
