@@ -9,7 +9,7 @@ from services.contracts.updates import UpdateDetail
 
 @dataclass
 class Trained:
-    """What the training phase did."""
+    """The result of the training phase."""
 
     first_update: int
     num_updates: int = 0
@@ -21,7 +21,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class DemoOutcome:
-    """What the demo measured; the report is written from it."""
+    """The measurements of the demo, from which the report is written."""
 
     before: EvaluationDetail
     gap: EvaluationDetail
