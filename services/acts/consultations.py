@@ -7,7 +7,7 @@ from services.contracts.consultations import ConsultationDetail, Requeued
 from services.contracts.experts import ConsultResponse
 from services.contracts.persons import Right
 from services.jobs import dispatch
-from services.store.loop import consultations, dead_letters, settling
+from services.store.loop import consultations, dead_letters, experts, settling
 from services.store.views import browse
 
 
@@ -27,9 +27,12 @@ def answer(call: Call, consultation_id: UUID, said: ConsultResponse) -> Consulta
 
 
 def requeue(call: Call, consultation_id: UUID) -> ConsultationDetail:
-    """Ask a dead consultation again. Errors: ConsultationNotFound (404), IllegalStatusChange (409)."""
+    """Ask a dead consultation again.
+
+    Errors: ConsultationNotFound (404); IllegalStatusChange (409), ExpertRetired (409) as its expert answers no more.
+    """
     with call.begin() as act:
-        consultations.requeue(act.session, consultation_id)
+        experts.require_not_retired(act.session, consultations.requeue(act.session, consultation_id).expert_id)
         requeued = act.keep(_view(act, consultation_id))
         act.record("consultations.requeue", "consultation", consultation_id)
     dispatch.consultations([consultation_id])

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from uuid import UUID
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from services.contracts.ids import new_id
 from services.contracts.persons import Role
@@ -62,6 +62,18 @@ def test_all_dead_ones_are_tried_again_a_bounded_number_at_once(
     assert made(api.post("/v1/consultations/requeue")) == {"num_requeued": 2, "has_more": True}
     assert made(api.post("/v1/consultations/requeue")) == {"num_requeued": 1, "has_more": False}
     assert made(api.post("/v1/draws/requeue")) == {"num_requeued": 0, "has_more": False}
+
+
+def test_a_retired_expert_is_not_asked_again(api: Api, store: Store, world: World) -> None:
+    with store.transaction() as session:
+        expert = world.expert(session, "judge")
+        world.drawn(session, world.task(session), size=1)
+        session.execute(update(ConsultationRow).values(status="dead", reason="away"))
+        dead = session.scalars(select(ConsultationRow.id)).one()
+        expert.status, expert.reason = "retired", "gone"
+    assert "gone" in str(refused(api.post(f"/v1/consultations/{dead}/requeue"), 409)["detail"])
+    assert made(api.post("/v1/consultations/requeue")) == {"num_requeued": 0, "has_more": False}
+    assert made(api.get(f"/v1/consultations/{dead}"))["status"] == "dead"
 
 
 @pytest.mark.parametrize("path", ["/v1/consultations/requeue", "/v1/draws/requeue"])

@@ -110,7 +110,14 @@ def submit_correction(
         if draft:
             body = _decide(api.get(f"{path}/draft", Draft), fine=fine)
         made = api.post(f"{path}/submit", body, CorrectionOutcome)
-    show(made, as_json, lambda: typer.echo(f"{made.status.value}; `preceptor corrections show {made.id}` follows it"))
+    as_fine = (
+        " as fine, since only white space differs" if body.verdict == "corrected" and made.verdict == "fine" else ""
+    )
+    show(
+        made,
+        as_json,
+        lambda: typer.echo(f"{made.status.value}{as_fine}; `preceptor corrections show {made.id}` follows it"),
+    )
 
 
 def _decide(draft: Draft, *, fine: bool) -> CorrectionSubmit:

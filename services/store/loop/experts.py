@@ -122,8 +122,7 @@ def move(
     """
     _take_turn(session)
     row = get(session, expert_id)
-    if row.status == ExpertStatus.RETIRED.value:
-        raise ExpertRetired(f"the expert {row.name!r} retired: {row.reason}")
+    _refuse_retired(row)
     if row.endpoint != report.endpoint and row.status == ExpertStatus.ACTIVE.value and not wanted.trusted:
         row.status, row.reason = ExpertStatus.PROBATION.value, "it moved to another endpoint"
         session.flush()
@@ -292,11 +291,20 @@ def pause(session: Session, expert_id: UUID, reason: str) -> ExpertRow:
     return row
 
 
+def require_not_retired(session: Session, expert_id: UUID) -> None:
+    """Pass while the expert may still be consulted some day. Errors: ExpertNotFound, ExpertRetired."""
+    _refuse_retired(get(session, expert_id))
+
+
+def _refuse_retired(row: ExpertRow) -> None:
+    if row.status == ExpertStatus.RETIRED.value:
+        raise ExpertRetired(f"the expert {row.name!r} retired: {row.reason}")
+
+
 def weigh(session: Session, expert_id: UUID, weight: float) -> ExpertRow:
     """Set how much its answers weigh in the loss. Errors: ExpertNotFound, ExpertRetired."""
     row = _lock(session, expert_id)
-    if row.status == ExpertStatus.RETIRED.value:
-        raise ExpertRetired(f"the expert {row.name!r} retired: {row.reason}")
+    _refuse_retired(row)
     row.weight = weight
     session.flush()
     ranking.rank_scored_by(session, row.id)
