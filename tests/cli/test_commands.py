@@ -225,6 +225,15 @@ def test_a_correction_goes_through_the_command_line(cli: CommandLine, queued: li
     assert cli.refused("corrections", "claim")["detail"] == "there is nothing to correct at the moment"
 
 
+def test_an_answer_with_only_a_newline_more_is_said_to_be_kept_as_fine(
+    cli: CommandLine, queued: list[RolloutRow]
+) -> None:
+    saved = cli.home / "saved.txt"
+    item = cli.json("corrections", "claim")
+    saved.write_text(f"{item['rollout_text']}\n")
+    assert "as fine, since only white space differs" in cli.words("corrections", "submit", item["id"], "--file", saved)
+
+
 def test_a_draft_is_kept_and_a_correction_taken_back_on_the_command_line(
     cli: CommandLine, queued: list[RolloutRow]
 ) -> None:
