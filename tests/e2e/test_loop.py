@@ -141,7 +141,7 @@ def start(home: Path, server_folder: Path) -> Iterator[Callable[[], Running]]:
 
         def is_up() -> bool:
             assert process.poll() is None, path.read_text()
-            return "the loop runs" in path.read_text()[mark:]
+            return "paused: no sampling" in path.read_text()[mark:]
 
         wait_for("the stack", is_up)
         credentials = read_credentials(layout)
