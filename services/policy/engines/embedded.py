@@ -23,12 +23,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from services.contracts.tasks import Message
 from services.policy.artifacts import ArtifactStore
 from services.policy.contract import (
     BASE_VERSION,
-    AnswerRead,
-    AnswerTokens,
     Counters,
     PolicyInfo,
     ProveRequest,
@@ -44,6 +41,7 @@ from services.policy.engines.base import EngineStopped, PolicyBusy, TokenCounts
 from services.policy.engines.decode import ATTENTION, check_decoding
 from services.policy.engines.packed import PackedModel
 from services.policy.engines.sampler import PromptCache, Sampler
+from services.policy.engines.text import TextEngine
 from services.policy.engines.versions import HeldVersion, VersionTable
 from services.policy.engines.work import (
     ProveJob,
@@ -76,7 +74,7 @@ class EngineSettings:
     """Prompt tokens whose keys and values are remembered for prompts that start alike."""
 
 
-class EmbeddedEngine:
+class EmbeddedEngine(TextEngine):
     """Samples, scores and changes versions behind the policy's HTTP interface. Methods are safe from any thread."""
 
     def __init__(
@@ -148,32 +146,7 @@ class EmbeddedEngine:
                 waiting_rows=self._count_waiting_rows(),
                 waiting_score_rows=sum(len(unit.indices) for unit in self._score_units),
             )
-            return PolicyInfo(
-                model=self._name,
-                base_sha256=self._policy.base_sha256,
-                former_base_sha256=self._policy.former_sha256,
-                tokenizer_hash=self._policy.tokenizer_hash,
-                vocab_size=self._policy.vocab_size,
-                eos_token_ids=list(self._policy.eos_token_ids),
-                max_context=self._max_context,
-                device=str(self._model.device),
-                dtype=str(self._model.dtype).removeprefix("torch."),
-                serving=self._versions.serving,
-                versions=[held.view for held in self._versions.held()],
-                counters=counters,
-            )
-
-    def tokenize(self, messages: Sequence[Message] | None, text: str | None) -> list[int]:
-        """Token ids of messages, up to where the policy would answer, or else of text."""
-        return self._reader.tokenize(messages, text)
-
-    def detokenize(self, token_ids: list[int]) -> str:
-        """Text of token ids. Raises PromptRefused (422) for ids outside the vocabulary."""
-        return self._reader.detokenize(token_ids)
-
-    def read_answer(self, rollout: AnswerTokens) -> AnswerRead:
-        """The answer in a rollout. Raises PromptRefused (422) for ids outside the vocabulary."""
-        return self._reader.read_answer(rollout)
+            return self._describe(str(self._model.device), str(self._model.dtype).removeprefix("torch."), counters)
 
     def sample(self, request: SampleRequest) -> "Future[SampleResponse]":
         """Accept prompts; the future holds the answers, and cancelling it drops the work.

@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +24,9 @@ from typing import Final, TypeVar
 
 import structlog
 
-from services.contracts.tasks import Message
 from services.policy.artifacts import ArtifactDamaged, ArtifactNotFound, ArtifactStore
 from services.policy.contract import (
     BASE_VERSION,
-    AnswerRead,
-    AnswerTokens,
     Counters,
     PolicyInfo,
     ProbeResult,
@@ -47,6 +44,7 @@ from services.policy.contract import (
 from services.policy.engines.base import EngineStopped, PolicyBusy
 from services.policy.engines.base_adapter import store_base_adapter
 from services.policy.engines.base_probe import BaseProbe
+from services.policy.engines.text import TextEngine
 from services.policy.engines.versions import HeldVersion, VersionTable
 from services.policy.engines.vllm_client import ServedModel, VllmClient, VllmModelMissing, VllmRefused, VllmUnavailable
 from services.policy.engines.vllm_work import VllmWork, gather, require_temperature
@@ -102,7 +100,7 @@ class _Job:
         return self.num_rows - self.num_active - self.num_done
 
 
-class VllmEngine:
+class VllmEngine(TextEngine):
     """Samples, scores and changes versions at a vLLM server. Methods are safe from any thread."""
 
     def __init__(
@@ -193,32 +191,7 @@ class VllmEngine:
                 waiting_rows=sum(job.num_waiting for job in self._jobs if job.draws),
                 waiting_score_rows=sum(job.num_waiting for job in self._jobs if not job.draws),
             )
-            return PolicyInfo(
-                model=self._name,
-                base_sha256=self._policy.base_sha256,
-                former_base_sha256=self._policy.former_sha256,
-                tokenizer_hash=self._policy.tokenizer_hash,
-                vocab_size=self._policy.vocab_size,
-                eos_token_ids=list(self._policy.eos_token_ids),
-                max_context=self._max_context,
-                device=f"vLLM {self._server_version}",
-                dtype=self._probe.dtype,
-                serving=self._versions.serving,
-                versions=[held.view for held in self._versions.held()],
-                counters=counters,
-            )
-
-    def tokenize(self, messages: Sequence[Message] | None, text: str | None) -> list[int]:
-        """Token ids of messages, up to where the policy would answer, or else of text."""
-        return self._reader.tokenize(messages, text)
-
-    def detokenize(self, token_ids: list[int]) -> str:
-        """Text of token ids. Raises PromptRefused (422) for ids outside the vocabulary."""
-        return self._reader.detokenize(token_ids)
-
-    def read_answer(self, rollout: AnswerTokens) -> AnswerRead:
-        """The answer in a rollout. Raises PromptRefused (422) for ids outside the vocabulary."""
-        return self._reader.read_answer(rollout)
+            return self._describe(f"vLLM {self._server_version}", self._probe.dtype, counters)
 
     def sample(self, request: SampleRequest) -> "Future[SampleResponse]":
         """Accept prompts; the future holds the answers, and cancelling it drops the work at the server.
