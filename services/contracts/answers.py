@@ -1,4 +1,4 @@
-"""An expert's answer: any of a score, feedback, a solution, a distribution, evidence.
+"""An expert's answer: any of a score, feedback, a solution, precedents, a distribution, evidence.
 
 The checks here need only the rollout's own length and tokenizer; a distribution that fails them makes the
 consultation `invalid`, never a score of zero.
@@ -13,6 +13,7 @@ from uuid import UUID
 from pydantic import Field, model_validator
 
 from services.contracts.base import Bool, Contract, Float, Int, JsonObject, Sha256, StatusChanges, TokenId, View
+from services.contracts.tasks import MAX_PRECEDENTS, Precedent
 
 MAX_FEEDBACK_CHARS = 20_000
 MAX_SOLUTION_CHARS = 100_000
@@ -28,6 +29,7 @@ class AnswerKind(StrEnum):
     SCORE = "score"
     FEEDBACK = "feedback"
     SOLUTION = "solution"
+    PRECEDENTS = "precedents"
     TOPK = "topk"
     SAMPLES = "samples"
     EVIDENCE = "evidence"
@@ -155,13 +157,17 @@ class AnswerContent(Contract):
     score: Annotated[Float, Field(ge=0, le=1)] | None = None
     feedback: Feedback | None = None
     solution: Annotated[str, Field(min_length=1, max_length=MAX_SOLUTION_CHARS)] | None = None
+    precedents: Annotated[list[Precedent], Field(min_length=1, max_length=MAX_PRECEDENTS)] | None = None
     distribution: Distribution | None = None
     evidence: JsonObject | None = None
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
-        if self.score is None and self.feedback is None and self.solution is None and self.distribution is None:
-            raise ValueError("a result needs a score, feedback, a solution or a distribution; otherwise abstain")
+        parts = (self.score, self.feedback, self.solution, self.precedents, self.distribution)
+        if all(part is None for part in parts):
+            raise ValueError(
+                "a result needs a score, feedback, a solution, precedents or a distribution; otherwise abstain"
+            )
         return self
 
     def kinds(self) -> set[AnswerKind]:
@@ -172,6 +178,7 @@ class AnswerContent(Contract):
                 (AnswerKind.SCORE, self.score),
                 (AnswerKind.FEEDBACK, self.feedback),
                 (AnswerKind.SOLUTION, self.solution),
+                (AnswerKind.PRECEDENTS, self.precedents),
                 (AnswerKind.EVIDENCE, self.evidence),
             )
             if part is not None
@@ -218,6 +225,7 @@ class Answer(View):
     score: float | None
     feedback: Feedback | None
     solution: str | None
+    precedents: list[Precedent] | None
     distribution_kind: str | None
     evidence: JsonObject | None
     created_at: datetime

@@ -49,6 +49,7 @@ class OwnKind(StrEnum):
     TOOL_CALL = "tool-call"
     EXACT_MATCH = "exact-match"
     REFERENCE = "reference"
+    PRECEDENTS = "precedents"
     REASONING_GYM = "reasoning-gym"
     SELF_EVALUATION = "self-evaluation"
     TEACHER = "teacher"

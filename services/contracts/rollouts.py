@@ -216,7 +216,8 @@ class RolloutsStored(Contract):
 class Rollout(View):
     """A stored rollout without its tokens; `GET /v1/rollouts/{id}` adds them.
 
-    text: empty for callers who may not read the task's reference, where the policy was shown it.
+    text: empty for callers who may not read the task's metadata, where the policy was shown some of it. shown: the
+    teacher drew it, after a context that the policy does not see; it counts in no pass rate.
     """
 
     id: UUID
@@ -233,6 +234,7 @@ class Rollout(View):
     text: str
     finish_reason: str
     tokenized_at_ingest: bool
+    shown: bool = False
     score: float | None
     created_at: datetime
     settled_at: datetime | None

@@ -16,6 +16,7 @@ from services.contracts.base import Contract, Json, JsonObject, Name, View
 MAX_PROMPT_CHARS = 100_000
 MAX_METADATA_CHARS = 200_000
 MAX_IMPORT_ROWS = 1_000
+MAX_PRECEDENTS = 8
 
 
 class Split(StrEnum):
@@ -31,6 +32,19 @@ class Message(Contract):
 
     role: Literal["system", "user", "assistant", "tool"]
     content: Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
+
+
+class Precedent(Contract):
+    """A question of another task with a right answer to it, shown to a teacher as turns before its own question."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=200)]
+    answer: Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_CHARS)]
+
+    @model_validator(mode="after")
+    def _ends_with_a_question(self) -> Self:
+        if self.messages[-1].role not in ("user", "tool"):
+            raise ValueError("a precedent's messages must end with the user or tool message that its answer follows")
+        return self
 
 
 class TestCase(Contract):

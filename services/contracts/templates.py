@@ -1,4 +1,4 @@
-"""The teacher's prompt: the task's messages with a solution or feedback worked in, as chat messages.
+"""The teacher's prompt: the task's messages with a solution, precedents or feedback worked in, as chat messages.
 
 Pure text. The caller decides which answers may be shown. The rollout itself is never shown.
 """
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 
 from services.contracts.answers import Feedback
-from services.contracts.tasks import Message
+from services.contracts.tasks import Message, Precedent
 
 _THINKING = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
 
@@ -36,17 +36,23 @@ def render_feedback(feedback: Feedback) -> str:
 
 
 def build_teacher_messages(
-    template: Template, messages: Sequence[Message], solution: str | None, feedback: str | None
+    template: Template,
+    messages: Sequence[Message],
+    solution: str | None = None,
+    feedback: str | None = None,
+    precedents: Sequence[Precedent] = (),
 ) -> list[Message]:
     """The messages after which the teacher scores the rollout's tokens.
 
-    `turns` needs a solution; with feedback alone every template is `reprompt`. Raises ValueError with neither: such a
-    rollout has no teacher.
+    Precedents are turns before everything but the system's messages. `turns` needs a solution; with feedback alone
+    every template is `reprompt`. Raises ValueError with nothing to show: such a rollout has no teacher.
     """
+    if precedents:
+        return _show_precedents(messages, precedents)
     shown = strip_thinking(solution) if solution else ""
     said = feedback.strip() if feedback else ""
     if not shown and not said:
-        raise ValueError("a teacher needs a solution or feedback to show")
+        raise ValueError("a teacher needs a solution, precedents or feedback to show")
     if template is Template.TURNS and shown:
         question = [message for message in messages if message.role != "system"]
         return [*messages, Message(role="assistant", content=shown), *question]
@@ -57,3 +63,12 @@ def build_teacher_messages(
         parts.append(f"The following is feedback from your unsuccessful earlier attempt:\n\n{said}")
     parts.append("Correctly solve the original question.")
     return [*messages[:-1], messages[-1].model_copy(update={"content": "\n\n".join(parts)})]
+
+
+def _show_precedents(messages: Sequence[Message], precedents: Sequence[Precedent]) -> list[Message]:
+    system = [message for message in messages if message.role == "system"]
+    shown: list[Message] = []
+    for precedent in precedents:
+        shown += [message for message in precedent.messages if message.role != "system"]
+        shown.append(Message(role="assistant", content=strip_thinking(precedent.answer)))
+    return [*system, *shown, *(message for message in messages if message.role != "system")]

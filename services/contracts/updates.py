@@ -5,6 +5,8 @@ from enum import StrEnum
 from uuid import UUID
 
 from services.contracts.base import Contract, JsonObject, StatusChanges, View
+from services.contracts.sources import ContextSource
+from services.contracts.templates import Template
 
 
 class UpdateStatus(StrEnum):
@@ -50,9 +52,9 @@ class TermRecord(Contract):
     """One expert distribution that shaped one rollout in one update: its sources, context and share.
 
     share: its part of all terms' parts of the loss, 0..1, each without its sign and with what earlier tokens are
-    charged for it; cost: nats a token; context_sha256: the exact
-    text the teacher was shown; answers: every answer that made it, those that its experts were shown too; speakers: who
-    gave them; weight: the trust in them, or a score's advantage.
+    charged for it; cost: nats a token; context_sha256: the exact text the teacher was shown; source, template: of that
+    context; answers: every answer that made it, those that its experts were shown too; speakers: who gave them; weight:
+    the trust in them, or a score's advantage.
     """
 
     kind: TermKind
@@ -64,6 +66,8 @@ class TermRecord(Contract):
     context_sha256: str | None = None
     teacher_sha256: str | None = None
     sources: list[str] = []
+    source: ContextSource | None = None
+    template: Template | None = None
     speakers: list[Speaker] = []
 
 

@@ -5,7 +5,6 @@ from uuid import UUID
 
 import structlog
 
-from services.contracts.templates import Template, build_teacher_messages
 from services.jobs import dispatch
 from services.jobs.app import app, shares
 from services.jobs.runtime import runtime
@@ -116,9 +115,7 @@ def _comes_back(draw: Draw) -> bool:
 
 
 def _request(draw: Draw) -> SampleRequest:
-    messages = list(draw.messages)
-    if draw.shown_solution is not None:
-        messages = build_teacher_messages(Template.TURNS, messages, draw.shown_solution, None)
+    messages = list(draw.messages) if draw.context is None else draw.context.messages
     return SampleRequest(
         version=draw.policy_version,
         prompts=[SamplePrompt(id=str(draw.group_id), messages=messages, n=draw.size, seed=draw.sampling.seed or 0)],

@@ -104,7 +104,7 @@ def test_prompt_and_words_of_a_probe_that_was_shown_the_reference_are_for_who_ma
     with store.transaction() as session:
         [plain] = world.drawn(session, world.task(session), size=1, purpose=Purpose.PROBE)
         [shown] = world.drawn(session, world.task(session), size=1, purpose=Purpose.PROBE)
-        session.get_one(GroupRow, shown.group_id).sampling = {"shown_solution": "1"}
+        session.get_one(GroupRow, shown.group_id).context = {"messages": []}
     reader = someone("sam", Role.SERVICE)
     for caller, rollout, prompt in ((api, shown, [7]), (reader, plain, [7]), (reader, shown, None)):
         found = made(caller.get(f"/v1/rollouts/{rollout.id}"))

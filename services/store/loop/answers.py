@@ -8,8 +8,9 @@ from sqlalchemy import ColumnElement, any_, func, select
 from sqlalchemy.orm import Session, aliased
 
 from services.contracts.answers import Answer, AnswerContent, AnswerStatus, Distribution, Feedback
+from services.contracts.base import JsonObject
 from services.contracts.persons import RIGHTS, Right, Role
-from services.contracts.tasks import Split
+from services.contracts.tasks import Precedent, Split
 from services.runtime.errors import NotFound
 from services.store.ledger import distributions
 from services.store.loop import trust
@@ -32,7 +33,8 @@ class DistributionNotFound(NotFound):
 
 
 def record(session: Session, consultation: ConsultationRow, rollout: RolloutRow, content: AnswerContent) -> AnswerRow:
-    """Store an answer, with whether it may ever train. A solution about a task that is not for training is not kept."""
+    """Store an answer, with whether it may ever train. Of a task that is not for training no solution or precedent is
+    kept."""
     expert = session.get_one(ExpertRow, consultation.expert_id)
     task = session.get_one(TaskRow, rollout.task_id)
     shown = _find_shown(session, consultation, expert)
@@ -48,6 +50,7 @@ def record(session: Session, consultation: ConsultationRow, rollout: RolloutRow,
         score=content.score,
         feedback=None if content.feedback is None else content.feedback.model_dump(mode="json"),
         solution=content.solution if rollout.split == Split.TRAIN.value else None,
+        precedents=_keep_precedents(content) if rollout.split == Split.TRAIN.value else None,
         distribution_kind=None if content.distribution is None else content.distribution.kind,
         evidence=content.evidence,
     )
@@ -56,6 +59,10 @@ def record(session: Session, consultation: ConsultationRow, rollout: RolloutRow,
     if content.distribution is not None:
         distributions.add(session, row, content.distribution)
     return row
+
+
+def _keep_precedents(content: AnswerContent) -> list[JsonObject] | None:
+    return None if content.precedents is None else [one.model_dump(mode="json") for one in content.precedents]
 
 
 def _find_shown(session: Session, consultation: ConsultationRow, expert: ExpertRow) -> Sequence[AnswerRow]:
@@ -77,7 +84,7 @@ def view(row: AnswerRow, rights: frozenset[Right]) -> Answer:
     answer = Answer.model_validate(row)
     if trust.may_see(rights, row):
         return answer
-    return answer.model_copy(update={"feedback": None, "solution": None, "evidence": None})
+    return answer.model_copy(update={"feedback": None, "solution": None, "precedents": None, "evidence": None})
 
 
 def current(session: Session, rollout_id: UUID) -> Sequence[AnswerRow]:
@@ -173,6 +180,7 @@ def content(session: Session, row: AnswerRow) -> AnswerContent:
         score=row.score,
         feedback=None if row.feedback is None else Feedback.model_validate(row.feedback),
         solution=row.solution,
+        precedents=None if row.precedents is None else [Precedent.model_validate(one) for one in row.precedents],
         distribution=None if row.distribution_kind is None else distribution(session, row.id),
         evidence=row.evidence,
     )

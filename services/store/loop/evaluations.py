@@ -12,7 +12,9 @@ from sqlalchemy.orm import Session
 
 from services.contracts.evaluations import Evaluation, EvaluationCreate, EvaluationStatus, TaskResult
 from services.contracts.rollouts import GroupStatus, Purpose, RolloutStatus, Sampling
-from services.contracts.tasks import Split
+from services.contracts.sources import ContextSource, ShownContext
+from services.contracts.tasks import Message, Split
+from services.contracts.templates import Template, build_teacher_messages
 from services.runtime.errors import InvalidInput, NotFound
 from services.store.ledger import policies
 from services.store.loop import groups, tasks
@@ -91,7 +93,7 @@ def create_gap_probe(
     session.flush()
     ids = []
     for index, task in enumerate(chosen):
-        for solution in (None, str(task.metadata_["reference"])):
+        for context in (None, _show_reference(task)):
             group = groups.add(
                 session,
                 task,
@@ -100,10 +102,17 @@ def create_gap_probe(
                 sampling=sampling.model_copy(update={"seed": _seed(seed, index)}),
                 evaluation_id=row.id,
                 policy_version=version.name,
-                shown_solution=solution,
+                context=context,
+                num_shown=0 if context is None else num_samples,
             )
             ids.append(group.id)
     return row, ids
+
+
+def _show_reference(task: TaskRow) -> ShownContext:
+    messages = [Message.model_validate(message) for message in task.messages]
+    shown = build_teacher_messages(Template.TURNS, messages, str(task.metadata_["reference"]))
+    return ShownContext(source=ContextSource.REFERENCE, template=Template.TURNS, messages=shown)
 
 
 def _version(session: Session, lineage_id: UUID, name: str | None) -> PolicyVersionRow:
@@ -158,7 +167,6 @@ def view(session: Session, row: EvaluationRow) -> Evaluation:
 
 def results(session: Session, evaluation_id: UUID, *, solution_shown: bool = False) -> list[TaskResult]:
     """Passes by task, of the answers that have a verdict; `solution_shown` picks a gap probe's teacher half."""
-    shown = func.jsonb_exists(GroupRow.sampling, "shown_solution")
     judged = RolloutRow.score.is_not(None)
     rows = session.execute(
         select(
@@ -173,7 +181,7 @@ def results(session: Session, evaluation_id: UUID, *, solution_shown: bool = Fal
         )
         .join(GroupRow, GroupRow.task_id == TaskRow.id)
         .join(RolloutRow, RolloutRow.group_id == GroupRow.id)
-        .where(GroupRow.evaluation_id == evaluation_id, shown if solution_shown else ~shown)
+        .where(GroupRow.evaluation_id == evaluation_id, RolloutRow.shown == solution_shown)
         .group_by(TaskRow.id)
         .order_by(TaskRow.domain, TaskRow.family, TaskRow.key)
     )

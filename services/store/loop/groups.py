@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from services.contracts.lessons import LessonStatus
 from services.contracts.rollouts import GroupStatus, Purpose, RolloutStatus, Sampling
+from services.contracts.sources import ShownContext
 from services.contracts.tasks import Message
 from services.store.ledger import policies
 from services.store.loop import tasks
@@ -38,8 +39,9 @@ class Draw:
     policy_version: str | None
     """The version to draw with: the one the group names, else the one that serves now; None where none does."""
     names_version: bool
-    shown_solution: str | None
-    """The solution a probe's prompt demonstrates first; None for the plain prompt."""
+    context: ShownContext | None
+    """What the teacher is shown that draws the last `num_shown` rollouts; None where the policy alone draws."""
+    num_shown: int
 
 
 def add(
@@ -51,9 +53,11 @@ def add(
     sampling: Sampling,
     evaluation_id: UUID | None = None,
     policy_version: str | None = None,
-    shown_solution: str | None = None,
+    context: ShownContext | None = None,
+    num_shown: int = 0,
 ) -> GroupRow:
-    """Plan one group; `take_due` says when its message may be sent."""
+    """Plan one group, of which a teacher draws the last `num_shown` rollouts after its context; `take_due` says when
+    its message may be sent."""
     row = GroupRow(
         lineage_id=task.lineage_id,
         task_id=task.id,
@@ -62,7 +66,9 @@ def add(
         evaluation_id=evaluation_id,
         policy_version=policy_version,
         size=size,
-        sampling=sampling.model_dump(mode="json") | ({"shown_solution": shown_solution} if shown_solution else {}),
+        sampling=sampling.model_dump(mode="json"),
+        context=None if context is None else context.model_dump(mode="json"),
+        num_shown=num_shown,
     )
     session.add(row)
     if purpose is Purpose.TRAIN:
@@ -155,8 +161,6 @@ def claim(session: Session, ids: Sequence[UUID], lease_seconds: float) -> list[D
         row.attempts += 1
         row.lease_until = func.now() + timedelta(seconds=lease_seconds)
         task = tasks.get(session, row.task_id)
-        sampling = dict(row.sampling)
-        shown = sampling.pop("shown_solution", None)
         serves = serving[row.lineage_id]
         draws.append(
             Draw(
@@ -166,10 +170,11 @@ def claim(session: Session, ids: Sequence[UUID], lease_seconds: float) -> list[D
                 task_id=task.id,
                 messages=tuple(Message.model_validate(m) for m in task.messages),
                 size=row.size,
-                sampling=Sampling.model_validate(sampling),
+                sampling=Sampling.model_validate(row.sampling),
                 policy_version=row.policy_version or (None if serves is None else serves.name),
                 names_version=row.policy_version is not None,
-                shown_solution=None if shown is None else str(shown),
+                context=None if row.context is None else ShownContext.model_validate(row.context),
+                num_shown=row.num_shown,
             )
         )
     return draws

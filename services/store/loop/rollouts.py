@@ -51,8 +51,8 @@ def find_hidden(session: Session, rows: Sequence[RolloutRow], rights: frozenset[
     probes = {row.id: row.group_id for row in rows if row.purpose == Purpose.PROBE.value}
     if not probes or trust.may_read_metadata(rights):
         return set()
-    was_shown = func.jsonb_exists(GroupRow.sampling, "shown_solution")
-    groups = set(session.scalars(select(GroupRow.id).where(GroupRow.id.in_(set(probes.values())), was_shown)))
+    shown_to = GroupRow.id.in_(set(probes.values())), GroupRow.context.is_not(None)
+    groups = set(session.scalars(select(GroupRow.id).where(*shown_to)))
     return {rollout_id for rollout_id, group_id in probes.items() if group_id in groups}
 
 
@@ -92,6 +92,7 @@ class NewRollout:
     tokenized_at_ingest: bool = False
     turns: Sequence[Message] = ()
     answer_start: int = 0
+    shown: bool = False
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,7 @@ def _row(new: NewRollout, lineage_id: UUID, first: Sequence[FirstConsultation], 
         "turns": [turn.model_dump(mode="json") for turn in new.turns] or None,
         "answer_start": new.answer_start,
         "finish_reason": new.finish_reason,
+        "shown": new.shown,
         "created_at": now,
         "settled_at": None if num_training else now,
     }
@@ -171,7 +173,9 @@ def add_drawn(
     samples: Sequence[Sample],
     sampling: JsonObject,
 ) -> StoredRollouts:
-    """Store a group's samples. The sampler's own ids are kept, never re-tokenised."""
+    """Store a group's samples. The sampler's own ids are kept, never re-tokenised. Of those that its teacher drew, the
+    last ones, no log-probabilities are kept: they are not the policy's."""
+    num_own = group.size - group.num_shown
     task = tasks.to_known(session.get_one(TaskRow, group.task_id))
     drawn = [
         NewRollout(
@@ -183,11 +187,12 @@ def add_drawn(
             policy_version=group.policy_version,
             prompt_token_ids=prompt_token_ids,
             token_ids=sample.token_ids,
-            sampler_logprobs=sample.logprobs,
+            sampler_logprobs=sample.logprobs if index < num_own else None,
             tokenizer_hash=tokenizer_hash,
             sampling=sampling,
             text=sample.text,
             finish_reason=sample.finish_reason,
+            shown=index >= num_own,
         )
         for index, sample in enumerate(samples)
     ]

@@ -55,6 +55,9 @@ class TaskRow(Base):
         UniqueConstraint("id", "split"),
         one_of("split", Split),
         CheckConstraint("split = 'train' OR NOT jsonb_exists(metadata, 'reference')", name="reference_is_train_only"),
+        CheckConstraint(
+            "split = 'train' OR NOT jsonb_exists(metadata, 'precedents')", name="precedents_are_train_only"
+        ),
         Index("ix_task_family", "lineage_id", "domain", "family"),
         Index("ix_task_messages", "lineage_id", "messages_sha256"),
         Index("ix_task_draw", "lineage_id", "split", "domain", "num_groups", "id"),
@@ -102,6 +105,9 @@ class GroupRow(Base):
         one_of("status", GroupStatus),
         one_of("purpose", Purpose),
         CheckConstraint("purpose <> 'train' OR split = 'train'", name="train_draws_train_tasks"),
+        CheckConstraint("num_shown BETWEEN 0 AND size", name="num_shown_range"),
+        CheckConstraint("num_shown = 0 OR context IS NOT NULL", name="shown_has_a_context"),
+        CheckConstraint("num_shown = 0 OR split = 'train'", name="contexts_are_train_only"),
         Index("ix_rollout_group_work", "status", "not_before"),
         Index("ix_rollout_group_evaluation", "evaluation_id"),
         Index("ix_rollout_group_dead", "lineage_id", "id", postgresql_where=text("status = 'dead'")),
@@ -117,6 +123,9 @@ class GroupRow(Base):
     size: Mapped[int]
     sampling: Mapped[JsonObject]
     external: Mapped[bool] = mapped_column(server_default="false")
+    context: Mapped[JsonObject | None] = mapped_column(JSONB(none_as_null=True))
+    """What is shown to the teacher that draws the group's last `num_shown` rollouts: a `ShownContext`."""
+    num_shown: Mapped[int] = mapped_column(server_default="0")
     status: Mapped[str] = mapped_column(default=GroupStatus.PENDING.value)
     reason: Mapped[str | None]
     attempts: Mapped[int] = mapped_column(server_default="0")
@@ -145,6 +154,7 @@ class RolloutRow(Base):
         ),
         CheckConstraint("purpose <> 'train' OR split = 'train'", name="train_rollouts_are_of_train_tasks"),
         CheckConstraint("status <> 'set_aside' OR reason IS NOT NULL", name="set_aside_has_a_reason"),
+        CheckConstraint("NOT shown OR sampler_logprobs IS NULL", name="shown_has_no_logprobs"),
         Index("ix_rollout_task_id_id", "task_id", "id"),
         Index("ix_rollout_open", "id", postgresql_where=text("status = 'open'")),
         Index("ix_rollout_purpose", "lineage_id", "purpose", "id"),
@@ -173,6 +183,8 @@ class RolloutRow(Base):
     turns: Mapped[list[JsonObject] | None] = mapped_column(JSONB)
     answer_start: Mapped[int] = mapped_column(server_default="0")
     finish_reason: Mapped[str]
+    shown: Mapped[bool] = mapped_column(server_default="false")
+    """Whether the teacher drew it, after its group's context: it trains the local term alone and counts in no rate."""
     score: Mapped[float | None] = mapped_column(Float)
     created_at: Mapped[datetime] = now_column()
     settled_at: Mapped[datetime | None]
@@ -285,6 +297,7 @@ class AnswerRow(Base):
         ForeignKeyConstraint(["consultation_id", "rollout_id"], ["consultation.id", "consultation.rollout_id"]),
         ForeignKeyConstraint(["rollout_id", "split"], ["rollout.id", "rollout.split"]),
         CheckConstraint("solution IS NULL OR split = 'train'", name="solutions_are_train_only"),
+        CheckConstraint("precedents IS NULL OR split = 'train'", name="precedents_are_train_only"),
         CheckConstraint("score BETWEEN 0 AND 1", name="score_range"),
         one_of("status", AnswerStatus),
         Index("uq_answer_current", "consultation_id", unique=True, postgresql_where=text("status = 'current'")),
@@ -307,6 +320,7 @@ class AnswerRow(Base):
     score: Mapped[float | None] = mapped_column(Float)
     feedback: Mapped[JsonObject | None] = mapped_column(JSONB(none_as_null=True))
     solution: Mapped[str | None]
+    precedents: Mapped[list[JsonObject] | None] = mapped_column(JSONB(none_as_null=True))
     distribution_kind: Mapped[str | None]
     evidence: Mapped[JsonObject | None] = mapped_column(JSONB(none_as_null=True))
     created_at: Mapped[datetime] = now_column()

@@ -8,6 +8,7 @@ from services.contracts.effects import EFFECT_CHANGES
 from services.contracts.evaluations import EVALUATION_CHANGES
 from services.contracts.experts import EXPERT_CHANGES
 from services.contracts.lessons import LESSON_CHANGES
+from services.contracts.measurements import MEASUREMENT_CHANGES
 from services.contracts.policies import POLICY_CHANGES
 from services.contracts.rollouts import GROUP_CHANGES, ROLLOUT_CHANGES
 from services.contracts.updates import UPDATE_CHANGES
@@ -15,6 +16,7 @@ from services.store.tables.corrections import CorrectionRow, EffectRow
 from services.store.tables.housekeeping import StatusChangeRow
 from services.store.tables.ledger import LessonRow, PolicyVersionRow, UpdateRow
 from services.store.tables.loop import AnswerRow, ConsultationRow, EvaluationRow, ExpertRow, GroupRow, RolloutRow
+from services.store.tables.teaching import MeasurementRow
 
 METADATA = StatusChangeRow.metadata
 """Every table: the modules imported here import the others."""
@@ -36,5 +38,6 @@ STATUS_CHANGES: dict[str, dict[str, frozenset[str]]] = {
     UpdateRow.__tablename__: _words(UPDATE_CHANGES),
     PolicyVersionRow.__tablename__: _words(POLICY_CHANGES),
     EvaluationRow.__tablename__: _words(EVALUATION_CHANGES),
+    MeasurementRow.__tablename__: _words(MEASUREMENT_CHANGES),
 }
 """By table with a status: the allowed changes."""

@@ -1,0 +1,110 @@
+"""what teaches
+
+Revision: 20261201_what_teaches
+Follows: 20261130_initial_schema
+
+Draws after a context (probes of what a source teaches, and the share of a group that a teacher draws), precedents in
+answers, and measurements of every source.
+"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "20261201_what_teaches"
+down_revision = "20261130_initial_schema"
+branch_labels = None
+depends_on = None
+
+COLUMNS = """
+ALTER TABLE rollout_group
+    ADD COLUMN context jsonb,
+    ADD COLUMN num_shown integer DEFAULT 0 NOT NULL,
+    ADD CONSTRAINT ck_rollout_group_num_shown_range CHECK (num_shown BETWEEN 0 AND size),
+    ADD CONSTRAINT ck_rollout_group_shown_has_a_context CHECK (num_shown = 0 OR context IS NOT NULL),
+    ADD CONSTRAINT ck_rollout_group_contexts_are_train_only CHECK (num_shown = 0 OR split = 'train');
+ALTER TABLE rollout
+    ADD COLUMN shown boolean DEFAULT false NOT NULL,
+    ADD CONSTRAINT ck_rollout_shown_has_no_logprobs CHECK (NOT shown OR sampler_logprobs IS NULL);
+ALTER TABLE answer
+    ADD COLUMN precedents jsonb,
+    ADD CONSTRAINT ck_answer_precedents_are_train_only CHECK (precedents IS NULL OR split = 'train');
+ALTER TABLE task
+    ADD CONSTRAINT ck_task_precedents_are_train_only
+        CHECK (split = 'train' OR NOT jsonb_exists(metadata, 'precedents'));
+ALTER TABLE expert
+    DROP CONSTRAINT ck_expert_own,
+    ADD CONSTRAINT ck_expert_own CHECK (own IN ('execution', 'tool-call', 'exact-match', 'reference', 'precedents',
+        'reasoning-gym', 'self-evaluation', 'teacher', 'human'));
+"""
+
+TABLES = """
+CREATE TABLE measurement (
+    id uuid NOT NULL,
+    lineage_id uuid NOT NULL,
+    expert_id uuid NOT NULL,
+    source text NOT NULL,
+    template text NOT NULL,
+    domain text NOT NULL,
+    policy_version text NOT NULL,
+    temperature double precision NOT NULL,
+    status text NOT NULL,
+    reason text,
+    num_looks integer DEFAULT 0 NOT NULL,
+    num_tasks integer DEFAULT 0 NOT NULL,
+    num_tokens integer DEFAULT 0 NOT NULL,
+    gap double precision,
+    gap_low double precision,
+    gap_high double precision,
+    net double precision,
+    net_low double precision,
+    net_high double precision,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    decided_at timestamp with time zone,
+    CONSTRAINT pk_measurement PRIMARY KEY (id),
+    CONSTRAINT fk_measurement_lineage_id_lineage FOREIGN KEY (lineage_id) REFERENCES lineage (id),
+    CONSTRAINT fk_measurement_expert_id_expert FOREIGN KEY (expert_id) REFERENCES expert (id),
+    CONSTRAINT ck_measurement_status CHECK (status IN ('measuring', 'teaches', 'does_not_teach', 'abandoned')),
+    CONSTRAINT ck_measurement_source CHECK (source IN ('own_success', 'correction', 'solution', 'precedents',
+        'reference', 'feedback', 'distribution', 'nothing')),
+    CONSTRAINT ck_measurement_template CHECK (template IN ('turns', 'reprompt')),
+    CONSTRAINT ck_measurement_decided CHECK ((status = 'measuring') = (decided_at IS NULL))
+);
+CREATE UNIQUE INDEX uq_measurement_under_way ON measurement (expert_id, source, template, domain)
+    WHERE status = 'measuring';
+CREATE INDEX ix_measurement_newest ON measurement (lineage_id, expert_id, source, template, domain, id);
+CREATE TABLE measured_task (
+    measurement_id uuid NOT NULL,
+    task_id uuid NOT NULL,
+    look integer NOT NULL,
+    student_group_id uuid NOT NULL,
+    teacher_group_id uuid,
+    control_group_id uuid,
+    CONSTRAINT pk_measured_task PRIMARY KEY (measurement_id, task_id),
+    CONSTRAINT fk_measured_task_measurement_id_measurement FOREIGN KEY (measurement_id) REFERENCES measurement (id),
+    CONSTRAINT fk_measured_task_task_id_task FOREIGN KEY (task_id) REFERENCES task (id),
+    CONSTRAINT fk_measured_task_student_group_id_rollout_group FOREIGN KEY (student_group_id)
+        REFERENCES rollout_group (id),
+    CONSTRAINT fk_measured_task_teacher_group_id_rollout_group FOREIGN KEY (teacher_group_id)
+        REFERENCES rollout_group (id),
+    CONSTRAINT fk_measured_task_control_group_id_rollout_group FOREIGN KEY (control_group_id)
+        REFERENCES rollout_group (id)
+);
+CREATE INDEX ix_measured_task_student ON measured_task (student_group_id);
+CREATE INDEX ix_measured_task_teacher ON measured_task (teacher_group_id);
+CREATE INDEX ix_measured_task_control ON measured_task (control_group_id);
+"""
+
+OUTCOMES = ("abandoned", "does_not_teach", "teaches")
+
+
+def upgrade() -> None:
+    """Apply the change."""
+    op.execute(COLUMNS)
+    op.execute(TABLES)
+    columns = [sa.column(name, sa.Text()) for name in ("noun", "old", "new")]
+    changes = [{"noun": "measurement", "old": "measuring", "new": outcome} for outcome in OUTCOMES]
+    op.bulk_insert(sa.table("status_change", *columns), changes)
+    op.execute(
+        "CREATE TRIGGER measurement_status_change BEFORE UPDATE OF status ON measurement "
+        "FOR EACH ROW EXECUTE FUNCTION check_status_change()"
+    )

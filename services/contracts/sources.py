@@ -1,0 +1,65 @@
+"""What a teacher may be shown: where it came from, and the context a draw was made after."""
+
+from enum import StrEnum
+from typing import Annotated, Final
+from uuid import UUID
+
+from pydantic import Field
+
+from services.contracts.base import Contract
+from services.contracts.tasks import Message
+from services.contracts.templates import Template
+
+
+class ContextSource(StrEnum):
+    """Where what teaches came from: the material of a teacher's context, or an expert's own distribution.
+
+    `own_success`: an answer of the policy to this task that a verifier certified. `correction`: a person's. `solution`:
+    an expert's for this very rollout. `precedents`: questions and right answers of other tasks. `reference`: the task's
+    own. `feedback`: text about the rollout. `distribution`: an expert's top K or samples, which no context shows;
+    `nothing`: the plain prompt, which teaches sharpness alone.
+    """
+
+    OWN_SUCCESS = "own_success"
+    CORRECTION = "correction"
+    SOLUTION = "solution"
+    PRECEDENTS = "precedents"
+    REFERENCE = "reference"
+    FEEDBACK = "feedback"
+    DISTRIBUTION = "distribution"
+    NOTHING = "nothing"
+
+
+SOURCE_ORDER: Final = (
+    ContextSource.OWN_SUCCESS,
+    ContextSource.CORRECTION,
+    ContextSource.SOLUTION,
+    ContextSource.PRECEDENTS,
+    ContextSource.REFERENCE,
+    ContextSource.FEEDBACK,
+)
+"""The order in which a context is looked for; the first source that has material and teaches is shown."""
+
+
+class Arm(StrEnum):
+    """Who draws: the `student` after the plain prompt, the `teacher` after a context, or the `control` after the same
+    thing from another task."""
+
+    STUDENT = "student"
+    TEACHER = "teacher"
+    CONTROL = "control"
+
+
+class ShownContext(Contract):
+    """The messages that a draw follows in place of its task's own, and what they were made of.
+
+    answers: those behind what is shown. measurement_id: the measurement that the draw belongs to, and `arm` its part in
+    it; none for a roll-in.
+    """
+
+    source: ContextSource
+    template: Template
+    messages: Annotated[list[Message], Field(min_length=1)]
+    answers: list[UUID] = []
+    measurement_id: UUID | None = None
+    arm: Arm = Arm.TEACHER
