@@ -174,7 +174,7 @@ def test_the_template_reprompt_shows_the_solution_before_the_feedback() -> None:
 
 def test_with_neither_solution_nor_feedback_there_is_no_teacher() -> None:
     for solution, feedback in ((None, None), ("", " "), ("<think>only</think>", None)):
-        with pytest.raises(ValueError, match="needs a solution or feedback"):
+        with pytest.raises(ValueError, match="needs a solution, precedents or feedback"):
             build_teacher_messages(Template.TURNS, [USER], solution, feedback)
 
 
