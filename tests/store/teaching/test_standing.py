@@ -1,0 +1,132 @@
+"""What may be shown, by measurements written by hand."""
+
+import pickle
+from datetime import UTC, datetime
+from uuid import UUID
+
+from sqlalchemy.orm import Session
+
+from services.contracts.answers import AnswerKind
+from services.contracts.ids import new_id
+from services.contracts.measurements import MeasurementStatus
+from services.contracts.sources import ContextSource
+from services.contracts.templates import Template
+from services.store.core.transaction import Store
+from services.store.tables.teaching import MeasurementRow
+from services.store.teaching import standing
+from tests.store.conftest import World
+
+TURNS, REPROMPT = Template.TURNS, Template.REPROMPT
+FEEDBACK, REFERENCE = ContextSource.FEEDBACK, ContextSource.REFERENCE
+
+
+def measured(
+    session: Session,
+    world: World,
+    expert_id: UUID,
+    status: MeasurementStatus,
+    *,
+    source: ContextSource = FEEDBACK,
+    template: Template = REPROMPT,
+    domain: str = "math",
+    low: float | None = 0.1,
+) -> None:
+    """A measurement that ended, or is under way."""
+    row = MeasurementRow(
+        lineage_id=world.lineage_id,
+        expert_id=expert_id,
+        source=source.value,
+        template=template.value,
+        domain=domain,
+        policy_version="base",
+        temperature=0.5,
+        status=status.value,
+        gap_low=low,
+        decided_at=None if status is MeasurementStatus.MEASURING else datetime.now(UTC),
+    )
+    session.add(row)
+    session.flush()
+
+
+def test_before_any_measurement_own_successes_corrections_precedents_and_references_are_shown() -> None:
+    nothing, expert = standing.Standing(), new_id()
+
+    shown = {source for source in ContextSource if nothing.template_for(expert, source, "math", TURNS)}
+
+    assert {source.value for source in shown} == {"own_success", "correction", "precedents", "reference"}
+
+
+def test_feedback_is_shown_from_the_measurement_on_that_it_teaches_and_only_where_it_was_measured(
+    store: Store, world: World
+) -> None:
+    with store.transaction() as session:
+        judge = world.expert(session).id
+        assert standing.read(session, world.lineage_id).template_for(judge, FEEDBACK, "math", TURNS) is None
+
+        measured(session, world, judge, MeasurementStatus.TEACHES)
+
+        found = standing.read(session, world.lineage_id)
+        assert found.template_for(judge, FEEDBACK, "math", TURNS) is REPROMPT
+        assert found.template_for(judge, FEEDBACK, "code", TURNS) is None
+        assert found.template_for(new_id(), FEEDBACK, "math", TURNS) is None
+
+
+def test_the_old_verdict_holds_until_a_new_measurement_decides(store: Store, world: World) -> None:
+    with store.transaction() as session:
+        judge = world.expert(session).id
+        measured(session, world, judge, MeasurementStatus.TEACHES)
+        measured(session, world, judge, MeasurementStatus.ABANDONED)
+        measured(session, world, judge, MeasurementStatus.MEASURING)
+        assert standing.read(session, world.lineage_id).teaches(judge, FEEDBACK, "math")
+
+    with store.transaction() as session:
+        measured(session, world, judge, MeasurementStatus.DOES_NOT_TEACH, low=-0.2)
+        assert not standing.read(session, world.lineage_id).teaches(judge, FEEDBACK, "math")
+
+
+def test_of_two_templates_that_teach_the_one_with_the_higher_lower_bound_is_shown(store: Store, world: World) -> None:
+    with store.transaction() as session:
+        judge = world.expert(session).id
+        measured(session, world, judge, MeasurementStatus.TEACHES, source=REFERENCE, template=TURNS, low=0.05)
+        measured(session, world, judge, MeasurementStatus.TEACHES, source=REFERENCE, template=REPROMPT, low=0.2)
+
+        found = standing.read(session, world.lineage_id)
+
+    assert found.template_for(judge, REFERENCE, "math", TURNS) is REPROMPT
+
+
+def test_a_presumed_source_measured_not_to_teach_is_shown_by_the_unmeasured_template_alone(
+    store: Store, world: World
+) -> None:
+    with store.transaction() as session:
+        judge = world.expert(session).id
+        measured(session, world, judge, MeasurementStatus.DOES_NOT_TEACH, source=REFERENCE, template=TURNS, low=-0.3)
+        found = standing.read(session, world.lineage_id)
+
+    assert found.template_for(judge, REFERENCE, "math", TURNS) is None
+    assert found.template_for(judge, REFERENCE, "math", REPROMPT) is REPROMPT
+
+
+def test_precedents_that_an_expert_chooses_itself_have_to_be_measured_first(store: Store, world: World) -> None:
+    with store.transaction() as session:
+        kinds = (AnswerKind.PRECEDENTS,)
+        keys = ("precedents",)
+        judge = world.expert(session).id
+        own = world.expert(session, "own", kinds=kinds, verifier=False, metadata_keys=keys, granted=keys).id
+        stranger = world.expert(session, "stranger", kinds=kinds, verifier=False).id
+        refused = world.expert(session, "refused", kinds=kinds, verifier=False, metadata_keys=keys).id
+        people = world.expert(session, "human", kinds=kinds, verifier=False).id
+
+        found = standing.read(session, world.lineage_id)
+
+    shown = [found.teaches(i, ContextSource.PRECEDENTS, "math") for i in (judge, own, people, stranger, refused)]
+    assert shown == [True, True, True, False, False]
+
+
+def test_a_standing_can_be_sent_to_another_process(store: Store, world: World) -> None:
+    with store.transaction() as session:
+        judge = world.expert(session).id
+        measured(session, world, judge, MeasurementStatus.TEACHES)
+        found = standing.read(session, world.lineage_id)
+
+    assert pickle.loads(pickle.dumps(found)) == found  # noqa: S301 -- our own bytes
