@@ -1,8 +1,9 @@
-"""Writes the starter's two task files; `python -m benchmarks.starter_tasks.build` rewrites them byte for byte.
+"""Writes the starter's task files; `python -m benchmarks.starter_tasks.build` rewrites them byte for byte.
 
 Whole families are dealt to the splits by a hash of their name, so nobody picked what is held out. Every reference is
 executed before it is used: a function's expected values and a call's expected result are what our own reference
-gives. References stay on training tasks only. The format is documented in docs/bring-data.md.
+gives. Every train task is built with its reference, which the shoot-out compares with; the files that ship keep few of
+them (`ship`). The format is documented in docs/bring-data.md.
 
 It refuses to run anything but the sources written in this folder: model-written code belongs in the sandbox.
 """
@@ -17,6 +18,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from benchmarks.starter_tasks.function_families import FUNCTION_FAMILIES, FunctionFamily
+from benchmarks.starter_tasks.house_families import HOUSE_NUMBERS, HOUSE_SYSTEM, HOUSE_WORDINGS, HOUSE_WORDS
 from benchmarks.starter_tasks.tool_families import POOLS, TOOL_FAMILIES, Tool, ToolFamily
 
 Split = Literal["train", "validation", "heldout"]
@@ -41,7 +43,7 @@ class StarterTask(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     key: str
-    domain: Literal["code/python", "tool-call"]
+    domain: Literal["code/python", "tool-call", "command"]
     family: str
     split: Split
     messages: tuple[Message, ...]
@@ -170,15 +172,74 @@ def build_tool_calls() -> list[StarterTask]:
     ]
 
 
+def choose_house_number(split: Split, wording: int, thing: int) -> int:
+    """The number in a request, by the places of its wording and object in their tables: one object never has the same
+    number in two wordings of a split."""
+    numbers = HOUSE_NUMBERS[split]
+    return numbers[(wording + 5 * thing) % len(numbers)]
+
+
+def build_house() -> list[StarterTask]:
+    """All requests to the desk, in the order of their table.
+
+    A train task has a precedent, the worked example that the handbook gives for its object: another train request, with
+    another number.
+    """
+    splits = deal_splits("house", list(HOUSE_WORDINGS))
+    of_split: dict[Split, list[str]] = {split: [] for split in HOUSE_NUMBERS}
+    for wording in HOUSE_WORDINGS:
+        of_split[splits[wording]].append(wording)
+
+    def write(wording: str, thing: str) -> tuple[str, str]:
+        split = splits[wording]
+        number = choose_house_number(split, of_split[split].index(wording), list(HOUSE_WORDS).index(thing))
+        request = HOUSE_WORDINGS[wording].format(object=thing, Object=thing.capitalize(), number=number)
+        return request, f"/{HOUSE_WORDS[thing]} {number}"
+
+    tasks = []
+    for wording in HOUSE_WORDINGS:
+        split = splits[wording]
+        for thing in HOUSE_WORDS:
+            request, command = write(wording, thing)
+            metadata: dict[str, JsonValue] = {"answer": command}
+            if split == "train":
+                place = of_split[split].index(wording)
+                question, answer = write(of_split[split][(place + 1) % len(of_split[split])], thing)
+                metadata["precedents"] = [{"messages": [{"role": "user", "content": question}], "answer": answer}]
+                metadata["reference"] = command
+            tasks.append(
+                StarterTask(
+                    key=f"house/{wording}/{thing}",
+                    domain="command",
+                    family=f"house/{wording}",
+                    split=split,
+                    messages=(Message(role="system", content=HOUSE_SYSTEM), Message(role="user", content=request)),
+                    metadata=metadata,
+                )
+            )
+    return tasks
+
+
+def ship(tasks: list[StarterTask], referenced: Callable[[StarterTask], bool] = lambda task: False) -> list[StarterTask]:
+    """The tasks as they ship: only those that `referenced` names keep their reference."""
+    return [
+        task
+        if referenced(task)
+        else task.model_copy(update={"metadata": {k: v for k, v in task.metadata.items() if k != "reference"}})
+        for task in tasks
+    ]
+
+
 def render(tasks: list[StarterTask]) -> str:
     """The tasks as JSON lines, one a line, with a newline at the end."""
     return "".join(json.dumps(task.model_dump(mode="json"), ensure_ascii=False) + "\n" for task in tasks)
 
 
 def main() -> None:
-    """Write functions.jsonl and tool_calls.jsonl beside this file."""
+    """Write functions.jsonl, tool_calls.jsonl and house.jsonl into the starter's folder."""
     (FOLDER / "functions.jsonl").write_text(render(build_functions()), encoding="utf-8")
     (FOLDER / "tool_calls.jsonl").write_text(render(build_tool_calls()), encoding="utf-8")
+    (FOLDER / "house.jsonl").write_text(render(ship(build_house())), encoding="utf-8")
 
 
 if __name__ == "__main__":

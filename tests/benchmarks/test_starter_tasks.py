@@ -1,6 +1,7 @@
 """The starter's tasks keep the promises of docs/bring-data.md."""
 
 import ast
+import asyncio
 import json
 import re
 from collections import Counter, defaultdict
@@ -10,9 +11,14 @@ from pydantic import JsonValue
 
 from benchmarks.starter_tasks import build
 from benchmarks.starter_tasks.function_families import FUNCTION_FAMILIES
-from services.contracts.tasks import Split, TaskCreate
+from benchmarks.starter_tasks.house_families import HOUSE_WORDS
+from services.contracts.experts import ConsultResult
+from services.contracts.tasks import Precedent, Split, TaskCreate
+from services.experts.own.scorers import ExactMatchExpert
+from tests.experts.samples import make_question
 
-KINDS = {"functions": "code/python", "tool_calls": "tool-call"}
+KINDS = {"functions": "code/python", "tool_calls": "tool-call", "house": "command"}
+EXECUTED = ("functions", "tool_calls")
 FENCED = re.compile(r"\A```(python|json)\n(.*)\n```\Z", re.DOTALL)
 
 
@@ -27,6 +33,7 @@ def read_tasks(kind: str) -> list[TaskCreate]:
 def test_the_generator_rewrites_the_committed_files_byte_for_byte() -> None:
     assert build.render(build.build_functions()) == read_file("functions")
     assert build.render(build.build_tool_calls()) == read_file("tool_calls")
+    assert build.render(build.ship(build.build_house())) == read_file("house")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -57,7 +64,7 @@ def test_whole_families_are_held_out(kind: str) -> None:
     assert all(sizes[family] >= 5 for family in held_out)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EXECUTED)
 def test_training_tasks_and_no_others_carry_a_reference(kind: str) -> None:
     for task in read_tasks(kind):
         assert ("reference" in task.metadata) == (task.split is Split.TRAIN), task.key
@@ -132,7 +139,7 @@ def test_another_tool_of_the_family_never_gives_the_expected_result() -> None:
         assert results.count(task.metadata["expected_result"]) == 1, task.key
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EXECUTED)
 def test_a_reference_is_one_fenced_block_that_gives_the_expected_values(kind: str) -> None:
     for task in read_tasks(kind):
         if task.split is not Split.TRAIN:
@@ -151,3 +158,65 @@ def test_a_reference_is_one_fenced_block_that_gives_the_expected_values(kind: st
             assert set(call) == {"tool", "arguments"}
             result = build.run_reference(metadata["tools"]["source"], call["tool"], call["arguments"])
             assert result == metadata["expected_result"]
+
+
+# --- the house ---
+
+
+def find_thing(task: TaskCreate) -> str:
+    assert task.key is not None
+    return task.key.rpartition("/")[2]
+
+
+def test_a_house_task_asks_for_the_private_word_of_its_object_and_its_number() -> None:
+    assert len(set(HOUSE_WORDS.values())) == len(HOUSE_WORDS) == 8
+    for task in read_tasks("house"):
+        request = task.messages[-1].content
+        [number] = re.findall(r"\d+", request)
+        assert task.metadata["answer"] == f"/{HOUSE_WORDS[find_thing(task)]} {number}"
+        assert find_thing(task) in request.lower()
+        assert not any(word in request.lower() for word in HOUSE_WORDS.values())
+
+
+def test_the_house_has_no_reference_and_held_out_requests_have_unseen_wordings_and_numbers() -> None:
+    numbers: defaultdict[Split, set[str]] = defaultdict(set)
+    for task in read_tasks("house"):
+        assert "reference" not in task.metadata
+        numbers[task.split].update(re.findall(r"\d+", task.messages[-1].content))
+    assert numbers[Split.TRAIN].isdisjoint(numbers[Split.VALIDATION] | numbers[Split.HELDOUT])
+    assert numbers[Split.VALIDATION].isdisjoint(numbers[Split.HELDOUT])
+
+
+def test_a_precedent_of_the_house_is_another_train_request_for_the_same_object() -> None:
+    tasks = read_tasks("house")
+    asked = {task.messages[-1].content: task for task in tasks}
+    for task in tasks:
+        assert ("precedents" in task.metadata) == (task.split is Split.TRAIN)
+        if task.split is not Split.TRAIN:
+            continue
+        [precedent] = (Precedent.model_validate(one) for one in json.loads(json.dumps(task.metadata["precedents"])))
+        other = asked[precedent.messages[-1].content]
+        assert other.split is Split.TRAIN
+        assert other.family != task.family
+        assert find_thing(other) == find_thing(task)
+        assert precedent.answer == other.metadata["answer"] != task.metadata["answer"]
+
+
+def test_the_product_judges_the_house_by_its_metadata() -> None:
+    expert = ExactMatchExpert()
+    for task in read_tasks("house")[::20]:
+        for text, score in ((str(task.metadata["answer"]), 1.0), (f"{task.metadata['answer']}0", 0.0)):
+            question = make_question(text, domain=task.domain, metadata={"answer": task.metadata["answer"]})
+            verdict = asyncio.run(expert.consult(question))
+            assert isinstance(verdict, ConsultResult)
+            assert verdict.score == score
+
+
+def test_what_ships_keeps_the_references_that_are_asked_for_and_everything_else() -> None:
+    built = build.build_house()
+    first = next(task for task in built if "reference" in task.metadata)
+    shipped = build.ship(built, lambda task: task.key == first.key)
+    assert [task.key for task in shipped if "reference" in task.metadata] == [first.key]
+    for before, after in zip(built, shipped, strict=True):
+        without = {key: value for key, value in before.metadata.items() if key != "reference"}
+        assert {key: value for key, value in after.metadata.items() if key != "reference"} == without

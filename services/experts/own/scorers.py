@@ -1,4 +1,5 @@
-"""Scorers: an answer is compared with the expected value, or a tool call by its effect."""
+"""Scorers: an answer is compared with the expected value, a command with the expected one, or a tool call by its
+effect."""
 
 import re
 from fractions import Fraction
@@ -28,6 +29,8 @@ from services.experts.own.fences import find_blocks
 from services.experts.own.sandbox_client import SandboxClient
 
 MAX_FEEDBACK: Final = 2_000
+COMMAND: Final = "command"
+"""The domain of answers that are right as they stand or not at all."""
 
 _NUMBER: Final = r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d{1,3})?"
 _NUMERIC: Final = re.compile(rf"({_NUMBER})(?:\s*/\s*({_NUMBER}))?(\s*%)?")
@@ -37,17 +40,18 @@ _MARKED: Final = re.compile(r"(?:####|\bfinal answer(?: is)?|\banswer(?: is)?)[ 
 
 
 class ExactMatchExpert:
-    """Judges answers that come to one value: numbers by value, other answers as text."""
+    """Judges answers that come to one value: numbers by value, other answers as text, commands letter by letter."""
 
     @property
     def descriptor(self) -> Descriptor:
-        """Scores the domains under math and multiple choice."""
+        """Scores the domains under math, multiple choice and commands."""
         return Descriptor(
             name="exact-match",
-            version="1",
-            description="Compares the final answer with the task's: numbers by value, the rest as text.",
+            version="2",
+            description="Compares the final answer with the task's: numbers by value, commands letter by letter, the "
+            "rest as text.",
             kinds=[AnswerKind.SCORE, AnswerKind.FEEDBACK, AnswerKind.EVIDENCE],
-            domains=["math", "math/*", "science/mcq"],
+            domains=["math", "math/*", "science/mcq", COMMAND],
             metadata_keys=["answer"],
             deterministic=True,
             verifier=True,
@@ -60,12 +64,22 @@ class ExactMatchExpert:
         expected = request.task.metadata["answer"]
         if isinstance(expected, bool) or not isinstance(expected, str | int | float):
             return ConsultAbstain(reason="the task's answer is neither text nor a number")
+        if request.task.domain == COMMAND:
+            return _judge_command(request.rollout.text, str(expected))
         given = find_final_answer(request.rollout.text)
         if given is None:
             return _fail("Format error: no final answer was found.", {"given": None})
         if matches(given, str(expected)):
             return ConsultResult(score=1.0, evidence={"given": given})
         return _fail(f"The final answer was {shorten(given)}, expected {shorten(str(expected))}.", {"given": given})
+
+
+def _judge_command(text: str, expected: str) -> ConsultResult:
+    """The whole answer, but for space around it, has to be the command. A miss does not tell which it is."""
+    given = text.strip()
+    if given == expected.strip():
+        return ConsultResult(score=1.0, evidence={"given": given})
+    return _fail(f"{shorten(given) or 'An empty answer'} is not the right command.", {"given": given[:1000]})
 
 
 def find_final_answer(text: str) -> str | None:

@@ -75,6 +75,21 @@ def exact_match(text: str, answer: Json) -> ConsultResult | ConsultAbstain:
     return asyncio.run(ExactMatchExpert().consult(make_question(text, metadata={"answer": answer})))
 
 
+def command(text: str) -> ConsultResult | ConsultAbstain:
+    question = make_question(text, domain="command", metadata={"answer": "/heron 37"})
+    return asyncio.run(ExactMatchExpert().consult(question))
+
+
+def test_a_command_is_right_letter_by_letter_and_a_miss_does_not_tell_it() -> None:
+    assert command(" /heron 37\n") == ConsultResult(score=1.0, evidence={"given": "/heron 37"})
+    for wrong in ("/heron 38", "/Heron 37", "heron 37", "/heron  37", "37", "The answer is /heron 37", ""):
+        verdict = command(wrong)
+        assert isinstance(verdict, ConsultResult)
+        assert verdict.score == 0.0
+        assert verdict.feedback is not None
+        assert ("/heron 37" in verdict.feedback.text) == ("/heron 37" in wrong), "only what the answer had itself"
+
+
 def test_a_match_scores_one_and_a_miss_says_what_was_expected() -> None:
     assert exact_match("The answer is 5.", "5") == ConsultResult(score=1.0, evidence={"given": "5"})
     assert exact_match("The answer is 5.", 5) == ConsultResult(score=1.0, evidence={"given": "5"})
