@@ -426,6 +426,7 @@ def teach(drawn: Sequence[Drawn], world: World, update: int, other_feedback: boo
         group_id, reference_id = new_id(), new_id()
         reference = [] if told is None else [_answer(reference_id, "reference", None, told)]
         for index, (sample, score) in enumerate(zip(one.samples, scores, strict=True)):
+            verdict = _answer(new_id(), "verifier", score, None)
             yield LessonFacts(
                 lesson_id=new_id(),
                 rollout_id=new_id(),
@@ -447,7 +448,8 @@ def teach(drawn: Sequence[Drawn], world: World, update: int, other_feedback: boo
                 finish_reason=sample.finish_reason.value,
                 policy_number=update,
                 score=score,
-                answers=(*reference, _answer(new_id(), "verifier", score, None)),
+                answers=(*reference, verdict),
+                judges=(verdict,),
             )
 
 

@@ -226,7 +226,7 @@ def score(policy: LoadedPolicy, prompt_ids: Sequence[int], ids: Sequence[int]) -
 
 
 def facts(policy: LoadedPolicy, text: str = "four", *, index: int = 0, **changes: object) -> LessonFacts:
-    """A lesson of one group about `What is 2+2?`, without answers."""
+    """A lesson of one group about `What is 2+2?`, without answers; its verdict is that of the answers with a score."""
     messages = (Message(role="user", content="What is 2+2?"),)
     prompt_ids = render_prompt(policy.tokenizer, messages)
     ids = encode_text(policy.tokenizer, text)
@@ -253,6 +253,8 @@ def facts(policy: LoadedPolicy, text: str = "four", *, index: int = 0, **changes
         "score": None,
         "answers": (),
     }
+    said: Sequence[LessonAnswer] = changes.get("answers", ())  # type: ignore[assignment]
+    base["judges"] = tuple(answer for answer in said if answer.score is not None)
     return LessonFacts(**(base | changes))  # type: ignore[arg-type]
 
 

@@ -43,8 +43,12 @@ MAX_FEEDBACK_CHARS = 4_000  # of all experts together, in one context
 
 
 def hash_batch(lessons: Sequence[LessonFacts], corrections: Sequence[EarlierCorrection]) -> str:
-    """The sha256 of an update's input: its lessons in order, their answers, and the corrections they may be shown."""
-    content = [[str(lesson.lesson_id), [str(answer.id) for answer in lesson.answers]] for lesson in lessons]
+    """The sha256 of an update's input: its lessons in order with answers and verdicts, and the corrections they may be
+    shown."""
+    content = [
+        [str(lesson.lesson_id), [str(answer.id) for answer in (*lesson.answers, *lesson.judges)], lesson.score]
+        for lesson in lessons
+    ]
     shown = [str(correction.answer_id) for correction in corrections]
     return hashlib.sha256(json.dumps([content, shown]).encode()).hexdigest()
 
@@ -99,7 +103,7 @@ def _build_row(
         credited=lesson.sampler_logprobs is not None and full_softmax and not lesson.tokenized_at_ingest,
         stopped=lesson.finish_reason == "stop",
         score=lesson.score,
-        verdicts=_source(*(answer for answer in _trusted(lesson) if answer.score is not None)),
+        verdicts=_source(*lesson.judges),
         staleness=None if lesson.policy_number is None else newest_version - lesson.policy_number,
         top_k=tuple(_read_top_k(lesson)),
         samples=tuple(_read_samples(lesson, tokenizer, vocabulary)),
@@ -267,10 +271,7 @@ def _choose_sibling(lesson: LessonFacts, siblings: Sequence[LessonFacts]) -> _Sh
     for sibling in siblings:
         in_other_half = (sibling.index_in_group - lesson.index_in_group) % 2 == 1
         if in_other_half and sibling.score is not None and sibling.score >= SUCCESS:
-            verdicts = [a for a in _trusted(sibling) if a.score is not None and a.score >= SUCCESS]
-            if not verdicts:
-                continue
-            source = _source(*verdicts)
+            source = _source(*sibling.judges)
             names = (f"sibling {sibling.rollout_id}", *source.names)
             return _Shown(sibling.text, 1.0, replace(source, names=names))
     return None

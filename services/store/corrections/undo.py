@@ -21,7 +21,7 @@ from services.runtime.errors import Conflict
 from services.store.core.id_lists import listed
 from services.store.corrections import corrections, drafts, shown
 from services.store.ledger import updates
-from services.store.loop import settling
+from services.store.loop import rollouts, settling
 from services.store.tables.corrections import CorrectionRow
 from services.store.tables.ledger import LessonAnswerRow, LessonRow, UpdateLessonRow, UpdateRow
 from services.store.tables.loop import AnswerRow, ConsultationRow, RolloutRow
@@ -95,6 +95,7 @@ def take_back(session: Session, correction_id: UUID, person_id: UUID) -> Correct
     session.flush()
     shown.take_out(session, select(RolloutRow.id).where(RolloutRow.id == row.rollout_id), REASON)
     shown.forget_effects(session, select(CorrectionRow.id).where(CorrectionRow.id == row.id), REASON)
+    rollouts.judge_again(session, session.get_one(RolloutRow, row.rollout_id, populate_existing=True))
     _put_back(session, row, draft)
     corrections.hold_only(session, row, person_id)
     return row

@@ -4,7 +4,7 @@ A trainer takes whole groups (siblings share a baseline) and, beside them, late 
 its owner must renew it, and only the owner's commit counts (see `services.store.ledger.updates`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
@@ -57,8 +57,8 @@ class LessonFacts:
     """A claimed lesson with its rollout, task and answers, free of the session.
 
     text: of the policy's last turn, which begins at the token `answer_start`. policy_number: the place of the version
-    that sampled the rollout among those that served (`policies.place`); None where it is unknown. score: the verdict of
-    those verifiers that still count.
+    that sampled the rollout among those that served (`policies.place`); None where it is unknown. score: the verdict as
+    it is now (`answers.verdicts`). judges: the answers it rests on, also those that came after the lesson was opened.
     """
 
     lesson_id: UUID
@@ -82,6 +82,7 @@ class LessonFacts:
     policy_number: int | None
     score: float | None
     answers: tuple[LessonAnswer, ...]
+    judges: tuple[LessonAnswer, ...] = ()
     answer_start: int = 0
 
 
@@ -296,9 +297,20 @@ def load(session: Session, lessons: Sequence[LessonRow]) -> list[LessonFacts]:
         .where(LessonRow.id.in_(ids))
     ).all()
     about = {lesson_id: (rollout, task, size, number) for lesson_id, rollout, task, size, number in rows}
-    said = _load_answers(session, ids)
     verdicts = answers.verdicts(session, [row.rollout_id for row in lessons])
-    return [_join_facts(lesson, *about[lesson.id], tuple(said.get(lesson.id, ())), verdicts) for lesson in lessons]
+    linked = _find_linked(session, ids)
+    judges = {answer_id for verdict in verdicts.values() for answer_id in verdict.judges}
+    said = _load_answers(session, judges.union(*linked.values()))
+    return [
+        _join_facts(
+            lesson,
+            *about[lesson.id],
+            tuple(said[answer_id] for answer_id in linked.get(lesson.id, ())),
+            verdicts.get(lesson.rollout_id),
+            said,
+        )
+        for lesson in lessons
+    ]
 
 
 def earlier_corrections(session: Session, task_ids: Sequence[UUID]) -> list[EarlierCorrection]:
@@ -365,10 +377,23 @@ def _claimable_groups(lineage_id: UUID) -> Select[UUID]:
     )
 
 
-def _load_answers(session: Session, lesson_ids: Sequence[UUID]) -> dict[UUID, list[LessonAnswer]]:
+def _find_linked(session: Session, lesson_ids: Sequence[UUID]) -> dict[UUID, list[UUID]]:
+    """The answers that each lesson may use, oldest first, without withdrawn ones."""
     rows = session.execute(
-        select(LessonAnswerRow.lesson_id, AnswerRow, ExpertRow, DistributionRow, CorrectionRow.verdict)
+        select(LessonAnswerRow.lesson_id, AnswerRow.id)
         .join(AnswerRow, AnswerRow.id == LessonAnswerRow.answer_id)
+        .where(LessonAnswerRow.lesson_id.in_(lesson_ids), AnswerRow.status == AnswerStatus.CURRENT.value)
+        .order_by(AnswerRow.id)
+    )
+    linked: dict[UUID, list[UUID]] = {}
+    for lesson_id, answer_id in rows:
+        linked.setdefault(lesson_id, []).append(answer_id)
+    return linked
+
+
+def _load_answers(session: Session, answer_ids: Collection[UUID]) -> dict[UUID, LessonAnswer]:
+    rows = session.execute(
+        select(AnswerRow, ExpertRow, DistributionRow, CorrectionRow.verdict)
         .join(ExpertRow, ExpertRow.id == AnswerRow.expert_id)
         .outerjoin(DistributionRow, DistributionRow.answer_id == AnswerRow.id)
         .outerjoin(
@@ -376,15 +401,13 @@ def _load_answers(session: Session, lesson_ids: Sequence[UUID]) -> dict[UUID, li
             (CorrectionRow.consultation_id == AnswerRow.consultation_id)
             & (CorrectionRow.status == CorrectionStatus.SUBMITTED.value),
         )
-        .where(LessonAnswerRow.lesson_id.in_(lesson_ids), AnswerRow.status == AnswerStatus.CURRENT.value)
-        .order_by(AnswerRow.id)
+        .where(AnswerRow.id.in_(answer_ids))
     ).all()
-    heard = answers.trace(session, list({answer.id for _, answer, *_ in rows}))
-    said: dict[UUID, list[LessonAnswer]] = {}
-    for lesson_id, answer, expert, distribution, verdict in rows:
-        joined = _join_answer(answer, expert, distribution, verdict is not None, heard[answer.id])
-        said.setdefault(lesson_id, []).append(joined)
-    return said
+    heard = answers.trace(session, list(answer_ids))
+    return {
+        answer.id: _join_answer(answer, expert, distribution, verdict is not None, heard[answer.id])
+        for answer, expert, distribution, verdict in rows
+    }
 
 
 def _join_answer(
@@ -429,8 +452,9 @@ def _join_facts(
     task: TaskRow,
     group_size: int,
     policy_number: int | None,
-    said: tuple[LessonAnswer, ...],
-    verdicts: Mapping[UUID, float | None],
+    linked: tuple[LessonAnswer, ...],
+    verdict: answers.Verdict | None,
+    said: Mapping[UUID, LessonAnswer],
 ) -> LessonFacts:
     logprobs = rollout.sampler_logprobs
     return LessonFacts(
@@ -454,6 +478,7 @@ def _join_facts(
         tokenized_at_ingest=rollout.tokenized_at_ingest,
         finish_reason=rollout.finish_reason,
         policy_number=policy_number,
-        score=None if rollout.score is None else verdicts.get(rollout.id, rollout.score),
-        answers=said,
+        score=None if verdict is None else verdict.score,
+        answers=linked,
+        judges=() if verdict is None else tuple(said[answer_id] for answer_id in verdict.judges),
     )

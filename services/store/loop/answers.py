@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, any_, func, select
+from sqlalchemy import ColumnElement, any_, select
 from sqlalchemy.orm import Session, aliased
 
 from services.contracts.answers import Answer, AnswerContent, AnswerStatus, Distribution, Feedback
@@ -119,23 +119,40 @@ def _stands() -> ColumnElement[bool]:
     return trust.counts(AnswerRow, ExpertRow) & ~discounted.exists()
 
 
-def verdicts(session: Session, rollout_ids: Sequence[UUID]) -> dict[UUID, float | None]:
-    """The lowest score of the verifiers about each rollout, of the answers that counted when it was settled and still
-    count; None where no answer of a verifier counts. A rollout that no verifier scored is left out."""
-    counted = func.min(AnswerRow.score).filter(_stands())
+@dataclass(frozen=True)
+class Verdict:
+    """The verdict on a rollout as it is now. score: None where none of those that were given counts any more.
+
+    judges: the answers it rests on.
+    """
+
+    score: float | None
+    judges: tuple[UUID, ...]
+
+
+def verdicts(session: Session, rollout_ids: Sequence[UUID]) -> dict[UUID, Verdict]:
+    """The verdict on each rollout, of the answers that count now, whenever they came: a person's decision, or else the
+    lowest score of the verifiers. A rollout that neither ever scored is left out."""
     rows = session.execute(
-        select(AnswerRow.rollout_id, counted)
+        select(AnswerRow.rollout_id, AnswerRow.id, AnswerRow.score, trust.is_people(ExpertRow), _stands())
         .join(ExpertRow, ExpertRow.id == AnswerRow.expert_id)
-        .join(RolloutRow, RolloutRow.id == AnswerRow.rollout_id)
-        .where(
-            AnswerRow.rollout_id.in_(rollout_ids),
-            AnswerRow.score.is_not(None),
-            ExpertRow.descriptor["verifier"].as_boolean(),
-            RolloutRow.settled_at.is_(None) | (AnswerRow.created_at <= RolloutRow.settled_at),
-        )
-        .group_by(AnswerRow.rollout_id)
-    )
-    return dict(rows.all())
+        .where(AnswerRow.rollout_id.in_(rollout_ids), AnswerRow.score.is_not(None), trust.is_judge(ExpertRow))
+        .order_by(AnswerRow.id)
+    ).all()
+    said: dict[UUID, list[tuple[UUID, float, bool]]] = {rollout_id: [] for rollout_id, *_ in rows}
+    for rollout_id, answer_id, score, by_person, stands in rows:
+        if stands and score is not None:
+            said[rollout_id].append((answer_id, score, by_person))
+    return {rollout_id: _judge(scores) for rollout_id, scores in said.items()}
+
+
+def _judge(said: Sequence[tuple[UUID, float, bool]]) -> Verdict:
+    """said: the answers that count, oldest first, with their scores and whether a person gave them."""
+    decided = [(answer_id, score) for answer_id, score, by_person in said if by_person]
+    if decided:
+        answer_id, score = decided[-1]
+        return Verdict(score, (answer_id,))
+    return Verdict(min((score for _, score, _ in said), default=None), tuple(answer_id for answer_id, *_ in said))
 
 
 def trace(session: Session, answer_ids: Sequence[UUID]) -> dict[UUID, list[Trace]]:

@@ -246,7 +246,7 @@ def advance_unheld(session: Session, limit: int) -> list[UUID]:
 
 def _settle(session: Session, rollout: RolloutRow) -> None:
     said = answers.counting(session, rollout.id)
-    rollout.score = answers.verdicts(session, [rollout.id]).get(rollout.id)
+    _judge(session, rollout)
     rollout.settled_at = func.now()
     asked = session.execute(
         select(ConsultationRow.status, trust.may_train(ExpertRow))
@@ -272,10 +272,15 @@ def _settle(session: Session, rollout: RolloutRow) -> None:
 
 
 def judge_again(session: Session, rollout: RolloutRow) -> None:
-    """Give a settled rollout the verdict of the answers that are left."""
+    """Give a settled rollout the verdict of the answers that count now: a score came late, or one was withdrawn."""
     if rollout.settled_at is not None:
-        rollout.score = answers.verdicts(session, [rollout.id]).get(rollout.id)
+        _judge(session, rollout)
         session.flush()
+
+
+def _judge(session: Session, rollout: RolloutRow) -> None:
+    verdict = answers.verdicts(session, [rollout.id]).get(rollout.id)
+    rollout.score = None if verdict is None else verdict.score
 
 
 def say_unanswered(purpose: str, num_asked: int, num_training: int) -> str:

@@ -40,7 +40,8 @@ class NotWaiting(Conflict):
 def settle(session: Session, claimed: ClaimedConsultation, outcome: Outcome) -> list[UUID]:
     """Record how a consultation ended, once, and move its rollout on. A late worker changes no row.
 
-    An answer that counts and comes after its rollout was settled opens a lesson of its own. Returns the ids of
+    An answer that counts and comes after its rollout was settled opens a lesson of its own, and its score changes the
+    verdict; lessons that are there keep the answers they were made of. Returns the ids of
     consultations of the second stage that it opened, to be sent after the commit.
     """
     rollout = session.scalars(select(RolloutRow).where(RolloutRow.id == claimed.rollout_id).with_for_update()).one()
@@ -104,6 +105,7 @@ def _conclude(session: Session, row: ConsultationRow, rollout: RolloutRow, outco
             answer = answers.record(session, row, rollout, outcome)
             row.status = ConsultationStatus.ANSWERED.value
             if answer.score is not None:
+                rollouts.judge_again(session, rollout)
                 ranking.rank_again(session, rollout.id)
     elif isinstance(outcome, ConsultAbstain):
         row.status, row.reason = ConsultationStatus.ABSTAINED.value, outcome.reason or "the expert abstained"

@@ -12,7 +12,7 @@ It is shown only to those who were granted all of these keys: an expert by its g
 from collections.abc import Collection, Iterable
 from typing import Any, overload
 
-from sqlalchemy import ColumnElement
+from sqlalchemy import ColumnElement, or_
 
 from services.contracts.answers import AnswerStatus
 from services.contracts.experts import Descriptor, ExpertStatus, OwnKind
@@ -92,3 +92,8 @@ def is_people(expert: Any) -> Any:
     if isinstance(expert, ExpertRow):
         return expert.own == OwnKind.HUMAN.value
     return expert.own.is_not_distinct_from(OwnKind.HUMAN.value)
+
+
+def is_judge(expert: type[ExpertRow]) -> ColumnElement[bool]:
+    """The condition that its scores are verdicts: verifiers', and people's decisions."""
+    return or_(is_people(expert), expert.descriptor["verifier"].as_boolean())
