@@ -6,7 +6,7 @@ from uuid import UUID
 
 from pydantic import Field
 
-from services.contracts.base import Contract
+from services.contracts.base import Contract, Float
 from services.contracts.tasks import Message
 from services.contracts.templates import Template
 
@@ -53,13 +53,16 @@ class Arm(StrEnum):
 class ShownContext(Contract):
     """The messages that a draw follows in place of its task's own, and what they were made of.
 
-    answers: those behind what is shown. measurement_id: the measurement that the draw belongs to, and `arm` its part in
-    it; none for a roll-in.
+    messages: empty after an answer behind them was withdrawn. answers: those behind what is shown. quotes: the metadata
+    keys of tasks that the messages may quote. temperature: of these draws; none: that of the group's own.
+    measurement_id: the measurement that the draw belongs to, and `arm` its part in it; none for a roll-in.
     """
 
     source: ContextSource
     template: Template
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: list[Message]
     answers: list[UUID] = []
+    quotes: list[str] = []
+    temperature: Annotated[Float, Field(gt=0, le=10)] | None = None
     measurement_id: UUID | None = None
     arm: Arm = Arm.TEACHER

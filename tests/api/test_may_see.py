@@ -10,12 +10,13 @@ from services.contracts.answers import AnswerKind, Feedback
 from services.contracts.experts import ConsultResult
 from services.contracts.persons import RIGHTS, Role
 from services.contracts.rollouts import Purpose
+from services.contracts.sources import ContextSource
 from services.store.core.transaction import Store
 from services.store.loop import consultations, rollouts, settling
-from services.store.tables.loop import AttemptRow, ConsultationRow, ExpertRow, GroupRow
+from services.store.tables.loop import AttemptRow, ConsultationRow, ExpertRow
 from services.store.views import heat_map
 from tests.api.conftest import Api, items, made
-from tests.store.conftest import World
+from tests.store.conftest import World, show
 
 pytestmark = pytest.mark.integration
 
@@ -103,8 +104,8 @@ def test_prompt_and_words_of_a_probe_that_was_shown_the_reference_are_for_who_ma
 ) -> None:
     with store.transaction() as session:
         [plain] = world.drawn(session, world.task(session), size=1, purpose=Purpose.PROBE)
-        [shown] = world.drawn(session, world.task(session), size=1, purpose=Purpose.PROBE)
-        session.get_one(GroupRow, shown.group_id).context = {"messages": []}
+        context = show(ContextSource.REFERENCE)
+        [shown] = world.drawn(session, world.task(session), 1, Purpose.PROBE, context=context, num_shown=1)
     reader = someone("sam", Role.SERVICE)
     for caller, rollout, prompt in ((api, shown, [7]), (reader, plain, [7]), (reader, shown, None)):
         found = made(caller.get(f"/v1/rollouts/{rollout.id}"))

@@ -11,7 +11,9 @@ from sqlalchemy.orm import Session
 from services.contracts.answers import AnswerKind
 from services.contracts.experts import Descriptor, OwnKind
 from services.contracts.rollouts import Purpose, Rollout, RolloutCreate, Sampling
+from services.contracts.sources import ContextSource, ShownContext
 from services.contracts.tasks import Message, Split, TaskCreate
+from services.contracts.templates import Template
 from services.store.core.transaction import Store
 from services.store.loop import groups, ingest, lineages, rollouts, tasks
 from services.store.loop.rollouts import Sample
@@ -46,6 +48,12 @@ def num_statements() -> Iterator[Callable[[Callable[[], object]], int]]:
     event.listen(Engine, "before_cursor_execute", note)
     yield count
     event.remove(Engine, "before_cursor_execute", note)
+
+
+def show(source: ContextSource, *answers: UUID, words: str = "It is 1.") -> ShownContext:
+    """A context with these words before the question, made of these answers."""
+    messages = [Message(role="assistant", content=words), Message(role="user", content="What is it?")]
+    return ShownContext(source=source, template=Template.TURNS, messages=messages, answers=list(answers))
 
 
 @dataclass(frozen=True)
@@ -108,10 +116,18 @@ class World:
         return row
 
     def drawn(
-        self, session: Session, task: TaskRow, size: int = 2, purpose: Purpose = Purpose.TRAIN
+        self,
+        session: Session,
+        task: TaskRow,
+        size: int = 2,
+        purpose: Purpose = Purpose.TRAIN,
+        context: ShownContext | None = None,
+        num_shown: int = 0,
     ) -> list[RolloutRow]:
-        """A group of `size` rollouts as a worker stores them."""
-        group = groups.add(session, task, purpose=purpose, size=size, sampling=Sampling())
+        """A group of `size` rollouts as a worker stores them, the last `num_shown` drawn by a teacher."""
+        group = groups.add(
+            session, task, purpose=purpose, size=size, sampling=Sampling(), context=context, num_shown=num_shown
+        )
         [draw] = groups.claim(session, [group.id], lease_seconds=60)
         finished = groups.finish(session, draw, "base")
         assert finished is not None

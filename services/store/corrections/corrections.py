@@ -116,6 +116,8 @@ def _check_correctable(rollout: RolloutRow) -> None:
         raise NotCorrectable(f"rollout {rollout.id} answers a {rollout.split} task; only train tasks are corrected")
     if rollout.purpose != Purpose.TRAIN.value:
         raise NotCorrectable(f"rollout {rollout.id} was drawn for {rollout.purpose}, not to train on")
+    if rollout.shown:
+        raise NotCorrectable(f"rollout {rollout.id} was drawn by a teacher; correct the policy's own answers")
 
 
 def ask_for(session: Session, rollout_id: UUID) -> CorrectionRow:

@@ -59,6 +59,8 @@ class LessonFacts:
     text: of the policy's last turn, which begins at the token `answer_start`. policy_number: the place of the version
     that sampled the rollout among those that served (`policies.place`); None where it is unknown. score: the verdict as
     it is now (`answers.verdicts`). judges: the answers it rests on, also those that came after the lesson was opened.
+    shown: the teacher drew it, so it has neither; `sampling` is that of its group: how the policy, which is read after
+    the plain prompt, would have drawn it.
     """
 
     lesson_id: UUID
@@ -84,6 +86,7 @@ class LessonFacts:
     answers: tuple[LessonAnswer, ...]
     judges: tuple[LessonAnswer, ...] = ()
     answer_start: int = 0
+    shown: bool = False
 
 
 @dataclass(frozen=True)
@@ -285,7 +288,7 @@ def load(session: Session, lessons: Sequence[LessonRow]) -> list[LessonFacts]:
     """Everything about claimed lessons, in their order."""
     ids = [row.id for row in lessons]
     rows = session.execute(
-        select(LessonRow.id, RolloutRow, TaskRow, GroupRow.size, _place())
+        select(LessonRow.id, RolloutRow, TaskRow, GroupRow, _place())
         .join(RolloutRow, RolloutRow.id == LessonRow.rollout_id)
         .join(TaskRow, TaskRow.id == RolloutRow.task_id)
         .join(GroupRow, GroupRow.id == RolloutRow.group_id)
@@ -296,8 +299,8 @@ def load(session: Session, lessons: Sequence[LessonRow]) -> list[LessonFacts]:
         )
         .where(LessonRow.id.in_(ids))
     ).all()
-    about = {lesson_id: (rollout, task, size, number) for lesson_id, rollout, task, size, number in rows}
-    verdicts = answers.verdicts(session, [row.rollout_id for row in lessons])
+    about = {lesson_id: (rollout, task, group, number) for lesson_id, rollout, task, group, number in rows}
+    verdicts = answers.verdicts(session, [rollout.id for rollout, *_ in about.values() if not rollout.shown])
     linked = _find_linked(session, ids)
     judges = {answer_id for verdict in verdicts.values() for answer_id in verdict.judges}
     said = _load_answers(session, judges.union(*linked.values()))
@@ -450,18 +453,19 @@ def _join_facts(
     lesson: LessonRow,
     rollout: RolloutRow,
     task: TaskRow,
-    group_size: int,
+    group: GroupRow,
     policy_number: int | None,
     linked: tuple[LessonAnswer, ...],
     verdict: answers.Verdict | None,
     said: Mapping[UUID, LessonAnswer],
 ) -> LessonFacts:
     logprobs = rollout.sampler_logprobs
+    sampling = group.sampling if rollout.shown else rollout.sampling
     return LessonFacts(
         lesson_id=lesson.id,
         rollout_id=rollout.id,
         group_id=rollout.group_id,
-        group_size=group_size,
+        group_size=group.size,
         index_in_group=rollout.index_in_group,
         ordinal=lesson.ordinal,
         late=lesson.late,
@@ -474,11 +478,12 @@ def _join_facts(
         answer_start=rollout.answer_start,
         sampler_logprobs=None if logprobs is None else tuple(logprobs),
         action_mask=tuple(rollout.action_mask),
-        sampling=None if rollout.sampling is None else Sampling.model_validate(rollout.sampling),
+        sampling=None if sampling is None else Sampling.model_validate(sampling),
         tokenized_at_ingest=rollout.tokenized_at_ingest,
         finish_reason=rollout.finish_reason,
         policy_number=policy_number,
         score=None if verdict is None else verdict.score,
         answers=linked,
         judges=() if verdict is None else tuple(said[answer_id] for answer_id in verdict.judges),
+        shown=rollout.shown,
     )

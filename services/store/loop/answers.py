@@ -13,7 +13,7 @@ from services.contracts.persons import RIGHTS, Right, Role
 from services.contracts.tasks import Precedent, Split
 from services.runtime.errors import NotFound
 from services.store.ledger import distributions
-from services.store.loop import trust
+from services.store.loop import contexts, trust
 from services.store.tables.corrections import CorrectionRow
 from services.store.tables.loop import AnswerRow, ConsultationRow, DistributionRow, ExpertRow, RolloutRow, TaskRow
 from services.store.tables.people import PersonRow
@@ -46,7 +46,7 @@ def record(session: Session, consultation: ConsultationRow, rollout: RolloutRow,
         expert_id=consultation.expert_id,
         expert_version=consultation.expert_version,
         could_train=trust.may_train(expert),
-        derived_from=sorted(trust.derive(expert, task.metadata_, shown)),
+        derived_from=sorted(trust.derive(expert, task.metadata_, shown).union(contexts.quoted_in(session, rollout))),
         score=content.score,
         feedback=None if content.feedback is None else content.feedback.model_dump(mode="json"),
         solution=content.solution if rollout.split == Split.TRAIN.value else None,

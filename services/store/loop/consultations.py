@@ -30,7 +30,7 @@ from services.contracts.rollouts import Purpose
 from services.contracts.tasks import Message, Split
 from services.runtime.errors import NotFound
 from services.store.core.id_lists import listed
-from services.store.loop import answers, trust
+from services.store.loop import answers, contexts, trust
 from services.store.tables.loop import AnswerRow, AttemptRow, ConsultationRow, ExpertRow, RolloutRow, TaskRow
 
 DEADLINE = timedelta(minutes=30)  # an expert that is down for less than this misses no consultation
@@ -122,15 +122,23 @@ class Subject:
     index_in_group: int
     domain: str
     metadata_keys: frozenset[str]
+    shown: bool
+    quotes: frozenset[str]
 
 
 def choose_kinds(subject: Subject, expert: ExpertRow, descriptor: Descriptor) -> list[AnswerKind]:
-    """The kinds of answer this expert is asked for about this rollout; none when it is not asked at all."""
+    """The kinds of answer this expert is asked for about this rollout; none when it is not asked at all.
+
+    About a rollout that a teacher drew only verifiers are asked: their verdict says whether the teacher was right, and
+    counts in no score.
+    """
     if not descriptor.matches(subject.domain):
         return []
     if not set(descriptor.metadata_keys) <= subject.metadata_keys.intersection(expert.granted):
         return []
-    if subject.purpose != Purpose.TRAIN.value:
+    if subject.shown:
+        is_asked = descriptor.verifier and trust.may_judge(expert, subject.quotes)
+    elif subject.purpose != Purpose.TRAIN.value:
         is_asked = descriptor.verifier and subject.purpose in (Purpose.EVALUATION.value, Purpose.PROBE.value)
     elif expert.group_fraction < 1 and _share(subject.group_id, expert.id) >= expert.group_fraction:
         is_asked = False
@@ -199,6 +207,8 @@ def open_second_stage(session: Session, rollout: RolloutRow, task: TaskRow) -> N
         index_in_group=rollout.index_in_group,
         domain=task.domain,
         metadata_keys=frozenset(task.metadata_),
+        shown=rollout.shown,
+        quotes=frozenset(contexts.quoted_in(session, rollout)),
     )
     for expert in askable_experts(session, rollout.lineage_id):
         descriptor = Descriptor.model_validate(expert.descriptor)

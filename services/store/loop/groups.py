@@ -18,7 +18,7 @@ from services.contracts.rollouts import GroupStatus, Purpose, RolloutStatus, Sam
 from services.contracts.sources import ShownContext
 from services.contracts.tasks import Message
 from services.store.ledger import policies
-from services.store.loop import tasks
+from services.store.loop import contexts, tasks
 from services.store.tables.ledger import LessonRow
 from services.store.tables.loop import GroupRow, LoopRow, RolloutRow, TaskRow
 
@@ -57,7 +57,9 @@ def add(
     num_shown: int = 0,
 ) -> GroupRow:
     """Plan one group, of which a teacher draws the last `num_shown` rollouts after its context; `take_due` says when
-    its message may be sent."""
+    its message may be sent. The context is kept with the metadata keys that it may quote."""
+    if context is not None:
+        context = context.model_copy(update={"quotes": contexts.find_quotes(session, context)})
     row = GroupRow(
         lineage_id=task.lineage_id,
         task_id=task.id,
@@ -180,8 +182,13 @@ def claim(session: Session, ids: Sequence[UUID], lease_seconds: float) -> list[D
     return draws
 
 
-def finish(session: Session, draw: Draw, policy_version: str) -> GroupRow | None:
-    """Mark the group sampled, if this attempt still holds it; None when another worker took over."""
+def finish(
+    session: Session, draw: Draw, policy_version: str, *, num_shown: int | None = None, reason: str | None = None
+) -> GroupRow | None:
+    """Mark the group sampled, if this attempt still holds it; None when another worker took over.
+
+    num_shown: how many rollouts its teacher drew, if not as many as planned, and the reason why.
+    """
     return session.scalar(
         update(GroupRow)
         .where(
@@ -189,7 +196,13 @@ def finish(session: Session, draw: Draw, policy_version: str) -> GroupRow | None
             GroupRow.status == GroupStatus.ASKED.value,
             GroupRow.attempts == draw.attempt,
         )
-        .values(status=GroupStatus.SAMPLED.value, policy_version=policy_version, lease_until=None, reason=None)
+        .values(
+            status=GroupStatus.SAMPLED.value,
+            policy_version=policy_version,
+            num_shown=draw.num_shown if num_shown is None else num_shown,
+            lease_until=None,
+            reason=None if reason is None else reason[:2000],
+        )
         .returning(GroupRow)
     )
 

@@ -17,7 +17,7 @@ from services.contracts.rollouts import Purpose, Rollout, RolloutDetail, Rollout
 from services.contracts.tasks import Message
 from services.runtime.errors import NotFound
 from services.store.core import copying
-from services.store.loop import answers, consultations, tasks, trust
+from services.store.loop import answers, consultations, contexts, tasks, trust
 from services.store.loop.consultations import FirstConsultation, Subject
 from services.store.loop.tasks import KnownTask
 from services.store.tables.ledger import LessonAnswerRow, LessonRow
@@ -47,13 +47,14 @@ def get(session: Session, rollout_id: UUID) -> RolloutRow:
 
 
 def find_hidden(session: Session, rows: Sequence[RolloutRow], rights: frozenset[Right]) -> set[UUID]:
-    """The rollouts whose text is hidden from a person with these rights: probes that were shown the reference."""
-    probes = {row.id: row.group_id for row in rows if row.purpose == Purpose.PROBE.value}
-    if not probes or trust.may_read_metadata(rights):
+    """The rollouts whose text is hidden from a person with these rights: they were drawn after a context that may quote
+    a task's metadata."""
+    drawn = {row.id: row.group_id for row in rows if row.shown}
+    if not drawn or trust.may_read_metadata(rights):
         return set()
-    shown_to = GroupRow.id.in_(set(probes.values())), GroupRow.context.is_not(None)
-    groups = set(session.scalars(select(GroupRow.id).where(*shown_to)))
-    return {rollout_id for rollout_id, group_id in probes.items() if group_id in groups}
+    quotes_nothing = func.coalesce(GroupRow.context["quotes"] == [], False)
+    groups = set(session.scalars(select(GroupRow.id).where(GroupRow.id.in_(set(drawn.values())), ~quotes_nothing)))
+    return {rollout_id for rollout_id, group_id in drawn.items() if group_id in groups}
 
 
 def detail(session: Session, row: RolloutRow, rights: frozenset[Right]) -> RolloutDetail:
@@ -93,6 +94,13 @@ class NewRollout:
     turns: Sequence[Message] = ()
     answer_start: int = 0
     shown: bool = False
+    quotes: frozenset[str] = frozenset()
+    """The metadata keys that the context may quote that it was drawn after."""
+
+    @property
+    def teaches(self) -> bool:
+        """Whether the context it was drawn after is lesson enough, without any answer."""
+        return self.shown and self.purpose == Purpose.TRAIN.value
 
 
 @dataclass(frozen=True)
@@ -131,11 +139,14 @@ def _describe(new: NewRollout) -> Subject:
         index_in_group=new.index_in_group,
         domain=new.task.domain,
         metadata_keys=new.task.metadata_keys,
+        shown=new.shown,
+        quotes=new.quotes,
     )
 
 
 def _row(new: NewRollout, lineage_id: UUID, first: Sequence[FirstConsultation], now: datetime) -> dict[str, object]:
     num_training = sum(consultation.may_train for consultation in first)
+    is_open = bool(num_training) or new.teaches
     return {
         "id": new.id,
         "lineage_id": lineage_id,
@@ -144,8 +155,8 @@ def _row(new: NewRollout, lineage_id: UUID, first: Sequence[FirstConsultation], 
         "purpose": new.purpose,
         "group_id": new.group_id,
         "index_in_group": new.index_in_group,
-        "status": (RolloutStatus.OPEN if num_training else RolloutStatus.SET_ASIDE).value,
-        "reason": None if num_training else say_unanswered(new.purpose, len(first), num_training),
+        "status": (RolloutStatus.OPEN if is_open else RolloutStatus.SET_ASIDE).value,
+        "reason": None if is_open else say_unanswered(new.purpose, len(first), num_training),
         "policy_version": new.policy_version,
         "prompt_token_ids": list(new.prompt_token_ids),
         "token_ids": new.token_ids,
@@ -160,7 +171,7 @@ def _row(new: NewRollout, lineage_id: UUID, first: Sequence[FirstConsultation], 
         "finish_reason": new.finish_reason,
         "shown": new.shown,
         "created_at": now,
-        "settled_at": None if num_training else now,
+        "settled_at": None if is_open else now,
     }
 
 
@@ -172,10 +183,17 @@ def add_drawn(
     prompt_token_ids: list[int],
     samples: Sequence[Sample],
     sampling: JsonObject,
+    shown_sampling: JsonObject | None = None,
 ) -> StoredRollouts:
-    """Store a group's samples. The sampler's own ids are kept, never re-tokenised. Of those that its teacher drew, the
-    last ones, no log-probabilities are kept: they are not the policy's."""
+    """Store a group's samples. The sampler's own ids are kept, never re-tokenised.
+
+    The last `num_shown` of them were drawn by its teacher, with `shown_sampling` where that differs. Their
+    log-probabilities are not the policy's, so none are kept. prompt_token_ids: the plain prompt's, after which the
+    policy reads them all; of a group that its teacher drew as a whole (a probe, which nobody trains on), the context's.
+    """
     num_own = group.size - group.num_shown
+    context = contexts.of_group(session, group.id) if group.num_shown else None
+    quotes = frozenset() if context is None else frozenset(context.quotes)
     task = tasks.to_known(session.get_one(TaskRow, group.task_id))
     drawn = [
         NewRollout(
@@ -189,10 +207,11 @@ def add_drawn(
             token_ids=sample.token_ids,
             sampler_logprobs=sample.logprobs if index < num_own else None,
             tokenizer_hash=tokenizer_hash,
-            sampling=sampling,
+            sampling=sampling if index < num_own else shown_sampling or sampling,
             text=sample.text,
             finish_reason=sample.finish_reason,
             shown=index >= num_own,
+            quotes=frozenset() if index < num_own else quotes,
         )
         for index, sample in enumerate(samples)
     ]
@@ -253,7 +272,8 @@ def _settle(session: Session, rollout: RolloutRow) -> None:
         .join(ExpertRow, ExpertRow.id == ConsultationRow.expert_id)
         .where(ConsultationRow.rollout_id == rollout.id)
     ).all()
-    if not said and (ConsultationStatus.WAITING.value, True) not in asked:
+    teaches = rollout.shown and rollout.purpose == Purpose.TRAIN.value
+    if not said and not teaches and (ConsultationStatus.WAITING.value, True) not in asked:
         rollout.status = RolloutStatus.SET_ASIDE.value
         rollout.reason = say_unanswered(rollout.purpose, len(asked), sum(trained for _, trained in asked))
         return
@@ -267,7 +287,7 @@ def _settle(session: Session, rollout: RolloutRow) -> None:
         )
     )
     untaught = [row for row in said if row.id not in taught]
-    if rollout.purpose == Purpose.TRAIN.value and untaught:
+    if teaches or (rollout.purpose == Purpose.TRAIN.value and untaught):
         open_lesson(session, rollout, untaught, late=False)
 
 
@@ -293,7 +313,8 @@ def say_unanswered(purpose: str, num_asked: int, num_training: int) -> str:
 
 
 def open_lesson(session: Session, rollout: RolloutRow, said: Sequence[AnswerRow], *, late: bool) -> LessonRow:
-    """A lesson that may use these answers. Only a train rollout can have one; the database refuses the rest."""
+    """A lesson that may use these answers, and the context of one that a teacher drew. Only a train rollout can have
+    one; the database refuses the rest."""
     ordinal = session.scalar(select(func.count()).where(LessonRow.rollout_id == rollout.id)) or 0
     lesson = LessonRow(
         lineage_id=rollout.lineage_id,

@@ -81,8 +81,11 @@ def settle_late(session: Session, consultation_id: UUID, outcome: ConsultResult 
 
 
 def _teach_late(session: Session, rollout: RolloutRow, answer: AnswerRow | None) -> None:
-    """Open a lesson with an answer that counts and came after its rollout was ready."""
+    """Open a lesson with an answer that counts and came after its rollout was ready. Of what a teacher drew a late
+    verdict teaches nothing."""
     if answer is None or rollout.status != RolloutStatus.READY.value or rollout.purpose != Purpose.TRAIN.value:
+        return
+    if rollout.shown:
         return
     if answer in answers.counting(session, rollout.id):
         rollouts.open_lesson(session, rollout, [answer], late=True)

@@ -6,7 +6,8 @@ the answer is used. Pausing or retiring an expert, or sending it back to probati
 later use. Answers given on probation never count, whatever the expert's later status.
 
 An answer may quote the task's metadata that its expert was given, and the metadata quoted by answers it was shown.
-It is shown only to those who were granted all of these keys: an expert by its grants, a person by their role.
+It is shown only to those who were granted all of these keys: an expert by its grants, a person by their role. The
+same holds for a rollout drawn by a teacher that was shown such an answer.
 """
 
 from collections.abc import Collection, Iterable
@@ -67,6 +68,12 @@ def may_see(viewer: ExpertRow | frozenset[Right], answer: AnswerRow) -> bool:
     if isinstance(viewer, ExpertRow):
         return set(answer.derived_from) <= set(viewer.granted)
     return not answer.derived_from or may_read_metadata(viewer)
+
+
+def may_judge(expert: ExpertRow, quoted: Collection[str]) -> bool:
+    """Whether the expert may be asked about an answer that may quote this metadata: one of our own, which keeps it in
+    the house, or one that was granted all of it."""
+    return expert.own is not None or set(quoted) <= set(expert.granted)
 
 
 def may_hear(rights: frozenset[Right], expert: ExpertRow) -> bool:
