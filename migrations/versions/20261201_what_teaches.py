@@ -94,6 +94,25 @@ CREATE INDEX ix_measured_task_teacher ON measured_task (teacher_group_id);
 CREATE INDEX ix_measured_task_control ON measured_task (control_group_id);
 """
 
+VERDICTS = """
+CREATE OR REPLACE FUNCTION tally_verdict_{name}() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO tally_change (lineage_id, noun, kind, word, num)
+    SELECT lineage_id, 'verdict', coalesce(policy_version, ''),
+           CASE WHEN score > 0.5 THEN 'passed' ELSE 'failed' END, sum(step) FROM ({rows}) AS changed
+    WHERE score IS NOT NULL AND purpose = 'train' AND NOT shown
+    GROUP BY 1, 3, 4 HAVING sum(step) <> 0;
+    RETURN NULL;
+END $$
+"""
+"""Verdicts on what the policy itself drew to train on, by version: what a teacher drew counts in no pass rate."""
+
+CHANGES = {
+    "added": "SELECT new_rows.*, 1 AS step FROM new_rows",
+    "deleted": "SELECT old_rows.*, -1 AS step FROM old_rows",
+    "changed": "SELECT OLD.*, -1 AS step UNION ALL SELECT NEW.*, 1",
+}
+
 OUTCOMES = ("abandoned", "does_not_teach", "teaches")
 
 
@@ -101,6 +120,8 @@ def upgrade() -> None:
     """Apply the change."""
     op.execute(COLUMNS)
     op.execute(TABLES)
+    for name, rows in CHANGES.items():
+        op.execute(VERDICTS.format(name=name, rows=rows))
     columns = [sa.column(name, sa.Text()) for name in ("noun", "old", "new")]
     changes = [{"noun": "measurement", "old": "measuring", "new": outcome} for outcome in OUTCOMES]
     op.bulk_insert(sa.table("status_change", *columns), changes)

@@ -4,8 +4,8 @@ Triggers write into `tally_change` how many rows each statement adds or takes aw
 that into `tally`, one row per count. `read` gives the sum of both at one moment.
 
 Nouns: task (kind: its domain; word: its split), rollout_group and rollout (kind: the purpose), consultation (kind: the
-expert's id), lesson (kind: `late` or nothing), correction, and verdict: train rollouts that a verifier judged (kind:
-the policy version, word: passed or failed).
+expert's id), lesson (kind: `late` or nothing), correction, and verdict: train rollouts that the policy itself drew and
+that are judged (kind: the policy version, word: passed or failed).
 """
 
 from collections.abc import Collection, Mapping, Sequence

@@ -9,20 +9,18 @@ from sqlalchemy.orm import Session
 
 from services.contracts.lessons import LessonStatus
 from services.contracts.rollouts import GroupStatus, Purpose, RolloutStatus
-from services.contracts.status import LoopState, PassRate, ProcessState, Status, TaskCount, UpdateSummary
+from services.contracts.status import LoopState, ProcessState, Status, TaskCount, UpdateSummary
 from services.contracts.tasks import Split
 from services.contracts.updates import UpdateStatus
 from services.store.core import row_counts
 from services.store.core.row_counts import RowCount
 from services.store.ledger import fallbacks, policies, updates
-from services.store.loop import coverage, groups, processes, waiting
+from services.store.loop import coverage, groups, pass_rates, processes, waiting
 from services.store.loop import switches as loop
-from services.store.loop.evaluations import PASS_SCORE
 from services.store.tables.base import LineageRow
 from services.store.tables.ledger import UpdateRow
-from services.store.tables.loop import GroupRow, LoopRow, RolloutRow, TaskRow
+from services.store.tables.loop import GroupRow, LoopRow, TaskRow
 
-RECENT_ROLLOUTS = 128  # a pass rate of the last few groups, not of the whole history
 RECENT_UPDATES = 5
 NOUNS = ("task", "rollout_group", "rollout", "consultation", "lesson", "correction")
 PAUSED = "the loop is paused: nothing is drawn and nothing is trained; `preceptor loop on` starts it"
@@ -77,7 +75,7 @@ def status(
         corrections=row_counts.by_word(told["correction"]),
         num_updates=num_updates,
         last_updates=_last_updates(session, lineage),
-        pass_rates=_pass_rates(session, lineage),
+        pass_rates=pass_rates.of_domains(session, lineage.id),
         processes=[
             ProcessState(
                 name=row.name,
@@ -168,26 +166,3 @@ def _last_updates(session: Session, lineage: LineageRow) -> list[UpdateSummary]:
         for row in rows
         if row.applied_at is not None
     ]
-
-
-def _pass_rates(session: Session, lineage: LineageRow) -> list[PassRate]:
-    newest = (
-        select(RolloutRow.task_id, RolloutRow.score)
-        .where(
-            RolloutRow.lineage_id == lineage.id,
-            RolloutRow.purpose == Purpose.TRAIN.value,
-            RolloutRow.score.is_not(None),
-            RolloutRow.policy_version.is_not(None),  # a rollout from elsewhere is no evidence about the policy
-        )
-        .order_by(RolloutRow.id.desc())
-        .limit(RECENT_ROLLOUTS)
-        .subquery()
-    )
-    passed = func.count().filter(newest.c.score > PASS_SCORE)
-    rows = session.execute(
-        select(TaskRow.domain, func.count(), passed)
-        .join(newest, newest.c.task_id == TaskRow.id)
-        .group_by(TaskRow.domain)
-        .order_by(TaskRow.domain)
-    )
-    return [PassRate(domain=d, num_judged=n, pass_rate=int(p) / int(n)) for d, n, p in rows]

@@ -76,10 +76,10 @@ class TaskAnswers:
 
 
 def answers_to_task(session: Session, task_id: UUID) -> list[TaskAnswers]:
-    """How each version answered a task, the latest answers first; counts the newest `MAX_ANSWERS` answers."""
+    """How each version itself answered a task, the latest answers first; counts the newest `MAX_ANSWERS` answers."""
     newest = (
         select(RolloutRow.policy_version, RolloutRow.purpose, RolloutRow.score, RolloutRow.created_at)
-        .where(RolloutRow.task_id == task_id, RolloutRow.policy_version.is_not(None))
+        .where(RolloutRow.task_id == task_id, RolloutRow.policy_version.is_not(None), ~RolloutRow.shown)
         .order_by(RolloutRow.id.desc())
         .limit(MAX_ANSWERS)
         .subquery()

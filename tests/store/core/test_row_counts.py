@@ -9,15 +9,16 @@ from sqlalchemy.orm import Session
 
 from services.contracts.experts import ConsultResult
 from services.contracts.rollouts import Purpose
+from services.contracts.sources import ContextSource
 from services.contracts.tasks import Split
 from services.store.core import row_counts
 from services.store.core.transaction import Store
-from services.store.loop import consultations, settling
+from services.store.loop import consultations, retention, settling
 from services.store.tables.corrections import CorrectionRow
 from services.store.tables.housekeeping import TallyChangeRow
 from services.store.tables.ledger import LessonRow
 from services.store.tables.loop import ConsultationRow, GroupRow, RolloutRow, TaskRow
-from tests.store.conftest import World
+from tests.store.conftest import World, show
 
 pytestmark = pytest.mark.integration
 
@@ -27,7 +28,7 @@ NOUNS = ("task", "rollout_group", "rollout", "consultation", "lesson", "correcti
 def counted(session: Session) -> dict[str, Counter[tuple[str, str]]]:
     """What the tables hold, counted one row at a time."""
     rollouts = session.scalars(select(RolloutRow)).all()
-    judged = [r for r in rollouts if r.score is not None and r.purpose == "train"]
+    judged = [r for r in rollouts if r.score is not None and r.purpose == "train" and not r.shown]
     return {
         "task": Counter((t.domain, t.split) for t in session.scalars(select(TaskRow))),
         "rollout_group": Counter((g.purpose, g.status) for g in session.scalars(select(GroupRow))),
@@ -77,6 +78,25 @@ def test_tallies_equal_the_tables_through_draws_verdicts_folds_and_deletions(sto
         session.delete(spare)
         session.flush()
         assert tallied(session, world.lineage_id) == counted(session)
+
+
+def test_verdicts_on_what_a_teacher_drew_are_not_counted(store: Store, world: World) -> None:
+    with store.transaction() as session:
+        world.expert(session)
+        task = world.task(session)
+        drawn = world.drawn(session, task, size=3, context=show(ContextSource.CORRECTION), num_shown=2)
+        judge(session, drawn[0], 1.0)
+        judge(session, drawn[1], 0.0)
+        judge(session, drawn[2], 1.0)
+        assert tallied(session, world.lineage_id) == counted(session)
+        assert tallied(session, world.lineage_id)["verdict"] == {("base", "passed"): 1}
+        drawn[1].score = 1.0  # a verdict that changes
+        drawn[0].score = 0.25
+        session.flush()
+        assert tallied(session, world.lineage_id)["verdict"] == {("base", "failed"): 1}
+        for statement in retention.deletions([drawn[0].group_id]):
+            session.execute(statement)
+        assert not tallied(session, world.lineage_id)["verdict"]
 
 
 def test_what_is_rolled_back_was_never_counted(store: Store, world: World) -> None:
