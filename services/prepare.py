@@ -44,6 +44,7 @@ OWN_EXPERTS = (
     OwnExpert(OwnKind.TOOL_CALL, granted=("tools", "expected_result")),
     OwnExpert(OwnKind.EXACT_MATCH, granted=("answer",)),
     OwnExpert(OwnKind.REFERENCE, granted=("reference",)),
+    OwnExpert(OwnKind.PRECEDENTS, granted=("precedents",)),
     OwnExpert(OwnKind.REASONING_GYM, granted=("reasoning_gym",), optional=True),
     OwnExpert(OwnKind.SELF_EVALUATION, rollouts_per_group=2),
     OwnExpert(OwnKind.TEACHER, granted=SHOWN_TO_TEACHER, group_fraction=0.25),

@@ -13,7 +13,7 @@ from uuid import UUID
 from pydantic import Field, model_validator
 
 from services.contracts.base import Bool, Contract, Float, Int, JsonObject, Sha256, StatusChanges, TokenId, View
-from services.contracts.tasks import MAX_PRECEDENTS, Precedent
+from services.contracts.tasks import Precedent, Precedents
 
 MAX_FEEDBACK_CHARS = 20_000
 MAX_SOLUTION_CHARS = 100_000
@@ -157,7 +157,7 @@ class AnswerContent(Contract):
     score: Annotated[Float, Field(ge=0, le=1)] | None = None
     feedback: Feedback | None = None
     solution: Annotated[str, Field(min_length=1, max_length=MAX_SOLUTION_CHARS)] | None = None
-    precedents: Annotated[list[Precedent], Field(min_length=1, max_length=MAX_PRECEDENTS)] | None = None
+    precedents: Precedents | None = None
     distribution: Distribution | None = None
     evidence: JsonObject | None = None
 

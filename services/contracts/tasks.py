@@ -6,10 +6,10 @@ import keyword
 from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self, TypeAlias
 from uuid import UUID
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from services.contracts.base import Contract, Json, JsonObject, Name, View
 
@@ -88,13 +88,24 @@ class ToolSet(Contract):
         return self
 
 
-METADATA_SHAPES: Mapping[str, type[Contract]] = {"tests": FunctionTests, "tools": ToolSet}
+Precedents: TypeAlias = Annotated[list[Precedent], Field(min_length=1, max_length=MAX_PRECEDENTS)]
+"""Metadata `precedents`, and what an expert may answer: other tasks' questions with right answers to them."""
+
+METADATA_SHAPES: Mapping[str, TypeAdapter[object]] = {
+    "tests": TypeAdapter(FunctionTests),
+    "tools": TypeAdapter(ToolSet),
+    "precedents": TypeAdapter(Precedents),
+}
 """Metadata keys whose shape is checked when a task comes in. Other keys are for the experts that read them."""
 
 
-def _check_metadata(key: str, shape: type[Contract], value: Json) -> None:
+TRAIN_ONLY: Final = frozenset({"reference", "precedents"})
+"""Metadata that teachers are shown, so only train tasks carry it; the database refuses it for others."""
+
+
+def _check_metadata(key: str, shape: TypeAdapter[object], value: Json) -> None:
     try:
-        shape.model_validate(value)
+        shape.validate_python(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         place = ".".join(str(part) for part in ("metadata", key, *first["loc"]))
@@ -122,11 +133,11 @@ class TaskCreate(Contract):
         for key, shape in METADATA_SHAPES.items():
             if key in self.metadata:
                 _check_metadata(key, shape, self.metadata[key])
-        if "reference" in self.metadata:
+        for key in TRAIN_ONLY.intersection(self.metadata):
             if self.split is not Split.TRAIN:
-                raise ValueError("only a task of the split `train` may carry a reference")
-            if not isinstance(self.metadata["reference"], str):
-                raise ValueError("reference must be the full answer as text")
+                raise ValueError(f"only a task of the split `train` may carry {key}")
+        if not isinstance(self.metadata.get("reference", ""), str):
+            raise ValueError("reference must be the full answer as text")
         return self
 
 

@@ -11,6 +11,7 @@ from sandbox.http.access_log import LogRequests
 from services.experts.own import reasoning
 from services.experts.own.execution import ExecutionExpert
 from services.experts.own.human import HumanExpert
+from services.experts.own.precedents import PrecedentsExpert
 from services.experts.own.reasoning_gym import ReasoningGymExpert
 from services.experts.own.reference import ReferenceExpert
 from services.experts.own.sandbox_client import SandboxClient
@@ -35,6 +36,7 @@ def build_app(settings: Settings) -> FastAPI:
             ExactMatchExpert(),
             ToolCallExpert(SandboxClient(settings.sandbox_url, settings.sandbox_key)),
             ReferenceExpert(),
+            PrecedentsExpert(),
             SelfEvaluationExpert(PolicyClient(settings.policy_url, settings.internal_key)),
             TeacherExpert(PolicyClient(settings.policy_url, settings.internal_key)),
             HumanExpert(Store(settings.database_url, patience=REQUEST)),

@@ -48,7 +48,19 @@ def where(problem: JsonObject) -> list[str]:
         ({"metadata": {"tools": {"source": "-" * 49_000 + "1", "names": ["f"]}}}, "does not parse"),
         ({"metadata": {"tools": {"source": "def f(): pass", "names": ["g"]}}}, "does not define g"),
         ({"metadata": {"notes": "x" * 200_001}}, "metadata is longer"),
-        ({"metadata": {"reference": "r"}, "split": "heldout"}, "only a task of the split `train`"),
+        ({"metadata": {"reference": "r"}, "split": "heldout"}, "only a task of the split `train` may carry reference"),
+        (
+            {"metadata": {"precedents": [{"messages": [{"role": "user", "content": "q"}], "answer": "a"}]}}
+            | {"split": "validation"},
+            "only a task of the split `train` may carry precedents",
+        ),
+        ({"metadata": {"precedents": []}}, "metadata.precedents"),
+        ({"metadata": {"precedents": [{"messages": [], "answer": "a"}]}}, "metadata.precedents.0.messages"),
+        ({"metadata": {"precedents": [{"messages": [{"role": "user", "content": "q"}]}]}}, "precedents.0.answer"),
+        (
+            {"metadata": {"precedents": [{"messages": [{"role": "assistant", "content": "q"}], "answer": "a"}]}},
+            "must end with the user or tool message",
+        ),
     ],
 )
 def test_a_task_that_makes_no_sense_is_refused_with_the_reason(refusing: Api, change: JsonObject, reason: str) -> None:

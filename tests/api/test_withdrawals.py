@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from services.contracts.answers import AnswerKind, Feedback
 from services.contracts.experts import ConsultResult
 from services.contracts.persons import Role
+from services.contracts.tasks import Message, Precedent
 from services.store.core.transaction import Store
 from services.store.ledger import lessons, updates
 from services.store.loop import consultations, rollouts, settling
@@ -23,7 +24,10 @@ pytestmark = pytest.mark.integration
 
 SAID = {
     "judge": ConsultResult(score=0.0),
-    "solver": ConsultResult(solution="the answer is 1"),
+    "solver": ConsultResult(
+        solution="the answer is 1",
+        precedents=[Precedent(messages=[Message(role="user", content="And 0?")], answer="the answer is 0")],
+    ),
     "reader": ConsultResult(feedback=Feedback(text="say that the answer is 1")),
 }
 
@@ -73,7 +77,7 @@ def test_a_withdrawn_answer_leaves_ready_lessons_contexts_and_what_was_made_of_i
             "solver": "withdrawn",
             "reader": "withdrawn",
         }
-        assert gone["solver"].solution is None
+        assert (gone["solver"].solution, gone["solver"].precedents) == (None, None)
         question = session.get_one(ConsultationRow, gone["reader"].consultation_id)
         assert [one["expert"] for one in question.ask["context"]] == ["judge"]  # type: ignore[union-attr, call-overload, index]
         lesson = session.scalars(select(LessonRow)).one()

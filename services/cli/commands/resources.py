@@ -374,7 +374,7 @@ def list_answers(
     as_json: AsJson = False,
 ) -> None:
     """List answers about a rollout, newest first, including withdrawn ones."""
-    columns = ("id", "expert_id", "status", "score", "distribution_kind", "solution", "feedback")
+    columns = ("id", "expert_id", "status", "score", "distribution_kind", "solution", "precedents", "feedback")
     with api_of(home, url) as api:
         path = f"/v1/rollouts/{rollout_id.find(api)}/answers"
     list_page(path, home, url, limit, as_json, columns, whole="id")

@@ -284,6 +284,7 @@ class ExpertSession:
             "score": answer.score if AnswerKind.SCORE in asked else None,
             "feedback": answer.feedback if AnswerKind.FEEDBACK in asked else None,
             "solution": answer.solution if AnswerKind.SOLUTION in asked else None,
+            "precedents": answer.precedents if AnswerKind.PRECEDENTS in asked else None,
             "distribution": distribution if keeps_distribution else None,
         }
         if all(part is None for part in parts.values()):

@@ -54,6 +54,7 @@ _METADATA: Final[JsonObject] = {
     "tools": {"source": _TOOLS, "names": ["add"]},
     "expected_result": 5,
     "answer": "5",
+    "precedents": [{"messages": [{"role": "user", "content": "What is 4 + 4?"}], "answer": "4 + 4 = 8."}],
 }
 
 

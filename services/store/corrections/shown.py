@@ -37,7 +37,12 @@ def withdraw_answers(session: Session, answers: Ids) -> None:
         update(AnswerRow)
         .where(AnswerRow.id.in_(answers))
         .values(
-            status=AnswerStatus.WITHDRAWN.value, solution=None, feedback=None, evidence=None, distribution_kind=None
+            status=AnswerStatus.WITHDRAWN.value,
+            solution=None,
+            precedents=None,
+            feedback=None,
+            evidence=None,
+            distribution_kind=None,
         )
         .execution_options(synchronize_session=False)
     )

@@ -34,6 +34,8 @@ from services.store.loop import answers, contexts, trust
 from services.store.tables.loop import AnswerRow, AttemptRow, ConsultationRow, ExpertRow, RolloutRow, TaskRow
 
 DEADLINE = timedelta(minutes=30)  # an expert that is down for less than this misses no consultation
+TRAIN_ONLY_KINDS = (AnswerKind.SOLUTION, AnswerKind.PRECEDENTS)
+"""Kinds that are asked for about train tasks alone."""
 ANSWER_SHARE = 0.8  # of a lease; the rest is for writing the answer down
 
 
@@ -146,7 +148,7 @@ def choose_kinds(subject: Subject, expert: ExpertRow, descriptor: Descriptor) ->
         is_asked = expert.rollouts_per_group is None or subject.index_in_group < expert.rollouts_per_group
     if not is_asked:
         return []
-    return [k for k in descriptor.kinds if k is not AnswerKind.SOLUTION or subject.split == Split.TRAIN.value]
+    return [k for k in descriptor.kinds if k not in TRAIN_ONLY_KINDS or subject.split == Split.TRAIN.value]
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ WRITTEN: Final = (
 DRAFTED: Final = (DraftRow.text, DraftRow.comment)
 """The text columns of a draft, which is deleted as a whole."""
 
-MADE: Final = (AnswerRow.solution, AnswerRow.feedback, AnswerRow.evidence)
+MADE: Final = (AnswerRow.solution, AnswerRow.precedents, AnswerRow.feedback, AnswerRow.evidence)
 """The text columns of an answer made from a correction."""
 
 UNUSED: Final = (LessonStatus.READY.value, LessonStatus.CLAIMED.value)

@@ -7,10 +7,11 @@ import pytest
 from services.contracts.answers import Feedback, FeedbackSpan
 from services.contracts.base import Json
 from services.contracts.experts import ConsultAbstain, ConsultResult, ContextAnswer
-from services.contracts.tasks import Message
+from services.contracts.tasks import Message, Precedent
 from services.contracts.templates import Template, build_teacher_messages, render_feedback
 from services.experts.own.calls import equals
 from services.experts.own.execution import extract_python
+from services.experts.own.precedents import PrecedentsExpert
 from services.experts.own.reference import ReferenceExpert
 from services.experts.own.scorers import ExactMatchExpert, find_final_answer, matches
 from services.experts.own.teacher import choose_context
@@ -159,6 +160,16 @@ def test_the_reference_is_given_as_a_solution() -> None:
     given = asyncio.run(expert.consult(make_question(metadata={"reference": "```python\nx\n```"})))
     assert given == ConsultResult(solution="```python\nx\n```")
     assert isinstance(asyncio.run(expert.consult(make_question(metadata={"reference": " "}))), ConsultAbstain)
+
+
+def test_precedents_are_given_as_the_task_has_them() -> None:
+    precedents: Json = [{"messages": [{"role": "user", "content": "What is 4 + 4?"}], "answer": "8"}]
+    expert = PrecedentsExpert()
+    given = asyncio.run(expert.consult(make_question(metadata={"precedents": precedents})))
+    shown = Precedent(messages=[Message(role="user", content="What is 4 + 4?")], answer="8")
+    assert given == ConsultResult(precedents=[shown])
+    wrong = asyncio.run(expert.consult(make_question(metadata={"precedents": [{"answer": "8"}]})))
+    assert isinstance(wrong, ConsultAbstain)
 
 
 SYSTEM = Message(role="system", content="Be brief.")

@@ -12,6 +12,7 @@ import pytest
 
 from services.contracts.answers import AnswerKind, Feedback, TopKDistribution
 from services.contracts.experts import ConsultAbstain, ConsultLater, ConsultRequest, ConsultResult, Descriptor
+from services.contracts.tasks import Message, Precedent
 from services.experts.protocol import signatures
 from services.experts.protocol.app import MAX_BODY_BYTES, AnswerMemory, ExpertAnswer, Sent, create_expert_app
 from services.runtime.errors import ServiceUnavailable
@@ -181,6 +182,14 @@ def test_only_the_kinds_asked_for_are_sent() -> None:
     with serve(create_expert_app(expert)) as url:
         assert set(ask(url, make_question(kinds=(AnswerKind.SCORE,))).json()) == {"outcome", "score"}
         assert ask(url, make_question(kinds=(AnswerKind.SOLUTION,))).json()["outcome"] == "abstain"
+    precedent = Precedent(messages=[Message(role="user", content="4 + 4?")], answer="8")
+    both = SampleExpert(
+        lambda _: ConsultResult(solution="5", precedents=[precedent]),
+        make_descriptor(kinds=(AnswerKind.SOLUTION, AnswerKind.PRECEDENTS)),
+    )
+    with serve(create_expert_app(both)) as url:
+        for kind in (AnswerKind.SOLUTION, AnswerKind.PRECEDENTS):
+            assert set(ask(url, make_question(kinds=(kind,))).json()) == {"outcome", kind.value}
 
 
 def test_another_domain_and_missing_metadata_are_declined_without_asking() -> None:

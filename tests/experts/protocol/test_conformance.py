@@ -248,7 +248,16 @@ def test_every_one_of_our_own_experts_passes(sandbox_url: str, database_url: str
             expert_secret=SECRET,
             database_url=database_url,
         )
-        names = ["execution", "exact-match", "tool-call", "reference", "self-evaluation", "teacher", "human"]
+        names = [
+            "execution",
+            "exact-match",
+            "tool-call",
+            "reference",
+            "precedents",
+            "self-evaluation",
+            "teacher",
+            "human",
+        ]
         with serve(build_app(settings)) as url:
             for name in names:
                 report = report_on(f"{url}/{name}", SECRET)

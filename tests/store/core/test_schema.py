@@ -281,6 +281,14 @@ def test_the_database_refuses_a_reference_on_a_heldout_task(store: Store, world:
 
 
 @pytest.mark.integration
+def test_the_database_refuses_precedents_on_a_heldout_task(store: Store, world: World) -> None:
+    with store.transaction() as session:
+        world.task(session, split=Split.HELDOUT)
+    with pytest.raises(IntegrityError, match="precedents_are_train_only"), store.transaction() as session:
+        session.execute(text("""UPDATE task SET metadata = '{"precedents": []}'"""))
+
+
+@pytest.mark.integration
 def test_the_database_refuses_a_solution_about_a_heldout_task(store: Store, world: World) -> None:
     with store.transaction() as session:
         expert = world.expert(session)

@@ -292,6 +292,15 @@ def test_evaluations_are_judged_by_verifiers_only_and_make_no_lesson(store: Stor
         assert session.scalars(select(AnswerRow.solution)).all() == [None]
 
 
+def test_what_teachers_are_shown_is_asked_for_about_train_tasks_alone(store: Store, world: World) -> None:
+    kinds = (AnswerKind.SCORE, AnswerKind.SOLUTION, AnswerKind.PRECEDENTS)
+    with store.transaction() as session:
+        world.expert(session, "verifier", kinds=kinds)
+        world.drawn(session, world.task(session, "t"), size=1)
+        world.drawn(session, world.task(session, "h", Split.HELDOUT), size=1, purpose=Purpose.EVALUATION)
+    assert [list(question.request.ask.kinds) for question in ask_all(store)] == [list(kinds), [AnswerKind.SCORE]]
+
+
 def test_an_expert_on_probation_is_asked_but_its_score_is_no_verdict(store: Store, world: World) -> None:
     with store.transaction() as session:
         world.expert(session, status="probation")
