@@ -6,7 +6,8 @@ Each run is the demo's loop through the api: same tasks, rollouts, experts and n
 on the command line. The base is measured once and shared: it is the same weights, tasks and draws for every run. A
 setting is chosen on `--splits validation`; with both splits named, one training is measured on both. Runs that are done
 are not repeated, so it can be stopped and started again; with `--keep`, what was trained can be measured on another
-split later. Prints pass@1 and pass@k before and after with paired intervals over families, and the wall times.
+split later. Prints the best trained less the best base, each at the temperature at which it passes most validation
+tasks, with intervals paired over families; then both at equal temperatures, and the wall times.
 """
 
 import argparse
@@ -22,22 +23,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from pydantic import TypeAdapter
 from rich.console import Console
 
 from services.cli.client import ApiClient
 from services.cli.commands import demo, starter
 from services.cli.output import measures
 from services.cli.output.progress import Progress
-from services.contracts.evaluations import Evaluation, EvaluationCreate, EvaluationDetail, TaskResult
+from services.contracts.evaluations import Evaluation, EvaluationCreate, EvaluationDetail
 from services.contracts.tasks import Split
 from services.local.layout import Layout
 from services.local.supervise.stack import Stack, running
 from services.policy.model.convert import resolve_model
-from services.store.views.estimates import paired_difference
+from services.store.views.estimates import headline
 
-RESULTS = TypeAdapter(list[TaskResult])
 MARKER = "trained.json"  # in a kept data folder, once its training is finished
 
 
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--lams", nargs="+", type=float, default=[1.0], help="weights of the future term, for distil")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--updates", type=int, default=16)
-    parser.add_argument("--samples", type=int, default=8, help="answers a task when measuring")
+    parser.add_argument("--samples", type=int, default=8, help="answers a task at each temperature above 0")
     splits = [Split.HELDOUT.value, Split.VALIDATION.value]
     parser.add_argument("--splits", nargs="+", choices=splits, default=[Split.HELDOUT.value])
     parser.add_argument("--threads", type=int, default=2, help="threads of the policy's engine")
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str]) -> int:
         if missing and not _in_own_process(measurement):
             return 1
     for split in options.splits:
-        _print(options.folder, split, runs, options.samples)
+        _print(options.folder, split, runs)
     return 0
 
 
@@ -140,12 +140,11 @@ def _measure(measurement: Measurement) -> None:
                 api, started.id, progress, stack.supervisor.check, f"{split} tasks"
             )
             document = facts | {
-                "policy_version": found.policy_version,
                 "evaluation_seconds": time.monotonic() - began,
-                "results": RESULTS.dump_python(found.results, mode="json"),
+                "evaluation": found.model_dump(mode="json"),
             }
             path.write_text(json.dumps(document, indent=1) + "\n")
-            for line in measures.scores(found.results, measurement.num_samples):
+            for line in measures.scores(found):
                 progress.say(line)
 
 
@@ -198,21 +197,24 @@ def _stack(folder: Path, progress: Progress, threads: int) -> Iterator[tuple[Sta
         yield stack, ApiClient(stack.settings.api_url, stack.api_key)
 
 
-def _print(folder: Path, split: str, runs: Sequence[Run], num_samples: int) -> None:
-    base = RESULTS.validate_python(json.loads(result_path(folder, split, None).read_text())["results"])
-    sys.stdout.write(f"base on {split}\n" + "".join(f"  {line}\n" for line in measures.scores(base, num_samples)))
+def _print(folder: Path, split: str, runs: Sequence[Run]) -> None:
+    _, base = _read_result(folder, split, None)
+    sys.stdout.write(f"base on {split}\n" + "".join(f"  {line}\n" for line in measures.scores(base)))
     for run in runs:
-        document = json.loads(result_path(folder, split, run).read_text())
-        after = RESULTS.validate_python(document["results"])
+        document, after = _read_result(folder, split, run)
         sys.stdout.write(
             f"{run.name}: {document['num_updates']} updates in {document['training_seconds']:.0f} s, "
             f"measured in {document['evaluation_seconds']:.0f} s\n"
         )
-        sys.stdout.write("".join(f"  {line}\n" for line in measures.table(base, after, num_samples)))
-        for domain, tasks in measures.by_domain(base).items():
-            rise = paired_difference(tasks, measures.by_domain(after)[domain], 1)
-            if rise is not None and not rise.low > 0:
-                sys.stdout.write(f"  {domain}: the interval of the rise in pass@1 reaches zero\n")
+        sys.stdout.write("".join(f"  {line}\n" for line in measures.comparison(base, after)))
+        for change in headline(base, after):
+            if change.k == 1 and change.rise is not None and not change.rise.low > 0:
+                sys.stdout.write(f"  {change.domain}: the interval of the rise in pass@1 reaches zero\n")
+
+
+def _read_result(folder: Path, split: str, run: Run | None) -> tuple[dict[str, Any], EvaluationDetail]:
+    document: dict[str, Any] = json.loads(result_path(folder, split, run).read_text())
+    return document, EvaluationDetail.model_validate(document["evaluation"])
 
 
 if __name__ == "__main__":

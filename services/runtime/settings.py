@@ -77,7 +77,7 @@ class Settings(BaseSettings):
     max_new_tokens: int = Field(default=64, ge=1)
     """The longest answer, in tokens; longer ones are cut off. Raise it for anything but the starter tasks."""
     sampling_temperature: float = Field(default=1.0, gt=0)
-    """Temperature of all draws: train rollouts, evaluations, gap probes."""
+    """Temperature of train rollouts and gap probes. Evaluations state their own."""
     stop: list[str] = ["\n```"]
     """Strings that end an answer; the default ends it after the first fenced block."""
     max_backlog_lessons: int = Field(default=48, ge=1)

@@ -4,6 +4,8 @@ from uuid import UUID
 
 import pytest
 
+from services.contracts.base import Json
+from services.contracts.evaluations import Evaluation
 from services.contracts.ids import new_id
 from services.contracts.rollouts import Purpose
 from services.contracts.tasks import Split
@@ -111,7 +113,11 @@ def test_an_evaluation_is_planned_over_a_split(api: Api) -> None:
     for n in range(3):
         api.task(f"h{n}", split="heldout", family="h")
     planned = made(api.post("/v1/evaluations", {"num_samples": 4}))
-    assert (planned["status"], planned["num_rollouts"], planned["num_settled"]) == ("running", 12, 0)
+    assert Evaluation.model_validate(planned).settings["temperatures"] == [0.0, 0.25, 0.5, 1.0]
+    assert (planned["status"], planned["num_rollouts"], planned["num_settled"]) == ("running", 3 * (1 + 3 * 4), 0)
+    refusals: list[list[Json]] = [[0.5, 0.5], [], [11.0], ["cold"]]
+    for temperatures in refusals:
+        refused(api.post("/v1/evaluations", {"temperatures": temperatures}), 422)
     assert made(api.get(f"/v1/evaluations/{planned['id']}"))["results"] == []
     refused(api.post("/v1/evaluations", {"policy_version": "none"}), 404)
     refused(api.post("/v1/evaluations", {"split": "train"}), 422)

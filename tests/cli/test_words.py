@@ -16,6 +16,7 @@ from services.contracts.evaluations import EvaluationDetail, EvaluationStatus, T
 from services.contracts.status import LoopState, PassRate, ProcessState, Status, TaskCount, UpdateSummary
 from services.contracts.tasks import Split
 from services.runtime.errors import InvalidInput
+from services.store.views.estimates import choose_best
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -56,6 +57,7 @@ def result(number: int, num_passed: int, family: str = "f") -> TaskResult:
         key=str(number),
         domain="math",
         family=family,
+        temperature=1.0,
         num_judged=4,
         num_passed=num_passed,
         num_unjudged=0,
@@ -115,20 +117,46 @@ def test_the_gap_is_the_teachers_mean_less_the_policys_over_shared_families() ->
     assert measures.mean_gap(evaluation([], [])) == 0.0
 
 
-def test_the_table_compares_before_and_after() -> None:
-    head, first, last = measures.table([result(1, 1), result(2, 0, "g")], [result(1, 2), result(2, 1, "g")], 4)
-    assert head == "kind         figure    before   after  rise, with its 95 % interval over families"
-    assert first.startswith("math         pass@1     0.125   0.375  +0.250 [-")
-    assert first.endswith("] not reliable (2 families)")
-    assert last.startswith("math         pass@4     0.500   1.000  +0.500 [")
+def at(temperature: float, results: list[TaskResult]) -> list[TaskResult]:
+    return [one.model_copy(update={"temperature": temperature}) for one in results]
+
+
+def test_a_comparison_begins_with_each_version_at_its_best_temperature() -> None:
+    low, high = [result(1, 1), result(2, 0, "g")], [result(1, 2), result(2, 1, "g")]
+    before, after = (
+        evaluation(results, []).model_copy(update={"best": choose_best(results, results)})
+        for results in (at(0.5, high) + at(1.0, low), at(0.5, high) + at(1.0, high))
+    )
+    told = list(measures.comparison(before, after))
+    assert told[0] == "base less base, each at its best temperature on validation tasks:"
+    assert told[1] == "kind         figure          before         after  rise, with its 95 % interval over families"
+    assert told[2].startswith("math         pass@1    0.375 at 0.5  0.375 at 0.5  +0.000 [-")
+    assert told[2].endswith("] not reliable (2 families)")
+    assert told[4:6] == [
+        "both at the same temperature T:",
+        "kind         figure       T  before   after  rise, with its 95 % interval over families",
+    ]
+    assert told[6].startswith("math         pass@1     0.5   0.375   0.375  +0.000 [-")
+    assert told[7].startswith("math         pass@1       1   0.125   0.375  +0.250 [-")
+    assert told[9].startswith("math         pass@4       1   0.500   1.000  +0.500 [")
+
+
+def test_without_a_best_temperature_the_comparison_says_why() -> None:
+    results = at(0.5, [result(1, 1)]) + at(1.0, [result(1, 2)])
+    measured = evaluation(results, []).model_copy(update={"best": choose_best(results, [])})
+    told = list(measures.comparison(measured, measured))
+    assert told[2] == "math         pass@1   no best temperature: no validation tasks"
+    assert list(measures.scores(measured))[3] == "math         pass@1   no best temperature: no validation tasks"
+    line = measures.scores_line("before", measured)
+    assert line == "pass@1 before, at the best temperature: math no best temperature (no validation tasks)"
 
 
 def test_scores_of_few_families_are_clipped_and_said_to_be_not_reliable() -> None:
-    spread = list(measures.scores([result(1, 0), result(2, 4, "g")], 4))
-    assert spread[0] == "math         pass@1   0.500 [0.000, 1.000] not reliable (2 families)"
-    alike = list(measures.scores([result(1, 2), result(2, 2, "g")], 1))
-    assert alike == ["math         pass@1   0.500 [0.095, 0.905] not reliable (2 families)"]
-    assert list(measures.scores([result(1, 2)], 1)) == ["math         pass@1   0.500 (no interval) (1 family)"]
+    spread = list(measures.scores(evaluation([result(1, 0), result(2, 4, "g")], [])))
+    assert spread[0] == "kind         figure       T  passed, with its 95 % interval over families"
+    assert spread[1] == "math         pass@1       1  0.500 [0.000, 1.000] not reliable (2 families)"
+    alike = list(measures.scores(evaluation([result(1, 2), result(2, 2, "g")], [])))
+    assert alike[1] == "math         pass@1       1  0.500 [0.095, 0.905] not reliable (2 families)"
 
 
 def test_a_wait_is_said_once_when_it_has_stood_for_a_while_without_an_update() -> None:

@@ -9,7 +9,7 @@ import math
 import random
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 
 from services.contracts.answers import AnswerKind, TopKDistribution
 from services.contracts.base import JsonObject
+from services.contracts.evaluations import TEMPERATURES, EvaluationCreate
 from services.contracts.experts import Descriptor
 from services.contracts.ids import new_id
 from services.contracts.rollouts import Sampling
@@ -152,11 +153,11 @@ class Filler:
         return made
 
     def tasks(self) -> dict[Split, list[tuple[str, TaskRow]]]:
-        """Tasks of two splits, a family a function."""
-        made: dict[Split, list[tuple[str, TaskRow]]] = {Split.TRAIN: [], Split.HELDOUT: []}
+        """Tasks of every split, a family a function; validation tasks are of the held-out families."""
+        made: dict[Split, list[tuple[str, TaskRow]]] = {split: [] for split in Split}
         for number, (name, (does, _)) in enumerate(FUNCTIONS.items()):
-            split = Split.HELDOUT if number % 2 == 1 else Split.TRAIN
-            for variant in range(2):
+            splits = (Split.HELDOUT, Split.HELDOUT, Split.VALIDATION) if number % 2 == 1 else (Split.TRAIN, Split.TRAIN)
+            for variant, split in enumerate(splits):
                 wanted = TaskCreate(
                     key=f"{name}-{variant}",
                     domain="code/python",
@@ -167,7 +168,7 @@ class Filler:
                         Message(
                             role="user",
                             content=f"Write a function `{name}({ARGUMENTS.get(name, 'numbers')})` that {does}."
-                            + (" Do not import anything." if variant else ""),
+                            + ("", " Do not import anything.", " Keep it short.")[variant],
                         ),
                     ],
                     metadata={"source": "made for the pages"}
@@ -181,6 +182,8 @@ class Filler:
     ) -> list[RolloutRow]:
         """A drawn group of settled rollouts."""
         purpose = str(changes.get("purpose", "train"))
+        sampling = Sampling.model_validate({"temperature": changes.get("temperature", 1.0)}).model_dump(mode="json")
+        size = GROUP_SIZE if sampling["temperature"] else 1
         group = GroupRow(
             lineage_id=self.lineage_id,
             task_id=task.id,
@@ -188,15 +191,15 @@ class Filler:
             purpose=purpose,
             evaluation_id=changes.get("evaluation_id"),
             policy_version=version,
-            size=GROUP_SIZE,
-            sampling=Sampling().model_dump(mode="json"),
+            size=size,
+            sampling=sampling,
             status="sampled",
             created_at=at,
         )
         self.session.add(group)
         self.session.flush()
         rows = []
-        for index in range(GROUP_SIZE):
+        for index in range(size):
             is_right = self.numbers.random() < pass_rate
             text = write_answer(name, is_right)
             ids = [self.vocabulary.index(piece) for piece in cut(text)] + [0]
@@ -216,7 +219,7 @@ class Filler:
                     sampler_logprobs=[-self.numbers.expovariate(3.0) for _ in ids],
                     action_mask=[True] * len(ids),
                     tokenizer_hash=TOKENIZER,
-                    sampling=Sampling().model_dump(mode="json"),
+                    sampling=sampling,
                     text=text,
                     finish_reason="stop",
                     score=float(is_right),
@@ -392,7 +395,7 @@ def _run(filler: Filler, lineage_id: UUID, num_updates: int) -> None:
     session = filler.session
     experts, made = filler.experts(), filler.tasks()
     parent = session.query(PolicyVersionRow).filter_by(lineage_id=lineage_id, number=0).one()
-    _evaluate(filler, experts["execution"], made[Split.HELDOUT], parent, filler.began, 0.35)
+    _evaluate(filler, experts["execution"], made, parent, filler.began, 0.35)
     serving = parent
     for number in range(1, num_updates + 1):
         at = filler.began + timedelta(minutes=2 * number)
@@ -422,7 +425,7 @@ def _run(filler: Filler, lineage_id: UUID, num_updates: int) -> None:
         if number % UPDATES_PER_VERSION == 0:
             serving = _publish(filler, serving, number, at)
             if number in (UPDATES_PER_VERSION, num_updates):
-                _evaluate(filler, experts["execution"], made[Split.HELDOUT], serving, at, pass_rate)
+                _evaluate(filler, experts["execution"], made, serving, at, pass_rate)
     _leave_open(filler, experts, made[Split.TRAIN], serving)
 
 
@@ -495,27 +498,29 @@ def _publish(filler: Filler, serving: PolicyVersionRow, number: int, at: datetim
 def _evaluate(
     filler: Filler,
     expert: ExpertRow,
-    heldout: Sequence[tuple[str, TaskRow]],
+    made: Mapping[Split, Sequence[tuple[str, TaskRow]]],
     version: PolicyVersionRow,
     at: datetime,
     pass_rate: float,
 ) -> None:
+    """At temperature 1 this share passes, and more at lower ones."""
     row = EvaluationRow(
         lineage_id=filler.lineage_id,
         policy_version=version.name,
         split="heldout",
         status="done",
-        settings={"split": "heldout", "num_samples": GROUP_SIZE, "num_tasks": None, "seed": 0},
+        settings=EvaluationCreate(num_samples=GROUP_SIZE).model_dump(mode="json"),
         created_at=at,
         finished_at=at + timedelta(minutes=1),
     )
     filler.session.add(row)
     filler.session.flush()
-    for name, task in heldout:
-        for rollout in filler.group(
-            name, task, version.name, at, pass_rate, purpose="evaluation", evaluation_id=row.id
-        ):
-            filler.ask(rollout, expert, at, score=rollout.score)
+    for name, task in (*made[Split.HELDOUT], *made[Split.VALIDATION]):
+        for temperature in TEMPERATURES:
+            changes = {"purpose": "evaluation", "evaluation_id": row.id, "temperature": temperature}
+            share = pass_rate + 0.3 * (1 - temperature) * (1 - pass_rate)
+            for rollout in filler.group(name, task, version.name, at, share, **changes):
+                filler.ask(rollout, expert, at, score=rollout.score)
 
 
 def _leave_open(

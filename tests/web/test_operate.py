@@ -7,15 +7,18 @@ from uuid import UUID
 
 import httpx2
 import pytest
+from sqlalchemy import select
 from starlette.testclient import TestClient
 
 from services.contracts.experts import BY_HAND
 from services.contracts.persons import Role
 from services.runtime.settings import Settings
 from services.store.core.transaction import Store
+from services.store.loop import evaluations
 from services.store.tables.ledger import LessonRow
 from services.store.tables.loop import ConsultationRow, EvaluationRow, ExpertRow, GroupRow, LoopRow, RolloutRow, TaskRow
 from services.store.tables.people import AuditRow
+from services.store.views import versions
 from services.web.app import create_app
 from tests.web.conftest import Browser
 from tests.web.fill import fill
@@ -206,8 +209,8 @@ def test_an_evaluation_leads_to_its_answers_to_each_task(filled: Filled) -> None
     links = re.findall(r'href="(/rollouts\?task_id=[^"]+)"', page)
     assert len(links) == 6
     answers = filled.page(links[0].replace("&amp;", "&"))
-    assert len(re.findall(r'<td data-label="Rollout"', answers)) == 4
-    assert len(re.findall(r'<td data-label="Purpose">evaluation</td>', answers)) == 4
+    assert len(re.findall(r'<td data-label="Rollout"', answers)) == 1 + 3 * 4
+    assert len(re.findall(r'<td data-label="Purpose">evaluation</td>', answers)) == 1 + 3 * 4
 
 
 def test_a_task_counts_the_answers_of_each_version(filled: Filled) -> None:
@@ -235,8 +238,30 @@ def test_an_evaluation_is_started_on_the_page_of_evaluations_and_shown(filled: F
     started = filled.page(response.headers["location"])
     assert '<a href="/policies/base">base</a> on heldout tasks' in started
     assert "The evaluation has started." in started
-    refused = filled.send("/evaluations", "/evaluations", **wanted | {"split": "train"})
-    assert refused.status_code == 422
+    with filled.store.reading() as session:
+        settings = evaluations.get(session, UUID(response.headers["location"].split("/")[-1].split("?")[0])).settings
+    assert settings["temperatures"] == [0.0, 0.25, 0.5, 1.0]
+    for bad in ({"split": "train"}, {"temperatures": "0, 0"}, {"temperatures": "1,,2"}, {"temperatures": "11"}):
+        assert filled.send("/evaluations", "/evaluations", **wanted | bad).status_code == 422
+
+
+def test_the_overview_and_an_evaluation_lead_with_the_best_of_both_versions(filled: Filled) -> None:
+    with filled.store.reading() as session:
+        ids = session.scalars(select(EvaluationRow.id).order_by(EvaluationRow.id)).all()
+        base, newest = (evaluations.get(session, one) for one in ids[:2])
+        [at_1, _] = versions.compare_two(session, base, newest).headline
+    assert at_1.rise is not None
+    told = (
+        f'T={at_1.before_temperature:g}</span></td><td data-label="{newest.policy_version}">',
+        f"{at_1.rise.mean * 100:+.0f} points",
+    )
+    for path in ("/", f"/evaluations/{newest.id}", f"/policies/{newest.policy_version}?compare=base"):
+        page = filled.page(path)
+        for words in told:
+            assert words in page, (path, words)
+        assert page.index(told[1]) < page.index("Both at the same temperature")
+    assert filled.http.get(f"/overview/headline?after={newest.id}").status_code == 204
+    assert "Better than the base?" in filled.page("/overview/headline")
 
 
 @pytest.mark.parametrize("path", ["/rollouts/{}", "/experts/{}", "/tasks/{}", "/evaluations/{}"])

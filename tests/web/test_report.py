@@ -6,12 +6,11 @@ from datetime import UTC, datetime
 
 import pytest
 
-from services.contracts.evaluations import EvaluationDetail
 from services.store.core.transaction import Store
 from services.store.ledger import updates
-from services.store.loop import evaluations
 from services.store.tables.ledger import UpdateRow
 from services.store.tables.loop import EvaluationRow
+from services.store.views import versions
 from services.web.presenters.report import CorrectedAnswer, Report, render_report
 from tests.web.fill import fill
 
@@ -24,12 +23,7 @@ def report(fresh_database: Callable[[], str]) -> Report:
     store = Store(fresh_database())
     fill(store, num_updates=5)
     with store.transaction() as session:
-        measured = [
-            EvaluationDetail(
-                **evaluations.view(session, row).model_dump(), results=evaluations.results(session, row.id)
-            )
-            for row in session.query(EvaluationRow).order_by(EvaluationRow.id)
-        ]
+        measured = [versions.detail(session, row) for row in session.query(EvaluationRow).order_by(EvaluationRow.id)]
         made = tuple(updates.detail(session, row) for row in session.query(UpdateRow).order_by(UpdateRow.number))
     store.close()
     before, *_, after = measured

@@ -11,7 +11,7 @@ from services.contracts.base import Page
 from services.contracts.evaluations import Evaluation, EvaluationCreate, EvaluationDetail, GapProbeCreate
 from services.contracts.persons import Right
 from services.store.loop import evaluations, lineages
-from services.store.views import browse
+from services.store.views import browse, versions
 
 router = build_router("evaluations")
 
@@ -20,7 +20,7 @@ router = build_router("evaluations")
     "/evaluations", status_code=201, dependencies=[needs(Right.OPERATE)], responses=problems(404, 409, 413, 415, 422)
 )
 def add_evaluation(body: EvaluationCreate, call: CallDep) -> Evaluation:
-    """Measure a policy version (the serving one by default) on validation or held-out tasks.
+    """Measure a policy version (the serving one by default) on validation or held-out tasks, at several temperatures.
 
     The answers are drawn and judged in the background; `GET /v1/evaluations/{id}` shows how far it is.
 
@@ -52,11 +52,6 @@ def list_evaluations(store: StoreDep, settings: SettingsDep, paging: PagingDep) 
 
 @router.get("/evaluations/{evaluation_id}", dependencies=[needs(Right.READ)], responses=problems(404))
 def get_evaluation(evaluation_id: UUID, store: StoreDep) -> EvaluationDetail:
-    """One evaluation with its results by task. Errors: EvaluationNotFound (404)."""
+    """One evaluation with its results by task and temperature. Errors: EvaluationNotFound (404)."""
     with store.reading() as session:
-        row = evaluations.get(session, evaluation_id)
-        return EvaluationDetail(
-            **evaluations.view(session, row).model_dump(),
-            results=evaluations.results(session, row.id),
-            teacher_results=evaluations.results(session, row.id, solution_shown=True),
-        )
+        return versions.detail(session, evaluations.get(session, evaluation_id))

@@ -71,7 +71,7 @@ def run(api: ApiClient, plan: DemoPlan, progress: Progress, check: Callable[[], 
     began = time.monotonic()
     before = _evaluate(api, wanted, progress, check, "held-out tasks, before")
     eval_seconds = time.monotonic() - began
-    progress.say(measures.scores_line("before", before.results))
+    progress.say(measures.scores_line("before", before))
 
     gap = _probe_gap(api, plan, progress, check)
     notes = []

@@ -29,7 +29,13 @@ from services.cli.output.lists import format_rows, list_page
 from services.cli.output.progress import Progress
 from services.contracts.answers import Answer
 from services.contracts.base import JsonObject
-from services.contracts.evaluations import Evaluation, EvaluationCreate, EvaluationDetail
+from services.contracts.evaluations import (
+    NUM_VALIDATION_TASKS,
+    TEMPERATURES,
+    Evaluation,
+    EvaluationCreate,
+    EvaluationDetail,
+)
 from services.contracts.experts import (
     BY_HAND,
     ConformanceReport,
@@ -453,7 +459,19 @@ def evaluate(
     policy: Annotated[str | None, typer.Option(help="A policy version; the serving one by default.")] = None,
     tasks: Annotated[int, typer.Option(min=1, help="Tasks per domain, spread over its families.")] = 15,
     full: Annotated[bool, typer.Option("--full", help="All tasks of the split.")] = False,
-    samples: Annotated[int, typer.Option(min=1, max=256, help="Answers per task.")] = 8,
+    samples: Annotated[int, typer.Option(min=1, max=256, help="Answers per task at each temperature above 0.")] = 8,
+    temperature: Annotated[
+        list[float] | None,
+        typer.Option(
+            min=0, max=10, help="Draw at this temperature, 0 is greedy; repeat for more. [default: 0, 0.25, 0.5, 1]"
+        ),
+    ] = None,
+    validation_tasks: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Validation tasks per domain to choose the best temperature on; 0: none, and none is chosen."
+        ),
+    ] = NUM_VALIDATION_TASKS,
     seed: Annotated[int, typer.Option(help="Seed for choosing tasks and sampling.")] = 0,
     against: Annotated[
         Id | None, typer.Option(parser=read_evaluation, help="An earlier evaluation to compare with.")
@@ -462,7 +480,11 @@ def evaluate(
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a policy version: pass@1 and pass@k by domain, with intervals over families."""
+    """Measure a policy version: pass@1 and pass@k by domain and temperature, with intervals over families.
+
+    Every domain's best temperature is chosen on validation tasks. Compared with an earlier measurement, each version is
+    read at its own best temperature.
+    """
     from services.cli.commands import demo
     from services.cli.output import measures
 
@@ -472,6 +494,8 @@ def evaluate(
             "policy_version": policy,
             "num_tasks": None if full else tasks,
             "num_samples": samples,
+            "temperatures": temperature or [*TEMPERATURES],
+            "num_validation_tasks": validation_tasks,
             "seed": seed,
         }
     )
@@ -485,11 +509,7 @@ def evaluate(
 
     def words() -> None:
         typer.echo(f"evaluation {found.id} of {found.policy_version}")
-        lines = (
-            measures.scores(found.results, samples)
-            if earlier is None
-            else measures.table(earlier.results, found.results, samples)
-        )
+        lines = measures.scores(found) if earlier is None else measures.comparison(earlier, found)
         typer.echo("\n".join(lines))
 
     show(found, as_json, words)

@@ -1,26 +1,40 @@
-"""Measurements as text: the student-teacher gap, scores with their intervals, before and after."""
+"""Measurements as text: scores by temperature with their intervals, the headline, before and after."""
 
 import math
 from collections.abc import Iterator, Sequence
 
 from services.cli.output.outcome import DemoOutcome
 from services.cli.output.report import number
-from services.contracts.evaluations import EvaluationDetail, TaskResult
+from services.contracts.evaluations import EvaluationDetail
 from services.contracts.status import Status
 from services.contracts.updates import TermKind, UpdateDetail
-from services.store.views.estimates import Interval, family_means, paired_difference, say, score
+from services.store.views.estimates import (
+    Change,
+    Interval,
+    by_temperature,
+    domains,
+    family_means,
+    figures,
+    headline,
+    pick,
+    say,
+    score,
+    temperatures,
+)
+
+RISE = "rise, with its 95 % interval over families"
 
 
-def by_domain(results: Sequence[TaskResult]) -> dict[str, list[TaskResult]]:
-    """Results by domain, in the domains' order."""
-    domains = sorted({task.domain for task in results})
-    return {domain: [task for task in results if task.domain == domain] for domain in domains}
-
-
-def scores_line(label: str, results: Sequence[TaskResult]) -> str:
-    """pass@1 of each domain in one line."""
-    parts = [f"{domain} {_mean(score(tasks, 1))}" for domain, tasks in by_domain(results).items()]
-    return f"pass@1 {label}: " + ", ".join(parts)
+def scores_line(label: str, found: EvaluationDetail) -> str:
+    """pass@1 of each domain at its best temperature, in one line."""
+    parts = [
+        f"{best.domain} no best temperature ({best.reason})"
+        if best.temperature is None
+        else f"{best.domain} {_mean_at(score(pick(found.results, best.domain, best.temperature), 1), best.temperature)}"
+        for best in found.best
+        if best.k == 1
+    ]
+    return f"pass@1 {label}, at the best temperature: " + ", ".join(parts)
 
 
 def mean_gap(gap: EvaluationDetail) -> float:
@@ -32,33 +46,52 @@ def mean_gap(gap: EvaluationDetail) -> float:
 
 def gap_lines(gap: EvaluationDetail) -> Iterator[str]:
     """The gap of each domain: the score of a teacher shown the solution, beside that of the policy."""
-    teacher = by_domain(gap.teacher_results)
-    for domain, tasks in by_domain(gap.results).items():
-        student_score, teacher_score = score(tasks, 1), score(teacher.get(domain, []), 1)
-        yield f"gap {domain}: policy {_mean(student_score)}, shown the solution {_mean(teacher_score)}"
+    for change in by_temperature(gap.results, gap.teacher_results):
+        if change.k == 1:
+            yield f"gap {change.domain}: policy {_mean(change.before)}, shown the solution {_mean(change.after)}"
 
 
-def scores(results: Sequence[TaskResult], num_samples: int) -> Iterator[str]:
-    """pass@1 and pass@k by domain with their intervals."""
-    for domain, tasks in by_domain(results).items():
-        for k in sorted({1, num_samples}):
-            measured = score(tasks, k)
-            if measured is not None:
-                yield f"{domain:<12} pass@{k:<3} {say(measured)} ({_count_families(measured.num)})"
+def scores(found: EvaluationDetail) -> Iterator[str]:
+    """pass@1 and pass@k by domain and temperature with their intervals; the best temperatures are marked."""
+    best = {(one.domain, one.k): one for one in found.best}
+    yield f"{'kind':<12} {'figure':<8} {'T':>5}  passed, with its 95 % interval over families"
+    for domain in domains(found.results):
+        for k in figures(found.results):
+            chosen = best.get((domain, k))
+            for temperature in temperatures(found.results):
+                measured = score(pick(found.results, domain, temperature), k)
+                if measured is not None:
+                    is_best = chosen is not None and chosen.temperature == temperature
+                    mark = f"  best on {chosen.num_tasks} validation tasks" if chosen is not None and is_best else ""
+                    said = f"{say(measured)} ({_count_families(measured.num)})"
+                    yield f"{domain:<12} {f'pass@{k}':<8} {temperature:>5g}  {said}{mark}"
+            if chosen is not None and chosen.reason is not None:
+                yield f"{domain:<12} {f'pass@{k}':<8} no best temperature: {chosen.reason}"
 
 
-def table(before: Sequence[TaskResult], after: Sequence[TaskResult], num_samples: int) -> Iterator[str]:
-    """Before and after by domain, pass@1 and pass@k, with the paired difference and its interval over families."""
-    yield f"{'kind':<12} {'figure':<8} {'before':>7} {'after':>7}  rise, with its 95 % interval over families"
-    old, new = by_domain(before), by_domain(after)
-    for domain in old:
-        for k in sorted({1, num_samples}):
-            rise = paired_difference(old[domain], new.get(domain, []), k)
-            said = "-" if rise is None else f"{say(rise, '+')} ({_count_families(rise.num)})"
-            yield (
-                f"{domain:<12} {f'pass@{k}':<8} {_mean(score(old[domain], k)):>7} "
-                f"{_mean(score(new.get(domain, []), k)):>7}  {said}"
-            )
+def comparison(before: EvaluationDetail, after: EvaluationDetail) -> Iterator[str]:
+    """The headline, each version at its own best temperature, then both at equal temperatures."""
+    yield f"{after.policy_version} less {before.policy_version}, each at its best temperature on validation tasks:"
+    yield f"{'kind':<12} {'figure':<8} {'before':>13} {'after':>13}  {RISE}"
+    for change in headline(before, after):
+        place = f"{change.domain:<12} {f'pass@{change.k}':<8}"
+        if change.before_temperature is None or change.after_temperature is None:
+            yield f"{place} no best temperature: {change.reason}"
+            continue
+        old = _mean_at(change.before, change.before_temperature)
+        yield f"{place} {old:>13} {_mean_at(change.after, change.after_temperature):>13}  {_say_rise(change)}"
+    yield from matched(before, after)
+
+
+def matched(before: EvaluationDetail, after: EvaluationDetail) -> Iterator[str]:
+    """Before and after at equal temperatures, by domain, pass@1 and pass@k."""
+    yield "both at the same temperature T:"
+    yield f"{'kind':<12} {'figure':<8} {'T':>5} {'before':>7} {'after':>7}  {RISE}"
+    for change in by_temperature(before.results, after.results):
+        yield (
+            f"{change.domain:<12} {f'pass@{change.k}':<8} {change.after_temperature:>5g} "
+            f"{_mean(change.before):>7} {_mean(change.after):>7}  {_say_rise(change)}"
+        )
 
 
 def summary(
@@ -68,8 +101,7 @@ def summary(
     kept: str,
 ) -> Iterator[str]:
     """The demo's closing report. kept: where the data is, and how to continue."""
-    num_samples = int(str(outcome.before.settings.get("num_samples", 1)))
-    yield from table(outcome.before.results, outcome.after.results, num_samples)
+    yield from comparison(outcome.before, outcome.after)
     lessons = [lesson for update in updates for lesson in update.lessons]
     with_future = sum(any(lesson.future_nonzero for lesson in update.lessons) for update in updates)
     if updates:
@@ -102,6 +134,14 @@ def _has(update: UpdateDetail, kind: TermKind) -> bool:
 
 def _count_families(num: int) -> str:
     return "1 family" if num == 1 else f"{num} families"
+
+
+def _say_rise(change: Change) -> str:
+    return "-" if change.rise is None else f"{say(change.rise, '+')} ({_count_families(change.num_families)})"
+
+
+def _mean_at(interval: Interval | None, temperature: float) -> str:
+    return f"{_mean(interval)} at {temperature:g}"
 
 
 def _mean(interval: Interval | None) -> str:

@@ -1,7 +1,7 @@
 """Evaluations: a policy version's answers to a split's tasks, as the verifiers judged them.
 
-An evaluation is its groups; nothing is computed twice. The teacher-student gap is one too, on train tasks with the
-purpose `probe`: half of its groups show the solution first.
+An evaluation is its groups, one for each task and temperature; nothing is computed twice. The teacher-student gap is
+one too, on train tasks with the purpose `probe`: half of its groups show the solution first.
 """
 
 from collections.abc import Sequence
@@ -39,17 +39,20 @@ def create(
 ) -> tuple[EvaluationRow, list[UUID]]:
     """Plan an evaluation; returns it and its groups' ids, to be sent after the commit.
 
+    sampling: how answers are drawn, apart from the temperature.
+
     Errors: NothingToEvaluate (422), PolicyVersionNotFound (404), WeightsDeleted (409).
     """
     version = _version(session, lineage_id, wanted.policy_version)
     chosen = tasks.spread_over_families(session, lineage_id, wanted.split, wanted.num_tasks, wanted.seed)
     if not chosen:
         raise NothingToEvaluate(f"split {wanted.split.value!r} has no tasks")
+    drawn = {"sampling": sampling.model_dump(mode="json", exclude={"temperature", "seed"})}
     row = EvaluationRow(
         lineage_id=lineage_id,
         policy_version=version.name,
         split=wanted.split.value,
-        settings=wanted.model_dump(mode="json") | {"sampling": sampling.model_dump(mode="json")},
+        settings=wanted.model_dump(mode="json") | drawn,
     )
     session.add(row)
     session.flush()
@@ -58,14 +61,22 @@ def create(
             session,
             task,
             purpose=Purpose.EVALUATION,
-            size=wanted.num_samples,
-            sampling=sampling.model_copy(update={"seed": _seed(wanted.seed, index)}),
+            size=wanted.num_samples if temperature > 0 else 1,
+            sampling=sampling.model_copy(update={"seed": _seed(wanted.seed, index), "temperature": temperature}),
             evaluation_id=row.id,
             policy_version=version.name,
         )
-        for index, task in enumerate(chosen)
+        for index, task in enumerate([*chosen, *_validation_tasks(session, lineage_id, wanted)])
+        for temperature in wanted.temperatures
     ]
     return row, [group.id for group in planned]
+
+
+def _validation_tasks(session: Session, lineage_id: UUID, wanted: EvaluationCreate) -> Sequence[TaskRow]:
+    """The tasks to choose temperatures on, beside those measured; none where these are validation tasks themselves."""
+    if wanted.split is Split.VALIDATION or wanted.num_validation_tasks == 0 or len(wanted.temperatures) == 1:
+        return []
+    return tasks.spread_over_families(session, lineage_id, Split.VALIDATION, wanted.num_validation_tasks, wanted.seed)
 
 
 def create_gap_probe(
@@ -165,15 +176,20 @@ def view(session: Session, row: EvaluationRow) -> Evaluation:
     )
 
 
-def results(session: Session, evaluation_id: UUID, *, solution_shown: bool = False) -> list[TaskResult]:
-    """Passes by task, of the answers that have a verdict; `solution_shown` picks a gap probe's teacher half."""
+def results(session: Session, evaluation_id: UUID, split: Split, *, solution_shown: bool = False) -> list[TaskResult]:
+    """Passes by task and temperature, of the answers to this split's tasks that have a verdict.
+
+    solution_shown: picks a gap probe's teacher half.
+    """
     judged = RolloutRow.score.is_not(None)
+    temperature = func.coalesce(cast(GroupRow.sampling["temperature"].astext, Float), 1.0).label("temperature")
     rows = session.execute(
         select(
             TaskRow.id,
             TaskRow.key,
             TaskRow.domain,
             TaskRow.family,
+            temperature,
             func.sum(cast(judged, Integer)),
             func.coalesce(func.sum(cast(RolloutRow.score > PASS_SCORE, Integer)), 0),
             func.sum(cast(~judged, Integer)),
@@ -181,23 +197,16 @@ def results(session: Session, evaluation_id: UUID, *, solution_shown: bool = Fal
         )
         .join(GroupRow, GroupRow.task_id == TaskRow.id)
         .join(RolloutRow, RolloutRow.group_id == GroupRow.id)
-        .where(GroupRow.evaluation_id == evaluation_id, RolloutRow.shown == solution_shown)
-        .group_by(TaskRow.id)
-        .order_by(TaskRow.domain, TaskRow.family, TaskRow.key)
-    )
-    return [
-        TaskResult(
-            task_id=task_id,
-            key=key,
-            domain=domain,
-            family=family,
-            num_judged=num_judged,
-            num_passed=num_passed,
-            num_unjudged=num_unjudged,
-            mean_tokens=mean_tokens,
+        .where(
+            GroupRow.evaluation_id == evaluation_id,
+            GroupRow.split == split.value,
+            RolloutRow.shown == solution_shown,
         )
-        for task_id, key, domain, family, num_judged, num_passed, num_unjudged, mean_tokens in rows
-    ]
+        .group_by(TaskRow.id, temperature)
+        .order_by(TaskRow.domain, TaskRow.family, TaskRow.key, temperature)
+    )
+    names = ("task_id", "key", "domain", "family", "temperature", "num_judged", "num_passed", "num_unjudged")
+    return [TaskResult.model_validate(dict(zip((*names, "mean_tokens"), row, strict=True))) for row in rows]
 
 
 def finish_complete(session: Session) -> Sequence[UUID]:

@@ -1,4 +1,8 @@
-"""The figures of a report: unbiased pass@k, and paired differences with t-intervals over families.
+"""The figures of a report: unbiased pass@k, paired differences with t-intervals over families, and the headline.
+
+The headline of a comparison is the best of the later version less the best of the earlier one: each is read at the
+temperature at which it passed most validation tasks. At one fixed temperature a version that only became more certain
+looks better than it is, because drawing the earlier one at a lower temperature would have done the same.
 
 Tasks of one family are alike, so the family is the unit of the interval: differences are averaged within a family
 first, and the interval says how far another draw of families could move the mean. Shares and differences of shares
@@ -13,9 +17,11 @@ from statistics import fmean, stdev
 
 from scipy.special import ndtri, stdtrit
 
-from services.contracts.evaluations import TaskResult
+from services.contracts.evaluations import BestTemperature, EvaluationDetail, EvaluationStatus, TaskResult
 
 CONFIDENCE = 0.95
+TIE = 1e-9
+"""Means of pass rates that differ by less are equal but for rounding."""
 RELIABLE_NUM = 5
 """Units from which on an interval is worth relying on: with fewer, one unit more may move it anywhere."""
 SHARE = (0.0, 1.0)
@@ -109,9 +115,15 @@ def family_means(results: Sequence[TaskResult], k: int) -> dict[str, float]:
     """pass@k by family, averaged over its tasks that have at least k judged samples."""
     by_family: dict[str, list[float]] = defaultdict(list)
     for task in results:
-        if task.num_judged >= k:
-            by_family[task.family].append(pass_at_k(task.num_judged, task.num_passed, k))
+        if (estimate := task_pass_at_k(task, k)) is not None:
+            by_family[task.family].append(estimate)
     return {family: fmean(values) for family, values in by_family.items()}
+
+
+def task_pass_at_k(task: TaskResult, k: int) -> float | None:
+    """pass@k of one task; None with fewer than k judged samples. At temperature 0 all k samples are the same one."""
+    num_needed = 1 if task.temperature == 0 else k
+    return pass_at_k(task.num_judged, task.num_passed, num_needed) if task.num_judged >= num_needed else None
 
 
 def score(results: Sequence[TaskResult], k: int) -> Interval | None:
@@ -121,8 +133,133 @@ def score(results: Sequence[TaskResult], k: int) -> Interval | None:
 
 
 def paired_difference(before: Sequence[TaskResult], after: Sequence[TaskResult], k: int) -> Interval | None:
-    """How much pass@k rose: per family over the tasks measured both times, then over families."""
-    common = {t.key for t in before if t.num_judged >= k} & {t.key for t in after if t.num_judged >= k}
+    """How much pass@k rose: per family over the tasks measured both times, then over families.
+
+    before, after: each at one temperature.
+    """
+    common = _measured(before, k) & _measured(after, k)
     old = family_means([t for t in before if t.key in common], k)
     new = family_means([t for t in after if t.key in common], k)
     return t_interval([new[family] - old[family] for family in old], DIFFERENCE_OF_SHARES) if old else None
+
+
+def _measured(results: Sequence[TaskResult], k: int) -> set[str]:
+    return {task.key for task in results if task_pass_at_k(task, k) is not None}
+
+
+def domains(results: Sequence[TaskResult]) -> list[str]:
+    """The domains of these tasks, in order."""
+    return sorted({task.domain for task in results})
+
+
+def temperatures(results: Sequence[TaskResult]) -> list[float]:
+    """The temperatures of these results, the lowest first."""
+    return sorted({task.temperature for task in results})
+
+
+def pick(results: Sequence[TaskResult], domain: str, temperature: float | None) -> list[TaskResult]:
+    """The results of one domain at one temperature; none at None."""
+    return [task for task in results if task.domain == domain and task.temperature == temperature]
+
+
+def figures(results: Sequence[TaskResult]) -> list[int]:
+    """The k of pass@k worth showing: 1, and the largest number of answers that a task has."""
+    return sorted({1, max((task.num_judged + task.num_unjudged for task in results), default=1)})
+
+
+def choose_best(results: Sequence[TaskResult], validation: Sequence[TaskResult]) -> list[BestTemperature]:
+    """The best temperature of each domain of these results, for pass@1 and pass@k, chosen on validation tasks."""
+    return [
+        _choose(
+            domain,
+            k,
+            [task for task in validation if task.domain == domain],
+            is_choice=len(temperatures(results)) > 1,
+        )
+        for domain in domains(results)
+        for k in figures(results)
+    ]
+
+
+def _choose(domain: str, k: int, validation: Sequence[TaskResult], *, is_choice: bool) -> BestTemperature:
+    """Over the tasks that were judged at every temperature, so that all temperatures are read on the same ones."""
+    if not is_choice:
+        return BestTemperature(domain=domain, k=k, temperature=None, num_tasks=0, reason="one temperature only")
+    drawn = {t: pick(validation, domain, t) for t in temperatures(validation)}
+    common = set.intersection(*(_measured(tasks, k) for tasks in drawn.values())) if drawn else set()
+    if not common:
+        reason = "no validation task judged" if validation else "no validation tasks"
+        return BestTemperature(domain=domain, k=k, temperature=None, num_tasks=0, reason=reason)
+    best, best_mean = 0.0, -1.0
+    for temperature, tasks in drawn.items():
+        mean = fmean(family_means([task for task in tasks if task.key in common], k).values())
+        if mean > best_mean + TIE:
+            best, best_mean = temperature, mean
+    return BestTemperature(domain=domain, k=k, temperature=best, num_tasks=len(common), reason=None)
+
+
+@dataclass(frozen=True)
+class Change:
+    """A domain before and after, each at one temperature: pass@k over families with 95 % intervals.
+
+    rise: paired by family. reason: why there is no figure, where a temperature is None.
+    """
+
+    domain: str
+    k: int
+    before_temperature: float | None
+    after_temperature: float | None
+    before: Interval | None
+    after: Interval | None
+    rise: Interval | None
+    reason: str | None = None
+
+    @property
+    def num_families(self) -> int:
+        """The families that the difference is over."""
+        return 0 if self.rise is None else self.rise.num
+
+
+def headline(before: EvaluationDetail, after: EvaluationDetail) -> list[Change]:
+    """The best of the later evaluation less the best of the earlier one, by domain, for pass@1 and pass@k.
+
+    Both must have been drawn at the same temperatures: otherwise one would have had more to choose from.
+    """
+    reason = None
+    if EvaluationStatus.RUNNING in (before.status, after.status):
+        reason = "not finished"
+    elif temperatures(before.results) != temperatures(after.results):
+        reason = "measured at different temperatures"
+    return [
+        _compare_best(before, after, domain, k, reason)
+        for domain in domains([*before.results, *after.results])
+        for k in figures(after.results)
+    ]
+
+
+def _compare_best(before: EvaluationDetail, after: EvaluationDetail, domain: str, k: int, reason: str | None) -> Change:
+    chosen = [
+        next((best for best in side.best if (best.domain, best.k) == (domain, k)), None) for side in (before, after)
+    ]
+    old, new = (None if best is None else best.temperature for best in chosen)
+    if reason is None and old is not None and new is not None:
+        return _compare(before.results, after.results, domain, k, (old, new))
+    told = [best.reason for best in chosen if best is not None and best.reason is not None]
+    return Change(domain, k, None, None, None, None, None, reason or next(iter(told), "not measured both times"))
+
+
+def by_temperature(before: Sequence[TaskResult], after: Sequence[TaskResult]) -> list[Change]:
+    """Both at equal temperatures, by domain, for pass@1 and pass@k."""
+    return [
+        _compare(before, after, domain, k, (at, at))
+        for domain in domains([*before, *after])
+        for k in figures(after)
+        for at in temperatures([*before, *after])
+    ]
+
+
+def _compare(
+    before: Sequence[TaskResult], after: Sequence[TaskResult], domain: str, k: int, at: tuple[float, float]
+) -> Change:
+    old, new = pick(before, domain, at[0]), pick(after, domain, at[1])
+    return Change(domain, k, *at, score(old, k), score(new, k), paired_difference(old, new, k))

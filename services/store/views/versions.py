@@ -1,23 +1,25 @@
-"""How policy versions did: on the train tasks they were sampled on, and before against after."""
+"""How policy versions did: on the train tasks they were sampled on, in evaluations, and before against after."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
-from services.contracts.evaluations import EvaluationStatus, TaskResult
+from services.contracts.evaluations import EvaluationDetail, EvaluationStatus
+from services.contracts.tasks import Split
 from services.contracts.updates import Update, UpdateStatus
 from services.store.core import row_counts
 from services.store.ledger import fallbacks, updates
 from services.store.loop import evaluations
 from services.store.tables.ledger import PolicyVersionRow, UpdateRow
 from services.store.tables.loop import EvaluationRow, RolloutRow
-from services.store.views.estimates import Interval, family_means, paired_difference, score, wilson_interval
+from services.store.views.estimates import Change, Interval, by_temperature, choose_best, headline, wilson_interval
 
 MAX_UPDATES: Final = 50  # of a version, in its list
+MAX_EVALUATIONS: Final = 100  # looked through for one to compare with, the newest
 MAX_ANSWERS: Final = 2_000  # to a task, counted; the newest
 
 
@@ -31,26 +33,18 @@ class Practice:
 
 
 @dataclass(frozen=True)
-class Change:
-    """A domain before and after: pass@k over families with 95 % intervals; rise: paired by family, if it can be."""
-
-    domain: str
-    k: int
-    before: Interval | None
-    after: Interval | None
-    rise: Interval | None
-    num_families: int
-
-
-@dataclass(frozen=True)
 class Comparison:
-    """Two evaluations of one split with the same settings, the one of an earlier version first."""
+    """Two evaluations of one split with the same settings, the one of an earlier version first.
+
+    headline: each at its own best temperature. changes: both at equal temperatures.
+    """
 
     split: str
     before_id: UUID
     after_id: UUID
     before_version: str
     after_version: str
+    headline: tuple[Change, ...]
     changes: tuple[Change, ...]
 
 
@@ -108,43 +102,81 @@ def evaluations_of(session: Session, lineage_id: UUID, version: str, limit: int 
     ).all()
 
 
+def detail(session: Session, row: EvaluationRow) -> EvaluationDetail:
+    """An evaluation with its results by task and temperature, and the best temperatures once it is done."""
+    view, split = evaluations.view(session, row), Split(row.split)
+    results = evaluations.results(session, row.id, split)
+    beside = [] if split is Split.VALIDATION else evaluations.results(session, row.id, Split.VALIDATION)
+    chosen_on = results if split is Split.VALIDATION else beside
+    return EvaluationDetail(
+        **view.model_dump(),
+        results=results,
+        validation_results=beside,
+        best=choose_best(results, chosen_on) if view.status is EvaluationStatus.DONE else [],
+        teacher_results=evaluations.results(session, row.id, split, solution_shown=True),
+    )
+
+
 def compare(session: Session, version: PolicyVersionRow, other: str | None = None) -> list[Comparison]:
     """The version's finished evaluations against those of the version named `other` with the same settings.
 
     Without a name: of the latest earlier version that was measured, the base among them.
     """
+    is_other = PolicyVersionRow.number < version.number if other is None else PolicyVersionRow.name == other
     found: dict[str, Comparison] = {}
     for after in evaluations_of(session, version.lineage_id, version.name):
         if after.status != EvaluationStatus.DONE.value or "probe" in after.settings or after.split in found:
             continue
-        before = _find_before(session, version, after, other)
+        before = _find_before(session, after, is_other)
         if before is not None:
             found[after.split] = compare_two(session, before, after)
     return [found[split] for split in sorted(found)]
 
 
-def _find_before(
-    session: Session, version: PolicyVersionRow, after: EvaluationRow, other: str | None
-) -> EvaluationRow | None:
-    is_other = PolicyVersionRow.number < version.number if other is None else PolicyVersionRow.name == other
+def find_base_of(session: Session, after: EvaluationRow) -> EvaluationRow | None:
+    """The base's evaluation with the settings of a finished evaluation of a later version."""
+    if after.status != EvaluationStatus.DONE.value or "probe" in after.settings:
+        return None
+    before = _find_before(session, after, PolicyVersionRow.number == 0)
+    return None if before is None or before.policy_version == after.policy_version else before
+
+
+def newest_beside_base(session: Session, lineage_id: UUID) -> tuple[EvaluationRow, EvaluationRow] | None:
+    """The newest finished held-out evaluation of a later version, after the base's with the same settings."""
+    newest = session.scalars(
+        select(EvaluationRow)
+        .where(
+            EvaluationRow.lineage_id == lineage_id,
+            EvaluationRow.split == Split.HELDOUT.value,
+            EvaluationRow.status == EvaluationStatus.DONE.value,
+        )
+        .order_by(EvaluationRow.id.desc())
+        .limit(MAX_EVALUATIONS)
+    ).all()
+    pairs = ((find_base_of(session, after), after) for after in newest)
+    return next(((before, after) for before, after in pairs if before is not None), None)
+
+
+def _find_before(session: Session, after: EvaluationRow, is_other: ColumnElement[bool]) -> EvaluationRow | None:
+    """The newest finished evaluation of such a version with the settings of `after`."""
     own = {key: value for key, value in after.settings.items() if key != "policy_version"}
-    rows = session.execute(
-        select(EvaluationRow, PolicyVersionRow.number)
+    rows = session.scalars(
+        select(EvaluationRow)
         .join(
             PolicyVersionRow,
             (PolicyVersionRow.name == EvaluationRow.policy_version)
             & (PolicyVersionRow.lineage_id == EvaluationRow.lineage_id),
         )
         .where(
-            EvaluationRow.lineage_id == version.lineage_id,
+            EvaluationRow.lineage_id == after.lineage_id,
             EvaluationRow.split == after.split,
             EvaluationRow.status == EvaluationStatus.DONE.value,
             is_other,
         )
         .order_by(PolicyVersionRow.number.desc(), EvaluationRow.id.desc())
-        .limit(100)
+        .limit(MAX_EVALUATIONS)
     )
-    for row, _ in rows:
+    for row in rows:
         if {key: value for key, value in row.settings.items() if key != "policy_version"} == own:
             return row
     return None
@@ -152,39 +184,16 @@ def _find_before(
 
 def compare_two(session: Session, before: EvaluationRow, after: EvaluationRow) -> Comparison:
     """Two evaluations side by side."""
-    num_samples = int(str(after.settings.get("num_samples", 1)))
+    old, new = detail(session, before), detail(session, after)
     return Comparison(
         split=after.split,
         before_id=before.id,
         after_id=after.id,
         before_version=before.policy_version,
         after_version=after.policy_version,
-        changes=tuple(
-            compare_results(
-                evaluations.results(session, before.id), evaluations.results(session, after.id), num_samples
-            )
-        ),
+        headline=tuple(headline(old, new)),
+        changes=tuple(by_temperature(old.results, new.results)),
     )
-
-
-def compare_results(before: Sequence[TaskResult], after: Sequence[TaskResult], num_samples: int) -> list[Change]:
-    """pass@1 and pass@k by domain."""
-    changes = []
-    for domain in sorted({task.domain for task in (*before, *after)}):
-        old = [task for task in before if task.domain == domain]
-        new = [task for task in after if task.domain == domain]
-        for k in sorted({1, num_samples}):
-            changes.append(
-                Change(
-                    domain=domain,
-                    k=k,
-                    before=score(old, k),
-                    after=score(new, k),
-                    rise=paired_difference(old, new, k),
-                    num_families=len(family_means(new, k)),
-                )
-            )
-    return changes
 
 
 def updates_of(session: Session, version: PolicyVersionRow, limit: int = MAX_UPDATES) -> list[Update]:

@@ -23,6 +23,7 @@ from services.store.loop import lineages
 from services.store.views import curves, under_way, versions
 from services.store.views import status as stats
 from services.store.views.estimates import Interval
+from services.store.views.versions import Comparison
 from services.web.forms import build_pages, form_of
 from services.web.presenters import charts
 from services.web.presenters.charts import Chart, VersionChart
@@ -52,7 +53,8 @@ def show_overview(visitor: VisitorDep, store: StoreDep, settings: SettingsDep) -
     """The whole page. Errors: LineageNotFound (404)."""
     with store.reading() as session:
         now, drawn = _read_now(session, settings), _read_curves(session, settings)
-    return page(visitor, "overview/page.html", **vars(now), **vars(drawn))
+        headline = _read_headline(session, settings, None)
+    return page(visitor, "overview/page.html", **vars(now), **vars(drawn), headline=headline)
 
 
 @router.get("/overview/now", dependencies=[needs(Right.READ)])
@@ -77,6 +79,19 @@ def show_curves(
             return Response(status_code=204)
         drawn = _read_curves(session, settings)
     return page(visitor, "overview/_curves.html", **vars(drawn))
+
+
+@router.get("/overview/headline", dependencies=[needs(Right.READ)])
+def show_headline(visitor: VisitorDep, store: StoreDep, settings: SettingsDep, after: UUID | None = None) -> Response:
+    """The piece with the headline; 204 when it is still of the evaluation that the page shows.
+
+    Errors: LineageNotFound (404).
+    """
+    with store.reading() as session:
+        headline = _read_headline(session, settings, after)
+    if headline is None:
+        return Response(status_code=204)
+    return page(visitor, "overview/_headline.html", headline=headline)
 
 
 @router.post("/loop", dependencies=[needs(Right.OPERATE)])
@@ -151,6 +166,15 @@ def _read_curves(session: Session, settings: Settings) -> Drawn:
         versions=charts.draw_versions(read_version_rates(session, lineage.id)),
         last=max(found.numbers, default=0),
     )
+
+
+def _read_headline(session: Session, settings: Settings, shown: UUID | None) -> Comparison | None:
+    """The newest measured version beside the base; None where there is none, or its evaluation is shown already."""
+    lineage = lineages.get(session, settings.lineage)
+    found = versions.newest_beside_base(session, lineage.id)
+    if found is None or found[1].id == shown:
+        return None
+    return versions.compare_two(session, *found)
 
 
 def read_version_rates(session: Session, lineage_id: UUID) -> list[tuple[str, Interval]]:

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from services.contracts.evaluations import EvaluationDetail
 from services.contracts.updates import UpdateDetail
-from services.store.views import curves, versions
+from services.store.views import curves, estimates
 from services.web.assets import assets
 from services.web.presenters import charts
 from services.web.presenters.ledger import weigh_sources
@@ -47,15 +47,13 @@ class Report:
 
 def render_report(report: Report) -> str:
     """The report as HTML, its styles and drawings within."""
-    num_samples = report.before.settings.get("num_samples")
     measured = [(one.number, one.applied_at or one.started_at, one.metrics) for one in report.updates]
     return render(
         "report.html",
         report=report,
-        changes=versions.compare_results(
-            report.before.results, report.after.results, num_samples if isinstance(num_samples, int) else 1
-        ),
-        gaps=versions.compare_results(report.gap.results, report.gap.teacher_results, 1),
+        headline=estimates.headline(report.before, report.after),
+        changes=estimates.by_temperature(report.before.results, report.after.results),
+        gaps=[one for one in estimates.by_temperature(report.gap.results, report.gap.teacher_results) if one.k == 1],
         charts=charts.draw(curves.collect(measured)),
         sources={one.number: weigh_sources(one.lessons) for one in report.updates},
         styles=_inline_styles(),

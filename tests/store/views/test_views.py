@@ -310,6 +310,7 @@ def test_a_version_is_compared_with_the_newest_before_it_that_was_measured_alike
         base = session.query(PolicyVersionRow).filter_by(number=0).one()
         assert versions.compare(session, base) == []
     assert (found.before_id, found.after_id) == (measured["base"], measured["main-v3"])  # v1 had other settings
+    assert {change.reason for change in found.headline} == {"one temperature only"}
     by_k = {change.k: change for change in found.changes}
     assert sorted(by_k) == [1, 2]
     before, after, rise = by_k[1].before, by_k[1].after, by_k[1].rise
