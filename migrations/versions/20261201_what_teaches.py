@@ -25,6 +25,8 @@ ALTER TABLE rollout_group
 ALTER TABLE rollout
     ADD COLUMN shown boolean DEFAULT false NOT NULL,
     ADD CONSTRAINT ck_rollout_shown_has_no_logprobs CHECK (NOT shown OR sampler_logprobs IS NULL);
+CREATE INDEX ix_rollout_success ON rollout (task_id, id) WHERE purpose = 'train' AND NOT shown AND score > 0.5;
+CREATE INDEX ix_correction_submitted ON correction (lineage_id, id) WHERE status = 'submitted';
 ALTER TABLE answer
     ADD COLUMN precedents jsonb,
     ADD CONSTRAINT ck_answer_precedents_are_train_only CHECK (precedents IS NULL OR split = 'train');

@@ -341,7 +341,7 @@ def earlier_corrections(session: Session, task_ids: Sequence[UUID]) -> list[Earl
             group_id,
             row.solution or "",
             row.created_at,
-            _name_speaker(row, expert),
+            answers.name_speaker(row, expert),
         )
         for row, expert, task_id, group_id in rows
     ]
@@ -433,19 +433,9 @@ def _join_answer(
         from_reference="reference" in trust.read_keys(expert),
         corrected=corrected,
         speakers=(
-            _name_speaker(answer, expert),
-            *(_name_speaker(one.answer, one.expert, one.shown_to) for one in heard),
+            answers.name_speaker(answer, expert),
+            *(answers.name_speaker(one.answer, one.expert, one.shown_to) for one in heard),
         ),
-    )
-
-
-def _name_speaker(answer: AnswerRow, expert: ExpertRow, shown_to: UUID | None = None) -> Speaker:
-    return Speaker(
-        answer_id=answer.id,
-        expert_id=expert.id,
-        expert=expert.name,
-        expert_version=answer.expert_version,
-        shown_to=shown_to,
     )
 
 

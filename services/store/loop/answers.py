@@ -11,6 +11,7 @@ from services.contracts.answers import Answer, AnswerContent, AnswerStatus, Dist
 from services.contracts.base import JsonObject
 from services.contracts.persons import RIGHTS, Right, Role
 from services.contracts.tasks import Precedent, Split
+from services.contracts.updates import Speaker
 from services.runtime.errors import NotFound
 from services.store.ledger import distributions
 from services.store.loop import contexts, trust
@@ -101,12 +102,12 @@ def counting(session: Session, rollout_id: UUID) -> Sequence[AnswerRow]:
     return session.scalars(
         select(AnswerRow)
         .join(ExpertRow, ExpertRow.id == AnswerRow.expert_id)
-        .where(AnswerRow.rollout_id == rollout_id, _stands())
+        .where(AnswerRow.rollout_id == rollout_id, stands())
         .order_by(AnswerRow.id)
     ).all()
 
 
-def _stands() -> ColumnElement[bool]:
+def stands() -> ColumnElement[bool]:
     """The condition that an answer counts, and all that its expert was shown."""
     heard, heard_from = aliased(AnswerRow), aliased(ExpertRow)
     discounted = (
@@ -134,14 +135,14 @@ def verdicts(session: Session, rollout_ids: Sequence[UUID]) -> dict[UUID, Verdic
     """The verdict on each rollout, of the answers that count now, whenever they came: a person's decision, or else the
     lowest score of the verifiers. A rollout that neither ever scored is left out."""
     rows = session.execute(
-        select(AnswerRow.rollout_id, AnswerRow.id, AnswerRow.score, trust.is_people(ExpertRow), _stands())
+        select(AnswerRow.rollout_id, AnswerRow.id, AnswerRow.score, trust.is_people(ExpertRow), stands())
         .join(ExpertRow, ExpertRow.id == AnswerRow.expert_id)
         .where(AnswerRow.rollout_id.in_(rollout_ids), AnswerRow.score.is_not(None), trust.is_judge(ExpertRow))
         .order_by(AnswerRow.id)
     ).all()
     said: dict[UUID, list[tuple[UUID, float, bool]]] = {rollout_id: [] for rollout_id, *_ in rows}
-    for rollout_id, answer_id, score, by_person, stands in rows:
-        if stands and score is not None:
+    for rollout_id, answer_id, score, by_person, counted in rows:
+        if counted and score is not None:
             said[rollout_id].append((answer_id, score, by_person))
     return {rollout_id: _judge(scores) for rollout_id, scores in said.items()}
 
@@ -181,6 +182,17 @@ def _follow(answer_id: UUID, shown: Mapping[UUID, Sequence[Trace]]) -> Iterator[
     for one in shown.get(answer_id, ()):
         yield one
         yield from _follow(one.answer.id, shown)
+
+
+def name_speaker(answer: AnswerRow, expert: ExpertRow, shown_to: UUID | None = None) -> Speaker:
+    """Who said this answer."""
+    return Speaker(
+        answer_id=answer.id,
+        expert_id=expert.id,
+        expert=expert.name,
+        expert_version=answer.expert_version,
+        shown_to=shown_to,
+    )
 
 
 def distribution(session: Session, answer_id: UUID) -> Distribution:

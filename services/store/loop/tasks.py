@@ -93,7 +93,7 @@ def add(session: Session, lineage_id: UUID, task: TaskCreate) -> tuple[TaskRow, 
         family=task.family or key,
         split=task.split.value,
         messages=content["messages"],
-        messages_sha256=_hash(content["messages"]),
+        messages_sha256=hash_messages(task.messages),
         metadata_=content["metadata"],
         content_sha256=sha256,
     )
@@ -101,6 +101,11 @@ def add(session: Session, lineage_id: UUID, task: TaskCreate) -> tuple[TaskRow, 
     session.add(row)
     session.flush()
     return row, True
+
+
+def hash_messages(messages: Sequence[Message]) -> str:
+    """The sha256 by which equal questions are found."""
+    return _hash([message.model_dump(mode="json") for message in messages])
 
 
 def _hash(value: Json) -> str:

@@ -21,6 +21,7 @@ from services.contracts.persons import Right
 from services.store.tables.loop import AnswerRow, ExpertRow
 
 ACTIVE, QUARANTINED = ExpertStatus.ACTIVE.value, ExpertStatus.QUARANTINED.value
+PROBATION = ExpertStatus.PROBATION.value
 
 
 @overload
@@ -49,6 +50,33 @@ def counts(answer: Any, expert: Any) -> Any:
     """Whether this answer of this expert may train, be a verdict or be shown to a teacher now; for the tables, the
     condition."""
     return (answer.status == AnswerStatus.CURRENT.value) & answer.could_train & may_train(expert)
+
+
+@overload
+def is_on_probation(expert: ExpertRow) -> bool: ...
+
+
+@overload
+def is_on_probation(expert: type[ExpertRow]) -> ColumnElement[bool]: ...
+
+
+def is_on_probation(expert: Any) -> Any:
+    """Whether the expert may be measured before it trains; for the table, the condition."""
+    return (expert.status == PROBATION) & (expert.weight > 0)
+
+
+@overload
+def is_tried(answer: AnswerRow, expert: ExpertRow) -> bool: ...
+
+
+@overload
+def is_tried(answer: type[AnswerRow], expert: type[ExpertRow]) -> ColumnElement[bool]: ...
+
+
+def is_tried(answer: Any, expert: Any) -> Any:
+    """Whether this answer of an expert on probation may be shown where that is measured, though it may not train; for
+    the tables, the condition."""
+    return (answer.status == AnswerStatus.CURRENT.value) & is_on_probation(expert)
 
 
 def read_keys(expert: ExpertRow) -> set[str]:

@@ -49,6 +49,7 @@ class CorrectionRow(Base):
             "id",
             postgresql_where=text("status = 'open'"),
         ),
+        Index("ix_correction_submitted", "lineage_id", "id", postgresql_where=text("status = 'submitted'")),
         Index("ix_correction_held", "person_id", postgresql_where=text("status = 'claimed'")),
         Index(
             "ix_correction_skipped",

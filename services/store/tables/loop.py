@@ -156,6 +156,12 @@ class RolloutRow(Base):
         CheckConstraint("status <> 'set_aside' OR reason IS NOT NULL", name="set_aside_has_a_reason"),
         CheckConstraint("NOT shown OR sampler_logprobs IS NULL", name="shown_has_no_logprobs"),
         Index("ix_rollout_task_id_id", "task_id", "id"),
+        Index(
+            "ix_rollout_success",
+            "task_id",
+            "id",
+            postgresql_where=text("purpose = 'train' AND NOT shown AND score > 0.5"),
+        ),
         Index("ix_rollout_open", "id", postgresql_where=text("status = 'open'")),
         Index("ix_rollout_purpose", "lineage_id", "purpose", "id"),
         Index("ix_rollout_policy_version", "lineage_id", "policy_version", "id"),

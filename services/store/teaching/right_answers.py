@@ -1,0 +1,207 @@
+"""Right answers to tasks: the policy's own that verifiers certified, people's corrections, and references.
+
+Each is fixed given the prompt: it was there before the group that it is shown to was drawn, or is the same for every
+rollout of the task. Only what counts is found; with `include_probation` also what experts on probation said, so that it
+can be measured before it trains.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+from uuid import UUID
+
+from sqlalchemy import ARRAY, ColumnElement, Select, Uuid, func, literal, select, true
+from sqlalchemy.orm import InstrumentedAttribute, Session
+from sqlalchemy.sql.selectable import TableValuedAlias
+
+from services.contracts.base import JsonObject
+from services.contracts.corrections import CorrectionStatus
+from services.contracts.rollouts import Purpose
+from services.contracts.sources import ContextSource
+from services.contracts.templates import strip_thinking
+from services.store.loop import answers, trust
+from services.store.loop.evaluations import PASS_SCORE
+from services.store.tables.corrections import CorrectionRow
+from services.store.tables.loop import AnswerRow, ExpertRow, RolloutRow
+
+MAX_TRIED: Final = 4
+"""Newest successes of a task that are looked at. Where none of their verifiers counts any more, the task has none."""
+MAX_READ: Final = 16
+"""Newest rollouts of a task whose answers are read for what an expert says about all of them alike."""
+
+Said = tuple[AnswerRow, ExpertRow]
+
+
+@dataclass(frozen=True)
+class RightAnswer:
+    """A right answer to a task. said: the answers of experts behind it; the first one's expert is credited.
+
+    rollout_id: the rollout that it is, for the policy's own.
+    """
+
+    source: ContextSource
+    text: str
+    said: tuple[Said, ...]
+    rollout_id: UUID | None = None
+
+
+def find(
+    session: Session, lineage_id: UUID, before: Mapping[UUID, UUID | None], *, include_probation: bool = False
+) -> dict[UUID, list[RightAnswer]]:
+    """The right answers to these tasks, at most one of each source and expert, in `SOURCE_ORDER`.
+
+    before: by task, the group that an own success or a correction must be older than, where one is named.
+    """
+    readers = find_readers(session, lineage_id, "reference", include_probation=include_probation)
+    given = find_given(session, list(before), readers, AnswerRow.solution)
+    found = [
+        _find_successes(session, before),
+        _find_unproven(session, before) if include_probation else {},
+        _find_corrections(session, before),
+        {task_id: [_quote(ContextSource.REFERENCE, one) for one in said] for task_id, said in given.items()},
+    ]
+    return {task_id: [one for part in found for one in part.get(task_id, []) if one.text] for task_id in before}
+
+
+def find_readers(session: Session, lineage_id: UUID, key: str, *, include_probation: bool) -> dict[UUID, ExpertRow]:
+    """The experts that may train and are given this key of a task's metadata."""
+    usable = trust.may_train(ExpertRow)
+    if include_probation:
+        usable |= trust.is_on_probation(ExpertRow)
+    experts = session.scalars(select(ExpertRow).where(ExpertRow.lineage_id == lineage_id, usable))
+    return {expert.id: expert for expert in experts if key in trust.read_keys(expert)}
+
+
+def find_given(
+    session: Session,
+    task_ids: Sequence[UUID],
+    readers: Mapping[UUID, ExpertRow],
+    part: InstrumentedAttribute[str | None] | InstrumentedAttribute[list[JsonObject] | None],
+) -> dict[UUID, list[Said]]:
+    """What these experts say about every rollout of a task alike, in this part of their answers: by task the newest
+    answer of each."""
+    if not readers or not task_ids:
+        return {}
+    wanted = _list_tasks(dict.fromkeys(task_ids))
+    newest = _newest_rollouts(wanted).limit(MAX_READ).lateral("newest")
+    rows = session.execute(
+        select(wanted.c.task_id, AnswerRow)
+        .select_from(wanted)
+        .join(newest, true())
+        .join(AnswerRow, AnswerRow.rollout_id == newest.c.id)
+        .join(ExpertRow, ExpertRow.id == AnswerRow.expert_id)
+        .where(
+            AnswerRow.expert_id.in_(readers), part.is_not(None), answers.stands() | trust.is_tried(AnswerRow, ExpertRow)
+        )
+        .order_by(AnswerRow.id.desc())
+    ).all()
+    found: dict[UUID, dict[UUID, Said]] = {}
+    for task_id, answer in rows:
+        found.setdefault(task_id, {}).setdefault(answer.expert_id, (answer, readers[answer.expert_id]))
+    return {task_id: list(said.values()) for task_id, said in found.items()}
+
+
+def passed() -> ColumnElement[bool]:
+    """The condition that a rollout for training is the policy's own and passed, as the index `ix_rollout_success` has
+    it: with its numbers and words written out, since a prepared statement without them may not use the index."""
+    purpose = literal(Purpose.TRAIN.value, literal_execute=True)
+    score = literal(PASS_SCORE, literal_execute=True)
+    return (RolloutRow.purpose == purpose) & ~RolloutRow.shown & (RolloutRow.score > score)
+
+
+def _quote(source: ContextSource, said: Said) -> RightAnswer:
+    return RightAnswer(source, strip_thinking(said[0].solution or ""), (said,))
+
+
+def _list_tasks(before: Mapping[UUID, UUID | None]) -> TableValuedAlias:
+    columns = literal(list(before), ARRAY(Uuid())), literal(list(before.values()), ARRAY(Uuid()))
+    return func.unnest(*columns).table_valued("task_id", "before", name="wanted").render_derived()
+
+
+def _newest_rollouts(wanted: TableValuedAlias) -> Select[UUID]:
+    of_task = RolloutRow.task_id == wanted.c.task_id, RolloutRow.purpose == Purpose.TRAIN.value
+    return select(RolloutRow.id).where(*of_task).order_by(RolloutRow.id.desc())
+
+
+def _earlier_own(wanted: TableValuedAlias) -> Select[UUID]:
+    is_earlier = wanted.c.before.is_(None) | (RolloutRow.group_id < wanted.c.before)
+    return _newest_rollouts(wanted).where(~RolloutRow.shown, is_earlier)
+
+
+def _find_successes(session: Session, before: Mapping[UUID, UUID | None]) -> dict[UUID, list[RightAnswer]]:
+    """The newest success of each task whose verifiers still count."""
+    wanted = _list_tasks(before)
+    tried = _earlier_own(wanted).where(passed()).limit(MAX_TRIED).lateral("tried")
+    ids = session.scalars(select(tried.c.id).select_from(wanted).join(tried, true())).all()
+    verdicts = answers.verdicts(session, ids).values()
+    judges = [one for verdict in verdicts if (verdict.score or 0) > PASS_SCORE for one in verdict.judges]
+    return _newest_success(session, _read(session, AnswerRow.id.in_(judges)))
+
+
+def _find_unproven(session: Session, before: Mapping[UUID, UUID | None]) -> dict[UUID, list[RightAnswer]]:
+    """For each verifier on probation, the newest rollout of each task that it calls a success."""
+    wanted = _list_tasks(before)
+    newest = _earlier_own(wanted).limit(MAX_READ).lateral("newest")
+    ids = session.scalars(select(newest.c.id).select_from(wanted).join(newest, true())).all()
+    calls_right = (
+        AnswerRow.rollout_id.in_(ids)
+        & (AnswerRow.score > PASS_SCORE)
+        & trust.is_judge(ExpertRow)
+        & trust.is_tried(AnswerRow, ExpertRow)
+    )
+    by_verifier: dict[UUID, list[Said]] = {}
+    for said in _read(session, calls_right):
+        by_verifier.setdefault(said[1].id, []).append(said)
+    found: dict[UUID, list[RightAnswer]] = {}
+    for verdicts in by_verifier.values():
+        for task_id, own in _newest_success(session, verdicts).items():
+            found.setdefault(task_id, []).extend(own)
+    return found
+
+
+def _read(session: Session, which: ColumnElement[bool]) -> list[Said]:
+    """These answers, oldest first."""
+    rows = select(AnswerRow, ExpertRow).join(ExpertRow, ExpertRow.id == AnswerRow.expert_id)
+    return [(answer, expert) for answer, expert in session.execute(rows.where(which).order_by(AnswerRow.id))]
+
+
+def _newest_success(session: Session, verdicts: Sequence[Said]) -> dict[UUID, list[RightAnswer]]:
+    """By task, the newest of the rollouts that these verdicts are about."""
+    by_rollout: dict[UUID, list[Said]] = {}
+    for said in verdicts:
+        by_rollout.setdefault(said[0].rollout_id, []).append(said)
+    rollouts = session.execute(
+        select(RolloutRow.id, RolloutRow.task_id, RolloutRow.text)
+        .where(RolloutRow.id.in_(by_rollout))
+        .order_by(RolloutRow.id)
+    )
+    return {
+        task_id: [
+            RightAnswer(ContextSource.OWN_SUCCESS, strip_thinking(text), tuple(by_rollout[rollout_id]), rollout_id)
+        ]
+        for rollout_id, task_id, text in rollouts
+    }
+
+
+def _find_corrections(session: Session, before: Mapping[UUID, UUID | None]) -> dict[UUID, list[RightAnswer]]:
+    """The newest correction of each task that people no longer hold back, from an earlier group."""
+    rows = session.execute(
+        select(AnswerRow, ExpertRow, RolloutRow.task_id, RolloutRow.group_id)
+        .join(CorrectionRow, CorrectionRow.consultation_id == AnswerRow.consultation_id)
+        .join(ExpertRow, ExpertRow.id == AnswerRow.expert_id)
+        .join(RolloutRow, RolloutRow.id == AnswerRow.rollout_id)
+        .where(
+            RolloutRow.task_id.in_(before),
+            AnswerRow.solution.is_not(None),
+            CorrectionRow.status == CorrectionStatus.SUBMITTED.value,
+            CorrectionRow.held_until.is_(None) | (CorrectionRow.held_until <= func.now()),
+            answers.stands(),
+        )
+        .order_by(AnswerRow.id)
+    )
+    found: dict[UUID, list[RightAnswer]] = {}
+    for answer, expert, task_id, group_id in rows:
+        limit = before[task_id]
+        if limit is None or group_id < limit:
+            found[task_id] = [_quote(ContextSource.CORRECTION, (answer, expert))]
+    return found
