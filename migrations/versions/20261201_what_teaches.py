@@ -34,6 +34,8 @@ ALTER TABLE task
     ADD CONSTRAINT ck_task_precedents_are_train_only
         CHECK (split = 'train' OR NOT jsonb_exists(metadata, 'precedents'));
 ALTER TABLE expert
+    ADD COLUMN num_places integer DEFAULT 8 NOT NULL,
+    ADD COLUMN num_samples integer DEFAULT 2 NOT NULL,
     DROP CONSTRAINT ck_expert_own,
     ADD CONSTRAINT ck_expert_own CHECK (own IN ('execution', 'tool-call', 'exact-match', 'reference', 'precedents',
         'reasoning-gym', 'self-evaluation', 'teacher', 'human'));

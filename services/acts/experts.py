@@ -27,6 +27,8 @@ SETTINGS: Final = (
     "rollouts_per_group",
     "top_k",
     "temperature",
+    "num_places",
+    "num_samples",
 )
 """What registering again may change."""
 

@@ -99,14 +99,25 @@ class ContextAnswer(Contract):
 
 
 class Ask(Contract):
-    """The kinds of answer that are wanted, and for distributions their size. `prefixes` are numbers of tokens kept."""
+    """The kinds of answer that are wanted, and for distributions their size.
+
+    prefixes: places of the rollout to go on from, as numbers of tokens kept, each with `num_samples` continuations.
+    probabilities: with which each of them was drawn; empty where they were not drawn.
+    """
 
     kinds: Annotated[list[AnswerKind], Field(min_length=1)]
     top_k: Annotated[Int, Field(ge=1, le=200)] = 20
     temperature: Annotated[Float, Field(gt=0, le=10)] = 1.0
     prefixes: list[Annotated[Int, Field(ge=0)]] = []
+    probabilities: list[Annotated[Float, Field(gt=0, le=1)]] = []
     num_samples: Annotated[Int, Field(ge=1, le=64)] = 1
     context: list[ContextAnswer] = []
+
+    @model_validator(mode="after")
+    def _every_drawn_prefix_has_its_probability(self) -> Self:
+        if self.probabilities and len(self.probabilities) != len(self.prefixes):
+            raise ValueError("probabilities must have one entry a prefix")
+        return self
 
 
 class AskedTask(Contract):
@@ -174,6 +185,8 @@ class ExpertCreate(Contract):
     """Register a service by its URL. `granted` names the metadata keys it may see; `trusted` skips probation.
 
     group_fraction, rollouts_per_group: how much it is asked; top_k, temperature: the distributions it is asked for.
+    num_places, num_samples: at how many places of a rollout it is asked to go on, and how often at each, where it gives
+    samples.
     """
 
     endpoint: Annotated[AnyHttpUrl, WithJsonSchema({"type": "string", "format": "uri"})]
@@ -184,6 +197,8 @@ class ExpertCreate(Contract):
     rollouts_per_group: Annotated[Int, Field(ge=1)] | None = None
     top_k: Annotated[Int, Field(ge=1, le=200)] = 20
     temperature: Annotated[Float, Field(gt=0, le=10)] = 1.0
+    num_places: Annotated[Int, Field(ge=1, le=4096)] = 8
+    num_samples: Annotated[Int, Field(ge=1, le=64)] = 2
     signing_secret: Annotated[Annotated[str, Field(min_length=24, max_length=200)] | None, Field(repr=False)] = None
 
     @model_validator(mode="after")
@@ -245,6 +260,8 @@ class Expert(View):
     rollouts_per_group: int | None
     top_k: int
     temperature: float
+    num_places: int
+    num_samples: int
     consecutive_failures: int
     retry_at: datetime | None
     report: ConformanceReport

@@ -217,6 +217,11 @@ def add_expert(
     rollouts_per_group: Annotated[
         int | None, typer.Option(min=1, help="Rollouts per group for which it is consulted.")
     ] = None,
+    num_places: Annotated[
+        int,
+        typer.Option(min=1, max=4096, help="Places of a rollout at which it is asked to go on, if it gives samples."),
+    ] = 8,
+    num_samples: Annotated[int, typer.Option(min=1, max=64, help="Samples it is asked for at each place.")] = 2,
     secret: Annotated[str | None, typer.Option(help="Signing secret, `whsec_…`.")] = None,
     moved: Annotated[
         Id | None,
@@ -242,6 +247,8 @@ def add_expert(
             "weight": weight,
             "group_fraction": group_fraction,
             "rollouts_per_group": rollouts_per_group,
+            "num_places": num_places,
+            "num_samples": num_samples,
             "signing_secret": secret,
         }
     )

@@ -7,8 +7,16 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, any_, select
 from sqlalchemy.orm import Session, aliased
 
-from services.contracts.answers import Answer, AnswerContent, AnswerStatus, Distribution, Feedback
+from services.contracts.answers import (
+    Answer,
+    AnswerContent,
+    AnswerStatus,
+    Distribution,
+    Feedback,
+    SamplesDistribution,
+)
 from services.contracts.base import JsonObject
+from services.contracts.experts import Ask
 from services.contracts.persons import RIGHTS, Right, Role
 from services.contracts.tasks import Precedent, Split
 from services.contracts.updates import Speaker
@@ -58,8 +66,19 @@ def record(session: Session, consultation: ConsultationRow, rollout: RolloutRow,
     session.add(row)
     session.flush()
     if content.distribution is not None:
-        distributions.add(session, row, content.distribution)
+        distributions.add(session, row, _note_draw(Ask.model_validate(consultation.ask), content.distribution))
     return row
+
+
+def _note_draw(ask: Ask, distribution: Distribution) -> Distribution:
+    """Samples at places that we drew, with the probabilities of our draw; none where the expert answered at some of
+    them only, since then it chose."""
+    if not isinstance(distribution, SamplesDistribution) or not ask.prefixes:
+        return distribution
+    drawn = dict(zip(ask.prefixes, ask.probabilities, strict=bool(ask.probabilities)))
+    is_whole = bool(drawn) and set(distribution.prefixes) == drawn.keys()
+    probabilities = [drawn[prefix] for prefix in distribution.prefixes] if is_whole else None
+    return distribution.model_copy(update={"probabilities": probabilities})
 
 
 def _keep_precedents(content: AnswerContent) -> list[JsonObject] | None:

@@ -30,7 +30,7 @@ from services.contracts.rollouts import Purpose
 from services.contracts.tasks import Message, Split
 from services.runtime.errors import NotFound
 from services.store.core.id_lists import listed
-from services.store.loop import answers, contexts, trust
+from services.store.loop import answers, contexts, prefixes, trust
 from services.store.tables.loop import AnswerRow, AttemptRow, ConsultationRow, ExpertRow, RolloutRow, TaskRow
 
 DEADLINE = timedelta(minutes=30)  # an expert that is down for less than this misses no consultation
@@ -116,7 +116,7 @@ def _share(*parts: UUID) -> float:
 
 @dataclass(frozen=True)
 class Subject:
-    """The properties of a rollout that decide which experts are asked about it."""
+    """The properties of a rollout that decide which experts are asked about it, and where."""
 
     purpose: str
     split: str
@@ -126,6 +126,8 @@ class Subject:
     metadata_keys: frozenset[str]
     shown: bool
     quotes: frozenset[str]
+    action_mask: Sequence[bool]
+    sampler_logprobs: Sequence[float] | None
 
 
 def choose_kinds(subject: Subject, expert: ExpertRow, descriptor: Descriptor) -> list[AnswerKind]:
@@ -171,7 +173,7 @@ def plan_first(
     ]
     return {
         rollout_id: [
-            _plan(rollout_id, expert, kinds, now)
+            _plan(rollout_id, subject, expert, kinds, now)
             for expert, descriptor in askable
             if (kinds := choose_kinds(subject, expert, descriptor))
         ]
@@ -179,7 +181,9 @@ def plan_first(
     }
 
 
-def _plan(rollout_id: UUID, expert: ExpertRow, kinds: list[AnswerKind], now: datetime) -> FirstConsultation:
+def _plan(
+    rollout_id: UUID, subject: Subject, expert: ExpertRow, kinds: list[AnswerKind], now: datetime
+) -> FirstConsultation:
     consultation_id = new_id()
     row: dict[str, object] = {
         "id": consultation_id,
@@ -188,12 +192,34 @@ def _plan(rollout_id: UUID, expert: ExpertRow, kinds: list[AnswerKind], now: dat
         "expert_id": expert.id,
         "expert_version": expert.version,
         "stage": 1,
-        "ask": Ask(kinds=kinds, top_k=expert.top_k, temperature=expert.temperature).model_dump(mode="json"),
+        "ask": _build_ask(rollout_id, subject, expert, kinds).model_dump(mode="json"),
         "status": ConsultationStatus.PENDING.value,
         "deadline": now + DEADLINE,
         "sent_at": now,
     }
     return FirstConsultation(consultation_id, row, trust.may_train(expert))
+
+
+def _build_ask(
+    rollout_id: UUID,
+    subject: Subject,
+    expert: ExpertRow,
+    kinds: list[AnswerKind],
+    context: Sequence[ContextAnswer] = (),
+) -> Ask:
+    """Which kinds, of which size; where samples are among them, at places drawn for this expert and rollout."""
+    ask = Ask(kinds=kinds, top_k=expert.top_k, temperature=expert.temperature, context=[*context])
+    if AnswerKind.SAMPLES not in kinds:
+        return ask
+    start = _share(rollout_id, expert.id)
+    places = prefixes.choose(subject.action_mask, subject.sampler_logprobs, expert.num_places, start)
+    return ask.model_copy(
+        update={
+            "prefixes": places.prefixes,
+            "probabilities": places.probabilities,
+            "num_samples": expert.num_samples,
+        }
+    )
 
 
 def open_second_stage(session: Session, rollout: RolloutRow, task: TaskRow) -> None:
@@ -211,6 +237,8 @@ def open_second_stage(session: Session, rollout: RolloutRow, task: TaskRow) -> N
         metadata_keys=frozenset(task.metadata_),
         shown=rollout.shown,
         quotes=frozenset(contexts.quoted_in(session, rollout)),
+        action_mask=rollout.action_mask,
+        sampler_logprobs=rollout.sampler_logprobs,
     )
     for expert in askable_experts(session, rollout.lineage_id):
         descriptor = Descriptor.model_validate(expert.descriptor)
@@ -220,7 +248,7 @@ def open_second_stage(session: Session, rollout: RolloutRow, task: TaskRow) -> N
         shown = [answer for answer in said if trust.may_see(expert, answer)]
         if kinds and shown:
             context = [_show(session, answer) for answer in shown]
-            ask = Ask(kinds=kinds, top_k=expert.top_k, temperature=expert.temperature, context=context)
+            ask = _build_ask(rollout.id, subject, expert, kinds, context)
             open_one(session, rollout, expert, 2, ask, shown=[answer.id for answer in shown])
 
 

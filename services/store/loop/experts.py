@@ -190,6 +190,8 @@ def _register(
     row.rollouts_per_group = wanted.rollouts_per_group
     row.top_k = wanted.top_k
     row.temperature = wanted.temperature
+    row.num_places = wanted.num_places
+    row.num_samples = wanted.num_samples
     row.signing_secret = wanted.signing_secret
     row.report = report.model_dump(mode="json")
     if row.status != ExpertStatus.QUARANTINED.value:

@@ -141,6 +141,8 @@ def _describe(new: NewRollout) -> Subject:
         metadata_keys=new.task.metadata_keys,
         shown=new.shown,
         quotes=new.quotes,
+        action_mask=new.action_mask or [True] * len(new.token_ids),
+        sampler_logprobs=new.sampler_logprobs,
     )
 
 

@@ -229,6 +229,8 @@ class ExpertRow(Base):
     rollouts_per_group: Mapped[int | None]
     top_k: Mapped[int] = mapped_column(server_default="20")
     temperature: Mapped[float] = mapped_column(Float, server_default="1")
+    num_places: Mapped[int] = mapped_column(server_default="8")
+    num_samples: Mapped[int] = mapped_column(server_default="2")
     consecutive_failures: Mapped[int] = mapped_column(server_default="0")
     num_pauses: Mapped[int] = mapped_column(server_default="0")
     """Looks and quarantines since it last answered; each doubles the next pause."""
