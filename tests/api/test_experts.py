@@ -61,12 +61,14 @@ def test_who_registers_is_told_of_metadata_that_is_not_granted_and_of_what_chang
     with expert(make_descriptor(kinds=(AnswerKind.SCORE,), metadata_keys=("answer", "tests"))) as url:
         first = register_and_be_told(api, url, granted=["answer"], weight=0.5)
         again = register_and_be_told(api, url, granted=["answer", "tests"])
+        sampled = register_and_be_told(api, url, granted=["answer", "tests"], num_places=3, num_samples=1)
     assert isinstance(first["warnings"], list)
     [warning] = first["warnings"]
     assert "needs the metadata tests" in str(warning)
     assert f"`preceptor experts add {url} --grant answer --grant tests`" in str(warning)
     assert (first["changed"], again["warnings"]) == ([], [])
     assert again["changed"] == ["granted: answer → answer, tests", "weight: 0.5 → 1.0"]
+    assert sampled["changed"] == ["num_places: 8 → 3", "num_samples: 2 → 1"]
 
 
 def test_a_trusted_expert_that_passes_is_active_at_once(api: Api) -> None:
