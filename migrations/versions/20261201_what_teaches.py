@@ -22,6 +22,8 @@ ALTER TABLE rollout_group
     ADD CONSTRAINT ck_rollout_group_num_shown_range CHECK (num_shown BETWEEN 0 AND size),
     ADD CONSTRAINT ck_rollout_group_shown_has_a_context CHECK (num_shown = 0 OR context IS NOT NULL),
     ADD CONSTRAINT ck_rollout_group_contexts_are_train_only CHECK (num_shown = 0 OR split = 'train');
+CREATE INDEX ix_rollout_group_shown_answers ON rollout_group USING gin ((context -> 'answers'))
+    WHERE context IS NOT NULL;
 ALTER TABLE rollout
     ADD COLUMN shown boolean DEFAULT false NOT NULL,
     ADD CONSTRAINT ck_rollout_shown_has_no_logprobs CHECK (NOT shown OR sampler_logprobs IS NULL);

@@ -12,21 +12,23 @@ from services.contracts.base import Json, JsonObject
 from services.contracts.experts import Ask, ConsultAbstain, ConsultLater, ConsultResult, ContextAnswer
 from services.contracts.ids import new_id
 from services.contracts.persons import Role
+from services.contracts.rollouts import Purpose, Sampling
+from services.contracts.sources import ContextSource
 from services.contracts.updates import TermKind, TermRecord
 from services.store.core.transaction import Store
 from services.store.corrections import effects
 from services.store.ledger import lessons, updates
-from services.store.loop import consultations, experts, settling
+from services.store.loop import consultations, experts, groups, settling
 from services.store.loop.consultations import ClaimedConsultation
 from services.store.people import erasing, logins, passwords
 from services.store.tables.corrections import CorrectionRow, EffectRow
 from services.store.tables.housekeeping import IdempotencyRow
 from services.store.tables.ledger import LessonRow, UpdateLessonRow, UpdateRow
-from services.store.tables.loop import AnswerRow, ExpertRow, RolloutRow
+from services.store.tables.loop import AnswerRow, ConsultationRow, ExpertRow, GroupRow, RolloutRow
 from services.store.tables.people import ApiKeyRow, ErasedTextRow, LoginSessionRow, PasswordRow, PersonRow
 from services.store.tables.schema import METADATA
 from tests.api.conftest import Api, made, refused
-from tests.store.conftest import World
+from tests.store.conftest import World, show
 
 pytestmark = pytest.mark.integration
 
@@ -126,6 +128,44 @@ def test_the_text_is_gone_from_every_table_and_its_hashes_stay(api: Api, store: 
     assert {hashlib.sha256(said.encode()).hexdigest() for said in SAID} <= hashes
     assert made(api.post(f"/v1/persons/{corrected}/erase")) == done
     assert made(api.get(f"/v1/persons/{corrected}/erasure")) == done
+
+
+def test_what_teachers_drew_that_were_shown_a_correction_goes_with_it(
+    api: Api, store: Store, world: World, corrected: UUID
+) -> None:
+    behind = correction_answer(store).id
+    context = show(ContextSource.CORRECTION, behind, words=SAID[0])
+    with store.transaction() as session:
+        task = world.task(session)
+        [own, shown] = world.drawn(session, task, 2, context=context, num_shown=1)
+        [probe] = world.drawn(session, task, 1, Purpose.PROBE, context=context, num_shown=1)
+        shown.text = probe.text = SAID[0]
+        [question] = consultations.claim(session, consultations.pending_of(session, [shown.id]), lease_seconds=60)
+        planned = groups.add(
+            session, task, purpose=Purpose.TRAIN, size=2, sampling=Sampling(), context=context, num_shown=1
+        )
+        probed = groups.add(
+            session, task, purpose=Purpose.PROBE, size=1, sampling=Sampling(), context=context, num_shown=1
+        )
+    with store.transaction() as session:
+        settling.settle(session, question, ConsultResult(score=1.0, feedback=Feedback(text=SAID[0])))
+        assert session.scalars(select(LessonRow.status).where(LessonRow.rollout_id == shown.id)).all() == ["ready"]
+    before = made(api.get(f"/v1/persons/{corrected}/erasure"))
+    done = made(api.post(f"/v1/persons/{corrected}/erase"))
+    assert done == before | {"is_done": True}
+    assert done["texts"] == {"answer": 3, "correction": 3, "rollout": 2, "rollout_group": 4}
+    assert find_words(store, "zebra") == {}
+    with store.transaction() as session:
+        gone = [session.get_one(RolloutRow, row.id) for row in (shown, probe)]
+        assert [(row.status, row.text, row.token_ids) for row in gone] == [("set_aside", "", [])] * 2
+        assert [row.prompt_token_ids for row in gone] == [[7], []]
+        assert session.scalars(select(LessonRow.status).where(LessonRow.rollout_id == shown.id)).all() == ["withdrawn"]
+        assert session.get_one(RolloutRow, own.id).text == "answer 0"
+        asked = session.scalars(select(ConsultationRow.status).where(ConsultationRow.rollout_id == probe.id))
+        assert asked.all() == ["dead"]
+        [draw] = groups.claim(session, [planned.id, probed.id], lease_seconds=60)
+        assert (draw.group_id, draw.context and draw.context.messages) == (planned.id, [])
+        assert session.get_one(GroupRow, probed.id).status == "dead"
 
 
 def test_the_person_is_a_pseudonym_and_can_log_in_no_more(api: Api, ann: Api, store: Store, corrected: UUID) -> None:

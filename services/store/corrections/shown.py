@@ -4,6 +4,8 @@ Experts of the second stage are asked with the answers so far as context. Their 
 are withdrawn. Callers hold the rollouts' locks; consultations are locked after them, in the order of their ids.
 """
 
+from typing import Final
+
 from sqlalchemy import ColumnElement, any_, case, delete, func, literal, or_, select, update
 from sqlalchemy.orm import Session
 
@@ -13,9 +15,12 @@ from services.contracts.effects import EffectStatus
 from services.contracts.experts import Ask
 from services.contracts.rollouts import RolloutStatus
 from services.store.core.id_lists import Ids, listed
-from services.store.loop import rollouts, trust
+from services.store.loop import contexts, rollouts, trust
 from services.store.tables.corrections import EffectRow
 from services.store.tables.loop import AnswerRow, AttemptRow, ConsultationRow, DistributionRow, ExpertRow, RolloutRow
+
+WORDS: Final = ("solution", "precedents", "feedback", "evidence")
+"""The columns of an answer that hold words."""
 
 
 def was_shown(of_rollouts: Ids) -> ColumnElement[bool]:
@@ -27,25 +32,20 @@ def was_shown(of_rollouts: Ids) -> ColumnElement[bool]:
 
 
 def withdraw_answers(session: Session, answers: Ids) -> None:
-    """Delete the text of these answers, and never train on them again."""
-    session.execute(
-        delete(DistributionRow)
-        .where(DistributionRow.answer_id.in_(answers))
-        .execution_options(synchronize_session=False)
-    )
-    session.execute(
-        update(AnswerRow)
-        .where(AnswerRow.id.in_(answers))
-        .values(
-            status=AnswerStatus.WITHDRAWN.value,
-            solution=None,
-            precedents=None,
-            feedback=None,
-            evidence=None,
-            distribution_kind=None,
+    """Delete the text of these answers, and never train on them again; nor on what teachers drew that were shown them,
+    or on what was said about that."""
+    for gone in (answers, listed(contexts.withdraw(session, answers))):
+        session.execute(
+            delete(DistributionRow)
+            .where(DistributionRow.answer_id.in_(gone))
+            .execution_options(synchronize_session=False)
         )
-        .execution_options(synchronize_session=False)
-    )
+        session.execute(
+            update(AnswerRow)
+            .where(AnswerRow.id.in_(gone))
+            .values(status=AnswerStatus.WITHDRAWN.value, distribution_kind=None, **dict.fromkeys(WORDS))
+            .execution_options(synchronize_session=False)
+        )
 
 
 def take_out(session: Session, of_rollouts: Ids, reason: str) -> None:

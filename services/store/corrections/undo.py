@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from services.contracts.answers import AnswerStatus, Feedback
@@ -18,10 +18,10 @@ from services.contracts.corrections import CorrectionStatus, DraftSave
 from services.contracts.lessons import LessonStatus
 from services.contracts.updates import UpdateStatus
 from services.runtime.errors import Conflict
-from services.store.core.id_lists import listed
+from services.store.core.id_lists import Ids, listed
 from services.store.corrections import corrections, drafts, shown
 from services.store.ledger import updates
-from services.store.loop import rollouts, settling
+from services.store.loop import contexts, rollouts, settling
 from services.store.tables.corrections import CorrectionRow
 from services.store.tables.ledger import LessonAnswerRow, LessonRow, UpdateLessonRow, UpdateRow
 from services.store.tables.loop import AnswerRow, ConsultationRow, RolloutRow
@@ -84,8 +84,10 @@ def take_back(session: Session, correction_id: UUID, person_id: UUID) -> Correct
         raise TooLateToUndo(f"corrections can be taken back for {WINDOW.seconds // 60} minutes, which are over")
     draft = _as_draft(session, row, answers[0])
     # the words are the person's, who may want them erased after another person has decided the item
-    shown.withdraw_answers(session, listed([answer.id for answer in answers]))
+    gone = listed([answer.id for answer in answers])
+    shown.withdraw_answers(session, gone)
     _withdraw_empty(session, lessons)
+    _withdraw_drawn(session, gone)
     consultation = session.scalars(
         select(ConsultationRow).where(ConsultationRow.id == row.consultation_id).with_for_update()
     ).one()
@@ -184,6 +186,18 @@ def _withdraw_empty(session: Session, lessons: Sequence[LessonRow]) -> None:
             lesson.status = LessonStatus.WITHDRAWN.value
             lesson.reason = REASON
     session.flush()
+
+
+def _withdraw_drawn(session: Session, gone: Ids) -> None:
+    """Withdraw the lessons of what teachers drew that were shown these answers."""
+    session.execute(
+        update(LessonRow)
+        .where(
+            LessonRow.rollout_id.in_(contexts.shown_in(contexts.made_of(gone))),
+            LessonRow.status.in_([LessonStatus.READY.value, LessonStatus.CLAIMED.value]),
+        )
+        .values(status=LessonStatus.WITHDRAWN.value, reason=REASON, owner=None, lease_until=None)
+    )
 
 
 def _as_draft(session: Session, row: CorrectionRow, answer: AnswerRow) -> DraftSave:

@@ -4,14 +4,20 @@ Their words may quote metadata of a task, at second hand too, and so may the rol
 that metadata sees neither, and no expert from outside that was not granted it is asked about such a rollout.
 """
 
+from collections.abc import Sequence
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import Select, Text, cast, exists, func, select, update
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
+from services.contracts.consultations import ConsultationStatus
+from services.contracts.rollouts import GroupStatus, RolloutStatus
 from services.contracts.sources import ContextSource, ShownContext
-from services.store.tables.loop import AnswerRow, GroupRow, RolloutRow
+from services.store.core.id_lists import Ids, listed
+from services.store.tables.loop import AnswerRow, ConsultationRow, GroupRow, RolloutRow
 
+WITHDRAWN = "what its teacher was shown was withdrawn"
 WITHOUT_METADATA = frozenset({ContextSource.OWN_SUCCESS, ContextSource.NOTHING})
 """Sources that show only what the policy wrote after the plain prompt; the verdicts behind it are not shown."""
 
@@ -37,3 +43,53 @@ def of_group(session: Session, group_id: UUID) -> ShownContext | None:
     """The context of a group; None where the policy alone draws."""
     content = session.get_one(GroupRow, group_id).context
     return None if content is None else ShownContext.model_validate(content)
+
+
+def made_of(answers: Ids) -> Select[UUID]:
+    """The groups whose contexts were made of some of these answers."""
+    gone = answers.subquery("gone")
+    behind = GroupRow.context["answers"].contains(func.jsonb_build_array(cast(gone.c.id, Text)))
+    return select(GroupRow.id).where(GroupRow.context.is_not(None), exists(select(gone.c.id).where(behind)))
+
+
+def shown_in(groups: Ids) -> Select[UUID]:
+    """The rollouts of these groups that their teachers drew."""
+    return select(RolloutRow.id).where(RolloutRow.group_id.in_(groups), RolloutRow.shown)
+
+
+def withdraw(session: Session, answers: Ids) -> Sequence[UUID]:
+    """Delete the words of contexts made of these answers, and what teachers drew after them: it may repeat the words.
+
+    The policy draws a group alone that is still planned; a probe ends. Returns the answers about what was drawn, which
+    are the caller's to withdraw, as are its lessons.
+    """
+    ids = session.scalars(made_of(answers)).all()
+    if not ids:
+        return []
+    groups = listed(ids)
+    drawn = session.scalars(shown_in(groups).order_by(RolloutRow.id).with_for_update()).all()
+    is_probe = GroupRow.num_shown == GroupRow.size
+    planned = GroupRow.status.in_([GroupStatus.PENDING.value, GroupStatus.ASKED.value])
+    unsettled = (ConsultationStatus.PENDING.value, ConsultationStatus.ASKED.value, ConsultationStatus.WAITING.value)
+    of_groups = update(GroupRow).where(GroupRow.id.in_(groups))
+    of_rollouts = update(RolloutRow).where(RolloutRow.id.in_(listed(drawn)))
+    probes = select(GroupRow.id).where(GroupRow.id.in_(groups), is_probe)
+    for step in (
+        of_groups.values(context=func.jsonb_set(GroupRow.context, ["messages"], cast([], JSONB))),
+        of_groups.where(planned, is_probe).values(status=GroupStatus.DEAD.value, reason=WITHDRAWN, lease_until=None),
+        of_groups.where(planned, ~is_probe).values(
+            status=GroupStatus.PENDING.value, lease_until=None, sent_at=None, reason=WITHDRAWN
+        ),
+        of_rollouts.where(RolloutRow.group_id.in_(probes)).values(prompt_token_ids=[]),
+        of_rollouts.values(text="", token_ids=[], action_mask=[], turns=None, answer_start=0),
+        of_rollouts.where(RolloutRow.status != RolloutStatus.SET_ASIDE.value).values(
+            status=RolloutStatus.SET_ASIDE.value,
+            reason=WITHDRAWN,
+            settled_at=func.coalesce(RolloutRow.settled_at, func.now()),
+        ),
+        update(ConsultationRow)
+        .where(ConsultationRow.rollout_id.in_(listed(drawn)), ConsultationRow.status.in_(unsettled))
+        .values(status=ConsultationStatus.DEAD.value, reason=WITHDRAWN, lease_until=None, settled_at=func.now()),
+    ):
+        session.execute(step.execution_options(synchronize_session=False))
+    return session.scalars(select(AnswerRow.id).where(AnswerRow.rollout_id.in_(listed(drawn)))).all()

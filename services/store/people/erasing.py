@@ -48,6 +48,7 @@ from services.store.core.id_lists import listed
 from services.store.core.transaction import take_long
 from services.store.corrections import shown
 from services.store.ledger import fallbacks, updates
+from services.store.loop import contexts
 from services.store.people import keys, passwords, persons
 from services.store.tables.base import LineageRow
 from services.store.tables.corrections import CorrectionRow, DraftRow, EffectRow
@@ -60,7 +61,7 @@ from services.store.tables.ledger import (
     UpdateLessonRow,
     UpdateRow,
 )
-from services.store.tables.loop import AnswerRow, ConsultationRow, RolloutRow
+from services.store.tables.loop import AnswerRow, ConsultationRow, GroupRow, RolloutRow
 from services.store.tables.people import ApiKeyRow, ErasedTextRow, ErasureRow, LoginLinkRow, LoginSessionRow, PersonRow
 
 WRITTEN: Final = (
@@ -196,7 +197,12 @@ def _pieces(person_id: UUID, made: Sequence[UUID]) -> Subquery:
     drafted = DraftRow.person_id == person_id
     found += [_piece("correction_draft", DraftRow.correction_id, column, drafted) for column in DRAFTED]
     found.append(_piece("correction_draft", DraftRow.correction_id, DraftRow.spans, drafted, DraftRow.spans != []))
-    found += [_piece("answer", AnswerRow.id, column, AnswerRow.id.in_(listed(made))) for column in MADE]
+    groups = contexts.made_of(listed(made))
+    drawn = contexts.shown_in(groups)
+    answered = AnswerRow.id.in_(listed(made)) | AnswerRow.rollout_id.in_(drawn)
+    found += [_piece("answer", AnswerRow.id, column, answered) for column in MADE]
+    found.append(_piece("rollout_group", GroupRow.id, GroupRow.context, GroupRow.id.in_(groups)))
+    found.append(_piece("rollout", RolloutRow.id, RolloutRow.text, RolloutRow.id.in_(drawn)))
     measured = EffectRow.correction_id.in_(_corrections_of(person_id))
     found.append(_piece("correction_effect", EffectRow.id, EffectRow.answer, measured))
     return union_all(*found).subquery("piece")
@@ -220,7 +226,8 @@ def _keep_hashes(session: Session, erasure_id: UUID, person_id: UUID, made: Sequ
 
 
 def emptied(made: Sequence[UUID]) -> Select[UUID]:
-    """The unused lessons that are left without an answer."""
+    """The unused lessons that are left without an answer, and those of what teachers drew that were shown one of
+    these."""
     touched = select(LessonAnswerRow.lesson_id).where(LessonAnswerRow.answer_id.in_(listed(made)))
     gone = listed(made).subquery("gone")
     is_gone = exists().where(gone.c.id == AnswerRow.id)
@@ -230,7 +237,9 @@ def emptied(made: Sequence[UUID]) -> Select[UUID]:
         AnswerRow.status == AnswerStatus.CURRENT.value,
         ~is_gone,
     )
-    return select(LessonRow.id).where(LessonRow.status.in_(UNUSED), LessonRow.id.in_(touched), ~left)
+    drawn = contexts.shown_in(contexts.made_of(listed(made)))
+    is_emptied = LessonRow.id.in_(touched) & ~left
+    return select(LessonRow.id).where(LessonRow.status.in_(UNUSED), is_emptied | LessonRow.rollout_id.in_(drawn))
 
 
 def _report(

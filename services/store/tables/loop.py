@@ -110,6 +110,12 @@ class GroupRow(Base):
         CheckConstraint("num_shown = 0 OR split = 'train'", name="contexts_are_train_only"),
         Index("ix_rollout_group_work", "status", "not_before"),
         Index("ix_rollout_group_evaluation", "evaluation_id"),
+        Index(
+            "ix_rollout_group_shown_answers",
+            text("(context -> 'answers')"),
+            postgresql_using="gin",
+            postgresql_where=text("context IS NOT NULL"),
+        ),
         Index("ix_rollout_group_dead", "lineage_id", "id", postgresql_where=text("status = 'dead'")),
     )
 
