@@ -5,6 +5,7 @@ No draws are planned or sent while a disk is nearly full; `status` shows the rea
 
 import os
 import socket
+from uuid import UUID
 
 import structlog
 from sqlalchemy import text
@@ -22,6 +23,8 @@ from services.store.corrections import corrections, effects
 from services.store.ledger import lessons
 from services.store.loop import evaluations, groups, lineages, processes, settling
 from services.store.loop import switches as loop
+from services.store.tables.loop import GroupRow
+from services.store.teaching import roll_in
 
 _LOCK = 0x7072656365707402  # two sweeps at once would only wait for each other
 _MAX_RESENT = 256
@@ -55,15 +58,7 @@ def maintain() -> None:
         planned = []
         switches = loop.get(session, lineage.id)
         if switches.sampling and shortage is None:
-            planned = groups.plan(
-                session,
-                lineage.id,
-                max_backlog=settings.max_backlog_lessons,
-                max_groups_per_task=settings.max_groups_per_task,
-                size=settings.group_size,
-                sampling=train_sampling(settings),
-                seed=settings.seed,
-            )
+            planned = _plan(session, lineage.id, settings)
         drawn = [(str(group.id), str(group.task_id)) for group in planned]
     for group_id, task_id in drawn:
         log.info("draw planned", group_id=group_id, task_id=task_id)
@@ -72,6 +67,33 @@ def maintain() -> None:
     dispatch.draws(held.store, settings)
     if freed:
         dispatch.lessons()
+
+
+def _plan(session: Session, lineage_id: UUID, settings: Settings) -> list[GroupRow]:
+    """Plan train groups for as many tasks as there is room for, with the share that their teachers draw."""
+    chosen = groups.choose_tasks(
+        session,
+        lineage_id,
+        max_backlog=settings.max_backlog_lessons,
+        max_groups_per_task=settings.max_groups_per_task,
+        size=settings.group_size,
+        seed=settings.seed,
+    )
+    return groups.plan(
+        session,
+        chosen,
+        size=settings.group_size,
+        sampling=train_sampling(settings),
+        seed=settings.seed,
+        shares=roll_in.choose(
+            session,
+            lineage_id,
+            chosen,
+            share=settings.roll_in,
+            size=settings.group_size,
+            temperature=settings.teacher_temperature,
+        ),
+    )
 
 
 def _look_for_room(store: Store, settings: Settings) -> str | None:

@@ -74,6 +74,9 @@ class Settings(BaseSettings):
 
     group_size: int = Field(default=8, ge=1, le=256)
     """Rollouts drawn of one prompt; they are each other's baseline."""
+    roll_in: float = Field(default=0.0, ge=0, le=1)
+    """Share of a group that the teacher draws instead of the policy, for a task that the policy never passes; it falls
+    to 0 as its pass rate rises (docs/method.md, Roll-in). 0: the policy draws alone."""
     max_new_tokens: int = Field(default=64, ge=1)
     """The longest answer, in tokens; longer ones are cut off. Raise it for anything but the starter tasks."""
     sampling_temperature: float = Field(default=1.0, gt=0)

@@ -10,9 +10,10 @@ from services.contracts.answers import AnswerKind
 from services.contracts.experts import ConsultResult
 from services.contracts.rollouts import Purpose, Sampling
 from services.contracts.sources import ContextSource, ShownContext
-from services.contracts.tasks import Message
+from services.contracts.tasks import Message, TaskCreate
 from services.contracts.templates import Template, build_teacher_messages
 from services.jobs.app import app
+from services.jobs.maintain import maintain
 from services.jobs.runtime import runtime
 from services.jobs.sample import sample
 from services.policy.artifacts import ArtifactStore
@@ -22,7 +23,7 @@ from services.policy.server.app import create_app
 from services.store.core.transaction import Store
 from services.store.corrections import corrections
 from services.store.ledger import lessons
-from services.store.loop import consultations, groups, rollouts, settling
+from services.store.loop import consultations, groups, rollouts, settling, switches, tasks
 from services.store.tables.ledger import LessonRow
 from services.store.tables.loop import ConsultationRow, ExpertRow, GroupRow, RolloutRow
 from tests.policy.conftest import Limits, start_embedded
@@ -218,3 +219,39 @@ def test_a_teachers_answer_is_never_put_into_the_queue_of_people(store: Store, w
         assert corrections.ask_for(session, own.id).rollout_id == own.id
         with pytest.raises(corrections.NotCorrectable, match="drawn by a teacher"):
             corrections.ask_for(session, shown.id)
+
+
+@pytest.mark.usefixtures("worker")
+def test_the_sweep_plans_roll_in_for_a_task_that_the_policy_fails_and_the_group_is_drawn_so(
+    store: Store, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRECEPTOR_ROLL_IN", "0.5")
+    monkeypatch.setenv("PRECEPTOR_GROUP_SIZE", "4")
+    monkeypatch.setenv("PRECEPTOR_MAX_BACKLOG_LESSONS", "8")
+    monkeypatch.setenv("PRECEPTOR_MAX_NEW_TOKENS", "6")
+    monkeypatch.setenv("PRECEPTOR_MIN_FREE_GB", "0")
+    runtime().close()
+    runtime.cache_clear()
+    with store.transaction() as session:
+        world.expert(session)
+        keys = ("reference",)
+        world.expert(session, "key", kinds=(AnswerKind.SOLUTION,), verifier=False, metadata_keys=keys, granted=keys)
+        prompt = TaskCreate(key="one", domain="math", messages=QUESTION, metadata={"reference": "It is 1."})
+        task, _ = tasks.add(session, world.lineage_id, prompt)
+        world.drawn(session, task, size=2)
+        ids = session.scalars(select(ConsultationRow.id)).all()
+        asked = consultations.claim(session, ids, lease_seconds=60)
+        switches.switch(session, world.lineage_id, sampling=True)
+    for one in asked:
+        said = ConsultResult(score=0.0) if one.expert_name == "judge" else ConsultResult(solution="It is 1.")
+        with store.transaction() as session:
+            settling.settle(session, one, said)
+    maintain()
+    with store.transaction() as session:
+        [planned] = session.scalars(select(GroupRow).where(GroupRow.status == "pending")).all()
+        assert (planned.size, planned.num_shown) == (4, 2)
+    sample([str(planned.id)])
+    with store.transaction() as session:
+        of_group = select(RolloutRow).where(RolloutRow.group_id == planned.id).order_by(RolloutRow.index_in_group)
+        drawn = session.scalars(of_group).all()
+    assert [(row.shown, (row.sampling or {})["temperature"]) for row in drawn] == [(False, 1.0)] * 2 + [(True, 0.5)] * 2

@@ -5,9 +5,11 @@ with its attempt number as the fence: a worker that lost its lease changes no ro
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from types import MappingProxyType
+from typing import Final
 from uuid import UUID
 
 from sqlalchemy import func, select, update
@@ -42,6 +44,17 @@ class Draw:
     context: ShownContext | None
     """What the teacher is shown that draws the last `num_shown` rollouts; None where the policy alone draws."""
     num_shown: int
+
+
+@dataclass(frozen=True)
+class TeacherShare:
+    """What a teacher draws of a group: its last `num_shown` rollouts, after the context."""
+
+    context: ShownContext
+    num_shown: int
+
+
+NO_SHARES: Final[Mapping[UUID, TeacherShare]] = MappingProxyType({})
 
 
 def add(
@@ -116,31 +129,38 @@ def backlog(session: Session, lineage_id: UUID) -> int:
     return int(planned or 0) + int(unanswered or 0) + int(untrained or 0)
 
 
+def choose_tasks(
+    session: Session, lineage_id: UUID, *, max_backlog: int, max_groups_per_task: int, size: int, seed: int
+) -> list[TaskRow]:
+    """The tasks to plan a train group of, until the backlog is full or no task may be drawn again."""
+    room = (max_backlog - backlog(session, lineage_id)) // size
+    return tasks.least_drawn(session, lineage_id, max_groups_per_task, room, seed) if room > 0 else []
+
+
 def plan(
     session: Session,
-    lineage_id: UUID,
+    chosen: Sequence[TaskRow],
     *,
-    max_backlog: int,
-    max_groups_per_task: int,
     size: int,
     sampling: Sampling,
     seed: int,
+    shares: Mapping[UUID, TeacherShare] = NO_SHARES,
 ) -> list[GroupRow]:
-    """Plan train groups until the backlog is full or no task may be drawn again."""
-    room = (max_backlog - backlog(session, lineage_id)) // size
-    if room <= 0:
-        return []
-    drawn = tasks.least_drawn(session, lineage_id, max_groups_per_task, room, seed)
-    return [
-        add(
+    """Plan the next train group of each of these tasks. shares: by task, what its teacher draws of it."""
+    planned = []
+    for task in chosen:
+        share = shares.get(task.id)
+        row = add(
             session,
             task,
             purpose=Purpose.TRAIN,
             size=size,
             sampling=sampling.model_copy(update={"seed": _seed(seed, task)}),
+            context=None if share is None else share.context,
+            num_shown=0 if share is None else share.num_shown,
         )
-        for task in drawn
-    ]
+        planned.append(row)
+    return planned
 
 
 def _seed(seed: int, task: TaskRow) -> int:

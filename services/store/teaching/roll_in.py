@@ -1,0 +1,81 @@
+"""Roll-in: which share of a planned group its teacher draws, and after what.
+
+This is DAgger's mixture. A policy that never succeeds at a task visits only states from which nothing can be learned;
+the teacher, shown something that is fixed given the prompt, leads it to better ones. The share falls to 0 as the
+policy's own pass rate rises, and one rollout at least stays its own.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Final
+from uuid import UUID
+
+from sqlalchemy.orm import Session
+
+from services.contracts.sources import ShownContext
+from services.contracts.tasks import Message
+from services.contracts.templates import Template, build_teacher_messages
+from services.store.loop import pass_rates
+from services.store.loop.groups import TeacherShare
+from services.store.tables.loop import TaskRow
+from services.store.teaching import material, standing
+from services.store.teaching.material import Material
+from services.store.teaching.standing import Standing
+
+TEMPLATE: Final = Template.TURNS
+"""How a source is shown that was not measured, as by the trainer's default."""
+
+
+def choose(
+    session: Session, lineage_id: UUID, tasks: Sequence[TaskRow], *, share: float, size: int, temperature: float
+) -> dict[UUID, TeacherShare]:
+    """The roll-in of these tasks' next groups of `size` rollouts; a task whose policy draws alone is left out.
+
+    share: of a group whose policy never passes, 0..1. temperature: the teacher's.
+    """
+    if share == 0:
+        return {}
+    counts = _count_shown(session, lineage_id, tasks, share, size)
+    taught = [task for task in tasks if counts[task.id]]
+    if not taught:
+        return {}
+    found = material.find_fixed(session, lineage_id, [task.id for task in taught])
+    may_show = standing.read(session, lineage_id)
+    contexts = {task.id: _choose_context(task, found[task.id], may_show, temperature) for task in taught}
+    return {
+        task_id: TeacherShare(context, counts[task_id]) for task_id, context in contexts.items() if context is not None
+    }
+
+
+def count_shown(share: float, pass_rate: float, size: int) -> int:
+    """How many rollouts of a group the teacher draws: share · (1 - pass rate) · size, rounded; never all of them."""
+    return min(math.floor(share * (1 - pass_rate) * size + 0.5), size - 1)
+
+
+def _count_shown(
+    session: Session, lineage_id: UUID, tasks: Sequence[TaskRow], share: float, size: int
+) -> Mapping[UUID, int]:
+    """By task, from the policy's pass rate on it, or on its domain where none of its rollouts was judged. Before either
+    is known the policy draws alone."""
+    of_tasks = pass_rates.of_tasks(session, lineage_id, [task.id for task in tasks])
+    of_domains = {rate.domain: rate.pass_rate for rate in pass_rates.of_domains(session, lineage_id)}
+    rates = {task.id: of_tasks.get(task.id, of_domains.get(task.domain, 1.0)) for task in tasks}
+    return {task_id: count_shown(share, rate, size) for task_id, rate in rates.items()}
+
+
+def _choose_context(
+    task: TaskRow, found: Sequence[Material], may_show: Standing, temperature: float
+) -> ShownContext | None:
+    """The first material that teaches, in `SOURCE_ORDER`."""
+    question = [Message.model_validate(message) for message in task.messages]
+    for one in found:
+        template = may_show.template_for(one.expert_id, one.source, task.domain, TEMPLATE)
+        if template is not None:
+            return ShownContext(
+                source=one.source,
+                template=template,
+                messages=build_teacher_messages(template, question, one.solution, precedents=one.precedents),
+                answers=list(one.answers),
+                temperature=temperature,
+            )
+    return None

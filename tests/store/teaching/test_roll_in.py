@@ -1,0 +1,110 @@
+"""Roll-in: how many rollouts of a group its teacher draws, and what it is shown."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import pytest
+
+from services.contracts.answers import AnswerContent
+from services.contracts.rollouts import Sampling
+from services.contracts.sources import ContextSource
+from services.contracts.templates import Template
+from services.store.loop import groups
+from services.store.loop.groups import TeacherShare
+from services.store.tables.loop import ExpertRow, RolloutRow, TaskRow
+from services.store.tables.teaching import MeasurementRow
+from services.store.teaching import roll_in
+from tests.store.teaching.test_material import REFERENCE, Desk, desk
+
+__all__ = ["desk"]
+
+
+@pytest.mark.parametrize(
+    ("share", "pass_rate", "size", "num_shown"),
+    [(0.5, 0.0, 8, 4), (0.5, 0.25, 8, 3), (0.5, 0.5, 8, 2), (0.5, 0.9, 8, 0), (0.5, 1.0, 8, 0), (1.0, 0.0, 8, 7)],
+)
+def test_a_teachers_share_falls_to_nothing_with_the_pass_rate_and_is_never_the_whole_group(
+    share: float, pass_rate: float, size: int, num_shown: int
+) -> None:
+    assert roll_in.count_shown(share, pass_rate, size) == num_shown
+
+
+def choose(desk: Desk, *tasks: TaskRow, share: float = 0.5) -> list[TeacherShare | None]:
+    """What teachers draw of these tasks' next groups of eight."""
+    found = roll_in.choose(desk.session, desk.world.lineage_id, tasks, share=share, size=8, temperature=0.5)
+    return [found.get(task.id) for task in tasks]
+
+
+def judged(desk: Desk, task: TaskRow, judge: ExpertRow, *scores: float) -> list[RolloutRow]:
+    """A group with these verdicts."""
+    rows = desk.drawn(task, len(scores))
+    for row, score in zip(rows, scores, strict=True):
+        desk.said(row, judge, AnswerContent(score=score))
+    return rows
+
+
+def refer(desk: Desk, row: RolloutRow) -> ExpertRow:
+    """An expert that gave the task's reference with this rollout."""
+    reference = desk.expert("reference", **REFERENCE, granted=("reference",))
+    desk.said(row, reference, AnswerContent(solution="It is 7."))
+    return reference
+
+
+def contents(share: TeacherShare | None) -> Sequence[str]:
+    return [] if share is None else [message.content for message in share.context.messages]
+
+
+@pytest.mark.integration
+def test_the_teacher_draws_by_the_pass_rate_on_the_task_after_what_is_shown_of_it(desk: Desk) -> None:
+    judge = desk.expert("judge")
+    hard, easier, known = (desk.task(key, domain=key) for key in ("hard", "easier", "known"))
+    reference = refer(desk, judged(desk, hard, judge, *[0.0] * 8)[0])
+    desk.said(judged(desk, easier, judge, *[0.0] * 6, *[1.0] * 2)[7], reference, AnswerContent(solution="It is 8."))
+    judged(desk, known, judge, *[1.0] * 8)
+    one, other, none = choose(desk, hard, easier, known)
+    assert none is None
+    assert one is not None
+    assert (one.num_shown, one.context.temperature, one.context.source) == (4, 0.5, ContextSource.REFERENCE)
+    assert contents(one) == ["What is hard?", "It is 7.", "What is hard?"]
+    assert other is not None  # its own success comes before its reference
+    assert (other.num_shown, other.context.source) == (3, ContextSource.OWN_SUCCESS)
+    assert contents(other) == ["What is easier?", "answer 7", "What is easier?"]
+    [planned] = groups.plan(desk.session, [hard], size=8, sampling=Sampling(), seed=0, shares={hard.id: one})
+    assert (planned.num_shown, planned.size) == (4, 8)
+    assert (planned.context or {})["quotes"] == ["reference"]
+    assert choose(desk, hard, share=0.0) == [None]
+
+
+@pytest.mark.integration
+def test_a_task_without_verdicts_takes_its_domains_pass_rate_and_one_without_either_is_the_policys(desk: Desk) -> None:
+    judge = desk.expert("judge")
+    desk.passed(desk.task("one", "Add 1 and 1."), "It is 2.", judge, size=4)  # a quarter passed
+    new, elsewhere = desk.task("two", "Add 1 and 2."), desk.task("three", "Add 1 and 3.", domain="code")
+    share, none = choose(desk, new, elsewhere)
+    assert none is None
+    assert share is not None
+    assert (share.num_shown, share.context.source) == (3, ContextSource.PRECEDENTS)
+    assert contents(share) == ["Add 1 and 1.", "It is 2.", "Add 1 and 2."]
+
+
+@pytest.mark.integration
+def test_what_was_measured_not_to_teach_is_not_drawn_after(desk: Desk) -> None:
+    task = desk.task("hard")
+    reference = refer(desk, judged(desk, task, desk.expert("judge"), *[0.0] * 8)[0])
+    assert choose(desk, task) != [None]
+    desk.session.add(
+        MeasurementRow(
+            lineage_id=desk.world.lineage_id,
+            expert_id=reference.id,
+            source=ContextSource.REFERENCE.value,
+            template=Template.TURNS.value,
+            domain="math",
+            policy_version="base",
+            temperature=0.5,
+            status="does_not_teach",
+            gap_low=-0.2,
+            decided_at=datetime.now(UTC),
+        )
+    )
+    desk.session.flush()
+    assert choose(desk, task) == [None]
