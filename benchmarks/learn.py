@@ -2,15 +2,18 @@
 
     python -m benchmarks.learn --tier tiny             (make bench-learn TIER=tiny; QUICK=1 is a rehearsal of minutes)
 
-For each world: the policy is made ready, the gap between student and teacher is measured, every objective is tuned by
-the same grid on validation tasks, and the best setting of each runs with new seeds and is measured on held-out tasks,
-of families never trained on. A control has a teacher that is shown another task's solution. The report has paired
-differences over seeds, the grid, and a figure with the curves, by rollouts and by seconds.
+For each world: the policy is made ready, the gap between student and teacher is measured, every arm is tuned by the
+same grid on validation tasks, and the best setting of each runs with new seeds and is measured on held-out tasks, of
+families never trained on. Every measurement is made at several temperatures, and what counts is best trained less best
+base, each at the temperature that was best on validation tasks. A control has a teacher that is shown another task's
+solution. The report has this headline, paired differences over seeds, the grid, and a figure with the curves, by
+rollouts and by seconds.
 
 Runs are written down one by one in `--folder`, and what is there is not run again: stop it and start it as you like.
 
-tiny    two synthetic worlds (`benchmarks.shootout.synthetic`) and policies made here: one to three hours on 2 cores
-small   SmolLM2-135M-Instruct on the starter tasks, one kind at a time: about three hours a kind on 2 cores
+tiny    synthetic worlds (`benchmarks.shootout.synthetic`) and policies made here: some hours on 2 cores
+small   SmolLM2-135M-Instruct on the starter tasks, one kind at a time: the arms that the trainer's defaults are chosen
+        by; hours an arm and kind
 gpu     GSM8K and SciKnowEval physics (`benchmarks.shootout.published`: their files in `--data`), a model of yours in
         `--model`
 """
@@ -20,19 +23,20 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from pydantic import TypeAdapter
 from rich.console import Console
 
 from benchmarks.arguments import find_model, positive, require_folder, usable_device
 from benchmarks.shootout.published import DataUnusable
 from benchmarks.shootout.report import ArmResults, Section, find_commit, name_machine, write_report
-from benchmarks.shootout.results import Results, Run
+from benchmarks.shootout.results import Results, Run, Tuning, average
 from benchmarks.shootout.runs import (
     Arm,
     Budget,
@@ -71,30 +75,41 @@ def arms(student_top_k: int) -> tuple[Arm, ...]:
     )
 
 
-CONTROL = Arm(name="control", objective="distil", other_feedback=True)
+def decision_arms() -> tuple[Arm, ...]:
+    """What is compared where there is one decision to make: experts that know, that only draw, and that err."""
+    names = ("distil", "sdpo", "reverse_kl", "grpo", "maxrl", "sft", "rft")
+    exact = [arm for arm in arms(20) if arm.name in names]
+    mistaken = [arm.model_copy(update={"name": f"{arm.name}, 30 % wrong", "expert": "mistaken"}) for arm in exact]
+    samples = DISTIL.model_copy(update={"name": "distil, samples", "expert": "samples"})
+    return (*exact, samples, *mistaken)
+
+
 GAP_SAMPLES = 8
+GAPS = TypeAdapter(list[Gap])
 FIRST_FINAL_SEED = 100  # held-out runs share no seed with the tuning
 
 
 @dataclass(frozen=True)
-class Tier:
-    """What is run. The grid is every learning rate with every teacher temperature; objectives that read no teacher
-    have the learning rates alone. needs_model: the model that ships is too small for its worlds."""
+class Course:
+    """What is run in a world. The grid is every learning rate with every teacher temperature; an arm that reads no
+    teacher, or has a temperature of its own, has the learning rates alone. tuning_seeds: of every setting."""
 
-    worlds: tuple[str, ...]
     arms: tuple[Arm, ...]
     learning_rates: tuple[float, ...]
     temperatures: tuple[float, ...]
     tuning_seeds: int
     final: Budget
-    final_seeds: int
-    device: str = "cpu"
-    needs_model: bool = False
 
     @property
     def tuning(self) -> Budget:
-        """The same as the held-out runs', measured at the end alone."""
+        """The same as the held-out runs', measured before and after alone."""
         return self.final.model_copy(update={"measure_every": self.final.updates})
+
+    @property
+    def control(self) -> tuple[Arm, Arm] | None:
+        """The first arm whose teacher is shown a solution, and the same with another task's; None without one."""
+        first = next((arm for arm in self.arms if arm.has_teacher), None)
+        return None if first is None else (first, first.model_copy(update={"name": "control", "other_feedback": True}))
 
     def grid(self, arm: Arm) -> list[Setting]:
         """The settings an arm is tuned over."""
@@ -106,39 +121,51 @@ class Tier:
         ]
 
 
+@dataclass(frozen=True)
+class Tier:
+    """What is run, by world. needs_model: the model that ships is too small for its worlds."""
+
+    courses: dict[str, Course]
+    final_seeds: int
+    device: str = "cpu"
+    needs_model: bool = False
+
+
 TINY = Budget(updates=12, groups=4, group_size=8, measure_every=4, samples=16)
 SMALL = Budget(updates=12, groups=2, group_size=8, measure_every=6, samples=8, tasks=30)
 LARGE = Budget(updates=60, groups=8, group_size=8, measure_every=15, samples=8, tasks=100)
+RULES = Course(
+    arms=arms(20),
+    learning_rates=(5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
+    temperatures=(0.5, 1.0),
+    tuning_seeds=3,
+    final=TINY,
+)
+DECISION = Course(
+    arms=decision_arms(),
+    learning_rates=(5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
+    temperatures=(1.0,),
+    tuning_seeds=20,  # so that every rate is kept with an interval as narrow as the best one's
+    final=TINY,
+)
+STARTER = Course(
+    arms=tuple(arm for arm in arms(100) if arm.name in ("distil", "forward_ce", "sdpo", "grpo", "sft")),
+    learning_rates=(1e-4, 3e-4, 1e-3),
+    temperatures=(0.5, 1.0),
+    tuning_seeds=1,
+    final=SMALL,
+)
+PUBLISHED = Course(
+    arms=arms(100),
+    learning_rates=(3e-5, 1e-4, 3e-4),
+    temperatures=(0.5, 1.0),
+    tuning_seeds=1,
+    final=LARGE,
+)
 TIERS = {
-    "tiny": Tier(
-        worlds=("rules", "fork"),
-        arms=arms(20),
-        learning_rates=(5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
-        temperatures=(0.5, 1.0),
-        tuning_seeds=3,
-        final=TINY,
-        final_seeds=20,
-    ),
-    "small": Tier(
-        worlds=("functions", "tool-calls"),
-        arms=tuple(arm for arm in arms(100) if arm.name in ("distil", "forward_ce", "sdpo", "grpo", "sft")),
-        learning_rates=(1e-4, 3e-4, 1e-3),
-        temperatures=(0.5, 1.0),
-        tuning_seeds=1,
-        final=SMALL,
-        final_seeds=3,
-    ),
-    "gpu": Tier(
-        worlds=("gsm8k", "physics"),
-        arms=arms(100),
-        learning_rates=(3e-5, 1e-4, 3e-4),
-        temperatures=(0.5, 1.0),
-        tuning_seeds=1,
-        final=LARGE,
-        final_seeds=5,
-        device="cuda",
-        needs_model=True,
-    ),
+    "tiny": Tier({"rules": RULES, "fork": RULES, "unheard": DECISION, "doubted": DECISION}, final_seeds=20),
+    "small": Tier({"functions": STARTER, "tool-calls": STARTER}, final_seeds=3),
+    "gpu": Tier({"gsm8k": PUBLISHED, "physics": PUBLISHED}, final_seeds=5, device="cuda", needs_model=True),
 }
 
 
@@ -149,10 +176,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="a rehearsal of minutes: half the updates, few seeds; its figures mean little",
+        help="a rehearsal of minutes: two updates, few tasks and seeds; its figures mean nothing",
     )
     parser.add_argument("--worlds", nargs="+", help="only these of the tier's worlds")
-    parser.add_argument("--arms", nargs="+", help="only these objectives")
+    parser.add_argument("--arms", nargs="+", help="only these arms")
+    parser.add_argument("--rates", nargs="+", type=float, help="only these of the tier's learning rates")
     parser.add_argument("--folder", type=Path, default=Path("build/learn"), help="runs, policies and the report")
     parser.add_argument("--report", type=Path, help="another folder for the report: table, figure")
     parser.add_argument(
@@ -177,13 +205,13 @@ def main(arguments: Sequence[str]) -> int:
     except argparse.ArgumentTypeError as error:
         parser.error(str(error))
     jobs = options.jobs or (os.cpu_count() or 1 if device == "cpu" else 1)
-    data_sha256 = _check(tier, options.data)
+    data_sha256 = _check(tier.courses, options.data)
     for needed in (folder, options.report or folder):
         require_folder(needed)
     progress = Progress(Console())
-    model = find_model(options.model, progress.say) if {*tier.worlds} - SYNTHETIC.keys() else None
+    model = find_model(options.model, progress.say) if tier.courses.keys() - SYNTHETIC.keys() else None
     try:
-        with serving_judges(tier.worlds, folder / "sandbox", progress.say), _workers(jobs) as pool:
+        with serving_judges(tuple(tier.courses), folder / "sandbox", progress.say), _workers(jobs) as pool:
             shootout = Shootout(tier, folder, model, options.data, data_sha256, device, options.dtype, progress, pool)
             sections = shootout.run()
     except KeyboardInterrupt:
@@ -197,23 +225,42 @@ def main(arguments: Sequence[str]) -> int:
 
 def _narrow(tier: Tier, options: argparse.Namespace) -> Tier:
     """The tier as asked for. Exits if a name is unknown."""
-    arms = tuple(arm for arm in tier.arms if options.arms is None or arm.name in options.arms)
-    worlds = tuple(world for world in tier.worlds if options.worlds is None or world in options.worlds)
-    unknown = {*(options.arms or ())} - {arm.name for arm in tier.arms} | {*(options.worlds or ())} - {*tier.worlds}
+    courses = {w: c for w, c in tier.courses.items() if options.worlds is None or w in options.worlds}
+    arms = {arm.name for course in courses.values() for arm in course.arms}
+    rates = {rate for course in courses.values() for rate in course.learning_rates}
+    unknown = [
+        *sorted({*(options.worlds or ())} - courses.keys()),
+        *sorted({*(options.arms or ())} - arms),
+        *(f"{rate:g}" for rate in sorted({*(options.rates or ())} - rates)),
+    ]
     if unknown:
-        sys.exit(f"unknown here: {', '.join(sorted(unknown))}")
-    tier = replace(tier, arms=arms, worlds=worlds)
-    if options.quick:
-        short = tier.final.model_copy(update={"updates": 8, "samples": 8})
-        tier = replace(tier, final=short, tuning_seeds=1, final_seeds=2, temperatures=(0.5,))
-        tier = replace(tier, learning_rates=tier.learning_rates[1:3])
-    return tier
+        sys.exit(f"unknown here: {', '.join(unknown)}")
+    courses = {world: _narrow_course(course, options) for world, course in courses.items()}
+    return replace(tier, courses=courses, final_seeds=1 if options.quick else tier.final_seeds)
 
 
-def _check(tier: Tier, data: Path) -> dict[str, str]:
+def _narrow_course(course: Course, options: argparse.Namespace) -> Course:
+    course = replace(
+        course,
+        arms=tuple(arm for arm in course.arms if options.arms is None or arm.name in options.arms),
+        learning_rates=tuple(r for r in course.learning_rates if options.rates is None or r in options.rates),
+    )
+    if not options.quick:
+        return course
+    short = Budget(updates=2, groups=1, group_size=8, measure_every=1, samples=8, tasks=4)
+    return replace(
+        course,
+        final=short,
+        tuning_seeds=1,
+        temperatures=course.temperatures[:1],
+        learning_rates=course.learning_rates[-1:],
+    )
+
+
+def _check(worlds: Iterable[str], data: Path) -> dict[str, str]:
     """What the worlds read of the data, as digests. Exits if it is not there, or not what it should be."""
     found = dict[str, str]()
-    for name in tier.worlds:
+    for name in worlds:
         try:
             with opened(name, data) as world:
                 found[name] = world.data_sha256
@@ -269,49 +316,62 @@ class Shootout:
             for world, path in policies.items()
         }
         results = Results(self.folder / "runs.jsonl", base_sha256)
-        tuning = {(world, arm): self._tuning(world, arm, policies) for world in policies for arm in self.tier.arms}
+        tuning = {
+            (world, arm): self._tuning(world, arm, policies)
+            for world, course in self.tier.courses.items()
+            for arm in course.arms
+        }
         self._make(results, [plan for plans in tuning.values() for plan in plans], "tuning")
-        chosen = {pair: results.tune(plans).best for pair, plans in tuning.items()}
+        tuned = {pair: results.tune(plans) for pair, plans in tuning.items()}
+        chosen = {pair: one.best for pair, one in tuned.items()}
+        validation = {pair: one.settings[chosen[pair]] for pair, one in tuned.items()}
+        for world, course in self.tier.courses.items():
+            if course.control is not None:
+                original, control = course.control  # it differs in what is shown alone, its settings and temperatures
+                chosen[world, control] = chosen[world, original]
+                validation[world, control] = validation[world, original]
         finals = {pair: self._finals(*pair, setting, policies) for pair, setting in chosen.items()}
-        if DISTIL in self.tier.arms:  # the control differs from it in the feedback alone
-            finals |= {
-                (world, CONTROL): self._finals(world, CONTROL, chosen[world, DISTIL], policies) for world in policies
-            }
         self._make(results, [plan for plans in finals.values() for plan in plans], "held-out runs")
         sections = []
-        for world in policies:
+        for world, course in self.tier.courses.items():
             entries = [
-                ArmResults(arm, results.runs(plans), results.tune(tuning.get((world, arm), [])))
+                ArmResults(arm, results.runs(plans), tuned.get((world, arm), Tuning({})), validation[world, arm])
                 for (where, arm), plans in finals.items()
                 if where == world
             ]
+            untrained = [run.curve[0] for arm in course.arms for run in results.runs(tuning[world, arm])]
             sections.append(
                 Section(
                     world=world,
                     about=about(world),
                     shown=shown(world),
-                    gap=gaps[world].result(),
-                    budget=self.tier.final,
-                    tuning_seeds=self.tier.tuning_seeds,
+                    gaps=gaps[world].result(),
+                    base=average(untrained),
+                    budget=course.final,
+                    tuning_seeds=course.tuning_seeds,
                     entries=entries,
                 )
             )
         return sections
 
     def _prepare(self) -> dict[str, Path]:
-        waiting = {w: self.pool.submit(prepare_policy, w, self.folder, self.model, print) for w in self.tier.worlds}
+        waiting = {w: self.pool.submit(prepare_policy, w, self.folder, self.model, print) for w in self.tier.courses}
         return {world: future.result() for world, future in waiting.items()}
 
     def _tuning(self, world: str, arm: Arm, policies: dict[str, Path]) -> list[Plan]:
+        course = self.tier.courses[world]
         return [
-            self._plan(world, arm, setting, seed, Split.VALIDATION, self.tier.tuning, policies)
-            for setting in self.tier.grid(arm)
-            for seed in range(self.tier.tuning_seeds)
+            self._plan(world, arm, setting, seed, Split.VALIDATION, course.tuning, policies)
+            for setting in course.grid(arm)
+            for seed in range(course.tuning_seeds)
         ]
 
     def _finals(self, world: str, arm: Arm, setting: Setting, policies: dict[str, Path]) -> list[Plan]:
-        seeds = range(FIRST_FINAL_SEED, FIRST_FINAL_SEED + self.tier.final_seeds)
-        return [self._plan(world, arm, setting, seed, Split.HELDOUT, self.tier.final, policies) for seed in seeds]
+        seeds, budget = (
+            range(FIRST_FINAL_SEED, FIRST_FINAL_SEED + self.tier.final_seeds),
+            self.tier.courses[world].final,
+        )
+        return [self._plan(world, arm, setting, seed, Split.HELDOUT, budget, policies) for seed in seeds]
 
     def _plan(
         self, world: str, arm: Arm, setting: Setting, seed: int, split: Split, budget: Budget, policies: dict[str, Path]
@@ -336,7 +396,7 @@ class Shootout:
         starts = self._measure_starts(results, missing)
         with self.progress.bar(label) as bar:
             bar.set(done, len(plans))
-            waiting = {self.pool.submit(run_plan, plan, self.data, starts.get(plan.start)): plan for plan in missing}
+            waiting = {self.pool.submit(run_plan, plan, self.data, starts[plan.start]): plan for plan in missing}
             for future in as_completed(waiting):
                 plan, outcome = waiting[future], future.result()
                 results.add(
@@ -348,6 +408,8 @@ class Shootout:
                         curve=outcome.curve,
                         num_untrained=outcome.num_untrained,
                         num_invalid=outcome.num_invalid,
+                        num_charged=outcome.num_charged,
+                        num_clipped=outcome.num_clipped,
                     )
                 )
                 done += 1
@@ -356,14 +418,14 @@ class Shootout:
     def _measure_starts(self, results: Results, plans: Sequence[Plan]) -> dict[str, Point]:
         """What the plans' runs begin with, measured once for all arms, or read off an earlier run."""
         starts = results.starts()
-        missing = {plan.start: plan for plan in plans if plan.budget.measures_start and plan.start not in starts}
+        missing = {plan.start: plan for plan in plans if plan.start not in starts}
         if missing:
             self.progress.say(f"measuring the untrained policy for {len(missing)} seeds")
         waiting = {start: self.pool.submit(start_of, plan, self.data) for start, plan in missing.items()}
         return starts | {start: future.result() for start, future in waiting.items()}
 
 
-def run_plan(plan: Plan, data: Path, start: Point | None) -> Outcome:
+def run_plan(plan: Plan, data: Path, start: Point) -> Outcome:
     """What became of a run that begins with this measurement."""
     with opened(plan.world, data) as world:
         return train(plan, world, start)
@@ -381,14 +443,14 @@ def gap_file(folder: Path, world: str, base_sha256: str, data_sha256: str) -> Pa
     return folder / f"{'-'.join(['gap', world, *digests])}.json"
 
 
-def gap_of(world_name: str, data: Path, policy: Path, device: str, dtype: str, kept: Path) -> Gap:
+def gap_of(world_name: str, data: Path, policy: Path, device: str, dtype: str, kept: Path) -> list[Gap]:
     """What feedback is worth in a world before any training; measured once, and then read from the file `kept`."""
     if kept.exists():
-        return Gap.model_validate_json(kept.read_bytes())
+        return GAPS.validate_json(kept.read_bytes())
     with opened(world_name, data) as world:
-        gap = measure_gap(policy, world, GAP_SAMPLES, device, dtype)
-    kept.write_text(gap.model_dump_json())
-    return gap
+        gaps = measure_gap(policy, world, GAP_SAMPLES, device, dtype)
+    kept.write_bytes(GAPS.dump_json(gaps))
+    return gaps
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from benchmarks.shootout.synthetic import Synthetic
+from benchmarks.shootout.synthetic import Synthetic, Turn
 from services.policy.model.modeling import encode_text, load_policy, make_tiny_policy
 
 HIDDEN_SIZE = 192
@@ -70,14 +70,14 @@ def pretrain(world: Synthetic, folder: Path, report: Callable[[str], None]) -> P
     return folder
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, turns: list[tuple[str, str]]) -> tuple[list[int], list[bool]]:
+def _encode(tokenizer: PreTrainedTokenizerBase, turns: list[Turn]) -> tuple[list[int], list[bool]]:
     ids: list[int] = []
     learned: list[bool] = []
-    for question, answer in turns:
-        asked, said = encode_text(tokenizer, f"?{question}="), encode_text(tokenizer, answer)
+    for turn in turns:
+        asked, said = encode_text(tokenizer, f"?{turn.question}="), encode_text(tokenizer, turn.answer)
         said.append(cast(int, tokenizer.eos_token_id))
         ids += asked + said
-        learned += [False] * len(asked) + [True] * len(said)
+        learned += [False] * len(asked) + [turn.is_learned] * len(said)
     return ids, learned
 
 

@@ -19,13 +19,14 @@ JUDGE_SECONDS = 120.0
 @dataclass(frozen=True)
 class Question:
     """One task. solution: what the teacher is shown, where its world shows solutions; family: tasks of a kind, all in
-    the same split."""
+    the same split; believed: what an expert that is wrong at times takes for the solution, None where there is none."""
 
     key: str
     family: str
     domain: str
     messages: tuple[Message, ...]
     solution: str
+    believed: str | None = None
 
 
 class World(Protocol):

@@ -11,8 +11,8 @@ from statistics import fmean
 
 import torch
 
-from benchmarks.shootout.results import Run, Tuning
-from benchmarks.shootout.runs import Arm, Budget, Gap, Setting
+from benchmarks.shootout.results import ByTemperature, Run, Tuning
+from benchmarks.shootout.runs import PASS_AT, Arm, Budget, Gap, Point, Setting
 from services.store.views.estimates import DIFFERENCE_OF_SHARES, SHARE, Interval, t_interval
 
 COLOURS = (
@@ -33,38 +33,63 @@ COLOURS = (
 
 EXPLANATION = """\
 Held-out tasks, of families never trained on, after the last update; every arm with the setting of its grid that was
-best on validation tasks, with seeds of its own. Intervals are 95 % t-intervals over seeds; differences are paired by
-seed, and not adjusted for how many there are. A seed decides the adapter's first weights, the order of tasks and every
-draw: base policy and tasks are the same for all, so an interval says nothing of other policies or tasks. Nor does it
-include the uncertainty of the choice of the setting, which was made on as few tuning seeds as each world says. The
-setting is the learning rate and, where a teacher is read, its temperature; * marks a rate at an end of the grid. Arms
-whose settings differ in the rate are thereby compared at different rates: the second table of each world has all arms
-at every rate, on validation tasks. `equal time`: when the quickest arm's runs were done, read off the curve; every arm
-is charged for drawing and judging all rollouts, `sft` too, which does not look at them. Entropy and KL are nats a
-token. Seconds are the processor's for runs on a CPU, where each has one core, and the clock's for runs on a GPU; both
-without the measuring.
+best on validation tasks, with seeds of its own.
+
+**Best trained less best base** is the headline: every policy is drawn at temperatures 0 (greedy, one answer a task),
+.25, .5 and 1; of each, the temperature that was best on validation tasks counts, chosen for pass@1 and pass@8
+separately. An arm that only makes the policy surer of what it says anyway has nothing here, since the base may be drawn
+colder too; at temperature 1 alone it would look like learning. `over families`: 95 % t-interval over held-out families,
+each averaged over seeds. `over seeds`: over seeds, paired with the base drawn with the same seed.
+
+The second table of each world compares arms: differences are paired by seed and not adjusted for how many there are,
+each arm at its own best temperature. A seed decides the adapter's first weights, the order of tasks and every
+draw: base policy and tasks are the same for all, so an interval over seeds says nothing of other policies or tasks. Nor
+does any interval include the uncertainty of the choices made on validation tasks, on as few tuning seeds as each world
+says. The setting is the learning rate and, where a teacher is read, its temperature τ; * marks a rate at an end of the
+grid. Arms whose settings differ in the rate are thereby compared at different rates: the third table of each world has
+all arms at every rate, on validation tasks. `equal time`: when the quickest arm's runs were done, read off the curve;
+every arm is charged for drawing and judging all rollouts, `sft` too, which does not look at them. Tokens, ended
+answers, entropy and KL are those at temperature 1, the last two in nats a token; `clipped`: the share of charged tokens
+whose future term was cut. Seconds are the processor's for runs on a CPU, where each has one core, and the clock's for
+runs on a GPU; both without the measuring.
 `sdpo` and `paper` have the moving teachers of their authors (EMA .05, .01) and look at the student's likeliest tokens
 alone (20 in tier tiny, 100 in the others); all other teachers are frozen."""
 
 
 @dataclass(frozen=True)
 class ArmResults:
-    """An arm in one world: its held-out runs, and its grid on the validation tasks."""
+    """An arm in one world: its held-out runs, its grid on the validation tasks, and the temperatures it was best at
+    there."""
 
     arm: Arm
     runs: list[Run]
     tuning: Tuning
+    validation: ByTemperature
+
+    @property
+    def temperature(self) -> float:
+        """Where pass@1 counts."""
+        return self.validation.best
+
+    def pass_1(self, point: Point) -> float:
+        """What a measurement comes to."""
+        return point.at(self.temperature).pass_1
+
+    def pass_8(self, point: Point) -> float:
+        """The same for pass@8."""
+        return _pass_8(point, self.validation.best_8)
 
 
 @dataclass(frozen=True)
 class Section:
     """A world: what it is, what a teacher is shown and what that is worth, and its arms, the one compared with first.
-    tuning_seeds: on how many the settings were chosen."""
+    base: the untrained policy on validation tasks. tuning_seeds: on how many the settings were chosen."""
 
     world: str
     about: str
     shown: str
-    gap: Gap
+    gaps: list[Gap]
+    base: ByTemperature
     budget: Budget
     tuning_seeds: int
     entries: list[ArmResults]
@@ -85,7 +110,7 @@ def write_report(sections: Sequence[Section], folder: Path, name: str, command: 
 def _head(sections: Sequence[Section], name: str, command: str) -> Iterator[str]:
     runs = [run for section in sections for entry in section.entries for run in entry.runs]
     commits = sorted({run.commit for run in runs})
-    machines = sorted({run.machine or "a machine whose name was not kept" for run in runs})
+    machines = sorted({run.machine for run in runs})
     yield f"# Which objective learns best? Tier {name}"
     yield ""
     yield f"`{command}`, {datetime.now(UTC):%Y-%m-%d}; held-out runs by commit {', '.join(commits)} on"
@@ -96,36 +121,39 @@ def _head(sections: Sequence[Section], name: str, command: str) -> Iterator[str]
 
 
 def _describe(section: Section) -> Iterator[str]:
-    gap, budget = section.gap, section.budget
+    budget = section.budget
     yield f"## {section.world}"
     yield ""
     yield section.about
     yield f"Each run: {budget.updates} updates of {budget.groups} tasks × {budget.group_size} rollouts."
     yield f"Settings were chosen on {_tuning_seeds(section)}."
-    yield f"Before training, on train tasks, the student is right in {gap.student:.3f} of its answers; the teacher,"
-    yield f"shown {section.shown}, in {gap.teacher:.3f}; the control, shown another task's, in {gap.control:.3f}."
+    yield f"Before training, on train tasks, with the teacher shown {section.shown} and the control another task's:"
+    yield ""
+    for gap in section.gaps:
+        yield (
+            f"- drawn at {gap.temperature:g}, the student is right in {gap.student:.3f} of its answers, the teacher in "
+            f"{gap.teacher:.3f}, the control in {gap.control:.3f}"
+        )
     yield ""
     told = [entry for entry in section.entries if entry.runs]
     if not told:
         return
-    rows = list(_rows(told))
-    yield f"| {' | '.join(rows[0])} |"
-    yield "|---" * len(rows[0]) + "|"
-    yield from (f"| {' | '.join(row.values())} |" for row in rows)
+    yield "Best trained less best base:"
     yield ""
-    before = [run.curve[0] for entry in told for run in entry.runs]
-    yield (
-        f"Before training on the held-out tasks: pass@1 {fmean(p.pass_1 for p in before):.3f}, "
-        f"pass@8 {fmean(p.pass_8 for p in before):.3f}, entropy {fmean(p.entropy for p in before):.2f}."
-    )
+    yield from _table(_headlines(told, section.base))
+    yield "The arms compared, each at its own best temperature:"
     yield ""
+    yield from _table(_comparisons(told))
     yield from _compare_rates(section)
-    yield "The whole grid, pass@1 on validation tasks:"
+    yield "The whole grid, pass@1 on validation tasks at temperatures 0, .25, .5, 1:"
     yield ""
     for entry in section.entries:
-        if entry.tuning.pass_1:
-            found = "; ".join(f"{_name(entry, setting)} {value:.3f}" for setting, value in entry.tuning.pass_1.items())
-            yield f"- {entry.arm.name}: {found}"
+        if entry.tuning.settings:
+            found = (
+                f"{_name(entry, setting)}: {', '.join(f'{value:.3f}' for value in by.pass_1.values())}"
+                for setting, by in entry.tuning.settings.items()
+            )
+            yield f"- {entry.arm.name}: {'; '.join(found)}"
     yield ""
     for entry in told:
         untrained, invalid = sum(run.num_untrained for run in entry.runs), sum(run.num_invalid for run in entry.runs)
@@ -134,14 +162,78 @@ def _describe(section: Section) -> Iterator[str]:
     yield ""
 
 
+def _table(rows: Iterator[dict[str, str]]) -> Iterator[str]:
+    told = list(rows)
+    yield f"| {' | '.join(told[0])} |"
+    yield "|---" * len(told[0]) + "|"
+    yield from (f"| {' | '.join(row.values())} |" for row in told)
+    yield ""
+
+
+def _headlines(entries: Sequence[ArmResults], base: ByTemperature) -> Iterator[dict[str, str]]:
+    """The base, and every arm: what it has at each temperature, and best trained less best base."""
+    starts = {run.plan.seed: run.curve[0] for entry in entries for run in entry.runs}
+    untrained = list(starts.values())
+    yield {
+        "arm": "untrained",
+        "setting": "",
+        "seeds": str(len(untrained)),
+        "T": f"{base.best:g}",
+        "best trained less best base, over families": "",
+        "over seeds": "",
+        **_by_temperature(untrained),
+        "pass@8": f"{fmean(_pass_8(point, base.best_8) for point in untrained):.3f}",
+        "T of pass@8": f"{base.best_8:g}",
+        "pass@8 less best base's, over families": "",
+    }
+    for entry in entries:
+        validation, ends = entry.validation, [run.curve[-1] for run in entry.runs]
+        rises = [run.curve[-1].at(validation.best).pass_1 - run.curve[0].at(base.best).pass_1 for run in entry.runs]
+        yield {
+            "arm": entry.arm.name,
+            "setting": _name(entry, entry.runs[0].plan.setting) + ("*" if _at_an_end(entry) else ""),
+            "seeds": str(len(ends)),
+            "T": f"{validation.best:g}",
+            "best trained less best base, over families": _rise(entry, validation.best, base.best, 1),
+            "over seeds": _show(t_interval(rises, DIFFERENCE_OF_SHARES), "+"),
+            **_by_temperature(ends),
+            "pass@8": f"{fmean(_pass_8(point, validation.best_8) for point in ends):.3f}",
+            "T of pass@8": f"{validation.best_8:g}",
+            "pass@8 less best base's, over families": _rise(entry, validation.best_8, base.best_8, PASS_AT),
+        }
+
+
+def _by_temperature(points: Sequence[Point]) -> dict[str, str]:
+    temperatures = [one.temperature for one in points[0].measured]
+    return {f"T={t:g}" if t else "greedy": f"{fmean(point.at(t).pass_1 for point in points):.3f}" for t in temperatures}
+
+
+def _pass_8(point: Point, temperature: float) -> float:
+    return fmean(point.at(temperature).families_8.values())
+
+
+def _rise(entry: ArmResults, after: float, before: float, k: int) -> str:
+    """The rise of pass@k between two temperatures with its interval over families, each averaged over the seeds."""
+
+    def families(point: Point, temperature: float) -> dict[str, float]:
+        found = point.at(temperature)
+        return found.families if k == 1 else found.families_8
+
+    rises = [
+        fmean(families(run.curve[-1], after)[family] - families(run.curve[0], before)[family] for run in entry.runs)
+        for family in families(entry.runs[0].curve[0], before)
+    ]
+    return _show(t_interval(rises, DIFFERENCE_OF_SHARES), "+")
+
+
 def _compare_rates(section: Section) -> Iterator[str]:
-    """A table of the grid: every arm at every learning rate, with its best temperature there."""
-    tuned = [entry for entry in section.entries if entry.tuning.pass_1]
-    rates = sorted({setting.learning_rate for entry in tuned for setting in entry.tuning.pass_1})
+    """A table of the grid: every arm at every learning rate, with its best teacher's temperature there."""
+    tuned = [entry for entry in section.entries if entry.tuning.settings]
+    rates = sorted({setting.learning_rate for entry in tuned for setting in entry.tuning.settings})
     if not rates:
         return
-    yield "By learning rate: pass@1, pass@8 on validation tasks, at the temperature with the best pass@1 there, means"
-    yield f"over {_tuning_seeds(section)}:"
+    yield "By learning rate: greedy, best pass@1, best pass@8 on validation tasks, at the τ with the best pass@1 there,"
+    yield f"means over {_tuning_seeds(section)}:"
     yield ""
     yield f"| arm | {' | '.join(f'lr {rate:g}' for rate in rates)} |"
     yield "|---" * (1 + len(rates)) + "|"
@@ -158,31 +250,39 @@ def _tuning_seeds(section: Section) -> str:
 def _at_rate(entry: ArmResults, setting: Setting | None) -> str:
     if setting is None:
         return ""
+    found = entry.tuning.settings[setting]
     temperature = f" (τ {setting.teacher_temperature:g})" if entry.arm.has_teacher else ""
-    return f"{entry.tuning.pass_1[setting]:.3f}, {entry.tuning.pass_8[setting]:.3f}{temperature}"
+    best, best_8 = found.pass_1[found.best], found.pass_8[found.best_8]
+    return f"{found.pass_1[0.0]:.3f}, {best:.3f}, {best_8:.3f}{temperature}"
 
 
-def _rows(entries: Sequence[ArmResults]) -> Iterator[dict[str, str]]:
+def _comparisons(entries: Sequence[ArmResults]) -> Iterator[dict[str, str]]:
     first = entries[0]
     soon = min(fmean(run.curve[-1].seconds for run in entry.runs) for entry in entries)
     for entry in entries:
         ends = [run.curve[-1] for run in entry.runs]
+        plain = [end.at(1.0) for end in ends]
         yield {
             "arm": entry.arm.name,
-            "setting": _name(entry, entry.runs[0].plan.setting) + ("*" if _at_an_end(entry) else ""),
-            "seeds": str(len(ends)),
-            "pass@1": _show(t_interval([end.pass_1 for end in ends], SHARE)),
-            f"less {first.arm.name}": _difference(entry, first, lambda run: run.curve[-1].pass_1),
-            "pass@8": _show(t_interval([end.pass_8 for end in ends], SHARE)),
-            f"pass@8 less {first.arm.name}": _difference(entry, first, lambda run: run.curve[-1].pass_8),
-            "pass@1 at equal time": f"{fmean(_at(run, soon) for run in entry.runs):.3f}",
-            f"that less {first.arm.name}": _difference(entry, first, lambda run: _at(run, soon)),
-            "tokens": f"{fmean(end.tokens for end in ends):.1f}",
-            "ended": f"{fmean(end.stopped for end in ends):.2f}",
+            "pass@1": _show(t_interval([entry.pass_1(end) for end in ends], SHARE)),
+            f"less {first.arm.name}": _difference(entry, first, lambda one, run: one.pass_1(run.curve[-1])),
+            "pass@8": _show(t_interval([entry.pass_8(end) for end in ends], SHARE)),
+            f"pass@8 less {first.arm.name}": _difference(entry, first, lambda one, run: one.pass_8(run.curve[-1])),
+            "pass@1 at equal time": f"{fmean(_at(entry, run, soon) for run in entry.runs):.3f}",
+            f"that less {first.arm.name}": _difference(entry, first, lambda one, run: _at(one, run, soon)),
+            "tokens": f"{fmean(one.tokens for one in plain):.1f}",
+            "ended": f"{fmean(one.stopped for one in plain):.2f}",
             "entropy": f"{fmean(end.entropy for end in ends):.2f}",
             "KL to base": f"{fmean(end.kl_base for end in ends):.2f}",
+            "clipped": _clipped(entry),
             "s": f"{fmean(end.seconds for end in ends):.1f}",
         }
+
+
+def _clipped(entry: ArmResults) -> str:
+    """The share of charged tokens whose charge was cut; empty where nothing is charged."""
+    charged = sum(run.num_charged for run in entry.runs)
+    return f"{sum(run.num_clipped for run in entry.runs) / charged:.3f}" if charged else ""
 
 
 def _name(entry: ArmResults, setting: Setting) -> str:
@@ -191,15 +291,15 @@ def _name(entry: ArmResults, setting: Setting) -> str:
 
 def _at_an_end(entry: ArmResults) -> bool:
     """Whether a learning rate outside of the grid might have been better."""
-    rates = sorted({setting.learning_rate for setting in entry.tuning.pass_1})
+    rates = sorted({setting.learning_rate for setting in entry.tuning.settings})
     return bool(rates) and entry.runs[0].plan.setting.learning_rate in (rates[0], rates[-1])
 
 
-def _difference(entry: ArmResults, first: ArmResults, value: Callable[[Run], float]) -> str:
+def _difference(entry: ArmResults, first: ArmResults, value: Callable[[ArmResults, Run], float]) -> str:
     if entry is first:
         return ""
-    theirs = {run.plan.seed: value(run) for run in first.runs}
-    paired = [value(run) - theirs[run.plan.seed] for run in entry.runs if run.plan.seed in theirs]
+    theirs = {run.plan.seed: value(first, run) for run in first.runs}
+    paired = [value(entry, run) - theirs[run.plan.seed] for run in entry.runs if run.plan.seed in theirs]
     return _show(t_interval(paired, DIFFERENCE_OF_SHARES), "+") if paired else ""
 
 
@@ -209,17 +309,18 @@ def _show(interval: Interval, sign: str = "") -> str:
     return f"{interval.mean:{sign}.3f} [{interval.low:{sign}.3f}, {interval.high:{sign}.3f}]"
 
 
-def _at(run: Run, seconds: float) -> float:
+def _at(entry: ArmResults, run: Run, seconds: float) -> float:
     """pass@1 after so many seconds, between two measurements on the line that joins them."""
     for left, right in pairwise(run.curve):
         if right.seconds >= seconds:
             share = (seconds - left.seconds) / max(right.seconds - left.seconds, 1e-9)
-            return left.pass_1 + share * (right.pass_1 - left.pass_1)
-    return run.curve[-1].pass_1
+            return entry.pass_1(left) + share * (entry.pass_1(right) - entry.pass_1(left))
+    return entry.pass_1(run.curve[-1])
 
 
 def draw_curves(sections: Sequence[Section], path: Path) -> None:
-    """pass@1 of every arm by rollouts, with the interval over seeds, and by seconds; a row for each world."""
+    """pass@1 of every arm at its best temperature, by rollouts with the interval over seeds, and by seconds; the best
+    base as a line; a row for each world."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4 * len(sections)), layout="constrained")
@@ -233,14 +334,17 @@ def draw_curves(sections: Sequence[Section], path: Path) -> None:
                 "label": entry.arm.name,
             }
             points = list(zip(*(run.curve for run in entry.runs), strict=True))
-            spread = [t_interval([point.pass_1 for point in at], SHARE) for at in points]
+            spread = [t_interval([entry.pass_1(point) for point in at], SHARE) for at in points]
             means = [interval.mean for interval in spread]
             rollouts = [at[0].update * per_update for at in points]
             by_rollouts.plot(rollouts, means, **style)
             lows, highs = [interval.low for interval in spread], [interval.high for interval in spread]
             by_rollouts.fill_between(rollouts, lows, highs, color=style["color"], alpha=0.15, linewidth=0)
             by_seconds.plot([fmean(point.seconds for point in at) for at in points], means, **style)
-        by_rollouts.set(title=section.world, xlabel="rollouts", ylabel="held-out pass@1")
+        starts = [run.curve[0].at(section.base.best).pass_1 for entry in section.entries for run in entry.runs]
+        for panel in (by_rollouts, by_seconds):
+            panel.axhline(fmean(starts or [0.0]), color="#bbbbbb", linestyle=":", label="best base")
+        by_rollouts.set(title=section.world, xlabel="rollouts", ylabel="held-out pass@1, best temperature")
         by_seconds.set(title=section.world, xlabel=f"seconds of {name_clock(section)}")
         by_seconds.legend(fontsize="small", frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
         for panel in (by_rollouts, by_seconds):

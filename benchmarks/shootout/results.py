@@ -12,8 +12,8 @@ from benchmarks.shootout.runs import Plan, Point, Setting
 
 
 class Run(BaseModel):
-    """A run that came to its end. base_sha256: the policy it began with; commit, machine: the code that ran, and where;
-    the machine is empty in lines that were written before it was kept."""
+    """A run that came to its end. base_sha256: the policy it began with; commit, machine: the code that ran, and where.
+    The rest as in `Outcome`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -23,7 +23,9 @@ class Run(BaseModel):
     curve: tuple[Point, ...]
     num_untrained: int
     num_invalid: int
-    machine: str = ""
+    num_charged: int
+    num_clipped: int
+    machine: str
 
 
 @dataclass
@@ -59,7 +61,7 @@ class Results:
 
     def starts(self) -> dict[str, Point]:
         """What was measured before the first update, by the start of the plans it holds for."""
-        return {run.plan.start: run.curve[0] for run in self._by_plan.values() if run.plan.budget.measures_start}
+        return {run.plan.start: run.curve[0] for run in self._by_plan.values()}
 
     def _append(self, line: str) -> None:
         with self.path.open("a") as file:
@@ -70,28 +72,56 @@ class Results:
         ends: dict[Setting, list[Point]] = {}
         for run in self.runs(plans):
             ends.setdefault(run.plan.setting, []).append(run.curve[-1])
-        return Tuning(
-            pass_1={setting: fmean(point.pass_1 for point in points) for setting, points in ends.items()},
-            pass_8={setting: fmean(point.pass_8 for point in points) for setting, points in ends.items()},
-        )
+        return Tuning({setting: average(points) for setting, points in ends.items()})
+
+
+@dataclass(frozen=True)
+class ByTemperature:
+    """pass@1 and pass@8 on validation tasks by temperature, means over seeds."""
+
+    pass_1: dict[float, float]
+    pass_8: dict[float, float]
+
+    @property
+    def best(self) -> float:
+        """The temperature with the highest pass@1; the lowest among equals."""
+        return max(sorted(self.pass_1), key=lambda temperature: self.pass_1[temperature])
+
+    @property
+    def best_8(self) -> float:
+        """The same for pass@8."""
+        return max(sorted(self.pass_8), key=lambda temperature: self.pass_8[temperature])
+
+
+def average(points: Sequence[Point]) -> ByTemperature:
+    """The mean over measurements, at least one, at every temperature."""
+    temperatures = [one.temperature for one in points[0].measured]
+    several = [t for t in temperatures if points[0].at(t).pass_8 is not None]
+    return ByTemperature(
+        pass_1={t: fmean(point.at(t).pass_1 for point in points) for t in temperatures},
+        pass_8={t: fmean(value for p in points if (value := p.at(t).pass_8) is not None) for t in several},
+    )
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """An arm's grid: pass@1 and pass@8 on validation tasks by setting."""
+    """An arm's grid, by setting."""
 
-    pass_1: dict[Setting, float]
-    pass_8: dict[Setting, float]
+    settings: dict[Setting, ByTemperature]
 
     @property
     def best(self) -> Setting:
-        """The setting with the highest pass@1; the first of the grid among equals."""
-        return max(self.pass_1, key=lambda setting: self.pass_1[setting])
+        """The setting with the highest pass@1, each at its own best temperature; the first of the grid among equals."""
+        return self._best_of(list(self.settings))
 
     def best_at(self, learning_rate: float) -> Setting | None:
         """The same among those of one learning rate; None where it was not tried."""
-        tried = [setting for setting in self.pass_1 if setting.learning_rate == learning_rate]
-        return max(tried, key=lambda setting: self.pass_1[setting], default=None)
+        tried = [setting for setting in self.settings if setting.learning_rate == learning_rate]
+        return self._best_of(tried) if tried else None
+
+    def _best_of(self, settings: Sequence[Setting]) -> Setting:
+        found = {setting: self.settings[setting] for setting in settings}
+        return max(settings, key=lambda setting: found[setting].pass_1[found[setting].best])
 
 
 def _read(lines: Sequence[str]) -> Iterator[Run]:

@@ -11,10 +11,10 @@ import random
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import TypeVar
+from typing import Literal, TypeVar
 from uuid import NAMESPACE_OID, UUID, uuid5
 
 import torch
@@ -23,6 +23,8 @@ from pydantic import BaseModel, ConfigDict
 from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.shootout.questions import Question, World
+from services.contracts.answers import Continuation, SamplesDistribution
+from services.contracts.base import JsonObject
 from services.contracts.ids import new_id
 from services.contracts.rollouts import Sampling
 from services.contracts.tasks import Split
@@ -58,15 +60,20 @@ MAX_ROWS = 256  # answers drawn at once
 PROBED = 8  # questions whose answers are read again for entropy and KL
 GAP_QUESTIONS = 32
 PASS_AT = 8
+TEMPERATURES = (0.0, 0.25, 0.5, 1.0)
+"""Every policy is measured at each, 0 being the likeliest token each time: what only makes a policy surer of what it
+says gains nothing over drawing it colder."""
+GAP_TEMPERATURES = (0.5, 1.0)
 
 
 _Item = TypeVar("_Item")
 
 
 class Arm(BaseModel):
-    """What is compared: an objective, and what is changed about it. other_feedback: the control, whose teacher is
-    shown what another task's would be. teacher_ema: 0 for a frozen teacher. student_top_k: read by `sdpo` and `paper`.
-    mixed: objectives added, and their weights.
+    """What is compared: an objective, and what is changed about it. expert: what is heard: the teacher and a verifier,
+    single tokens that the teacher draws at each place, or both being wrong about some tasks. other_feedback: the
+    control, whose teacher is shown what another task's would be. teacher_ema: 0 for a frozen teacher. student_top_k:
+    read by `sdpo` and `paper`. mixed: objectives added, and their weights.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -75,6 +82,7 @@ class Arm(BaseModel):
     objective: ObjectiveName
     lam: float = 1.0
     mixed: tuple[tuple[ObjectiveName, float], ...] = ()
+    expert: Literal["exact", "samples", "mistaken"] = "exact"
     other_feedback: bool = False
     has_teacher: bool = True
     teacher_ema: float = 0.0
@@ -106,11 +114,6 @@ class Budget(BaseModel):
     samples: int
     tasks: int = 32
 
-    @property
-    def measures_start(self) -> bool:
-        """Whether a run is measured before its first update, or after the last alone."""
-        return self.measure_every < self.updates
-
 
 class Plan(BaseModel):
     """A run to make. data_sha256: of the files its world reads; empty where it reads none."""
@@ -134,34 +137,52 @@ class Plan(BaseModel):
         return self.model_dump_json(exclude={"arm", "setting", "policy"})
 
 
+class Measured(BaseModel):
+    """The policy's answers at one temperature. families, families_8: pass@1 and pass@8 by family; there is no pass@8 of
+    greedy answers, which are one a task. tokens: of an answer, on average; stopped: the share that ended by itself."""
+
+    model_config = ConfigDict(frozen=True)
+
+    temperature: float
+    families: dict[str, float]
+    families_8: dict[str, float]
+    pass_1: float
+    pass_8: float | None
+    tokens: float
+    stopped: float
+
+
 class Point(BaseModel):
     """The policy after some updates, measured on answers of its own to the tasks of the plan's split.
 
     seconds: of the processor (on a GPU of the clock), spent on drawing, judging and updating so far, not on measuring.
-    tokens: of an answer, on average. entropy, kl_base: nats a token, the policy's own and KL(policy || base), on the
-    answers to a few of the tasks.
+    measured: at each of `TEMPERATURES`. entropy, kl_base: nats a token, the policy's own and KL(policy || base), on
+    answers to a few of the tasks at temperature 1.
     """
 
     model_config = ConfigDict(frozen=True)
 
     update: int
     seconds: float
-    pass_1: float
-    pass_8: float
-    tokens: float
-    stopped: float
+    measured: tuple[Measured, ...]
     entropy: float
     kl_base: float
 
+    def at(self, temperature: float) -> Measured:
+        """What was measured at one of `TEMPERATURES`."""
+        return next(one for one in self.measured if one.temperature == temperature)
+
 
 class Gap(BaseModel):
-    """How often the untrained policy is right by itself, with the solution shown, and with another task's solution.
+    """How often the untrained policy is right by itself, with something shown, and with the same of another task shown,
+    all drawn at one temperature.
 
     In a world that shows siblings alone: with a right answer of its own shown where it had one, and another task's.
     """
 
     model_config = ConfigDict(frozen=True)
 
+    temperature: float
     student: float
     teacher: float
     control: float
@@ -178,15 +199,18 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a run. num_untrained: updates that changed nothing; num_invalid: rollouts nothing was made of."""
+    """What became of a run. num_untrained: updates that changed nothing; num_invalid: rollouts nothing was made of.
+    num_charged, num_clipped: tokens that were charged with later costs, and those of them whose charge was cut."""
 
     curve: tuple[Point, ...]
     num_untrained: int
     num_invalid: int
+    num_charged: int
+    num_clipped: int
 
 
 def train(plan: Plan, world: World, start: Point | None = None) -> Outcome:
-    """A run: measured before the first update, now and then, and after the last; or after the last alone.
+    """A run: measured before the first update, now and then, and after the last.
 
     start: the measurement before the first update, where it was made already.
     """
@@ -198,23 +222,28 @@ def train(plan: Plan, world: World, start: Point | None = None) -> Outcome:
     answerer = Answerer(state.model, policy, world)
     asked = ask_in_turn(world.questions(Split.TRAIN), plan.budget.groups, plan.seed)
     measured = _spread(world.questions(plan.split), plan.budget.tasks)
-    curve, seconds = list[Point](), 0.0
-    num_untrained = num_invalid = 0
-    if plan.budget.measures_start:
-        curve.append(start or measure(answerer, measured, plan, 0, seconds))
+    seconds, num_untrained, num_invalid, num_charged, num_clipped = 0.0, 0, 0, 0, 0
+    curve = [start or measure(answerer, measured, plan, 0, seconds)]
     for update in range(1, plan.budget.updates + 1):
         began = _now(plan.device)
         questions = next(asked)
         drawn = answerer.draw(questions, plan.budget.group_size, f"{plan.seed} train {update}")
-        lessons = list(teach(drawn, world, update, plan.arm.other_feedback))
+        lessons = list(teach(drawn, answerer, update, plan))
         batch = build_batch(lessons, [], state.tokenizer, state.vocabulary, config, newest_version=update)
         result = make_update(state, batch, config, settings, Ranks(0, 1), lambda: False)
         num_untrained += result.untrained is not None
         num_invalid += sum(one.invalid is not None for one in result.contributions)
+        num_charged += _count(result.metrics, "num_future_tokens")
+        num_clipped += _count(result.metrics, "num_clipped_tokens")
         seconds += _now(plan.device) - began
         if update % plan.budget.measure_every == 0 or update == plan.budget.updates:
             curve.append(measure(answerer, measured, plan, update, seconds))
-    return Outcome(tuple(curve), num_untrained, num_invalid)
+    return Outcome(tuple(curve), num_untrained, num_invalid, num_charged, num_clipped)
+
+
+def _count(metrics: JsonObject, name: str) -> int:
+    value = metrics.get(name)
+    return int(value) if isinstance(value, int | float) else 0
 
 
 def measure_start(plan: Plan, world: World) -> Point:
@@ -248,37 +277,67 @@ def configure(plan: Plan, world: World) -> TrainerConfig:
 
 def measure(answerer: "Answerer", questions: Sequence[Question], plan: Plan, update: int, seconds: float) -> Point:
     """The policy as it is now."""
-    drawn = answerer.draw(questions, plan.budget.samples, f"{plan.seed} {plan.split} {update}")
-    scores = _judge(drawn, answerer.world)
-    passed = [int(sum(score >= SUCCESS for score in own)) for own in scores]
-    entropy, kl_base = answerer.read_again(_spread(drawn, PROBED))
-    answers = [sample for one in drawn for sample in one.samples]
+    seed = f"{plan.seed} {plan.split} {update}"
+    drawn = {
+        temperature: answerer.draw(questions, plan.budget.samples if temperature else 1, seed, temperature)
+        for temperature in TEMPERATURES
+    }
+    entropy, kl_base = answerer.read_again(_spread(drawn[1.0], PROBED))
     return Point(
         update=update,
         seconds=seconds,
-        pass_1=fmean(pass_at_k(plan.budget.samples, count, 1) for count in passed),
-        pass_8=fmean(pass_at_k(plan.budget.samples, count, PASS_AT) for count in passed),
-        tokens=fmean(len(sample.token_ids) for sample in answers),
-        stopped=fmean(sample.finish_reason is FinishReason.STOP for sample in answers),
+        measured=tuple(_score(own, temperature, answerer.world) for temperature, own in drawn.items()),
         entropy=entropy,
         kl_base=kl_base,
     )
 
 
-def measure_gap(policy_folder: Path, world: World, samples: int, device: str, dtype: str) -> Gap:
+def _score(drawn: Sequence[Drawn], temperature: float, world: World) -> Measured:
+    of_family: dict[str, list[tuple[int, int]]] = {}
+    for one, scores in zip(drawn, _judge(drawn, world), strict=True):
+        passed = sum(score >= SUCCESS for score in scores)
+        of_family.setdefault(one.question.family, []).append((len(scores), passed))
+    answers = [sample for one in drawn for sample in one.samples]
+    several = min(len(one.samples) for one in drawn) >= PASS_AT
+
+    def passing(counts: Sequence[tuple[int, int]], k: int) -> float:
+        return fmean(pass_at_k(count, passed, k) for count, passed in counts)
+
+    everything = [counts for own in of_family.values() for counts in own]
+    return Measured(
+        temperature=temperature,
+        families={family: passing(own, 1) for family, own in of_family.items()},
+        families_8={family: passing(own, PASS_AT) for family, own in of_family.items()} if several else {},
+        pass_1=passing(everything, 1),
+        pass_8=passing(everything, PASS_AT) if several else None,
+        tokens=fmean(len(sample.token_ids) for sample in answers),
+        stopped=fmean(sample.finish_reason is FinishReason.STOP for sample in answers),
+    )
+
+
+def measure_gap(policy_folder: Path, world: World, samples: int, device: str, dtype: str) -> list[Gap]:
     """What feedback is worth before any training, on train tasks: the others have no solution to show. Where there is
-    nothing to show of a question, it is asked as it is."""
+    nothing to show of a question, it is asked as it is. Teacher and student are drawn at the same temperature."""
     policy = load_policy(policy_folder, device, getattr(torch, dtype))
     answerer = Answerer(policy.model, policy, world)
     questions = _spread(world.questions(Split.TRAIN), GAP_QUESTIONS)
-    alone = answerer.draw(questions, samples, "gap")
-    scores = _judge(alone, world)
-    shown = find_shown(alone, scores, world)
+    return [_gap_at(temperature, answerer, questions, samples) for temperature in GAP_TEMPERATURES]
+
+
+def _gap_at(temperature: float, answerer: "Answerer", questions: Sequence[Question], samples: int) -> Gap:
+    alone = answerer.draw(questions, samples, "gap", temperature)
+    scores = _judge(alone, answerer.world)
+    shown = find_shown(alone, scores, answerer.world)
 
     def rate(shown: Sequence[str | None]) -> float:
-        return _mean(_judge(answerer.draw(questions, samples, "gap", shown), world))
+        return _mean(_judge(answerer.draw(questions, samples, "gap", temperature, shown), answerer.world))
 
-    return Gap(student=_mean(scores), teacher=rate(shown), control=rate(swap_solutions(questions, shown)))
+    return Gap(
+        temperature=temperature,
+        student=_mean(scores),
+        teacher=rate(shown),
+        control=rate(swap_solutions(questions, shown)),
+    )
 
 
 def _mean(scores: Sequence[Sequence[float]]) -> float:
@@ -299,16 +358,21 @@ class Answerer:
 
     @torch.no_grad()
     def draw(
-        self, questions: Sequence[Question], count: int, seed: str, shown: Sequence[str | None] | None = None
+        self,
+        questions: Sequence[Question],
+        count: int,
+        seed: str,
+        temperature: float = 1.0,
+        shown: Sequence[str | None] | None = None,
     ) -> list[Drawn]:
-        """`count` answers to each question at temperature 1; with `shown`, after seeing these solutions, one a question
-        or None for nothing."""
+        """`count` answers to each question; with `shown`, after seeing these solutions, one a question or None for
+        nothing."""
         prompts = [
             render_prompt(
                 self._policy.tokenizer,
                 question.messages
                 if solution is None
-                else build_teacher_messages(Template.TURNS, question.messages, solution, None),
+                else build_teacher_messages(Template.TURNS, question.messages, solution),
             )
             for question, solution in zip(questions, shown or [None] * len(questions), strict=True)
         ]
@@ -319,6 +383,7 @@ class Answerer:
             ],
             max_new_tokens=self.world.max_new_tokens,
             stop=self.world.stop,
+            temperature=temperature,
         )
         job = SampleJob(request, "now", prompts, self._policy.tokenizer_hash)
         waiting = deque(SampleUnit(index, job, index) for index in range(len(prompts)))
@@ -338,6 +403,36 @@ class Answerer:
         ]
 
     @torch.no_grad()
+    def draw_next(self, one: Drawn, solution: str, temperature: float, seed: str) -> list[SamplesDistribution]:
+        """What the frozen base, shown the solution, draws at each place of each answer: one token."""
+        if not isinstance(self._model, PeftModel):
+            raise TypeError("only a policy in training has a base to draw with")
+        shown = build_teacher_messages(Template.TURNS, one.question.messages, solution)
+        prompt = torch.tensor(render_prompt(self._policy.tokenizer, shown), device=self._inner.device)
+        ids, exists = self._stack(one.samples)
+        with self._model.disable_adapter():
+            hidden = read_responses(self._model, prompt, ids, exists)
+            probs = (project(self._model, hidden[exists]) / temperature).softmax(-1)
+        numbers = torch.Generator().manual_seed(_number(f"{seed} {one.question.key}"))
+        tokens = iter(torch.multinomial(probs.cpu(), 1, generator=numbers).flatten().tolist())
+        return [
+            SamplesDistribution(
+                tokenizer_hash=self._policy.tokenizer_hash,
+                temperature=temperature,
+                prefixes=list(range(len(sample.token_ids))),
+                continuations=[[Continuation(token_ids=[next(tokens)])] for _ in sample.token_ids],
+            )
+            for sample in one.samples
+        ]
+
+    def _stack(self, samples: Sequence[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The answers' tokens [B, T], padded on the right, and which of them exist."""
+        answers = [torch.tensor(sample.token_ids) for sample in samples]
+        ids = pad_sequence(answers, batch_first=True).to(self._inner.device)
+        lengths = torch.tensor([len(answer) for answer in answers], device=ids.device)
+        return ids, torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+
+    @torch.no_grad()
     def read_again(self, drawn: Sequence[Drawn]) -> tuple[float, float]:
         """The policy's entropy and its KL to the base, both a mean over the answers' tokens."""
         if not isinstance(self._model, PeftModel):
@@ -345,10 +440,7 @@ class Answerer:
         entropy = kl = 0.0
         tokens = 0
         for one in drawn:
-            answers = [torch.tensor(sample.token_ids) for sample in one.samples[:PASS_AT]]
-            ids = pad_sequence(answers, batch_first=True).to(self._inner.device)
-            lengths = torch.tensor([len(answer) for answer in answers], device=ids.device)
-            exists = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+            ids, exists = self._stack(one.samples[:PASS_AT])
             prompt = torch.tensor(one.prompt_ids, device=self._inner.device)
             hidden = read_responses(self._model, prompt, ids, exists)
             with self._model.disable_adapter():
@@ -413,20 +505,34 @@ def swap_solutions(questions: Sequence[Question], shown: Sequence[str | None]) -
     return [follow(index) for index in range(len(questions))]
 
 
-def teach(drawn: Sequence[Drawn], world: World, update: int, other_feedback: bool) -> Iterator[LessonFacts]:
+def teach(drawn: Sequence[Drawn], answerer: "Answerer", update: int, plan: Plan) -> Iterator[LessonFacts]:
     """The lessons of an update: what the expert with the solution says of each answer, and the one that scores. In a
     world that shows siblings alone the former has nothing to say, but in the control, of another task."""
+    world, arm = answerer.world, plan.arm
+    if arm.expert == "mistaken":
+        drawn = [replace(one, question=_believe(one.question)) for one in drawn]
     judged = _judge(drawn, world)
     shown = find_shown(drawn, judged, world)
-    if other_feedback:
+    if arm.other_feedback:
         shown = swap_solutions([one.question for one in drawn], shown)
     elif world.only_siblings:
         shown = [None] * len(drawn)  # the trainer looks to the siblings itself
     for one, told, scores in zip(drawn, shown, judged, strict=True):
         group_id, reference_id = new_id(), new_id()
-        reference = [] if told is None else [_answer(reference_id, "reference", None, told)]
+        spoken: list[tuple[LessonAnswer, ...]]
+        if told is None:
+            spoken = [()] * len(one.samples)
+        elif arm.expert == "samples":
+            spoken = [
+                (_answer(new_id(), "black box", distribution=distribution),)
+                for distribution in answerer.draw_next(
+                    one, told, plan.setting.teacher_temperature, f"{plan.seed} {update}"
+                )
+            ]
+        else:
+            spoken = [(_answer(reference_id, "reference", solution=told),)] * len(one.samples)
         for index, (sample, score) in enumerate(zip(one.samples, scores, strict=True)):
-            verdict = _answer(new_id(), "verifier", score, None)
+            verdict = _answer(new_id(), "verifier", score=score)
             yield LessonFacts(
                 lesson_id=new_id(),
                 rollout_id=new_id(),
@@ -448,12 +554,26 @@ def teach(drawn: Sequence[Drawn], world: World, update: int, other_feedback: boo
                 finish_reason=sample.finish_reason.value,
                 policy_number=update,
                 score=score,
-                answers=(*reference, verdict),
+                answers=(*spoken[index], verdict),
                 judges=(verdict,),
             )
 
 
-def _answer(answer_id: UUID, expert: str, score: float | None, solution: str | None) -> LessonAnswer:
+def _believe(question: Question) -> Question:
+    """The question as an expert that is wrong at times takes it. Raises ValueError in a world without such experts."""
+    if question.believed is None:
+        raise ValueError(f"{question.key}: nothing is known of what a mistaken expert would believe")
+    return replace(question, solution=question.believed)
+
+
+def _answer(
+    answer_id: UUID,
+    expert: str,
+    *,
+    score: float | None = None,
+    solution: str | None = None,
+    distribution: SamplesDistribution | None = None,
+) -> LessonAnswer:
     return LessonAnswer(
         id=answer_id,
         expert=expert,
@@ -462,7 +582,7 @@ def _answer(answer_id: UUID, expert: str, score: float | None, solution: str | N
         score=score,
         feedback=None,
         solution=solution,
-        distribution=None,
+        distribution=distribution,
         from_reference=solution is not None,
         corrected=False,
     )

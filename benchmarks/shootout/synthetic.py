@@ -1,4 +1,4 @@
-"""Two worlds small enough for hundreds of runs, and the policy that is pre-trained on them.
+"""Worlds small enough for hundreds of runs, and the policy that is pre-trained on them.
 
 `rules`: each letter of a question stands for a number, the first letter's to be added to the first two digits, the
 second's to the last two, without carrying; an answer says the number before the two sums. The policy can add but is
@@ -10,12 +10,18 @@ reversed are right, which it can do. After `b` a code is right that nothing in t
 does. A teacher that has seen it can go either way, so token by token nothing says that `a` is the better beginning:
 this is the two-step decision problem for which credit for later disagreement was made.
 
+`unheard` and `doubted`: one decision. The letter of a question names a code, which is the right answer; the policy is
+sure of another one and has the right one at mass .001 or .15. Here experts also differ in what they give: whole
+distributions, single samples, or a wrong code for 30 % of the tasks.
+
 Questions look like `?ab3142=` and answers like `142264`, one token a character.
 """
 
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 from benchmarks.shootout.questions import Question
 from services.contracts.tasks import Message, Split
@@ -24,8 +30,17 @@ CODE_LETTERS = "ghijklmn"
 LETTERS = "abcdef"  # a adds 1, b adds 2, and so on
 SURE = 0.45  # how often the untrained policy has the right meaning of a letter
 TRUST = 0.97  # how often it then follows a shown solution
+MISTAKEN = 0.3  # how often an expert that is wrong at times is wrong about a task
 NUM_TRAIN = 192
 NUM_MEASURED = 32  # held-out tasks, and as many validation tasks
+
+
+class Turn(NamedTuple):
+    """A question and an answer to it. is_learned: whether the policy is taught to give the answer, or only reads it."""
+
+    question: str
+    answer: str
+    is_learned: bool = True
 
 
 class Synthetic(ABC):
@@ -61,8 +76,8 @@ class Synthetic(ABC):
         """1 for a right answer, 0 for a wrong one."""
 
     @abstractmethod
-    def lessons(self, numbers: random.Random) -> Iterator[list[tuple[str, str]]]:
-        """What the policy is pre-trained on, for ever: turns of question and answer, the last after a solution."""
+    def lessons(self, numbers: random.Random) -> Iterator[list[Turn]]:
+        """What the policy is pre-trained on, for ever: a question by itself, or again after a solution."""
 
 
 def _deal_letters() -> Mapping[Split, Sequence[str]]:
@@ -86,12 +101,12 @@ class Rules(Synthetic):
     def judge(self, asked: Sequence[tuple[Question, str]]) -> list[float]:
         return [float(answer == question.solution) for question, answer in asked]
 
-    def lessons(self, numbers: random.Random) -> Iterator[list[tuple[str, str]]]:
+    def lessons(self, numbers: random.Random) -> Iterator[list[Turn]]:
         while True:
             question = "".join(numbers.choices(LETTERS, k=2)) + _draw_digits(numbers, 4)
             shown = self._guess(question, numbers)
             again = shown if numbers.random() < TRUST else self._guess(question, numbers)
-            yield [(question, shown), (question, again)]
+            yield [Turn(question, shown), Turn(question, again)]
 
     def _draw(self, family: str, numbers: random.Random) -> tuple[str, str]:
         text = family + _draw_digits(numbers, 4)
@@ -122,14 +137,75 @@ class Fork(Synthetic):
     def judge(self, asked: Sequence[tuple[Question, str]]) -> list[float]:
         return [float(text in (q.solution, _short_way(q.messages[0].content))) for q, text in asked]
 
-    def lessons(self, numbers: random.Random) -> Iterator[list[tuple[str, str]]]:
+    def lessons(self, numbers: random.Random) -> Iterator[list[Turn]]:
         while True:
             question, code = _draw_digits(numbers, 3), "b" + _draw_code(numbers)
             short = _short_way(question)
-            yield [(question, numbers.choice([short, code])), (question, numbers.choice([short, code]))]
+            yield [Turn(question, numbers.choice([short, code])), Turn(question, numbers.choice([short, code]))]
 
     def _draw(self, family: str, numbers: random.Random) -> tuple[str, str]:
         return family + _draw_digits(numbers, 2), "b" + _draw_code(numbers)
+
+
+class Decision(Synthetic):
+    """One token to choose, whose right choice the policy has at a given mass, and a wrong one at the rest of it."""
+
+    mass: float
+    max_new_tokens = 2
+    families = {Split.TRAIN: "012345", Split.VALIDATION: "67", Split.HELDOUT: "89"}
+
+    def judge(self, asked: Sequence[tuple[Question, str]]) -> list[float]:
+        return [float(answer == question.solution) for question, answer in asked]
+
+    def lessons(self, numbers: random.Random) -> Iterator[list[Turn]]:
+        while True:
+            question = numbers.choice(LETTERS) + _draw_digits(numbers, 3)
+            shown = numbers.choice(CODE_LETTERS)
+            again = shown if numbers.random() < TRUST else self._guess(question, numbers)
+            alone = [Turn(question, self._guess(question, numbers))]
+            yield numbers.choice([alone, [Turn(question, shown, is_learned=False), Turn(question, again)]])
+
+    def _ask(self, family: str, count: int) -> Iterator[Question]:
+        mistakes = random.Random(f"{self.name} mistakes {family}")
+        for question in super()._ask(family, count):
+            wrong = mistakes.choice(CODE_LETTERS.replace(question.solution, ""))
+            yield replace(question, believed=wrong if mistakes.random() < MISTAKEN else question.solution)
+
+    def _draw(self, family: str, numbers: random.Random) -> tuple[str, str]:
+        text = numbers.choice(LETTERS) + family + _draw_digits(numbers, 2)
+        return text, _find_code(text)
+
+    def _guess(self, question: str, numbers: random.Random) -> str:
+        right = _find_code(question)
+        favourite = CODE_LETTERS[(CODE_LETTERS.index(right) + 1) % len(CODE_LETTERS)]
+        return right if numbers.random() < self.mass else favourite
+
+
+class Unheard(Decision):
+    """The right choice at mass .001: it is hardly ever drawn, so scores tell next to nothing."""
+
+    name = "unheard"
+    mass = 1e-3
+    about = (
+        "Synthetic: one decision, whose right choice the untrained policy has at mass .001. No arm finds it by itself; "
+        "forward cross-entropy leaves a mass m in about log 1/m steps, losses weighted with the policy's own "
+        "probabilities in about 1/m."
+    )
+
+
+class Doubted(Decision):
+    """The right choice at mass .15: it is drawn now and then."""
+
+    name = "doubted"
+    mass = 0.15
+    about = (
+        "Synthetic: the same decision as in `unheard`, with the right choice at mass .15, so that scores tell it too."
+    )
+
+
+def _find_code(question: str) -> str:
+    """The right choice: each letter has a code of its own."""
+    return CODE_LETTERS[LETTERS.index(question[0])]
 
 
 def apply_rules(question: str) -> str:

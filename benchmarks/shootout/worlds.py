@@ -8,9 +8,9 @@ from benchmarks.shootout.pretrain import pretrain
 from benchmarks.shootout.published import SOURCES, Published
 from benchmarks.shootout.questions import World
 from benchmarks.shootout.starter import FILES, Starter, running_sandbox
-from benchmarks.shootout.synthetic import Fork, Rules, Synthetic
+from benchmarks.shootout.synthetic import Doubted, Fork, Rules, Synthetic, Unheard
 
-SYNTHETIC: dict[str, type[Synthetic]] = {"rules": Rules, "fork": Fork}
+SYNTHETIC: dict[str, type[Synthetic]] = {world.name: world for world in (Rules, Fork, Unheard, Doubted)}
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,13 @@ from benchmarks import learn
 from benchmarks.shootout import pretrain
 from benchmarks.shootout.questions import Question
 from benchmarks.shootout.report import ArmResults, Section, name_clock, write_report
-from benchmarks.shootout.results import Results, Run, Tuning
+from benchmarks.shootout.results import ByTemperature, Results, Run, Tuning
 from benchmarks.shootout.runs import (
     Answerer,
     Arm,
     Budget,
     Gap,
+    Measured,
     Plan,
     Point,
     Setting,
@@ -30,7 +32,8 @@ from benchmarks.shootout.runs import (
     teach,
     train,
 )
-from benchmarks.shootout.synthetic import Fork, Rules, apply_rules
+from benchmarks.shootout.synthetic import Doubted, Fork, Rules, Synthetic, Unheard, apply_rules
+from services.contracts.answers import SamplesDistribution
 from services.contracts.tasks import Message, Split
 from services.policy.model.modeling import load_policy, make_tiny_policy, prefill_prompt, score_responses
 from trainer.config import TrainerConfig
@@ -48,12 +51,38 @@ def make_plan(arm: Arm = DISTIL, seed: int = 0, rate: float = 1e-3, policy: str 
     return Plan(world="fork", arm=arm, setting=setting, seed=seed, split=Split.HELDOUT, budget=BUDGET, policy=policy)
 
 
+def make_point(update: int, seconds: float, pass_1: float, families: dict[str, float] | None = None) -> Point:
+    """Greedy and at 1 half as good as at .5, where pass@1 is as given; pass@8 is that at every temperature but 0."""
+    own = families or {"f": pass_1}
+
+    def at(temperature: float, factor: float) -> Measured:
+        return Measured(
+            temperature=temperature,
+            families={family: factor * value for family, value in own.items()},
+            families_8=own if temperature else {},
+            pass_1=factor * pass_1,
+            pass_8=pass_1 if temperature else None,
+            tokens=5,
+            stopped=1,
+        )
+
+    measured = (at(0.0, 0.5), at(0.25, 0.75), at(0.5, 1.0), at(1.0, 0.5))
+    return Point(update=update, seconds=seconds, measured=measured, entropy=0.5, kl_base=0.1)
+
+
 def make_run(plan: Plan, *pass_1: float, seconds: float = 10.0) -> Run:
-    points = [
-        Point(update=i, seconds=i * seconds, pass_1=p, pass_8=p, tokens=5, stopped=1, entropy=0.5, kl_base=0.1)
-        for i, p in enumerate(pass_1)
-    ]
-    return Run(plan=plan, base_sha256=BASE, commit="abc1234", curve=tuple(points), num_untrained=0, num_invalid=0)
+    points = [make_point(update, update * seconds, value) for update, value in enumerate(pass_1)]
+    return Run(
+        plan=plan,
+        base_sha256=BASE,
+        commit="abc1234",
+        machine="Two cores, torch 2",
+        curve=tuple(points),
+        num_untrained=0,
+        num_invalid=0,
+        num_charged=8,
+        num_clipped=2,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +103,8 @@ def test_a_letter_of_the_rules_world_is_a_number_that_is_added_without_carrying(
     assert apply_rules("fa9900") == "655111"
 
 
-@pytest.mark.parametrize("world", [Rules(), Fork()])
-def test_no_family_of_a_world_is_in_two_splits(world: Rules | Fork) -> None:
+@pytest.mark.parametrize("world", [Rules(), Fork(), Unheard(), Doubted()])
+def test_no_family_of_a_world_is_in_two_splits(world: Synthetic) -> None:
     families = [{question.family for question in world.questions(split)} for split in Split]
     assert sum(map(len, families)) == len(set.union(*families))
 
@@ -91,7 +120,7 @@ def test_both_ways_of_the_fork_world_are_right_and_nothing_else_is() -> None:
 @pytest.mark.parametrize("world", [Rules(), Fork()])
 def test_the_untrained_policy_is_taught_to_answer_right_sometimes_and_not_always(world: Rules | Fork) -> None:
     lessons = world.lessons(random.Random(0))
-    taught = [next(lessons)[0] for _ in range(400)]
+    taught = [(turn.question, turn.answer) for turn in (next(lessons)[0] for _ in range(400))]
 
     def ask(question: str) -> Question:
         return Question(
@@ -121,9 +150,11 @@ def test_the_control_is_shown_the_solution_of_another_task_and_judged_by_its_own
     families = {question.solution: question.family for question in questions}
     told = swap_solutions(questions, [question.solution for question in questions])
     assert all(families[str(theirs)] != ours.family for ours, theirs in zip(questions, told, strict=True))
-    drawn = Answerer(load_policy(untrained).model, load_policy(untrained), world).draw(questions, 2, "any")
-    for other, lessons in ((False, teach(drawn, world, 1, False)), (True, teach(drawn, world, 1, True))):
-        for lesson in lessons:
+    answerer = Answerer(load_policy(untrained).model, load_policy(untrained), world)
+    drawn = answerer.draw(questions, 2, "any")
+    for other in (False, True):
+        plan = make_plan(DISTIL.model_copy(update={"other_feedback": other}))
+        for lesson in teach(drawn, answerer, 1, plan):
             shown = {answer.solution for answer in lesson.answers} - {None}
             own = next(q.solution for q in questions if q.messages == lesson.messages)
             assert (own in shown) is not other
@@ -140,6 +171,70 @@ def test_the_control_prefers_another_solution_to_another_family() -> None:
     assert swap(("f", "A"), ("f", "A"), ("g", "A")) == ["2", "2", "0"]
     assert swap(("f", "A"), ("g", "B"), ("h", "C"), hidden=1) == ["2", "2", "0"]
     assert swap(("f", "A")) == [None]
+
+
+class TestDecision:
+    @pytest.mark.parametrize("world", [Unheard(), Doubted()])
+    def test_the_policy_is_taught_the_right_code_at_the_given_mass_and_to_repeat_what_is_shown(
+        self, world: Unheard | Doubted
+    ) -> None:
+        lessons = world.lessons(random.Random(0))
+        alone, followed = list[bool](), list[bool]()
+        for turns in (next(lessons) for _ in range(40_000)):
+            if len(turns) == 1:
+                alone.append(world.judge([(ask_for_code(turns[0].question), turns[0].answer)]) == [1.0])
+            else:
+                assert not turns[0].is_learned
+                followed.append(turns[0].answer == turns[1].answer)
+        assert sum(alone) / len(alone) == pytest.approx(world.mass, rel=0.5)
+        assert sum(followed) / len(followed) > 0.96
+
+    def test_a_mistaken_expert_believes_another_code_for_three_tasks_in_ten(self) -> None:
+        questions = Unheard().questions(Split.TRAIN)
+        wrong = [question for question in questions if question.believed != question.solution]
+        assert 0.2 < len(wrong) / len(questions) < 0.4
+        answerer_sees = {question.believed for question in wrong}
+        assert answerer_sees <= set("ghijklmn")
+
+    def test_a_mistaken_expert_shows_and_scores_by_what_it_believes(self, coder: Answerer) -> None:
+        [wrong] = [q for q in Unheard().questions(Split.TRAIN) if q.believed != q.solution][:1]
+        drawn = coder.draw([wrong], 8, "any")
+        for expert, told in (("exact", wrong.solution), ("mistaken", wrong.believed)):
+            arm = DISTIL.model_copy(update={"expert": expert})
+            for lesson in teach(drawn, coder, 1, make_plan(arm)):
+                assert {answer.solution for answer in lesson.answers} == {told, None}
+                assert lesson.score == float(lesson.text == told)
+
+    def test_an_expert_that_only_draws_gives_one_token_at_every_place_as_often_as_the_teacher_has_it(
+        self, coder: Answerer
+    ) -> None:
+        question = Unheard().questions(Split.TRAIN)[0]
+        [drawn] = coder.draw([question], 256, "any")
+        plan = make_plan(DISTIL.model_copy(update={"expert": "samples"}))
+        first = Counter[int]()
+        for lesson in teach([drawn], coder, 1, plan):
+            [distribution] = [a.distribution for a in lesson.answers if a.distribution is not None]
+            assert isinstance(distribution, SamplesDistribution)
+            assert distribution.prefixes == list(range(len(lesson.token_ids)))
+            assert all(a.solution is None for a in lesson.answers)
+            [token] = distribution.continuations[0][0].token_ids or []
+            first[token] += 1
+        [shown] = coder.draw([question], 256, "other", shown=[question.solution])
+        expected = Counter(sample.token_ids[0] for sample in shown.samples)
+        likeliest, count = expected.most_common(1)[0]
+        assert first[likeliest] / 256 == pytest.approx(count / 256, abs=0.15)
+
+
+def ask_for_code(question: str) -> Question:
+    [right] = {q.solution for q in Unheard().questions(Split.TRAIN) if q.messages[0].content[0] == question[0]}
+    return Question("any", "any", "any", (Message(role="user", content=question),), right)
+
+
+@pytest.fixture(scope="module")
+def coder(untrained: Path) -> Answerer:
+    """A random policy in training, which answers the world `unheard`."""
+    policy = load_policy(untrained)
+    return Answerer(begin(policy, TrainerConfig()).model, policy, Unheard())
 
 
 # --- a run ---
@@ -180,11 +275,11 @@ def test_what_a_run_begins_with_is_measured_once_for_all_arms(tmp_path: Path, un
     point = train(ours, Fork()).curve[0]
     assert measure_start(theirs, Fork()) == point
     assert measure_start(other_seed, Fork()) != point
-    told = point.model_copy(update={"pass_1": 0.123})
+    told = point.model_copy(update={"entropy": 0.123})
     assert train(theirs, Fork(), told).curve[0] == told
     results = Results(tmp_path / "runs.jsonl", {"fork": BASE})
     results.add(make_run(ours, 0.25, 0.5))
-    assert results.starts()[theirs.start].pass_1 == 0.25
+    assert results.starts()[theirs.start].at(0.5).pass_1 == 0.25
     assert other_seed.start not in results.starts()
 
 
@@ -206,52 +301,78 @@ def test_what_was_run_is_not_run_again(tmp_path: Path) -> None:
     assert Results(path, {"fork": "b" * 64}).missing(wanted) == wanted, "runs of another base policy do not count"
 
 
-def test_a_line_from_before_machines_and_data_were_kept_is_still_found(tmp_path: Path) -> None:
-    written = make_run(make_plan(), 0.1, 0.5).model_dump(mode="json")
-    del written["machine"], written["plan"]["data_sha256"]
-    path = tmp_path / "runs.jsonl"
-    path.write_text(json.dumps(written) + "\n")
-    results = Results(path, {"fork": BASE})
-    assert results.missing([make_plan()]) == []
-    assert [run.machine for run in results.runs([make_plan()])] == [""]
-
-
-def test_the_setting_with_the_best_mean_over_seeds_is_chosen(tmp_path: Path) -> None:
+def test_the_setting_with_the_best_mean_over_seeds_at_its_best_temperature_is_chosen(tmp_path: Path) -> None:
     results = Results(tmp_path / "runs.jsonl", {"fork": BASE})
     plans = [make_plan(seed=seed, rate=rate) for rate in (1e-3, 2e-3) for seed in (0, 1)]
     for plan, end in zip(plans, (0.5, 0.6, 0.9, 0.1), strict=True):
         results.add(make_run(plan, 0.1, end))
     tuning = results.tune(plans)
-    assert list(tuning.pass_1.values()) == pytest.approx([0.55, 0.5])
+    first, second = tuning.settings.values()
+    assert list(first.pass_1.values()) == pytest.approx([0.275, 0.4125, 0.55, 0.275])
+    assert first.pass_8 == pytest.approx({0.25: 0.55, 0.5: 0.55, 1.0: 0.55})
+    assert second.pass_1[0.5] == pytest.approx(0.5)
     assert tuning.best == plans[0].setting
-    assert tuning.pass_8 == tuning.pass_1, "make_run has them alike"
+    assert (first.best, first.best_8) == (0.5, 0.25), "the lowest of temperatures that are equally good"
     assert tuning.best_at(2e-3) == plans[2].setting
     assert tuning.best_at(4e-3) is None
 
 
 # --- the report ---
 
+BASE_ON_VALIDATION = ByTemperature({0.0: 0.1, 0.25: 0.2, 0.5: 0.1, 1.0: 0.1}, {0.25: 0.2, 0.5: 0.3, 1.0: 0.2})
+TRAINED_ON_VALIDATION = ByTemperature({0.0: 0.3, 0.25: 0.4, 0.5: 0.5, 1.0: 0.5}, {0.25: 0.7, 0.5: 0.7, 1.0: 0.75})
+
 
 @pytest.fixture
 def report(tmp_path: Path) -> str:
     settings = [Setting(learning_rate=rate, teacher_temperature=1.0) for rate in (5e-4, 1e-3, 2e-3)]
     cooler = Setting(learning_rate=1e-3, teacher_temperature=0.5)
-    grid = Tuning({cooler: 0.625, **dict.fromkeys(settings, 0.5)}, {cooler: 0.875, **dict.fromkeys(settings, 0.75)})
-    ours = ArmResults(DISTIL, [make_run(make_plan(seed=s), 0.1, 0.6 + 0.1 * s) for s in (1, 2)], grid)
+    better = ByTemperature({0.0: 0.25, 0.25: 0.5, 0.5: 0.625, 1.0: 0.5}, {0.25: 0.5, 0.5: 0.875, 1.0: 0.5})
+    grid = Tuning({cooler: better, **dict.fromkeys(settings, TRAINED_ON_VALIDATION)})
+    runs = [make_run(make_plan(seed=s), 0.1, 0.6 + 0.1 * s) for s in (1, 2)]
+    ours = ArmResults(DISTIL, runs, grid, TRAINED_ON_VALIDATION)
     theirs = [make_run(make_plan(GRPO, s), 0.1, 0.5 + 0.1 * s, seconds=20.0) for s in (2, 1)]
     theirs[0] = theirs[0].model_copy(update={"num_untrained": 3, "num_invalid": 1, "machine": "One GPU, torch 2"})
-    entries = [ours, ArmResults(GRPO, theirs, Tuning({SETTING: 0.5}, {SETTING: 0.75}))]
-    gap = Gap(student=0.25, teacher=0.75, control=0.125)
-    section = Section("fork", "What it is.", "the solution", gap, BUDGET, 3, entries)
+    entries = [ours, ArmResults(GRPO, theirs, Tuning({SETTING: TRAINED_ON_VALIDATION}), TRAINED_ON_VALIDATION)]
+    gaps = [Gap(temperature=0.5, student=0.25, teacher=0.75, control=0.125)]
+    section = Section("fork", "What it is.", "the solution", gaps, BASE_ON_VALIDATION, BUDGET, 3, entries)
     text, figure = write_report([section], tmp_path, "tiny", "python -m benchmarks.learn")
     assert figure.stat().st_size > 10_000
     return text.read_text()
 
 
-def row_of(report: str, arm: str) -> dict[str, str]:
-    lines = [line for line in report.splitlines() if line.startswith("| ")]
-    names, own = (next(line for line in lines if line.startswith(f"| {start} |")) for start in ("arm", arm))
+def row_of(report: str, arm: str, table: int = 1) -> dict[str, str]:
+    """An arm's row in one of a world's tables, from 0 on: headlines, arms compared, learning rates."""
+    tables = [part.splitlines() for part in report.split("\n\n") if part.startswith("| arm |")]
+    names, own = (next(line for line in tables[table] if line.startswith(f"| {start} |")) for start in ("arm", arm))
     return dict(zip(*([cell.strip() for cell in line.strip("|").split("|")] for line in (names, own)), strict=True))
+
+
+def test_the_headline_is_best_trained_less_best_base_each_at_the_temperature_that_validation_chose(report: str) -> None:
+    row, base = row_of(report, "distil", table=0), row_of(report, "untrained", table=0)
+    assert (row["T"], base["T"]) == ("0.5", "0.25")
+    assert (row["T of pass@8"], base["T of pass@8"]) == ("1", "0.5")
+    assert [base[name] for name in ("greedy", "T=0.25", "T=0.5", "T=1")] == ["0.050", "0.075", "0.100", "0.050"]
+    assert [row[name] for name in ("greedy", "T=0.25", "T=0.5", "T=1")] == ["0.375", "0.562", "0.750", "0.375"]
+    assert row["over seeds"].startswith("+0.675 ["), "0.7 and 0.8 less 0.075"
+    assert row["best trained less best base, over families"] == "+0.675", "one family has no interval"
+    assert row["pass@8 less best base's, over families"] == "+0.650"
+
+
+def test_the_interval_of_the_headline_is_over_families_each_averaged_over_seeds(tmp_path: Path) -> None:
+    runs = []
+    for seed, (one, other) in enumerate([(0.4, 0.8), (0.6, 0.8)]):
+        start = make_point(0, 0, 0.2, {"f": 0.2, "g": 0.2})
+        end = make_point(2, 10, (one + other) / 2, {"f": one, "g": other})
+        runs.append(make_run(make_plan(seed=seed), 0.1).model_copy(update={"curve": (start, end)}))
+    half = ByTemperature({0.5: 1.0}, {0.5: 1.0})
+    entry = ArmResults(DISTIL, runs, Tuning({}), half)
+    section = Section("fork", "What it is.", "the solution", [], half, BUDGET, 1, [entry])
+    text, _ = write_report([section], tmp_path, "tiny", "any")
+    row = row_of(text.read_text(), "distil", table=0)
+    # 0.3 in one family, 0.6 in the other: 0.45 ± 12.706 * 0.15, within what a difference of shares can be
+    assert row["best trained less best base, over families"] == "+0.450 [-1.000, +1.000]"
+    assert row["over seeds"] == "+0.450 [-0.185, +1.000]", "0.4 and 0.5: ± 12.706 * 0.05"
 
 
 def test_the_report_pairs_by_seed_and_compares_at_equal_time(report: str) -> None:
@@ -264,28 +385,34 @@ def test_the_report_pairs_by_seed_and_compares_at_equal_time(report: str) -> Non
 
 
 def test_the_report_says_what_a_world_is_what_was_tried_and_what_went_wrong(report: str) -> None:
-    for expected in ("What it is.", "0.250", "0.750", "0.125", "commit abc1234", "- grpo: lr 0.001 0.500"):
+    for expected in (
+        "What it is.",
+        "drawn at 0.5, the student is right in 0.250 of its answers, the teacher in 0.750, the control in 0.125",
+        "commit abc1234",
+        "- grpo: lr 0.001: 0.300, 0.400, 0.500, 0.500",
+    ):
         assert expected in report
+    assert row_of(report, "distil")["clipped"] == "0.250", "2 of 8 tokens"
     assert "- grpo: in all runs 3 updates changed nothing, 1 invalid rollouts" in report
 
 
 def test_the_report_names_the_machines_that_ran(report: str) -> None:
-    assert "commit abc1234 on\nOne GPU, torch 2; a machine whose name was not kept." in report
+    assert "commit abc1234 on\nOne GPU, torch 2; Two cores, torch 2." in report
 
 
 def test_the_report_compares_all_arms_at_every_learning_rate(report: str) -> None:
     assert "over 3 tuning seeds:" in report
     assert "| arm | lr 0.0005 | lr 0.001 | lr 0.002 |" in report
-    assert "| distil | 0.500, 0.750 (τ 1) | 0.625, 0.875 (τ 0.5) | 0.500, 0.750 (τ 1) |" in report
-    assert "| grpo |  | 0.500, 0.750 |  |" in report
+    assert "| distil | 0.300, 0.500, 0.750 (τ 1) | 0.250, 0.625, 0.875 (τ 0.5) | 0.300, 0.500, 0.750 (τ 1) |" in report
+    assert "| grpo |  | 0.300, 0.500, 0.750 |  |" in report
 
 
 def test_seconds_are_the_processors_on_a_cpu_and_the_clocks_on_a_gpu(tmp_path: Path) -> None:
     def label(*devices: str) -> str:
         plans = [make_plan().model_copy(update={"device": device}) for device in devices]
-        entry = ArmResults(DISTIL, [make_run(plan, 0.1, 0.5) for plan in plans], Tuning({}, {}))
-        gap = Gap(student=0, teacher=1, control=0)
-        return name_clock(Section("fork", "any", "any", gap, BUDGET, 1, [entry]))
+        runs = [make_run(plan, 0.1, 0.5) for plan in plans]
+        entry = ArmResults(DISTIL, runs, Tuning({}), TRAINED_ON_VALIDATION)
+        return name_clock(Section("fork", "any", "any", [], BASE_ON_VALIDATION, BUDGET, 1, [entry]))
 
     assert label("cpu") == "the processor"
     assert label("cuda", "cuda:1") == "the clock"
@@ -293,8 +420,8 @@ def test_seconds_are_the_processors_on_a_cpu_and_the_clocks_on_a_gpu(tmp_path: P
 
 
 def test_the_report_marks_a_learning_rate_at_an_end_of_its_grid(report: str) -> None:
-    assert row_of(report, "distil")["setting"] == "lr 0.001, τ 1"
-    assert row_of(report, "grpo")["setting"] == "lr 0.001*"
+    assert row_of(report, "distil", table=0)["setting"] == "lr 0.001, τ 1"
+    assert row_of(report, "grpo", table=0)["setting"] == "lr 0.001*"
 
 
 # --- the whole ---
@@ -309,9 +436,7 @@ def test_the_whole_shootout_ends_with_its_report_and_then_runs_nothing_twice(tmp
     assert learn.main([*command, str(tmp_path)]) == 0
     lines = (folder / "runs.jsonl").read_text().splitlines()
     runs = [json.loads(line)["plan"] for line in lines]
-    assert [(run["split"], run["arm"]["name"]) for run in runs] == [("validation", "grpo")] * 2 + [
-        ("heldout", "grpo")
-    ] * 2
+    assert [(run["split"], run["arm"]["name"]) for run in runs] == [("validation", "grpo"), ("heldout", "grpo")]
     assert "| grpo |" in (folder / "tiny.md").read_text()
     [gap] = folder.glob("gap-fork-*.json")
     measured = gap.stat().st_mtime_ns
