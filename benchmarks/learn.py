@@ -12,8 +12,7 @@ rollouts and by seconds.
 Runs are written down one by one in `--folder`, and what is there is not run again: stop it and start it as you like.
 
 tiny    synthetic worlds (`benchmarks.shootout.synthetic`) and policies made here: some hours on 2 cores
-small   SmolLM2-135M-Instruct on the starter tasks, one kind at a time: the arms that the trainer's defaults are chosen
-        by; hours an arm and kind
+small   SmolLM2-135M-Instruct on the starter tasks, one kind at a time: hours a kind on 2 cores
 gpu     GSM8K and SciKnowEval physics (`benchmarks.shootout.published`: their files in `--data`), a model of yours in
         `--model`
 """
@@ -92,7 +91,7 @@ FIRST_FINAL_SEED = 100  # held-out runs share no seed with the tuning
 @dataclass(frozen=True)
 class Course:
     """What is run in a world. The grid is every learning rate with every teacher temperature; an arm that reads no
-    teacher, or has a temperature of its own, has the learning rates alone. tuning_seeds: of every setting."""
+    teacher has the learning rates alone. tuning_seeds: of every setting."""
 
     arms: tuple[Arm, ...]
     learning_rates: tuple[float, ...]
@@ -107,7 +106,7 @@ class Course:
 
     @property
     def control(self) -> tuple[Arm, Arm] | None:
-        """The first arm whose teacher is shown a solution, and the same with another task's; None without one."""
+        """The first arm that reads a teacher, and the same with another task's; None without one."""
         first = next((arm for arm in self.arms if arm.has_teacher), None)
         return None if first is None else (first, first.model_copy(update={"name": "control", "other_feedback": True}))
 
@@ -155,6 +154,7 @@ STARTER = Course(
     tuning_seeds=1,
     final=SMALL,
 )
+HOUSE = replace(STARTER, final=SMALL.model_copy(update={"updates": 28, "measure_every": 14}))
 PUBLISHED = Course(
     arms=arms(100),
     learning_rates=(3e-5, 1e-4, 3e-4),
@@ -164,7 +164,7 @@ PUBLISHED = Course(
 )
 TIERS = {
     "tiny": Tier({"rules": RULES, "fork": RULES, "unheard": DECISION, "doubted": DECISION}, final_seeds=20),
-    "small": Tier({"functions": STARTER, "tool-calls": STARTER}, final_seeds=3),
+    "small": Tier({"functions": STARTER, "tool-calls": STARTER, "house": HOUSE}, final_seeds=3),
     "gpu": Tier({"gsm8k": PUBLISHED, "physics": PUBLISHED}, final_seeds=5, device="cuda", needs_model=True),
 }
 

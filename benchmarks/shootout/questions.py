@@ -10,7 +10,7 @@ from services.contracts.answers import AnswerKind
 from services.contracts.base import JsonObject
 from services.contracts.experts import Ask, AskedRollout, AskedTask, ConsultRequest, ConsultResult
 from services.contracts.ids import new_id
-from services.contracts.tasks import Message, Split
+from services.contracts.tasks import Message, Precedent, Split
 from services.experts.protocol.app import ExpertService
 
 JUDGE_SECONDS = 120.0
@@ -19,7 +19,8 @@ JUDGE_SECONDS = 120.0
 @dataclass(frozen=True)
 class Question:
     """One task. solution: what the teacher is shown, where its world shows solutions; family: tasks of a kind, all in
-    the same split; believed: what an expert that is wrong at times takes for the solution, None where there is none."""
+    the same split; believed: what an expert that is wrong at times takes for the solution, None where there is none.
+    reference_ships, precedents: what the product has of the task without an answer key."""
 
     key: str
     family: str
@@ -27,6 +28,8 @@ class Question:
     messages: tuple[Message, ...]
     solution: str
     believed: str | None = None
+    reference_ships: bool = False
+    precedents: tuple[Precedent, ...] = ()
 
 
 class World(Protocol):

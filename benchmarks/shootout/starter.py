@@ -1,6 +1,8 @@
 """The starter tasks as worlds of the shoot-out: one kind of task at a time, judged by the product's own verifiers.
 
-Functions and tool calls run in a sandbox of ours, at PRECEPTOR_SANDBOX_URL; `running_sandbox` starts one.
+They are built from the tables that the shipped files are made of, so that every train task has its solution; which of
+these ship as references is kept beside it. Functions and tool calls run in a sandbox of ours, at PRECEPTOR_SANDBOX_URL;
+`running_sandbox` starts one.
 """
 
 import asyncio
@@ -8,20 +10,23 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from benchmarks.shootout.questions import Question, ask_for_score
-from services.cli.commands.starter import read_tasks
-from services.contracts.tasks import Split, TaskCreate
+from benchmarks.starter_tasks import build
+from services.contracts.tasks import Precedent, Split, TaskCreate
 from services.experts.own.execution import ExecutionExpert
 from services.experts.own.sandbox_client import SandboxClient
-from services.experts.own.scorers import ToolCallExpert
+from services.experts.own.scorers import ExactMatchExpert, ToolCallExpert
+from services.experts.protocol.app import ExpertService
 from services.local.layout import LOOPBACK, Layout, free_port
 from services.local.supervise.supervisor import ProcessSpec, Supervisor, answers_http
 from services.runtime.settings import Settings
 
-FILES = {"functions": "functions.jsonl", "tool-calls": "tool_calls.jsonl"}
+TABLES = {"functions": build.build_functions, "tool-calls": build.build_tool_calls, "house": build.build_house}
+PRECEDENTS: TypeAdapter[list[Precedent]] = TypeAdapter(list[Precedent])
 AT_ONCE = 8  # answers judged at a time
 
 
@@ -30,27 +35,29 @@ class Starter:
 
     only_siblings = False
     data_sha256 = ""
-    about = "The starter tasks of this kind, judged in the sandbox by the product's own verifier."
+    about = "The starter tasks of this kind, judged by the product's own verifier."
 
     def __init__(self, name: str) -> None:
-        settings = Settings()
+        settings, built = Settings(), TABLES[name]()
         self.name, self.max_new_tokens, self.stop = name, settings.max_new_tokens, list(settings.stop)
-        self._tasks = {_key(task): task for task in read_tasks(Path(str(files("services.starter") / FILES[name])))}
+        self._tasks = {task.key: TaskCreate.model_validate(task.model_dump(mode="json")) for task in built}
+        self._referenced = build.find_referenced(built)
         self._loop = asyncio.new_event_loop()
-        sandbox = SandboxClient(settings.sandbox_url, os.environ.get("SANDBOX_API_KEY", ""))
-        self._expert = ExecutionExpert(sandbox) if name == "functions" else ToolCallExpert(sandbox)
+        self._expert = _find_expert(name, settings)
 
     def questions(self, split: Split) -> Sequence[Question]:
-        """In the file's order. Only train tasks have a solution."""
+        """In the table's order. Only train tasks have a solution or precedents."""
         return [
             Question(
-                key=_key(task),
-                family=task.family or _key(task),
+                key=key,
+                family=task.family or key,
                 domain=task.domain,
                 messages=tuple(task.messages),
                 solution=str(task.metadata.get("reference", "")),
+                reference_ships=task.family in self._referenced,
+                precedents=tuple(PRECEDENTS.validate_python(task.metadata.get("precedents", []))),
             )
-            for task in self._tasks.values()
+            for key, task in self._tasks.items()
             if task.split is split
         ]
 
@@ -60,7 +67,8 @@ class Starter:
 
     def close(self) -> None:
         """The connections to the sandbox."""
-        self._loop.run_until_complete(self._expert.close())
+        if isinstance(self._expert, ExecutionExpert | ToolCallExpert):
+            self._loop.run_until_complete(self._expert.close())
         self._loop.close()
 
     async def _judge_all(self, asked: Sequence[tuple[Question, str]]) -> list[float]:
@@ -69,16 +77,17 @@ class Starter:
         async def judge(question: Question, answer: str) -> float:
             async with room:
                 metadata = self._tasks[question.key].metadata
-                shown = {key: value for key, value in metadata.items() if key != "reference"}
+                shown = {key: value for key, value in metadata.items() if key not in ("reference", "precedents")}
                 return await ask_for_score(self._expert, question, shown, answer)
 
         return list(await asyncio.gather(*(judge(*one) for one in asked)))
 
 
-def _key(task: TaskCreate) -> str:
-    if task.key is None:
-        raise ValueError("a starter task has no key")
-    return task.key
+def _find_expert(name: str, settings: Settings) -> ExpertService:
+    if name == "house":
+        return ExactMatchExpert()
+    sandbox = SandboxClient(settings.sandbox_url, os.environ.get("SANDBOX_API_KEY", ""))
+    return ExecutionExpert(sandbox) if name == "functions" else ToolCallExpert(sandbox)
 
 
 @contextmanager

@@ -148,7 +148,7 @@ class Fork(Synthetic):
 
 
 class Decision(Synthetic):
-    """One token to choose, whose right choice the policy has at a given mass, and a wrong one at the rest of it."""
+    """One token to choose. mass: how often the pre-training has the right choice, else one that is wrong."""
 
     mass: float
     max_new_tokens = 2
@@ -185,7 +185,7 @@ class Unheard(Decision):
     """The right choice at mass .001: it is hardly ever drawn, so scores tell next to nothing."""
 
     name = "unheard"
-    mass = 1e-3
+    mass = 3e-3  # of which the policy keeps about .001
     about = (
         "Synthetic: one decision, whose right choice the untrained policy has at mass .001. No arm finds it by itself; "
         "forward cross-entropy leaves a mass m in about log 1/m steps, losses weighted with the policy's own "

@@ -7,9 +7,10 @@ from pathlib import Path
 from benchmarks.shootout.pretrain import pretrain
 from benchmarks.shootout.published import SOURCES, Published
 from benchmarks.shootout.questions import World
-from benchmarks.shootout.starter import FILES, Starter, running_sandbox
+from benchmarks.shootout.starter import TABLES, Starter, running_sandbox
 from benchmarks.shootout.synthetic import Doubted, Fork, Rules, Synthetic, Unheard
 
+SANDBOXED = {"functions", "tool-calls"}
 SYNTHETIC: dict[str, type[Synthetic]] = {world.name: world for world in (Rules, Fork, Unheard, Doubted)}
 
 
@@ -19,7 +20,7 @@ def opened(name: str, data: Path) -> Iterator[World]:
 
     Raises KeyError for a name that is none, DataUnusable where the data set's files are not there.
     """
-    if name in FILES:
+    if name in TABLES:
         with closing(Starter(name)) as world:
             yield world
     elif name in SOURCES:
@@ -30,7 +31,7 @@ def opened(name: str, data: Path) -> Iterator[World]:
 
 def about(name: str) -> str:
     """What a world is, and what it can and cannot show, for the report."""
-    if name in FILES:
+    if name in TABLES:
         return Starter.about
     return SOURCES[name].about if name in SOURCES else SYNTHETIC[name].about
 
@@ -44,8 +45,8 @@ def shown(name: str) -> str:
 def serving_judges(
     worlds: tuple[str, ...], folder: Path, report: Callable[[str], None]
 ) -> AbstractContextManager[None]:
-    """What the worlds' judges need running: a sandbox for the starter tasks, nothing for the others."""
-    return running_sandbox(folder, report) if FILES.keys() & set(worlds) else nullcontext()
+    """What the worlds' judges need running: a sandbox for functions and tool calls, nothing for the others."""
+    return running_sandbox(folder, report) if SANDBOXED & set(worlds) else nullcontext()
 
 
 def prepare_policy(name: str, folder: Path, model: Path | None, report: Callable[[str], None]) -> Path:

@@ -187,7 +187,8 @@ def test_runs_and_gap_of_changed_files_are_others(data: Path) -> None:
     assert (digest("physics"), digest("rules")) == (others, "")
     results = Results(data / "runs.jsonl", {"gsm8k": "a" * 64})
     plan = make_plan("gsm8k", data, before)
-    results.add(Run(plan=plan, base_sha256="a" * 64, commit="any", curve=(), num_untrained=0, num_invalid=0))
+    counts = {"num_untrained": 0, "num_invalid": 0, "num_charged": 0, "num_clipped": 0}
+    results.add(Run(plan=plan, base_sha256="a" * 64, commit="any", machine="any", curve=(), **counts))
     assert results.missing([plan]) == []
     assert results.missing([make_plan("gsm8k", data, digest("gsm8k"))]) != []
     assert learn.gap_file(data, "gsm8k", "a" * 64, before) != learn.gap_file(data, "gsm8k", "a" * 64, digest("gsm8k"))
@@ -204,6 +205,11 @@ def answered(question: Question, *texts: str) -> Drawn:
     return Drawn(question, (1, 2, 3), tuple(samples))
 
 
+def make_answerer(plan: Plan, world: Published) -> Answerer:
+    policy = load_policy(Path(plan.policy))
+    return Answerer(policy.model, policy, world)
+
+
 def contexts_of(lessons: list[LessonFacts], plan: Plan, world: Published) -> list[str | None]:
     """What the trainer shows its teacher of each lesson."""
     config = configure(plan, world)
@@ -217,9 +223,9 @@ def test_the_teacher_is_shown_right_answers_of_the_other_half_alone(data: Path) 
     first, second = world.questions(Split.TRAIN)[:2]
     right, late, wrong = "Think.\nAnswer: A", "Again.\nAnswer: A", "Answer: D"
     drawn = [answered(first, wrong, right, wrong, wrong, late, wrong, right, wrong), answered(second, *[wrong] * 8)]
-    lessons = list(teach(drawn, world, 1, other_feedback=False))
-    assert {answer.expert for lesson in lessons for answer in lesson.answers} == {"verifier"}
     plan = make_plan("physics", make_tiny_policy(data / "policy"))
+    lessons = list(teach(drawn, make_answerer(plan, world), 1, plan))
+    assert {answer.expert for lesson in lessons for answer in lesson.answers} == {"verifier"}
     assert contexts_of(lessons, plan, world) == [right, late] * 4 + [None] * 8
 
 
@@ -231,9 +237,10 @@ def test_the_control_is_shown_another_tasks_right_answer_with_another_letter_or_
     rights = {question.key: f"Think.\n{question.solution}" for question in questions}
     tried = {q.key: answered(q, "no", rights[q.key], *["no"] * 6) for q in (first, second, same)}
     plan = make_plan("physics", make_tiny_policy(data / "policy"), other_feedback=True)
+    answerer = make_answerer(plan, world)
 
     def shown(*asked: Drawn) -> list[str | None]:
-        return contexts_of(list(teach(asked, world, 1, other_feedback=True)), plan, world)[::8]
+        return contexts_of(list(teach(asked, answerer, 1, plan)), plan, world)[::8]
 
     assert shown(tried[first.key], tried[same.key], tried[second.key]) == [
         rights[second.key],
@@ -247,16 +254,24 @@ def test_the_control_is_shown_another_tasks_right_answer_with_another_letter_or_
 def test_the_gap_is_that_of_right_answers_of_its_own(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = Published(SOURCES["physics"], data)
     asked_with: list[list[str | None] | None] = []
+    temperatures: list[float] = []
 
     def draw(
-        _: Answerer, questions: list[Question], count: int, seed: str, shown: list[str | None] | None = None
+        _: Answerer,
+        questions: list[Question],
+        count: int,
+        seed: str,
+        temperature: float,
+        shown: list[str | None] | None = None,
     ) -> list[Drawn]:
         asked_with.append(shown)
+        temperatures.append(temperature)
         return [answered(q, "no", f"{q.key}\n{q.solution}" if at < 2 else "no") for at, q in enumerate(questions)]
 
     monkeypatch.setattr(Answerer, "draw", draw)
     measure_gap(make_tiny_policy(data / "policy"), world, 2, "cpu", "float32")
-    alone, own, others = asked_with
+    assert temperatures == [0.5] * 3 + [1.0] * 3, "teacher, control and student at one temperature"
+    alone, own, others = asked_with[:3]
     first, second = (f"{question.key}\n{question.solution}" for question in world.questions(Split.TRAIN)[:2])
     count = len(world.questions(Split.TRAIN))
     assert alone is None
@@ -270,7 +285,7 @@ def test_nothing_shown_is_the_question_as_it_is(data: Path) -> None:
     world.max_new_tokens = 2
     questions = world.questions(Split.TRAIN)[:2]
     answerer = Answerer(policy.model, policy, world)
-    plain, shown = (answerer.draw(questions, 1, "any", given) for given in (None, [None, "Answer: B"]))
+    plain, shown = (answerer.draw(questions, 1, "any", shown=given) for given in (None, [None, "Answer: B"]))
     assert plain[0] == shown[0]
     assert len(shown[1].prompt_ids) > len(plain[1].prompt_ids)
 

@@ -18,7 +18,8 @@ from services.experts.own.scorers import ExactMatchExpert
 from tests.experts.samples import make_question
 
 KINDS = {"functions": "code/python", "tool_calls": "tool-call", "house": "command"}
-EXECUTED = ("functions", "tool_calls")
+BUILT = {"functions": build.build_functions, "tool_calls": build.build_tool_calls}
+"""Tasks whose references are executed, with the references that do not ship."""
 FENCED = re.compile(r"\A```(python|json)\n(.*)\n```\Z", re.DOTALL)
 
 
@@ -64,10 +65,10 @@ def test_whole_families_are_held_out(kind: str) -> None:
     assert all(sizes[family] >= 5 for family in held_out)
 
 
-@pytest.mark.parametrize("kind", EXECUTED)
-def test_training_tasks_and_no_others_carry_a_reference(kind: str) -> None:
-    for task in read_tasks(kind):
-        assert ("reference" in task.metadata) == (task.split is Split.TRAIN), task.key
+@pytest.mark.parametrize("kind", BUILT)
+def test_training_tasks_and_no_others_are_built_with_a_reference(kind: str) -> None:
+    for task in BUILT[kind]():
+        assert ("reference" in task.metadata) == (task.split == "train"), task.key
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -123,8 +124,8 @@ def test_a_function_has_four_cases_or_more_that_do_not_all_agree() -> None:
 
 
 def test_another_tool_of_the_family_never_gives_the_expected_result() -> None:
-    for task in read_tasks("tool_calls"):
-        if task.split is not Split.TRAIN:
+    for task in build.build_tool_calls():
+        if task.split != "train":
             continue
         tools = json.loads(json.dumps(task.metadata["tools"]))
         match = FENCED.match(str(task.metadata["reference"]))
@@ -139,10 +140,10 @@ def test_another_tool_of_the_family_never_gives_the_expected_result() -> None:
         assert results.count(task.metadata["expected_result"]) == 1, task.key
 
 
-@pytest.mark.parametrize("kind", EXECUTED)
+@pytest.mark.parametrize("kind", BUILT)
 def test_a_reference_is_one_fenced_block_that_gives_the_expected_values(kind: str) -> None:
-    for task in read_tasks(kind):
-        if task.split is not Split.TRAIN:
+    for task in BUILT[kind]():
+        if task.split != "train":
             continue
         match = FENCED.match(str(task.metadata["reference"]))
         assert match is not None, task.key
@@ -212,11 +213,12 @@ def test_the_product_judges_the_house_by_its_metadata() -> None:
             assert verdict.score == score
 
 
-def test_what_ships_keeps_the_references_that_are_asked_for_and_everything_else() -> None:
-    built = build.build_house()
-    first = next(task for task in built if "reference" in task.metadata)
-    shipped = build.ship(built, lambda task: task.key == first.key)
-    assert [task.key for task in shipped if "reference" in task.metadata] == [first.key]
+def test_a_quarter_of_the_tool_families_that_train_ships_with_references_and_nothing_else_does() -> None:
+    built = [*build.build_functions(), *build.build_tool_calls(), *build.build_house()]
+    shipped = build.ship(built)
+    referenced = Counter(task.family for task in shipped if "reference" in task.metadata)
+    assert len(referenced) == 9
+    assert all(family.startswith("tools/") and count == 5 for family, count in referenced.items())
     for before, after in zip(built, shipped, strict=True):
         without = {key: value for key, value in before.metadata.items() if key != "reference"}
         assert {key: value for key, value in after.metadata.items() if key != "reference"} == without

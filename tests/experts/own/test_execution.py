@@ -3,11 +3,11 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Protocol
 
 import pytest
 
+from benchmarks.starter_tasks import build
 from services.contracts.answers import Feedback
 from services.contracts.base import Json, JsonObject
 from services.contracts.experts import ConsultAbstain, ConsultRequest, ConsultResult
@@ -18,7 +18,6 @@ from tests.experts.samples import make_question
 from tests.serving import reply_with, serve_raw
 
 pytestmark = pytest.mark.integration
-STARTER = Path(__file__).resolve().parents[3] / "services" / "starter"
 DOUBLE: list[tuple[list[Json], Json]] = [([7], 14), ([0], 0), ([-4], -8)]
 
 
@@ -302,11 +301,15 @@ def test_tools_that_do_not_load_say_nothing_about_the_call(sandbox_url: str) -> 
     assert isinstance(ask(ToolCallExpert, sandbox_url, question), ConsultAbstain)
 
 
-@pytest.mark.parametrize(("file", "make"), [("functions.jsonl", ExecutionExpert), ("tool_calls.jsonl", ToolCallExpert)])
+@pytest.mark.parametrize(
+    ("tables", "make"), [(build.build_functions, ExecutionExpert), (build.build_tool_calls, ToolCallExpert)]
+)
 def test_the_references_of_the_starter_tasks_pass_and_those_of_other_tasks_do_not(
-    sandbox_url: str, file: str, make: Callable[[SandboxClient], Expert]
+    sandbox_url: str,
+    tables: Callable[[], list[build.StarterTask]],
+    make: Callable[[SandboxClient], Expert],
 ) -> None:
-    tasks = [json.loads(line) for line in (STARTER / file).read_text().splitlines()]
+    tasks = [task.model_dump(mode="json") for task in tables()]
     train = [task for task in tasks if "reference" in task["metadata"]][::12]
 
     async def score(client: SandboxClient, text: str, task: dict[str, Json]) -> float | None:
