@@ -46,7 +46,7 @@ def hash_batch(lessons: Sequence[LessonFacts], corrections: Sequence[EarlierCorr
     """The sha256 of an update's input: its lessons in order with answers and verdicts, and the corrections they may be
     shown."""
     content = [
-        [str(lesson.lesson_id), [str(answer.id) for answer in (*lesson.answers, *lesson.judges)], lesson.score]
+        [str(lesson.lesson_id), [str(answer.id) for answer in (*lesson.answers, *lesson.judges)], _rate(lesson)]
         for lesson in lessons
     ]
     shown = [str(correction.answer_id) for correction in corrections]
@@ -267,14 +267,19 @@ def _may_show_siblings(lesson: LessonFacts, config: TrainerConfig) -> bool:
 
 
 def _choose_sibling(lesson: LessonFacts, siblings: Sequence[LessonFacts]) -> _Shown | None:
-    """A success of the other half."""
-    for sibling in siblings:
-        in_other_half = (sibling.index_in_group - lesson.index_in_group) % 2 == 1
-        if in_other_half and sibling.score is not None and sibling.score >= SUCCESS:
-            source = _source(*sibling.judges)
-            names = (f"sibling {sibling.rollout_id}", *source.names)
-            return _Shown(sibling.text, 1.0, replace(source, names=names))
-    return None
+    """The likeliest success of the other half, the first of those alike."""
+    others = [one for one in siblings if (one.index_in_group - lesson.index_in_group) % 2 == 1]
+    best = max(others, key=_rate, default=None)
+    if best is None or _rate(best) < SUCCESS:
+        return None
+    chosen_by = best.judges if best.opinion is None else (best.opinion.answer,)
+    source = _source(*chosen_by)
+    return _Shown(best.text, 1.0, replace(source, names=(f"sibling {best.rollout_id}", *source.names)))
+
+
+def _rate(lesson: LessonFacts) -> float:
+    """Its verdict; without one how likely it is right, where that is known; else 0."""
+    return (lesson.score or 0.0) if lesson.opinion is None else lesson.opinion.chance
 
 
 def _halve(
@@ -289,7 +294,7 @@ def _halve(
     depended on a sibling's success, so would the baseline, which would then depend on the token it is subtracted for.
     """
     of_row = {lesson.lesson_id: lesson for lesson in lessons}
-    scored = {row.siblings for row in rows if row.score is not None}
+    scored = {row.siblings for row in rows if row.score is not None or of_row[row.lesson_id].opinion is not None}
     open_to = {
         row.siblings
         for row in rows

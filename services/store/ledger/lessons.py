@@ -20,7 +20,7 @@ from services.contracts.rollouts import GroupStatus, RolloutStatus, Sampling
 from services.contracts.tasks import Message
 from services.contracts.updates import Speaker, UpdateStatus
 from services.store.ledger import distributions, policies
-from services.store.loop import answers, rollouts, trust
+from services.store.loop import answers, opinions, rollouts, trust
 from services.store.tables.corrections import CorrectionRow
 from services.store.tables.ledger import LessonAnswerRow, LessonRow, PolicyVersionRow, UpdateLessonRow, UpdateRow
 from services.store.tables.loop import AnswerRow, DistributionRow, ExpertRow, GroupRow, RolloutRow, TaskRow
@@ -32,7 +32,7 @@ MAX_ALONE: Final = 64
 @dataclass(frozen=True)
 class LessonAnswer:
     """An answer a lesson may use. weight: its expert's; 0 where it does not count, or something its expert was shown
-    does not.
+    does not, or where it evaluates itself in a domain in which that is not known to tell right from wrong.
 
     from_reference: the expert was given the task's reference, so its solution is the same for every rollout.
     corrected: a person wrote the solution about this very rollout. speakers: who gave it, then everybody whose words
@@ -53,14 +53,23 @@ class LessonAnswer:
 
 
 @dataclass(frozen=True)
+class LessonOpinion:
+    """How likely a rollout is right where no verifier exists, and the calibrated expert's answer that says so."""
+
+    chance: float
+    answer: LessonAnswer
+
+
+@dataclass(frozen=True)
 class LessonFacts:
     """A claimed lesson with its rollout, task and answers, free of the session.
 
     text: of the policy's last turn, which begins at the token `answer_start`. policy_number: the place of the version
     that sampled the rollout among those that served (`policies.place`); None where it is unknown. score: the verdict as
     it is now (`answers.verdicts`). judges: the answers it rests on, also those that came after the lesson was opened.
-    shown: the teacher drew it, so it has neither; `sampling` is that of its group: how the policy, which is read after
-    the plain prompt, would have drawn it.
+    opinion: of a rollout without a verdict; it may choose which sibling is shown, and is no reward. shown: the teacher
+    drew it, so it has none of these; `sampling` is that of its group: how the policy, which is read after the plain
+    prompt, would have drawn it.
     """
 
     lesson_id: UUID
@@ -85,6 +94,7 @@ class LessonFacts:
     score: float | None
     answers: tuple[LessonAnswer, ...]
     judges: tuple[LessonAnswer, ...] = ()
+    opinion: LessonOpinion | None = None
     answer_start: int = 0
     shown: bool = False
 
@@ -301,19 +311,38 @@ def load(session: Session, lessons: Sequence[LessonRow]) -> list[LessonFacts]:
     ).all()
     about = {lesson_id: (rollout, task, group, number) for lesson_id, rollout, task, group, number in rows}
     verdicts = answers.verdicts(session, [rollout.id for rollout, *_ in about.values() if not rollout.shown])
+    known = opinions.read(session, lessons[0].lineage_id) if lessons else opinions.NONE
+    thought = _find_opinions(session, known, verdicts, [(rollout, task) for rollout, task, *_ in about.values()])
     linked = _find_linked(session, ids)
     judges = {answer_id for verdict in verdicts.values() for answer_id in verdict.judges}
-    said = _load_answers(session, judges.union(*linked.values()))
+    judges.update(opinion.answer_id for opinion in thought.values())
+    said = _load_answers(session, judges.union(*linked.values()), known)
     return [
         _join_facts(
             lesson,
             *about[lesson.id],
             tuple(said[answer_id] for answer_id in linked.get(lesson.id, ())),
             verdicts.get(lesson.rollout_id),
+            thought.get(lesson.rollout_id),
             said,
         )
         for lesson in lessons
     ]
+
+
+def _find_opinions(
+    session: Session,
+    known: opinions.Opinions,
+    verdicts: Mapping[UUID, answers.Verdict],
+    about: Sequence[tuple[RolloutRow, TaskRow]],
+) -> dict[UUID, opinions.Opinion]:
+    """Of the policy's rollouts without a verdict in domains without a verifier."""
+    judged = {rollout_id for rollout_id, verdict in verdicts.items() if verdict.score is not None}
+    domains = {one.id: task.domain for one, task in about if one.id not in judged and not one.shown}
+    if not known.seen or not domains:
+        return {}
+    unjudged = opinions.find_unjudged(session, about[0][1].lineage_id, set(domains.values()))
+    return opinions.find(session, known, {one: domain for one, domain in domains.items() if domain in unjudged})
 
 
 def earlier_corrections(session: Session, task_ids: Sequence[UUID]) -> list[EarlierCorrection]:
@@ -394,10 +423,12 @@ def _find_linked(session: Session, lesson_ids: Sequence[UUID]) -> dict[UUID, lis
     return linked
 
 
-def _load_answers(session: Session, answer_ids: Collection[UUID]) -> dict[UUID, LessonAnswer]:
+def _load_answers(session: Session, answer_ids: Collection[UUID], known: opinions.Opinions) -> dict[UUID, LessonAnswer]:
     rows = session.execute(
-        select(AnswerRow, ExpertRow, DistributionRow, CorrectionRow.verdict)
+        select(AnswerRow, ExpertRow, DistributionRow, CorrectionRow.verdict, TaskRow.domain)
         .join(ExpertRow, ExpertRow.id == AnswerRow.expert_id)
+        .join(RolloutRow, RolloutRow.id == AnswerRow.rollout_id)
+        .join(TaskRow, TaskRow.id == RolloutRow.task_id)
         .outerjoin(DistributionRow, DistributionRow.answer_id == AnswerRow.id)
         .outerjoin(
             CorrectionRow,
@@ -408,8 +439,10 @@ def _load_answers(session: Session, answer_ids: Collection[UUID]) -> dict[UUID, 
     ).all()
     heard = answers.trace(session, list(answer_ids))
     return {
-        answer.id: _join_answer(answer, expert, distribution, verdict is not None, heard[answer.id])
-        for answer, expert, distribution, verdict in rows
+        answer.id: _join_answer(
+            answer, expert, distribution, verdict is not None, heard[answer.id], known.may_weigh(expert, domain)
+        )
+        for answer, expert, distribution, verdict, domain in rows
     }
 
 
@@ -419,8 +452,9 @@ def _join_answer(
     distribution: DistributionRow | None,
     corrected: bool,
     heard: Sequence[answers.Trace],
+    may_weigh: bool,
 ) -> LessonAnswer:
-    counts = trust.counts(answer, expert) and all(trust.counts(one.answer, one.expert) for one in heard)
+    counts = may_weigh and trust.counts(answer, expert) and all(trust.counts(one.answer, one.expert) for one in heard)
     return LessonAnswer(
         id=answer.id,
         expert=expert.name,
@@ -447,6 +481,7 @@ def _join_facts(
     policy_number: int | None,
     linked: tuple[LessonAnswer, ...],
     verdict: answers.Verdict | None,
+    opinion: opinions.Opinion | None,
     said: Mapping[UUID, LessonAnswer],
 ) -> LessonFacts:
     logprobs = rollout.sampler_logprobs
@@ -475,5 +510,6 @@ def _join_facts(
         score=None if verdict is None else verdict.score,
         answers=linked,
         judges=() if verdict is None else tuple(said[answer_id] for answer_id in verdict.judges),
+        opinion=None if opinion is None else LessonOpinion(opinion.chance, said[opinion.answer_id]),
         shown=rollout.shown,
     )

@@ -127,7 +127,7 @@ def counting(session: Session, rollout_id: UUID) -> Sequence[AnswerRow]:
 
 
 def stands() -> ColumnElement[bool]:
-    """The condition that an answer counts, and all that its expert was shown."""
+    """The condition on answers and their experts that an answer counts, and all that its expert was shown."""
     heard, heard_from = aliased(AnswerRow), aliased(ExpertRow)
     discounted = (
         select(heard.id)

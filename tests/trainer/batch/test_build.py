@@ -14,7 +14,7 @@ from services.contracts.rollouts import Sampling
 from services.contracts.templates import Template
 from services.contracts.updates import Speaker
 from services.policy.model.modeling import LoadedPolicy, decode_ids, encode_text
-from services.store.ledger.lessons import EarlierCorrection, LessonFacts
+from services.store.ledger.lessons import EarlierCorrection, LessonFacts, LessonOpinion
 from tests.trainer.world import ANSWERS, answer, facts, reference
 from trainer.batch.build import build_batch, hash_batch
 from trainer.batch.rows import Batch, Context, ImitationRow, Row, Vocabulary
@@ -119,6 +119,22 @@ def test_a_sibling_is_shown_only_to_the_other_half_and_the_halves_keep_their_own
 def test_without_a_success_in_the_other_half_a_rollout_has_no_teacher(policy: LoadedPolicy) -> None:
     batch = build(policy, siblings(policy, solved={2}))
     assert [bool(row.contexts) for row in batch.rows] == [False, True] * 4
+
+
+def test_where_no_verifier_exists_the_likeliest_sibling_is_shown_and_the_expert_that_chose_it_is_credited(
+    policy: LoadedPolicy,
+) -> None:
+    chances = [0.2, 0.6, 0.3, 0.9, 0.4, 0.55, 0.45, 0.1]
+    thought = [answer(expert="self-evaluation", score=0.8) for _ in chances]
+    lessons = [
+        replace(lesson, score=None, answers=(), judges=(), opinion=LessonOpinion(chance, said))
+        for lesson, chance, said in zip(siblings(policy, set()), chances, thought, strict=True)
+    ]
+    rows = build(policy, lessons).rows
+    assert [row.contexts[0].solution if row.contexts else None for row in rows] == [lessons[3].text, None] * 4
+    assert {row.contexts[0].source.answers for row in rows if row.contexts} == {(thought[3].id,)}
+    assert [row.half for row in rows] == [0, 1] * 4
+    assert not any(row.solved for row in rows), "a likelihood is no reward"
 
 
 def test_a_group_of_fewer_than_eight_is_shown_no_siblings(policy: LoadedPolicy) -> None:

@@ -1,0 +1,186 @@
+"""Opinions: scores of experts that are no verifiers, measured against the verdicts on the same rollouts.
+
+In a domain where no verifier exists the score of a calibrated expert tells how likely an answer is right. That chance
+may choose which of the policy's own answers a teacher is shown. It is no verdict: it is kept out of a rollout's score,
+pass rates and rewards, since a policy that is rewarded for its own belief only grows surer.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+from uuid import UUID
+
+from sqlalchemy import exists, select
+from sqlalchemy.orm import Session, aliased
+
+from services.contracts.answers import AnswerKind, AnswerStatus
+from services.contracts.base import JsonObject
+from services.contracts.calibrations import Calibration
+from services.contracts.experts import Descriptor, ExpertStatus, OwnKind
+from services.store.loop import answers, trust
+from services.store.loop.evaluations import PASS_SCORE
+from services.store.tables.loop import AnswerRow, ExpertRow, RolloutRow, TaskRow
+from services.store.views.calibration import Judged, estimate_chance, find_auc, find_brier
+
+NEWEST_ANSWERS: Final = 1000
+"""Of an expert, those with a verdict: older ones are about another policy."""
+SCORE: Final = "score"
+SIGNALS: Final = "signals"
+"""The key in an answer's evidence under which an expert names further numbers from 0 to 1 that are measured too."""
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """How likely an answer is right, as a calibrated expert's score tells; and that answer of the expert."""
+
+    chance: float
+    answer_id: UUID
+
+
+@dataclass(frozen=True)
+class Opinions:
+    """What the experts' scores are worth: their calibrations by domain, and the answers they were made of."""
+
+    calibrations: tuple[Calibration, ...]
+    seen: Mapping[tuple[UUID, str], Sequence[Judged]]
+    """By expert and domain, its judged scores; of calibrated experts alone."""
+
+    def may_weigh(self, expert: ExpertRow, domain: str) -> bool:
+        """Whether its answers may have weight in the domain: the policy's evaluation of itself only where its scores
+        are known to tell right from wrong."""
+        return expert.own != OwnKind.SELF_EVALUATION.value or (expert.id, domain) in self.seen
+
+
+NONE: Final = Opinions((), {})
+
+
+def read(session: Session, lineage_id: UUID) -> Opinions:
+    """Of every expert that is not retired and gives scores without being a verifier."""
+    rows = session.scalars(
+        select(ExpertRow)
+        .where(ExpertRow.lineage_id == lineage_id, ExpertRow.status != ExpertStatus.RETIRED.value)
+        .order_by(ExpertRow.id)
+    ).all()
+    calibrations: list[Calibration] = []
+    seen: dict[tuple[UUID, str], Sequence[Judged]] = {}
+    for row in rows:
+        if not gives_opinions(row):
+            continue
+        for (domain, signal), judged in _read_judged(session, row.id).items():
+            found = _calibrate(row.id, domain, signal, judged)
+            calibrations.append(found)
+            if signal == SCORE and found.is_calibrated:
+                seen[row.id, domain] = judged
+    return Opinions(tuple(calibrations), seen)
+
+
+def gives_opinions(expert: ExpertRow) -> bool:
+    """Whether its scores are opinions: neither a verifier's nor people's."""
+    descriptor = Descriptor.model_validate(expert.descriptor)
+    return AnswerKind.SCORE in descriptor.kinds and not descriptor.verifier and not trust.is_people(expert)
+
+
+def _read_judged(session: Session, expert_id: UUID) -> dict[tuple[str, str], list[Judged]]:
+    """By domain and signal, its newest scores of rollouts that have a verdict."""
+    judge, judging = aliased(AnswerRow), aliased(ExpertRow)
+    has_verdict = exists().where(
+        judge.rollout_id == AnswerRow.rollout_id,
+        judge.score.is_not(None),
+        judging.id == judge.expert_id,
+        trust.counts(judge, judging),
+        trust.is_judge(judging),
+    )
+    rows = session.execute(
+        select(AnswerRow.rollout_id, AnswerRow.score, AnswerRow.evidence, TaskRow.id, TaskRow.domain)
+        .join(RolloutRow, RolloutRow.id == AnswerRow.rollout_id)
+        .join(TaskRow, TaskRow.id == RolloutRow.task_id)
+        .where(
+            AnswerRow.expert_id == expert_id,
+            AnswerRow.status == AnswerStatus.CURRENT.value,
+            AnswerRow.score.is_not(None),
+            has_verdict,
+        )
+        .order_by(AnswerRow.id.desc())
+        .limit(NEWEST_ANSWERS)
+    ).all()
+    verdicts = answers.verdicts(session, [rollout_id for rollout_id, *_ in rows])
+    judged: dict[tuple[str, str], list[Judged]] = defaultdict(list)
+    for rollout_id, score, evidence, task_id, domain in rows:
+        verdict = verdicts.get(rollout_id)
+        if score is None or verdict is None or verdict.score is None:
+            continue
+        for signal, value in {SCORE: score, **_read_signals(evidence)}.items():
+            judged[domain, signal].append(Judged(task_id, value, verdict.score > PASS_SCORE))
+    return judged
+
+
+def _read_signals(evidence: JsonObject | None) -> dict[str, float]:
+    """The numbers from 0 to 1 that the expert's evidence names as signals."""
+    named = (evidence or {}).get(SIGNALS)
+    if not isinstance(named, dict):
+        return {}
+    return {
+        name: float(value)
+        for name, value in named.items()
+        if name != SCORE and isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+    }
+
+
+def _calibrate(expert_id: UUID, domain: str, signal: str, judged: Sequence[Judged]) -> Calibration:
+    auc, (brier, of_mean) = find_auc(judged), find_brier(judged)
+    return Calibration(
+        expert_id=expert_id,
+        domain=domain,
+        signal=signal,
+        num_answers=len(judged),
+        num_passed=sum(one.passed for one in judged),
+        num_tasks=len({one.task_id for one in judged}),
+        auc=None if auc is None else auc.mean,
+        auc_low=None if auc is None else auc.low,
+        brier=brier,
+        brier_of_mean=of_mean,
+    )
+
+
+def find_unjudged(session: Session, lineage_id: UUID, domains: Collection[str]) -> set[str]:
+    """Those of these domains in which no verifier may train."""
+    verifiers = [
+        descriptor
+        for row in session.scalars(
+            select(ExpertRow).where(ExpertRow.lineage_id == lineage_id, trust.may_train(ExpertRow))
+        )
+        if (descriptor := Descriptor.model_validate(row.descriptor)).verifier
+    ]
+    return {domain for domain in domains if not any(descriptor.matches(domain) for descriptor in verifiers)}
+
+
+def find(session: Session, known: Opinions, domain_of: Mapping[UUID, str]) -> dict[UUID, Opinion]:
+    """How likely each of these rollouts is right, by the best calibrated expert whose score of it counts now.
+
+    domain_of: by rollout. A rollout without such a score has no entry.
+    """
+    best = {
+        (one.expert_id, one.domain): one.auc_low
+        for one in known.calibrations
+        if one.signal == SCORE and one.is_calibrated and one.auc_low is not None
+    }
+    rows = session.execute(
+        select(AnswerRow.rollout_id, AnswerRow.id, AnswerRow.expert_id, AnswerRow.score)
+        .join(ExpertRow, ExpertRow.id == AnswerRow.expert_id)
+        .where(
+            AnswerRow.rollout_id.in_(domain_of),
+            AnswerRow.expert_id.in_({expert_id for expert_id, _ in best}),
+            AnswerRow.score.is_not(None),
+            answers.stands(),
+        )
+        .order_by(AnswerRow.id)
+    ).all()
+    found: dict[UUID, tuple[float, Opinion]] = {}
+    for rollout_id, answer_id, expert_id, score in rows:
+        low = best.get((expert_id, domain_of[rollout_id]))
+        if low is None or score is None or (rollout_id in found and found[rollout_id][0] >= low):
+            continue
+        chance = estimate_chance(known.seen[expert_id, domain_of[rollout_id]], score)
+        found[rollout_id] = (low, Opinion(chance, answer_id))
+    return {rollout_id: opinion for rollout_id, (_, opinion) in found.items()}

@@ -1,0 +1,184 @@
+"""Scores of experts that are no verifiers: how well they tell right from wrong, and what they may do then."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from services.contracts.answers import AnswerContent, AnswerKind, Feedback
+from services.contracts.calibrations import Calibration
+from services.store.core.transaction import Store
+from services.store.ledger import lessons
+from services.store.ledger.lessons import LessonFacts
+from services.store.loop import answers, opinions, rollouts
+from services.store.tables.ledger import LessonRow
+from services.store.tables.loop import AnswerRow, ConsultationRow, ExpertRow, RolloutRow
+from tests.store.conftest import World
+
+pytestmark = pytest.mark.integration
+
+PROSE = "prose"
+READS = (AnswerKind.SCORE, AnswerKind.FEEDBACK)
+
+
+def expert(
+    session: Session, world: World, name: str, kinds: tuple[AnswerKind, ...] = READS, *, verifier: bool = False
+) -> ExpertRow:
+    """An expert that is asked only by hand."""
+    row = world.expert(session, name, kinds=kinds, verifier=verifier)
+    row.group_fraction = 0
+    row.own = name if name in ("human", "self-evaluation") else None
+    return row
+
+
+def say(session: Session, rollout: RolloutRow, by: ExpertRow, content: AnswerContent) -> AnswerRow:
+    """An expert's settled answer about a rollout."""
+    consultation = ConsultationRow(
+        lineage_id=rollout.lineage_id,
+        rollout_id=rollout.id,
+        expert_id=by.id,
+        expert_version=by.version,
+        stage=1,
+        ask={"kinds": ["score"]},
+        status="answered",
+        deadline=datetime.now(UTC) + timedelta(hours=1),
+    )
+    session.add(consultation)
+    session.flush()
+    return answers.record(session, consultation, rollout, content)
+
+
+def put_seen(
+    store: Store, world: World, judge: str, thinker: str, scores: list[tuple[float, float]], domain: str = PROSE
+) -> None:
+    """One rollout a task, with the thinker's score and the judge's verdict."""
+    with store.transaction() as session:
+        by_name = {row.name: row for row in session.scalars(select(ExpertRow))}
+        for number, (score, verdict) in enumerate(scores):
+            [rollout] = world.drawn(session, world.task(session, f"{domain} {judge} {number}", domain=domain), size=1)
+            evidence = {"signals": {"p_yes": 1 - score, "not a number": "x", "beyond": 7}}
+            say(session, rollout, by_name[thinker], AnswerContent(score=score, evidence=evidence))
+            say(session, rollout, by_name[judge], AnswerContent(score=verdict))
+
+
+RIGHT_WAY = [(0.9, 1.0)] * 6 + [(0.2, 0.0)] * 6
+WRONG_WAY = [(0.2, 1.0)] * 6 + [(0.9, 0.0)] * 6
+
+
+def read(store: Store, world: World) -> dict[tuple[str, str], Calibration]:
+    with store.transaction() as session:
+        return {(one.domain, one.signal): one for one in opinions.read(session, world.lineage_id).calibrations}
+
+
+def put_lesson(store: Store, world: World, scores: list[float], thinker: str = "self-evaluation") -> list[LessonFacts]:
+    """A new group in the domain of prose, with the thinker's score and remark about each, as a trainer reads it."""
+    with store.transaction() as session:
+        by = session.scalars(select(ExpertRow).where(ExpertRow.name == thinker)).one()
+        drawn = world.drawn(session, world.task(session, "new", domain=PROSE), size=len(scores))
+        for rollout, score in zip(drawn, scores, strict=True):
+            said = say(session, rollout, by, AnswerContent(score=score, feedback=Feedback(text="so so")))
+            rollouts.open_lesson(session, rollout, [said], late=False)
+        return lessons.load(session, session.scalars(select(LessonRow).order_by(LessonRow.id)).all())
+
+
+def test_a_score_is_measured_by_domain_and_signal_against_verifiers_and_people(store: Store, world: World) -> None:
+    with store.transaction() as session:
+        for name in ("human", "self-evaluation"):
+            expert(session, world, name)
+        expert(session, world, "tests", verifier=True)
+    put_seen(store, world, "human", "self-evaluation", RIGHT_WAY)
+    put_seen(store, world, "tests", "self-evaluation", WRONG_WAY[:8], domain="math")
+    found = read(store, world)
+    assert found.keys() == {(domain, signal) for domain in ("math", PROSE) for signal in ("score", "p_yes")}
+    prose = found[PROSE, "score"]
+    assert (prose.num_answers, prose.num_passed, prose.num_tasks, prose.auc) == (12, 6, 12, 1.0)
+    assert prose.auc_low == pytest.approx(0.1 ** (1 / 6))
+    assert prose.brier == pytest.approx((6 * 0.01 + 6 * 0.04) / 12)
+    assert prose.brier_of_mean == 0.25
+    assert prose.is_calibrated
+    assert (found[PROSE, "p_yes"].auc, found[PROSE, "p_yes"].is_calibrated) == (0.0, False)
+    assert (found["math", "score"].auc, found["math", "p_yes"].auc) == (0.0, 1.0)
+    assert found["math", "score"].num_passed == 6
+
+
+def test_where_no_verifier_exists_a_calibrated_score_tells_how_likely_a_rollout_is_right(
+    store: Store, world: World
+) -> None:
+    with store.transaction() as session:
+        for name in ("human", "self-evaluation"):
+            expert(session, world, name)
+    put_seen(store, world, "human", "self-evaluation", RIGHT_WAY)
+    found = put_lesson(store, world, [0.95, 0.55, 0.1])
+    told = [(one.opinion.chance, one.opinion.answer.expert) for one in found if one.opinion is not None]
+    assert told == [(1.0, "self-evaluation"), (pytest.approx(0.5), "self-evaluation"), (0.0, "self-evaluation")]
+    assert [one.score for one in found] == [None] * 3, "a likelihood is no verdict and no reward"
+    with store.transaction() as session:
+        assert session.scalars(select(RolloutRow.score).where(RolloutRow.score.is_not(None))).all() == []
+
+
+def test_where_a_verifier_exists_or_a_verdict_was_given_no_opinion_stands_in(store: Store, world: World) -> None:
+    with store.transaction() as session:
+        for name in ("human", "self-evaluation"):
+            expert(session, world, name)
+    put_seen(store, world, "human", "self-evaluation", RIGHT_WAY)
+    assert [one.opinion is None for one in put_lesson(store, world, [0.95, 0.95])] == [False, False]
+    with store.transaction() as session:
+        human = session.scalars(select(ExpertRow).where(ExpertRow.name == "human")).one()
+        first, *_ = session.scalars(select(LessonRow).order_by(LessonRow.id)).all()
+        say(session, session.get_one(RolloutRow, first.rollout_id), human, AnswerContent(score=0.0))
+        found = lessons.load(session, session.scalars(select(LessonRow).order_by(LessonRow.id)).all())
+        assert [(one.score, one.opinion is None) for one in found] == [(0.0, True), (None, False)]
+        expert(session, world, "tests", verifier=True)
+        found = lessons.load(session, session.scalars(select(LessonRow).order_by(LessonRow.id)).all())
+        assert [one.opinion for one in found] == [None, None]
+
+
+@pytest.mark.parametrize("scores", [WRONG_WAY, RIGHT_WAY[4:8], [(0.9, 1.0)] * 12, []])
+def test_a_score_that_is_not_known_to_tell_right_from_wrong_stands_in_for_nothing(
+    store: Store, world: World, scores: list[tuple[float, float]]
+) -> None:
+    with store.transaction() as session:
+        for name in ("human", "self-evaluation"):
+            expert(session, world, name)
+    put_seen(store, world, "human", "self-evaluation", scores)
+    assert [one.opinion for one in put_lesson(store, world, [0.95])] == [None]
+
+
+@pytest.mark.parametrize(("scores", "weight"), [(RIGHT_WAY, 1.0), (WRONG_WAY, 0.0), ([], 0.0)])
+def test_what_the_policy_says_of_itself_has_no_weight_until_it_tells_right_from_wrong(
+    store: Store, world: World, scores: list[tuple[float, float]], weight: float
+) -> None:
+    with store.transaction() as session:
+        for name in ("human", "self-evaluation"):
+            expert(session, world, name)
+    put_seen(store, world, "human", "self-evaluation", scores)
+    [found] = put_lesson(store, world, [0.95])
+    assert [said.weight for said in found.answers] == [weight]
+    with store.transaction() as session:
+        session.scalars(select(ExpertRow).where(ExpertRow.name == "self-evaluation")).one().own = None
+        [stranger] = lessons.load(session, session.scalars(select(LessonRow)).all())
+    assert [said.weight for said in stranger.answers] == [1.0], "another expert's words are measured by their gap"
+
+
+def test_of_two_calibrated_experts_the_surer_one_is_heard(store: Store, world: World) -> None:
+    with store.transaction() as session:
+        for name in ("human", "self-evaluation", "critic"):
+            expert(session, world, name)
+    put_seen(store, world, "human", "critic", RIGHT_WAY[1:11])
+    with store.transaction() as session:
+        human, thinker = (
+            session.scalars(select(ExpertRow).where(ExpertRow.name == name)).one()
+            for name in ("human", "self-evaluation")
+        )
+        for number, (score, verdict) in enumerate(RIGHT_WAY):
+            [rollout] = world.drawn(session, world.task(session, f"more {number}", domain=PROSE), size=1)
+            say(session, rollout, thinker, AnswerContent(score=score))
+            say(session, rollout, human, AnswerContent(score=verdict))
+        critic = session.scalars(select(ExpertRow).where(ExpertRow.name == "critic")).one()
+        [rollout] = world.drawn(session, world.task(session, "new", domain=PROSE), size=1)
+        said = [say(session, rollout, by, AnswerContent(score=0.9)) for by in (critic, thinker)]
+        rollouts.open_lesson(session, rollout, said, late=False)
+        [found] = lessons.load(session, session.scalars(select(LessonRow)).all())
+    assert found.opinion is not None
+    assert found.opinion.answer.expert == "self-evaluation"
