@@ -10,7 +10,7 @@ from services.contracts.rollouts import GroupStatus, Purpose
 class Draw(View):
     """One prompt to be answered `size` times; `dead` when it failed as often as it may. Its id is the rollouts' group.
 
-    policy_version: the version to draw with; null until one is chosen.
+    policy_version: the version to draw with; null until one is chosen. num_shown: how many of them a teacher draws.
     """
 
     id: UUID
@@ -20,6 +20,7 @@ class Draw(View):
     status: GroupStatus
     policy_version: str | None
     size: int
+    num_shown: int
     failures: int
     reason: str | None
     created_at: datetime

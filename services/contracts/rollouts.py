@@ -20,6 +20,7 @@ from services.contracts.base import (
     TokenId,
     View,
 )
+from services.contracts.sources import ShownContext
 from services.contracts.tasks import Message, Split
 
 MAX_ROLLOUT_TOKENS = 32_768
@@ -244,8 +245,10 @@ class RolloutDetail(Rollout):
     """A rollout with its tokens: everything it can be trained from.
 
     text is the policy's last turn, which begins at the token `answer_start`; turns, if any, come before it.
-    prompt_token_ids: null, and the answer's tokens empty, where the policy was shown the task's reference, for somebody
-    who may not read it.
+    prompt_token_ids: those that the policy reads before the answer, the plain prompt's; of a probe that a teacher drew,
+    those it was drawn after. shown_after: what the teacher that drew it was shown. Where that may quote the task's
+    metadata, prompt_token_ids are null and the answer's tokens and the context's messages empty, for somebody who may
+    not read it.
     """
 
     prompt_token_ids: list[int] | None
@@ -256,3 +259,4 @@ class RolloutDetail(Rollout):
     turns: list[Message] | None
     answer_start: int
     sampling: JsonObject | None
+    shown_after: ShownContext | None = None

@@ -72,7 +72,8 @@ class TermRecord(Contract):
 
 
 class UpdateLesson(View):
-    """The part of one lesson in an update."""
+    """The part of one lesson in an update. shown_after: what the teacher was shown that drew its rollout; null where
+    the policy drew it."""
 
     lesson_id: UUID
     rollout_id: UUID
@@ -81,6 +82,7 @@ class UpdateLesson(View):
     terms: list[TermRecord]
     future_nonzero: bool
     staleness: int | None
+    shown_after: ContextSource | None = None
 
 
 class Update(View):

@@ -99,6 +99,29 @@ def test_an_annotators_item_has_no_words_that_may_quote_metadata(
     assert "too long" in str(opinions)
 
 
+def test_what_a_teacher_drew_shows_what_it_was_shown_to_who_may_read_it(
+    api: Api, someone: Callable[[str, Role], Api], store: Store, world: World
+) -> None:
+    with store.transaction() as session:
+        plain, after_key = world.drawn(
+            session, world.task(session), 2, context=show(ContextSource.REFERENCE, words=QUOTED), num_shown=1
+        )
+        _, after_own = world.drawn(
+            session, world.task(session), 2, context=show(ContextSource.OWN_SUCCESS, words="ours"), num_shown=1
+        )
+    reader = someone("sam", Role.SERVICE)
+    for caller, sees in ((api, True), (reader, False)):
+        found = made(caller.get(f"/v1/rollouts/{after_key.id}"))
+        assert (found["shown"], found["prompt_token_ids"], bool(found["text"])) == (True, [7] if sees else None, sees)
+        assert (QUOTED in str(found["shown_after"])) is sees
+        assert "reference" in str(found["shown_after"])
+        listed = {one["id"]: one for one in items(caller.get("/v1/rollouts"))}
+        assert bool(listed[str(after_key.id)]["text"]) is sees
+        assert [listed[str(row.id)]["shown"] for row in (plain, after_key, after_own)] == [False, True, True]
+    assert "ours" in str(made(reader.get(f"/v1/rollouts/{after_own.id}"))["shown_after"])
+    assert made(reader.get(f"/v1/rollouts/{plain.id}"))["shown_after"] is None
+
+
 def test_prompt_and_words_of_a_probe_that_was_shown_the_reference_are_for_who_may_read_it(
     api: Api, someone: Callable[[str, Role], Api], store: Store, world: World
 ) -> None:

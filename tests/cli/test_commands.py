@@ -20,6 +20,7 @@ from services.contracts.consultations import ConsultationStatus
 from services.contracts.experts import ConsultResult
 from services.contracts.ids import new_id
 from services.contracts.rollouts import GroupStatus, Purpose, Sampling
+from services.contracts.sources import ContextSource
 from services.contracts.status import LoopSwitch, Status
 from services.runtime.settings import Settings
 from services.store.core.transaction import Store
@@ -30,7 +31,7 @@ from services.store.tables.corrections import CorrectionRow
 from services.store.tables.ledger import UpdateRow
 from services.store.tables.loop import AnswerRow, ConsultationRow, GroupRow, RolloutRow
 from tests.cli.conftest import CommandLine
-from tests.store.conftest import World
+from tests.store.conftest import World, show
 from tests.web.correcting import Queue
 
 pytestmark = pytest.mark.integration
@@ -104,6 +105,19 @@ def test_a_file_with_a_bad_line_is_refused_by_its_line(cli: CommandLine) -> None
     file.write_text('{"key": "k"}\n')
     assert "line 1: domain: Field required" in str(cli.refused("tasks", "import", file)["detail"])
     assert cli.rows("tasks", "list") == []
+
+
+def test_a_rollout_says_what_its_teacher_was_shown(cli: CommandLine, store: Store, world: World) -> None:
+    with store.transaction() as session:
+        context = show(ContextSource.OWN_SUCCESS)
+        own, shown = world.drawn(session, world.task(session), 2, context=context, num_shown=1)
+    assert {row["id"]: row["shown"] for row in cli.rows("rollouts", "list")} == {
+        str(own.id): False,
+        str(shown.id): True,
+    }
+    assert "drawn by the teacher after: own success, as turns\n" in cli.words("rollouts", "show", str(shown.id))
+    assert "teacher" not in cli.words("rollouts", "show", str(own.id))
+    assert [row["num_shown"] for row in cli.rows("draws", "list")] == [1]
 
 
 def test_rollouts_are_added_listed_by_status_and_shown(cli: CommandLine, store: Store, world: World) -> None:

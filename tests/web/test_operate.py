@@ -12,14 +12,16 @@ from starlette.testclient import TestClient
 
 from services.contracts.experts import BY_HAND
 from services.contracts.persons import Role
+from services.contracts.sources import ContextSource
 from services.runtime.settings import Settings
 from services.store.core.transaction import Store
 from services.store.loop import evaluations
-from services.store.tables.ledger import LessonRow
+from services.store.tables.ledger import LessonRow, UpdateLessonRow, UpdateRow
 from services.store.tables.loop import ConsultationRow, EvaluationRow, ExpertRow, GroupRow, LoopRow, RolloutRow, TaskRow
 from services.store.tables.people import AuditRow
 from services.store.views import versions
 from services.web.app import create_app
+from tests.store.conftest import show
 from tests.web.conftest import Browser
 from tests.web.fill import fill
 
@@ -168,6 +170,35 @@ def test_a_rollout_that_was_trained_on_shows_its_costs_and_who_would_have_said_w
         "Share of the update",
     ):
         assert told in page, told
+
+
+def test_an_answer_that_a_teacher_drew_is_marked_wherever_it_is_shown(filled: Filled) -> None:
+    context = show(ContextSource.CORRECTION, words="It is forty-two.").model_dump(mode="json")
+    with filled.store.transaction() as session:
+        number, lesson = session.execute(
+            select(UpdateRow.number, LessonRow)
+            .join(UpdateLessonRow, UpdateLessonRow.update_id == UpdateRow.id)
+            .join(LessonRow, LessonRow.id == UpdateLessonRow.lesson_id)
+            .order_by(UpdateRow.number.desc(), LessonRow.id.desc())
+            .limit(1)
+        ).one()
+        group, drawn = session.get_one(GroupRow, lesson.group_id), session.get_one(RolloutRow, lesson.rollout_id)
+        logprobs, drawn.sampler_logprobs, drawn.shown = drawn.sampler_logprobs, None, True
+        group.context, group.num_shown = context, 1
+    page = filled.page(f"/rollouts/{drawn.id}")
+    assert "Drawn by the teacher after: correction, as turns." in page
+    assert "It is forty-two." in page
+    listed = filled.page(f"/rollouts?group_id={group.id}")
+    assert "The teacher drew the last of them after: correction." in listed
+    assert listed.count(">teacher</span>") == 1
+    assert filled.page(f"/tasks/{drawn.task_id}").count(">teacher</span>") == 1
+    assert filled.page(f"/updates/{number}").count("drawn by the teacher after: correction") == 1
+    with filled.store.transaction() as session:
+        group, drawn = session.get_one(GroupRow, group.id), session.get_one(RolloutRow, drawn.id)
+        drawn.shown, group.num_shown, group.context = False, 0, None
+        session.flush()
+        drawn.sampler_logprobs = logprobs
+    assert "by the teacher" not in filled.page(f"/rollouts/{drawn.id}")
 
 
 def test_a_rollout_that_no_update_used_says_so_and_shows_what_is_there(filled: Filled) -> None:

@@ -140,8 +140,8 @@ def list_rollouts(
     purpose: Annotated[Purpose | None, Query(description="The purpose of the rollouts.")] = None,
     domain: Annotated[str | None, Query(max_length=200, description="The domain of their tasks.")] = None,
 ) -> Page[Rollout]:
-    """Rollouts without their tokens, newest first. Only owners and operators see the text of probes that were shown the
-    reference. Errors: BadCursor (422)."""
+    """Rollouts without their tokens, newest first. `shown`: drawn by a teacher; of those that may quote metadata of a
+    task only owners and operators see the text. Errors: BadCursor (422)."""
     with store.reading() as session:
         lineage = lineages.get(session, settings.lineage)
         return browse.list_rollouts(
@@ -160,8 +160,9 @@ def list_rollouts(
 
 @router.get("/rollouts/{rollout_id}", dependencies=[needs(Right.READ)], responses=problems(404))
 def get_rollout(rollout_id: UUID, caller: CallerDep, store: StoreDep) -> RolloutDetail:
-    """One rollout with its tokens. Owners and operators see the prompt and the words of a probe that was shown the
-    reference; for others they are null or empty. Errors: RolloutNotFound (404)."""
+    """One rollout with its tokens, and with what the teacher was shown if one drew it. Where that may quote metadata of
+    a task, owners and operators see it, the prompt and the words; for others they are null or empty. Errors:
+    RolloutNotFound (404)."""
     with store.reading() as session:
         return rollouts.detail(session, rollouts.get(session, rollout_id), caller.rights)
 

@@ -157,8 +157,9 @@ def list_rollouts(
     limit: Limit = 20,
     as_json: AsJson = False,
 ) -> None:
-    """List rollouts, newest first. A rollout that is set aside has no lesson."""
-    columns = ("id", "purpose", "status", "score", "policy_version", "num_tokens", "reason", "text")
+    """List rollouts, newest first. A rollout that is set aside has no lesson; one that is `shown` was drawn by the
+    teacher, and counts in no pass rate."""
+    columns = ("id", "purpose", "status", "score", "shown", "policy_version", "num_tokens", "reason", "text")
     query = {
         "status": status.value if status else None,
         "purpose": purpose.value if purpose else None,
@@ -180,6 +181,9 @@ def show_rollout(rollout_id: RolloutId, home: Home = None, url: Url = None, as_j
         typer.echo(
             f"{rollout.status.value}, {rollout.num_tokens} tokens by {rollout.policy_version}, score {rollout.score}"
         )
+        if rollout.shown_after is not None:
+            after = rollout.shown_after
+            typer.echo(f"drawn by the teacher after: {after.source.value.replace('_', ' ')}, as {after.template.value}")
         typer.echo(rollout.text)
         typer.echo("\n".join(format_rows(asked, ("expert_name", "stage", "status", "attempts", "reason"))))
 

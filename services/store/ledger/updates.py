@@ -19,6 +19,7 @@ from services.store.core.id_lists import listed
 from services.store.ledger import distributions
 from services.store.ledger.distributions import TopK
 from services.store.tables.ledger import LessonRow, TeacherChoicesRow, UpdateLessonRow, UpdateRow
+from services.store.tables.loop import GroupRow, RolloutRow
 
 
 class UpdateNotFound(NotFound):
@@ -308,8 +309,10 @@ def view(row: UpdateRow) -> Update:
 def detail(session: Session, row: UpdateRow) -> UpdateDetail:
     """The update with the part of each lesson."""
     rows = session.execute(
-        select(UpdateLessonRow, LessonRow.rollout_id, LessonRow.group_id)
+        select(UpdateLessonRow, LessonRow.rollout_id, LessonRow.group_id, RolloutRow.shown, GroupRow.context["source"])
         .join(LessonRow, LessonRow.id == UpdateLessonRow.lesson_id)
+        .join(RolloutRow, RolloutRow.id == LessonRow.rollout_id)
+        .join(GroupRow, GroupRow.id == LessonRow.group_id)
         .where(UpdateLessonRow.update_id == row.id)
         .order_by(LessonRow.group_id, LessonRow.id)
     )
@@ -322,7 +325,8 @@ def detail(session: Session, row: UpdateRow) -> UpdateDetail:
             terms=[TermRecord.model_validate(term) for term in one.terms],
             future_nonzero=one.future_nonzero,
             staleness=one.staleness,
+            shown_after=source if shown else None,
         )
-        for one, rollout_id, group_id in rows
+        for one, rollout_id, group_id, shown, source in rows
     ]
     return UpdateDetail(**view(row).model_dump(), lessons=used)

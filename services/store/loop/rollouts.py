@@ -59,10 +59,12 @@ def find_hidden(session: Session, rows: Sequence[RolloutRow], rights: frozenset[
 
 def detail(session: Session, row: RolloutRow, rights: frozenset[Right]) -> RolloutDetail:
     """The contract of a row with its tokens, as a person with these rights may see it."""
-    found = RolloutDetail.model_validate(row)
+    context = contexts.of_group(session, row.group_id) if row.shown else None
+    found = RolloutDetail.model_validate(row).model_copy(update={"shown_after": context})
     if not find_hidden(session, [row], rights):
         return found
     hidden: dict[str, object] = {
+        "shown_after": None if context is None else context.model_copy(update={"messages": []}),
         "prompt_token_ids": None,
         "text": "",
         "token_ids": [],

@@ -11,7 +11,9 @@ from services.contracts.answers import Answer
 from services.contracts.consultations import Attempt
 from services.contracts.lessons import Lesson
 from services.contracts.persons import Right
+from services.contracts.sources import ShownContext
 from services.contracts.updates import TermRecord
+from services.store.loop import rollouts
 from services.store.loop.answers import view as view_answer
 from services.store.tables.ledger import LessonRow, UpdateLessonRow, UpdateRow
 from services.store.tables.loop import AnswerRow, AttemptRow, ConsultationRow, ExpertRow, RolloutRow, TaskRow
@@ -28,6 +30,7 @@ class Sibling:
     index_in_group: int
     status: str
     score: float | None
+    shown: bool
 
 
 @dataclass(frozen=True)
@@ -69,10 +72,12 @@ class LessonStory:
 
 @dataclass(frozen=True)
 class Story:
-    """A rollout with all that hangs on it."""
+    """A rollout with all that hangs on it. shown_after: what the teacher was shown that drew it; without messages for
+    somebody who may not read them."""
 
     rollout: RolloutRow
     task: TaskRow
+    shown_after: ShownContext | None
     siblings: tuple[Sibling, ...]
     consultations: tuple[ConsultationStory, ...]
     lessons: tuple[LessonStory, ...]
@@ -83,6 +88,7 @@ def read(session: Session, rollout: RolloutRow, rights: frozenset[Right]) -> Sto
     return Story(
         rollout=rollout,
         task=session.get_one(TaskRow, rollout.task_id),
+        shown_after=rollouts.detail(session, rollout, rights).shown_after,
         siblings=tuple(_find_siblings(session, rollout)),
         consultations=tuple(_read_consultations(session, rollout.id, rights)),
         lessons=tuple(_read_lessons(session, rollout.id)),
@@ -91,7 +97,7 @@ def read(session: Session, rollout: RolloutRow, rights: frozenset[Right]) -> Sto
 
 def _find_siblings(session: Session, rollout: RolloutRow) -> list[Sibling]:
     rows = session.execute(
-        select(RolloutRow.id, RolloutRow.index_in_group, RolloutRow.status, RolloutRow.score)
+        select(RolloutRow.id, RolloutRow.index_in_group, RolloutRow.status, RolloutRow.score, RolloutRow.shown)
         .where(RolloutRow.group_id == rollout.group_id)
         .order_by(RolloutRow.index_in_group)
         .limit(MAX_SIBLINGS)

@@ -12,6 +12,7 @@ from services.contracts.persons import Right
 from services.contracts.rollouts import Purpose, RolloutStatus
 from services.store.ledger import policies
 from services.store.loop import lineages, rollouts
+from services.store.tables.loop import GroupRow
 from services.store.views import browse, heat_map, rollout_story
 from services.store.views.heat_map import HOTTEST, MAX_TOKENS
 from services.web.forms import build_pages
@@ -50,11 +51,13 @@ def show_rollouts(
             cursor=paging.cursor,
             limit=paging.limit,
         )
+        group = None if group_id is None else session.get(GroupRow, group_id)
         versions = [row.name for row in policies.newest(session, lineage.id, before=None, limit=NUM_VERSIONS)]
     return page(
         visitor,
         "rollouts/list.html",
         rollouts=found,
+        group=group,
         path=list_path(
             "/rollouts", status=status, purpose=purpose, version=version, task_id=task_id, group_id=group_id
         ),
