@@ -22,7 +22,7 @@ from services.policy.client import PolicyRefused, PolicyUnavailable
 from services.policy.contract import SamplePrompt, SampleRequest, SampleResponse
 from services.runtime.tracing import place_of
 from services.store.ledger import policies
-from services.store.loop import groups, rollouts
+from services.store.loop import contexts, groups, rollouts
 from services.store.loop.groups import Draw
 from services.store.loop.rollouts import Sample
 
@@ -127,15 +127,15 @@ def _sample_shown(draw: Draw, version: str) -> tuple[SampleResponse | None, str 
     """The teacher's part, or the reason why there is none. A group that has no other part fails with its context."""
     if draw.context is None or not draw.num_shown:
         return None, None
-    if not draw.context.messages:
-        return None, "the teacher drew none: what it was to be shown was withdrawn"
-    request = _request(draw, version, draw.context.messages, draw.num_shown, _sampling_shown(draw))
     try:
+        if not draw.context.messages:
+            raise PolicyRefused(422, contexts.WITHDRAWN)
+        request = _request(draw, version, draw.context.messages, draw.num_shown, _sampling_shown(draw))
         return runtime().policy.sample(request), None
     except PolicyRefused as error:
         if error.status_code not in UNREADABLE or draw.num_shown == draw.size:
             raise
-        return None, f"the teacher drew none: the policy cannot read its context: {error.detail}"
+        return None, f"the teacher drew none: {error.detail}"
 
 
 def _sampling_shown(draw: Draw) -> Sampling:

@@ -10,15 +10,16 @@ from sqlalchemy.orm import Session
 from services.contracts.answers import AnswerKind, Feedback
 from services.contracts.experts import ConsultResult
 from services.contracts.persons import Role
+from services.contracts.sources import ContextSource
 from services.contracts.tasks import Message, Precedent
 from services.store.core.transaction import Store
 from services.store.ledger import lessons, updates
 from services.store.loop import consultations, rollouts, settling
 from services.store.tables.ledger import LessonRow, UpdateRow
-from services.store.tables.loop import AnswerRow, ConsultationRow, ExpertRow
+from services.store.tables.loop import AnswerRow, ConsultationRow, ExpertRow, RolloutRow
 from services.store.tables.people import AuditRow
 from tests.api.conftest import Api, items, made, refused
-from tests.store.conftest import World
+from tests.store.conftest import World, show
 
 pytestmark = pytest.mark.integration
 
@@ -64,6 +65,23 @@ def name_of(session: Session, consultation_id: UUID) -> str:
 
 def withdraw(api: Api, answer_id: UUID) -> str:
     return str(made(api.post(f"/v1/answers/{answer_id}/withdraw"))["status"])
+
+
+def test_what_a_teacher_drew_that_was_shown_a_withdrawn_answer_is_no_lesson(
+    api: Api, store: Store, world: World, answered: dict[str, UUID]
+) -> None:
+    with store.transaction() as session:
+        contexts = [show(ContextSource.SOLUTION, answered[name]) for name in ("solver", "judge")]
+        drawn = [world.drawn(session, world.task(session), 1, context=one, num_shown=1)[0] for one in contexts]
+        for row in drawn:
+            [asked] = consultations.claim(session, consultations.pending_of(session, [row.id]), lease_seconds=60)
+            settling.settle(session, asked, ConsultResult(score=1.0))
+    assert withdraw(api, answered["solver"]) == "withdrawn"
+    with store.transaction() as session:
+        gone, kept = (session.get_one(RolloutRow, row.id) for row in drawn)
+        assert (gone.status, gone.text, kept.status, kept.text) == ("set_aside", "", "ready", "answer 0")
+        of_drawn = select(LessonRow.rollout_id, LessonRow.status).where(LessonRow.rollout_id.in_([gone.id, kept.id]))
+        assert dict(session.execute(of_drawn).all()) == {gone.id: "withdrawn", kept.id: "ready"}
 
 
 def test_a_withdrawn_answer_leaves_ready_lessons_contexts_and_what_was_made_of_it(

@@ -23,9 +23,9 @@ from services.policy.server.app import create_app
 from services.store.core.transaction import Store
 from services.store.corrections import corrections
 from services.store.ledger import lessons
-from services.store.loop import consultations, groups, rollouts, settling, switches, tasks
+from services.store.loop import consultations, groups, rollouts, settling, switches, tasks, withdrawals
 from services.store.tables.ledger import LessonRow
-from services.store.tables.loop import ConsultationRow, ExpertRow, GroupRow, RolloutRow
+from services.store.tables.loop import AnswerRow, ConsultationRow, ExpertRow, GroupRow, RolloutRow
 from tests.policy.conftest import Limits, start_embedded
 from tests.serving import serve
 from tests.store.conftest import World
@@ -144,6 +144,37 @@ def test_a_probe_whose_context_cannot_be_read_is_dead_with_the_reason(store: Sto
     assert (group.status, drawn) == ("dead", [])
     assert group.reason is not None
     assert "exceed the context of 256" in group.reason
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize(
+    ("num_shown", "purpose", "status"), [(1, Purpose.TRAIN, "sampled"), (2, Purpose.PROBE, "dead")]
+)
+def test_what_was_withdrawn_before_the_draw_is_drawn_by_the_policy_alone_and_never_as_a_probe(
+    store: Store, world: World, num_shown: int, purpose: Purpose, status: str
+) -> None:
+    context = show("It is 1.").model_copy(update={"messages": []})
+    group, drawn = draw(store, world, context, size=2, num_shown=num_shown, purpose=purpose)
+    assert (group.status, [row.shown for row in drawn]) == (status, [False] * 2 if drawn else [])
+    assert bool(drawn) is (purpose is Purpose.TRAIN)
+    assert "what its teacher was shown was withdrawn" in (group.reason or "")
+
+
+@pytest.mark.usefixtures("worker")
+def test_an_answer_withdrawn_while_a_group_is_planned_is_shown_to_no_teacher(store: Store, world: World) -> None:
+    with store.transaction() as session:
+        world.expert(session, "solver", kinds=(AnswerKind.SOLUTION,), verifier=False)
+        [row] = world.drawn(session, world.task(session, "one"), size=1)
+        [asked] = consultations.claim(session, consultations.pending_of(session, [row.id]), lease_seconds=60)
+    with store.transaction() as session:
+        settling.settle(session, asked, ConsultResult(solution="It is 1."))
+        [answer] = session.scalars(select(AnswerRow)).all()
+    with store.transaction() as session:
+        withdrawals.withdraw(session, answer.id)
+    context = show("It is 1.").model_copy(update={"answers": [answer.id]})
+    group, drawn = draw(store, world, context, size=2, num_shown=1, purpose=Purpose.TRAIN)
+    assert (group.context or {})["messages"] == []
+    assert not any(row.shown for row in drawn)
 
 
 def settle_all(store: Store, score: float) -> None:

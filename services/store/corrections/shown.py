@@ -34,18 +34,18 @@ def was_shown(of_rollouts: Ids) -> ColumnElement[bool]:
 def withdraw_answers(session: Session, answers: Ids) -> None:
     """Delete the text of these answers, and never train on them again; nor on what teachers drew that were shown them,
     or on what was said about that."""
-    for gone in (answers, listed(contexts.withdraw(session, answers))):
-        session.execute(
-            delete(DistributionRow)
-            .where(DistributionRow.answer_id.in_(gone))
-            .execution_options(synchronize_session=False)
-        )
-        session.execute(
-            update(AnswerRow)
-            .where(AnswerRow.id.in_(gone))
-            .values(status=AnswerStatus.WITHDRAWN.value, distribution_kind=None, **dict.fromkeys(WORDS))
-            .execution_options(synchronize_session=False)
-        )
+    _withdraw(session, answers)
+    _withdraw(session, listed(contexts.withdraw(session, answers)))
+
+
+def _withdraw(session: Session, answers: Ids) -> None:
+    for step in (
+        delete(DistributionRow).where(DistributionRow.answer_id.in_(answers)),
+        update(AnswerRow)
+        .where(AnswerRow.id.in_(answers))
+        .values(status=AnswerStatus.WITHDRAWN.value, distribution_kind=None, **dict.fromkeys(WORDS)),
+    ):
+        session.execute(step.execution_options(synchronize_session=False))
 
 
 def take_out(session: Session, of_rollouts: Ids, reason: str) -> None:

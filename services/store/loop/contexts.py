@@ -11,6 +11,7 @@ from sqlalchemy import Select, Text, cast, exists, func, select, update
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
+from services.contracts.answers import AnswerStatus
 from services.contracts.consultations import ConsultationStatus
 from services.contracts.rollouts import GroupStatus, RolloutStatus
 from services.contracts.sources import ContextSource, ShownContext
@@ -22,15 +23,20 @@ WITHOUT_METADATA = frozenset({ContextSource.OWN_SUCCESS, ContextSource.NOTHING})
 """Sources that show only what the policy wrote after the plain prompt; the verdicts behind it are not shown."""
 
 
-def find_quotes(session: Session, context: ShownContext) -> list[str]:
-    """The metadata keys that the messages of a context may quote, of whichever task."""
-    if context.source in WITHOUT_METADATA:
-        return []
-    said = session.scalars(select(AnswerRow.derived_from).where(AnswerRow.id.in_(context.answers)))
-    keys = {key for each in said for key in each}
+def prepare(session: Session, context: ShownContext) -> ShownContext:
+    """The context as a new group keeps it: with the metadata keys that its messages may quote, of whichever task, and
+    without the messages if an answer behind them was withdrawn meanwhile.
+
+    Holds the answers until the transaction ends, so that whoever withdraws one finds the group.
+    """
+    behind = select(AnswerRow.status, AnswerRow.derived_from).where(AnswerRow.id.in_(context.answers))
+    said = session.execute(behind.order_by(AnswerRow.id).with_for_update(read=True)).all()
+    keys = {key for _, derived_from in said for key in derived_from}
     if context.source is ContextSource.REFERENCE:
         keys.add("reference")
-    return sorted(keys)
+    stands = all(status == AnswerStatus.CURRENT.value for status, _ in said)
+    quotes = [] if context.source in WITHOUT_METADATA else sorted(keys)
+    return context.model_copy(update={"quotes": quotes, "messages": context.messages if stands else []})
 
 
 def quoted_in(session: Session, rollout: RolloutRow) -> list[str]:
@@ -60,10 +66,11 @@ def shown_in(groups: Ids) -> Select[UUID]:
 def withdraw(session: Session, answers: Ids) -> Sequence[UUID]:
     """Delete the words of contexts made of these answers, and what teachers drew after them: it may repeat the words.
 
-    The policy draws a group alone that is still planned; a probe ends. Returns the answers about what was drawn, which
-    are the caller's to withdraw, as are its lessons.
+    The policy draws a group alone that is still planned; a probe ends. Call this after the answers are withdrawn, so
+    that no group is planned with them meanwhile. Returns the answers about what was drawn, which are the caller's to
+    withdraw, as are its lessons.
     """
-    ids = session.scalars(made_of(answers)).all()
+    ids = session.scalars(made_of(answers).order_by(GroupRow.id).with_for_update()).all()
     if not ids:
         return []
     groups = listed(ids)

@@ -70,9 +70,9 @@ def add(
     num_shown: int = 0,
 ) -> GroupRow:
     """Plan one group, of which a teacher draws the last `num_shown` rollouts after its context; `take_due` says when
-    its message may be sent. The context is kept with the metadata keys that it may quote."""
+    its message may be sent."""
     if context is not None:
-        context = context.model_copy(update={"quotes": contexts.find_quotes(session, context)})
+        context = contexts.prepare(session, context)
     row = GroupRow(
         lineage_id=task.lineage_id,
         task_id=task.id,
