@@ -27,6 +27,7 @@ from services.contracts.answers import Continuation, SamplesDistribution
 from services.contracts.base import JsonObject
 from services.contracts.ids import new_id
 from services.contracts.rollouts import Sampling
+from services.contracts.sources import ContextSource
 from services.contracts.tasks import Split
 from services.contracts.templates import Template, build_teacher_messages, strip_thinking
 from services.policy.contract import FinishReason, Sample, SamplePrompt, SampleRequest
@@ -46,8 +47,10 @@ from services.policy.model.modeling import (
 from services.policy.text.ends import StopFinder
 from services.runtime.settings import Settings
 from services.store.ledger.lessons import LessonAnswer, LessonFacts
+from services.store.teaching.standing import Standing, Verdict
 from services.store.views.estimates import pass_at_k
 from trainer.batch.build import build_batch
+from trainer.batch.contexts import Showable
 from trainer.batch.rows import SUCCESS
 from trainer.config import TrainerConfig
 from trainer.objectives.registry import ObjectiveName
@@ -60,6 +63,7 @@ MAX_ROWS = 256  # answers drawn at once
 PROBED = 8  # questions whose answers are read again for entropy and KL
 GAP_QUESTIONS = 32
 PASS_AT = 8
+BLACK_BOX = "black box"
 TEMPERATURES = (0.0, 0.25, 0.5, 1.0)
 """Every policy is measured at each, 0 being the likeliest token each time: what only makes a policy surer of what it
 says gains nothing over drawing it colder."""
@@ -221,6 +225,7 @@ def train(plan: Plan, world: World, start: Point | None = None) -> Outcome:
     state = begin(policy, config)
     answerer = Answerer(state.model, policy, world)
     asked = ask_in_turn(world.questions(Split.TRAIN), plan.budget.groups, plan.seed)
+    showable = Showable(standing=believe_black_box(world))
     measured = _spread(world.questions(plan.split), plan.budget.tasks)
     seconds, num_untrained, num_invalid, num_charged, num_clipped = 0.0, 0, 0, 0, 0
     curve = [start or measure(answerer, measured, plan, 0, seconds)]
@@ -229,7 +234,9 @@ def train(plan: Plan, world: World, start: Point | None = None) -> Outcome:
         questions = next(asked)
         drawn = answerer.draw(questions, plan.budget.group_size, f"{plan.seed} train {update}")
         lessons = list(teach(drawn, answerer, update, plan))
-        batch = build_batch(lessons, [], state.tokenizer, state.vocabulary, config, newest_version=update)
+        batch = build_batch(
+            lessons, showable, state.tokenizer, state.vocabulary, config, settings, newest_version=update
+        )
         result = make_update(state, batch, config, settings, Ranks(0, 1), lambda: False)
         num_untrained += result.untrained is not None
         num_invalid += sum(one.invalid is not None for one in result.contributions)
@@ -262,7 +269,7 @@ def _load(plan: Plan) -> LoadedPolicy:
 def configure(plan: Plan, world: World) -> TrainerConfig:
     """The product's settings. The control is handed what its teacher is shown, also where others look to siblings."""
     return TrainerConfig(
-        solutions="siblings" if world.only_siblings and not plan.arm.other_feedback else "reference",
+        sources={"*": (find_source(plan, world),)},
         objective=plan.arm.objective,
         lam=plan.arm.lam,
         mix=dict(plan.arm.mixed),
@@ -273,6 +280,19 @@ def configure(plan: Plan, world: World) -> TrainerConfig:
         seed=plan.seed,
         device=plan.device,
     )
+
+
+def believe_black_box(world: World) -> Standing:
+    """The standing in which the expert that only gives samples is heard: what it is worth is measured here."""
+    domains = {question.domain for question in world.questions(Split.TRAIN)}
+    teaches = {Template.TURNS: Verdict(teaches=True, gap_low=0.0)}
+    return Standing({(_expert_id(BLACK_BOX), ContextSource.DISTRIBUTION, domain): teaches for domain in domains})
+
+
+def find_source(plan: Plan, world: World) -> ContextSource:
+    """Where the teacher's contexts come from."""
+    looks_to_siblings = world.only_siblings and not plan.arm.other_feedback
+    return ContextSource.OWN_SUCCESS if looks_to_siblings else ContextSource.REFERENCE
 
 
 def measure(answerer: "Answerer", questions: Sequence[Question], plan: Plan, update: int, seconds: float) -> Point:
@@ -524,7 +544,7 @@ def teach(drawn: Sequence[Drawn], answerer: "Answerer", update: int, plan: Plan)
             spoken = [()] * len(one.samples)
         elif arm.expert == "samples":
             spoken = [
-                (_answer(new_id(), "black box", distribution=distribution),)
+                (_answer(new_id(), BLACK_BOX, distribution=distribution),)
                 for distribution in answerer.draw_next(
                     one, told, plan.setting.teacher_temperature, f"{plan.seed} {update}"
                 )
@@ -576,6 +596,7 @@ def _answer(
 ) -> LessonAnswer:
     return LessonAnswer(
         id=answer_id,
+        expert_id=_expert_id(expert),
         expert=expert,
         expert_version="1",
         weight=1.0,
@@ -586,6 +607,10 @@ def _answer(
         from_reference=solution is not None,
         corrected=False,
     )
+
+
+def _expert_id(name: str) -> UUID:
+    return uuid5(NAMESPACE_OID, name)
 
 
 def _number(text: str) -> int:

@@ -68,6 +68,9 @@ class Settings(BaseSettings):
     """Sampling temperature of every teacher made of the policy: the trainer's own and the expert `teacher`. Below 1 it
     is sharper than the policy."""
 
+    precedents: int = Field(default=1, ge=0, le=8)
+    """Other tasks, each with a right answer, that a teacher is shown together; 0 shows none."""
+
     allowed_expert_networks: list[str] = ["127.0.0.0/8", "::1/128"]
     """Where an expert's endpoint may be, besides public addresses: networks, or names of hosts, which allow the address
     that the name has when the expert is consulted."""

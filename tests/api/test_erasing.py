@@ -27,6 +27,7 @@ from services.store.tables.ledger import LessonRow, UpdateLessonRow, UpdateRow
 from services.store.tables.loop import AnswerRow, ConsultationRow, ExpertRow, GroupRow, RolloutRow
 from services.store.tables.people import ApiKeyRow, ErasedTextRow, LoginSessionRow, PasswordRow, PersonRow
 from services.store.tables.schema import METADATA
+from services.store.teaching.material import find_fixed
 from tests.api.conftest import Api, made, refused
 from tests.store.conftest import World, show
 
@@ -205,7 +206,7 @@ def test_a_lesson_not_yet_used_never_trains_on_it(api: Api, store: Store, world:
         late = session.scalars(select(LessonRow).where(LessonRow.late)).one()
         assert (late.status, late.reason) == ("withdrawn", erasing.REASON)
         tasks = session.scalars(text("SELECT id FROM task")).all()
-        assert lessons.earlier_corrections(session, tasks) == []
+        assert not any(find_fixed(session, world.lineage_id, tasks).values())
         on_time = lessons.claim(session, world.lineage_id, new_id(), num_groups=9, max_late=9, lease_seconds=60)
         assert len(on_time) == 3, "what others said about the rollouts still trains"
         said = [answer for facts in lessons.load(session, on_time) for answer in facts.answers]

@@ -28,8 +28,10 @@ from services.contracts.base import JsonObject
 from services.contracts.tasks import Split
 from services.policy.contract import FinishReason, Sample
 from services.policy.model.modeling import load_policy, make_tiny_policy
+from services.runtime.settings import Settings
 from services.store.ledger.lessons import LessonFacts
 from trainer.batch.build import build_batch
+from trainer.batch.contexts import Showable
 from trainer.step.state import begin
 
 
@@ -214,7 +216,9 @@ def contexts_of(lessons: list[LessonFacts], plan: Plan, world: Published) -> lis
     """What the trainer shows its teacher of each lesson."""
     config = configure(plan, world)
     state = begin(load_policy(Path(plan.policy)), config)
-    rows = build_batch(lessons, [], state.tokenizer, state.vocabulary, config, newest_version=1).rows
+    rows = build_batch(
+        lessons, Showable(), state.tokenizer, state.vocabulary, config, Settings(), newest_version=1
+    ).rows
     return [row.contexts[0].solution if row.contexts else None for row in rows]
 
 

@@ -29,6 +29,7 @@ from services.store.tables.ledger import LessonRow
 from services.store.tables.loop import ConsultationRow
 from tests.serving import serve
 from tests.store.conftest import TOKENIZER, World
+from trainer.batch.contexts import Showable
 from trainer.loop.ledger import Claim
 from trainer.loop.spans import trace_update
 
@@ -131,7 +132,7 @@ def test_a_trace_follows_a_rollout_from_its_draw_to_its_update(
         runtime().close()
     with store.transaction() as session:
         facts = lessons.load(session, session.scalars(select(LessonRow)).all())
-    claim = Claim(update_id=new_id(), number=1, lessons=tuple(facts), corrections=(), newest_version=0)
+    claim = Claim(update_id=new_id(), number=1, lessons=tuple(facts), showable=Showable(), newest_version=0)
     trainer = open_tracing(collector_url, "trainer")
     trace_update(trainer, claim, 1, 2)
     trainer.flush()
@@ -190,7 +191,7 @@ def test_an_expert_that_is_away_is_a_failed_span(
 
 
 def test_a_collector_that_is_away_holds_nothing_up() -> None:
-    claim = Claim(update_id=new_id(), number=1, lessons=(), corrections=(), newest_version=0)
+    claim = Claim(update_id=new_id(), number=1, lessons=(), showable=Showable(), newest_version=0)
     tracing = CollectorTracing("http://127.0.0.1:9", "preceptor-worker")
     assert tracing.tracer.start_span("rollout").is_recording()
     trace_update(tracing, claim, 1, 2)

@@ -91,7 +91,9 @@ class Bench:
         claim = self.ledger.claim(StartingPoint(self.state.number, self.held))
         assert claim is not None
         state = self.state
-        batch = build_batch(claim.lessons, claim.corrections, state.tokenizer, state.vocabulary, self.config, 0)
+        batch = build_batch(
+            claim.lessons, claim.showable, state.tokenizer, state.vocabulary, self.config, self.settings, 0
+        )
         result = make_update(state, batch, self.config, self.settings, Ranks(0, 1), lambda: False)
         self.held = save(state, self.checkpoints)
         self.ledger.apply(claim, self.held, result.metrics, result.contributions)

@@ -14,7 +14,9 @@ from services.contracts.experts import Descriptor
 from services.contracts.ids import new_id
 from services.contracts.persons import Role
 from services.contracts.rollouts import Sampling
+from services.contracts.sources import ContextSource
 from services.contracts.tasks import Message, TaskCreate
+from services.contracts.templates import Template
 from services.policy.model.modeling import (
     LoadedPolicy,
     decode_ids,
@@ -30,6 +32,8 @@ from services.store.people import persons
 from services.store.tables.corrections import CorrectionRow
 from services.store.tables.ledger import LessonRow, PolicyVersionRow
 from services.store.tables.loop import AnswerRow, ConsultationRow, ExpertRow, GroupRow, RolloutRow, TaskRow
+from services.store.teaching.standing import Standing
+from trainer.batch.contexts import Showable
 
 ANSWERS = ("four", "it is 4", "five?", "2+2", "héllo", "no", "4", "IV")
 
@@ -262,6 +266,7 @@ def answer(**changes: object) -> LessonAnswer:
     """An active expert's answer that says nothing yet."""
     base = {
         "id": new_id(),
+        "expert_id": new_id(),
         "expert": "judge",
         "expert_version": "1",
         "weight": 1.0,
@@ -273,6 +278,17 @@ def answer(**changes: object) -> LessonAnswer:
         "corrected": False,
     }
     return LessonAnswer(**(base | changes))  # type: ignore[arg-type]
+
+
+class AllTeach(Standing):
+    """A standing in which every source teaches."""
+
+    def template_for(self, expert_id: UUID, source: ContextSource, domain: str, default: Template) -> Template | None:
+        return default
+
+
+TAUGHT_BY_ALL = Showable(standing=AllTeach())
+REFERENCE_ALONE: dict[str, object] = {"sources": {"*": ["reference", "feedback"]}}
 
 
 def reference(text: str = "It is 4.") -> LessonAnswer:

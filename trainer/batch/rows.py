@@ -6,9 +6,12 @@ No tensor, no weight, no clock: everything here can be sent to another rank.
 from dataclasses import dataclass
 from uuid import UUID
 
+from services.contracts.sources import ContextSource
+from services.contracts.templates import Template
 from services.contracts.updates import Speaker
 
 SUCCESS = 0.5  # a score from here on counts as solved
+ROLLED_IN = 2  # in place of a half, for rollouts that the teacher drew: none of the policy's own shares it
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,16 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a term came from: its answers, their experts' names, and everyone whose words are in it."""
+    """Where a term came from: its answers, their experts' names, and everyone whose words are in it.
+
+    kind: of what it was made; None for a score. template: how a teacher is shown it, where one is.
+    """
 
     answers: tuple[UUID, ...]
     names: tuple[str, ...]
     speakers: tuple[Speaker, ...] = ()
+    kind: ContextSource | None = None
+    template: Template | None = None
 
 
 @dataclass(frozen=True)
@@ -106,7 +114,8 @@ class ImitationRow:
 class Row:
     """One rollout of an update with everything that may train it.
 
-    siblings, half: rollouts that share both have a baseline in common. credited: the future term applies.
+    siblings, half: rollouts that share both have a baseline in common. credited: the future term applies. temperature:
+    that the student is read at.
     stopped: the policy ended its answer itself. verdicts: the answers behind the score. staleness: policy versions
     since it was sampled, None if unknown.
     """
@@ -144,14 +153,21 @@ class Row:
         return sum(self.action_mask)
 
     @property
-    def shown(self) -> bool:
+    def rolled_in(self) -> bool:
+        """Whether the teacher drew it, in place of the policy."""
+        return self.half == ROLLED_IN
+
+    @property
+    def followed(self) -> bool:
         """Whether our own teacher has a context for the whole rollout."""
         return any(not context.spans for context in self.contexts)
 
     @property
     def covered(self) -> bool:
         """Whether an expert covers the whole rollout, or places drawn from all of it."""
-        return self.shown or bool(self.top_k) or any(samples.whole or samples.probabilities for samples in self.samples)
+        return (
+            self.followed or bool(self.top_k) or any(samples.whole or samples.probabilities for samples in self.samples)
+        )
 
     @property
     def taught(self) -> bool:

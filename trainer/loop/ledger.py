@@ -21,17 +21,20 @@ from services.runtime.settings import Settings
 from services.store.core.transaction import Store, StoreUnavailable
 from services.store.ledger import fallbacks, lessons, policies, updates
 from services.store.ledger.fallbacks import StartingPoint
-from services.store.ledger.lessons import EarlierCorrection, LessonFacts
+from services.store.ledger.lessons import LessonFacts
 from services.store.ledger.updates import Contribution
 from services.store.loop import lineages, vocabularies
 from services.store.loop import switches as loop
 from services.store.tables.ledger import LessonRow, PolicyVersionRow, UpdateLessonRow, UpdateRow
+from services.store.teaching import standing
+from services.store.teaching.material import find_fixed
 from trainer.batch.build import hash_batch
+from trainer.batch.contexts import Showable
 from trainer.config import TrainerConfig
 
 RETRY_SECONDS = 1.0
 MAX_LATE_LESSONS = 8  # an update takes along, beside its groups: about half of its rows at the default group size
-SHARED_SETTINGS = ("teacher_temperature", "max_new_tokens", "max_staleness")  # that an update depends on
+SHARED_SETTINGS = ("teacher_temperature", "precedents", "max_new_tokens", "max_staleness")  # that an update depends on
 
 T = TypeVar("T")
 log = structlog.get_logger("trainer")
@@ -78,7 +81,7 @@ class Claim:
     update_id: UUID
     number: int
     lessons: tuple[LessonFacts, ...]
-    corrections: tuple[EarlierCorrection, ...]
+    showable: Showable
     newest_version: int
 
 
@@ -209,7 +212,7 @@ class Ledger:
             if not rows:
                 return None
             facts = lessons.load(session, rows)
-            shown = lessons.earlier_corrections(session, sorted({fact.task_id for fact in facts}))
+            showable = self._find_showable(session, facts)
             own: JsonObject = json.loads(self._config.model_dump_json())  # JSON has no infinity: there it is a word
             settings = own | {name: getattr(self._settings, name) for name in SHARED_SETTINGS}
             update = updates.start(
@@ -220,13 +223,24 @@ class Ledger:
                 settings=settings,
                 parent_sha256=parent.checkpoint_sha256,
                 fell_back_to=parent.fell_back_to,
-                batch_sha256=hash_batch(facts, shown),
+                batch_sha256=hash_batch(facts, showable),
                 lesson_ids=[row.id for row in rows],
             )
             newest = policies.num_served(session, self.lineage.id)
-            return Claim(update.id, update.number, tuple(facts), tuple(shown), newest)
+            return Claim(update.id, update.number, tuple(facts), showable, newest)
 
         return self.transact(take)
+
+    def _find_showable(self, session: Session, facts: Sequence[LessonFacts]) -> Showable:
+        """What may be shown about the tasks of these lessons that is older than their groups. Late lessons are about
+        their own answers alone."""
+        before: dict[UUID, UUID] = {}
+        for fact in facts:
+            if not fact.late:
+                before[fact.task_id] = min(fact.group_id, before.get(fact.task_id, fact.group_id))
+        num = self._settings.precedents
+        material = find_fixed(session, self.lineage.id, sorted(before), before=before, num_precedents=num)
+        return Showable(material, standing.read(session, self.lineage.id))
 
     def apply(
         self, claim: Claim, checkpoint_sha256: str, metrics: JsonObject, contributions: Sequence[Contribution]

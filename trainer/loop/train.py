@@ -298,7 +298,13 @@ class Leader:
             with self.pulse.spending("model", f"update {claim.number}"):
                 vocabulary, tokenizer = self.state.vocabulary, self.state.tokenizer
                 batch = build_batch(
-                    claim.lessons, claim.corrections, tokenizer, vocabulary, self.config, claim.newest_version
+                    claim.lessons,
+                    claim.showable,
+                    tokenizer,
+                    vocabulary,
+                    self.config,
+                    self.settings,
+                    claim.newest_version,
                 )
                 self.ranks.share(Order(batch, self.held))
                 result = make_update(self.state, batch, self.config, self.settings, self.ranks, self.stop.is_set)

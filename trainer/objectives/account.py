@@ -54,6 +54,8 @@ class Account:
             kind=kind,
             answers=list(source.answers),
             sources=list(source.names),
+            source=source.kind,
+            template=source.template,
             speakers=list(source.speakers),
             weight=weight,
             share=share,

@@ -102,7 +102,7 @@ class FromDistributions(Objective[S]):
             account.token_costs.setdefault(row.lesson_id, tuple(loss.cost[index, : len(row.token_ids)].tolist()))
             if felt[index]:
                 account.future.add(row.lesson_id)
-            if self.shares_baseline and bool(loss.covered[index]):
+            if self.shares_baseline and bool(loss.covered[index]) and not row.rolled_in:
                 account.returns.append(loss.cost_to_go[index].cpu())
 
 
@@ -130,7 +130,7 @@ class FromTeacher(FromDistributions[S]):
     """Learns by a divergence that needs a whole distribution on the whole rollout: only our teacher has one."""
 
     def reads(self, row: Row) -> bool:
-        return row.shown
+        return row.followed
 
     def hears(self, term: "Term") -> bool:
         from trainer.losses.terms import FullVocabulary, HiddenStates, WholeTerm

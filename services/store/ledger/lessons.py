@@ -7,6 +7,7 @@ its owner must renew it, and only the owner's commit counts (see `services.store
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import compress
 from typing import Final
 from uuid import UUID
 
@@ -17,13 +18,14 @@ from services.contracts.answers import AnswerStatus, Distribution, Feedback
 from services.contracts.corrections import CorrectionStatus
 from services.contracts.lessons import Lesson, LessonStatus
 from services.contracts.rollouts import GroupStatus, RolloutStatus, Sampling
-from services.contracts.tasks import Message
+from services.contracts.tasks import Message, Precedent
 from services.contracts.updates import Speaker, UpdateStatus
 from services.store.ledger import distributions, policies
 from services.store.loop import answers, opinions, rollouts, trust
 from services.store.tables.corrections import CorrectionRow
 from services.store.tables.ledger import LessonAnswerRow, LessonRow, PolicyVersionRow, UpdateLessonRow, UpdateRow
 from services.store.tables.loop import AnswerRow, DistributionRow, ExpertRow, GroupRow, RolloutRow, TaskRow
+from services.store.teaching import held_out
 
 MAX_ALONE: Final = 64
 """Rollouts from outside without siblings that one update takes: all that usually wait, and not hours of work."""
@@ -34,12 +36,14 @@ class LessonAnswer:
     """An answer a lesson may use. weight: its expert's; 0 where it does not count, or something its expert was shown
     does not, or where it evaluates itself in a domain in which that is not known to tell right from wrong.
 
-    from_reference: the expert was given the task's reference, so its solution is the same for every rollout.
-    corrected: a person wrote the solution about this very rollout. speakers: who gave it, then everybody whose words
-    they were shown.
+    from_reference, from_precedents: the expert was given the task's reference or precedents, so its solution or its
+    precedents are the same for every rollout. precedents: without those that answer a held-out question. corrected: a
+    person wrote the solution about this very rollout. speakers: who gave it, then everybody whose words they were
+    shown.
     """
 
     id: UUID
+    expert_id: UUID
     expert: str
     expert_version: str
     weight: float
@@ -49,6 +53,8 @@ class LessonAnswer:
     distribution: Distribution | None
     from_reference: bool
     corrected: bool
+    precedents: tuple[Precedent, ...] = ()
+    from_precedents: bool = False
     speakers: tuple[Speaker, ...] = ()
 
 
@@ -67,9 +73,9 @@ class LessonFacts:
     text: of the policy's last turn, which begins at the token `answer_start`. policy_number: the place of the version
     that sampled the rollout among those that served (`policies.place`); None where it is unknown. score: the verdict as
     it is now (`answers.verdicts`). judges: the answers it rests on, also those that came after the lesson was opened.
-    opinion: of a rollout without a verdict; it may choose which sibling is shown, and is no reward. shown: the teacher
-    drew it, so it has none of these; `sampling` is that of its group: how the policy, which is read after the plain
-    prompt, would have drawn it.
+    opinion: of a rollout without a verdict; it may choose which sibling is shown, and is no reward. group_size:
+    rollouts of its group that the policy drew. shown: the teacher drew it, so it has none of these; `sampling` is that
+    of its group: how the policy, which is read after the plain prompt, would have drawn it.
     """
 
     lesson_id: UUID
@@ -97,20 +103,6 @@ class LessonFacts:
     opinion: LessonOpinion | None = None
     answer_start: int = 0
     shown: bool = False
-
-
-@dataclass(frozen=True)
-class EarlierCorrection:
-    """A person's correction of a rollout of an earlier group of the same task."""
-
-    answer_id: UUID
-    expert: str
-    weight: float
-    task_id: UUID
-    group_id: UUID
-    solution: str
-    created_at: datetime
-    speaker: Speaker | None = None
 
 
 def set_aside_stale(session: Session, lineage_id: UUID, max_staleness: int) -> int:
@@ -345,37 +337,6 @@ def _find_opinions(
     return opinions.find(session, known, {one: domain for one, domain in domains.items() if domain in unjudged})
 
 
-def earlier_corrections(session: Session, task_ids: Sequence[UUID]) -> list[EarlierCorrection]:
-    """Every correction of these tasks that counts, oldest first."""
-    rows = session.execute(
-        select(AnswerRow, ExpertRow, RolloutRow.task_id, RolloutRow.group_id)
-        .join(CorrectionRow, CorrectionRow.consultation_id == AnswerRow.consultation_id)
-        .join(ExpertRow, ExpertRow.id == AnswerRow.expert_id)
-        .join(RolloutRow, RolloutRow.id == AnswerRow.rollout_id)
-        .where(
-            RolloutRow.task_id.in_(task_ids),
-            AnswerRow.solution.is_not(None),
-            CorrectionRow.status == CorrectionStatus.SUBMITTED.value,
-            CorrectionRow.held_until.is_(None) | (CorrectionRow.held_until <= func.now()),
-            trust.counts(AnswerRow, ExpertRow),
-        )
-        .order_by(AnswerRow.id)
-    )
-    return [
-        EarlierCorrection(
-            row.id,
-            expert.name,
-            expert.weight,
-            task_id,
-            group_id,
-            row.solution or "",
-            row.created_at,
-            answers.name_speaker(row, expert),
-        )
-        for row, expert, task_id, group_id in rows
-    ]
-
-
 def _place() -> ColumnElement[int | None]:
     """Of the rollout's version; none where no version of ours is named."""
     return case((PolicyVersionRow.id.is_not(None), policies.place(PolicyVersionRow)))
@@ -425,7 +386,7 @@ def _find_linked(session: Session, lesson_ids: Sequence[UUID]) -> dict[UUID, lis
 
 def _load_answers(session: Session, answer_ids: Collection[UUID], known: opinions.Opinions) -> dict[UUID, LessonAnswer]:
     rows = session.execute(
-        select(AnswerRow, ExpertRow, DistributionRow, CorrectionRow.verdict, TaskRow.domain)
+        select(AnswerRow, ExpertRow, DistributionRow, CorrectionRow.verdict, TaskRow)
         .join(ExpertRow, ExpertRow.id == AnswerRow.expert_id)
         .join(RolloutRow, RolloutRow.id == AnswerRow.rollout_id)
         .join(TaskRow, TaskRow.id == RolloutRow.task_id)
@@ -440,10 +401,22 @@ def _load_answers(session: Session, answer_ids: Collection[UUID], known: opinion
     heard = answers.trace(session, list(answer_ids))
     return {
         answer.id: _join_answer(
-            answer, expert, distribution, verdict is not None, heard[answer.id], known.may_weigh(expert, domain)
+            answer,
+            expert,
+            distribution,
+            verdict is not None,
+            heard[answer.id],
+            known.may_weigh(expert, task.domain),
+            _read_precedents(session, answer, task.messages_sha256),
         )
-        for answer, expert, distribution, verdict, domain in rows
+        for answer, expert, distribution, verdict, task in rows
     }
+
+
+def _read_precedents(session: Session, answer: AnswerRow, asked: str) -> list[Precedent]:
+    """Those of the answer that may be shown. asked: the hash of the task's own question."""
+    told = [Precedent.model_validate(one) for one in answer.precedents or ()]
+    return list(compress(told, held_out.may_be_shown(session, answer.lineage_id, told, but=asked))) if told else []
 
 
 def _join_answer(
@@ -453,10 +426,12 @@ def _join_answer(
     corrected: bool,
     heard: Sequence[answers.Trace],
     may_weigh: bool,
+    precedents: Sequence[Precedent],
 ) -> LessonAnswer:
     counts = may_weigh and trust.counts(answer, expert) and all(trust.counts(one.answer, one.expert) for one in heard)
     return LessonAnswer(
         id=answer.id,
+        expert_id=expert.id,
         expert=expert.name,
         expert_version=answer.expert_version,
         weight=expert.weight if counts else 0.0,
@@ -466,6 +441,8 @@ def _join_answer(
         distribution=None if distribution is None else distributions.unpack(distribution),
         from_reference="reference" in trust.read_keys(expert),
         corrected=corrected,
+        precedents=tuple(precedents),
+        from_precedents="precedents" in trust.read_keys(expert),
         speakers=(
             answers.name_speaker(answer, expert),
             *(answers.name_speaker(one.answer, one.expert, one.shown_to) for one in heard),
@@ -490,7 +467,7 @@ def _join_facts(
         lesson_id=lesson.id,
         rollout_id=rollout.id,
         group_id=rollout.group_id,
-        group_size=group.size,
+        group_size=group.size - group.num_shown,
         index_in_group=rollout.index_in_group,
         ordinal=lesson.ordinal,
         late=lesson.late,

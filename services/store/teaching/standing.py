@@ -3,6 +3,7 @@
 A measurement that is still under way, or was abandoned, changes nothing: the one before it holds.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -63,6 +64,16 @@ class Standing:
     def teaches(self, expert_id: UUID, source: ContextSource, domain: str) -> bool:
         """Whether this source of this expert may be shown in this domain, by any template."""
         return any(self.template_for(expert_id, source, domain, template) is not None for template in Template)
+
+    def spell(self) -> str:
+        """Everything in it as one text, the same for equal standings."""
+        verdicts = {
+            f"{expert_id} {source} {domain}": {
+                template.value: [v.teaches, repr(v.gap_low)] for template, v in own.items()
+            }
+            for (expert_id, source, domain), own in self.verdicts.items()
+        }
+        return json.dumps([verdicts, sorted(map(str, self.choosers))], sort_keys=True)
 
     def is_presumed(self, expert_id: UUID, source: ContextSource) -> bool:
         """Whether it teaches while it has not been measured."""

@@ -26,6 +26,7 @@ from services.store.loop.settling import NotWaiting
 from services.store.tables.corrections import CorrectionRow, DraftRow
 from services.store.tables.ledger import LessonAnswerRow, LessonRow, UpdateLessonRow
 from services.store.tables.loop import AnswerRow, AttemptRow, ConsultationRow, ExpertRow
+from services.store.teaching.material import find_fixed
 from tests.store.conftest import World
 from tests.web.correcting import Queue, Said
 
@@ -625,7 +626,7 @@ def test_the_trainer_leaves_alone_what_is_held_and_takes_it_afterwards(queue: Qu
     with queue.store.transaction() as session:
         task_id = rollouts.get(session, queue.read(item).rollout_id).task_id
         assert lessons.count_ready_late(session, queue.world.lineage_id) == 0
-        assert lessons.earlier_corrections(session, [task_id]) == []
+        assert find_fixed(session, queue.world.lineage_id, [task_id]) == {task_id: []}
         session.execute(update(CorrectionRow).values(held_until=func.now() - timedelta(seconds=1)))
     with queue.store.transaction() as session:
         assert lessons.count_ready_late(session, queue.world.lineage_id) == 1

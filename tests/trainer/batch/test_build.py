@@ -3,206 +3,23 @@
 import itertools
 import math
 from dataclasses import replace
-from datetime import UTC, datetime
-from uuid import UUID
 
 import pytest
 
-from services.contracts.answers import Continuation, Feedback, FeedbackSpan, SamplesDistribution, TopKDistribution
-from services.contracts.ids import new_id
+from services.contracts.answers import Continuation, SamplesDistribution, TopKDistribution
 from services.contracts.rollouts import Sampling
-from services.contracts.templates import Template
-from services.contracts.updates import Speaker
 from services.policy.model.modeling import LoadedPolicy, decode_ids, encode_text
-from services.store.ledger.lessons import EarlierCorrection, LessonFacts, LessonOpinion
-from tests.trainer.world import ANSWERS, answer, facts, reference
-from trainer.batch.build import build_batch, hash_batch
-from trainer.batch.rows import Batch, Context, ImitationRow, Row, Vocabulary
-from trainer.config import TrainerConfig
+from tests.trainer.batch.building import build, only
+from tests.trainer.world import answer, facts, reference
+from trainer.batch.rows import ImitationRow, Row
 from trainer.objectives.base import OwnSettings
 from trainer.objectives.sft import Sft
-
-CONFIG = TrainerConfig(template=Template.TURNS, solutions="both")
-
-
-def build(
-    policy: LoadedPolicy,
-    lessons: list[LessonFacts],
-    corrections: list[EarlierCorrection] | None = None,
-    config: TrainerConfig = CONFIG,
-) -> Batch:
-    vocabulary = Vocabulary(policy.vocab_size, policy.eos_token_ids, 512)
-    return build_batch(lessons, corrections or [], policy.tokenizer, vocabulary, config, newest_version=3)
-
-
-def only(policy: LoadedPolicy, lesson: LessonFacts, config: TrainerConfig = CONFIG) -> Row:
-    [row] = build(policy, [lesson], config=config).rows
-    return row
-
-
-def shown_to(policy: LoadedPolicy, row: Row) -> str:
-    [context] = row.contexts
-    return decode_ids(policy.tokenizer, context.prompt_ids)
-
-
-def context_of(row: Row) -> Context | None:
-    assert len(row.contexts) <= 1
-    return next(iter(row.contexts), None)
-
-
-def correction(text: str, group: int, task: int = 1) -> EarlierCorrection:
-    return EarlierCorrection(new_id(), "human", 1.0, UUID(int=task), UUID(int=group), text, datetime.now(UTC))
-
-
-def siblings(policy: LoadedPolicy, solved: set[int], size: int = 8) -> list[LessonFacts]:
-    """A group in which some answers passed."""
-    return [
-        facts(
-            policy,
-            ANSWERS[index],
-            index=index,
-            group_size=size,
-            score=1.0 if index in solved else 0.0,
-            answers=(answer(score=1.0 if index in solved else 0.0),),
-        )
-        for index in range(size)
-    ]
-
-
-def test_the_teacher_is_shown_the_reference_as_a_turn_and_the_question_again(policy: LoadedPolicy) -> None:
-    row = only(policy, facts(policy, answers=(reference("It is 4."),)))
-    assert shown_to(policy, row) == (
-        "<|im_start|>user\nWhat is 2+2?<|im_end|>\n<|im_start|>assistant\nIt is 4.<|im_end|>\n"
-        "<|im_start|>user\nWhat is 2+2?<|im_end|>\n<|im_start|>assistant\n"
-    )
-    [context] = row.contexts
-    assert not context.from_rollout
-    assert row.covered
 
 
 def test_the_rollouts_own_ids_are_kept_and_never_tokenised_again(policy: LoadedPolicy) -> None:
     odd = (encode_text(policy.tokenizer, "é")[0], 5, 2)  # half a character, then an end token inside
     row = only(policy, facts(policy, token_ids=odd, action_mask=(True,) * 3, sampler_logprobs=(-1.0,) * 3))
     assert row.token_ids == odd
-
-
-def test_an_earlier_correction_is_preferred_to_the_reference(policy: LoadedPolicy) -> None:
-    [row] = build(policy, [facts(policy, answers=(reference(),))], [correction("Four!", group=6)]).rows
-    [context] = row.contexts
-    assert context.solution == "Four!"
-
-
-@pytest.mark.parametrize(("group", "task"), [(7, 1), (8, 1), (6, 2)])
-def test_a_correction_of_this_group_of_a_later_one_or_of_another_task_is_never_shown(
-    policy: LoadedPolicy, group: int, task: int
-) -> None:
-    [row] = build(policy, [facts(policy)], [correction("Four!", group, task)]).rows
-    assert not row.contexts
-
-
-def test_of_several_earlier_corrections_the_newest_is_shown(policy: LoadedPolicy) -> None:
-    [row] = build(policy, [facts(policy)], [correction("old", 5), correction("new", 6)]).rows
-    [context] = row.contexts
-    assert context.solution == "new"
-
-
-def test_a_sibling_is_shown_only_to_the_other_half_and_the_halves_keep_their_own_baselines(
-    policy: LoadedPolicy,
-) -> None:
-    batch = build(policy, siblings(policy, solved={2, 5}))
-    shown = [context.solution if (context := context_of(row)) else None for row in batch.rows]
-    assert shown == [ANSWERS[5 if index % 2 == 0 else 2] for index in range(8)]
-    assert [row.half for row in batch.rows] == [0, 1] * 4
-    assert len({row.siblings for row in batch.rows}) == 1
-
-
-def test_without_a_success_in_the_other_half_a_rollout_has_no_teacher(policy: LoadedPolicy) -> None:
-    batch = build(policy, siblings(policy, solved={2}))
-    assert [bool(row.contexts) for row in batch.rows] == [False, True] * 4
-
-
-def test_where_no_verifier_exists_the_likeliest_sibling_is_shown_and_the_expert_that_chose_it_is_credited(
-    policy: LoadedPolicy,
-) -> None:
-    chances = [0.2, 0.6, 0.3, 0.9, 0.4, 0.55, 0.45, 0.1]
-    thought = [answer(expert="self-evaluation", score=0.8) for _ in chances]
-    lessons = [
-        replace(lesson, score=None, answers=(), judges=(), opinion=LessonOpinion(chance, said))
-        for lesson, chance, said in zip(siblings(policy, set()), chances, thought, strict=True)
-    ]
-    rows = build(policy, lessons).rows
-    assert [row.contexts[0].solution if row.contexts else None for row in rows] == [lessons[3].text, None] * 4
-    assert {row.contexts[0].source.answers for row in rows if row.contexts} == {(thought[3].id,)}
-    assert [row.half for row in rows] == [0, 1] * 4
-    assert not any(row.solved for row in rows), "a likelihood is no reward"
-
-
-def test_a_group_of_fewer_than_eight_is_shown_no_siblings(policy: LoadedPolicy) -> None:
-    assert all(not row.contexts for row in build(policy, siblings(policy, {0, 1, 2}, size=6)).rows)
-
-
-def test_contexts_that_are_fixed_given_the_prompt_leave_the_group_whole(policy: LoadedPolicy) -> None:
-    lessons = [facts(policy, text, index=index, answers=(reference(),)) for index, text in enumerate(ANSWERS)]
-    assert {row.half for row in build(policy, lessons).rows} == {0}
-    told = [replace(one, answers=(*one.answers, reference())) for one in siblings(policy, {2})]
-    assert {row.half for row in build(policy, told).rows} == {0}
-
-
-@pytest.mark.parametrize("solved", [set[int](), {2}, {2, 5}, set(range(8))])
-def test_what_the_group_answered_does_not_decide_whether_it_is_halved(policy: LoadedPolicy, solved: set[int]) -> None:
-    remark = answer(feedback=Feedback(text="look again"))
-    lessons = [replace(one, answers=(*one.answers, remark)) for one in siblings(policy, solved)]
-    assert [row.half for row in build(policy, lessons).rows] == [0, 1] * 4
-    reference_only = CONFIG.model_copy(update={"solutions": "reference"})
-    assert {row.half for row in build(policy, lessons, config=reference_only).rows} == {0}
-
-
-def test_a_group_nobody_scores_and_one_with_an_earlier_correction_stay_whole(policy: LoadedPolicy) -> None:
-    remark = answer(feedback=Feedback(text="look again"))
-    unscored = [replace(one, score=None, answers=(remark,)) for one in siblings(policy, set())]
-    assert {row.half for row in build(policy, unscored).rows} == {0}
-    corrected = build(policy, siblings(policy, {2}), [correction("four", group=0)])
-    assert {row.half for row in corrected.rows} == {0}
-
-
-def test_solutions_of_siblings_only_when_asked_for(policy: LoadedPolicy) -> None:
-    reference_only = CONFIG.model_copy(update={"solutions": "reference"})
-    assert all(not row.contexts for row in build(policy, siblings(policy, {2, 5}), config=reference_only).rows)
-    siblings_only = CONFIG.model_copy(update={"solutions": "siblings"})
-    lessons = [replace(fact, answers=(*fact.answers, reference())) for fact in siblings(policy, {2, 5})]
-    shown = {context.solution for row in build(policy, lessons, config=siblings_only).rows for context in row.contexts}
-    assert shown == {ANSWERS[2], ANSWERS[5]}
-
-
-def test_feedback_alone_is_shown_inside_the_question_and_its_credit_is_a_heuristic(policy: LoadedPolicy) -> None:
-    row = only(policy, facts(policy, answers=(answer(feedback=Feedback(text="five is wrong")),)))
-    assert "five is wrong" in shown_to(policy, row)
-    [context] = row.contexts
-    assert context.from_rollout
-    assert context.solution is None
-
-
-def test_the_turns_template_leaves_feedback_out_so_that_a_group_shares_one_context(policy: LoadedPolicy) -> None:
-    said = answer(feedback=Feedback(text="five is wrong"))
-    assert "five is wrong" not in shown_to(policy, only(policy, facts(policy, answers=(reference(), said))))
-    reprompt = CONFIG.model_copy(update={"template": Template.REPROMPT})
-    assert "five is wrong" in shown_to(policy, only(policy, facts(policy, answers=(reference(), said)), reprompt))
-
-
-def test_a_context_has_the_weight_of_the_most_trusted_who_speak_in_it(policy: LoadedPolicy) -> None:
-    remarks = [answer(weight=weight, feedback=Feedback(text=f"from {weight}")) for weight in (0.25, 2.0, 1.0)]
-    [context] = only(policy, facts(policy, answers=tuple(remarks))).contexts
-    assert context.weight == 2.0
-
-
-def test_a_term_names_everybody_whose_words_stand_in_it(policy: LoadedPolicy) -> None:
-    told, teller = answer(feedback=Feedback(text="five is wrong")), new_id()
-    own = Speaker(answer_id=told.id, expert_id=new_id(), expert="judge", expert_version="1")
-    heard = Speaker(answer_id=teller, expert_id=new_id(), expert="critic", expert_version="2", shown_to=told.id)
-    [context] = only(policy, facts(policy, answers=(replace(told, speakers=(own, heard)),))).contexts
-    assert context.source.answers == (told.id, teller)
-    assert context.source.names == ("judge@1", "critic@2, shown to another expert")
-    assert context.source.speakers == (own, heard)
 
 
 def test_an_expert_that_is_not_active_trains_nothing(policy: LoadedPolicy) -> None:
@@ -297,17 +114,6 @@ def test_a_correction_is_of_the_last_turn_and_earlier_ones_stay(policy: LoadedPo
     assert (label.step, decode_ids(policy.tokenizer, [label.token_id])) == (13, "2")
     assert imitation.token_ids == (*before, *encode_text(policy.tokenizer, "so 42"), eos)
     assert imitation.learned == (*[False] * 14, True)
-
-
-def test_a_late_lesson_has_only_the_terms_of_its_own_answer_and_no_siblings(policy: LoadedPolicy) -> None:
-    group = siblings(policy, {2, 5})
-    late = replace(
-        facts(policy, "no", index=5, answers=(answer(feedback=Feedback(text="wrong")),)), late=True, ordinal=1
-    )
-    row = build(policy, [*group, late], [correction("Four!", 6)]).rows[-1]
-    [context] = row.contexts
-    assert context.solution is None
-    assert row.siblings == str(late.lesson_id)
 
 
 def top_k(length: int, policy: LoadedPolicy) -> TopKDistribution:
@@ -411,10 +217,6 @@ def test_text_counts_only_where_tokenising_it_keeps_the_prefix(policy: LoadedPol
     assert not only(policy, replace(half, answers=(answer(distribution=broken),))).samples
 
 
-def test_a_context_too_long_for_the_model_is_left_out(policy: LoadedPolicy) -> None:
-    assert not only(policy, facts(policy, answers=(reference("4" * 600),))).taught
-
-
 def test_sft_learns_the_very_solution_the_teacher_is_shown_to_its_end(policy: LoadedPolicy) -> None:
     row = only(policy, facts(policy, answers=(reference("It is 4."),)))
     [text] = Sft(OwnSettings(), 1.0, [row]).texts(row)
@@ -423,51 +225,9 @@ def test_sft_learns_the_very_solution_the_teacher_is_shown_to_its_end(policy: Lo
     assert text.source.answers == row.contexts[0].source.answers
 
 
-def test_the_batch_hash_names_lessons_answers_and_corrections(policy: LoadedPolicy) -> None:
-    lesson, shown = facts(policy, answers=(reference(),)), correction("Four!", 6)
-    known = hash_batch([lesson], [shown])
-    assert known == hash_batch([lesson], [shown])
-    assert known != hash_batch([lesson], [])
-    assert known != hash_batch([replace(lesson, answers=())], [shown])
-
-
 def test_staleness_is_counted_in_policy_versions(policy: LoadedPolicy) -> None:
     assert only(policy, facts(policy, policy_number=1)).staleness == 2
     assert only(policy, facts(policy, policy_number=None)).staleness is None
-
-
-PER_EXPERT = CONFIG.model_copy(update={"contexts": "per_expert"})
-
-
-def test_one_context_an_expert_shows_each_answer_by_itself(policy: LoadedPolicy) -> None:
-    said = [answer(expert=name, feedback=Feedback(text=f"{name} objects")) for name in ("judge", "critic")]
-    row = only(policy, facts(policy, answers=(reference(), *said)), PER_EXPERT)
-    shown = [decode_ids(policy.tokenizer, context.prompt_ids) for context in row.contexts]
-    assert [("It is 4." in text, "judge objects" in text, "critic objects" in text) for text in shown] == [
-        (True, False, False),
-        (False, True, False),
-        (False, False, True),
-    ]
-    assert [context.source.answers for context in row.contexts[1:]] == [(one.id,) for one in said]
-    assert [context.from_rollout for context in row.contexts] == [False, True, True]
-
-
-def test_feedback_on_spans_speaks_about_their_action_tokens_only(policy: LoadedPolicy) -> None:
-    spans = [FeedbackSpan(start=1, end=3, text="no"), FeedbackSpan(start=2, end=9, text="nor here")]
-    lesson = facts(policy, "2+2=5", answers=(answer(feedback=Feedback(spans=spans)),))
-    row = only(policy, replace(lesson, action_mask=(True, True, True, False, True)))
-    [context] = row.contexts
-    assert context.spans == ((1, 3), (2, 9))
-    assert row.spoken_about(context) == (1, 2, 4)
-    assert row.taught
-    assert not row.covered
-
-
-def test_spans_within_feedback_on_the_whole_leave_it_on_the_whole(policy: LoadedPolicy) -> None:
-    spans = [FeedbackSpan(start=1, end=3, text="no")]
-    row = only(policy, facts(policy, answers=(answer(feedback=Feedback(text="wrong", spans=spans)),)))
-    assert [context.spans for context in row.contexts] == [()]
-    assert row.covered
 
 
 def test_the_rest_of_a_continuation_after_its_samples_is_dropped(policy: LoadedPolicy) -> None:

@@ -10,6 +10,7 @@ from sqlalchemy.exc import IntegrityError
 
 from services.contracts.answers import AnswerContent, AnswerKind
 from services.contracts.ids import new_id
+from services.contracts.sources import ContextSource
 from services.contracts.updates import TermKind, TermRecord
 from services.store.core.locks import LineageLock
 from services.store.core.transaction import Store
@@ -18,6 +19,7 @@ from services.store.ledger.updates import Contribution, LeaseLost
 from services.store.loop import groups
 from services.store.tables.ledger import LessonRow, UpdateLessonRow, UpdateRow
 from services.store.tables.loop import GroupRow, RolloutRow
+from services.store.teaching.material import find_fixed
 from tests.trainer.world import World
 
 pytestmark = pytest.mark.integration
@@ -355,9 +357,12 @@ def test_a_submitted_correction_is_found_for_later_groups_of_its_task(store: Sto
         [row] = world.group(session, task, ["5"])
         answer_id = world.correction(session, row, human, "4")
         [fact] = lessons.load(session, [world.lesson(session, row, late=True)])
-        [found] = lessons.earlier_corrections(session, [task.id])
+        before = {task.id: new_id()}
+        [found] = find_fixed(session, world.lineage_id, [task.id], before=before)[task.id]
+        same_group = find_fixed(session, world.lineage_id, [task.id], before={task.id: row.group_id})[task.id]
     assert fact.answers[0].corrected
-    assert (found.answer_id, found.solution, found.group_id) == (answer_id, "4", row.group_id)
+    assert (found.source, found.answers, found.solution) == (ContextSource.CORRECTION, (answer_id,), "4")
+    assert same_group == []
 
 
 def test_one_holder_has_the_lineage_until_its_connection_ends(world: World, database_url: str) -> None:

@@ -11,9 +11,10 @@ from torch import Tensor
 from services.contracts.answers import Feedback, FeedbackSpan, SamplesDistribution
 from services.contracts.ids import new_id
 from services.policy.model.modeling import LoadedPolicy, find_backbone, load_policy
+from services.runtime.settings import Settings
 from services.store.ledger.lessons import LessonFacts
 from tests.trainer.batch.test_build import top_k
-from tests.trainer.world import answer, facts, reference
+from tests.trainer.world import REFERENCE_ALONE, TAUGHT_BY_ALL, answer, facts, reference
 from trainer.batch.build import build_batch
 from trainer.batch.rows import Row
 from trainer.config import TrainerConfig
@@ -23,7 +24,7 @@ from trainer.step.plan import make_plan
 from trainer.step.state import TrainerState, begin
 from trainer.step.teacher import make_teacher
 
-UNCLIPPED: dict[str, object] = {"lora_r": 4, "lam": 0.5, "clip": 1e6, "solutions": "reference"}
+UNCLIPPED: dict[str, object] = {"lora_r": 4, "lam": 0.5, "clip": 1e6, **REFERENCE_ALONE}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,9 @@ def state(model_folder: Path) -> TrainerState:
 
 
 def rows_of(state: TrainerState, lessons: Sequence[LessonFacts], config: TrainerConfig) -> tuple[Row, ...]:
-    return build_batch(lessons, [], state.tokenizer, state.vocabulary, config, newest_version=0).rows
+    return build_batch(
+        lessons, TAUGHT_BY_ALL, state.tokenizer, state.vocabulary, config, Settings(), newest_version=0
+    ).rows
 
 
 def compose(state: TrainerState, rows: Sequence[Row], config: TrainerConfig) -> tuple[Account, float]:

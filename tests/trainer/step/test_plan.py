@@ -9,9 +9,10 @@ import pytest
 
 from services.contracts.answers import Feedback, FeedbackSpan, SamplesDistribution
 from services.policy.model.modeling import LoadedPolicy
+from services.runtime.settings import Settings
 from services.store.ledger.lessons import LessonAnswer, LessonFacts
 from tests.trainer.batch.test_build import top_k
-from tests.trainer.world import answer, facts, reference
+from tests.trainer.world import REFERENCE_ALONE, TAUGHT_BY_ALL, answer, facts, reference
 from trainer.batch.build import build_batch
 from trainer.batch.rows import Row, Vocabulary
 from trainer.config import TrainerConfig
@@ -24,9 +25,9 @@ def plan_of(
     policy: LoadedPolicy, lessons: Sequence[LessonFacts], **settings: object
 ) -> tuple[Plan, dict[int, Row], list[bool]]:
     """The plan, the rows by their place in the group, and which of them any objective can use."""
-    config = TrainerConfig.model_validate({"solutions": "reference"} | settings)
+    config = TrainerConfig.model_validate(REFERENCE_ALONE | settings)
     vocabulary = Vocabulary(policy.vocab_size, policy.eos_token_ids, 512)
-    rows = build_batch(lessons, [], policy.tokenizer, vocabulary, config, newest_version=0).rows
+    rows = build_batch(lessons, TAUGHT_BY_ALL, policy.tokenizer, vocabulary, config, Settings(), newest_version=0).rows
     plan = make_plan(rows, config)
     return plan, dict(enumerate(rows)), [plan.uses(row) for row in rows]
 

@@ -17,8 +17,9 @@ from services.policy.artifacts import ArtifactStore
 from services.policy.model.modeling import LoadedPolicy, encode_text, load_policy
 from services.runtime.settings import Settings
 from services.store.ledger.lessons import LessonFacts
-from tests.trainer.batch.test_build import samples, siblings, top_k
-from tests.trainer.world import ANSWERS, answer, facts, reference
+from tests.trainer.batch.building import siblings
+from tests.trainer.batch.test_build import samples, top_k
+from tests.trainer.world import ANSWERS, TAUGHT_BY_ALL, answer, facts, reference
 from trainer.batch.build import build_batch
 from trainer.batch.rows import Batch, LabelRow, Row, SampleRows, Source, TopKRows
 from trainer.config import TrainerConfig
@@ -48,7 +49,7 @@ def group(policy: LoadedPolicy) -> list[LessonFacts]:
 
 
 def batch_of(state: TrainerState, lessons: Sequence[LessonFacts], config: TrainerConfig = CONFIG) -> Batch:
-    return build_batch(lessons, [], state.tokenizer, state.vocabulary, config, newest_version=0)
+    return build_batch(lessons, TAUGHT_BY_ALL, state.tokenizer, state.vocabulary, config, SETTINGS, newest_version=0)
 
 
 def train(state: TrainerState, batch: Batch, config: TrainerConfig = CONFIG) -> StepResult:
