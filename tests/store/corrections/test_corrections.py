@@ -12,6 +12,7 @@ from services.contracts.answers import AnswerKind, Feedback, FeedbackSpan
 from services.contracts.corrections import CorrectionSkip, CorrectionSubmit, DraftSave, SkipKind
 from services.contracts.experts import ConsultAbstain, ConsultLater, ConsultResult
 from services.contracts.ids import new_id
+from services.contracts.sources import ContextSource
 from services.contracts.updates import TermKind, TermRecord
 from services.store.core.transaction import Store
 from services.store.corrections import corrections, desk, drafts, ranking, undo
@@ -25,9 +26,9 @@ from services.store.loop.consultations import ClaimedConsultation
 from services.store.loop.settling import NotWaiting
 from services.store.tables.corrections import CorrectionRow, DraftRow
 from services.store.tables.ledger import LessonAnswerRow, LessonRow, UpdateLessonRow
-from services.store.tables.loop import AnswerRow, AttemptRow, ConsultationRow, ExpertRow
+from services.store.tables.loop import AnswerRow, AttemptRow, ConsultationRow, ExpertRow, GroupRow, RolloutRow, TaskRow
 from services.store.teaching.material import find_fixed
-from tests.store.conftest import World
+from tests.store.conftest import World, show
 from tests.web.correcting import Queue, Said
 
 pytestmark = pytest.mark.integration
@@ -411,6 +412,29 @@ def test_what_was_taken_back_is_claimed_again_with_its_words_and_trains_nothing(
     submit(queue, item, ana, CorrectionSubmit(verdict="fine"))
     with queue.store.transaction() as session:
         assert lessons.count_ready_late(session, queue.world.lineage_id) == 1
+
+
+def test_what_a_teacher_drew_that_was_shown_what_was_taken_back_trains_nothing(queue: Queue) -> None:
+    item = put(queue, "a")
+    ana, _ = queue.person("ana")
+    claim(queue, ana)
+    submit(queue, item, ana)
+    with queue.store.transaction() as session:
+        row = queue.read(item)
+        answer = session.scalars(select(AnswerRow).where(AnswerRow.consultation_id == row.consultation_id)).one()
+        task = session.get_one(TaskRow, session.get_one(RolloutRow, row.rollout_id).task_id)
+        context = show(ContextSource.CORRECTION, answer.id, words="better")
+        [drawn] = queue.world.drawn(session, task, 1, context=context, num_shown=1)
+        for asked in consultations.claim(session, consultations.pending_of(session, [drawn.id]), lease_seconds=60):
+            settling.settle(session, asked, ConsultResult(score=1.0))
+        rollouts.advance(session, drawn.id)
+        lesson = session.scalars(select(LessonRow).where(LessonRow.rollout_id == drawn.id)).one()
+        assert lesson.status == "ready"
+    take_back(queue, item, ana)
+    with queue.store.transaction() as session:
+        assert session.get_one(LessonRow, lesson.id).status == "withdrawn"
+        assert session.get_one(RolloutRow, drawn.id).text == ""
+        assert (session.get_one(GroupRow, drawn.group_id).context or {})["messages"] == []
 
 
 def correct_before_the_readers(queue: Queue, person: UUID, said: ConsultResult | ConsultAbstain) -> UUID:
