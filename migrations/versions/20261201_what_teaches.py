@@ -43,6 +43,22 @@ ALTER TABLE expert
         'reasoning-gym', 'self-evaluation', 'teacher', 'human'));
 """
 
+GAP_PROBES = """
+UPDATE rollout SET shown = true, sampler_logprobs = NULL
+    FROM rollout_group WHERE rollout_group.id = rollout.group_id
+    AND jsonb_exists(rollout_group.sampling, 'shown_solution');
+UPDATE rollout_group SET sampling = sampling - 'shown_solution' WHERE jsonb_exists(sampling, 'shown_solution');
+UPDATE rollout_group SET evaluation_id = NULL, status = 'dead', reason = 'measurements took the place of gap probes'
+    FROM evaluation WHERE evaluation.id = rollout_group.evaluation_id AND evaluation.split = 'train'
+    AND rollout_group.status = 'pending';
+UPDATE rollout_group SET evaluation_id = NULL
+    FROM evaluation WHERE evaluation.id = rollout_group.evaluation_id AND evaluation.split = 'train';
+DELETE FROM evaluation WHERE split = 'train';
+ALTER TABLE evaluation
+    DROP CONSTRAINT ck_evaluation_not_on_train,
+    ADD CONSTRAINT ck_evaluation_not_on_train CHECK (split <> 'train');
+"""
+
 TABLES = """
 CREATE TABLE measurement (
     id uuid NOT NULL,
@@ -53,6 +69,7 @@ CREATE TABLE measurement (
     domain text NOT NULL,
     policy_version text NOT NULL,
     temperature double precision NOT NULL,
+    by_hand boolean DEFAULT false NOT NULL,
     status text NOT NULL,
     reason text,
     num_looks integer DEFAULT 0 NOT NULL,
@@ -125,6 +142,7 @@ OUTCOMES = ("abandoned", "does_not_teach", "teaches")
 def upgrade() -> None:
     """Apply the change."""
     op.execute(COLUMNS)
+    op.execute(GAP_PROBES)
     op.execute(TABLES)
     for name, rows in CHANGES.items():
         op.execute(VERDICTS.format(name=name, rows=rows))

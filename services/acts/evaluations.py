@@ -1,7 +1,7 @@
 """Starting an evaluation of a policy version, or a probe of the gap between student and teacher."""
 
 from services.acts.call import Act, Call
-from services.contracts.evaluations import Evaluation, EvaluationCreate, GapProbeCreate
+from services.contracts.evaluations import Evaluation, EvaluationCreate
 from services.jobs.maintain import train_sampling
 from services.store.loop import evaluations
 from services.store.tables.loop import EvaluationRow
@@ -14,23 +14,6 @@ def start(call: Call, wanted: EvaluationCreate) -> Evaluation:
     """
     with call.begin() as act:
         row, _ = evaluations.create(act.session, act.lineage.id, wanted, train_sampling(call.settings))
-        return _finish(act, row)
-
-
-def start_gap_probe(call: Call, wanted: GapProbeCreate) -> Evaluation:
-    """Plan a probe of the gap: train tasks answered plainly, and again with their reference shown first.
-
-    Errors: NothingToEvaluate (422).
-    """
-    with call.begin() as act:
-        row, _ = evaluations.create_gap_probe(
-            act.session,
-            act.lineage.id,
-            num_tasks=wanted.num_tasks,
-            num_samples=wanted.num_samples,
-            seed=wanted.seed,
-            sampling=train_sampling(call.settings),
-        )
         return _finish(act, row)
 
 

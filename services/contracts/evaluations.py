@@ -59,17 +59,6 @@ class EvaluationCreate(Contract):
     seed: Seed = 0
 
 
-class GapProbeCreate(Contract):
-    """Measure the student-teacher gap: train tasks drawn plainly, and again with their reference shown first.
-
-    num_tasks: a domain; num_samples: answers a task and half.
-    """
-
-    num_tasks: Annotated[Int, Field(ge=1, le=1000)] = 8
-    num_samples: Annotated[Int, Field(ge=1, le=256)] = 4
-    seed: Seed = 0
-
-
 class TaskResult(Contract):
     """One task of an evaluation at one temperature: its judged answers, and those of them that passed.
 
@@ -120,10 +109,9 @@ class EvaluationDetail(Evaluation):
     """An evaluation with its results by task and temperature.
 
     validation_results: those of the validation tasks drawn beside held-out ones. best: the temperatures chosen, once
-    the evaluation is done. teacher_results: a gap probe's other half.
+    the evaluation is done.
     """
 
     results: list[TaskResult]
     validation_results: list[TaskResult] = []
     best: list[BestTemperature] = []
-    teacher_results: list[TaskResult] = []

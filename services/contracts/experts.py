@@ -244,7 +244,11 @@ class ExpertWeight(Contract):
 
 
 class Expert(View):
-    """A registered expert."""
+    """A registered expert.
+
+    share: of the loss of the newest updates, 0..1; null where it was not asked for. measured: what each of its sources
+    was measured to teach, in words.
+    """
 
     id: UUID
     name: str
@@ -267,6 +271,8 @@ class Expert(View):
     report: ConformanceReport
     own: OwnKind | None = None
     created_at: datetime
+    share: float | None = None
+    measured: list[str] = []
 
     @property
     def ungranted(self) -> list[str]:

@@ -4,7 +4,7 @@ from datetime import datetime
 from enum import StrEnum
 from uuid import UUID
 
-from services.contracts.base import StatusChanges, View
+from services.contracts.base import Contract, Name, StatusChanges, View
 from services.contracts.sources import ContextSource
 from services.contracts.templates import Template
 
@@ -25,12 +25,21 @@ MEASUREMENT_CHANGES: StatusChanges[MeasurementStatus] = {
 }
 
 
+class MeasurementCreate(Contract):
+    """Measure what teaches now: of one expert or of all, in one domain or in all, one source or every one."""
+
+    expert_id: UUID | None = None
+    domain: Name | None = None
+    source: ContextSource | None = None
+
+
 class Measurement(View):
     """One source of one expert in one domain, measured on train tasks.
 
     gap: the teacher's pass rate less the student's, over tasks; net: the gap less that of the control, which is shown
     the same thing from another task. low, high: ends of their intervals at the look that decided. num_tokens: drawn for
-    it. temperature: of all its draws.
+    it. temperature: of all its draws. policy_version: the one its newest tasks are drawn from. by_hand: a person asked
+    for it.
     """
 
     id: UUID
@@ -41,6 +50,7 @@ class Measurement(View):
     domain: str
     policy_version: str
     temperature: float
+    by_hand: bool
     status: MeasurementStatus
     reason: str | None
     num_looks: int
@@ -54,3 +64,9 @@ class Measurement(View):
     net_high: float | None
     created_at: datetime
     decided_at: datetime | None
+
+
+class MeasurementsAsked(Contract):
+    """The measurements that a request began, or found under way; `GET /v1/measurements` shows how far they are."""
+
+    measurements: list[Measurement]

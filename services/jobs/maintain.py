@@ -1,4 +1,5 @@
-"""The sweep, once a second: plan draws, resend lost messages, free leases of dead workers, close finished rows.
+"""The sweep, once a second: plan draws, resend lost messages, free leases of dead workers, close finished rows, take
+measurements of what teaches a step on.
 
 No draws are planned or sent while a disk is nearly full; `status` shows the reason.
 """
@@ -24,7 +25,8 @@ from services.store.ledger import lessons
 from services.store.loop import evaluations, groups, lineages, processes, settling
 from services.store.loop import switches as loop
 from services.store.tables.loop import GroupRow
-from services.store.teaching import roll_in
+from services.store.teaching import measurements, roll_in
+from services.store.teaching.candidates import Ages
 
 _LOCK = 0x7072656365707402  # two sweeps at once would only wait for each other
 _MAX_RESENT = 256
@@ -59,6 +61,9 @@ def maintain() -> None:
         switches = loop.get(session, lineage.id)
         if switches.sampling and shortage is None:
             planned = _plan(session, lineage.id, settings)
+        rules = measuring_rules(settings)
+        may_draw = shortage is None
+        measurements.advance(session, lineage.id, rules, is_sampling=switches.sampling, may_draw=may_draw)
         drawn = [(str(group.id), str(group.task_id)) for group in planned]
     for group_id, task_id in drawn:
         log.info("draw planned", group_id=group_id, task_id=task_id)
@@ -124,4 +129,16 @@ def train_sampling(settings: Settings) -> Sampling:
     """How train rollouts are drawn: the full softmax at the sampling temperature."""
     return Sampling(
         temperature=settings.sampling_temperature, max_new_tokens=settings.max_new_tokens, stop=settings.stop
+    )
+
+
+def measuring_rules(settings: Settings) -> measurements.Rules:
+    """How student, teacher and control are drawn, all at the teacher's temperature."""
+    return measurements.Rules(
+        sampling=train_sampling(settings).model_copy(update={"temperature": settings.teacher_temperature}),
+        seed=settings.seed,
+        share=settings.measuring_share,
+        max_tokens=settings.measuring_tokens,
+        ages=Ages(settings.remeasure_versions, settings.remeasure_answers),
+        promote=settings.promote_measured,
     )

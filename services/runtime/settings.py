@@ -83,7 +83,7 @@ class Settings(BaseSettings):
     max_new_tokens: int = Field(default=64, ge=1)
     """The longest answer, in tokens; longer ones are cut off. Raise it for anything but the starter tasks."""
     sampling_temperature: float = Field(default=1.0, gt=0)
-    """Temperature of train rollouts and gap probes. Evaluations state their own."""
+    """Temperature of train rollouts. Evaluations state their own; measurements use the teacher's."""
     stop: list[str] = ["\n```"]
     """Strings that end an answer; the default ends it after the first fenced block."""
     max_backlog_lessons: int = Field(default=48, ge=1)
@@ -94,6 +94,17 @@ class Settings(BaseSettings):
     """Groups that the policy server draws at once; enough to keep its batch full."""
     seed: int = 0
     """Decides the order of tasks and every draw's sampling seed."""
+    measuring_share: float = Field(default=0.2, ge=0, lt=1)
+    """No tasks are begun to be measured while more than this share of all rollouts was drawn for that; 0: only what a
+    person asks for is measured."""
+    measuring_tokens: int = Field(default=100_000, ge=1)
+    """Tokens drawn for one measurement, student, teacher and control together; then it ends with what it has found."""
+    remeasure_versions: int = Field(default=32, ge=1)
+    """A source is measured again after this many policy versions began to serve; until then its old verdict holds."""
+    remeasure_answers: int = Field(default=1000, ge=1)
+    """The same after this many answers of its expert."""
+    promote_measured: bool = False
+    """Whether an expert on probation that is measured to teach becomes active by itself; else a person confirms it."""
     max_staleness: int = Field(default=8, ge=0)
     """Versions that may have begun to serve since a rollout was drawn; older rollouts are set aside."""
 

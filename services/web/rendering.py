@@ -1,7 +1,7 @@
 """Templates: one environment that escapes everything, rejects undefined names, and formats values.
 
 Filters: `ago` and `when` (times), `short` (ids), `number`, `percent`, `words` (a status word without underscores),
-`reveal` (foreign text, with invisible characters marked).
+`reveal` (foreign text, with invisible characters marked), `measured` and `source_name` (a measurement in words).
 """
 
 from datetime import UTC, datetime
@@ -11,6 +11,7 @@ from uuid import UUID
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from services.store.views import measured
 from services.web.assets import asset_url
 from services.web.presenters.hidden import reveal
 
@@ -27,7 +28,16 @@ def environment() -> Environment:
     )
     made.globals["asset"] = asset_url
     made.filters.update(
-        ago=ago, when=when, short=short, number=number, percent=percent, words=words, browser=browser, reveal=reveal
+        ago=ago,
+        when=when,
+        short=short,
+        number=number,
+        percent=percent,
+        words=words,
+        browser=browser,
+        reveal=reveal,
+        measured=measured.say_about,
+        source_name=measured.name,
     )
     return made
 

@@ -81,6 +81,9 @@ ACTS: Final = {
     "/experts/{expert_id}/retire": Way(
         "POST /v1/experts/{expert_id}/retire", "experts retire {expert_id}", Right.OPERATE
     ),
+    "/experts/{expert_id}/measure": Way(
+        "POST /v1/measurements", "experts measure {expert_id} --no-wait", Right.OPERATE
+    ),
     "/experts/{expert_id}/requeue": Way(
         "POST /v1/experts/{expert_id}/requeue", "experts requeue {expert_id}", Right.OPERATE
     ),

@@ -90,6 +90,14 @@ def an_expert_with_a_dead_consultation(scene: Scene) -> UUID:
     return expert_id
 
 
+def an_expert_with_train_tasks(scene: Scene) -> UUID:
+    """A verifier, so that the policy's own successes can be measured."""
+    expert_id = an_expert(scene)
+    with scene.store.transaction() as session:
+        scene.world.task(session, f"t{next(numbers)}")
+    return expert_id
+
+
 def a_heldout_task(scene: Scene) -> UUID:
     with scene.store.transaction() as session:
         return scene.world.task(session, f"t{next(numbers)}", split=Split.HELDOUT).id
@@ -178,6 +186,13 @@ PAIRS = (
         an_expert_with_a_dead_consultation,
         "/experts/{id}/requeue",
         ("POST", "/v1/experts/{id}/requeue"),
+    ),
+    Pair(
+        "measure what an expert teaches",
+        an_expert_with_train_tasks,
+        "/experts/{id}/measure",
+        ("POST", "/v1/measurements"),
+        body={"expert_id": "{id}"},
     ),
     Pair(
         "start an evaluation",

@@ -53,8 +53,8 @@ def test_a_registered_expert_starts_on_probation_with_its_report(api: Api) -> No
     assert isinstance(report, dict)
     assert report["checks"]
     assert registered["endpoint"] == url
-    assert made(api.get(f"/v1/experts/{registered['id']}")) == registered
-    assert items(api.get("/v1/experts")) == [registered]
+    assert made(api.get(f"/v1/experts/{registered['id']}")) == registered | {"share": 0.0}
+    assert items(api.get("/v1/experts")) == [registered | {"share": 0.0}]
 
 
 def test_who_registers_is_told_of_metadata_that_is_not_granted_and_of_what_changed(api: Api) -> None:
@@ -171,7 +171,7 @@ def test_a_service_that_calls_itself_like_another_expert_is_refused_and_the_othe
         for trusted in (False, True):
             problem = refused(api.post("/v1/experts", {"endpoint": elsewhere, "trusted": trusted}), 409)
     assert str(first["id"]) in str(problem["detail"])
-    assert items(api.get("/v1/experts")) == [first]
+    assert items(api.get("/v1/experts")) == [first | {"share": 0.0}]
 
 
 def test_an_expert_moves_where_somebody_says_so_and_goes_through_probation_there(api: Api) -> None:

@@ -121,6 +121,3 @@ def test_an_evaluation_is_planned_over_a_split(api: Api) -> None:
     assert made(api.get(f"/v1/evaluations/{planned['id']}"))["results"] == []
     refused(api.post("/v1/evaluations", {"policy_version": "none"}), 404)
     refused(api.post("/v1/evaluations", {"split": "train"}), 422)
-    refused(api.post("/v1/gap-probes", {}), 422)
-    api.task("t", metadata={"reference": "4"})
-    assert made(api.post("/v1/gap-probes", {"num_samples": 2}))["num_rollouts"] == 4

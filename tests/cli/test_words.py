@@ -65,7 +65,7 @@ def result(number: int, num_passed: int, family: str = "f") -> TaskResult:
     )
 
 
-def evaluation(results: list[TaskResult], teacher: list[TaskResult]) -> EvaluationDetail:
+def evaluation(results: list[TaskResult]) -> EvaluationDetail:
     return EvaluationDetail(
         id=UUID(int=1),
         lineage_id=UUID(int=2),
@@ -78,7 +78,6 @@ def evaluation(results: list[TaskResult], teacher: list[TaskResult]) -> Evaluati
         created_at=NOW,
         finished_at=NOW,
         results=results,
-        teacher_results=teacher,
     )
 
 
@@ -110,13 +109,6 @@ def test_an_update_in_one_line() -> None:
     assert unknown == "update 1: loss 1.235; train pass rate not known yet"
 
 
-def test_the_gap_is_the_teachers_mean_less_the_policys_over_shared_families() -> None:
-    gap = evaluation([result(1, 1), result(2, 0, "g")], [result(1, 3), result(2, 1, "g")])
-    assert measures.mean_gap(gap) == pytest.approx((0.5 + 0.25) / 2)
-    assert list(measures.gap_lines(gap)) == ["gap math: policy 0.125, shown the solution 0.500"]
-    assert measures.mean_gap(evaluation([], [])) == 0.0
-
-
 def at(temperature: float, results: list[TaskResult]) -> list[TaskResult]:
     return [one.model_copy(update={"temperature": temperature}) for one in results]
 
@@ -124,7 +116,7 @@ def at(temperature: float, results: list[TaskResult]) -> list[TaskResult]:
 def test_a_comparison_begins_with_each_version_at_its_best_temperature() -> None:
     low, high = [result(1, 1), result(2, 0, "g")], [result(1, 2), result(2, 1, "g")]
     before, after = (
-        evaluation(results, []).model_copy(update={"best": choose_best(results, results)})
+        evaluation(results).model_copy(update={"best": choose_best(results, results)})
         for results in (at(0.5, high) + at(1.0, low), at(0.5, high) + at(1.0, high))
     )
     told = list(measures.comparison(before, after))
@@ -143,7 +135,7 @@ def test_a_comparison_begins_with_each_version_at_its_best_temperature() -> None
 
 def test_without_a_best_temperature_the_comparison_says_why() -> None:
     results = at(0.5, [result(1, 1)]) + at(1.0, [result(1, 2)])
-    measured = evaluation(results, []).model_copy(update={"best": choose_best(results, [])})
+    measured = evaluation(results).model_copy(update={"best": choose_best(results, [])})
     told = list(measures.comparison(measured, measured))
     assert told[2] == "math         pass@1   no best temperature: no validation tasks"
     assert list(measures.scores(measured))[3] == "math         pass@1   no best temperature: no validation tasks"
@@ -152,10 +144,10 @@ def test_without_a_best_temperature_the_comparison_says_why() -> None:
 
 
 def test_scores_of_few_families_are_clipped_and_said_to_be_not_reliable() -> None:
-    spread = list(measures.scores(evaluation([result(1, 0), result(2, 4, "g")], [])))
+    spread = list(measures.scores(evaluation([result(1, 0), result(2, 4, "g")])))
     assert spread[0] == "kind         figure       T  passed, with its 95 % interval over families"
     assert spread[1] == "math         pass@1       1  0.500 [0.000, 1.000] not reliable (2 families)"
-    alike = list(measures.scores(evaluation([result(1, 2), result(2, 2, "g")], [])))
+    alike = list(measures.scores(evaluation([result(1, 2), result(2, 2, "g")])))
     assert alike[1] == "math         pass@1       1  0.500 [0.095, 0.905] not reliable (2 families)"
 
 

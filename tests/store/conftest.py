@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from uuid import UUID
 
 import pytest
@@ -10,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from services.contracts.answers import AnswerKind
 from services.contracts.experts import Descriptor, OwnKind
+from services.contracts.measurements import MeasurementStatus
 from services.contracts.rollouts import Purpose, Rollout, RolloutCreate, Sampling
 from services.contracts.sources import ContextSource, ShownContext
 from services.contracts.tasks import Message, Split, TaskCreate
@@ -18,7 +20,8 @@ from services.store.core.transaction import Store
 from services.store.loop import groups, ingest, lineages, rollouts, tasks
 from services.store.loop.rollouts import Sample
 from services.store.tables.base import LineageRow
-from services.store.tables.loop import ExpertRow, RolloutRow, TaskRow
+from services.store.tables.loop import ExpertRow, GroupRow, RolloutRow, TaskRow
+from services.store.tables.teaching import MeasurementRow
 
 VOCAB = 1000
 TOKENIZER = "a" * 64
@@ -85,8 +88,10 @@ class World:
         metadata_keys: tuple[str, ...] = (),
         granted: tuple[str, ...] = (),
         rollouts_per_group: int | None = None,
+        teaches: ContextSource | None = None,
     ) -> ExpertRow:
-        """A registered expert that nobody runs; our own if it is to be people's."""
+        """A registered expert that nobody runs; our own if it is to be people's. teaches: what it was measured to
+        teach in the domain `math`."""
         descriptor = Descriptor(
             name=name,
             version="1",
@@ -113,6 +118,36 @@ class World:
         )
         session.add(row)
         session.flush()
+        if teaches is not None:
+            self.measured(session, row.id, MeasurementStatus.TEACHES, source=teaches)
+        return row
+
+    def measured(
+        self,
+        session: Session,
+        expert_id: UUID,
+        status: MeasurementStatus,
+        *,
+        source: ContextSource = ContextSource.FEEDBACK,
+        template: Template = Template.REPROMPT,
+        domain: str = "math",
+        low: float | None = 0.1,
+    ) -> MeasurementRow:
+        """A measurement that ended, or is under way. low: the gap's lower bound."""
+        row = MeasurementRow(
+            lineage_id=self.lineage_id,
+            expert_id=expert_id,
+            source=source.value,
+            template=template.value,
+            domain=domain,
+            policy_version="base",
+            temperature=0.5,
+            status=status.value,
+            gap_low=low,
+            decided_at=None if status is MeasurementStatus.MEASURING else datetime.now(UTC),
+        )
+        session.add(row)
+        session.flush()
         return row
 
     def drawn(
@@ -131,7 +166,11 @@ class World:
         [draw] = groups.claim(session, [group.id], lease_seconds=60)
         finished = groups.finish(session, draw, "base")
         assert finished is not None
-        samples = [Sample([1, 2, 3], [-0.5, -0.5, -0.5], f"answer {i}", "stop") for i in range(size)]
+        return self.store_drawn(session, finished)
+
+    def store_drawn(self, session: Session, finished: GroupRow) -> list[RolloutRow]:
+        """The rollouts of a group that was drawn."""
+        samples = [Sample([1, 2, 3], [-0.5, -0.5, -0.5], f"answer {i}", "stop") for i in range(finished.size)]
         stored = rollouts.add_drawn(
             session, finished, tokenizer_hash=TOKENIZER, prompt_token_ids=[7], samples=samples, sampling={}
         )

@@ -48,6 +48,7 @@ from services.store.tables.loop import (
     RolloutRow,
     TaskRow,
 )
+from services.store.tables.teaching import MeasurementRow
 
 TOKENIZER = "a" * 64
 NUM_UPDATES = 24
@@ -426,7 +427,46 @@ def _run(filler: Filler, lineage_id: UUID, num_updates: int) -> None:
             serving = _publish(filler, serving, number, at)
             if number in (UPDATES_PER_VERSION, num_updates):
                 _evaluate(filler, experts["execution"], made, serving, at, pass_rate)
+    _measure(filler, experts, serving)
     _leave_open(filler, experts, made[Split.TRAIN], serving)
+
+
+MEASURED = (
+    ("execution", "own_success", "turns", "teaches", None, 8, 0.21, 0.14, 0.39, 0.18),
+    ("execution", "own_success", "reprompt", "measuring", None, 8, 0.12, 0.16, 0.2, 0.21),
+    ("execution", "feedback", "reprompt", "does_not_teach", None, 16, -0.12, 0.06, -0.02, 0.08),
+    ("reference", "reference", "turns", "teaches", None, 8, 0.33, 0.15, 0.5, 0.17),
+    ("style-judge", "feedback", "reprompt", "does_not_teach", None, 32, 0.19, 0.11, 0.02, 0.12),
+    ("human", "precedents", "turns", "measuring", "none of 8 tasks had anything to show (precedents)", 0, 0, 0, 0, 0),
+    ("larger-model", "distribution", "turns", "teaches", None, 16, 1.25, 0.8, None, 0),
+)
+"""Expert, source, template, status, reason, tasks; gap and net, each with half of its interval."""
+
+
+def _measure(filler: Filler, experts: dict[str, ExpertRow], serving: PolicyVersionRow) -> None:
+    """What each of its sources was measured to teach."""
+    for name, source, template, status, reason, num_tasks, gap, wide, net, net_wide in MEASURED:
+        row = MeasurementRow(
+            lineage_id=filler.lineage_id,
+            expert_id=experts[name].id,
+            source=source,
+            template=template,
+            domain="code/python",
+            policy_version=serving.name,
+            temperature=0.5,
+            status=status,
+            reason=reason,
+            num_looks=min(num_tasks // 8, 3),
+            num_tasks=num_tasks,
+            num_tokens=0 if source == "distribution" else 620 * num_tasks,
+            decided_at=None if status == "measuring" else datetime.now(UTC),
+        )
+        if num_tasks:
+            row.gap, row.gap_low, row.gap_high = gap, gap - wide, gap + wide
+        if num_tasks and net is not None:
+            row.net, row.net_low, row.net_high = net, net - net_wide, net + net_wide
+        filler.session.add(row)
+    filler.session.flush()
 
 
 def _answers(

@@ -224,6 +224,19 @@ def test_an_expert_shows_its_figures_and_its_conformance(filled: Filled) -> None
     assert "8 failures in a row" in filled.page(f"/experts/{one(filled, ExpertRow, name='old-linter')}")
 
 
+def test_experts_show_what_they_were_measured_to_teach(filled: Filled) -> None:
+    listed = filled.page("/experts")
+    for told in (
+        "own success (turns) in code/python, teaches: +0.21 ± 0.14",
+        "feedback in code/python, measured, not taught: +0.19 ± 0.11, less the control +0.02 ± 0.12",
+        "none of 8 tasks had anything to show",
+    ):
+        assert told in listed, told
+    page = filled.page(f"/experts/{one(filled, ExpertRow, name='execution')}")
+    for told in ("What it teaches", "Measure now", "[-0.18, -0.06]", "8 of 16"):
+        assert told in page, told
+
+
 def test_versions_updates_evaluations_and_tasks_have_pages_of_their_own(filled: Filled) -> None:
     version = filled.page("/policies/main-v1")
     for told in ("Before and after", "paired by family", "kl from the parent", "/updates/4"):

@@ -8,7 +8,7 @@ from services.api.calls import CallDep
 from services.api.deps import PagingDep, SettingsDep, StoreDep
 from services.api.routes.common import build_router, problems
 from services.contracts.base import Page
-from services.contracts.evaluations import Evaluation, EvaluationCreate, EvaluationDetail, GapProbeCreate
+from services.contracts.evaluations import Evaluation, EvaluationCreate, EvaluationDetail
 from services.contracts.persons import Right
 from services.store.loop import evaluations, lineages
 from services.store.views import browse, versions
@@ -27,19 +27,6 @@ def add_evaluation(body: EvaluationCreate, call: CallDep) -> Evaluation:
     Errors: PolicyVersionNotFound (404), NothingToEvaluate (422).
     """
     return acts.start(call, body)
-
-
-@router.post(
-    "/gap-probes", status_code=201, dependencies=[needs(Right.OPERATE)], responses=problems(409, 413, 415, 422)
-)
-def add_gap_probe(body: GapProbeCreate, call: CallDep) -> Evaluation:
-    """Measure the student-teacher gap: train tasks answered plainly, then with their reference in the prompt.
-
-    The evaluation has the results of the second half in `teacher_results`.
-
-    Errors: NothingToEvaluate (422).
-    """
-    return acts.start_gap_probe(call, body)
 
 
 @router.get("/evaluations", dependencies=[needs(Right.READ)], responses=problems(422))

@@ -23,6 +23,7 @@ from services.contracts.experts import (
 from services.contracts.persons import Right
 from services.store.loop import experts, lineages
 from services.store.views import browse
+from services.store.views import experts as expert_figures
 
 router = build_router("experts")
 
@@ -74,20 +75,24 @@ def install_expert(kind: OwnKind, body: ExpertCreate, call: CallDep) -> Expert:
 def list_experts(
     caller: CallerDep, store: StoreDep, settings: SettingsDep, paging: PagingDep, status: ExpertStatus | None = None
 ) -> Page[Expert]:
-    """Experts with their descriptors and conformance reports, newest first. Why one that was granted metadata is in
-    quarantine is null for all but owners and operators. Errors: BadCursor (422)."""
+    """Experts with their descriptors and conformance reports, newest first, with their share of the loss and what they
+    were measured to teach. Why one that was granted metadata is in quarantine is null for all but owners and operators.
+    Errors: BadCursor (422)."""
     with store.reading() as session:
         lineage = lineages.get(session, settings.lineage)
-        return browse.list_experts(
+        found = browse.list_experts(
             session, lineage.id, caller.rights, status=status, cursor=paging.cursor, limit=paging.limit
         )
+        return found.model_copy(update={"items": expert_figures.add_worth(session, lineage.id, found.items)})
 
 
 @router.get("/experts/{expert_id}", dependencies=[needs(Right.READ)], responses=problems(404))
 def get_expert(expert_id: UUID, caller: CallerDep, store: StoreDep) -> Expert:
-    """One expert. Errors: ExpertNotFound (404)."""
+    """One expert, with its share of the loss and what it was measured to teach. Errors: ExpertNotFound (404)."""
     with store.reading() as session:
-        return experts.view(experts.get(session, expert_id), caller.rights)
+        row = experts.get(session, expert_id)
+        [found] = expert_figures.add_worth(session, row.lineage_id, [experts.view(row, caller.rights)])
+        return found
 
 
 @router.post("/experts/{expert_id}/activate", dependencies=[needs(Right.OPERATE)], responses=problems(404, 409))

@@ -13,6 +13,7 @@ from uuid import UUID
 from pydantic import JsonValue, TypeAdapter
 
 from services.cli.client import ApiClient, ApiProblem
+from services.cli.commands import measuring
 from services.cli.output import measures, report
 from services.cli.output.outcome import DemoOutcome, Trained
 from services.cli.output.progress import Progress
@@ -31,17 +32,19 @@ from services.contracts.evaluations import (
     EvaluationCreate,
     EvaluationDetail,
     EvaluationStatus,
-    GapProbeCreate,
 )
+from services.contracts.measurements import Measurement, MeasurementCreate, MeasurementsAsked
 from services.contracts.rollouts import Purpose, RolloutStatus
+from services.contracts.sources import ContextSource
 from services.contracts.status import LoopState, LoopSwitch, Status
 from services.contracts.tasks import Split, Task
 from services.contracts.updates import UpdateDetail
+from services.store.views.measured import say_about
 
 POLL_SECONDS = 1.0
 FINAL_MARGIN = 1.25  # the last measurement may take this much longer than the first: versions switch, caches are cold
 LEAST_TRAINING = 1 / 3  # of the minutes, however long the measurements before it took
-MIN_GAP = 0.05  # below this a teacher is too close to the student to learn from
+MEASURING = 1 / 10  # of the minutes, for what teaches before training; what is left goes on beside it
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,6 @@ class DemoPlan:
     num_updates: int = 16
     num_eval_tasks: int | None = 15
     num_samples: int = 8
-    gap_tasks: int = 8
-    gap_samples: int = 4
     seed: int = 0
 
 
@@ -73,16 +74,8 @@ def run(api: ApiClient, plan: DemoPlan, progress: Progress, check: Callable[[], 
     eval_seconds = time.monotonic() - began
     progress.say(measures.scores_line("before", before))
 
-    gap = _probe_gap(api, plan, progress, check)
-    notes = []
-    for line in measures.gap_lines(gap):
-        progress.say(line)
-    if measures.mean_gap(gap) < MIN_GAP:
-        notes.append(
-            "A teacher shown the solution is hardly better than the policy, so there is little to learn from it."
-        )
-        progress.say("warning: " + notes[-1])
-
+    for one in _measure(api, plan, progress, check):
+        progress.say(say_about(one))
     until = max(deadline - eval_seconds * FINAL_MARGIN, time.monotonic() + plan.minutes * 60 * LEAST_TRAINING)
     trained = train(api, plan, progress, check, until)
     after = _evaluate(api, wanted, progress, check, "held-out tasks, after")
@@ -90,7 +83,8 @@ def run(api: ApiClient, plan: DemoPlan, progress: Progress, check: Callable[[], 
         api.get(f"/v1/updates/{number}", UpdateDetail)
         for number in range(trained.first_update, trained.first_update + trained.num_updates)
     ]
-    outcome = DemoOutcome(before, gap, after, trained, updates, notes + trained.notes)
+    measurements = [Measurement.model_validate(one) for one in api.pages("/v1/measurements", 1000)]
+    outcome = DemoOutcome(before, after, measurements, trained, updates, trained.notes)
     for line in measures.summary(outcome, updates, api.get("/v1/status", Status), kept):
         progress.say(line)
     return outcome
@@ -103,10 +97,17 @@ def _evaluate(
     return wait_for_evaluation(api, started.id, progress, check, label)
 
 
-def _probe_gap(api: ApiClient, plan: DemoPlan, progress: Progress, check: Callable[[], None]) -> EvaluationDetail:
-    wanted = GapProbeCreate(num_tasks=plan.gap_tasks, num_samples=plan.gap_samples, seed=plan.seed)
-    started = api.post("/v1/gap-probes", wanted, Evaluation)
-    return wait_for_evaluation(api, started.id, progress, check, "student-teacher gap on train tasks")
+def _measure(api: ApiClient, plan: DemoPlan, progress: Progress, check: Callable[[], None]) -> list[Measurement]:
+    """Whether references and the policy's own successes teach, as far as a part of the minutes tells."""
+    asked: list[Measurement] = []
+    for source in (ContextSource.REFERENCE, ContextSource.OWN_SUCCESS):
+        wanted = MeasurementCreate(source=source)
+        try:
+            asked += api.post("/v1/measurements", wanted, MeasurementsAsked).measurements
+        except ApiProblem as problem:  # no expert gives it
+            if problem.status_code != 422:
+                raise
+    return measuring.wait_for(api, asked, progress, check, time.monotonic() + plan.minutes * 60 * MEASURING)
 
 
 def wait_for_evaluation(
@@ -236,8 +237,8 @@ def as_document(plan: DemoPlan, outcome: DemoOutcome) -> JsonObject:
         {
             "plan": asdict(plan),
             "before": outcome.before.model_dump(mode="json"),
-            "gap": outcome.gap.model_dump(mode="json"),
             "after": outcome.after.model_dump(mode="json"),
+            "measurements": [one.model_dump(mode="json") for one in outcome.measurements],
             "correction": trained.correction.model_dump(mode="json") if trained.correction is not None else None,
             "correction_update": trained.correction_update,
             "num_updates": trained.num_updates,

@@ -13,6 +13,7 @@ from rich.console import Console
 from services.cli.commands import starter
 from services.cli.commands.consultations import consultations, draws
 from services.cli.commands.corrections import corrections
+from services.cli.commands.measuring import measure_expert
 from services.cli.ids import (
     ExpertId,
     Id,
@@ -80,6 +81,7 @@ def add_to(app: typer.Typer) -> None:
     ):
         app.add_typer(group, name=name)
     app.command("eval")(evaluate)
+    experts.command("measure")(measure_expert)
 
 
 @tasks.command("import")
@@ -272,9 +274,20 @@ def add_expert(
 
 @experts.command("list")
 def list_experts(home: Home = None, url: Url = None, limit: Limit = 50, as_json: AsJson = False) -> None:
-    """List experts."""
-    columns = ("id", "name", "version", "status", "weight", "endpoint", "reason")
-    list_page("/v1/experts", home, url, limit, as_json, columns)
+    """List experts, with their share of the newest updates' loss and what they were measured to teach."""
+    columns = ("id", "name", "version", "status", "weight", "share", "endpoint", "reason")
+    with api_of(home, url) as api:
+        items = list(api.pages("/v1/experts", limit))
+    found = [Expert.model_validate(item) for item in items]
+
+    def words() -> None:
+        shown = [item | {"share": f"{one.share or 0:.0%}"} for item, one in zip(items, found, strict=True)]
+        typer.echo("\n".join(format_rows(shown, columns)) or "none")
+        for one in found:
+            for line in one.measured:
+                typer.echo(f"{one.name}: {line}")
+
+    show(list(items), as_json, words)
 
 
 @experts.command("show")
@@ -290,6 +303,9 @@ def show_expert(expert_id: ExpertId, home: Home = None, url: Url = None, as_json
         typer.echo(f"may see {', '.join(expert.granted) or 'prompts and answers only'}; weight {expert.weight:g}")
         if expert.reason:
             typer.echo(f"reason: {expert.reason}")
+        typer.echo(f"share of the newest updates' loss {expert.share or 0:.1%}")
+        for line in expert.measured:
+            typer.echo(line)
         for check in expert.report.checks:
             typer.echo(
                 f"{'ok  ' if check.passed else 'FAIL'}  {check.name}{': ' + check.detail if check.detail else ''}"

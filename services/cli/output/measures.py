@@ -1,6 +1,5 @@
 """Measurements as text: scores by temperature with their intervals, the headline, before and after."""
 
-import math
 from collections.abc import Iterator, Sequence
 
 from services.cli.output.outcome import DemoOutcome
@@ -13,7 +12,6 @@ from services.store.views.estimates import (
     Interval,
     by_temperature,
     domains,
-    family_means,
     figures,
     headline,
     pick,
@@ -21,6 +19,7 @@ from services.store.views.estimates import (
     score,
     temperatures,
 )
+from services.store.views.measured import say_about
 
 RISE = "rise, with its 95 % interval over families"
 
@@ -35,20 +34,6 @@ def scores_line(label: str, found: EvaluationDetail) -> str:
         if best.k == 1
     ]
     return f"pass@1 {label}, at the best temperature: " + ", ".join(parts)
-
-
-def mean_gap(gap: EvaluationDetail) -> float:
-    """Teacher's pass@1 less the student's, over all probed domains."""
-    student, teacher = (family_means(results, 1) for results in (gap.results, gap.teacher_results))
-    shared = student.keys() & teacher.keys()
-    return math.fsum(teacher[f] - student[f] for f in shared) / len(shared) if shared else 0.0
-
-
-def gap_lines(gap: EvaluationDetail) -> Iterator[str]:
-    """The gap of each domain: the score of a teacher shown the solution, beside that of the policy."""
-    for change in by_temperature(gap.results, gap.teacher_results):
-        if change.k == 1:
-            yield f"gap {change.domain}: policy {_mean(change.before)}, shown the solution {_mean(change.after)}"
 
 
 def scores(found: EvaluationDetail) -> Iterator[str]:
@@ -102,6 +87,7 @@ def summary(
 ) -> Iterator[str]:
     """The demo's closing report. kept: where the data is, and how to continue."""
     yield from comparison(outcome.before, outcome.after)
+    yield from (f"what teaches: {say_about(one)}" for one in outcome.measurements)
     lessons = [lesson for update in updates for lesson in update.lessons]
     with_future = sum(any(lesson.future_nonzero for lesson in update.lessons) for update in updates)
     if updates:

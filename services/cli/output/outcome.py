@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from services.contracts.corrections import CorrectionOutcome
 from services.contracts.evaluations import EvaluationDetail
+from services.contracts.measurements import Measurement
 from services.contracts.updates import UpdateDetail
 
 
@@ -24,8 +25,8 @@ class DemoOutcome:
     """The measurements of the demo, from which the report is written."""
 
     before: EvaluationDetail
-    gap: EvaluationDetail
     after: EvaluationDetail
+    measurements: list[Measurement]
     trained: Trained
     updates: list[UpdateDetail]
     notes: list[str]

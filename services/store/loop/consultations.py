@@ -5,9 +5,10 @@ The row decides, never the message: a consultation is claimed by raising `attemp
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import Final
 from uuid import UUID
 
 from sqlalchemy import func, select, update
@@ -27,11 +28,15 @@ from services.contracts.experts import (
 )
 from services.contracts.ids import new_id
 from services.contracts.rollouts import Purpose
+from services.contracts.sources import ContextSource
 from services.contracts.tasks import Message, Split
 from services.runtime.errors import NotFound
 from services.store.core.id_lists import listed
 from services.store.loop import answers, contexts, prefixes, trust
 from services.store.tables.loop import AnswerRow, AttemptRow, ConsultationRow, ExpertRow, RolloutRow, TaskRow
+from services.store.tables.teaching import MeasuredTaskRow, MeasurementRow
+from services.store.teaching import standing
+from services.store.teaching.standing import Standing
 
 DEADLINE = timedelta(minutes=30)  # an expert that is down for less than this misses no consultation
 TRAIN_ONLY_KINDS = (AnswerKind.SOLUTION, AnswerKind.PRECEDENTS)
@@ -116,7 +121,10 @@ def _share(*parts: UUID) -> float:
 
 @dataclass(frozen=True)
 class Subject:
-    """The properties of a rollout that decide which experts are asked about it, and where."""
+    """The properties of a rollout that decide which experts are asked about it, and where.
+
+    measured: the experts whose sources are measured on its group.
+    """
 
     purpose: str
     split: str
@@ -128,6 +136,17 @@ class Subject:
     quotes: frozenset[str]
     action_mask: Sequence[bool]
     sampler_logprobs: Sequence[float] | None
+    measured: frozenset[UUID] = frozenset()
+
+
+MEASURED_KINDS: Final = frozenset({AnswerKind.FEEDBACK, AnswerKind.SOLUTION, AnswerKind.PRECEDENTS})
+"""The kinds of answer that a measurement shows."""
+
+
+def supplies_material(index_in_group: int) -> bool:
+    """Whether an answer of the student may supply what a measurement shows; the pass rate of the others is what the
+    teacher's is compared with."""
+    return index_in_group % 2 == 0
 
 
 def choose_kinds(subject: Subject, expert: ExpertRow, descriptor: Descriptor) -> list[AnswerKind]:
@@ -140,6 +159,9 @@ def choose_kinds(subject: Subject, expert: ExpertRow, descriptor: Descriptor) ->
         return []
     if not set(descriptor.metadata_keys) <= subject.metadata_keys.intersection(expert.granted):
         return []
+    kinds = [k for k in descriptor.kinds if k not in TRAIN_ONLY_KINDS or subject.split == Split.TRAIN.value]
+    if expert.id in subject.measured and not descriptor.verifier:
+        return _choose_measured(subject, expert, descriptor, kinds)
     if subject.shown:
         is_asked = descriptor.verifier and trust.may_judge(expert, subject.quotes)
     elif subject.purpose != Purpose.TRAIN.value:
@@ -148,9 +170,32 @@ def choose_kinds(subject: Subject, expert: ExpertRow, descriptor: Descriptor) ->
         is_asked = False
     else:
         is_asked = expert.rollouts_per_group is None or subject.index_in_group < expert.rollouts_per_group
-    if not is_asked:
+    return kinds if is_asked else []
+
+
+def _choose_measured(
+    subject: Subject, expert: ExpertRow, descriptor: Descriptor, kinds: Sequence[AnswerKind]
+) -> list[AnswerKind]:
+    """What an expert is asked about the student's answers to a task of its measurement: people and experts that answer
+    later are not."""
+    if trust.is_people(expert) or descriptor.answers_later or not supplies_material(subject.index_in_group):
         return []
-    return [k for k in descriptor.kinds if k not in TRAIN_ONLY_KINDS or subject.split == Split.TRAIN.value]
+    if expert.rollouts_per_group is not None and subject.index_in_group >= expert.rollouts_per_group:
+        return []
+    return [kind for kind in kinds if kind in MEASURED_KINDS]
+
+
+def _find_measured(session: Session, group_ids: Iterable[UUID]) -> dict[UUID, frozenset[UUID]]:
+    """By group of the student's answers, the experts whose sources are measured on it."""
+    rows = session.execute(
+        select(MeasuredTaskRow.student_group_id, MeasurementRow.expert_id)
+        .join(MeasurementRow, MeasurementRow.id == MeasuredTaskRow.measurement_id)
+        .where(MeasuredTaskRow.student_group_id.in_(set(group_ids)))
+    )
+    found: dict[UUID, frozenset[UUID]] = {}
+    for group_id, expert_id in rows:
+        found[group_id] = found.get(group_id, frozenset()) | {expert_id}
+    return found
 
 
 @dataclass(frozen=True)
@@ -171,14 +216,20 @@ def plan_first(
         for expert in askable_experts(session, lineage_id)
         if not (descriptor := Descriptor.model_validate(expert.descriptor)).needs_answers
     ]
+    probes = {subject.group_id for subject in subjects.values() if subject.purpose == Purpose.PROBE.value}
+    measured = _find_measured(session, probes) if probes else {}
     return {
         rollout_id: [
             _plan(rollout_id, subject, expert, kinds, now)
             for expert, descriptor in askable
-            if (kinds := choose_kinds(subject, expert, descriptor))
+            if (kinds := choose_kinds(_with_measured(subject, measured), expert, descriptor))
         ]
         for rollout_id, subject in subjects.items()
     }
+
+
+def _with_measured(subject: Subject, measured: Mapping[UUID, frozenset[UUID]]) -> Subject:
+    return replace(subject, measured=measured[subject.group_id]) if subject.group_id in measured else subject
 
 
 def _plan(
@@ -225,9 +276,10 @@ def _build_ask(
 def open_second_stage(session: Session, rollout: RolloutRow, task: TaskRow) -> None:
     """Open the consultations of experts that answer given answers.
 
-    Each is shown the answers that count and that it may see; one that may see none is not asked.
+    Each is shown the answers that count and that it may see, of these a verdict and what teaches; one that may be shown
+    none is not asked.
     """
-    said = [row for row in answers.counting(session, rollout.id) if row.distribution_kind is None]
+    answered = [row for row in answers.counting(session, rollout.id) if row.distribution_kind is None]
     subject = Subject(
         purpose=rollout.purpose,
         split=rollout.split,
@@ -240,24 +292,44 @@ def open_second_stage(session: Session, rollout: RolloutRow, task: TaskRow) -> N
         action_mask=rollout.action_mask,
         sampler_logprobs=rollout.sampler_logprobs,
     )
-    for expert in askable_experts(session, rollout.lineage_id):
-        descriptor = Descriptor.model_validate(expert.descriptor)
-        if not descriptor.needs_answers:
-            continue
+    subject = _with_measured(subject, _find_measured(session, [rollout.group_id]))
+    in_second_stage = [
+        (expert, descriptor)
+        for expert in askable_experts(session, rollout.lineage_id)
+        if (descriptor := Descriptor.model_validate(expert.descriptor)).needs_answers
+    ]
+    if not in_second_stage:
+        return
+    found = standing.read(session, rollout.lineage_id)
+    said = {answer.id: _show(session, answer, found, task.domain) for answer in answered}
+    for expert, descriptor in in_second_stage:
         kinds = choose_kinds(subject, expert, descriptor)
-        shown = [answer for answer in said if trust.may_see(expert, answer)]
+        seen = [(answer.id, said[answer.id]) for answer in answered if trust.may_see(expert, answer)]
+        shown = [(answer_id, content) for answer_id, content in seen if content is not None]
         if kinds and shown:
-            context = [_show(session, answer) for answer in shown]
-            ask = _build_ask(rollout.id, subject, expert, kinds, context)
-            open_one(session, rollout, expert, 2, ask, shown=[answer.id for answer in shown])
+            ask = _build_ask(rollout.id, subject, expert, kinds, [content for _, content in shown])
+            open_one(session, rollout, expert, 2, ask, shown=[answer_id for answer_id, _ in shown])
 
 
-def _show(session: Session, answer: AnswerRow) -> ContextAnswer:
-    return ContextAnswer(
-        expert=session.get_one(ExpertRow, answer.expert_id).name,
-        score=answer.score,
-        feedback=answers.content(session, answer).feedback,
-        solution=answer.solution,
+def _show(session: Session, answer: AnswerRow, found: Standing, domain: str) -> ContextAnswer | None:
+    """What another expert may be shown of an answer: its verdict, and those parts that teach; None if that is none."""
+    expert = session.get_one(ExpertRow, answer.expert_id)
+    feedback, solution = answers.content(session, answer).feedback, answer.solution
+    if not found.teaches(expert.id, ContextSource.FEEDBACK, domain):
+        feedback = None
+    if not found.teaches(expert.id, _source_of(expert), domain):
+        solution = None
+    if answer.score is None and feedback is None and solution is None:
+        return None
+    return ContextAnswer(expert=expert.name, score=answer.score, feedback=feedback, solution=solution)
+
+
+def _source_of(expert: ExpertRow) -> ContextSource:
+    """Which source this expert's solutions are."""
+    if trust.is_people(expert):
+        return ContextSource.CORRECTION
+    return (
+        ContextSource.REFERENCE if ContextSource.REFERENCE.value in trust.read_keys(expert) else ContextSource.SOLUTION
     )
 
 

@@ -1,7 +1,6 @@
 """Evaluations: a policy version's answers to a split's tasks, as the verifiers judged them.
 
-An evaluation is its groups, one for each task and temperature; nothing is computed twice. The teacher-student gap is
-one too, on train tasks with the purpose `probe`: half of its groups show the solution first.
+An evaluation is its groups, one for each task and temperature; nothing is computed twice.
 """
 
 from collections.abc import Sequence
@@ -12,9 +11,7 @@ from sqlalchemy.orm import Session
 
 from services.contracts.evaluations import Evaluation, EvaluationCreate, EvaluationStatus, TaskResult
 from services.contracts.rollouts import GroupStatus, Purpose, RolloutStatus, Sampling
-from services.contracts.sources import ContextSource, ShownContext
-from services.contracts.tasks import Message, Split
-from services.contracts.templates import Template, build_teacher_messages
+from services.contracts.tasks import Split
 from services.runtime.errors import InvalidInput, NotFound
 from services.store.ledger import policies
 from services.store.loop import groups, tasks
@@ -79,53 +76,6 @@ def _validation_tasks(session: Session, lineage_id: UUID, wanted: EvaluationCrea
     return tasks.spread_over_families(session, lineage_id, Split.VALIDATION, wanted.num_validation_tasks, wanted.seed)
 
 
-def create_gap_probe(
-    session: Session, lineage_id: UUID, *, num_tasks: int, num_samples: int, seed: int, sampling: Sampling
-) -> tuple[EvaluationRow, list[UUID]]:
-    """Plan the measurement of the student-teacher gap: each train task drawn plainly and with its reference shown.
-
-    num_tasks: a domain. Errors: NothingToEvaluate when no train task carries a reference.
-    """
-    version = _version(session, lineage_id, None)
-    chosen = [
-        task
-        for task in tasks.spread_over_families(session, lineage_id, Split.TRAIN, num_tasks, seed)
-        if "reference" in task.metadata_
-    ]
-    if not chosen:
-        raise NothingToEvaluate("no train task carries a reference, so there is no solution to show a teacher")
-    row = EvaluationRow(
-        lineage_id=lineage_id,
-        policy_version=version.name,
-        split=Split.TRAIN.value,
-        settings={"probe": "gap", "num_tasks": num_tasks, "num_samples": num_samples, "seed": seed},
-    )
-    session.add(row)
-    session.flush()
-    ids = []
-    for index, task in enumerate(chosen):
-        for context in (None, _show_reference(task)):
-            group = groups.add(
-                session,
-                task,
-                purpose=Purpose.PROBE,
-                size=num_samples,
-                sampling=sampling.model_copy(update={"seed": _seed(seed, index)}),
-                evaluation_id=row.id,
-                policy_version=version.name,
-                context=context,
-                num_shown=0 if context is None else num_samples,
-            )
-            ids.append(group.id)
-    return row, ids
-
-
-def _show_reference(task: TaskRow) -> ShownContext:
-    messages = [Message.model_validate(message) for message in task.messages]
-    shown = build_teacher_messages(Template.TURNS, messages, str(task.metadata_["reference"]))
-    return ShownContext(source=ContextSource.REFERENCE, template=Template.TURNS, messages=shown)
-
-
 def _version(session: Session, lineage_id: UUID, name: str | None) -> PolicyVersionRow:
     version = policies.serving(session, lineage_id) if name is None else policies.by_name(session, lineage_id, name)
     if version is None:
@@ -176,11 +126,8 @@ def view(session: Session, row: EvaluationRow) -> Evaluation:
     )
 
 
-def results(session: Session, evaluation_id: UUID, split: Split, *, solution_shown: bool = False) -> list[TaskResult]:
-    """Passes by task and temperature, of the answers to this split's tasks that have a verdict.
-
-    solution_shown: picks a gap probe's teacher half.
-    """
+def results(session: Session, evaluation_id: UUID, split: Split) -> list[TaskResult]:
+    """Passes by task and temperature, of the answers to this split's tasks that have a verdict."""
     judged = RolloutRow.score.is_not(None)
     temperature = func.coalesce(cast(GroupRow.sampling["temperature"].astext, Float), 1.0).label("temperature")
     rows = session.execute(
@@ -197,11 +144,7 @@ def results(session: Session, evaluation_id: UUID, split: Split, *, solution_sho
         )
         .join(GroupRow, GroupRow.task_id == TaskRow.id)
         .join(RolloutRow, RolloutRow.group_id == GroupRow.id)
-        .where(
-            GroupRow.evaluation_id == evaluation_id,
-            GroupRow.split == split.value,
-            RolloutRow.shown == solution_shown,
-        )
+        .where(GroupRow.evaluation_id == evaluation_id, GroupRow.split == split.value)
         .group_by(TaskRow.id, temperature)
         .order_by(TaskRow.domain, TaskRow.family, TaskRow.key, temperature)
     )

@@ -276,6 +276,39 @@ def note_changed(session: Session, expert_id: UUID, found: Descriptor | str) -> 
     return True
 
 
+def note_teaches(session: Session, expert_id: UUID, measured: str, *, promote: bool) -> None:
+    """Say of an expert on probation that it was measured to teach, or with `promote` let its answers train at once, if
+    its conformance run passed; recorded."""
+    row = _lock(session, expert_id)
+    if row.status != ExpertStatus.PROBATION.value:
+        return
+    if not promote or not ConformanceReport.model_validate(row.report).passed:
+        confirm = f"preceptor experts activate {str(row.id)[-8:]}"
+        row.reason = f"ready to be promoted: {measured}. Confirm with `{confirm}`"
+        session.flush()
+        return
+    row.status, row.reason, row.looked_at = ExpertStatus.ACTIVE.value, None, None
+    session.flush()
+    ranking.rank_scored_by(session, row.id)
+    audit.record(session, audit.SYSTEM, "experts.promoted", "expert", row.id, {"measured": measured})
+
+
+def note_does_not_teach(session: Session, expert_id: UUID, measured: str) -> None:
+    """Send an active expert of others that is no verifier back to probation, because no source of it teaches; recorded.
+    One on probation gets the reason."""
+    row = _lock(session, expert_id)
+    if row.own is not None or Descriptor.model_validate(row.descriptor).verifier:
+        return
+    if row.status not in (ExpertStatus.ACTIVE.value, ExpertStatus.PROBATION.value):
+        return
+    if row.status == ExpertStatus.ACTIVE.value:
+        row.status = ExpertStatus.PROBATION.value
+        audit.record(session, audit.SYSTEM, "experts.demoted", "expert", row.id, {"measured": measured})
+    row.reason = measured
+    session.flush()
+    ranking.rank_scored_by(session, row.id)
+
+
 def activate(session: Session, expert_id: UUID) -> ExpertRow:
     """Let its answers train. Errors: ExpertNotFound, NotConformant, IllegalStatusChange."""
     row = _change(session, expert_id, ExpertStatus.ACTIVE)

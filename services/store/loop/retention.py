@@ -2,11 +2,11 @@
 
 Deleted are whole groups of rollouts, with their consultations, answers, distributions and lessons, once they are old,
 no part of them is under way, and none of these refers to them: an update of the ledger (applied, undone or abandoned),
-an evaluation, a decided correction. Whole groups, since siblings share a baseline. Also the single tries behind
-settled consultations.
+an evaluation, a decided correction, a measurement that is under way. Whole groups, since siblings share a baseline.
+Also the single tries behind settled consultations.
 
-Kept are tasks, experts, persons, updates, versions, evaluations, and everything an update used, so that `explain`
-gives the same account of every update.
+Kept are tasks, experts, persons, updates, versions, evaluations, what measurements found, and everything an update
+used, so that `explain` gives the same account of every update.
 
 Groups that stay are met again by every walk: a walk reads on from its mark, and begins anew when it has come to rows
 that are young.
@@ -18,13 +18,14 @@ from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Delete, delete, exists, func, select, update
+from sqlalchemy import ColumnElement, Delete, delete, exists, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
 from services.contracts.consultations import ConsultationStatus
 from services.contracts.corrections import CorrectionStatus
 from services.contracts.lessons import LessonStatus
+from services.contracts.measurements import MeasurementStatus
 from services.contracts.policies import PolicyStatus
 from services.contracts.rollouts import GroupStatus, RolloutStatus
 from services.store.ledger import policies
@@ -33,6 +34,7 @@ from services.store.tables.corrections import CorrectionRow, DraftRow
 from services.store.tables.housekeeping import RetentionRow
 from services.store.tables.ledger import LessonAnswerRow, LessonRow, PolicyVersionRow, UpdateLessonRow
 from services.store.tables.loop import AnswerRow, AttemptRow, ConsultationRow, DistributionRow, GroupRow, RolloutRow
+from services.store.tables.teaching import MeasuredTaskRow, MeasurementRow
 
 UNUSED: Final = "unused_groups"
 ATTEMPTS: Final = "attempts"
@@ -100,13 +102,26 @@ def _is_under_way() -> ColumnElement[bool]:
 
 def _is_referred_to() -> ColumnElement[bool]:
     decided = (CorrectionStatus.SUBMITTED.value, CorrectionStatus.CLAIMED.value)
-    return exists().where(
-        LessonRow.group_id == GroupRow.id, UpdateLessonRow.lesson_id == LessonRow.id
-    ) | exists().where(
-        RolloutRow.group_id == GroupRow.id,
-        CorrectionRow.rollout_id == RolloutRow.id,
-        CorrectionRow.status.in_(decided) | CorrectionRow.decided_at.is_not(None),
+    return (
+        exists().where(LessonRow.group_id == GroupRow.id, UpdateLessonRow.lesson_id == LessonRow.id)
+        | exists().where(
+            RolloutRow.group_id == GroupRow.id,
+            CorrectionRow.rollout_id == RolloutRow.id,
+            CorrectionRow.status.in_(decided) | CorrectionRow.decided_at.is_not(None),
+        )
+        | exists().where(
+            _draws_for(MeasuredTaskRow, GroupRow.id),
+            MeasurementRow.id == MeasuredTaskRow.measurement_id,
+            MeasurementRow.status == MeasurementStatus.MEASURING.value,
+        )
     )
+
+
+def _draws_for(
+    task: type[MeasuredTaskRow], group_id: InstrumentedAttribute[UUID] | ColumnElement[UUID]
+) -> ColumnElement[bool]:
+    """Whether the group is one of the arms of this task of a measurement."""
+    return or_(task.student_group_id == group_id, task.teacher_group_id == group_id, task.control_group_id == group_id)
 
 
 def deletions(ids: Sequence[UUID]) -> tuple[Delete, ...]:
@@ -117,6 +132,13 @@ def deletions(ids: Sequence[UUID]) -> tuple[Delete, ...]:
     lessons = select(LessonRow.id).where(LessonRow.group_id.in_(ids)).scalar_subquery()
     items = select(CorrectionRow.id).where(CorrectionRow.rollout_id.in_(rollouts)).scalar_subquery()
     return (
+        delete(MeasuredTaskRow).where(
+            or_(
+                MeasuredTaskRow.student_group_id.in_(ids),
+                MeasuredTaskRow.teacher_group_id.in_(ids),
+                MeasuredTaskRow.control_group_id.in_(ids),
+            )
+        ),
         delete(AttemptRow).where(AttemptRow.consultation_id.in_(asked)),
         delete(DistributionRow).where(DistributionRow.answer_id.in_(said)),
         delete(LessonAnswerRow).where(LessonAnswerRow.lesson_id.in_(lessons)),

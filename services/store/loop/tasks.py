@@ -158,14 +158,18 @@ def least_drawn(session: Session, lineage_id: UUID, max_groups_per_task: int, li
 
 
 def spread_over_families(
-    session: Session, lineage_id: UUID, split: Split, num_tasks: int | None, seed: int
+    session: Session, lineage_id: UUID, split: Split, num_tasks: int | None, seed: int, domain: str | None = None
 ) -> Sequence[TaskRow]:
-    """At most `num_tasks` tasks a domain (all when None), taken from its families in turn."""
+    """At most `num_tasks` tasks a domain (all when None), taken from its families in turn; of one domain, or of all."""
     order = func.md5(TaskRow.key + str(seed))
     within = func.row_number().over(partition_by=[TaskRow.domain, TaskRow.family], order_by=order).label("within")
     inner = (
         select(TaskRow.id, TaskRow.domain, within, func.md5(TaskRow.family + str(seed)).label("family_order"))
-        .where(TaskRow.lineage_id == lineage_id, TaskRow.split == split.value)
+        .where(
+            TaskRow.lineage_id == lineage_id,
+            TaskRow.split == split.value,
+            *(() if domain is None else (TaskRow.domain == domain,)),
+        )
         .subquery()
     )
     rank = (

@@ -83,7 +83,7 @@ class EvaluationRow(Base):
     __tablename__ = "evaluation"
     __table_args__ = (
         one_of("status", EvaluationStatus),
-        CheckConstraint("split <> 'train' OR settings ->> 'probe' = 'gap'", name="not_on_train"),
+        CheckConstraint("split <> 'train'", name="not_on_train"),
     )
 
     id: Mapped[UUID] = id_column()

@@ -42,6 +42,8 @@ class MeasurementRow(Base):
     domain: Mapped[str]
     policy_version: Mapped[str]
     temperature: Mapped[float] = mapped_column(Float)
+    by_hand: Mapped[bool] = mapped_column(server_default="false")
+    """Whether a person asked for it: then it goes on while the loop is paused, whatever its share of the draws."""
     status: Mapped[str] = mapped_column(default=MeasurementStatus.MEASURING.value)
     reason: Mapped[str | None]
     num_looks: Mapped[int] = mapped_column(server_default="0")

@@ -16,6 +16,7 @@ from services.contracts.draws import Draw
 from services.contracts.evaluations import Evaluation
 from services.contracts.experts import Expert, ExpertStatus
 from services.contracts.lessons import Lesson, LessonStatus
+from services.contracts.measurements import Measurement, MeasurementStatus
 from services.contracts.persons import Person, Right
 from services.contracts.policies import PolicyStatus, PolicyVersion
 from services.contracts.rollouts import GroupStatus, Purpose, Rollout, RolloutStatus
@@ -38,6 +39,7 @@ from services.store.tables.loop import (
     TaskRow,
 )
 from services.store.tables.people import PersonRow
+from services.store.tables.teaching import MeasurementRow
 
 R = TypeVar("R")
 
@@ -117,6 +119,22 @@ def list_experts(
     query = _only(select(ExpertRow), lineage_id=lineage_id, status=status)
     rows, following = newest_first(session, query, ExpertRow.id, cursor, limit)
     return Page[Expert](items=[experts.view(row, rights) for row in rows], next_cursor=following)
+
+
+def list_measurements(
+    session: Session,
+    lineage_id: UUID,
+    *,
+    expert_id: UUID | None,
+    domain: str | None,
+    status: MeasurementStatus | None,
+    cursor: str | None,
+    limit: int,
+) -> Page[Measurement]:
+    """Measurements. Errors: BadCursor."""
+    query = _only(select(MeasurementRow), lineage_id=lineage_id, expert_id=expert_id, domain=domain, status=status)
+    rows, following = newest_first(session, query, MeasurementRow.id, cursor, limit)
+    return Page[Measurement](items=[Measurement.model_validate(row) for row in rows], next_cursor=following)
 
 
 def list_consultations(

@@ -3,6 +3,7 @@
 Outcomes are exact counts. The other figures cover the newest consultations, answers or updates, and say how many.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -11,11 +12,13 @@ from sqlalchemy.orm import Session, aliased
 
 from services.contracts.answers import AnswerStatus
 from services.contracts.corrections import CorrectionStatus
+from services.contracts.experts import Expert
 from services.store.core import row_counts
 from services.store.loop import trust
 from services.store.loop.evaluations import PASS_SCORE
 from services.store.tables.corrections import CorrectionRow
 from services.store.tables.loop import AnswerRow, AttemptRow, ConsultationRow, ExpertRow
+from services.store.views import measured
 from services.store.views.estimates import Interval, wilson_interval
 
 NEWEST_QUESTIONS = 500
@@ -192,3 +195,18 @@ def given(session: Session, lineage_id: UUID) -> dict[UUID, Given]:
         expert_id: Given(int(num_updates), int(num_lessons), float(share), None if cost is None else float(cost))
         for expert_id, num_updates, num_lessons, share, cost in rows
     }
+
+
+def add_worth(session: Session, lineage_id: UUID, found: Sequence[Expert]) -> list[Expert]:
+    """These experts with their share of the newest updates' loss, and what they were measured to teach."""
+    gave = given(session, lineage_id)
+    newest = measured.newest(session, lineage_id, [expert.id for expert in found])
+    return [
+        expert.model_copy(
+            update={
+                "share": gave[expert.id].share if expert.id in gave else 0.0,
+                "measured": [measured.say_about(one) for one in newest.get(expert.id, ())],
+            }
+        )
+        for expert in found
+    ]

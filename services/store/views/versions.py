@@ -113,7 +113,6 @@ def detail(session: Session, row: EvaluationRow) -> EvaluationDetail:
         results=results,
         validation_results=beside,
         best=choose_best(results, chosen_on) if view.status is EvaluationStatus.DONE else [],
-        teacher_results=evaluations.results(session, row.id, split, solution_shown=True),
     )
 
 
@@ -125,7 +124,7 @@ def compare(session: Session, version: PolicyVersionRow, other: str | None = Non
     is_other = PolicyVersionRow.number < version.number if other is None else PolicyVersionRow.name == other
     found: dict[str, Comparison] = {}
     for after in evaluations_of(session, version.lineage_id, version.name):
-        if after.status != EvaluationStatus.DONE.value or "probe" in after.settings or after.split in found:
+        if after.status != EvaluationStatus.DONE.value or after.split in found:
             continue
         before = _find_before(session, after, is_other)
         if before is not None:
@@ -135,7 +134,7 @@ def compare(session: Session, version: PolicyVersionRow, other: str | None = Non
 
 def find_base_of(session: Session, after: EvaluationRow) -> EvaluationRow | None:
     """The base's evaluation with the settings of a finished evaluation of a later version."""
-    if after.status != EvaluationStatus.DONE.value or "probe" in after.settings:
+    if after.status != EvaluationStatus.DONE.value:
         return None
     before = _find_before(session, after, PolicyVersionRow.number == 0)
     return None if before is None or before.policy_version == after.policy_version else before

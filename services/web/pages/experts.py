@@ -7,15 +7,18 @@ from pydantic import Field
 from starlette.responses import Response
 
 from services.acts import experts as acts
+from services.acts import measurements as measuring
 from services.api.deps import SettingsDep, StoreDep
 from services.contracts.answers import AnswerKind
 from services.contracts.base import Contract
 from services.contracts.experts import EXPERT_CHANGES, MAX_REASON_CHARS, ExpertStatus, Why
+from services.contracts.measurements import MeasurementCreate
 from services.contracts.persons import Right
 from services.store.loop import experts, lineages
-from services.store.views import browse
+from services.store.views import browse, measured
 from services.store.views import experts as expert_figures
 from services.store.views.experts import NEWEST_UPDATES
+from services.store.views.looks import LOOKS
 from services.web.forms import build_pages, form_of
 from services.web.lists import Chosen, RowsDep, list_path
 from services.web.visitors import CallDep, VisitorDep, go_to, needs, page
@@ -46,6 +49,7 @@ def show_experts(
         outcomes = expert_figures.outcomes(session, lineage.id)
         given = expert_figures.given(session, lineage.id)
         latency = {expert.id: expert_figures.latency(session, expert.id) for expert in found.items}
+        newest = measured.newest(session, lineage.id, [expert.id for expert in found.items])
     return page(
         visitor,
         "experts/list.html",
@@ -53,6 +57,7 @@ def show_experts(
         outcomes=outcomes,
         given=given,
         latency=latency,
+        measured=newest,
         num_updates=NEWEST_UPDATES,
         path=list_path("/experts", status=status),
         statuses=[*ExpertStatus],
@@ -71,6 +76,7 @@ def show_expert(expert_id: UUID, visitor: VisitorDep, store: StoreDep) -> Respon
             session, row.lineage_id, rights, rollout_id=None, expert_id=row.id, status=None, cursor=None, limit=12
         )
         expert = experts.view(row, rights)
+        newest = measured.newest(session, row.lineage_id, [row.id]).get(row.id, [])
     may_become = EXPERT_CHANGES.get(expert.status, frozenset())
     return page(
         visitor,
@@ -79,6 +85,8 @@ def show_expert(expert_id: UUID, visitor: VisitorDep, store: StoreDep) -> Respon
         figures=figures,
         only_scores=list(expert.descriptor.kinds) == [AnswerKind.SCORE],
         recent=recent.items,
+        measured=newest,
+        num_looks=LOOKS,
         may_become={status.value for status in may_become},
         num_updates=NEWEST_UPDATES,
         max_reason_chars=MAX_REASON_CHARS,
@@ -113,6 +121,15 @@ def retire_expert(expert_id: UUID, visitor: VisitorDep, call: CallDep, form: Ann
     """Retire it permanently. Errors: ExpertNotFound (404), IllegalStatusChange (409)."""
     acts.retire(call, expert_id, form.reason)
     return go_to(visitor, f"/experts/{expert_id}", notice="The expert is retired; its open consultations have ended.")
+
+
+@router.post("/experts/{expert_id}/measure", dependencies=[needs(Right.OPERATE)])
+def measure_expert(expert_id: UUID, visitor: VisitorDep, call: CallDep) -> Response:
+    """Measure what it teaches now. Errors: ExpertNotFound (404), NothingToMeasure (422)."""
+    asked = measuring.ask(call, MeasurementCreate(expert_id=expert_id))
+    num = len(asked.measurements)
+    said = "1 measurement is" if num == 1 else f"{num} measurements are"
+    return go_to(visitor, f"/experts/{expert_id}", notice=f"{said} under way; this page shows how far they are.")
 
 
 @router.post("/experts/{expert_id}/requeue", dependencies=[needs(Right.OPERATE)])

@@ -163,6 +163,5 @@ def show_evaluation(evaluation_id: UUID, visitor: VisitorDep, store: StoreDep) -
         validation_temperatures=estimates.temperatures(found.validation_results),
         validation_rows=measured.by_domain(found, found.validation_results),
         tasks=measured.by_task(found.results),
-        changes=estimates.by_temperature(found.results, found.teacher_results),
-        purpose=(Purpose.PROBE if "probe" in found.settings else Purpose.EVALUATION).value,
+        purpose=Purpose.EVALUATION.value,
     )

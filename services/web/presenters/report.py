@@ -9,6 +9,7 @@ from datetime import datetime
 from markupsafe import Markup
 
 from services.contracts.evaluations import EvaluationDetail
+from services.contracts.measurements import Measurement
 from services.contracts.updates import UpdateDetail
 from services.store.views import curves, estimates
 from services.web.assets import assets
@@ -37,8 +38,8 @@ class Report:
     model: str
     made_at: datetime
     before: EvaluationDetail
-    gap: EvaluationDetail
     after: EvaluationDetail
+    measurements: tuple[Measurement, ...]
     updates: tuple[UpdateDetail, ...]
     training_seconds: float
     corrected: CorrectedAnswer | None
@@ -53,7 +54,6 @@ def render_report(report: Report) -> str:
         report=report,
         headline=estimates.headline(report.before, report.after),
         changes=estimates.by_temperature(report.before.results, report.after.results),
-        gaps=[one for one in estimates.by_temperature(report.gap.results, report.gap.teacher_results) if one.k == 1],
         charts=charts.draw(curves.collect(measured)),
         sources={one.number: weigh_sources(one.lessons) for one in report.updates},
         styles=_inline_styles(),

@@ -10,6 +10,7 @@ from services.contracts.answers import AnswerKind, Feedback, TopKDistribution
 from services.contracts.consultations import InvalidAnswer
 from services.contracts.experts import ConsultAbstain, ConsultLater, ConsultResult
 from services.contracts.rollouts import Purpose, Rollout, RolloutCreate, Sampling
+from services.contracts.sources import ContextSource
 from services.contracts.tasks import Split
 from services.runtime.errors import IllegalStatusChange, InvalidInput
 from services.store.core.transaction import Store
@@ -139,7 +140,8 @@ def test_failures_in_a_row_quarantine_an_expert_and_its_questions_wait(store: St
 
 def test_the_second_stage_is_asked_given_the_first_stages_answers(store: Store, world: World) -> None:
     with store.transaction() as session:
-        world.expert(session, "reference", kinds=(AnswerKind.SOLUTION,), verifier=False)
+        solves = ContextSource.SOLUTION
+        world.expert(session, "reference", kinds=(AnswerKind.SOLUTION,), verifier=False, teaches=solves)
         world.expert(session, "teacher", kinds=(AnswerKind.TOPK,), verifier=False, needs_answers=True)
         [rollout] = world.drawn(session, world.task(session), size=1)
     [first] = ask_all(store)
@@ -155,6 +157,22 @@ def test_the_second_stage_is_asked_given_the_first_stages_answers(store: Store, 
     with store.transaction() as session:
         [answer] = session.scalars(select(AnswerRow).where(AnswerRow.distribution_kind == "topk")).all()
         assert answers.distribution(session, answer.id) == distribution
+
+
+def test_the_second_stage_is_shown_verdicts_and_of_the_rest_what_teaches(store: Store, world: World) -> None:
+    with store.transaction() as session:
+        kinds = (AnswerKind.SCORE, AnswerKind.FEEDBACK)
+        world.expert(session, "judge", kinds=kinds)
+        world.expert(session, "taught", kinds=kinds, verifier=False, teaches=ContextSource.FEEDBACK)
+        world.expert(session, "critic", kinds=(AnswerKind.FEEDBACK,), verifier=False)
+        world.expert(session, "teacher", kinds=(AnswerKind.TOPK,), verifier=False, needs_answers=True)
+        world.drawn(session, world.task(session), size=1)
+    for question in ask_all(store):
+        told = ConsultResult(score=None if question.expert_name == "critic" else 0.0, feedback=Feedback(text="no"))
+        settle(store, question, told)
+    [second] = ask_all(store)
+    shown = {said.expert: (said.score, said.feedback and said.feedback.text) for said in second.request.ask.context}
+    assert shown == {"judge": (0.0, None), "taught": (0.0, "no")}
 
 
 def test_an_answer_that_does_not_fit_its_rollout_is_invalid_with_the_reason(store: Store, world: World) -> None:

@@ -7,6 +7,7 @@ from sqlalchemy import func, select, update
 
 from services.contracts.answers import AnswerKind, Feedback
 from services.contracts.experts import ConsultResult, Descriptor
+from services.contracts.sources import ContextSource
 from services.store.core.transaction import Store
 from services.store.corrections import corrections, ranking
 from services.store.ledger import lessons
@@ -21,6 +22,7 @@ from tests.store.conftest import World
 
 pytestmark = pytest.mark.integration
 
+FEEDBACK = ContextSource.FEEDBACK
 SOLVES = (AnswerKind.SOLUTION,)
 WITHOUT_WEIGHT = ("probation", "paused", "retired", "quarantined", "weight 0")
 
@@ -109,7 +111,7 @@ def test_the_sweep_moves_on_rollouts_that_waited_for_an_expert_that_lost_its_wei
 
 def test_the_second_stage_begins_when_the_experts_that_may_train_have_answered(store: Store, world: World) -> None:
     with store.transaction() as session:
-        world.expert(session, "critic", kinds=(AnswerKind.FEEDBACK,), verifier=False)
+        world.expert(session, "critic", kinds=(AnswerKind.FEEDBACK,), verifier=False, teaches=FEEDBACK)
         world.expert(session, "newcomer", kinds=(AnswerKind.SOLUTION,), verifier=False, status="probation")
         world.expert(session, "teacher", kinds=(AnswerKind.SCORE,), verifier=False, needs_answers=True)
         world.expert(
@@ -198,8 +200,16 @@ def test_the_status_names_who_is_waited_for_and_not_the_trainer(store: Store, wo
 
 def test_a_second_expert_is_shown_what_counts_and_what_its_own_grants_cover(store: Store, world: World) -> None:
     with store.transaction() as session:
-        world.expert(session, "key", kinds=SOLVES, verifier=False, metadata_keys=("answer",), granted=("answer",))
-        world.expert(session, "critic", kinds=(AnswerKind.FEEDBACK,), verifier=False)
+        world.expert(
+            session,
+            "key",
+            kinds=SOLVES,
+            verifier=False,
+            metadata_keys=("answer",),
+            granted=("answer",),
+            teaches=ContextSource.SOLUTION,
+        )
+        world.expert(session, "critic", kinds=(AnswerKind.FEEDBACK,), verifier=False, teaches=FEEDBACK)
         world.expert(session, "newcomer", kinds=SOLVES, verifier=False, status="probation")
         world.expert(session, "stranger", kinds=SOLVES, verifier=False, needs_answers=True)
         world.expert(session, "insider", kinds=SOLVES, verifier=False, needs_answers=True, granted=("answer",))
@@ -221,7 +231,15 @@ def test_a_second_expert_is_shown_what_counts_and_what_its_own_grants_cover(stor
 
 def test_a_second_expert_that_may_see_nothing_is_not_asked(store: Store, world: World) -> None:
     with store.transaction() as session:
-        world.expert(session, "key", kinds=SOLVES, verifier=False, metadata_keys=("answer",), granted=("answer",))
+        world.expert(
+            session,
+            "key",
+            kinds=SOLVES,
+            verifier=False,
+            metadata_keys=("answer",),
+            granted=("answer",),
+            teaches=ContextSource.SOLUTION,
+        )
         world.expert(session, "stranger", kinds=SOLVES, verifier=False, needs_answers=True)
         [rollout] = world.drawn(session, world.task(session), size=1)
     settle(store, ask(store)["key"], ConsultResult(solution="1"))
@@ -233,9 +251,17 @@ def test_what_ceased_to_count_or_to_be_granted_is_left_out_of_questions_that_wer
     store: Store, world: World
 ) -> None:
     with store.transaction() as session:
-        world.expert(session, "key", kinds=SOLVES, verifier=False, metadata_keys=("answer",), granted=("answer",))
-        world.expert(session, "critic", kinds=(AnswerKind.FEEDBACK,), verifier=False)
-        world.expert(session, "other", kinds=(AnswerKind.FEEDBACK,), verifier=False)
+        world.expert(
+            session,
+            "key",
+            kinds=SOLVES,
+            verifier=False,
+            metadata_keys=("answer",),
+            granted=("answer",),
+            teaches=ContextSource.SOLUTION,
+        )
+        world.expert(session, "critic", kinds=(AnswerKind.FEEDBACK,), verifier=False, teaches=FEEDBACK)
+        world.expert(session, "other", kinds=(AnswerKind.FEEDBACK,), verifier=False, teaches=FEEDBACK)
         world.expert(session, "second", kinds=SOLVES, verifier=False, needs_answers=True, granted=("answer",))
         world.drawn(session, world.task(session), size=1)
     first = ask(store)
@@ -255,7 +281,7 @@ def test_what_ceased_to_count_or_to_be_granted_is_left_out_of_questions_that_wer
 @pytest.mark.parametrize("how", ["probation", "paused", "retired", "weight 0"])
 def test_a_verdict_that_stands_on_words_that_no_longer_count_is_none(store: Store, world: World, how: str) -> None:
     with store.transaction() as session:
-        world.expert(session, "critic", kinds=(AnswerKind.FEEDBACK,), verifier=False)
+        world.expert(session, "critic", kinds=(AnswerKind.FEEDBACK,), verifier=False, teaches=FEEDBACK)
         world.expert(session, "judge", needs_answers=True)
         drawn = world.drawn(session, world.task(session), size=2)
     first = []
@@ -285,7 +311,7 @@ def test_everybody_whose_words_a_second_expert_was_shown_is_named_with_its_regis
     store: Store, world: World
 ) -> None:
     with store.transaction() as session:
-        critic = world.expert(session, "critic", kinds=(AnswerKind.FEEDBACK,), verifier=False)
+        critic = world.expert(session, "critic", kinds=(AnswerKind.FEEDBACK,), verifier=False, teaches=FEEDBACK)
         teacher = world.expert(session, "teacher", kinds=SOLVES, verifier=False, needs_answers=True)
         world.drawn(session, world.task(session), size=1)
     settle(store, ask(store)["critic"], ConsultResult(feedback=Feedback(text="no")))
@@ -305,7 +331,7 @@ def test_everybody_whose_words_a_second_expert_was_shown_is_named_with_its_regis
 def test_a_verdict_that_no_longer_counts_trains_nothing(store: Store, world: World, how: str) -> None:
     with store.transaction() as session:
         world.expert(session, "judge")
-        world.expert(session, "critic", kinds=(AnswerKind.FEEDBACK,), verifier=False)
+        world.expert(session, "critic", kinds=(AnswerKind.FEEDBACK,), verifier=False, teaches=FEEDBACK)
         world.drawn(session, world.task(session), size=1)
     asked = ask(store)
     settle(store, asked["judge"], ConsultResult(score=1.0))

@@ -1,10 +1,6 @@
 """What may be shown, by measurements written by hand."""
 
 import pickle
-from datetime import UTC, datetime
-from uuid import UUID
-
-from sqlalchemy.orm import Session
 
 from services.contracts.answers import AnswerKind
 from services.contracts.ids import new_id
@@ -12,40 +8,11 @@ from services.contracts.measurements import MeasurementStatus
 from services.contracts.sources import ContextSource
 from services.contracts.templates import Template
 from services.store.core.transaction import Store
-from services.store.tables.teaching import MeasurementRow
 from services.store.teaching import standing
 from tests.store.conftest import World
 
 TURNS, REPROMPT = Template.TURNS, Template.REPROMPT
 FEEDBACK, REFERENCE = ContextSource.FEEDBACK, ContextSource.REFERENCE
-
-
-def measured(
-    session: Session,
-    world: World,
-    expert_id: UUID,
-    status: MeasurementStatus,
-    *,
-    source: ContextSource = FEEDBACK,
-    template: Template = REPROMPT,
-    domain: str = "math",
-    low: float | None = 0.1,
-) -> None:
-    """A measurement that ended, or is under way."""
-    row = MeasurementRow(
-        lineage_id=world.lineage_id,
-        expert_id=expert_id,
-        source=source.value,
-        template=template.value,
-        domain=domain,
-        policy_version="base",
-        temperature=0.5,
-        status=status.value,
-        gap_low=low,
-        decided_at=None if status is MeasurementStatus.MEASURING else datetime.now(UTC),
-    )
-    session.add(row)
-    session.flush()
 
 
 def test_before_any_measurement_own_successes_corrections_precedents_and_references_are_shown() -> None:
@@ -63,7 +30,7 @@ def test_feedback_is_shown_from_the_measurement_on_that_it_teaches_and_only_wher
         judge = world.expert(session).id
         assert standing.read(session, world.lineage_id).template_for(judge, FEEDBACK, "math", TURNS) is None
 
-        measured(session, world, judge, MeasurementStatus.TEACHES)
+        world.measured(session, judge, MeasurementStatus.TEACHES)
 
         found = standing.read(session, world.lineage_id)
         assert found.template_for(judge, FEEDBACK, "math", TURNS) is REPROMPT
@@ -74,21 +41,21 @@ def test_feedback_is_shown_from_the_measurement_on_that_it_teaches_and_only_wher
 def test_the_old_verdict_holds_until_a_new_measurement_decides(store: Store, world: World) -> None:
     with store.transaction() as session:
         judge = world.expert(session).id
-        measured(session, world, judge, MeasurementStatus.TEACHES)
-        measured(session, world, judge, MeasurementStatus.ABANDONED)
-        measured(session, world, judge, MeasurementStatus.MEASURING)
+        world.measured(session, judge, MeasurementStatus.TEACHES)
+        world.measured(session, judge, MeasurementStatus.ABANDONED)
+        world.measured(session, judge, MeasurementStatus.MEASURING)
         assert standing.read(session, world.lineage_id).teaches(judge, FEEDBACK, "math")
 
     with store.transaction() as session:
-        measured(session, world, judge, MeasurementStatus.DOES_NOT_TEACH, low=-0.2)
+        world.measured(session, judge, MeasurementStatus.DOES_NOT_TEACH, low=-0.2)
         assert not standing.read(session, world.lineage_id).teaches(judge, FEEDBACK, "math")
 
 
 def test_of_two_templates_that_teach_the_one_with_the_higher_lower_bound_is_shown(store: Store, world: World) -> None:
     with store.transaction() as session:
         judge = world.expert(session).id
-        measured(session, world, judge, MeasurementStatus.TEACHES, source=REFERENCE, template=TURNS, low=0.05)
-        measured(session, world, judge, MeasurementStatus.TEACHES, source=REFERENCE, template=REPROMPT, low=0.2)
+        world.measured(session, judge, MeasurementStatus.TEACHES, source=REFERENCE, template=TURNS, low=0.05)
+        world.measured(session, judge, MeasurementStatus.TEACHES, source=REFERENCE, template=REPROMPT, low=0.2)
 
         found = standing.read(session, world.lineage_id)
 
@@ -100,7 +67,7 @@ def test_a_presumed_source_measured_not_to_teach_is_shown_by_the_unmeasured_temp
 ) -> None:
     with store.transaction() as session:
         judge = world.expert(session).id
-        measured(session, world, judge, MeasurementStatus.DOES_NOT_TEACH, source=REFERENCE, template=TURNS, low=-0.3)
+        world.measured(session, judge, MeasurementStatus.DOES_NOT_TEACH, source=REFERENCE, template=TURNS, low=-0.3)
         found = standing.read(session, world.lineage_id)
 
     assert found.template_for(judge, REFERENCE, "math", TURNS) is None
@@ -126,7 +93,7 @@ def test_precedents_that_an_expert_chooses_itself_have_to_be_measured_first(stor
 def test_a_standing_can_be_sent_to_another_process(store: Store, world: World) -> None:
     with store.transaction() as session:
         judge = world.expert(session).id
-        measured(session, world, judge, MeasurementStatus.TEACHES)
+        world.measured(session, judge, MeasurementStatus.TEACHES)
         found = standing.read(session, world.lineage_id)
 
     assert pickle.loads(pickle.dumps(found)) == found  # noqa: S301 -- our own bytes

@@ -1,0 +1,67 @@
+"""Asking for measurements, and reading what experts were measured to teach."""
+
+from uuid import UUID
+
+import pytest
+
+from services.contracts.answers import AnswerKind
+from services.contracts.ids import new_id
+from services.contracts.measurements import Measurement, MeasurementsAsked, MeasurementStatus
+from services.contracts.sources import ContextSource
+from services.store.core.transaction import Store
+from services.store.tables.people import AuditRow
+from tests.api.conftest import Api, items, made, refused
+from tests.store.conftest import World
+
+pytestmark = pytest.mark.integration
+
+
+def ask(api: Api, expert_id: UUID) -> list[Measurement]:
+    """What is begun, or under way, when all that an expert gives is to be measured."""
+    answer = made(api.post("/v1/measurements", {"expert_id": str(expert_id)}))
+    return MeasurementsAsked.model_validate(answer).measurements
+
+
+def test_what_an_expert_gives_is_measured_when_it_is_asked_for(api: Api, store: Store, world: World) -> None:
+    refused(api.post("/v1/measurements", {}), 422)
+    api.task("t")
+    refused(api.post("/v1/measurements", {}), 422)  # no verifier
+    with store.transaction() as session:
+        world.expert(session)
+        kinds = (AnswerKind.SOLUTION, AnswerKind.FEEDBACK, AnswerKind.TOPK)
+        tutor = world.expert(session, "tutor", kinds=kinds, verifier=False).id
+
+    asked = ask(api, tutor)
+
+    assert [(one.source.value, one.template.value, one.status.value, one.by_hand) for one in asked] == [
+        ("solution", "turns", "measuring", True),
+        ("feedback", "reprompt", "measuring", True),
+        ("distribution", "turns", "measuring", True),
+        ("solution", "reprompt", "measuring", True),
+    ]
+    assert ask(api, tutor) == asked, "not twice"
+    assert [one["id"] for one in items(api.get("/v1/measurements"))] == [str(one.id) for one in reversed(asked)]
+    assert items(api.get("/v1/measurements", expert_id=str(new_id()))) == []
+    assert items(api.get("/v1/measurements", status="teaches")) == []
+    assert len(items(api.get("/v1/measurements", domain="math", expert_id=str(tutor)))) == 4
+    refused(api.post("/v1/measurements", {"expert_id": str(new_id())}), 404)
+    refused(api.post("/v1/measurements", {"source": "gossip"}), 422)
+    with store.transaction() as session:
+        entries = session.query(AuditRow).filter_by(action="measurements.add").all()
+        assert {entry.noun_id for entry in entries} == {str(tutor)}
+
+
+def test_an_expert_says_what_it_was_measured_to_teach(api: Api, store: Store, world: World) -> None:
+    with store.transaction() as session:
+        judge = world.expert(session)
+        row = world.measured(session, judge.id, MeasurementStatus.DOES_NOT_TEACH)
+        row.gap, row.gap_low, row.gap_high = -0.12, -0.18, -0.06
+        world.measured(session, judge.id, MeasurementStatus.MEASURING, source=ContextSource.OWN_SUCCESS)
+
+    said = [
+        "feedback in math, measured, not taught: -0.12 ± 0.06",
+        "own success (reprompt) in math, measuring: 0 of 8 tasks",
+    ]
+    assert items(api.get("/v1/experts"))[0]["measured"] == said
+    found = made(api.get(f"/v1/experts/{judge.id}"))
+    assert (found["measured"], found["share"]) == (said, 0.0)
