@@ -97,6 +97,7 @@ def _plan(session: Session, lineage_id: UUID, settings: Settings) -> list[GroupR
             share=settings.roll_in,
             size=settings.group_size,
             temperature=settings.teacher_temperature,
+            num_precedents=settings.precedents,
         ),
     )
 

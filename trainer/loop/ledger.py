@@ -287,7 +287,7 @@ class Ledger:
             self.transact(lambda session: vocabularies.add(session, tokenizer_hash, texts))
 
     def used_last(self) -> list[LessonFacts]:
-        """The lessons of the last applied update that used any, late ones last."""
+        """The lessons on the policy's own rollouts of the last applied update that used any, late ones last."""
 
         def read(session: Session) -> list[LessonFacts]:
             used = (
@@ -303,6 +303,6 @@ class Ledger:
             rows = session.scalars(
                 used.where(UpdateRow.number == newest).order_by(LessonRow.late, LessonRow.group_id, LessonRow.id)
             )
-            return lessons.load(session, rows.all())
+            return [lesson for lesson in lessons.load(session, rows.all()) if not lesson.shown]
 
         return self.transact(read)

@@ -78,9 +78,10 @@ class DistilLoss:
     cost_mean, kl: nats per action token of the update's covered rollouts, over whole-coverage terms: their costs (the
     cross-entropy, or the objective's own divergence), and those less the experts' entropies (samples, and divergences
     that are no cross-entropy, give the cost in both). covered [B] bool: rollouts that have a cost-to-go.
-    num_future_tokens, num_future_rows: those whose future term is not negligible. Shapes [B, T], 0 where no token
-    is charged: cost d_t; cost_to_go R_t (scaled); baseline; excess (R_t less its baseline, clipped, 0 where no future
-    term applies); ratio (truncated); action_logprobs.
+    num_future_tokens, num_future_rows: those whose future term is not negligible. num_charged: tokens that a future
+    term applies to; num_clipped: those of them whose excess was cut. Shapes [B, T], 0 where no token is charged: cost
+    d_t; cost_to_go R_t (scaled); baseline; excess (R_t less its baseline, clipped, 0 where no future term applies);
+    ratio (truncated); action_logprobs.
     """
 
     loss: Tensor
@@ -92,6 +93,8 @@ class DistilLoss:
     covered: Tensor
     num_future_tokens: Tensor
     num_future_rows: Tensor
+    num_charged: Tensor
+    num_clipped: Tensor
     parts: tuple[TermPart, ...]
     cost: Tensor
     cost_to_go: Tensor
@@ -133,6 +136,8 @@ class _Charged:
     baseline: Tensor
     excess: Tensor
     ratio: Tensor
+    num_charged: Tensor
+    num_clipped: Tensor
 
 
 def distil_loss(
@@ -233,6 +238,8 @@ def _tokenwise_loss(
         baseline=nowhere,
         excess=nowhere,
         ratio=nowhere,
+        num_charged=nothing.new_zeros(()),
+        num_clipped=nothing.new_zeros(()),
     )
     return _assemble(student, rollouts, weighed, covered, charged, covered_tokens, local_ratio)
 
@@ -326,7 +333,8 @@ def _charge(
     student.places.refuse(applies & ~sampler.isfinite(), "credited, but its sampler's logprobs are NaN or infinite")
     ratio = (student.action_logprobs.detach() - sampler).exp().clamp(max=RATIO_CAP)
     ratio = torch.where(applies, ratio, 0)
-    excess = torch.where(applies, student.places.pick(returns - expected).clamp(-credit.clip, credit.clip), 0)
+    unclipped = student.places.pick(returns - expected)
+    excess = torch.where(applies, unclipped.clamp(-credit.clip, credit.clip), 0)
     to_go = student.places.pick(returns)
     fractions = tuple(
         # where no cost is left, the excess comes from the baseline alone and is shared out by weight
@@ -341,6 +349,8 @@ def _charge(
         baseline=torch.where(mask & covered[:, None], expected, 0),
         excess=student.places.spread(excess),
         ratio=student.places.spread(ratio),
+        num_charged=applies.sum(),
+        num_clipped=(applies & (unclipped.abs() > credit.clip)).sum(),
     )
 
 
@@ -438,6 +448,8 @@ def _assemble(
         covered=covered,
         num_future_tokens=felt.sum(),
         num_future_rows=felt.any(1).sum(),
+        num_charged=charged.num_charged,
+        num_clipped=charged.num_clipped,
         parts=tuple(parts),
         cost=charged.cost,
         cost_to_go=charged.cost_to_go,

@@ -69,6 +69,8 @@ class FromDistributions(Objective[S]):
         for name, value in self.measured(loss).items():
             account.add(name, value)
         account.add("num_future_tokens", float(loss.num_future_tokens))
+        account.add("num_charged_tokens", float(loss.num_charged))
+        account.add("num_clipped_tokens", float(loss.num_clipped))
         account.add("gap_sum", sum(float(part.gap) for part in loss.parts))
         account.add("num_shown", sum(float(part.num_compared) for part in loss.parts))
 

@@ -56,6 +56,7 @@ class FromScores(Objective[S]):
     def _record(
         self, account: "Account", reading: Reading, advantages: Sequence[float | None], loss: "RewardLoss"
     ) -> None:
+        account.add("num_charged_tokens", float(loss.row_tokens.sum()))
         account.add("num_clipped_tokens", float(loss.num_clipped))
         for index, (row, advantage) in enumerate(zip(reading.rows, advantages, strict=True)):
             if advantage is None:

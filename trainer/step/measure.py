@@ -20,7 +20,7 @@ def contribute(batch: Batch, account: Account) -> Iterator[Contribution]:
         terms = [t.model_copy(update={"share": abs(t.share) / total}) for t in account.terms.get(row.lesson_id, [])]
         yield Contribution(
             lesson_id=row.lesson_id,
-            baseline_group=f"{row.siblings}/{row.half}",
+            baseline_group=None if row.rolled_in else f"{row.siblings}/{row.half}",
             terms=tuple(terms),
             future_nonzero=row.lesson_id in account.future,
             staleness=row.staleness,
@@ -41,16 +41,19 @@ def _as_top_k(choices: Choices | None) -> TopK | None:
 
 def measure(batch: Batch, plan: Plan, account: Account, grad_norm: float, learning_rate: float) -> JsonObject:
     """The update's metrics: costs in nats, counts with `num_`. loss_NAME is an objective's part of the loss, its
-    weight in the mix included; kl and cross_entropy are those of the first objective that has them."""
+    weight in the mix included; kl and cross_entropy are those of the first objective that has them. clipped_share: of
+    the tokens that are charged for later costs or scores, those whose charge was cut. What the teacher drew counts in
+    no rate of the policy's."""
     rows, sums = batch.rows, account.sums
+    own = [row for row in rows if not row.rolled_in]
     names = ["loss", "local", "partial", "future", "imitation", "num_future_tokens", "num_clipped_tokens"]
     for objective in plan.objectives:
         names += [f"loss_{objective.name}", *objective.figures]
     metrics: dict[str, float] = {name: sums.get(name, 0.0) for name in names}
     for name in ("kl", "cross_entropy"):
-        own = (f"{name}_{objective.name}" for objective in plan.objectives)
-        metrics[name] = next((sums[key] for key in own if key in sums), 0.0)
-    num_judged = sum(row.score is not None for row in rows)
+        keys = (f"{name}_{objective.name}" for objective in plan.objectives)
+        metrics[name] = next((sums[key] for key in keys if key in sums), 0.0)
+    num_judged = sum(row.score is not None for row in own)
     metrics |= {
         "grad_norm": grad_norm,
         "learning_rate": learning_rate,
@@ -58,13 +61,15 @@ def measure(batch: Batch, plan: Plan, account: Account, grad_norm: float, learni
         "gap": sums.get("gap_sum", 0.0) / max(sums.get("num_shown", 0.0), 1),
         "num_rows": len(rows),
         "num_rows_unused": sum(not plan.uses(row) for row in rows),
-        "num_rows_unscored": len(rows) - num_judged,
+        "num_rows_unscored": len(own) - num_judged,
+        "num_rows_rolled_in": len(rows) - len(own),
         "num_rows_invalid": len(batch.invalid),
         "num_rows_heuristic": sum(any(context.from_rollout for context in row.contexts) for row in rows),
         "future_share": len(account.future) / max(len(rows), 1),
-        "response_tokens": sum(len(row.token_ids) for row in rows) / max(len(rows), 1),
-        "stop_rate": sum(row.stopped for row in rows) / max(len(rows), 1),
-        "pass_rate": sum(row.solved for row in rows) / max(num_judged, 1),
+        "response_tokens": sum(len(row.token_ids) for row in own) / max(len(own), 1),
+        "stop_rate": sum(row.stopped for row in own) / max(len(own), 1),
+        "pass_rate": sum(row.solved for row in own) / max(num_judged, 1),
+        "clipped_share": sums.get("num_clipped_tokens", 0.0) / max(sums.get("num_charged_tokens", 0.0), 1),
         "num_judged": num_judged,
         "staleness": max((row.staleness or 0 for row in rows), default=0),
     }

@@ -27,11 +27,18 @@ TEMPLATE: Final = Template.TURNS
 
 
 def choose(
-    session: Session, lineage_id: UUID, tasks: Sequence[TaskRow], *, share: float, size: int, temperature: float
+    session: Session,
+    lineage_id: UUID,
+    tasks: Sequence[TaskRow],
+    *,
+    share: float,
+    size: int,
+    temperature: float,
+    num_precedents: int,
 ) -> dict[UUID, TeacherShare]:
     """The roll-in of these tasks' next groups of `size` rollouts; a task whose policy draws alone is left out.
 
-    share: of a group whose policy never passes, 0..1. temperature: the teacher's.
+    share: of a group whose policy never passes, 0..1. temperature: the teacher's. num_precedents: that it is shown.
     """
     if share == 0:
         return {}
@@ -39,7 +46,7 @@ def choose(
     taught = [task for task in tasks if counts[task.id]]
     if not taught:
         return {}
-    found = material.find_fixed(session, lineage_id, [task.id for task in taught])
+    found = material.find_fixed(session, lineage_id, [task.id for task in taught], num_precedents=num_precedents)
     may_show = standing.read(session, lineage_id)
     contexts = {task.id: _choose_context(task, found[task.id], may_show, temperature) for task in taught}
     return {

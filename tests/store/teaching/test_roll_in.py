@@ -31,7 +31,9 @@ def test_a_teachers_share_falls_to_nothing_with_the_pass_rate_and_is_never_the_w
 
 def choose(desk: Desk, *tasks: TaskRow, share: float = 0.5) -> list[TeacherShare | None]:
     """What teachers draw of these tasks' next groups of eight."""
-    found = roll_in.choose(desk.session, desk.world.lineage_id, tasks, share=share, size=8, temperature=0.5)
+    found = roll_in.choose(
+        desk.session, desk.world.lineage_id, tasks, share=share, size=8, temperature=0.5, num_precedents=1
+    )
     return [found.get(task.id) for task in tasks]
 
 

@@ -254,6 +254,16 @@ def test_no_gradient_flows_into_a_baseline() -> None:
     assert not any(slope is not None for slope in torch.autograd.grad(result.loss, baseline, allow_unused=True))
 
 
+def test_tokens_whose_charge_was_cut_are_counted_among_those_that_are_charged() -> None:
+    excess = [[3 - 1, 4 - 0, 0], [1 - 3, 0 - 4]]  # two of five lie beyond 3
+    for clip, cut in ((3.0, 2), (1.5, 4), (math.inf, 0)):
+        result = charge(credit=replace(CLIPPED, clip=clip))
+        assert (int(result.num_charged), int(result.num_clipped)) == (sum(map(len, excess)), cut)
+    alone = replace(ROLLOUTS, credited=torch.tensor([True, False]))
+    result = charge(rollouts=alone, baseline=torch.zeros(3))
+    assert (int(result.num_charged), int(result.num_clipped)) == (3, 1)
+
+
 def test_the_clip_falls_on_the_sum_of_the_terms() -> None:
     two = [whole_term(SURE, "one", weight=1.0), whole_term(SURE, "two", weight=1.0)]
     together, alone = charge(terms=two), charge()

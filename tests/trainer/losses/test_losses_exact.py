@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.trainer.losses.tabular import DEFAULT, PROPOSITION_1, Tabular, make_rollouts, one_group, whole_term
+from trainer.batch.rows import ROLLED_IN
 from trainer.losses.credit import CostKind, Credit, LeaveOneOut, Reach, Scale, leave_one_out, scaled_return
 from trainer.losses.distil import DistilLoss, distil_loss, forward_ce_loss
 from trainer.losses.student import ScoredStudent
@@ -198,6 +199,71 @@ class TestSolutionsFromSiblings:
 
     def test_a_baseline_over_the_whole_group_does(self) -> None:
         assert (self.gradient(own_group) - self.gradient(no_baseline)).abs().max() > 5e-3
+
+
+class TestRolloutsOfTheTeacher:
+    """Groups of two rollouts of the student and one of its teacher, who has a third of the mixture: V=2 with an end
+    token, T=3, all 64 groups of four rollouts each."""
+
+    tabular = Tabular.make(vocabulary=2, length=3, eos=1)
+    student = tabular.random_table(seed=51)
+    expert = tempered_logprobs(tabular.random_table(seed=52, scale=1.5), 1.0)
+    groups = torch.tensor(groups_of(3, tabular))
+    drawn_by_teacher = torch.arange(groups.numel()) % 3 == 2
+
+    def run(self, baseline: MakeBaseline, credit: Credit) -> tuple[Tensor, DistilLoss]:
+        """The expected gradient of a group's summed loss, and the loss over all groups."""
+        own, theirs = self.tabular.probabilities(self.student), self.tabular.probabilities(self.expert)
+        chance = own[self.groups[:, 0]] * own[self.groups[:, 1]] * theirs[self.groups[:, 2]]
+        states, ids, mask = self.tabular.pad([self.tabular.sequences[i] for i in self.groups.flatten()])
+        logits = self.student[states].requires_grad_()
+        rollouts = replace(make_rollouts(ids, mask, logits), credited=~self.drawn_by_teacher)
+        rows = torch.arange(len(states))
+        siblings = LeaveOneOut(rows // 3, torch.where(self.drawn_by_teacher, ROLLED_IN, 0), torch.full((3,), 9.0))
+        result = distil_loss(
+            ScoredStudent(logits, rollouts),
+            rollouts,
+            [whole_term(self.expert[states])],
+            baseline(states, siblings),
+            credit,
+            covered_tokens=int(mask.sum()),
+        )
+        (gradient,) = torch.autograd.grad(result.loss * mask.sum(), logits)
+        weighted = gradient * chance.repeat_interleave(3)[:, None, None]
+        return torch.zeros_like(self.student).index_add(0, states.flatten(), weighted.flatten(0, 1)), result
+
+    def visits(self, table: Tensor) -> Tensor:
+        """The chance that a policy comes to each prefix."""
+        logprobs = table.log_softmax(-1)
+        index = {prefix: row for row, prefix in enumerate(self.tabular.prefixes)}
+        ways = [[(index[prefix[:step]], token) for step, token in enumerate(prefix)] for prefix in index]
+        return torch.tensor([float(sum(logprobs[at] for at in way)) for way in ways], dtype=torch.float64).exp()
+
+    def test_the_local_gradient_is_that_of_the_states_which_the_mixture_visits(self) -> None:
+        local, _ = self.run(no_baseline, replace(PROPOSITION_1, weight=1e-12))
+        visited = 2 * self.visits(self.student) + self.visits(self.expert)
+        expected = visited[:, None] * (self.student.softmax(-1) - self.expert.exp())
+        assert (local - expected).abs().max() < 1e-10
+
+    def test_the_future_term_is_the_students_alone_and_its_baseline_changes_no_expectation(self) -> None:
+        both, _ = self.run(no_baseline, DEFAULT)
+        local, _ = self.run(no_baseline, replace(DEFAULT, weight=1e-12))
+        alone = self.tabular.expected_gradient(
+            self.student, singles(self.tabular), fixed_expert(self.expert), no_baseline, DEFAULT
+        ) - self.tabular.expected_gradient(
+            self.student,
+            singles(self.tabular),
+            fixed_expert(self.expert),
+            no_baseline,
+            replace(DEFAULT, weight=1e-12),
+        )
+        assert (both - local - 2 * alone).abs().max() < 1e-10
+        less, result = self.run(own_group, DEFAULT)
+        assert (less - both).abs().max() < 1e-12
+        first, second = result.baseline[0::3], result.cost_to_go[1::3]
+        _, _, mask = self.tabular.pad([self.tabular.sequences[i] for i in self.groups[:, 0]])
+        assert torch.equal(first, torch.where(mask, second, 0))
+        assert not result.excess[2::3].any()
 
 
 class TestPrefixesDrawnAtRandom:

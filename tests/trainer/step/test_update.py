@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from services.contracts.answers import Feedback, FeedbackSpan
 from services.contracts.rollouts import Sampling
+from services.contracts.sources import ContextSource
 from services.contracts.updates import TermKind
 from services.policy.artifacts import ArtifactStore
 from services.policy.model.modeling import LoadedPolicy, encode_text, load_policy
@@ -534,3 +535,48 @@ def test_nobody_sees_half_of_a_checkpoint_that_is_deleted(tmp_path: Path, monkey
     prune(store, [])
     assert seen == [False]
     assert list(store.root.iterdir()) == []
+
+
+def test_what_the_teacher_drew_trains_the_local_term_and_counts_in_no_rate_score_or_baseline(
+    model_folder: Path, policy: LoadedPolicy
+) -> None:
+    own = [replace(one, answers=(*one.answers, reference())) for one in siblings(policy, solved={2, 5})]
+    drawn = [
+        replace(facts(policy, text, index=8 + place, answers=(reference(),)), sampler_logprobs=None, shown=True)
+        for place, text in enumerate(("It is 4, and that is that.", "4"))
+    ]
+    config = CONFIG.model_copy(
+        update={
+            "mix": {"grpo": 0.5, "rft": 0.5},
+            "question_weights": "pass_rate",
+            "sources": {"*": (ContextSource.REFERENCE,)},
+        }
+    )
+    both, alone = (
+        train(fresh(model_folder, config), batch_of(fresh(model_folder, config), lessons, config), config)
+        for lessons in ([*own, *drawn], own)
+    )
+    for name in ("pass_rate", "num_judged", "num_rows_unscored", "stop_rate", "response_tokens", "num_score"):
+        assert both.metrics[name] == alone.metrics[name]
+    assert (both.metrics["num_rows_rolled_in"], alone.metrics["num_rows_rolled_in"]) == (2, 0)
+    theirs = {one.lesson_id: one for one in both.contributions if one.lesson_id in {row.lesson_id for row in drawn}}
+    for one in theirs.values():
+        assert (one.baseline_group, one.future_nonzero) == (None, False)
+        assert [term.kind for term in one.terms] == [TermKind.CONDITIONED]
+        assert one.terms[0].source is ContextSource.REFERENCE
+
+
+def test_a_rollout_of_the_teacher_changes_no_siblings_baseline_and_no_running_mean(
+    model_folder: Path, policy: LoadedPolicy
+) -> None:
+    own = [facts(policy, text, index=place, answers=(reference(),)) for place, text in enumerate(("four", "it is 4"))]
+    theirs = replace(facts(policy, "five or six", index=2, answers=(reference(),)), sampler_logprobs=None, shown=True)
+    futures, means = [], []
+    for lessons in (own, [*own, theirs]):
+        state = fresh(model_folder)
+        result = train(state, batch_of(state, lessons))
+        futures.append(float(str(result.metrics["future"])) * sum(len(one.token_ids) for one in lessons))
+        means.append(state.position_mean)
+    assert torch.allclose(means[0], means[1], atol=1e-6)
+    assert futures[0] == pytest.approx(futures[1], rel=1e-4)
+    assert abs(futures[0]) > 1e-4
