@@ -12,12 +12,14 @@ rollouts and by seconds.
 Runs are written down one by one in `--folder`, and what is there is not run again: stop it and start it as you like.
 
 tiny    synthetic worlds (`benchmarks.shootout.synthetic`) and policies made here: some hours on 2 cores
-small   SmolLM2-135M-Instruct on the starter tasks, one kind at a time: hours a kind on 2 cores
+small   SmolLM2-135M-Instruct on the starter tasks, one kind at a time: the arms that the trainer's defaults are chosen
+        by; hours an arm and kind
 gpu     GSM8K and SciKnowEval physics (`benchmarks.shootout.published`: their files in `--data`), a model of yours in
         `--model`
 """
 
 import argparse
+import math
 import multiprocessing
 import os
 import signal
@@ -54,6 +56,7 @@ from services.contracts.tasks import Split
 from services.policy.model.modeling import hash_base
 
 DISTIL = Arm(name="distil", objective="distil")
+SHIPPED = Arm(name="shipped", objective="distil", shown="product")
 
 
 def arms(student_top_k: int) -> tuple[Arm, ...]:
@@ -74,11 +77,33 @@ def arms(student_top_k: int) -> tuple[Arm, ...]:
     )
 
 
+def default_arms() -> tuple[Arm, ...]:
+    """What the trainer's defaults are chosen by: the product without an answer key, and one thing changed at a time."""
+
+    def change(name: str, **changes: object) -> Arm:
+        return SHIPPED.model_copy(update={"name": name, **changes})
+
+    return (
+        SHIPPED,
+        change("τ 1", teacher_temperature=1.0),
+        change("matched", sampling_temperature=0.5),
+        change("sharpen-only", shown="nothing"),
+        change("roll-in .5", roll_in=0.5),
+        change("distil + .3 sft", mixed=(("sft", 0.3),)),
+        change("clip 1", clip=1.0),
+        change("no clip", clip=math.inf),
+        change("sdpo", objective="sdpo", teacher_ema=0.05),
+        change("sft", objective="sft", has_teacher=False),
+        change("grpo", objective="grpo", has_teacher=False),
+        change("reference", shown="solution"),
+    )
+
+
 def decision_arms() -> tuple[Arm, ...]:
     """What is compared where there is one decision to make: experts that know, that only draw, and that err."""
     names = ("distil", "sdpo", "reverse_kl", "grpo", "maxrl", "sft", "rft")
     exact = [arm for arm in arms(20) if arm.name in names]
-    mistaken = [arm.model_copy(update={"name": f"{arm.name}, 30 % wrong", "expert": "mistaken"}) for arm in exact]
+    mistaken = [arm.model_copy(update={"name": f"{arm.name}, 30 % wrong", "expert": "mistaken"}) for arm in exact[:5]]
     samples = DISTIL.model_copy(update={"name": "distil, samples", "expert": "samples"})
     return (*exact, samples, *mistaken)
 
@@ -91,7 +116,7 @@ FIRST_FINAL_SEED = 100  # held-out runs share no seed with the tuning
 @dataclass(frozen=True)
 class Course:
     """What is run in a world. The grid is every learning rate with every teacher temperature; an arm that reads no
-    teacher has the learning rates alone. tuning_seeds: of every setting."""
+    teacher, or has a temperature of its own, has the learning rates alone. tuning_seeds: of every setting."""
 
     arms: tuple[Arm, ...]
     learning_rates: tuple[float, ...]
@@ -106,13 +131,15 @@ class Course:
 
     @property
     def control(self) -> tuple[Arm, Arm] | None:
-        """The first arm that reads a teacher, and the same with another task's; None without one."""
-        first = next((arm for arm in self.arms if arm.has_teacher), None)
+        """The first arm whose teacher is shown solutions, and the same with other tasks'; None without one."""
+        first = next((arm for arm in self.arms if arm.has_teacher and arm.shown == "solution"), None)
         return None if first is None else (first, first.model_copy(update={"name": "control", "other_feedback": True}))
 
     def grid(self, arm: Arm) -> list[Setting]:
         """The settings an arm is tuned over."""
         temperatures = self.temperatures if arm.has_teacher else self.temperatures[:1]
+        if arm.teacher_temperature is not None:
+            temperatures = (arm.teacher_temperature,)
         return [
             Setting(learning_rate=rate, teacher_temperature=temperature)
             for rate in self.learning_rates
@@ -142,16 +169,16 @@ RULES = Course(
 )
 DECISION = Course(
     arms=decision_arms(),
-    learning_rates=(5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
+    learning_rates=(1e-3, 2e-3, 4e-3, 8e-3),
     temperatures=(1.0,),
-    tuning_seeds=20,  # so that every rate is kept with an interval as narrow as the best one's
-    final=TINY,
+    tuning_seeds=20,  # so that every rate is kept, as well known as the best one
+    final=TINY.model_copy(update={"updates": 36, "measure_every": 12}),
 )
 STARTER = Course(
-    arms=tuple(arm for arm in arms(100) if arm.name in ("distil", "forward_ce", "sdpo", "grpo", "sft")),
+    arms=default_arms(),
     learning_rates=(1e-4, 3e-4, 1e-3),
-    temperatures=(0.5, 1.0),
-    tuning_seeds=1,
+    temperatures=(0.5,),
+    tuning_seeds=3,
     final=SMALL,
 )
 HOUSE = replace(STARTER, final=SMALL.model_copy(update={"updates": 28, "measure_every": 14}))

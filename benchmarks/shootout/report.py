@@ -127,14 +127,11 @@ def _describe(section: Section) -> Iterator[str]:
     yield section.about
     yield f"Each run: {budget.updates} updates of {budget.groups} tasks × {budget.group_size} rollouts."
     yield f"Settings were chosen on {_tuning_seeds(section)}."
-    yield f"Before training, on train tasks, with the teacher shown {section.shown} and the control another task's:"
+    yield f"In training a teacher is shown {section.shown}. What showing something is worth before training, on train"
+    yield "tasks, student and teacher drawn at the same temperature; the control is shown another task's:"
     yield ""
-    for gap in section.gaps:
-        yield (
-            f"- drawn at {gap.temperature:g}, the student is right in {gap.student:.3f} of its answers, the teacher in "
-            f"{gap.teacher:.3f}, the control in {gap.control:.3f}"
-        )
-    yield ""
+    if section.gaps:
+        yield from _table(_gaps(section.gaps))
     told = [entry for entry in section.entries if entry.runs]
     if not told:
         return
@@ -160,6 +157,19 @@ def _describe(section: Section) -> Iterator[str]:
         if untrained or invalid:
             yield f"- {entry.arm.name}: in all runs {untrained} updates changed nothing, {invalid} invalid rollouts"
     yield ""
+
+
+def _gaps(gaps: Sequence[Gap]) -> Iterator[dict[str, str]]:
+    for gap in gaps:
+        yield {
+            "the teacher is shown": gap.shown,
+            "T": f"{gap.temperature:g}",
+            "student": f"{gap.student:.3f}",
+            "teacher": f"{gap.teacher:.3f}",
+            "control": f"{gap.control:.3f}",
+            "gap": f"{gap.teacher - gap.student:+.3f}",
+            "less control": f"{gap.teacher - gap.control:+.3f}",
+        }
 
 
 def _table(rows: Iterator[dict[str, str]]) -> Iterator[str]:

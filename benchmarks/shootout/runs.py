@@ -10,11 +10,11 @@ import hashlib
 import random
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Literal, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 from uuid import NAMESPACE_OID, UUID, uuid5
 
 import torch
@@ -22,13 +22,14 @@ from peft import PeftModel
 from pydantic import BaseModel, ConfigDict
 from torch.nn.utils.rnn import pad_sequence
 
+from benchmarks.shootout.memory import REFERENCE, VERIFIER, Memory, expert_id
 from benchmarks.shootout.questions import Question, World
 from services.contracts.answers import Continuation, SamplesDistribution
 from services.contracts.base import JsonObject
 from services.contracts.ids import new_id
 from services.contracts.rollouts import Sampling
 from services.contracts.sources import ContextSource
-from services.contracts.tasks import Split
+from services.contracts.tasks import Message, Precedent, Split
 from services.contracts.templates import Template, build_teacher_messages, strip_thinking
 from services.policy.contract import FinishReason, Sample, SamplePrompt, SampleRequest
 from services.policy.engines.base import TokenCounts
@@ -47,6 +48,8 @@ from services.policy.model.modeling import (
 from services.policy.text.ends import StopFinder
 from services.runtime.settings import Settings
 from services.store.ledger.lessons import LessonAnswer, LessonFacts
+from services.store.teaching.material import Material
+from services.store.teaching.roll_in import count_shown
 from services.store.teaching.standing import Standing, Verdict
 from services.store.views.estimates import pass_at_k
 from trainer.batch.build import build_batch
@@ -70,23 +73,35 @@ says gains nothing over drawing it colder."""
 GAP_TEMPERATURES = (0.5, 1.0)
 
 
+Shown: TypeAlias = str | tuple[Precedent, ...]
+"""What a teacher sees: a solution, or questions with answers."""
 _Item = TypeVar("_Item")
 
 
 class Arm(BaseModel):
-    """What is compared: an objective, and what is changed about it. expert: what is heard: the teacher and a verifier,
-    single tokens that the teacher draws at each place, or both being wrong about some tasks. other_feedback: the
-    control, whose teacher is shown what another task's would be. teacher_ema: 0 for a frozen teacher. student_top_k:
-    read by `sdpo` and `paper`. mixed: objectives added, and their weights.
+    """What is compared: an objective, and what is changed about it.
+
+    shown: what the teacher sees: the task's solution (or siblings, in a world that shows these alone), what the product
+    has without an answer key (`benchmarks.shootout.memory`), or nothing. expert: what is heard: the teacher and a
+    verifier, single tokens that the teacher draws at each place, or both being wrong about some tasks. other_feedback:
+    the control, whose teacher is shown what another task's would be. teacher_temperature: where it is not tuned.
+    sampling_temperature: of the rollouts, at which the student is read too. roll_in: share of a group that the teacher
+    draws. teacher_ema: 0 for a frozen teacher. student_top_k: read by `sdpo` and `paper`. mixed: objectives added, and
+    their weights.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     name: str
     objective: ObjectiveName
     lam: float = 1.0
     mixed: tuple[tuple[ObjectiveName, float], ...] = ()
+    shown: Literal["solution", "product", "nothing"] = "solution"
     expert: Literal["exact", "samples", "mistaken"] = "exact"
+    teacher_temperature: float | None = None
+    sampling_temperature: float = 1.0
+    roll_in: float = 0.0
+    clip: float = 5.0
     other_feedback: bool = False
     has_teacher: bool = True
     teacher_ema: float = 0.0
@@ -179,13 +194,11 @@ class Point(BaseModel):
 
 class Gap(BaseModel):
     """How often the untrained policy is right by itself, with something shown, and with the same of another task shown,
-    all drawn at one temperature.
-
-    In a world that shows siblings alone: with a right answer of its own shown where it had one, and another task's.
-    """
+    all drawn at one temperature."""
 
     model_config = ConfigDict(frozen=True)
 
+    shown: str
     temperature: float
     student: float
     teacher: float
@@ -224,16 +237,14 @@ def train(plan: Plan, world: World, start: Point | None = None) -> Outcome:
     )
     state = begin(policy, config)
     answerer = Answerer(state.model, policy, world)
-    asked = ask_in_turn(world.questions(Split.TRAIN), plan.budget.groups, plan.seed)
-    showable = Showable(standing=believe_black_box(world))
+    questions = world.questions(Split.TRAIN)
+    asked, memory = ask_in_turn(questions, plan.budget.groups, plan.seed), Memory(questions)
     measured = _spread(world.questions(plan.split), plan.budget.tasks)
     seconds, num_untrained, num_invalid, num_charged, num_clipped = 0.0, 0, 0, 0, 0
     curve = [start or measure(answerer, measured, plan, 0, seconds)]
     for update in range(1, plan.budget.updates + 1):
         began = _now(plan.device)
-        questions = next(asked)
-        drawn = answerer.draw(questions, plan.budget.group_size, f"{plan.seed} train {update}")
-        lessons = list(teach(drawn, answerer, update, plan))
+        lessons, showable = draw_lessons(answerer, memory, next(asked), update, plan)
         batch = build_batch(
             lessons, showable, state.tokenizer, state.vocabulary, config, settings, newest_version=update
         )
@@ -269,9 +280,10 @@ def _load(plan: Plan) -> LoadedPolicy:
 def configure(plan: Plan, world: World) -> TrainerConfig:
     """The product's settings. The control is handed what its teacher is shown, also where others look to siblings."""
     return TrainerConfig(
-        sources={"*": (find_source(plan, world),)},
+        sources=find_sources(plan.arm, world),
         objective=plan.arm.objective,
         lam=plan.arm.lam,
+        clip=plan.arm.clip,
         mix=dict(plan.arm.mixed),
         teacher_ema=plan.arm.teacher_ema,
         student_top_k=plan.arm.student_top_k,
@@ -282,17 +294,14 @@ def configure(plan: Plan, world: World) -> TrainerConfig:
     )
 
 
-def believe_black_box(world: World) -> Standing:
-    """The standing in which the expert that only gives samples is heard: what it is worth is measured here."""
-    domains = {question.domain for question in world.questions(Split.TRAIN)}
-    teaches = {Template.TURNS: Verdict(teaches=True, gap_low=0.0)}
-    return Standing({(_expert_id(BLACK_BOX), ContextSource.DISTRIBUTION, domain): teaches for domain in domains})
-
-
-def find_source(plan: Plan, world: World) -> ContextSource:
-    """Where the teacher's contexts come from."""
-    looks_to_siblings = world.only_siblings and not plan.arm.other_feedback
-    return ContextSource.OWN_SUCCESS if looks_to_siblings else ContextSource.REFERENCE
+def find_sources(arm: Arm, world: World) -> dict[str, tuple[ContextSource, ...]]:
+    """Where the teacher's contexts come from; the product's own order by default."""
+    if arm.shown == "product":
+        return {}
+    if arm.shown == "nothing":
+        return {"*": (ContextSource.NOTHING,)}
+    looks_to_siblings = world.only_siblings and not arm.other_feedback
+    return {"*": (ContextSource.OWN_SUCCESS if looks_to_siblings else ContextSource.REFERENCE,)}
 
 
 def measure(answerer: "Answerer", questions: Sequence[Question], plan: Plan, update: int, seconds: float) -> Point:
@@ -336,28 +345,43 @@ def _score(drawn: Sequence[Drawn], temperature: float, world: World) -> Measured
 
 
 def measure_gap(policy_folder: Path, world: World, samples: int, device: str, dtype: str) -> list[Gap]:
-    """What feedback is worth before any training, on train tasks: the others have no solution to show. Where there is
-    nothing to show of a question, it is asked as it is. Teacher and student are drawn at the same temperature."""
+    """What showing something is worth before any training, on train tasks. Where there is nothing to show of a
+    question, it is asked as it is. Teacher, control and student are drawn at the same temperature."""
     policy = load_policy(policy_folder, device, getattr(torch, dtype))
     answerer = Answerer(policy.model, policy, world)
     questions = _spread(world.questions(Split.TRAIN), GAP_QUESTIONS)
-    return [_gap_at(temperature, answerer, questions, samples) for temperature in GAP_TEMPERATURES]
+    return [gap for temperature in GAP_TEMPERATURES for gap in _gaps_at(temperature, answerer, questions, samples)]
 
 
-def _gap_at(temperature: float, answerer: "Answerer", questions: Sequence[Question], samples: int) -> Gap:
+def _gaps_at(temperature: float, answerer: "Answerer", questions: Sequence[Question], samples: int) -> Iterator[Gap]:
     alone = answerer.draw(questions, samples, "gap", temperature)
     scores = _judge(alone, answerer.world)
-    shown = find_shown(alone, scores, answerer.world)
 
-    def rate(shown: Sequence[str | None]) -> float:
+    def rate(shown: Sequence[Shown | None]) -> float:
         return _mean(_judge(answerer.draw(questions, samples, "gap", temperature, shown), answerer.world))
 
-    return Gap(
-        temperature=temperature,
-        student=_mean(scores),
-        teacher=rate(shown),
-        control=rate(swap_solutions(questions, shown)),
-    )
+    for name, shown in find_showings(alone, scores, answerer.world).items():
+        yield Gap(
+            shown=name,
+            temperature=temperature,
+            student=_mean(scores),
+            teacher=rate(shown),
+            control=rate(swap_solutions(questions, shown)),
+        )
+
+
+def find_showings(
+    drawn: Sequence[Drawn], scores: Sequence[Sequence[float]], world: World
+) -> dict[str, Sequence[Shown | None]]:
+    """What can be shown of each question, by what it is."""
+    showings: dict[str, Sequence[Shown | None]] = {
+        "a right answer of its own": [_find_right(one, own) for one, own in zip(drawn, scores, strict=True)]
+    }
+    if not world.only_siblings:
+        showings = {"the solution": [one.question.solution for one in drawn], **showings}
+    if any(one.question.precedents for one in drawn):
+        showings["its precedent"] = [one.question.precedents[:1] or None for one in drawn]
+    return showings
 
 
 def _mean(scores: Sequence[Sequence[float]]) -> float:
@@ -380,26 +404,21 @@ class Answerer:
     def draw(
         self,
         questions: Sequence[Question],
-        count: int,
+        count: int | Sequence[int],
         seed: str,
         temperature: float = 1.0,
-        shown: Sequence[str | None] | None = None,
+        shown: Sequence[Shown | None] | None = None,
     ) -> list[Drawn]:
-        """`count` answers to each question; with `shown`, after seeing these solutions, one a question or None for
-        nothing."""
+        """So many answers to each question; with `shown`, after seeing that, one thing a question, None for nothing."""
+        counts = [count] * len(questions) if isinstance(count, int) else count
         prompts = [
-            render_prompt(
-                self._policy.tokenizer,
-                question.messages
-                if solution is None
-                else build_teacher_messages(Template.TURNS, question.messages, solution),
-            )
-            for question, solution in zip(questions, shown or [None] * len(questions), strict=True)
+            render_prompt(self._policy.tokenizer, show(question, told))
+            for question, told in zip(questions, shown or [None] * len(questions), strict=True)
         ]
         request = SampleRequest(
             prompts=[
-                SamplePrompt(id=question.key, token_ids=ids, n=count, seed=_number(f"{seed} {question.key}"))
-                for question, ids in zip(questions, prompts, strict=True)
+                SamplePrompt(id=question.key, token_ids=ids, n=number, seed=_number(f"{seed} {question.key}"))
+                for question, ids, number in zip(questions, prompts, counts, strict=True)
             ],
             max_new_tokens=self.world.max_new_tokens,
             stop=self.world.stop,
@@ -473,6 +492,15 @@ class Answerer:
         return entropy / tokens, kl / tokens
 
 
+def show(question: Question, shown: Shown | None) -> Sequence[Message]:
+    """The messages after which an answer is drawn."""
+    if shown is None:
+        return question.messages
+    if isinstance(shown, str):
+        return build_teacher_messages(Template.TURNS, question.messages, shown)
+    return build_teacher_messages(Template.TURNS, question.messages, precedents=shown)
+
+
 def ask_in_turn(questions: Sequence[Question], count: int, seed: int) -> Iterator[list[Question]]:
     """`count` questions at a time, each once before any comes again, in an order that only the seed decides."""
     numbers = random.Random(seed)
@@ -497,22 +525,23 @@ def _judge(drawn: Sequence[Drawn], world: World) -> list[list[float]]:
 
 
 def find_shown(drawn: Sequence[Drawn], scores: Sequence[Sequence[float]], world: World) -> list[str | None]:
-    """What can be shown of each question: its solution; or, in a world that shows siblings alone, the first of its
-    answers that is right, None where none is."""
+    """What is shown of each question: its solution; or, in a world that shows siblings alone, the first of its answers
+    that is right, None where none is."""
     if not world.only_siblings:
         return [one.question.solution for one in drawn]
-    right = (
-        [sample.text for sample, score in zip(one.samples, own, strict=True) if score >= SUCCESS]
-        for one, own in zip(drawn, scores, strict=True)
-    )
-    return [next((text for text in texts if strip_thinking(text)), None) for texts in right]
+    return [_find_right(one, own) for one, own in zip(drawn, scores, strict=True)]
 
 
-def swap_solutions(questions: Sequence[Question], shown: Sequence[str | None]) -> list[str | None]:
+def _find_right(one: Drawn, scores: Sequence[float]) -> str | None:
+    right = (sample.text for sample, score in zip(one.samples, scores, strict=True) if score >= SUCCESS)
+    return next((text for text in right if strip_thinking(text)), None)
+
+
+def swap_solutions(questions: Sequence[Question], shown: Sequence[_Item | None]) -> list[_Item | None]:
     """To each question what can be shown of the next one with another solution and of another family; failing that, of
     the next with another solution; failing that, of the next. None where nothing can be shown of any other."""
 
-    def follow(index: int) -> str | None:
+    def follow(index: int) -> _Item | None:
         own = questions[index]
         others = [at for at in (*range(index + 1, len(questions)), *range(index)) if shown[at] is not None]
         nearest = min(
@@ -525,9 +554,72 @@ def swap_solutions(questions: Sequence[Question], shown: Sequence[str | None]) -
     return [follow(index) for index in range(len(questions))]
 
 
-def teach(drawn: Sequence[Drawn], answerer: "Answerer", update: int, plan: Plan) -> Iterator[LessonFacts]:
-    """The lessons of an update: what the expert with the solution says of each answer, and the one that scores. In a
-    world that shows siblings alone the former has nothing to say, but in the control, of another task."""
+def draw_lessons(
+    answerer: "Answerer", memory: Memory, questions: Sequence[Question], update: int, plan: Plan
+) -> tuple[list[LessonFacts], Showable]:
+    """The lessons of an update, and what may be shown about their tasks beside what is said in them."""
+    material = {_task_id(one): memory.find(one) for one in questions} if plan.arm.shown == "product" else {}
+    rolled_in = roll_in(answerer, memory, questions, material, update, plan)
+    counts = [plan.budget.group_size - len(samples) for samples in rolled_in]
+    drawn = answerer.draw(questions, counts, f"{plan.seed} train {update}", plan.arm.sampling_temperature)
+    lessons = list(teach(drawn, answerer, update, plan, rolled_in))
+    for question in questions:
+        own = [lesson for lesson in lessons if lesson.task_id == _task_id(question) and not lesson.shown]
+        solved = [(one.judges[0].id, one.text) for one in own if one.score is not None and one.score >= SUCCESS]
+        memory.note(question, [one.score is not None and one.score >= SUCCESS for one in own], next(iter(solved), None))
+    return lessons, Showable(material, _trust_black_box(questions))
+
+
+def _trust_black_box(questions: Sequence[Question]) -> Standing:
+    """What teaches by default, and the black box, which the product would have to measure first."""
+    domains = {question.domain for question in questions}
+    black_box, teaches = expert_id(BLACK_BOX), {Template.TURNS: Verdict(teaches=True, gap_low=0.0)}
+    return Standing({(black_box, ContextSource.DISTRIBUTION, domain): teaches for domain in domains})
+
+
+def roll_in(
+    answerer: "Answerer",
+    memory: Memory,
+    questions: Sequence[Question],
+    material: Mapping[UUID, Sequence[Material]],
+    update: int,
+    plan: Plan,
+) -> list[tuple[Sample, ...]]:
+    """What the teacher draws of each group, as many as the product would plan, after the first that may be shown."""
+    shown = [
+        next((one.solution or one.precedents for one in material.get(_task_id(question), ())), None)
+        for question in questions
+    ]
+    counts = [
+        count_shown(plan.arm.roll_in, memory.pass_rate(question), plan.budget.group_size) if told else 0
+        for question, told in zip(questions, shown, strict=True)
+    ]
+    asked = [place for place, count in enumerate(counts) if count]
+    drawn = (
+        answerer.draw(
+            [questions[place] for place in asked],
+            [counts[place] for place in asked],
+            f"{plan.seed} shown {update}",
+            plan.setting.teacher_temperature,
+            [shown[place] for place in asked],
+        )
+        if asked
+        else []
+    )
+    of_place = {place: one.samples for place, one in zip(asked, drawn, strict=True)}
+    return [of_place.get(place, ()) for place in range(len(questions))]
+
+
+def teach(
+    drawn: Sequence[Drawn],
+    answerer: "Answerer",
+    update: int,
+    plan: Plan,
+    rolled_in: Sequence[Sequence[Sample]] | None = None,
+) -> Iterator[LessonFacts]:
+    """The lessons of an update: what the expert with the solution says of each answer, and the one that scores; last in
+    each group the answers that the teacher drew, of which nothing is said. Where solutions are not shown, and in a
+    world that shows siblings alone, the former has nothing to say, but in the control, of another task."""
     world, arm = answerer.world, plan.arm
     if arm.expert == "mistaken":
         drawn = [replace(one, question=_believe(one.question)) for one in drawn]
@@ -535,48 +627,71 @@ def teach(drawn: Sequence[Drawn], answerer: "Answerer", update: int, plan: Plan)
     shown = find_shown(drawn, judged, world)
     if arm.other_feedback:
         shown = swap_solutions([one.question for one in drawn], shown)
-    elif world.only_siblings:
+    elif world.only_siblings or arm.shown != "solution":
         shown = [None] * len(drawn)  # the trainer looks to the siblings itself
-    for one, told, scores in zip(drawn, shown, judged, strict=True):
-        group_id, reference_id = new_id(), new_id()
-        spoken: list[tuple[LessonAnswer, ...]]
-        if told is None:
-            spoken = [()] * len(one.samples)
-        elif arm.expert == "samples":
-            spoken = [
-                (_answer(new_id(), BLACK_BOX, distribution=distribution),)
-                for distribution in answerer.draw_next(
-                    one, told, plan.setting.teacher_temperature, f"{plan.seed} {update}"
-                )
-            ]
-        else:
-            spoken = [(_answer(reference_id, "reference", solution=told),)] * len(one.samples)
-        for index, (sample, score) in enumerate(zip(one.samples, scores, strict=True)):
-            verdict = _answer(new_id(), "verifier", score=score)
-            yield LessonFacts(
-                lesson_id=new_id(),
-                rollout_id=new_id(),
-                group_id=group_id,
-                group_size=len(one.samples),
-                index_in_group=index,
-                ordinal=index,
-                late=False,
-                task_id=uuid5(NAMESPACE_OID, one.question.key),
-                domain=one.question.domain,
-                messages=one.question.messages,
-                prompt_token_ids=one.prompt_ids,
-                token_ids=tuple(sample.token_ids),
-                text=sample.text,
-                sampler_logprobs=tuple(sample.logprobs),
-                action_mask=(True,) * len(sample.token_ids),
-                sampling=Sampling(max_new_tokens=world.max_new_tokens),
-                tokenized_at_ingest=False,
-                finish_reason=sample.finish_reason.value,
-                policy_number=update,
-                score=score,
-                answers=(*spoken[index], verdict),
-                judges=(verdict,),
-            )
+    for one, told, scores, more in zip(drawn, shown, judged, rolled_in or [()] * len(drawn), strict=True):
+        said = _speak(one, told, answerer, update, plan)
+        group = _Group(one, plan, world, update)
+        for sample, score, answers in zip(one.samples, scores, said, strict=True):
+            yield group.make(sample, score, answers)
+        for sample in more:
+            yield group.make(sample, None, ())
+
+
+def _speak(
+    one: Drawn, told: str | None, answerer: "Answerer", update: int, plan: Plan
+) -> Sequence[tuple[LessonAnswer, ...]]:
+    """What the expert with the solution says of each answer."""
+    if told is None:
+        return [()] * len(one.samples)
+    if plan.arm.expert == "samples":
+        found = answerer.draw_next(one, told, plan.setting.teacher_temperature, f"{plan.seed} {update}")
+        return [(_answer(new_id(), BLACK_BOX, distribution=distribution),) for distribution in found]
+    return [(_answer(new_id(), REFERENCE, solution=told),)] * len(one.samples)
+
+
+class _Group:
+    """The lessons of one group, one after the other."""
+
+    def __init__(self, one: Drawn, plan: Plan, world: World, update: int) -> None:
+        self._one, self._update = one, update
+        self._sampling = Sampling(max_new_tokens=world.max_new_tokens, temperature=plan.arm.sampling_temperature)
+        self._id, self._count = new_id(), 0
+
+    def make(self, sample: Sample, score: float | None, answers: tuple[LessonAnswer, ...]) -> LessonFacts:
+        """The lesson of the group's next answer; one without a score is the teacher's."""
+        index, question = self._count, self._one.question
+        self._count += 1
+        verdicts = () if score is None else (_answer(new_id(), VERIFIER, score=score),)
+        return LessonFacts(
+            lesson_id=new_id(),
+            rollout_id=new_id(),
+            group_id=self._id,
+            group_size=len(self._one.samples),
+            index_in_group=index,
+            ordinal=index,
+            late=False,
+            task_id=_task_id(question),
+            domain=question.domain,
+            messages=question.messages,
+            prompt_token_ids=self._one.prompt_ids,
+            token_ids=tuple(sample.token_ids),
+            text=sample.text,
+            sampler_logprobs=None if score is None else tuple(sample.logprobs),
+            action_mask=(True,) * len(sample.token_ids),
+            sampling=self._sampling,
+            tokenized_at_ingest=False,
+            finish_reason=sample.finish_reason.value,
+            policy_number=self._update,
+            score=score,
+            answers=(*answers, *verdicts),
+            judges=verdicts,
+            shown=score is None,
+        )
+
+
+def _task_id(question: Question) -> UUID:
+    return uuid5(NAMESPACE_OID, question.key)
 
 
 def _believe(question: Question) -> Question:
@@ -596,7 +711,7 @@ def _answer(
 ) -> LessonAnswer:
     return LessonAnswer(
         id=answer_id,
-        expert_id=_expert_id(expert),
+        expert_id=expert_id(expert),
         expert=expert,
         expert_version="1",
         weight=1.0,
@@ -607,10 +722,6 @@ def _answer(
         from_reference=solution is not None,
         corrected=False,
     )
-
-
-def _expert_id(name: str) -> UUID:
-    return uuid5(NAMESPACE_OID, name)
 
 
 def _number(text: str) -> int:

@@ -330,7 +330,7 @@ def report(tmp_path: Path) -> str:
     theirs = [make_run(make_plan(GRPO, s), 0.1, 0.5 + 0.1 * s, seconds=20.0) for s in (2, 1)]
     theirs[0] = theirs[0].model_copy(update={"num_untrained": 3, "num_invalid": 1, "machine": "One GPU, torch 2"})
     entries = [ours, ArmResults(GRPO, theirs, Tuning({SETTING: TRAINED_ON_VALIDATION}), TRAINED_ON_VALIDATION)]
-    gaps = [Gap(temperature=0.5, student=0.25, teacher=0.75, control=0.125)]
+    gaps = [Gap(shown="the solution", temperature=0.5, student=0.25, teacher=0.75, control=0.125)]
     section = Section("fork", "What it is.", "the solution", gaps, BASE_ON_VALIDATION, BUDGET, 3, entries)
     text, figure = write_report([section], tmp_path, "tiny", "python -m benchmarks.learn")
     assert figure.stat().st_size > 10_000
@@ -383,7 +383,7 @@ def test_the_report_pairs_by_seed_and_compares_at_equal_time(report: str) -> Non
 def test_the_report_says_what_a_world_is_what_was_tried_and_what_went_wrong(report: str) -> None:
     for expected in (
         "What it is.",
-        "drawn at 0.5, the student is right in 0.250 of its answers, the teacher in 0.750, the control in 0.125",
+        "| the solution | 0.5 | 0.250 | 0.750 | 0.125 | +0.500 | +0.625 |",
         "commit abc1234",
         "- grpo: lr 0.001: 0.300, 0.400, 0.500, 0.500",
     ):
