@@ -91,7 +91,7 @@ bench-loss: $(VENV)/.bench  ## time and memory of the losses beside TRL and Lige
 bench-api: install  ## rollouts accepted per second and core, and list and page times at a million rollouts (15 minutes)
 	@$(BIN)/python -m benchmarks.api $(ARGS)
 
-bench-learn: install  ## which objective learns best: TIER=tiny takes one to three hours, TIER=tiny QUICK=1 minutes, TIER=small and gpu hours
+bench-learn: install  ## which objective learns best: TIER=tiny, small or gpu take hours, QUICK=1 minutes
 	@$(BIN)/python -m benchmarks.learn --tier $(TIER) $(if $(QUICK),--quick) $(ARGS)
 
 bench-update: $(VENV)/.bench  ## one whole update of the starter model, beside TRL's SDPOTrainer on the same batch

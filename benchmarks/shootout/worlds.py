@@ -39,7 +39,7 @@ def about(name: str) -> str:
 def shown(name: str) -> str:
     """What a teacher is shown in a world, for the report."""
     if name in TABLES:
-        return "what the product has without an answer key (the first two arms), or what the arm says"
+        return "what the product has without an answer key, unless the name of an arm says otherwise"
     siblings_alone = name in SOURCES and SOURCES[name].only_siblings
     return "a right answer of its own where it had one" if siblings_alone else "the solution"
 

@@ -246,9 +246,8 @@ def render(tasks: list[StarterTask]) -> str:
 
 def main() -> None:
     """Write functions.jsonl, tool_calls.jsonl and house.jsonl into the starter's folder."""
-    (FOLDER / "functions.jsonl").write_text(render(build_functions()), encoding="utf-8")
-    (FOLDER / "tool_calls.jsonl").write_text(render(build_tool_calls()), encoding="utf-8")
-    (FOLDER / "house.jsonl").write_text(render(ship(build_house())), encoding="utf-8")
+    for name, build in (("functions", build_functions), ("tool_calls", build_tool_calls), ("house", build_house)):
+        (FOLDER / f"{name}.jsonl").write_text(render(ship(build())), encoding="utf-8")
 
 
 if __name__ == "__main__":

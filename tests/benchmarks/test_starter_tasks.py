@@ -32,8 +32,8 @@ def read_tasks(kind: str) -> list[TaskCreate]:
 
 
 def test_the_generator_rewrites_the_committed_files_byte_for_byte() -> None:
-    assert build.render(build.build_functions()) == read_file("functions")
-    assert build.render(build.build_tool_calls()) == read_file("tool_calls")
+    assert build.render(build.ship(build.build_functions())) == read_file("functions")
+    assert build.render(build.ship(build.build_tool_calls())) == read_file("tool_calls")
     assert build.render(build.ship(build.build_house())) == read_file("house")
 
 

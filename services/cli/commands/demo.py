@@ -186,7 +186,7 @@ def _await_quiet(api: ApiClient, check: Callable[[], None], seconds: float = 90.
 
 
 def _correct_one(api: ApiClient, progress: Progress, status: Status) -> CorrectionOutcome | None:
-    """Take one item from the human queue and correct it as a person would; the script knows the task's reference."""
+    """Take one item from the human queue and correct it as a person would who knows the right answer."""
     try:
         item = api.post("/v1/corrections/claim", None, CorrectionItem)
     except ApiProblem as problem:
@@ -197,16 +197,16 @@ def _correct_one(api: ApiClient, progress: Progress, status: Status) -> Correcti
         return None
     rollout = api.get_json(f"/v1/rollouts/{item.rollout_id}")
     task = api.get(f"/v1/tasks/{rollout['task_id']}", Task)
-    reference = task.metadata.get("reference")
-    if not isinstance(reference, str) or not reference:
-        reason = f"task {task.key} has no reference that the demo could correct with"
+    right = task.metadata.get("reference", task.metadata.get("answer"))
+    if not isinstance(right, str) or not right:
+        reason = f"task {task.key} has no right answer that the demo could correct with"
         api.post(f"/v1/corrections/{item.id}/skip", CorrectionSkip(reason=reason), CorrectionOutcome)
         progress.say(f"correction {item.id} skipped: {reason}")
         return None
     decision = (
         CorrectionSubmit(verdict="fine")
-        if reference.splitlines() == item.rollout_text.splitlines()
-        else CorrectionSubmit(verdict="corrected", text=reference, comment="This is how the answer should look.")
+        if right.splitlines() == item.rollout_text.splitlines()
+        else CorrectionSubmit(verdict="corrected", text=right, comment="This is how the answer should look.")
     )
     submitted = api.post(f"/v1/corrections/{item.id}/submit", decision, CorrectionOutcome)
     progress.say(f"correction {item.id} submitted for task {task.key}, by the demo in place of a person")

@@ -13,7 +13,7 @@ from services.contracts.tasks import TaskCreate, TaskImport, TaskImported
 from services.runtime.errors import InvalidInput
 
 BATCH = 500  # rows per request; the api takes 1,000
-STARTER_FILES = ("functions.jsonl", "tool_calls.jsonl")
+STARTER_FILES = ("functions.jsonl", "tool_calls.jsonl", "house.jsonl")
 
 
 class TaskFileInvalid(InvalidInput):
