@@ -140,6 +140,7 @@ def measuring_rules(settings: Settings) -> measurements.Rules:
         seed=settings.seed,
         share=settings.measuring_share,
         max_tokens=settings.measuring_tokens,
+        num_precedents=settings.precedents,
         ages=Ages(settings.remeasure_versions, settings.remeasure_answers),
         promote=settings.promote_measured,
     )

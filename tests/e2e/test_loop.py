@@ -192,7 +192,8 @@ def test_the_loop_turns_feedback_into_policy_versions_and_survives_a_restart(
 
     # The correction trains too, in an update that names it.
     stack.api.post("/v1/loop", LoopSwitch(sampling=True, training=True, no_end=True), LoopState)
-    wait_for("both kinds of teacher", lambda: term_kinds(stack.api) >= {TermKind.CONDITIONED, TermKind.TOPK})
+    wait_for("the teacher's lessons", lambda: TermKind.CONDITIONED in term_kinds(stack.api))
+    assert TermKind.TOPK not in term_kinds(stack.api), "a distribution has no weight before it is measured to gain"
     wait_for("the correction's update", lambda: bool(kinds_of(stack.api, correction) & PEOPLE))
 
     # Later rollouts come from a published version, by the same names everywhere.

@@ -56,12 +56,14 @@ class NothingToMeasure(InvalidInput):
 
 @dataclass(frozen=True)
 class Rules:
-    """How measurements are drawn, and how much. share: of all rollouts, at most; max_tokens: of one measurement."""
+    """How measurements are drawn, and how much. share: of all rollouts, at most; max_tokens: of one measurement.
+    num_precedents: shown together."""
 
     sampling: Sampling
     seed: int
     share: float
     max_tokens: int
+    num_precedents: int
     ages: Ages
     promote: bool
 
@@ -306,7 +308,9 @@ def _plan_arms(session: Session, lineage_id: UUID, measuring: Sequence[Measureme
         lineage_id,
         sorted(task_ids),
         include_probation=True,
-        num_precedents=int(any(row.source == ContextSource.PRECEDENTS.value for row in waiting)),
+        num_precedents=rules.num_precedents
+        if any(row.source == ContextSource.PRECEDENTS.value for row in waiting)
+        else 0,
     )
     student = _read_student(session, group_ids)
     about = {task.id: task for task in session.scalars(select(TaskRow).where(TaskRow.id.in_(task_ids)))}

@@ -20,7 +20,15 @@ from services.store.teaching.candidates import Ages
 from services.store.teaching.measurements import Rules
 from tests.store.conftest import TOKENIZER, World
 
-RULES = Rules(Sampling(temperature=0.5), seed=0, share=0.2, max_tokens=1000, ages=Ages(32, 1000), promote=False)
+RULES = Rules(
+    Sampling(temperature=0.5),
+    seed=0,
+    share=0.2,
+    max_tokens=1000,
+    num_precedents=1,
+    ages=Ages(32, 1000),
+    promote=False,
+)
 LIKES, DISLIKES = -0.1, -3.0
 """Its log-probability of each of the rollout's tokens; the policy's is -0.5."""
 
