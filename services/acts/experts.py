@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from services.acts.call import Call
 from services.contracts.base import Json, JsonObject
 from services.contracts.experts import ConformanceReport, Expert, ExpertCreate, ExpertRegistered, OwnKind
-from services.experts.protocol import conformance
+from services.experts.protocol import conformance, sample_tokens
 from services.experts.protocol.client import ExpertClient
 from services.jobs import dispatch
 from services.runtime.settings import Settings
@@ -148,8 +148,9 @@ def _check_and(
 
 
 async def _check(endpoint: str, secret: str | None, settings: Settings) -> ConformanceReport:
+    tokens = await asyncio.to_thread(sample_tokens.read, settings.policy_url, settings.internal_key)
     async with ExpertClient(settings.allowed_expert_networks) as client:
-        return await conformance.check(endpoint, secret, client)
+        return await conformance.check(endpoint, secret, client, tokens)
 
 
 def _list_changes(old: JsonObject, new: JsonObject) -> Iterator[str]:

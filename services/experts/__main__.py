@@ -37,7 +37,10 @@ def build_app(settings: Settings) -> FastAPI:
             ToolCallExpert(SandboxClient(settings.sandbox_url, settings.sandbox_key)),
             ReferenceExpert(),
             PrecedentsExpert(),
-            SelfEvaluationExpert(PolicyClient(settings.policy_url, settings.internal_key)),
+            SelfEvaluationExpert(
+                PolicyClient(settings.policy_url, settings.internal_key),
+                critique_temperature=settings.sampling_temperature if settings.self_critique else None,
+            ),
             TeacherExpert(PolicyClient(settings.policy_url, settings.internal_key)),
             HumanExpert(Store(settings.database_url, patience=REQUEST)),
             *([ReasoningGymExpert()] if reasoning.is_installed() else []),

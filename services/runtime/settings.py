@@ -84,6 +84,9 @@ class Settings(BaseSettings):
     """The longest answer, in tokens; longer ones are cut off. Raise it for anything but the starter tasks."""
     sampling_temperature: float = Field(default=1.0, gt=0)
     """Temperature of train rollouts. Evaluations state their own; measurements use the teacher's."""
+    self_critique: bool = False
+    """The built-in self-evaluation also has the policy write a critique of its answer, as feedback. For larger models:
+    a small one's critique misleads its teacher."""
     stop: list[str] = ["\n```"]
     """Strings that end an answer; the default ends it after the first fenced block."""
     max_backlog_lessons: int = Field(default=48, ge=1)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from services.contracts.answers import AnswerKind
+from services.contracts.answers import AnswerKind, Feedback
 from services.contracts.base import JsonObject
 from services.contracts.experts import (
     Ask,
@@ -84,7 +84,7 @@ class SampleExpert:
     def __init__(
         self, answer: Callable[[ConsultRequest], ExpertAnswer] | None = None, descriptor: Descriptor | None = None
     ) -> None:
-        self._answer = answer or (lambda _: ConsultResult(score=1.0))
+        self._answer = answer or (lambda _: ConsultResult(score=1.0, feedback=Feedback(text="good")))
         self._descriptor = descriptor or make_descriptor()
         self.num_calls = 0
         self.gate = threading.Event()

@@ -320,15 +320,20 @@ def check_expert(
     secret: Annotated[str | None, typer.Option(help="Signing secret, `whsec_…`.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run the conformance suite against an expert that you develop, without registering it."""
-    from services.experts.protocol import conformance
+    """Run the conformance suite against an expert that you develop, without registering it.
+
+    With a running policy server its samples are in the policy's tokens, as at registration.
+    """
+    from services.experts.protocol import conformance, sample_tokens
     from services.experts.protocol.client import ExpertClient
     from services.runtime.settings import Settings
 
     async def run() -> ConformanceReport:
-        client = ExpertClient(Settings().allowed_expert_networks)
+        settings = Settings()
+        tokens = await asyncio.to_thread(sample_tokens.read, settings.policy_url, settings.internal_key)
+        client = ExpertClient(settings.allowed_expert_networks)
         try:
-            return await conformance.check(endpoint, secret, client)
+            return await conformance.check(endpoint, secret, client, tokens)
         finally:
             await client.close()
 

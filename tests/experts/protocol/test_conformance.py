@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from services.contracts.answers import AnswerKind, Continuation, SamplesDistribution, TopKDistribution
+from services.contracts.answers import AnswerKind, Continuation, Feedback, SamplesDistribution, TopKDistribution
 from services.contracts.base import JsonObject
 from services.contracts.experts import (
     ConformanceReport,
@@ -19,9 +19,10 @@ from services.contracts.experts import (
     Descriptor,
 )
 from services.experts.__main__ import build_app
+from services.experts.protocol import sample_tokens
 from services.experts.protocol.app import ExpertAnswer, create_expert_app
 from services.experts.protocol.client import ExpertClient
-from services.experts.protocol.conformance import check
+from services.experts.protocol.conformance import SAMPLE_TEXTS, SampleTokens, Tokens, check
 from services.runtime.settings import Settings
 from tests.experts.own.test_policy_experts import SmallPolicy
 from tests.experts.samples import SECRET, SampleExpert, make_descriptor
@@ -30,10 +31,13 @@ from tests.serving import serve, serve_raw
 LOOPBACK = ("127.0.0.0/8",)
 
 
-def report_on(url: str, secret: str | None = None) -> ConformanceReport:
+TOKENS = {text: SampleTokens([number, 7, 8, 9], "a" * 64) for number, text in enumerate(SAMPLE_TEXTS)}
+
+
+def report_on(url: str, secret: str | None = None, tokens: Tokens | None = TOKENS) -> ConformanceReport:
     async def go() -> ConformanceReport:
         async with ExpertClient(LOOPBACK) as client:
-            return await check(url, secret, client)
+            return await check(url, secret, client, tokens)
 
     return asyncio.run(go())
 
@@ -65,7 +69,7 @@ def give_samples(request: ConsultRequest) -> ExpertAnswer:
         ((AnswerKind.SCORE,), lambda _: ConsultResult(score=0.5)),
         ((AnswerKind.TOPK,), give_topk),
         ((AnswerKind.SAMPLES,), give_samples),
-        ((AnswerKind.SOLUTION, AnswerKind.EVIDENCE), lambda _: ConsultAbstain(reason="I know nothing")),
+        ((AnswerKind.SOLUTION, AnswerKind.EVIDENCE), lambda _: ConsultResult(solution="5", evidence={"seen": 1})),
     ],
 )
 @pytest.mark.parametrize("secret", [None, SECRET])
@@ -79,6 +83,75 @@ def test_an_expert_built_on_the_app_passes_every_case_required_or_not(
     assert failed(report) == failed(report, required=False) == []
     assert report.descriptor == expert.descriptor
     assert ConformanceReport.model_validate_json(report.model_dump_json()) == report
+
+
+def abstain(_: ConsultRequest) -> ExpertAnswer:
+    return ConsultAbstain(reason="I know nothing")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in AnswerKind if kind is not AnswerKind.EVIDENCE])
+def test_an_expert_that_never_gives_what_it_declares_fails_with_its_reason(kind: AnswerKind) -> None:
+    with serve(create_expert_app(SampleExpert(abstain, make_descriptor(kinds=(kind,))))) as url:
+        report = report_on(url)
+    assert failed(report) == [f"answers {kind.value}"]
+    said = next(check.detail for check in report.checks if not check.passed)
+    assert f"it declares {kind.value} and abstained from every sample" in said
+    assert said.endswith("I know nothing")
+
+
+def test_evidence_that_is_declared_is_given_with_some_answer() -> None:
+    declared = make_descriptor(kinds=(AnswerKind.SCORE, AnswerKind.EVIDENCE))
+    with serve(create_expert_app(SampleExpert(lambda _: ConsultResult(score=1.0), declared))) as url:
+        report = report_on(url)
+    assert failed(report) == ["answers evidence"]
+    assert "no answer to a sample had any" in next(check.detail for check in report.checks if not check.passed)
+
+
+@pytest.mark.parametrize("needle", ["= 6", "once more", "= 5"])
+def test_an_expert_may_abstain_from_some_of_the_right_wrong_and_long_answers(needle: str) -> None:
+    def answer(request: ConsultRequest) -> ExpertAnswer:
+        if needle in request.rollout.text:
+            return ConsultResult(feedback=Feedback(text=f"I see {needle}"))
+        return ConsultAbstain(reason="nothing to say")
+
+    with serve(create_expert_app(SampleExpert(answer, make_descriptor(kinds=(AnswerKind.FEEDBACK,))))) as url:
+        assert report_on(url).passed
+
+
+@pytest.mark.parametrize("kind", [AnswerKind.TOPK, AnswerKind.SAMPLES])
+def test_a_distribution_can_be_missed_only_where_the_samples_are_in_the_policys_tokens(kind: AnswerKind) -> None:
+    def answer(request: ConsultRequest) -> ExpertAnswer:
+        if request.rollout.tokenizer_hash != "a" * 64:
+            return ConsultAbstain(reason="another tokenizer's tokens")
+        return give_topk(request) if kind is AnswerKind.TOPK else give_samples(request)
+
+    with serve(create_expert_app(SampleExpert(answer, make_descriptor(kinds=(kind,))))) as url:
+        known, unknown = report_on(url), report_on(url, tokens=None)
+    assert known.passed
+    assert unknown.passed
+    said = next(check.detail for check in unknown.checks if check.name == f"answers {kind.value}")
+    assert said == (
+        "abstained from every sample (another tokenizer's tokens), which it may: "
+        "there is no policy whose tokens a sample could be in"
+    )
+
+
+@pytest.mark.parametrize(
+    ("descriptor", "why"),
+    [
+        (make_descriptor(kinds=(AnswerKind.SCORE,), domains=("chemistry",)), "the domain chemistry"),
+        (make_descriptor(kinds=(AnswerKind.SCORE,), metadata_keys=("answer", "molecule")), "the metadata molecule"),
+    ],
+)
+def test_an_expert_may_abstain_from_all_where_the_suite_has_nothing_of_its_kind(
+    descriptor: Descriptor, why: str
+) -> None:
+    with serve(create_expert_app(SampleExpert(abstain, descriptor))) as url:
+        report = report_on(url)
+    assert report.passed
+    assert f"which it may: the suite has no sample of {why}" in next(
+        check.detail for check in report.checks if check.name == "answers score"
+    )
 
 
 def test_an_expert_that_answers_later_must_say_so() -> None:
@@ -116,10 +189,12 @@ def test_an_endpoint_that_is_no_expert_fails_to_describe_itself() -> None:
 
 def test_an_expert_that_answers_differently_each_time_fails_determinism() -> None:
     scores = iter(range(1, 1000))
-    changing = SampleExpert(lambda _: ConsultResult(score=1 / next(scores)))
+    changing = SampleExpert(lambda _: ConsultResult(score=1 / next(scores)), make_descriptor(kinds=(AnswerKind.SCORE,)))
     with serve(create_expert_app(changing)) as url:
         assert failed(report_on(url)) == ["is deterministic, as it declares"]
-    honest = SampleExpert(lambda _: ConsultResult(score=1 / next(scores)), make_descriptor(deterministic=False))
+    honest = SampleExpert(
+        lambda _: ConsultResult(score=1 / next(scores)), make_descriptor(kinds=(AnswerKind.SCORE,), deterministic=False)
+    )
     with serve(create_expert_app(honest)) as url:
         assert report_on(url).passed
 
@@ -259,10 +334,14 @@ def test_every_one_of_our_own_experts_passes(sandbox_url: str, database_url: str
             "human",
         ]
         with serve(build_app(settings)) as url:
+            tokens = sample_tokens.read(policy_url, "key")
+            assert tokens is not None
             for name in names:
-                report = report_on(f"{url}/{name}", SECRET)
+                report = report_on(f"{url}/{name}", SECRET, tokens)
                 assert report.descriptor is not None
                 assert report.descriptor.name == name
                 assert failed(report) == failed(report, required=False) == [], name
-                if name in ("execution", "exact-match", "tool-call", "reference", "self-evaluation"):
-                    assert any("a result in" in c.detail for c in report.checks), name
+                if name != "human":
+                    answers = [c.detail for c in report.checks if c.name.startswith("answers ") and c.detail]
+                    assert answers, name
+                    assert all("a result in" in detail for detail in answers), name
