@@ -32,6 +32,8 @@ from services.store.tables.ledger import UpdateRow
 from services.store.tables.loop import AnswerRow, ConsultationRow, GroupRow, RolloutRow
 from tests.cli.conftest import CommandLine
 from tests.store.conftest import World, show
+from tests.store.loop.test_opinions import expert as opinionated
+from tests.store.loop.test_opinions import put_seen
 from tests.web.correcting import Queue
 
 pytestmark = pytest.mark.integration
@@ -194,6 +196,23 @@ def test_experts_are_listed_paused_and_retired(cli: CommandLine, store: Store, w
     assert cli.refused("experts", "add", "not a url")["error"]
     nobody = new_id()
     assert cli.refused("experts", "add", "http://127.0.0.1:1", "--moved", nobody)["detail"] == f"no expert {nobody}"
+
+
+def test_how_well_an_opinion_tells_right_from_wrong_is_listed_and_shown(
+    cli: CommandLine, store: Store, world: World
+) -> None:
+    with store.transaction() as session:
+        people, critic = opinionated(session, world, "human"), opinionated(session, world, "critic")
+        people_id, critic_id = str(people.id), str(critic.id)
+    assert "AUC" not in cli.words("experts", "list")
+    put_seen(store, world, "human", "critic", [(0.9, 1.0)] * 6 + [(0.2, 0.0)] * 6)
+    line = "prose score: AUC 1.00 (at least 0.68), Brier 0.025 (of the mean 0.250), 12 answers on 12 tasks: calibrated"
+    assert f"critic: {line}" in cli.words("experts", "list").splitlines()
+    shown = cli.words("experts", "show", critic_id).splitlines()
+    assert line in shown
+    assert any(said.startswith("prose p_yes: AUC 0.00 (at least 0.00)") for said in shown)
+    assert "AUC" not in cli.words("experts", "show", people_id)
+    assert {row["name"] for row in cli.rows("experts", "list")} == {"human", "critic"}
 
 
 def test_an_experts_weight_is_set_alone(cli: CommandLine, store: Store, world: World) -> None:

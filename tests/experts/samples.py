@@ -84,8 +84,9 @@ class SampleExpert:
     def __init__(
         self, answer: Callable[[ConsultRequest], ExpertAnswer] | None = None, descriptor: Descriptor | None = None
     ) -> None:
-        self._answer = answer or (lambda _: ConsultResult(score=1.0, feedback=Feedback(text="good")))
         self._descriptor = descriptor or make_descriptor()
+        said = Feedback(text="good") if AnswerKind.FEEDBACK in self._descriptor.kinds else None
+        self._answer = answer or (lambda _: ConsultResult(score=1.0, feedback=said))
         self.num_calls = 0
         self.gate = threading.Event()
         self.gate.set()

@@ -221,6 +221,8 @@ def test_an_expert_shows_its_figures_and_its_conformance(filled: Filled) -> None
     page = filled.page(f"/experts/{one(filled, ExpertRow, name='style-judge')}")
     for told in ("Agrees with verifiers", "Median latency", "refuses unknown fields", "On probation", "Activate"):
         assert told in page, told
+    assert "Against verdicts" in page
+    assert "Against verdicts" not in filled.page(f"/experts/{one(filled, ExpertRow, name='execution')}")
     assert "8 failures in a row" in filled.page(f"/experts/{one(filled, ExpertRow, name='old-linter')}")
 
 

@@ -11,6 +11,7 @@ from services.api.calls import CallDep, PlainCallDep
 from services.api.deps import PagingDep, SettingsDep, StoreDep
 from services.api.routes.common import build_router, problems
 from services.contracts.base import Page
+from services.contracts.calibrations import Calibration
 from services.contracts.experts import (
     Expert,
     ExpertCreate,
@@ -21,7 +22,7 @@ from services.contracts.experts import (
     Why,
 )
 from services.contracts.persons import Right
-from services.store.loop import experts, lineages
+from services.store.loop import experts, lineages, opinions
 from services.store.views import browse
 from services.store.views import experts as expert_figures
 
@@ -84,6 +85,15 @@ def list_experts(
             session, lineage.id, caller.rights, status=status, cursor=paging.cursor, limit=paging.limit
         )
         return found.model_copy(update={"items": expert_figures.add_worth(session, lineage.id, found.items)})
+
+
+@router.get("/calibrations", dependencies=[needs(Right.READ)])
+def list_calibrations(store: StoreDep, settings: SettingsDep) -> Page[Calibration]:
+    """How well the scores of experts that are no verifiers tell right answers from wrong ones, by expert, domain and
+    signal: against the verdicts on the same rollouts, the newest 1,000 of each expert."""
+    with store.reading() as session:
+        known = opinions.read(session, lineages.get(session, settings.lineage).id)
+    return Page[Calibration](items=[*known.calibrations], next_cursor=None)
 
 
 @router.get("/experts/{expert_id}", dependencies=[needs(Right.READ)], responses=problems(404))

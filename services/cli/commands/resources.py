@@ -27,9 +27,11 @@ from services.cli.ids import (
 from services.cli.options import AsJson, Home, Limit, Url, api_of, show
 from services.cli.output import report
 from services.cli.output.lists import format_rows, list_page
+from services.cli.output.measures import calibration_line
 from services.cli.output.progress import Progress
 from services.contracts.answers import Answer
-from services.contracts.base import JsonObject
+from services.contracts.base import JsonObject, Page
+from services.contracts.calibrations import Calibration
 from services.contracts.evaluations import (
     NUM_VALIDATION_TASKS,
     TEMPERATURES,
@@ -274,17 +276,20 @@ def add_expert(
 
 @experts.command("list")
 def list_experts(home: Home = None, url: Url = None, limit: Limit = 50, as_json: AsJson = False) -> None:
-    """List experts, with their share of the newest updates' loss and what they were measured to teach."""
+    """List experts, with their share of the newest updates' loss, what they were measured to teach, and how well the
+    opinions of those that are no verifiers tell right answers from wrong ones."""
     columns = ("id", "name", "version", "status", "weight", "share", "endpoint", "reason")
     with api_of(home, url) as api:
         items = list(api.pages("/v1/experts", limit))
+        opinions = [] if as_json else api.get("/v1/calibrations", Page[Calibration]).items
     found = [Expert.model_validate(item) for item in items]
 
     def words() -> None:
         shown = [item | {"share": f"{one.share or 0:.0%}"} for item, one in zip(items, found, strict=True)]
         typer.echo("\n".join(format_rows(shown, columns)) or "none")
         for one in found:
-            for line in one.measured:
+            told = [calibration_line(opinion) for opinion in opinions if opinion.expert_id == one.id]
+            for line in (*one.measured, *told):
                 typer.echo(f"{one.name}: {line}")
 
     show(list(items), as_json, words)
@@ -295,6 +300,7 @@ def show_expert(expert_id: ExpertId, home: Home = None, url: Url = None, as_json
     """Show one expert: how it is consulted, and its conformance report."""
     with api_of(home, url) as api:
         expert = api.get(f"/v1/experts/{expert_id.find(api)}", Expert)
+        opinions = [] if as_json else api.get("/v1/calibrations", Page[Calibration]).items
 
     def words() -> None:
         gives = f"{', '.join(expert.descriptor.kinds)}{' as a verifier' if expert.descriptor.verifier else ''}"
@@ -306,6 +312,9 @@ def show_expert(expert_id: ExpertId, home: Home = None, url: Url = None, as_json
         typer.echo(f"share of the newest updates' loss {expert.share or 0:.1%}")
         for line in expert.measured:
             typer.echo(line)
+        for one in opinions:
+            if one.expert_id == expert.id:
+                typer.echo(calibration_line(one))
         for check in expert.report.checks:
             typer.echo(
                 f"{'ok  ' if check.passed else 'FAIL'}  {check.name}{': ' + check.detail if check.detail else ''}"

@@ -67,12 +67,22 @@ def read(session: Session, lineage_id: UUID) -> Opinions:
     for row in rows:
         if not gives_opinions(row):
             continue
-        for (domain, signal), judged in _read_judged(session, row.id).items():
+        for (domain, signal), judged in sorted(_read_judged(session, row.id).items()):
             found = _calibrate(row.id, domain, signal, judged)
             calibrations.append(found)
             if signal == SCORE and found.is_calibrated:
                 seen[row.id, domain] = judged
     return Opinions(tuple(calibrations), seen)
+
+
+def read_of(session: Session, expert: ExpertRow) -> list[Calibration] | None:
+    """Of one expert; None where it gives no opinions."""
+    if not gives_opinions(expert):
+        return None
+    return [
+        _calibrate(expert.id, domain, signal, judged)
+        for (domain, signal), judged in sorted(_read_judged(session, expert.id).items())
+    ]
 
 
 def gives_opinions(expert: ExpertRow) -> bool:

@@ -14,7 +14,7 @@ from services.contracts.base import Contract
 from services.contracts.experts import EXPERT_CHANGES, MAX_REASON_CHARS, ExpertStatus, Why
 from services.contracts.measurements import MeasurementCreate
 from services.contracts.persons import Right
-from services.store.loop import experts, lineages
+from services.store.loop import experts, lineages, opinions
 from services.store.views import browse, measured
 from services.store.views import experts as expert_figures
 from services.store.views.experts import NEWEST_UPDATES
@@ -77,12 +77,14 @@ def show_expert(expert_id: UUID, visitor: VisitorDep, store: StoreDep) -> Respon
         )
         expert = experts.view(row, rights)
         newest = measured.newest(session, row.lineage_id, [row.id]).get(row.id, [])
+        calibrations = opinions.read_of(session, row)
     may_become = EXPERT_CHANGES.get(expert.status, frozenset())
     return page(
         visitor,
         "experts/one.html",
         expert=expert,
         figures=figures,
+        calibrations=calibrations,
         only_scores=list(expert.descriptor.kinds) == [AnswerKind.SCORE],
         recent=recent.items,
         measured=newest,
