@@ -2,6 +2,7 @@
 
 from datetime import datetime
 from enum import StrEnum
+from typing import Final
 from uuid import UUID
 
 from services.contracts.base import Contract, Name, StatusChanges, View
@@ -23,6 +24,10 @@ MEASUREMENT_CHANGES: StatusChanges[MeasurementStatus] = {
         {MeasurementStatus.TEACHES, MeasurementStatus.DOES_NOT_TEACH, MeasurementStatus.ABANDONED}
     ),
 }
+
+
+LOOKS: Final = (8, 16, 32)
+"""Numbers of tasks at which a measurement may end."""
 
 
 class MeasurementCreate(Contract):
@@ -70,3 +75,40 @@ class MeasurementsAsked(Contract):
     """The measurements that a request began, or found under way; `GET /v1/measurements` shows how far they are."""
 
     measurements: list[Measurement]
+
+
+def say(measurement: Measurement) -> str:
+    """The verdict in words, e.g. "measured, not taught: -0.12 ± 0.06". The half of the interval stands behind ±."""
+    gap = _interval(measurement.gap, measurement.gap_low, measurement.gap_high)
+    if measurement.status is MeasurementStatus.MEASURING:
+        far = f"measuring: {measurement.num_tasks} of {_next_look(measurement)} tasks"
+        return far + (f", {gap} so far" if gap else "") + (f"; {measurement.reason}" if measurement.reason else "")
+    if measurement.status is MeasurementStatus.ABANDONED:
+        return f"abandoned: {measurement.reason}"
+    if measurement.status is MeasurementStatus.TEACHES:
+        return f"teaches: {gap}"
+    said = f"measured, not taught: {gap}"
+    if measurement.net_low is not None and measurement.net_low <= 0 and (measurement.gap_low or 0) > 0:
+        net = _interval(measurement.net, measurement.net_low, measurement.net_high)
+        return f"{said}, less the control {net}"
+    return said
+
+
+def say_about(measurement: Measurement) -> str:
+    """Source, domain and verdict."""
+    return f"{name_source(measurement)} in {measurement.domain}, {say(measurement)}"
+
+
+def name_source(measurement: Measurement) -> str:
+    """The source and, where there is a choice, how it is shown."""
+    source = measurement.source.value.replace("_", " ")
+    fixed = (ContextSource.PRECEDENTS, ContextSource.FEEDBACK, ContextSource.DISTRIBUTION)
+    return source if measurement.source in fixed else f"{source} ({measurement.template.value})"
+
+
+def _interval(mean: float | None, low: float | None, high: float | None) -> str:
+    return "" if mean is None or low is None or high is None else f"{mean:+.2f} ± {(high - low) / 2:.2f}"
+
+
+def _next_look(measurement: Measurement) -> int:
+    return LOOKS[min(measurement.num_looks, len(LOOKS) - 1)]

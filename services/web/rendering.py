@@ -11,7 +11,7 @@ from uuid import UUID
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from services.store.views import measured
+from services.contracts.measurements import name_source, say_about
 from services.web.assets import asset_url
 from services.web.presenters.hidden import reveal
 
@@ -36,8 +36,8 @@ def environment() -> Environment:
         words=words,
         browser=browser,
         reveal=reveal,
-        measured=measured.say_about,
-        source_name=measured.name,
+        measured=say_about,
+        source_name=name_source,
     )
     return made
 

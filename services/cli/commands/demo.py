@@ -33,13 +33,12 @@ from services.contracts.evaluations import (
     EvaluationDetail,
     EvaluationStatus,
 )
-from services.contracts.measurements import Measurement, MeasurementCreate, MeasurementsAsked
+from services.contracts.measurements import Measurement, MeasurementCreate, MeasurementsAsked, say_about
 from services.contracts.rollouts import Purpose, RolloutStatus
 from services.contracts.sources import ContextSource
 from services.contracts.status import LoopState, LoopSwitch, Status
 from services.contracts.tasks import Split, Task
 from services.contracts.updates import UpdateDetail
-from services.store.views.measured import say_about
 
 POLL_SECONDS = 1.0
 FINAL_MARGIN = 1.25  # the last measurement may take this much longer than the first: versions switch, caches are cold

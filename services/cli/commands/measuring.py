@@ -12,10 +12,15 @@ from services.cli.client import ApiClient
 from services.cli.ids import Id, read_expert
 from services.cli.options import AsJson, Home, Url, api_of, show
 from services.cli.output.progress import Progress
-from services.contracts.measurements import Measurement, MeasurementCreate, MeasurementsAsked, MeasurementStatus
+from services.contracts.measurements import (
+    LOOKS,
+    Measurement,
+    MeasurementCreate,
+    MeasurementsAsked,
+    MeasurementStatus,
+    say_about,
+)
 from services.contracts.sources import ContextSource
-from services.store.views.looks import LOOKS
-from services.store.views.measured import say_about
 
 POLL_SECONDS = 1.0
 

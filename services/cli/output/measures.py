@@ -6,6 +6,7 @@ from services.cli.output.outcome import DemoOutcome
 from services.cli.output.report import number
 from services.contracts.calibrations import Calibration
 from services.contracts.evaluations import EvaluationDetail
+from services.contracts.measurements import say_about
 from services.contracts.status import Status
 from services.contracts.updates import TermKind, UpdateDetail
 from services.store.views.estimates import (
@@ -20,7 +21,6 @@ from services.store.views.estimates import (
     score,
     temperatures,
 )
-from services.store.views.measured import say_about
 
 RISE = "rise, with its 95 % interval over families"
 

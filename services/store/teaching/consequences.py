@@ -8,11 +8,10 @@ from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
 from services.contracts.experts import ExpertStatus
-from services.contracts.measurements import Measurement, MeasurementStatus
+from services.contracts.measurements import Measurement, MeasurementStatus, say_about
 from services.store.loop import experts
 from services.store.tables.loop import ExpertRow
 from services.store.tables.teaching import MeasurementRow
-from services.store.views.measured import say_about
 
 _DECIDED = (MeasurementStatus.TEACHES.value, MeasurementStatus.DOES_NOT_TEACH.value)
 

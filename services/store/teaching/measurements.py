@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 
 from services.contracts.consultations import ConsultationStatus
 from services.contracts.experts import ExpertStatus
-from services.contracts.measurements import Measurement, MeasurementCreate, MeasurementStatus
+from services.contracts.measurements import LOOKS, Measurement, MeasurementCreate, MeasurementStatus
 from services.contracts.rollouts import Purpose, Sampling
 from services.contracts.sources import Arm, ContextSource
 from services.contracts.tasks import Split
@@ -34,7 +34,7 @@ from services.store.teaching import arms, candidates, consequences, material, mi
 from services.store.teaching.arms import Shown
 from services.store.teaching.candidates import Ages
 from services.store.teaching.material import Material
-from services.store.views.looks import LOOKS, Bounds, Decision, decide, one_sided
+from services.store.views.looks import Bounds, Decision, decide, one_sided
 
 TASKS_PER_ROUND: Final = 8
 STUDENT_ANSWERS: Final = 8

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session, aliased
 from services.contracts.answers import AnswerStatus
 from services.contracts.corrections import CorrectionStatus
 from services.contracts.experts import Expert
+from services.contracts.measurements import say_about
 from services.store.core import row_counts
 from services.store.loop import trust
 from services.store.loop.evaluations import PASS_SCORE
@@ -205,7 +206,7 @@ def add_worth(session: Session, lineage_id: UUID, found: Sequence[Expert]) -> li
         expert.model_copy(
             update={
                 "share": gave[expert.id].share if expert.id in gave else 0.0,
-                "measured": [measured.say_about(one) for one in newest.get(expert.id, ())],
+                "measured": [say_about(one) for one in newest.get(expert.id, ())],
             }
         )
         for expert in found

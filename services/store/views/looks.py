@@ -14,8 +14,8 @@ from typing import Final
 
 from scipy.special import ndtri, stdtrit
 
-LOOKS: Final = (8, 16, 32)
-"""Numbers of tasks at which a measurement may end."""
+from services.contracts.measurements import LOOKS
+
 LEVEL: Final = 0.10
 LEVEL_PER_LOOK: Final = LEVEL / len(LOOKS)
 LARGEST_GAP: Final = 1.0

@@ -12,13 +12,12 @@ from services.api.deps import SettingsDep, StoreDep
 from services.contracts.answers import AnswerKind
 from services.contracts.base import Contract
 from services.contracts.experts import EXPERT_CHANGES, MAX_REASON_CHARS, ExpertStatus, Why
-from services.contracts.measurements import MeasurementCreate
+from services.contracts.measurements import LOOKS, MeasurementCreate
 from services.contracts.persons import Right
 from services.store.loop import experts, lineages, opinions
 from services.store.views import browse, measured
 from services.store.views import experts as expert_figures
 from services.store.views.experts import NEWEST_UPDATES
-from services.store.views.looks import LOOKS
 from services.web.forms import build_pages, form_of
 from services.web.lists import Chosen, RowsDep, list_path
 from services.web.visitors import CallDep, VisitorDep, go_to, needs, page

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from services.store.views.looks import LEVEL, LOOKS, Bounds, Decision, decide, mixing_gain, one_sided
+from services.contracts.measurements import LOOKS
+from services.store.views.looks import LEVEL, Bounds, Decision, decide, mixing_gain, one_sided
 
 
 def test_bounds_are_so_many_standard_errors_of_students_t_from_the_mean() -> None:
