@@ -13,6 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from services.contracts.rollouts import Sampling
+from services.contracts.templates import Template
 from services.jobs import dispatch
 from services.jobs.app import app, shares
 from services.jobs.runtime import runtime
@@ -27,6 +28,7 @@ from services.store.loop import switches as loop
 from services.store.tables.loop import GroupRow
 from services.store.teaching import measurements, roll_in
 from services.store.teaching.candidates import Ages
+from services.store.teaching.roll_in import Teaching
 
 _LOCK = 0x7072656365707402  # two sweeps at once would only wait for each other
 _MAX_RESENT = 256
@@ -90,15 +92,17 @@ def _plan(session: Session, lineage_id: UUID, settings: Settings) -> list[GroupR
         size=settings.group_size,
         sampling=train_sampling(settings),
         seed=settings.seed,
-        shares=roll_in.choose(
-            session,
-            lineage_id,
-            chosen,
-            share=settings.roll_in,
-            size=settings.group_size,
-            temperature=settings.teacher_temperature,
-            num_precedents=settings.precedents,
-        ),
+        shares=roll_in.choose(session, lineage_id, chosen, size=settings.group_size, teaching=_teaching(settings)),
+    )
+
+
+def _teaching(settings: Settings) -> Teaching:
+    return Teaching(
+        share=settings.roll_in,
+        temperature=settings.teacher_temperature,
+        sources=settings.trainer_sources,
+        template=Template(settings.trainer_template),
+        num_precedents=settings.precedents,
     )
 
 

@@ -34,7 +34,13 @@ from trainer.config import TrainerConfig
 
 RETRY_SECONDS = 1.0
 MAX_LATE_LESSONS = 8  # an update takes along, beside its groups: about half of its rows at the default group size
-SHARED_SETTINGS = ("teacher_temperature", "precedents", "max_new_tokens", "max_staleness")  # that an update depends on
+SHARED_SETTINGS = (
+    "teacher_temperature",
+    "precedents",
+    "roll_in",
+    "max_new_tokens",
+    "max_staleness",
+)  # that an update depends on
 
 T = TypeVar("T")
 log = structlog.get_logger("trainer")

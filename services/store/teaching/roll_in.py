@@ -7,12 +7,13 @@ policy's own pass rate rises, and one rollout at least stays its own.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Final
+from dataclasses import dataclass, field
+from itertools import takewhile
 from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from services.contracts.sources import ShownContext
+from services.contracts.sources import SOURCE_ORDER, ContextSource, ShownContext
 from services.contracts.tasks import Message
 from services.contracts.templates import Template, build_teacher_messages
 from services.store.loop import pass_rates
@@ -22,33 +23,40 @@ from services.store.teaching import material, standing
 from services.store.teaching.material import Material
 from services.store.teaching.standing import Standing
 
-TEMPLATE: Final = Template.TURNS
-"""How a source is shown that was not measured, as by the trainer's default."""
+
+@dataclass(frozen=True)
+class Teaching:
+    """How teachers are shown something, as the trainer has it. sources: their order by domain, `*` for all others;
+    template: where no measurement has chosen. num_precedents: how many other tasks are shown together."""
+
+    share: float
+    """Of a group whose policy never passes, 0..1."""
+    temperature: float
+    sources: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    template: Template = Template.TURNS
+    num_precedents: int = 1
+
+    def order_of(self, domain: str) -> Sequence[str]:
+        """The sources that may be shown in this domain, the first to show first; up to the plain prompt, if it is one
+        of them."""
+        order = self.sources.get(domain, self.sources.get("*", SOURCE_ORDER))
+        return list(takewhile(lambda source: source != ContextSource.NOTHING, order))
 
 
 def choose(
-    session: Session,
-    lineage_id: UUID,
-    tasks: Sequence[TaskRow],
-    *,
-    share: float,
-    size: int,
-    temperature: float,
-    num_precedents: int,
+    session: Session, lineage_id: UUID, tasks: Sequence[TaskRow], *, size: int, teaching: Teaching
 ) -> dict[UUID, TeacherShare]:
-    """The roll-in of these tasks' next groups of `size` rollouts; a task whose policy draws alone is left out.
-
-    share: of a group whose policy never passes, 0..1. temperature: the teacher's. num_precedents: that it is shown.
-    """
-    if share == 0:
+    """The roll-in of these tasks' next groups of `size` rollouts; a task whose policy draws alone is left out."""
+    if teaching.share == 0:
         return {}
-    counts = _count_shown(session, lineage_id, tasks, share, size)
+    counts = _count_shown(session, lineage_id, tasks, teaching.share, size)
     taught = [task for task in tasks if counts[task.id]]
     if not taught:
         return {}
-    found = material.find_fixed(session, lineage_id, [task.id for task in taught], num_precedents=num_precedents)
+    ids = [task.id for task in taught]
+    found = material.find_fixed(session, lineage_id, ids, num_precedents=teaching.num_precedents)
     may_show = standing.read(session, lineage_id)
-    contexts = {task.id: _choose_context(task, found[task.id], may_show, temperature) for task in taught}
+    contexts = {task.id: _choose_context(task, found[task.id], may_show, teaching) for task in taught}
     return {
         task_id: TeacherShare(context, counts[task_id]) for task_id, context in contexts.items() if context is not None
     }
@@ -71,18 +79,21 @@ def _count_shown(
 
 
 def _choose_context(
-    task: TaskRow, found: Sequence[Material], may_show: Standing, temperature: float
+    task: TaskRow, found: Sequence[Material], may_show: Standing, teaching: Teaching
 ) -> ShownContext | None:
-    """The first material that teaches, in `SOURCE_ORDER`."""
+    """The first material that teaches, in the order of its sources."""
     question = [Message.model_validate(message) for message in task.messages]
-    for one in found:
-        template = may_show.template_for(one.expert_id, one.source, task.domain, TEMPLATE)
+    order = teaching.order_of(task.domain)
+    usable = [one for one in found if one.source in order and one.weight > 0]
+    for one in sorted(usable, key=lambda one: order.index(one.source)):
+        default = Template.TURNS if one.precedents else teaching.template
+        template = may_show.template_for(one.expert_id, one.source, task.domain, default)
         if template is not None:
             return ShownContext(
                 source=one.source,
                 template=template,
                 messages=build_teacher_messages(template, question, one.solution, precedents=one.precedents),
                 answers=list(one.answers),
-                temperature=temperature,
+                temperature=teaching.temperature,
             )
     return None

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from services.store.loop.groups import TeacherShare
 from services.store.tables.loop import ExpertRow, RolloutRow, TaskRow
 from services.store.tables.teaching import MeasurementRow
 from services.store.teaching import roll_in
+from services.store.teaching.roll_in import Teaching
 from tests.store.teaching.test_material import REFERENCE, Desk, desk
 
 __all__ = ["desk"]
@@ -29,11 +31,10 @@ def test_a_teachers_share_falls_to_nothing_with_the_pass_rate_and_is_never_the_w
     assert roll_in.count_shown(share, pass_rate, size) == num_shown
 
 
-def choose(desk: Desk, *tasks: TaskRow, share: float = 0.5) -> list[TeacherShare | None]:
+def choose(desk: Desk, *tasks: TaskRow, share: float = 0.5, **changes: Any) -> list[TeacherShare | None]:
     """What teachers draw of these tasks' next groups of eight."""
-    found = roll_in.choose(
-        desk.session, desk.world.lineage_id, tasks, share=share, size=8, temperature=0.5, num_precedents=1
-    )
+    teaching = Teaching(share=share, temperature=0.5, **changes)
+    found = roll_in.choose(desk.session, desk.world.lineage_id, tasks, size=8, teaching=teaching)
     return [found.get(task.id) for task in tasks]
 
 
@@ -87,6 +88,28 @@ def test_a_task_without_verdicts_takes_its_domains_pass_rate_and_one_without_eit
     assert share is not None
     assert (share.num_shown, share.context.source) == (3, ContextSource.PRECEDENTS)
     assert contents(share) == ["Add 1 and 1.", "It is 2.", "Add 1 and 2."]
+
+
+@pytest.mark.integration
+def test_a_teacher_that_draws_is_shown_what_the_trainers_settings_name_in_their_order(desk: Desk) -> None:
+    judge = desk.expert("judge")
+    task = desk.task("easier")
+    refer(desk, judged(desk, task, judge, *[0.0] * 6, *[1.0] * 2)[0])
+    orders: list[tuple[dict[str, list[str]], str | None]] = [
+        ({}, "own_success"),
+        ({"*": ["reference", "own_success"]}, "reference"),
+        ({"*": ["own_success"], "math": ["correction", "reference"]}, "reference"),
+        ({"*": ["nothing", "reference"]}, None),
+        ({"*": ["feedback"]}, None),
+    ]
+    for sources, shown in orders:
+        [share] = choose(desk, task, sources=sources)
+        assert (share and share.context.source) == shown
+    [share] = choose(desk, task, sources={"*": ["reference"]}, template=Template.REPROMPT)
+    assert share is not None
+    assert share.context.template is Template.REPROMPT
+    assert len(share.context.messages) == 1
+    assert "It is 7." in contents(share)[0]
 
 
 @pytest.mark.integration
