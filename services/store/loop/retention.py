@@ -1,9 +1,9 @@
 """Deletes old rows that no other row needs, a bounded batch at a time.
 
 Deleted are whole groups of rollouts, with their consultations, answers, distributions and lessons, once they are old,
-no part of them is under way, and none of these refers to them: an update of the ledger (applied, undone or abandoned),
-an evaluation, a decided correction, a measurement that is under way. Whole groups, since siblings share a baseline.
-Also the single tries behind settled consultations.
+no part of them is under way, and none of these refers to them: an update of the ledger (applied, undone or abandoned)
+that used them or showed them to the teacher of others, an evaluation, a decided correction, a measurement that is under
+way. Whole groups, since siblings share a baseline. Also the single tries behind settled consultations.
 
 Kept are tasks, experts, persons, updates, versions, evaluations, what measurements found, and everything an update
 used, so that `explain` gives the same account of every update.
@@ -102,12 +102,21 @@ def _is_under_way() -> ColumnElement[bool]:
 
 def _is_referred_to() -> ColumnElement[bool]:
     decided = (CorrectionStatus.SUBMITTED.value, CorrectionStatus.CLAIMED.value)
+    made_of_it = func.jsonb_build_array(func.jsonb_build_object("answers", func.jsonb_build_array(AnswerRow.id)))
     return (
         exists().where(LessonRow.group_id == GroupRow.id, UpdateLessonRow.lesson_id == LessonRow.id)
         | exists().where(
             RolloutRow.group_id == GroupRow.id,
             CorrectionRow.rollout_id == RolloutRow.id,
             CorrectionRow.status.in_(decided) | CorrectionRow.decided_at.is_not(None),
+        )
+        | exists().where(  # shown to the teacher of another group
+            RolloutRow.group_id == GroupRow.id,
+            AnswerRow.rollout_id == RolloutRow.id,
+            select(UpdateLessonRow.lesson_id)
+            .where(UpdateLessonRow.terms.op("@>")(made_of_it))  # by their index, answer by answer
+            .correlate(AnswerRow)
+            .exists(),
         )
         | exists().where(
             _draws_for(MeasuredTaskRow, GroupRow.id),

@@ -12,6 +12,7 @@ from services.contracts.experts import ConsultResult
 from services.contracts.ids import new_id
 from services.contracts.persons import Role
 from services.contracts.rollouts import Purpose, Sampling
+from services.contracts.updates import TermKind, TermRecord
 from services.store.core import idempotency
 from services.store.core.transaction import Store
 from services.store.ledger import policies, updates
@@ -20,7 +21,15 @@ from services.store.loop import consultations, evaluations, groups, retention, s
 from services.store.people import persons
 from services.store.tables.corrections import CorrectionRow
 from services.store.tables.ledger import LessonRow
-from services.store.tables.loop import AttemptRow, ConsultationRow, EvaluationRow, GroupRow, RolloutRow, TaskRow
+from services.store.tables.loop import (
+    AnswerRow,
+    AttemptRow,
+    ConsultationRow,
+    EvaluationRow,
+    GroupRow,
+    RolloutRow,
+    TaskRow,
+)
 from services.store.tables.schema import METADATA
 from tests.store.conftest import World
 
@@ -68,7 +77,7 @@ def set_lessons_aside(session: Session, group_id: UUID) -> None:
     )
 
 
-def use_in_update(session: Session, world: World, group_id: UUID) -> None:
+def use_in_update(session: Session, world: World, group_id: UUID, terms: tuple[TermRecord, ...] = ()) -> None:
     owner = new_id()
     lessons = session.scalars(select(LessonRow).where(LessonRow.group_id == group_id)).all()
     for lesson in lessons:
@@ -90,7 +99,7 @@ def use_in_update(session: Session, world: World, group_id: UUID) -> None:
         owner,
         checkpoint_sha256="c" * 64,
         metrics={},
-        contributions=[updates.Contribution(lessons[0].id)],
+        contributions=[updates.Contribution(lessons[0].id, terms=terms)],
     )
     for lesson in lessons[1:]:
         lesson.status, lesson.reason, lesson.owner, lesson.lease_until = "set_aside", "not needed", None, None
@@ -169,6 +178,23 @@ def test_a_group_that_something_refers_to_stays_whole(
     with store.transaction() as session:
         assert retention.delete_unused_groups(session, NOW, limit=10).num_deleted == 0
     assert num_rows(store) == before
+
+
+@pytest.mark.integration
+@pytest.mark.usefixtures("expert")
+def test_a_group_whose_success_was_shown_to_the_teacher_of_another_stays(store: Store, world: World) -> None:
+    shown, other, unused = (judged_group(store, world, key) for key in ("shown", "other", "unused"))
+    with store.transaction() as session:
+        of_group = select(AnswerRow.id).join(RolloutRow, RolloutRow.id == AnswerRow.rollout_id)
+        answer_id = session.scalars(of_group.where(RolloutRow.group_id == shown)).first()
+        assert answer_id is not None
+        term = TermRecord(kind=TermKind.CONDITIONED, answers=[answer_id], weight=1.0, share=1.0)
+        for group_id in (shown, unused):
+            set_lessons_aside(session, group_id)
+        use_in_update(session, world, other, (term,))
+    with store.transaction() as session:
+        assert retention.delete_unused_groups(session, NOW, limit=10).num_deleted == 1
+        assert set(session.scalars(select(GroupRow.id))) == {shown, other}
 
 
 @pytest.mark.integration
