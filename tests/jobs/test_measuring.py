@@ -388,3 +388,19 @@ def test_a_source_without_anything_to_show_waits_and_says_so(store: Store, world
     with store.transaction() as session:
         assert session.scalars(select(MeasuredTaskRow)).all() == []
         assert session.scalar(select(func.count()).select_from(GroupRow)) == 8
+
+
+@pytest.mark.usefixtures("worker")
+def test_tasks_that_lack_what_the_expert_needs_are_not_drawn_for_it(store: Store, world: World) -> None:
+    with store.transaction() as session:
+        tutor = session.scalars(select(ExpertRow).where(ExpertRow.name == "tutor")).one()
+        tutor.descriptor = tutor.descriptor | {"metadata_keys": ["notes"]}
+        tutor.granted = ["notes"]
+        rules = measuring_rules(runtime().settings)
+        measurements.ask(session, world.lineage_id, rules, MeasurementCreate(source=FEEDBACK))
+    turn(store)
+
+    [found] = read(store)
+    assert (found.status, found.reason) == ("measuring", "only 0 of the 8 tasks it needs have something to show")
+    with store.transaction() as session:
+        assert session.scalars(select(GroupRow)).all() == []

@@ -18,8 +18,9 @@ from uuid import UUID
 from sqlalchemy import exists, func, select
 from sqlalchemy.orm import Session
 
+from services.contracts.answers import AnswerKind
 from services.contracts.consultations import ConsultationStatus
-from services.contracts.experts import ExpertStatus
+from services.contracts.experts import Descriptor, ExpertStatus
 from services.contracts.measurements import LOOKS, Measurement, MeasurementCreate, MeasurementStatus
 from services.contracts.rollouts import Purpose, Sampling
 from services.contracts.sources import Arm, ContextSource
@@ -222,8 +223,18 @@ def _choose_tasks(
     }
     pool = tasks.spread_over_families(session, lineage_id, Split.TRAIN, MOST_CANDIDATES, seed, domain)
     fixed = _find_corrections(session, lineage_id, needy, pool)
+    keys = {row.id: _find_needed_keys(session, row) for row in needy}
     wanted = [
-        (task, [row for row in needy if task.id not in used[row.id] and _may_show(row, fixed.get(task.id, ()))])
+        (
+            task,
+            [
+                row
+                for row in needy
+                if task.id not in used[row.id]
+                and keys[row.id] <= task.metadata_.keys()
+                and _may_show(row, fixed.get(task.id, ()))
+            ],
+        )
         for task in pool
     ]
     wanted = [(task, wanting) for task, wanting in wanted if wanting]
@@ -239,6 +250,13 @@ def _find_corrections(
         return {}
     task_ids = [task.id for task in pool]
     return material.find_fixed(session, lineage_id, task_ids, include_probation=True, num_precedents=0)
+
+
+def _find_needed_keys(session: Session, row: MeasurementRow) -> set[str]:
+    """The metadata that its expert needs of a task to say anything; none where the words are others'."""
+    descriptor = Descriptor.model_validate(session.get_one(ExpertRow, row.expert_id).descriptor)
+    is_pooled = row.source == ContextSource.PRECEDENTS.value and AnswerKind.PRECEDENTS not in descriptor.kinds
+    return set() if is_pooled or row.source == ContextSource.CORRECTION.value else set(descriptor.metadata_keys)
 
 
 def _may_show(row: MeasurementRow, fixed: Iterable[Material]) -> bool:
