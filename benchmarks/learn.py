@@ -181,7 +181,7 @@ STARTER = Course(
     tuning_seeds=3,
     final=SMALL,
 )
-HOUSE = replace(STARTER, final=SMALL.model_copy(update={"updates": 28, "measure_every": 14}))
+HOUSE = replace(STARTER, final=SMALL.model_copy(update={"updates": 48, "measure_every": 12}))
 PUBLISHED = Course(
     arms=arms(100),
     learning_rates=(3e-5, 1e-4, 3e-4),

@@ -20,7 +20,8 @@ JUDGE_SECONDS = 120.0
 class Question:
     """One task. solution: what the teacher is shown, where its world shows solutions; family: tasks of a kind, all in
     the same split; believed: what an expert that is wrong at times takes for the solution, None where there is none.
-    reference_ships, precedents: what the product has of the task without an answer key."""
+    reference_ships, precedents: what the product has of the task without an answer key. right: the right answer of a
+    task that has only one, held-out ones too; it is for measuring alone."""
 
     key: str
     family: str
@@ -30,6 +31,7 @@ class Question:
     believed: str | None = None
     reference_ships: bool = False
     precedents: tuple[Precedent, ...] = ()
+    right: str | None = None
 
 
 class World(Protocol):

@@ -49,7 +49,8 @@ says. The setting is the learning rate and, where a teacher is read, its tempera
 grid. Arms whose settings differ in the rate are thereby compared at different rates: the third table of each world has
 all arms at every rate, on validation tasks. `equal time`: when the quickest arm's runs were done, read off the curve;
 every arm is charged for drawing and judging all rollouts, `sft` too, which does not look at them. Tokens, ended
-answers, entropy and KL are those at temperature 1, the last two in nats a token; `clipped`: the share of charged tokens
+answers, entropy and KL are those at temperature 1, the last two in nats a token; log p(right): nats, of the whole right
+answer at temperature 1, in worlds whose tasks have only one; `clipped`: the share of charged tokens
 whose future term was cut. Seconds are the processor's for runs on a CPU, where each has one core, and the clock's for
 runs on a GPU; both without the measuring.
 `sdpo` and `paper` have the moving teachers of their authors (EMA .05, .01) and look at the student's likeliest tokens
@@ -195,6 +196,7 @@ def _headlines(entries: Sequence[ArmResults], base: ByTemperature) -> Iterator[d
         "pass@8": f"{fmean(_pass_8(point, base.best_8) for point in untrained):.3f}",
         "T of pass@8": f"{base.best_8:g}",
         "pass@8 less best base's, over families": "",
+        "log p(right)": _right_logprob(untrained),
     }
     for entry in entries:
         validation, ends = entry.validation, [run.curve[-1] for run in entry.runs]
@@ -210,7 +212,13 @@ def _headlines(entries: Sequence[ArmResults], base: ByTemperature) -> Iterator[d
             "pass@8": f"{fmean(_pass_8(point, validation.best_8) for point in ends):.3f}",
             "T of pass@8": f"{validation.best_8:g}",
             "pass@8 less best base's, over families": _rise(entry, validation.best_8, base.best_8, PASS_AT),
+            "log p(right)": _right_logprob(ends),
         }
+
+
+def _right_logprob(points: Sequence[Point]) -> str:
+    known = [point.right_logprob for point in points if point.right_logprob is not None]
+    return f"{fmean(known):.1f}" if known else ""
 
 
 def _by_temperature(points: Sequence[Point]) -> dict[str, str]:

@@ -40,6 +40,7 @@ from services.policy.model.modeling import (
     LoadedPolicy,
     PolicyModel,
     decode_ids,
+    encode_text,
     find_causal_model,
     load_policy,
     project,
@@ -176,7 +177,8 @@ class Point(BaseModel):
 
     seconds: of the processor (on a GPU of the clock), spent on drawing, judging and updating so far, not on measuring.
     measured: at each of `TEMPERATURES`. entropy, kl_base: nats a token, the policy's own and KL(policy || base), on
-    answers to a few of the tasks at temperature 1.
+    answers to a few of the tasks at temperature 1. right_logprob: nats, of the right answer to its end, a mean over
+    tasks; None in a world whose tasks have more than one.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -186,6 +188,7 @@ class Point(BaseModel):
     measured: tuple[Measured, ...]
     entropy: float
     kl_base: float
+    right_logprob: float | None = None
 
     def at(self, temperature: float) -> Measured:
         """What was measured at one of `TEMPERATURES`."""
@@ -318,6 +321,7 @@ def measure(answerer: "Answerer", questions: Sequence[Question], plan: Plan, upd
         measured=tuple(_score(own, temperature, answerer.world) for temperature, own in drawn.items()),
         entropy=entropy,
         kl_base=kl_base,
+        right_logprob=answerer.read_right(questions),
     )
 
 
@@ -470,6 +474,21 @@ class Answerer:
         ids = pad_sequence(answers, batch_first=True).to(self._inner.device)
         lengths = torch.tensor([len(answer) for answer in answers], device=ids.device)
         return ids, torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+
+    @torch.no_grad()
+    def read_right(self, questions: Sequence[Question]) -> float | None:
+        """The mean logprob of the right answers, None where a question has more than one."""
+        logprobs = []
+        for question in questions:
+            if question.right is None:
+                return None
+            prompt = torch.tensor(render_prompt(self._policy.tokenizer, question.messages), device=self._inner.device)
+            end = self._policy.eos_token_ids[0]
+            ids = torch.tensor([[*encode_text(self._policy.tokenizer, question.right), end]], device=prompt.device)
+            hidden = read_responses(self._model, prompt, ids, torch.ones_like(ids, dtype=torch.bool))
+            own = project(self._model, hidden[0]).log_softmax(-1)
+            logprobs.append(float(own.gather(-1, ids[0, :, None]).sum()))
+        return fmean(logprobs)
 
     @torch.no_grad()
     def read_again(self, drawn: Sequence[Drawn]) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from benchmarks.shootout.questions import Question, ask_for_score
 from benchmarks.starter_tasks import build
-from services.contracts.tasks import Precedent, Split, TaskCreate
+from services.contracts.tasks import COMMAND_DOMAIN, Precedent, Split, TaskCreate
 from services.experts.own.execution import ExecutionExpert
 from services.experts.own.sandbox_client import SandboxClient
 from services.experts.own.scorers import ExactMatchExpert, ToolCallExpert
@@ -55,6 +55,7 @@ class Starter:
                 messages=tuple(task.messages),
                 solution=str(task.metadata.get("reference", "")),
                 reference_ships=task.family in self._referenced,
+                right=str(task.metadata["answer"]) if task.domain == COMMAND_DOMAIN else None,
                 precedents=tuple(PRECEDENTS.validate_python(task.metadata.get("precedents", []))),
             )
             for key, task in self._tasks.items()

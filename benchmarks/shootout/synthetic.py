@@ -169,7 +169,8 @@ class Decision(Synthetic):
         mistakes = random.Random(f"{self.name} mistakes {family}")
         for question in super()._ask(family, count):
             wrong = mistakes.choice(CODE_LETTERS.replace(question.solution, ""))
-            yield replace(question, believed=wrong if mistakes.random() < MISTAKEN else question.solution)
+            believed = wrong if mistakes.random() < MISTAKEN else question.solution
+            yield replace(question, believed=believed, right=question.solution)
 
     def _draw(self, family: str, numbers: random.Random) -> tuple[str, str]:
         text = numbers.choice(LETTERS) + family + _draw_digits(numbers, 2)

@@ -17,6 +17,8 @@ MAX_PROMPT_CHARS = 100_000
 MAX_METADATA_CHARS = 200_000
 MAX_IMPORT_ROWS = 1_000
 MAX_PRECEDENTS = 8
+COMMAND_DOMAIN = "command"
+"""The domain of tasks whose metadata `answer` is the whole right answer, letter by letter."""
 
 
 class Split(StrEnum):

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.learn import TIERS
 from benchmarks.shootout import pretrain
@@ -15,7 +16,7 @@ from benchmarks.shootout.synthetic import Rules
 from services.contracts.ids import new_id
 from services.contracts.sources import ContextSource
 from services.contracts.tasks import Message, Precedent, Split
-from services.policy.model.modeling import load_policy, make_tiny_policy
+from services.policy.model.modeling import encode_text, load_policy, make_tiny_policy, render_prompt
 from services.runtime.settings import Settings
 from trainer.batch.build import build_batch
 from trainer.step.state import begin
@@ -174,6 +175,22 @@ def test_a_starter_world_knows_every_solution_and_what_ships_of_them(name: str, 
     assert not any(question.solution or question.precedents or question.reference_ships for question in heldout)
     assert sum(question.reference_ships for question in train) == referenced
     assert sum(bool(question.precedents) for question in train) == carrying
+
+
+def test_the_logprob_of_the_right_answer_is_that_of_all_its_tokens_and_the_end(policy: Path) -> None:
+    loaded = load_policy(policy)
+    answerer = Answerer(loaded.model, loaded, Rules())
+    first, second = (ask("a", "ab1234", right="12"), ask("b", "cd1234", right="3"))
+
+    def read(question: Question) -> float:
+        ids = render_prompt(loaded.tokenizer, question.messages)
+        right = [*encode_text(loaded.tokenizer, question.right or ""), loaded.eos_token_ids[0]]
+        with torch.no_grad():
+            logits = loaded.model(input_ids=torch.tensor([ids + right])).logits[0].log_softmax(-1)
+        return sum(float(logits[len(ids) + place - 1, token]) for place, token in enumerate(right))
+
+    assert answerer.read_right([first, second]) == pytest.approx((read(first) + read(second)) / 2, abs=1e-3)
+    assert answerer.read_right([first, ask("c", "ef1234")]) is None
 
 
 def test_the_house_is_judged_by_the_products_expert() -> None:

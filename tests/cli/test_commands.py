@@ -440,7 +440,7 @@ def test_the_status_says_what_the_loop_waits_for(
     assert "waits: sampling is off" in cli.words("status")
 
 
-def test_the_demo_skips_an_item_whose_task_has_no_reference(
+def test_the_demo_skips_an_item_whose_task_has_no_right_answer(
     cli: CommandLine, store: Store, queued: list[RolloutRow]
 ) -> None:
     api: ApiClient = api_of(None, None)
@@ -450,7 +450,7 @@ def test_the_demo_skips_an_item_whose_task_has_no_reference(
     api.close()
     with store.transaction() as session:
         reasons = {row.skip_reason for row in session.query(CorrectionRow)}
-    assert reasons == {"task t has no reference that the demo could correct with"}
+    assert reasons == {"task t has no right answer that the demo could correct with"}
 
 
 class ClockedApi:

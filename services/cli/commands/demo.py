@@ -37,7 +37,7 @@ from services.contracts.measurements import Measurement, MeasurementCreate, Meas
 from services.contracts.rollouts import Purpose, RolloutStatus
 from services.contracts.sources import ContextSource
 from services.contracts.status import LoopState, LoopSwitch, Status
-from services.contracts.tasks import Split, Task
+from services.contracts.tasks import COMMAND_DOMAIN, Split, Task
 from services.contracts.updates import UpdateDetail
 
 POLL_SECONDS = 1.0
@@ -196,7 +196,7 @@ def _correct_one(api: ApiClient, progress: Progress, status: Status) -> Correcti
         return None
     rollout = api.get_json(f"/v1/rollouts/{item.rollout_id}")
     task = api.get(f"/v1/tasks/{rollout['task_id']}", Task)
-    right = task.metadata.get("reference", task.metadata.get("answer"))
+    right = task.metadata.get("answer" if task.domain == COMMAND_DOMAIN else "reference")
     if not isinstance(right, str) or not right:
         reason = f"task {task.key} has no right answer that the demo could correct with"
         api.post(f"/v1/corrections/{item.id}/skip", CorrectionSkip(reason=reason), CorrectionOutcome)

@@ -11,7 +11,7 @@ from services.contracts.answers import AnswerKind, Feedback
 from services.contracts.base import Json, JsonObject
 from services.contracts.experts import ConsultAbstain, ConsultRequest, ConsultResult, Descriptor
 from services.contracts.strict_json import NotStrictJson, parse_json
-from services.contracts.tasks import ToolSet
+from services.contracts.tasks import COMMAND_DOMAIN, ToolSet
 from services.experts.own.calls import (
     TOLERANCE,
     Call,
@@ -29,8 +29,6 @@ from services.experts.own.fences import find_blocks
 from services.experts.own.sandbox_client import SandboxClient
 
 MAX_FEEDBACK: Final = 2_000
-COMMAND: Final = "command"
-"""The domain of answers that are right as they stand or not at all."""
 
 _NUMBER: Final = r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d{1,3})?"
 _NUMERIC: Final = re.compile(rf"({_NUMBER})(?:\s*/\s*({_NUMBER}))?(\s*%)?")
@@ -51,7 +49,7 @@ class ExactMatchExpert:
             description="Compares the final answer with the task's: numbers by value, commands letter by letter, the "
             "rest as text.",
             kinds=[AnswerKind.SCORE, AnswerKind.FEEDBACK, AnswerKind.EVIDENCE],
-            domains=["math", "math/*", "science/mcq", COMMAND],
+            domains=["math", "math/*", "science/mcq", COMMAND_DOMAIN],
             metadata_keys=["answer"],
             deterministic=True,
             verifier=True,
@@ -64,7 +62,7 @@ class ExactMatchExpert:
         expected = request.task.metadata["answer"]
         if isinstance(expected, bool) or not isinstance(expected, str | int | float):
             return ConsultAbstain(reason="the task's answer is neither text nor a number")
-        if request.task.domain == COMMAND:
+        if request.task.domain == COMMAND_DOMAIN:
             return _judge_command(request.rollout.text, str(expected))
         given = find_final_answer(request.rollout.text)
         if given is None:
