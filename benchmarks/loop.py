@@ -8,6 +8,11 @@ setting is chosen on `--splits validation`; with both splits named, one training
 are not repeated, so it can be stopped and started again; with `--keep`, what was trained can be measured on another
 split later. Prints the best trained less the best base, each at the temperature at which it passes most validation
 tasks, with intervals paired over families; then both at equal temperatures, and the wall times.
+
+    python -m benchmarks.loop --leave-one-in --seeds 0 1 2 --updates 16 --folder results
+
+trains with one source at a time in place of objectives: the experts of the others answer with weight 0. Writes
+benchmarks/results/leave_one_in.md and .png. A source with nothing to show makes fewer updates, until `--minutes`.
 """
 
 import argparse
@@ -27,31 +32,37 @@ from typing import Any
 
 from rich.console import Console
 
+from benchmarks.one_source import SOURCES, Trained, draw, write_table
 from services.cli.client import ApiClient
-from services.cli.commands import demo, starter
+from services.cli.commands import demo, demo_person, starter
 from services.cli.output import measures
 from services.cli.output.progress import Progress
 from services.contracts.evaluations import Evaluation, EvaluationCreate, EvaluationDetail
+from services.contracts.experts import Expert, ExpertWeight, OwnKind
 from services.contracts.tasks import Split
 from services.local.layout import Layout
 from services.local.supervise.stack import Stack, running
 from services.policy.model.convert import resolve_model
 from services.store.views.estimates import headline
 
+RESULTS = Path(__file__).parent / "results"
 MARKER = "trained.json"  # in a kept data folder, once its training is finished
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run: an objective with its λ, and a seed."""
+    """One run: an objective with its λ, a seed, and the one source that may train; None for the defaults."""
 
     objective: str
-    lam: float
+    lam: float | None
     seed: int
+    source: str | None = None
 
     @property
     def name(self) -> str:
         """Also its file's name."""
+        if self.source is not None:
+            return f"one-in-{self.source}-seed{self.seed}"
         return f"{self.objective}-lam{self.lam:g}-seed{self.seed}"
 
 
@@ -64,6 +75,7 @@ class Measurement:
     paths: Mapping[str, Path]  # result file by split
     num_samples: int
     num_updates: int
+    minutes: float
     threads: int
 
 
@@ -77,17 +89,23 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--samples", type=int, default=8, help="answers a task at each temperature above 0")
     splits = [Split.HELDOUT.value, Split.VALIDATION.value]
     parser.add_argument("--splits", nargs="+", choices=splits, default=[Split.HELDOUT.value])
+    parser.add_argument("--leave-one-in", nargs="*", choices=[*SOURCES], help="one source at a time; all by default")
+    parser.add_argument("--minutes", type=float, default=24 * 60, help="time limit of one training")
     parser.add_argument("--threads", type=int, default=2, help="threads of the policy's engine")
     parser.add_argument("--folder", type=Path, required=True, help="where results are kept, one file a run and split")
     parser.add_argument("--keep", action="store_true", help="keep the data folder of each run in FOLDER/data")
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
-    runs = [
-        Run(objective, lam, seed)
-        for seed in options.seeds
-        for objective in options.objectives
-        for lam in (options.lams if objective == "distil" else [0.0])
-    ]
+    sources = None if options.leave_one_in is None else options.leave_one_in or [*SOURCES]
+    if sources is not None:
+        runs = [Run("distil", None, seed, source) for seed in options.seeds for source in sources]
+    else:
+        runs = [
+            Run(objective, lam, seed)
+            for seed in options.seeds
+            for objective in options.objectives
+            for lam in (options.lams if objective == "distil" else [0.0])
+        ]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     for run in [None, *runs]:
         paths = {split: result_path(options.folder, split, run) for split in options.splits}
@@ -95,12 +113,35 @@ def main(arguments: Sequence[str]) -> int:
         if missing and not options.keep:
             missing = paths  # one training stands behind all results of a run
         home = options.folder.resolve() / "data" / run.name if options.keep and run is not None else None
-        measurement = Measurement(run, home, missing, options.samples, options.updates, options.threads)
+        measurement = Measurement(
+            run, home, missing, options.samples, options.updates, options.minutes, options.threads
+        )
         if missing and not _in_own_process(measurement):
             return 1
     for split in options.splits:
         _print(options.folder, split, runs)
+    if sources is not None:
+        _write_sources(options, sources, runs)
     return 0
+
+
+def _write_sources(options: argparse.Namespace, sources: Sequence[str], runs: Sequence[Run]) -> None:
+    """The table and the figure of one source at a time, on the first split named."""
+    split = options.splits[0]
+    _, base = _read_result(options.folder, split, None)
+    found = []
+    for source in sources:
+        read = [_read_result(options.folder, split, run) for run in runs if run.source == source]
+        documents, evaluations = zip(*read, strict=True)
+        found.append(Trained(source, evaluations, tuple(int(document["num_updates"]) for document in documents)))
+    about = (
+        f"{options.updates} updates with each source alone, {len(options.seeds)} seed(s), {split} tasks, "
+        f"{options.samples} answers each; the rise over the base, its 95 % interval over families, seeds pooled. "
+        f"`{' '.join(['python -m benchmarks.loop', *sys.argv[1:]])}`"
+    )
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "leave_one_in.md").write_text(write_table(base, found, options.samples, about))
+    draw(base, found, RESULTS / "leave_one_in.png")
 
 
 def result_path(folder: Path, split: str, run: Run | None) -> Path:
@@ -126,7 +167,8 @@ def _measure(measurement: Measurement) -> None:
     progress.say(f"--- {'base' if run is None else run.name}")
     if run is not None:
         os.environ["PRECEPTOR_TRAINER_OBJECTIVE"] = run.objective
-        os.environ["PRECEPTOR_TRAINER_LAM"] = str(run.lam)
+        if run.lam is not None:
+            os.environ["PRECEPTOR_TRAINER_LAM"] = str(run.lam)
         os.environ["PRECEPTOR_SEED"] = os.environ["PRECEPTOR_TRAINER_SEED"] = str(run.seed)
     with _data_folder(measurement) as folder, _stack(folder, progress, measurement.threads) as (stack, api):
         facts = _trained(measurement, folder, progress, stack, api)
@@ -158,11 +200,32 @@ def _trained(
     starter.import_into(api, progress)
     facts: dict[str, object] = {"run": None if run is None else run.name, "updates": measurement.num_updates}
     if run is not None:
-        plan = demo.DemoPlan(minutes=24 * 60, num_updates=measurement.num_updates, seed=run.seed)
-        outcome = demo.train(api, plan, progress, stack.supervisor.check)
+        corrects = run.source is None or OwnKind.HUMAN in SOURCES[run.source]
+        plan = demo.DemoPlan(
+            num_updates=measurement.num_updates,
+            seed=run.seed,
+            num_corrections=demo_person.MOST_CORRECTIONS if corrects else 0,
+        )
+        until = time.monotonic() + measurement.minutes * 60
+        with _only(api, run.source):
+            outcome = demo.train(api, plan, progress, stack.supervisor.check, until)
         facts |= {"num_updates": outcome.num_updates, "training_seconds": outcome.training_seconds}
         (folder / MARKER).write_text(json.dumps(facts) + "\n")
     return facts
+
+
+@contextmanager
+def _only(api: ApiClient, source: str | None) -> Iterator[None]:
+    """Let the experts of one source alone train until the block ends; their weights are as before then, so that
+    evaluations are judged."""
+    kept = frozenset() if source is None else SOURCES[source]
+    experts = [Expert.model_validate(item) for item in api.pages("/v1/experts", 1000)]
+    others = [one for one in experts if source is not None and one.own not in kept and one.weight > 0]
+    for one in others:
+        api.put(f"/v1/experts/{one.id}/weight", ExpertWeight(weight=0), Expert)
+    yield
+    for one in others:
+        api.put(f"/v1/experts/{one.id}/weight", ExpertWeight(weight=one.weight), Expert)
 
 
 def _read_facts(folder: Path, measurement: Measurement) -> dict[str, object] | None:

@@ -69,7 +69,7 @@ CREATE TABLE measurement (
     domain text NOT NULL,
     policy_version text NOT NULL,
     temperature double precision NOT NULL,
-    by_hand boolean DEFAULT false NOT NULL,
+    asked_until timestamp with time zone,
     status text NOT NULL,
     reason text,
     num_looks integer DEFAULT 0 NOT NULL,

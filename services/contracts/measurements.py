@@ -2,10 +2,12 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Final
+from typing import Annotated, Final
 from uuid import UUID
 
-from services.contracts.base import Contract, Name, StatusChanges, View
+from pydantic import Field
+
+from services.contracts.base import Contract, Float, Name, StatusChanges, View
 from services.contracts.sources import ContextSource
 from services.contracts.templates import Template
 
@@ -31,11 +33,15 @@ LOOKS: Final = (8, 16, 32)
 
 
 class MeasurementCreate(Contract):
-    """Measure what teaches now: of one expert or of all, in one domain or in all, one source or every one."""
+    """Measure what teaches now: of one expert or of all, in one domain or in all, one source or every one.
+
+    minutes: for how long its draws go on without the loop and beside its share; then it goes on at the loop's pace.
+    """
 
     expert_id: UUID | None = None
     domain: Name | None = None
     source: ContextSource | None = None
+    minutes: Annotated[Float, Field(gt=0, le=10_000)] = 60.0
 
 
 class Measurement(View):
@@ -43,8 +49,8 @@ class Measurement(View):
 
     gap: the teacher's pass rate less the student's, over tasks; net: the gap less that of the control, which is shown
     the same thing from another task. low, high: ends of their intervals at the look that decided. num_tokens: drawn for
-    it. temperature: of all its draws. policy_version: the one its newest tasks are drawn from. by_hand: a person asked
-    for it.
+    it. temperature: of all its draws. policy_version: the one its newest tasks are drawn from. asked_until: until
+    when a person wants it drawn without waiting for the loop; null where nobody asked for it.
     """
 
     id: UUID
@@ -55,7 +61,7 @@ class Measurement(View):
     domain: str
     policy_version: str
     temperature: float
-    by_hand: bool
+    asked_until: datetime | None
     status: MeasurementStatus
     reason: str | None
     num_looks: int

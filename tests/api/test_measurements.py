@@ -1,5 +1,6 @@
 """Asking for measurements, and reading what experts were measured to teach."""
 
+from datetime import timedelta
 from uuid import UUID
 
 import pytest
@@ -16,10 +17,16 @@ from tests.store.conftest import World
 pytestmark = pytest.mark.integration
 
 
-def ask(api: Api, expert_id: UUID) -> list[Measurement]:
+def ask(api: Api, expert_id: UUID, minutes: float = 60.0) -> list[Measurement]:
     """What is begun, or under way, when all that an expert gives is to be measured."""
-    answer = made(api.post("/v1/measurements", {"expert_id": str(expert_id)}))
+    answer = made(api.post("/v1/measurements", {"expert_id": str(expert_id), "minutes": minutes}))
     return MeasurementsAsked.model_validate(answer).measurements
+
+
+def minutes_asked(one: Measurement) -> float:
+    """From its beginning until its draws no longer go first."""
+    assert one.asked_until is not None
+    return (one.asked_until - one.created_at) / timedelta(minutes=1)
 
 
 def test_what_an_expert_gives_is_measured_when_it_is_asked_for(api: Api, store: Store, world: World) -> None:
@@ -33,13 +40,16 @@ def test_what_an_expert_gives_is_measured_when_it_is_asked_for(api: Api, store: 
 
     asked = ask(api, tutor)
 
-    assert [(one.source.value, one.template.value, one.status.value, one.by_hand) for one in asked] == [
-        ("solution", "turns", "measuring", True),
-        ("feedback", "reprompt", "measuring", True),
-        ("distribution", "turns", "measuring", True),
-        ("solution", "reprompt", "measuring", True),
+    assert [(one.source.value, one.template.value, one.status.value) for one in asked] == [
+        ("solution", "turns", "measuring"),
+        ("feedback", "reprompt", "measuring"),
+        ("distribution", "turns", "measuring"),
+        ("solution", "reprompt", "measuring"),
     ]
-    assert ask(api, tutor) == asked, "not twice"
+    assert {minutes_asked(one) for one in asked} == {60.0}
+    again = ask(api, tutor, minutes=0.5)
+    assert [one.id for one in again] == [one.id for one in asked], "not twice"
+    assert all(minutes_asked(one) < 30 for one in again)
     assert [one["id"] for one in items(api.get("/v1/measurements"))] == [str(one.id) for one in reversed(asked)]
     assert items(api.get("/v1/measurements", expert_id=str(new_id()))) == []
     assert items(api.get("/v1/measurements", status="teaches")) == []

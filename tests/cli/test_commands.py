@@ -10,8 +10,7 @@ import pytest
 from rich.console import Console
 from sqlalchemy import update
 
-from sandbox.http.problems import Problem
-from services.cli.client import ApiClient, ApiProblem
+from services.cli.client import ApiClient
 from services.cli.commands import demo
 from services.cli.options import api_of
 from services.cli.output.progress import Progress
@@ -440,19 +439,6 @@ def test_the_status_says_what_the_loop_waits_for(
     assert "waits: sampling is off" in cli.words("status")
 
 
-def test_the_demo_skips_an_item_whose_task_has_no_right_answer(
-    cli: CommandLine, store: Store, queued: list[RolloutRow]
-) -> None:
-    api: ApiClient = api_of(None, None)
-    quiet = Progress(Console(quiet=True))
-    seen = api.get("/v1/status", Status)
-    assert [demo._correct_one(api, quiet, seen) for _ in range(3)] == [None, None, None]
-    api.close()
-    with store.transaction() as session:
-        reasons = {row.skip_reason for row in session.query(CorrectionRow)}
-    assert reasons == {"task t has no right answer that the demo could correct with"}
-
-
 class ClockedApi:
     """Says that 14 updates are made while the loop trains, and 15 once it is told to stop."""
 
@@ -466,8 +452,6 @@ class ClockedApi:
         return now
 
     def post(self, path: str, body: object, kind: object) -> object:
-        if path == "/v1/corrections/claim":
-            raise ApiProblem(Problem(type="t", title="t", status=404, detail="nothing to correct"))
         if isinstance(body, LoopSwitch) and body.training is False:
             self.num_updates = 15  # the one that was under way
         return None

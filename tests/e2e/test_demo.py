@@ -25,23 +25,27 @@ def test_the_demo_measures_trains_uses_a_correction_measures_again_and_leaves_no
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=loop_environment())
     said = done.stdout
     assert done.returncode == 0, said + done.stderr
-    # measured before, with what teaches, and after; the table has both kinds and both figures
-    assert re.search(r"pass@1 before, at the best temperature: .*code/python", said), said
-    assert re.search(r"reference \(turns\) in tool-call, (measuring|teaches|measured, not taught): ", said), said
-    for domain in ("code/python", "tool-call"):
+    # measured before and after; the headline has each side's best temperature, the table below it both at the same
+    assert re.search(r"pass@1 before, at the best temperature: code/python \d\.\d+ at 0", said)
+    for source in (r"reference \(turns\) in tool-call", "precedents in command"):
+        assert re.search(rf"{source}, (measuring|teaches|measured, not taught): ", said), said
+    for domain in ("code/python", "command", "tool-call"):
         for k in (1, 2):
-            assert re.search(rf"{domain} +pass@{k} +0\.\d+ +0\.\d+ +[+-]0\.\d+ .*\(\d families\)", said), said
+            rise = r"[+-]0\.\d+ .*\(\d famil(y|ies)\)"
+            assert re.search(rf"{domain} +pass@{k} +0\.\d+ at 0(\.5)? +0\.\d+ at 0(\.5)? +{rise}", said), said
+            assert re.search(rf"{domain} +pass@{k} +0\.5 +0\.\d+ +0\.\d+ +{rise}", said), said
     # what trained, and the correction's way
     assert re.search(r"updates with a non-zero future term: [1-8] of 8", said), said
     assert "updates that used conditioned: " in said
-    used = re.search(r"the human correction \S+ was used by update (\d)", said)
+    assert re.search(r"^.*precedents: \d+% of \|loss\|", said, re.M), said
+    used = re.search(r"the correction (\S+) was used by update (\d)", said)
     assert used is not None, said
-    assert f"update {used[1]}: loss" in said
+    assert f"update {used[2]}: loss" in said
     assert f"everything is kept in {home}" in said
     # the same in a file, and nothing left
     reports = list((home / "reports").iterdir())
     assert reports
     documents = [json.loads(path.read_text()) for path in reports if path.suffix == ".json"]
     assert [document["num_updates"] for document in documents] == [8]
-    assert documents[0]["correction_update"] == int(used[1])
+    assert int(used[2]) in [one["update"] for one in documents[0]["corrections"] if one["id"] == used[1]]
     assert [p.pid for p in psutil.process_iter(["cmdline"]) if str(home) in " ".join(p.info["cmdline"] or [])] == []

@@ -404,3 +404,21 @@ def test_tasks_that_lack_what_the_expert_needs_are_not_drawn_for_it(store: Store
     assert (found.status, found.reason) == ("measuring", "only 0 of the 8 tasks it needs have something to show")
     with store.transaction() as session:
         assert session.scalars(select(GroupRow)).all() == []
+
+
+@pytest.mark.usefixtures("worker")
+def test_once_its_time_is_over_what_a_person_asked_for_waits_for_the_loop(store: Store, world: World) -> None:
+    """The loop is paused: nothing is drawn after the time that was asked for, and again within a new one."""
+
+    def ask_and_sweep(*, is_over: bool) -> int | None:
+        with store.transaction() as session:
+            rules = measuring_rules(runtime().settings)
+            measurements.ask(session, world.lineage_id, rules, MeasurementCreate(source=FEEDBACK))
+            if is_over:
+                session.execute(update(MeasurementRow).values(asked_until=func.now()))
+        maintain()
+        with store.transaction() as session:
+            return session.scalar(select(func.count()).select_from(GroupRow))
+
+    assert ask_and_sweep(is_over=True) == 0
+    assert ask_and_sweep(is_over=False) == 8

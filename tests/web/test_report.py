@@ -3,19 +3,16 @@
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
-from uuid import UUID
 
 import pytest
 
-from services.contracts.measurements import Measurement, MeasurementStatus
-from services.contracts.sources import ContextSource
-from services.contracts.templates import Template
 from services.store.core.transaction import Store
 from services.store.ledger import updates
 from services.store.tables.ledger import UpdateRow
 from services.store.tables.loop import EvaluationRow
 from services.store.views import versions
 from services.web.presenters.report import CorrectedAnswer, Report, render_report
+from services.web.presenters.worth import ExpertWorth, Taught
 from tests.web.fill import fill
 
 pytestmark = pytest.mark.integration
@@ -31,34 +28,13 @@ def report(fresh_database: Callable[[], str]) -> Report:
         made = tuple(updates.detail(session, row) for row in session.query(UpdateRow).order_by(UpdateRow.number))
     store.close()
     before, *_, after = measured
-    teaches = Measurement(
-        id=UUID(int=1),
-        lineage_id=before.lineage_id,
-        expert_id=UUID(int=2),
-        source=ContextSource.OWN_SUCCESS,
-        template=Template.TURNS,
-        domain="functions",
-        policy_version="base",
-        temperature=0.5,
-        by_hand=True,
-        status=MeasurementStatus.TEACHES,
-        reason=None,
-        num_looks=1,
-        num_tasks=8,
-        num_tokens=4_000,
-        gap=0.21,
-        gap_low=0.07,
-        gap_high=0.35,
-        net=0.4,
-        net_low=0.2,
-        net_high=0.6,
-        created_at=datetime.now(UTC),
-        decided_at=datetime.now(UTC),
+    taught = Taught("code/python", "own success", 0.625, 7)
+    worth = (
+        ExpertWorth("execution", 0.5, (taught,), ("own success (turns) in code/python, teaches: +0.21 ± 0.19",)),
+        ExpertWorth("human", 0.0, (), ()),
     )
     corrected = CorrectedAnswer("<b>pass</b>", "return 4", "It returned nothing.", 3)
-    return Report(
-        "main", "tiny", datetime.now(UTC), before, after, (teaches,), made, 600.0, corrected, ("Time was up.",)
-    )
+    return Report("main", "tiny", datetime.now(UTC), before, after, made, 600.0, worth, (corrected,), ("Time was up.",))
 
 
 def test_it_needs_no_other_file(report: Report) -> None:
@@ -74,10 +50,9 @@ def test_it_tells_before_and_after_curves_updates_and_the_correction(report: Rep
     for told in (
         "Before and after",
         "paired by family",
-        "What teaches",
-        "own success (turns)",
-        "+0.21",
-        "[+0.07, +0.35]",
+        "What each expert taught",
+        "code/python by own success: ",
+        "teaches: +0.21 ± 0.19",
         "Update 3 trained on it",
         "Time was up.",
     ):
@@ -93,7 +68,7 @@ def test_what_people_wrote_is_escaped(report: Report) -> None:
 
 
 def test_a_run_without_updates_or_correction_has_a_report_too(report: Report) -> None:
-    short = Report("main", "tiny", report.made_at, report.before, report.before, (), (), 0.0, None, ())
+    short = Report("main", "tiny", report.made_at, report.before, report.before, (), 0.0, (), (), ())
     page = render_report(short)
     assert "Time ran out before the first update." in page
-    assert "Your correction" not in page
+    assert "Corrections</h2>" not in page

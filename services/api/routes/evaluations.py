@@ -1,4 +1,4 @@
-"""Evaluations: a policy version measured on a split, and the student-teacher gap on train tasks."""
+"""Evaluations: a policy version measured on a split."""
 
 from uuid import UUID
 

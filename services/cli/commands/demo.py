@@ -1,49 +1,49 @@
 """`preceptor demo`: the whole loop once, on the starter tasks, within a time limit.
 
 It acts as a user: everything goes through the api with the owner's key. Phases are bounded; the time of the final
-measurement is reserved from the start, so a slow machine trains less rather than not measuring.
+measurement is reserved from the start, so a slow machine trains less rather than not measuring. Hardly any train task
+has a right answer: verdicts, tool outputs, precedents and a person's few corrections are what there is to learn from.
 """
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from uuid import UUID
 
-from pydantic import JsonValue, TypeAdapter
+from pydantic_core import to_jsonable_python
 
 from services.cli.client import ApiClient, ApiProblem
-from services.cli.commands import measuring
+from services.cli.commands import demo_person, measuring
 from services.cli.output import measures, report
 from services.cli.output.outcome import DemoOutcome, Trained
 from services.cli.output.progress import Progress
 from services.contracts.base import JsonObject
-from services.contracts.corrections import (
-    Correction,
-    CorrectionCreate,
-    CorrectionItem,
-    CorrectionOutcome,
-    CorrectionSkip,
-    CorrectionStatus,
-    CorrectionSubmit,
-)
 from services.contracts.evaluations import (
+    TEMPERATURES,
     Evaluation,
     EvaluationCreate,
     EvaluationDetail,
     EvaluationStatus,
 )
+from services.contracts.experts import Expert
 from services.contracts.measurements import Measurement, MeasurementCreate, MeasurementsAsked, say_about
-from services.contracts.rollouts import Purpose, RolloutStatus
+from services.contracts.rollouts import Purpose, Rollout
 from services.contracts.sources import ContextSource
 from services.contracts.status import LoopState, LoopSwitch, Status
-from services.contracts.tasks import COMMAND_DOMAIN, Split, Task
+from services.contracts.tasks import Split
 from services.contracts.updates import UpdateDetail
+from services.web.presenters import worth
 
 POLL_SECONDS = 1.0
 FINAL_MARGIN = 1.25  # the last measurement may take this much longer than the first: versions switch, caches are cold
 LEAST_TRAINING = 1 / 3  # of the minutes, however long the measurements before it took
-MEASURING = 1 / 10  # of the minutes, for what teaches before training; what is left goes on beside it
+MEASURED = (
+    (ContextSource.OWN_SUCCESS, ContextSource.PRECEDENTS, ContextSource.REFERENCE),
+    (ContextSource.FEEDBACK,),
+)
+FIRST_SHARE = 2 / 3  # of the time to measure what teaches, for the first of these
+MANY = 10_000  # as many as there are: validation tasks of a domain, and minutes
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,32 @@ class DemoPlan:
     """How much the demo does. The defaults fit two cores in about 15 minutes."""
 
     minutes: float = 15.0
-    num_updates: int = 16
+    measuring_minutes: float = 2.5
+    num_updates: int = 24
     num_eval_tasks: int | None = 15
+    num_validation_tasks: int = 7
     num_samples: int = 8
+    num_corrections: int = demo_person.MOST_CORRECTIONS
+    temperatures: tuple[float, ...] = (0.0, 0.5)
     seed: int = 0
 
 
+def plan_in_full(num_updates: int, num_samples: int, seed: int) -> DemoPlan:
+    """All held-out and validation tasks at every temperature, and every source measured, however long it takes."""
+    return DemoPlan(
+        minutes=24 * 60,
+        measuring_minutes=MANY,
+        num_updates=num_updates,
+        num_eval_tasks=None,
+        num_validation_tasks=MANY,
+        num_samples=num_samples,
+        temperatures=TEMPERATURES,
+        seed=seed,
+    )
+
+
 def run(api: ApiClient, plan: DemoPlan, progress: Progress, check: Callable[[], None], kept: str) -> DemoOutcome:
-    """Measure, train, correct, measure again. `check` raises when a process of the stack has crashed.
+    """Measure, measure what teaches, train, correct, measure again. `check` raises when a process has crashed.
 
     kept: the report's line about where the data is.
 
@@ -66,27 +84,92 @@ def run(api: ApiClient, plan: DemoPlan, progress: Progress, check: Callable[[], 
     """
     deadline = time.monotonic() + plan.minutes * 60
     wanted = EvaluationCreate(
-        split=Split.HELDOUT, num_tasks=plan.num_eval_tasks, num_samples=plan.num_samples, seed=plan.seed
+        split=Split.HELDOUT,
+        num_tasks=plan.num_eval_tasks,
+        num_validation_tasks=plan.num_validation_tasks,
+        num_samples=plan.num_samples,
+        temperatures=[*plan.temperatures],
+        seed=plan.seed,
     )
     began = time.monotonic()
-    before = _evaluate(api, wanted, progress, check, "held-out tasks, before")
+    before = _evaluate(api, wanted, progress, check, "held-out and validation tasks, before")
     eval_seconds = time.monotonic() - began
     progress.say(measures.scores_line("before", before))
 
-    for one in _measure(api, plan, progress, check):
-        progress.say(say_about(one))
+    notes = _measure_what_teaches(api, plan, progress, check)
     until = max(deadline - eval_seconds * FINAL_MARGIN, time.monotonic() + plan.minutes * 60 * LEAST_TRAINING)
     trained = train(api, plan, progress, check, until)
-    after = _evaluate(api, wanted, progress, check, "held-out tasks, after")
+    after = _evaluate(api, wanted, progress, check, "held-out and validation tasks, after")
     updates = [
         api.get(f"/v1/updates/{number}", UpdateDetail)
         for number in range(trained.first_update, trained.first_update + trained.num_updates)
     ]
-    measurements = [Measurement.model_validate(one) for one in api.pages("/v1/measurements", 1000)]
-    outcome = DemoOutcome(before, after, measurements, trained, updates, trained.notes)
+    found = weigh_experts(api, updates)
+    outcome = DemoOutcome(before, after, trained, updates, found, notes + trained.notes)
     for line in measures.summary(outcome, updates, api.get("/v1/status", Status), kept):
         progress.say(line)
     return outcome
+
+
+def weigh_experts(api: ApiClient, updates: Sequence[UpdateDetail]) -> list[worth.ExpertWorth]:
+    """Every expert's part in these updates, and what it was measured to teach."""
+    found = [Expert.model_validate(item) for item in api.pages("/v1/experts", 1000)]
+    experts = [(one.id, one.name, one.measured) for one in found]
+    used = {lesson.rollout_id for update in updates for lesson in update.lessons}
+    domains = {
+        rollout_id: domain
+        for domain in _train_domains(api.get("/v1/status", Status))
+        for rollout_id in _rollouts_of(api, domain)
+        if rollout_id in used
+    }
+    return worth.weigh(experts, updates, domains)
+
+
+def _rollouts_of(api: ApiClient, domain: str) -> list[UUID]:
+    query = {"purpose": Purpose.TRAIN.value, "domain": domain}
+    return [Rollout.model_validate(item).id for item in api.pages("/v1/rollouts", 100_000, query)]
+
+
+def _train_domains(status: Status) -> set[str]:
+    return {count.domain for count in status.tasks if count.split == Split.TRAIN}
+
+
+def _measure_what_teaches(api: ApiClient, plan: DemoPlan, progress: Progress, check: Callable[[], None]) -> list[str]:
+    """Measure the sources on train tasks while nothing trains, within the plan's time; returns notes.
+
+    First those that are shown to teachers until they are measured not to teach, then feedback.
+    """
+    measured: list[Measurement] = []
+    until = time.monotonic() + plan.measuring_minutes * 60
+    for place, sources in enumerate(MEASURED):
+        minutes = (until - time.monotonic()) / 60 * (FIRST_SHARE if place + 1 < len(MEASURED) else 1)
+        if minutes <= 0:
+            break
+        asked = [one for source in sources for one in _ask_to_measure(api, source, minutes)]
+        measured += measuring.wait_for(api, asked, progress, check, time.monotonic() + minutes * 60)
+    names = {UUID(str(item["id"])): str(item["name"]) for item in api.pages("/v1/experts", 1000)}
+    for one in measured:
+        if one.num_tasks:
+            progress.say(f"{names[one.expert_id]}: {say_about(one)}")
+    num_open = sum(one.decided_at is None for one in measured)
+    if not num_open:
+        return []
+    notes = [
+        f"{num_open} of {len(measured)} measurements of what teaches were undecided, or had nothing to show, when "
+        "training began. They go on beside it, as a small share of the draws."
+    ]
+    progress.say(notes[0])
+    return notes
+
+
+def _ask_to_measure(api: ApiClient, source: ContextSource, minutes: float) -> list[Measurement]:
+    try:
+        wanted = MeasurementCreate(source=source, minutes=minutes)
+        return api.post("/v1/measurements", wanted, MeasurementsAsked).measurements
+    except ApiProblem as problem:
+        if problem.status_code != 422:  # no expert gives it
+            raise
+        return []
 
 
 def _evaluate(
@@ -94,19 +177,6 @@ def _evaluate(
 ) -> EvaluationDetail:
     started = api.post("/v1/evaluations", wanted, Evaluation)
     return wait_for_evaluation(api, started.id, progress, check, label)
-
-
-def _measure(api: ApiClient, plan: DemoPlan, progress: Progress, check: Callable[[], None]) -> list[Measurement]:
-    """Whether references and the policy's own successes teach, as far as a part of the minutes tells."""
-    asked: list[Measurement] = []
-    for source in (ContextSource.REFERENCE, ContextSource.OWN_SUCCESS):
-        wanted = MeasurementCreate(source=source)
-        try:
-            asked += api.post("/v1/measurements", wanted, MeasurementsAsked).measurements
-        except ApiProblem as problem:  # no expert gives it
-            if problem.status_code != 422:
-                raise
-    return measuring.wait_for(api, asked, progress, check, time.monotonic() + plan.minutes * 60 * MEASURING)
 
 
 def wait_for_evaluation(
@@ -130,7 +200,7 @@ def train(
     check: Callable[[], None],
     deadline: float = math.inf,
 ) -> Trained:
-    """Let the loop run until its updates are done or the time is up; correct one answer on the way.
+    """Let the loop run until its updates are done or the time is up; correct a few answers on the way.
 
     deadline: in seconds of `time.monotonic`.
     """
@@ -140,6 +210,7 @@ def train(
     began = time.monotonic()
     api.post("/v1/loop", LoopSwitch(sampling=True, training=True, max_updates=goal), LoopState)
     seen, rates, is_late = start.num_updates, report.Rates(), False
+    person = demo_person.Person(plan.num_corrections)
     with progress.bar("updates") as bar:
         while True:
             check()
@@ -150,10 +221,7 @@ def train(
                     progress.say(report.update_line(update, status))
             doing = report.activity(status, rates.measure(status, time.monotonic()))
             bar.set(status.num_updates - start.num_updates, plan.num_updates, doing)
-            if trained.correction is None:
-                trained.correction = _correct_one(api, progress, status)
-            elif trained.correction_update is None:
-                trained.correction_update = _find_update(api, trained.correction.id, progress)
+            person.look(api, _train_domains(status), progress)
             if status.num_updates >= goal:
                 break
             if time.monotonic() > deadline:
@@ -163,8 +231,8 @@ def train(
             time.sleep(POLL_SECONDS)
     api.post("/v1/loop", LoopSwitch(sampling=False, training=False), LoopState)
     _await_quiet(api, check)
-    if trained.correction is not None and trained.correction_update is None:
-        trained.correction_update = _find_update(api, trained.correction.id, progress)
+    person.find_updates(api, progress)
+    trained.corrections, trained.used_by = person.corrections, person.used_by
     trained.num_updates = api.get("/v1/status", Status).num_updates - start.num_updates
     if is_late:
         trained.notes.append(f"Time was up after {trained.num_updates} of {plan.num_updates} updates.")
@@ -184,64 +252,22 @@ def _await_quiet(api: ApiClient, check: Callable[[], None], seconds: float = 90.
         time.sleep(POLL_SECONDS)
 
 
-def _correct_one(api: ApiClient, progress: Progress, status: Status) -> CorrectionOutcome | None:
-    """Take one item from the human queue and correct it as a person would who knows the right answer."""
-    try:
-        item = api.post("/v1/corrections/claim", None, CorrectionItem)
-    except ApiProblem as problem:
-        if problem.status_code != 404:
-            raise
-        if not status.corrections.get(CorrectionStatus.OPEN.value):
-            _ask_for_correction(api)  # only some groups are shown to people unasked
-        return None
-    rollout = api.get_json(f"/v1/rollouts/{item.rollout_id}")
-    task = api.get(f"/v1/tasks/{rollout['task_id']}", Task)
-    right = task.metadata.get("answer" if task.domain == COMMAND_DOMAIN else "reference")
-    if not isinstance(right, str) or not right:
-        reason = f"task {task.key} has no right answer that the demo could correct with"
-        api.post(f"/v1/corrections/{item.id}/skip", CorrectionSkip(reason=reason), CorrectionOutcome)
-        progress.say(f"correction {item.id} skipped: {reason}")
-        return None
-    decision = (
-        CorrectionSubmit(verdict="fine")
-        if right.splitlines() == item.rollout_text.splitlines()
-        else CorrectionSubmit(verdict="corrected", text=right, comment="This is how the answer should look.")
-    )
-    submitted = api.post(f"/v1/corrections/{item.id}/submit", decision, CorrectionOutcome)
-    progress.say(f"correction {item.id} submitted for task {task.key}, by the demo in place of a person")
-    return submitted
-
-
-def _ask_for_correction(api: ApiClient) -> None:
-    """Put the newest settled train rollout in the human queue; the next claim finds it."""
-    query = {"purpose": Purpose.TRAIN.value, "status": RolloutStatus.READY.value}
-    for item in api.pages("/v1/rollouts", 1, query):
-        api.post("/v1/corrections", CorrectionCreate(rollout_id=UUID(str(item["id"]))), Correction)
-
-
-def _find_update(api: ApiClient, correction_id: UUID, progress: Progress) -> int | None:
-    became = api.get(f"/v1/corrections/{correction_id}", CorrectionOutcome)
-    if not became.update_numbers:
-        return None
-    number = became.update_numbers[0]
-    progress.say(f"correction {correction_id} was used by update {number}: `preceptor updates show {number}`")
-    return number
-
-
 def as_document(plan: DemoPlan, outcome: DemoOutcome) -> JsonObject:
     """The demo as one JSON document: plan, measurements and updates."""
     trained = outcome.trained
-    adapter = TypeAdapter(dict[str, JsonValue])
-    return adapter.validate_python(
+    document: JsonObject = to_jsonable_python(
         {
             "plan": asdict(plan),
             "before": outcome.before.model_dump(mode="json"),
             "after": outcome.after.model_dump(mode="json"),
-            "measurements": [one.model_dump(mode="json") for one in outcome.measurements],
-            "correction": trained.correction.model_dump(mode="json") if trained.correction is not None else None,
-            "correction_update": trained.correction_update,
+            "corrections": [
+                correction.model_dump(mode="json") | {"update": trained.used_by.get(correction.id)}
+                for correction in trained.corrections
+            ],
+            "experts": [asdict(one) for one in outcome.worth],
             "num_updates": trained.num_updates,
             "training_seconds": trained.training_seconds,
             "notes": outcome.notes,
         }
     )
+    return document

@@ -31,6 +31,9 @@ def measure_expert(
     ] = None,
     domain: Annotated[str | None, typer.Option(help="The domain; all by default.")] = None,
     source: Annotated[ContextSource | None, typer.Option(help="The source; all by default.")] = None,
+    minutes: Annotated[
+        float, typer.Option(min=0.1, max=10_000, help="How long its draws go first; then it keeps the loop's pace.")
+    ] = 60.0,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until every measurement has ended.")] = True,
     home: Home = None,
     url: Url = None,
@@ -38,17 +41,18 @@ def measure_expert(
 ) -> None:
     """Measure what teaches now: train tasks answered alone, shown the source, and shown another task's.
 
-    It goes on while the loop is paused. A source with too little to show stays unmeasured, with the reason.
+    For its minutes it goes on while the loop is paused. A source with too little to show stays unmeasured, with the
+    reason.
     """
     progress = Progress(Console(stderr=True))
     with api_of(home, url) as api:
         wanted = MeasurementCreate(
-            expert_id=None if expert_id is None else expert_id.find(api), domain=domain, source=source
+            expert_id=None if expert_id is None else expert_id.find(api), domain=domain, source=source, minutes=minutes
         )
         asked = api.post("/v1/measurements", wanted, MeasurementsAsked).measurements
         if wait:
             api.wait_with(time.sleep, progress.say)  # it is measured whether we look or not
-            asked = wait_for(api, asked, progress, lambda: None)
+            asked = wait_for(api, asked, progress, lambda: None, time.monotonic() + minutes * 60)
     show(
         MeasurementsAsked(measurements=list(asked)),
         as_json,

@@ -27,7 +27,6 @@ from services.cli.ids import (
 from services.cli.options import AsJson, Home, Limit, Url, api_of, show
 from services.cli.output import report
 from services.cli.output.lists import format_rows, list_page
-from services.cli.output.measures import calibration_line
 from services.cli.output.progress import Progress
 from services.contracts.answers import Answer
 from services.contracts.base import JsonObject, Page
@@ -278,6 +277,8 @@ def add_expert(
 def list_experts(home: Home = None, url: Url = None, limit: Limit = 50, as_json: AsJson = False) -> None:
     """List experts, with their share of the newest updates' loss, what they were measured to teach, and how well the
     opinions of those that are no verifiers tell right answers from wrong ones."""
+    from services.cli.output.measures import calibration_line
+
     columns = ("id", "name", "version", "status", "weight", "share", "endpoint", "reason")
     with api_of(home, url) as api:
         items = list(api.pages("/v1/experts", limit))

@@ -57,27 +57,30 @@ def run_demo(
     minutes: Annotated[
         float, typer.Option(min=1, help="Time limit after start-up; training gets at least a third.")
     ] = 15.0,
-    updates: Annotated[int, typer.Option(min=1, help="Number of updates, if the time allows.")] = 16,
+    updates: Annotated[int, typer.Option(min=1, help="Number of updates, if the time allows.")] = 24,
     tasks: Annotated[int, typer.Option(min=1, help="Held-out tasks per domain to measure on.")] = 15,
-    samples: Annotated[int, typer.Option(min=1, help="Answers per task when measuring.")] = 8,
+    samples: Annotated[int, typer.Option(min=1, help="Answers per task at each temperature above 0.")] = 8,
     seed: Annotated[int, typer.Option(help="Seed for choosing and ordering tasks, and for sampling.")] = 0,
     threads: Threads = DEFAULT_THREADS,
-    full: Annotated[bool, typer.Option("--full", help="Measure on all held-out tasks, without a time limit.")] = False,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full", help="Measure on all tasks at every temperature, and all that could teach, without a time limit."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run the main job once: import the starter tasks, measure, train, correct an answer, measure again, stop.
+    """Run the main job once: import the starter tasks, measure, train, correct a few answers, measure again, stop.
 
     Writes an HTML report and the result as JSON to `reports` in the data folder. `preceptor up` continues from there.
     With --against the running installation does the work, with its own model, settings and seed, and keeps running.
     """
     from services.cli.commands import demo, running
 
-    plan = demo.DemoPlan(
-        minutes=24 * 60 if full else minutes,
-        num_updates=updates,
-        num_eval_tasks=None if full else tasks,
-        num_samples=samples,
-        seed=seed,
+    plan = (
+        demo.plan_in_full(updates, samples, seed)
+        if full
+        else demo.DemoPlan(minutes=minutes, num_updates=updates, num_eval_tasks=tasks, num_samples=samples, seed=seed)
     )
     os.environ["PRECEPTOR_SEED"] = os.environ["PRECEPTOR_TRAINER_SEED"] = str(seed)
     if against is None:

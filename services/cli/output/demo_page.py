@@ -12,15 +12,15 @@ def write(api: ApiClient, outcome: DemoOutcome) -> str:
     """The report's HTML. All data comes from the api, including the effect of the correction."""
     trained = outcome.trained
     status = api.get("/v1/status", Status)
-    corrected = None
-    if trained.correction is not None:
-        rollout = api.get_json(f"/v1/rollouts/{trained.correction.rollout_id}")
-        corrected = CorrectedAnswer(
-            before=str(rollout["text"]),
-            after=trained.correction.text or "",
-            comment=trained.correction.comment or "",
-            update_number=trained.correction_update,
+    corrected = [
+        CorrectedAnswer(
+            before=str(api.get_json(f"/v1/rollouts/{correction.rollout_id}")["text"]),
+            after=correction.text or "",
+            comment=correction.comment or "",
+            update_number=trained.used_by.get(correction.id),
         )
+        for correction in trained.corrections
+    ]
     return render_report(
         Report(
             lineage=status.lineage,
@@ -28,10 +28,10 @@ def write(api: ApiClient, outcome: DemoOutcome) -> str:
             made_at=datetime.now(UTC),
             before=outcome.before,
             after=outcome.after,
-            measurements=tuple(outcome.measurements),
             updates=tuple(outcome.updates),
             training_seconds=trained.training_seconds,
-            corrected=corrected,
+            worth=tuple(outcome.worth),
+            corrected=tuple(corrected),
             notes=tuple(outcome.notes),
         )
     )

@@ -6,7 +6,6 @@ from services.cli.output.outcome import DemoOutcome
 from services.cli.output.report import number
 from services.contracts.calibrations import Calibration
 from services.contracts.evaluations import EvaluationDetail
-from services.contracts.measurements import say_about
 from services.contracts.status import Status
 from services.contracts.updates import TermKind, UpdateDetail
 from services.store.views.estimates import (
@@ -21,6 +20,7 @@ from services.store.views.estimates import (
     score,
     temperatures,
 )
+from services.web.presenters import worth
 
 RISE = "rise, with its 95 % interval over families"
 
@@ -99,7 +99,6 @@ def summary(
 ) -> Iterator[str]:
     """The demo's closing report. kept: where the data is, and how to continue."""
     yield from comparison(outcome.before, outcome.after)
-    yield from (f"what teaches: {say_about(one)}" for one in outcome.measurements)
     lessons = [lesson for update in updates for lesson in update.lessons]
     with_future = sum(any(lesson.future_nonzero for lesson in update.lessons) for update in updates)
     if updates:
@@ -110,9 +109,11 @@ def summary(
             yield f"updates that used {kind.value}: {', '.join(map(str, used))}"
     yield f"lessons used: {len(lessons)}, in {outcome.trained.training_seconds:.0f} s of training"
     trained = outcome.trained
-    if trained.correction is not None:
-        used_by = "no update yet" if trained.correction_update is None else f"update {trained.correction_update}"
-        yield f"the human correction {trained.correction.id} was used by {used_by}"
+    for correction in trained.corrections:
+        used_by = trained.used_by.get(correction.id)
+        yield f"the correction {correction.id} was used by " + (f"update {used_by}" if used_by else "no update yet")
+    yield "what each expert taught, and what it was measured to teach (± half of a 90 % interval):"
+    yield from worth.lines(outcome.worth)
     for process in status.processes:
         seconds = ", ".join(
             f"{name.removesuffix('_seconds').replace('_', ' ')} {number(value)} s"

@@ -42,7 +42,7 @@ class MeasurementRow(Base):
     domain: Mapped[str]
     policy_version: Mapped[str]
     temperature: Mapped[float] = mapped_column(Float)
-    by_hand: Mapped[bool] = mapped_column(server_default="false")
+    asked_until: Mapped[datetime | None]
     """Whether a person asked for it: then it goes on while the loop is paused, whatever its share of the draws."""
     status: Mapped[str] = mapped_column(default=MeasurementStatus.MEASURING.value)
     reason: Mapped[str | None]

@@ -212,7 +212,7 @@ def under_way(session: Session, lineage_id: UUID, domain: str) -> Sequence[Measu
 
 
 def begin(
-    session: Session, lineage_id: UUID, domain: str, keys: Iterable[Key], temperature: float, *, by_hand: bool
+    session: Session, lineage_id: UUID, domain: str, keys: Iterable[Key], temperature: float
 ) -> list[MeasurementRow]:
     """Begin these measurements under the version that serves; none while no version does."""
     version = policies.serving(session, lineage_id)
@@ -227,7 +227,6 @@ def begin(
             domain=domain,
             policy_version=version.name,
             temperature=temperature,
-            by_hand=by_hand,
         )
         for key in keys
     ]

@@ -6,12 +6,13 @@ something to show about a task draws the task twice more: after it, and after it
 measurements with enough tasks look at them (`views.looks`). One version of the policy draws all three arms of a task.
 
 The sweep takes one step at a time. What is drawn is bounded by a share of all rollouts, and by tokens for each
-measurement; measurements that a person asked for are bounded by their tokens alone.
+measurement; measurements that a person asked for are for a time bounded by their tokens alone.
 """
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final
 from uuid import UUID
 
@@ -100,11 +101,11 @@ def ask(session: Session, lineage_id: UUID, rules: Rules, wanted: MeasurementCre
         ]
         begun = {candidates.key_of(row): row for row in candidates.under_way(session, lineage_id, domain)}
         asked = [begun[key] for key in keys if key in begun]
-        for row in asked:
-            row.by_hand, row.reason = True, None
         new = [key for key in keys if key not in begun]
+        asked += candidates.begin(session, lineage_id, domain, new, rules.sampling.temperature)
+        for row in asked:
+            row.asked_until, row.reason = func.now() + timedelta(minutes=wanted.minutes), None
         found += asked
-        found += candidates.begin(session, lineage_id, domain, new, rules.sampling.temperature, by_hand=True)
     if not found:
         raise NothingToMeasure("nothing of the kind can be measured")
     session.flush()
@@ -140,7 +141,7 @@ def _begin_due(session: Session, lineage_id: UUID, domain: str, rules: Rules) ->
     due = candidates.keep_due(session, lineage_id, domain, keys, rules.ages)
     drawing = [key for key in due if key.source is not ContextSource.DISTRIBUTION]
     chosen = [key for key in due if key not in drawing] + drawing[: max(0, room)]
-    candidates.begin(session, lineage_id, domain, chosen, rules.sampling.temperature, by_hand=False)
+    candidates.begin(session, lineage_id, domain, chosen, rules.sampling.temperature)
 
 
 def _draws(row: MeasurementRow) -> bool:
@@ -165,7 +166,9 @@ def _begin_round(
     if version is None or any(_num_tasks(session, row) > row.num_tasks for row in drawing):
         return []
     has_room = is_sampling and _has_room(session, lineage_id, rules)
-    needy = [row for row in drawing if (row.by_hand or has_room) and not _waits(session, row)]
+    now = session.scalars(select(func.now())).one()
+    is_asked = {row.id: row.asked_until is not None and row.asked_until > now for row in drawing}
+    needy = [row for row in drawing if (is_asked[row.id] or has_room) and not _waits(session, row)]
     if not needy:
         return []
     num_drawn = _count_drawn(session, lineage_id)

@@ -137,10 +137,16 @@ def paired_difference(before: Sequence[TaskResult], after: Sequence[TaskResult],
 
     before, after: each at one temperature.
     """
+    differences = family_differences(before, after, k)
+    return t_interval([*differences.values()], DIFFERENCE_OF_SHARES) if differences else None
+
+
+def family_differences(before: Sequence[TaskResult], after: Sequence[TaskResult], k: int) -> dict[str, float]:
+    """How much pass@k rose in each family, over its tasks measured both times."""
     common = _measured(before, k) & _measured(after, k)
     old = family_means([t for t in before if t.key in common], k)
     new = family_means([t for t in after if t.key in common], k)
-    return t_interval([new[family] - old[family] for family in old], DIFFERENCE_OF_SHARES) if old else None
+    return {family: new[family] - old[family] for family in old}
 
 
 def _measured(results: Sequence[TaskResult], k: int) -> set[str]:

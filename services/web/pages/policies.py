@@ -21,7 +21,7 @@ from services.store.tables.ledger import PolicyVersionRow
 from services.store.views import browse, estimates, versions
 from services.web.forms import build_pages, form_of
 from services.web.lists import Chosen, RowsDep, list_path
-from services.web.presenters import measured
+from services.web.presenters import evaluated
 from services.web.visitors import CallDep, VisitorDep, go_to, needs, page
 
 NUM_VERSIONS = 50  # to compare with, the newest
@@ -159,9 +159,9 @@ def show_evaluation(evaluation_id: UUID, visitor: VisitorDep, store: StoreDep) -
         evaluation=found,
         comparison=comparison,
         temperatures=estimates.temperatures(found.results),
-        rows=measured.by_domain(found, found.results),
+        rows=evaluated.by_domain(found, found.results),
         validation_temperatures=estimates.temperatures(found.validation_results),
-        validation_rows=measured.by_domain(found, found.validation_results),
-        tasks=measured.by_task(found.results),
+        validation_rows=evaluated.by_domain(found, found.validation_results),
+        tasks=evaluated.by_task(found.results),
         purpose=Purpose.EVALUATION.value,
     )

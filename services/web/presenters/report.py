@@ -1,4 +1,4 @@
-"""A run's report as one self-contained file: before and after, curves, updates, the correction.
+"""A run's report as one self-contained file: before and after, what teaches, curves, updates, corrections.
 
 It is built from contracts alone, so any api can be its source.
 """
@@ -9,12 +9,12 @@ from datetime import datetime
 from markupsafe import Markup
 
 from services.contracts.evaluations import EvaluationDetail
-from services.contracts.measurements import Measurement
 from services.contracts.updates import UpdateDetail
 from services.store.views import curves, estimates
 from services.web.assets import assets
 from services.web.presenters import charts
 from services.web.presenters.ledger import weigh_sources
+from services.web.presenters.worth import ExpertWorth
 from services.web.rendering import render
 
 STYLES = ("app.css", "pages.css")
@@ -39,10 +39,10 @@ class Report:
     made_at: datetime
     before: EvaluationDetail
     after: EvaluationDetail
-    measurements: tuple[Measurement, ...]
     updates: tuple[UpdateDetail, ...]
     training_seconds: float
-    corrected: CorrectedAnswer | None
+    worth: tuple[ExpertWorth, ...]
+    corrected: tuple[CorrectedAnswer, ...]
     notes: tuple[str, ...]
 
 

@@ -1,0 +1,129 @@
+"""The worth of one source at a time: `python -m benchmarks.loop --leave-one-in` writes its table and figure with this.
+
+A row is what the same number of updates makes of the base when one source alone may train: the others keep answering,
+with weight 0. Seeds and families are pooled: a family's difference is averaged over seeds first, and the interval is
+over families. It says nothing about sources that only work beside another one; the row `all` has them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from services.contracts.evaluations import EvaluationDetail
+from services.contracts.experts import OwnKind
+from services.store.views.estimates import (
+    DIFFERENCE_OF_SHARES,
+    Interval,
+    domains,
+    family_differences,
+    pick,
+    t_interval,
+)
+
+EVERY = frozenset(OwnKind)
+SOURCES: Mapping[str, frozenset[OwnKind]] = {
+    "execution": frozenset({OwnKind.EXECUTION, OwnKind.EXACT_MATCH}),
+    "tool-outputs": frozenset({OwnKind.TOOL_CALL}),
+    "people": frozenset({OwnKind.HUMAN}),
+    "precedents": frozenset({OwnKind.PRECEDENTS}),
+    "teacher": frozenset({OwnKind.TEACHER}),
+    "reference": frozenset({OwnKind.REFERENCE}),
+    "all": EVERY,
+}
+"""By name, the experts that may train. `execution` has the checker of final answers too, which judges the house."""
+
+GREEDY, WARM = 0.0, 0.5
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One source's evaluations, a seed each, and the updates that each seed made."""
+
+    source: str
+    evaluations: tuple[EvaluationDetail, ...]
+    num_updates: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One column. temperature: of both sides; None: each side's best."""
+
+    title: str
+    k: int
+    temperature: float | None
+
+
+def choose_figures(num_samples: int) -> list[Figure]:
+    """The columns: the headline, greedy, and at .5."""
+    return [
+        Figure("best less best, pass@1", 1, None),
+        Figure("greedy, pass@1", 1, GREEDY),
+        Figure("T=.5, pass@1", 1, WARM),
+        Figure(f"T=.5, pass@{num_samples}", num_samples, WARM),
+    ]
+
+
+def pool(base: EvaluationDetail, trained: Trained, domain: str, figure: Figure) -> Interval | None:
+    """The rise over families, each averaged over the seeds; None where a temperature could not be chosen."""
+    by_family: dict[str, list[float]] = {}
+    for after in trained.evaluations:
+        at = [_temperature(side, domain, figure) for side in (base, after)]
+        old, new = (pick(side.results, domain, t) for side, t in zip((base, after), at, strict=True))
+        for family, difference in family_differences(old, new, figure.k).items():
+            by_family.setdefault(family, []).append(difference)
+    means = [fmean(differences) for differences in by_family.values()]
+    return t_interval(means, DIFFERENCE_OF_SHARES) if means else None
+
+
+def _temperature(side: EvaluationDetail, domain: str, figure: Figure) -> float | None:
+    if figure.temperature is not None:
+        return figure.temperature
+    return next((best.temperature for best in side.best if (best.domain, best.k) == (domain, figure.k)), None)
+
+
+def write_table(base: EvaluationDetail, found: Sequence[Trained], num_samples: int, about: str) -> str:
+    """The document: one table for each kind of task. about: the run, in a sentence."""
+    columns = choose_figures(num_samples)
+    parts = ["# One source at a time", "", about, ""]
+    for domain in domains(base.results):
+        parts += [f"## {domain}", "", f"| source | updates | {' | '.join(one.title for one in columns)} |"]
+        parts += ["|---" * (2 + len(columns)) + "|"]
+        for one in found:
+            cells = [_say(pool(base, one, domain, figure)) for figure in columns]
+            parts.append(f"| {one.source} | {', '.join(map(str, one.num_updates))} | {' | '.join(cells)} |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _say(interval: Interval | None) -> str:
+    if interval is None:
+        return "–"
+    if not interval.is_known:
+        return f"{interval.mean:+.3f}"
+    return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+
+
+def draw(base: EvaluationDetail, found: Sequence[Trained], path: Path) -> None:
+    """The headline of every source with its interval, a panel for each kind of task."""
+    from matplotlib.figure import Figure as Drawing
+
+    names = domains(base.results)
+    drawing = Drawing(figsize=(3.6 * len(names), 3.2), layout="constrained")
+    panels = drawing.subplots(1, len(names), squeeze=False, sharey=True)[0]
+    headline = choose_figures(1)[0]
+    for panel, domain in zip(panels, names, strict=True):
+        for place, one in enumerate(found):
+            rise = pool(base, one, domain, headline)
+            if rise is None:
+                continue
+            panel.plot([rise.mean], [place], "o", color="#2a5a8a")
+            if rise.is_known:
+                panel.plot([rise.low, rise.high], [place, place], color="#2a5a8a", alpha=0.55, linewidth=3)
+        panel.axvline(0, color="#888", linewidth=1)
+        panel.set(title=domain, xlabel="rise in pass@1, best less best")
+        panel.set_yticks(range(len(found)), [one.source for one in found])
+        panel.grid(alpha=0.3, axis="x")
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].invert_yaxis()
+    drawing.savefig(path, dpi=130)

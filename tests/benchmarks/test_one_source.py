@@ -1,0 +1,40 @@
+"""The table of one source at a time, by numbers worked out by hand."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from benchmarks.one_source import Figure, Trained, draw, pool, write_table
+from tests.store.views.test_estimates import measured
+
+BASE = measured("base", {0.0: [0, 0], 0.5: [1, 0]}, {0.0: [0], 0.5: [2]})  # best at .5: 1/4 and 0
+SEEDS = (
+    measured("v1", {0.0: [1, 0], 0.5: [3, 0]}, {0.0: [1], 0.5: [2]}),  # best greedy: 1 and 0
+    measured("v1", {0.0: [0, 0], 0.5: [3, 1]}, {0.0: [0], 0.5: [3]}),  # best at .5: 3/4 and 1/4
+)
+TRAINED = Trained("people", SEEDS, (4, 3))
+
+
+def test_a_familys_rise_is_averaged_over_seeds_before_the_interval_over_families() -> None:
+    """First family: .75 and .5; second: 0 and .25. Means .625 and .125."""
+    best = pool(BASE, TRAINED, "math", Figure("best", 1, None))
+    assert best is not None
+    assert best.mean == pytest.approx(0.375)
+    assert best.num == 2
+    half = 12.706204736 * (0.5 / math.sqrt(2)) / math.sqrt(2)
+    assert best.high == pytest.approx(min(1.0, 0.375 + half))
+    greedy = pool(BASE, TRAINED, "math", Figure("greedy", 1, 0.0))
+    assert greedy is not None
+    assert greedy.mean == pytest.approx(0.25)  # 1 of 2 seeds passes the first family
+
+
+def test_the_table_has_a_row_for_each_source_and_a_figure_beside_it(tmp_path: Path) -> None:
+    nothing = Trained("teacher", (BASE,), (0,))
+    table = write_table(BASE, [TRAINED, nothing], 4, "A run.")
+    assert "## math" in table
+    row = "| people | 4, 3 | +0.375 [-1.000, +1.000] | +0.250 [-1.000, +1.000] |"
+    assert next(line for line in table.splitlines() if line.startswith("| people")).startswith(row)
+    assert "| teacher | 0 | +0.000 [" in table
+    draw(BASE, [TRAINED, nothing], tmp_path / "one.png")
+    assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
