@@ -277,8 +277,6 @@ def add_expert(
 def list_experts(home: Home = None, url: Url = None, limit: Limit = 50, as_json: AsJson = False) -> None:
     """List experts, with their share of the newest updates' loss, what they were measured to teach, and how well the
     opinions of those that are no verifiers tell right answers from wrong ones."""
-    from services.cli.output.measures import calibration_line
-
     columns = ("id", "name", "version", "status", "weight", "share", "endpoint", "reason")
     with api_of(home, url) as api:
         items = list(api.pages("/v1/experts", limit))
@@ -289,7 +287,7 @@ def list_experts(home: Home = None, url: Url = None, limit: Limit = 50, as_json:
         shown = [item | {"share": f"{one.share or 0:.0%}"} for item, one in zip(items, found, strict=True)]
         typer.echo("\n".join(format_rows(shown, columns)) or "none")
         for one in found:
-            told = [calibration_line(opinion) for opinion in opinions if opinion.expert_id == one.id]
+            told = [report.calibration_line(opinion) for opinion in opinions if opinion.expert_id == one.id]
             for line in (*one.measured, *told):
                 typer.echo(f"{one.name}: {line}")
 
@@ -315,7 +313,7 @@ def show_expert(expert_id: ExpertId, home: Home = None, url: Url = None, as_json
             typer.echo(line)
         for one in opinions:
             if one.expert_id == expert.id:
-                typer.echo(calibration_line(one))
+                typer.echo(report.calibration_line(one))
         for check in expert.report.checks:
             typer.echo(
                 f"{'ok  ' if check.passed else 'FAIL'}  {check.name}{': ' + check.detail if check.detail else ''}"

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 
 from services.cli.output.outcome import DemoOutcome
 from services.cli.output.report import number
-from services.contracts.calibrations import Calibration
 from services.contracts.evaluations import EvaluationDetail
 from services.contracts.status import Status
 from services.contracts.updates import TermKind, UpdateDetail
@@ -35,17 +34,6 @@ def scores_line(label: str, found: EvaluationDetail) -> str:
         if best.k == 1
     ]
     return f"pass@1 {label}, at the best temperature: " + ", ".join(parts)
-
-
-def calibration_line(found: Calibration) -> str:
-    """How well one signal of an expert tells right answers from wrong ones in a domain."""
-    auc = "no AUC, all verdicts are alike" if found.auc is None else f"AUC {found.auc:.2f}"
-    low = "" if found.auc is None else f" (at least {'?' if found.auc_low is None else f'{found.auc_low:.2f}'})"
-    outcome = "calibrated" if found.is_calibrated else "not known to tell right from wrong"
-    return (
-        f"{found.domain} {found.signal}: {auc}{low}, Brier {found.brier:.3f} (of the mean {found.brier_of_mean:.3f}), "
-        f"{found.num_answers} answers on {found.num_tasks} tasks: {outcome}"
-    )
 
 
 def scores(found: EvaluationDetail) -> Iterator[str]:

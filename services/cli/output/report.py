@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
+from services.contracts.calibrations import Calibration
 from services.contracts.consultations import ConsultationStatus
 from services.contracts.lessons import LessonStatus
 from services.contracts.rollouts import RolloutStatus
@@ -120,3 +121,14 @@ def _on(switch: bool) -> str:
 def number(value: object) -> str:
     """A figure with four significant digits."""
     return f"{value:.4g}" if isinstance(value, int | float) else str(value)
+
+
+def calibration_line(found: Calibration) -> str:
+    """How well one signal of an expert tells right answers from wrong ones in a domain."""
+    auc = "no AUC, all verdicts are alike" if found.auc is None else f"AUC {found.auc:.2f}"
+    low = "" if found.auc is None else f" (at least {'?' if found.auc_low is None else f'{found.auc_low:.2f}'})"
+    outcome = "calibrated" if found.is_calibrated else "not known to tell right from wrong"
+    return (
+        f"{found.domain} {found.signal}: {auc}{low}, Brier {found.brier:.3f} (of the mean {found.brier_of_mean:.3f}), "
+        f"{found.num_answers} answers on {found.num_tasks} tasks: {outcome}"
+    )
