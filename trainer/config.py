@@ -53,10 +53,6 @@ class TrainerConfig(ObjectiveSettings, BaseSettings):
     teacher_ema: float = Field(default=0.0, ge=0, le=1)
     """Share of the new student mixed into the teacher after each update: 0 is the frozen base, 1 the student itself."""
 
-    read_at: Literal["sampling", "teacher"] = "sampling"
-    """Temperature that the student is read at: that of each rollout's sampler, or the teacher's, so that a teacher that
-    knows nothing teaches nothing. At another one than the sampler's, rollouts have no future term."""
-
     learning_rate: float = Field(default=5e-4, gt=0, allow_inf_nan=False)
     """Of AdamW; tune it first, as the highest usable one differs by a factor of 8 between objectives."""
     warmup_updates: int = Field(default=0, ge=0)

@@ -1,10 +1,9 @@
-"""Starting an evaluation of a policy version, or a probe of the gap between student and teacher."""
+"""Starting an evaluation of a policy version."""
 
-from services.acts.call import Act, Call
+from services.acts.call import Call
 from services.contracts.evaluations import Evaluation, EvaluationCreate
 from services.jobs.maintain import train_sampling
 from services.store.loop import evaluations
-from services.store.tables.loop import EvaluationRow
 
 
 def start(call: Call, wanted: EvaluationCreate) -> Evaluation:
@@ -14,10 +13,6 @@ def start(call: Call, wanted: EvaluationCreate) -> Evaluation:
     """
     with call.begin() as act:
         row, _ = evaluations.create(act.session, act.lineage.id, wanted, train_sampling(call.settings))
-        return _finish(act, row)
-
-
-def _finish(act: Act, row: EvaluationRow) -> Evaluation:
-    planned = act.keep(evaluations.view(act.session, row))
-    act.record("evaluations.add", "evaluation", row.id)
-    return planned
+        planned = act.keep(evaluations.view(act.session, row))
+        act.record("evaluations.add", "evaluation", row.id)
+        return planned

@@ -54,7 +54,7 @@ def build_batch(
     """Rows for claimed lessons, in their order. newest_version: number of the newest policy version. Of the settings:
     the teacher's temperature, and how many precedents it is shown."""
     contexts = Contexts(lessons, showable, tokenizer, vocabulary, config, settings.precedents)
-    builder = _Builder(contexts, showable, tokenizer, vocabulary, _find_temperature(config, settings), newest_version)
+    builder = _Builder(contexts, showable, tokenizer, vocabulary, newest_version)
     rows: list[Row] = []
     invalid: dict[UUID, str] = {}
     for lesson in lessons:
@@ -67,20 +67,14 @@ def build_batch(
     return Batch(tuple(rows), invalid)
 
 
-def _find_temperature(config: TrainerConfig, settings: Settings) -> float | None:
-    """The temperature that the student is read at; None for that of each rollout's sampler."""
-    return settings.teacher_temperature if config.read_at == "teacher" else None
-
-
 @dataclass(frozen=True)
 class _Builder:
-    """What rows are built with. temperature: that the student is read at; None for that of each rollout's sampler."""
+    """What rows are built with."""
 
     contexts: Contexts
     showable: Showable
     tokenizer: PreTrainedTokenizerBase
     vocabulary: Vocabulary
-    temperature: float | None
     newest_version: int
 
     def build(self, lesson: LessonFacts) -> Row:
@@ -88,8 +82,6 @@ class _Builder:
         refuses its messages."""
         _check_rollout(lesson, self.vocabulary)
         sampling = lesson.sampling
-        drawn_at = (sampling.temperature if sampling is not None else 0) or 1.0  # greedy: its logprobs are those at 1
-        temperature = drawn_at if self.temperature is None else self.temperature
         full_softmax = sampling is not None and sampling.temperature > 0 and sampling.top_p == 1 and sampling.top_k == 0
         known = lesson.sampler_logprobs is not None and full_softmax and not lesson.tokenized_at_ingest
         labels, imitations = _read_corrections(lesson, self.tokenizer, self.vocabulary)
@@ -103,9 +95,9 @@ class _Builder:
             prompt_ids=lesson.prompt_token_ids,
             token_ids=lesson.token_ids,
             action_mask=lesson.action_mask,
-            temperature=temperature,
+            temperature=(sampling.temperature if sampling is not None else 0) or 1.0,  # greedy: logprobs are those at 1
             sampler_logprobs=lesson.sampler_logprobs,
-            credited=known and temperature == drawn_at,
+            credited=known,
             stopped=lesson.finish_reason == "stop",
             score=lesson.score,
             verdicts=behind(*lesson.judges),

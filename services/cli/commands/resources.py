@@ -160,8 +160,10 @@ def list_rollouts(
     limit: Limit = 20,
     as_json: AsJson = False,
 ) -> None:
-    """List rollouts, newest first. A rollout that is set aside has no lesson; one that is `shown` was drawn by the
-    teacher, and counts in no pass rate."""
+    """List rollouts, newest first.
+
+    One that is set aside has no lesson; one that is `shown` was drawn by the teacher, and counts in no pass rate.
+    """
     columns = ("id", "purpose", "status", "score", "shown", "policy_version", "num_tokens", "reason", "text")
     query = {
         "status": status.value if status else None,
@@ -275,8 +277,10 @@ def add_expert(
 
 @experts.command("list")
 def list_experts(home: Home = None, url: Url = None, limit: Limit = 50, as_json: AsJson = False) -> None:
-    """List experts, with their share of the newest updates' loss, what they were measured to teach, and how well the
-    opinions of those that are no verifiers tell right answers from wrong ones."""
+    """List experts, with their share of the loss and what they were measured to teach.
+
+    The share is of the newest updates. Of opinions, it is said how well they tell right answers from wrong ones.
+    """
     columns = ("id", "name", "version", "status", "weight", "share", "endpoint", "reason")
     with api_of(home, url) as api:
         items = list(api.pages("/v1/experts", limit))

@@ -11,13 +11,11 @@ from services.contracts.rollouts import Sampling
 from services.contracts.sources import ContextSource
 from services.contracts.templates import Template
 from services.policy.model.modeling import LoadedPolicy, decode_ids, encode_text
-from services.runtime.settings import Settings
 from services.store.teaching.standing import Standing, Verdict
 from tests.trainer.batch.building import build, only
 from tests.trainer.world import answer, facts, reference
 from trainer.batch.contexts import Showable
 from trainer.batch.rows import ImitationRow, Row
-from trainer.config import TrainerConfig
 from trainer.objectives.base import OwnSettings
 from trainer.objectives.sft import Sft
 
@@ -229,18 +227,6 @@ def test_sft_learns_the_very_solution_the_teacher_is_shown_to_its_end(policy: Lo
     assert decode_ids(policy.tokenizer, text.token_ids) == "It is 4.<|im_end|>"
     assert text.num_learned == len(text.token_ids)
     assert text.source.answers == row.contexts[0].source.answers
-
-
-def test_the_student_is_read_at_the_samplers_temperature_or_at_the_teachers(policy: LoadedPolicy) -> None:
-    matched, settings = TrainerConfig(read_at="teacher"), Settings(teacher_temperature=0.5)
-    drawn = {at: facts(policy, sampling=Sampling(temperature=at)) for at in (0.5, 1.0)}
-
-    def read(at: float, config: TrainerConfig) -> tuple[float, bool]:
-        row = only(policy, drawn[at], config, settings=settings)
-        return row.temperature, row.credited
-
-    assert [read(at, TrainerConfig()) for at in (0.5, 1.0)] == [(0.5, True), (1.0, True)]
-    assert [read(at, matched) for at in (0.5, 1.0)] == [(0.5, True), (0.5, False)]
 
 
 def test_a_distribution_counts_only_while_its_source_teaches(policy: LoadedPolicy) -> None:
