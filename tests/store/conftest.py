@@ -172,7 +172,12 @@ class World:
         """The rollouts of a group that was drawn."""
         samples = [Sample([1, 2, 3], [-0.5, -0.5, -0.5], f"answer {i}", "stop") for i in range(finished.size)]
         stored = rollouts.add_drawn(
-            session, finished, tokenizer_hash=TOKENIZER, prompt_token_ids=[7], samples=samples, sampling={}
+            session,
+            finished,
+            tokenizer_hash=TOKENIZER,
+            prompt_token_ids=[7],
+            samples=samples,
+            sampling=finished.sampling,
         )
         return [session.get_one(RolloutRow, one.id) for one in stored.rollouts]
 

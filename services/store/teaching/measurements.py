@@ -443,6 +443,7 @@ def _look_at_mixing(session: Session, row: MeasurementRow) -> bool:
     """Look at the scored train rollouts that the expert gave a distribution for."""
     gains = mixing.find_gains(session, row, LOOKS[row.num_looks])
     if len(gains) < LOOKS[row.num_looks]:
+        row.reason = mixing.say_unmatched(session, row)
         return False
     row.num_tasks = len(gains)
     row.num_looks += 1

@@ -3,9 +3,11 @@
 A top K or samples along a rollout cannot be drawn from alone. What their expert would change is estimated to first
 order (`views.looks.mixing_gain`), on groups whose rollouts were scored and differ in their verdicts: on the others the
 gain is 0 whatever the expert says.
+
+The control is the policy's own distribution in the same form: as many samples of it, or its top K. Only distributions
+at the temperature that the rollout was drawn at count, for the policy's log-probabilities are known at that one alone.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import datetime
@@ -15,7 +17,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
-from services.contracts.answers import AnswerStatus, Continuation, Distribution, TopKDistribution
+from services.contracts.answers import AnswerStatus, Continuation, Distribution, SamplesDistribution, TopKDistribution
 from services.contracts.ids import first_id_of
 from services.contracts.rollouts import Purpose
 from services.store.ledger import distributions
@@ -23,7 +25,7 @@ from services.store.loop import vocabularies
 from services.store.loop.evaluations import PASS_SCORE
 from services.store.tables.loop import AnswerRow, DistributionRow, RolloutRow, TaskRow
 from services.store.tables.teaching import MeasurementRow
-from services.store.views.looks import mixing_gain
+from services.store.views.looks import mixing_gain, samples_excess, top_k_excess
 
 NEWEST_ANSWERS: Final = 2_000
 
@@ -41,18 +43,40 @@ def find_gains(session: Session, measurement: MeasurementRow, num_tasks: int) ->
             & (AnswerRow.expert_id == measurement.expert_id)
             & (AnswerRow.status == AnswerStatus.CURRENT.value),
         )
-        .outerjoin(DistributionRow, DistributionRow.answer_id == AnswerRow.id)
+        .outerjoin(DistributionRow, (DistributionRow.answer_id == AnswerRow.id) & _IS_MATCHED)
         .where(RolloutRow.group_id.in_(group_ids), *_IS_SCORED)
         .order_by(RolloutRow.id)
     ).all()
     scores: dict[UUID, list[float]] = defaultdict(list)
-    ratios: dict[UUID, list[list[float]]] = defaultdict(list)
+    excesses: dict[UUID, list[list[float]]] = defaultdict(list)
     for rollout, packed in rows:
         texts = vocabularies.texts(session, rollout.tokenizer_hash)
         found = None if packed is None else distributions.unpack(packed)
         scores[rollout.group_id].append(rollout.score or 0.0)
-        ratios[rollout.group_id].append([] if found is None else log_ratios(rollout, found, texts))
-    return [mixing_gain(scores[group_id], ratios[group_id]) for group_id in group_ids]
+        excesses[rollout.group_id].append([] if found is None else find_excess(rollout, found, texts))
+    return [mixing_gain(scores[group_id], excesses[group_id]) for group_id in group_ids]
+
+
+def say_unmatched(session: Session, measurement: MeasurementRow) -> str | None:
+    """Why the newest distribution of the expert in this domain does not count, if it does not for its temperature."""
+    newest = session.execute(
+        select(DistributionRow.temperature, _SAMPLED_AT, _IS_MATCHED)
+        .join(AnswerRow, AnswerRow.id == DistributionRow.answer_id)
+        .join(RolloutRow, RolloutRow.id == AnswerRow.rollout_id)
+        .join(TaskRow, TaskRow.id == RolloutRow.task_id)
+        .where(
+            AnswerRow.expert_id == measurement.expert_id,
+            RolloutRow.purpose == Purpose.TRAIN.value,
+            TaskRow.domain == measurement.domain,
+            *_IS_SCORED,
+        )
+        .order_by(AnswerRow.id.desc())
+        .limit(1)
+    ).one_or_none()
+    if newest is None or newest[2]:
+        return None
+    drawn_at = "an unknown one" if newest[1] is None else f"{newest[1]:g}"
+    return f"its distributions are at temperature {newest[0]:g}, and the rollouts were drawn at {drawn_at}"
 
 
 _IS_SCORED: Final[tuple[ColumnElement[bool], ...]] = (
@@ -60,6 +84,8 @@ _IS_SCORED: Final[tuple[ColumnElement[bool], ...]] = (
     RolloutRow.sampler_logprobs.is_not(None),
     ~RolloutRow.shown,
 )
+_SAMPLED_AT: Final = RolloutRow.sampling["temperature"].as_float()
+_IS_MATCHED: Final = func.coalesce(DistributionRow.temperature == _SAMPLED_AT, False)
 
 
 def _find_telling_groups(session: Session, measurement: MeasurementRow) -> list[UUID]:
@@ -68,9 +94,11 @@ def _find_telling_groups(session: Session, measurement: MeasurementRow) -> list[
     since = _decided_before(session, measurement)
     answered = (
         select(AnswerRow.rollout_id)
+        .join(DistributionRow, DistributionRow.answer_id == AnswerRow.id)
+        .join(RolloutRow, RolloutRow.id == AnswerRow.rollout_id)
         .where(
+            _IS_MATCHED,
             AnswerRow.expert_id == measurement.expert_id,
-            AnswerRow.distribution_kind.is_not(None),
             AnswerRow.status == AnswerStatus.CURRENT.value,
             *(() if since is None else (AnswerRow.id > first_id_of(since),)),
         )
@@ -115,35 +143,42 @@ def _decided_before(session: Session, measurement: MeasurementRow) -> datetime |
     )
 
 
-def log_ratios(rollout: RolloutRow, distribution: Distribution, texts: Sequence[str]) -> list[float]:
-    """log expert(y_t) - log policy(y_t), in nats, at the action tokens where the expert speaks.
+def find_excess(rollout: RolloutRow, distribution: Distribution, texts: Sequence[str]) -> list[float]:
+    """By how much the expert finds the rollout's own tokens likelier than the control does, in parts of the policy's
+    probability, at the action tokens where it speaks (`views.looks.top_k_excess`, `samples_excess`).
 
-    A token outside its top K, or that none of its samples goes on with, has -inf. texts: of the tokenizer's tokens, for
-    samples that are text; without them these are left out.
+    Places drawn at random stand for all places: each counts 1/p times, p being the probability that it was chosen.
+    texts: of the tokenizer's tokens, for samples that are text; without them these are left out.
     """
+    places = (
+        _read_top_k(rollout, distribution)
+        if isinstance(distribution, TopKDistribution)
+        else _read_samples(rollout, distribution, texts)
+    )
+    return [excess for place, excess in places if rollout.action_mask[place]]
+
+
+def _read_top_k(rollout: RolloutRow, distribution: TopKDistribution) -> list[tuple[int, float]]:
+    """By place, the excess at the rollout's own token."""
     policy = rollout.sampler_logprobs or []
-    found = []
-    for place, logprob in _read_expert(rollout, distribution, texts):
-        if rollout.action_mask[place]:
-            found.append(logprob - policy[place])
-    return found
+    rows = zip(distribution.token_ids, distribution.logprobs, distribution.tail_mass, strict=True)
+    return [
+        (place, top_k_excess(dict(zip(ids, logprobs, strict=True)).get(rollout.token_ids[place]), tail, policy[place]))
+        for place, (ids, logprobs, tail) in enumerate(rows)
+    ]
 
 
-def _read_expert(rollout: RolloutRow, distribution: Distribution, texts: Sequence[str]) -> list[tuple[int, float]]:
-    """By place, the expert's log-probability of the rollout's own token."""
-    tokens = rollout.token_ids
-    if isinstance(distribution, TopKDistribution):
-        rows = zip(distribution.token_ids, distribution.logprobs, strict=True)
-        return [
-            (place, dict(zip(ids, logprobs, strict=True)).get(tokens[place], -math.inf))
-            for place, (ids, logprobs) in enumerate(rows)
-        ]
+def _read_samples(
+    rollout: RolloutRow, distribution: SamplesDistribution, texts: Sequence[str]
+) -> list[tuple[int, float]]:
+    """By place, the excess at the rollout's own token, over the probability of the place where it was drawn."""
+    policy, tokens = rollout.sampler_logprobs or [], rollout.token_ids
+    chances = distribution.probabilities or [1.0] * len(distribution.prefixes)
     found = []
-    for place, drawn in zip(distribution.prefixes, distribution.continuations, strict=True):
+    for place, drawn, chance in zip(distribution.prefixes, distribution.continuations, chances, strict=True):
         goes_on = [one for each in drawn if (one := _goes_on_with(each, tokens[place], texts)) is not None]
         if goes_on:
-            share = sum(goes_on) / len(goes_on)
-            found.append((place, math.log(share) if share else -math.inf))
+            found.append((place, samples_excess(sum(goes_on), len(goes_on), policy[place]) / chance))
     return found
 
 

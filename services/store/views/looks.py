@@ -20,6 +20,10 @@ LEVEL: Final = 0.10
 LEVEL_PER_LOOK: Final = LEVEL / len(LOOKS)
 LARGEST_GAP: Final = 1.0
 """A difference of two pass rates lies between its negative and this."""
+LARGEST_RATIO: Final = 5.0
+"""Of an expert's probability of a token to the policy's, as it is counted: one rare token must not decide."""
+SMALLEST_LOGPROB: Final = -600.0
+"""Whose probability is still above 0 in double precision."""
 
 
 class Decision(StrEnum):
@@ -79,21 +83,55 @@ def decide(gap: Bounds, net: Bounds | None, *, is_last: bool) -> Decision:
     return Decision.GO_ON
 
 
-def mixing_gain(scores: Sequence[float], log_ratios: Sequence[Sequence[float]], cap: float = 5.0) -> float:
+def mixing_gain(scores: Sequence[float], excesses: Sequence[Sequence[float]]) -> float:
     """How much mixing an expert's distribution into the policy would raise the score, to first order, on one task.
 
     The derivative of the expected score along (1 - e) policy + e expert, at e = 0, estimated from sibling rollouts:
-    the mean of (score - the mean of the siblings' scores) * sum_t (min(expert(y_t) / policy(y_t), cap) - 1).
+    the mean of (score - the mean of the siblings' scores) * sum_t excess(y_t).
 
-    scores: one per rollout, of at least two; log_ratios: of each rollout, log expert(y_t) - log policy(y_t) in nats at
-    the tokens where the expert speaks, -inf where it gives the token no probability. Raises ValueError for one rollout.
+    scores: one per rollout, of at least two; excesses: of each rollout, at the tokens where the expert speaks, its
+    ratio to the policy's probability of the token less that of the control (`top_k_excess`, `samples_excess`). Raises
+    ValueError for one rollout.
     """
     num = len(scores)
     if num < 2:
         raise ValueError(f"a rollout's score needs siblings to be compared with, and there are {num} rollouts")
     total = math.fsum(scores)
     gains = (
-        (score - (total - score) / (num - 1)) * math.fsum(math.exp(min(one, math.log(cap))) - 1 for one in ratios)
-        for score, ratios in zip(scores, log_ratios, strict=True)
+        (score - (total - score) / (num - 1)) * math.fsum(excess)
+        for score, excess in zip(scores, excesses, strict=True)
     )
     return math.fsum(gains) / num
+
+
+def top_k_excess(expert: float | None, tail_mass: float, policy: float) -> float:
+    """The ratio of a top K to the policy at a token, less 1, which is the ratio of the policy's own top K.
+
+    expert, policy: log-probabilities in nats; None where the token is outside the top K. There the ratio is as large as
+    the tail allows, and at most 1: a cut alone tells nothing.
+    """
+    if expert is None:
+        return min(tail_mass / _to_probability(policy), 1.0) - 1.0
+    return math.exp(min(expert - policy, math.log(LARGEST_RATIO))) - 1.0
+
+
+def samples_excess(num_same: int, num_samples: int, policy: float) -> float:
+    """The ratio of the share of an expert's samples that go on with a token to the policy's probability of it, at most
+    `LARGEST_RATIO`, less what as many samples of the policy itself give on average.
+
+    policy: the token's log-probability in nats.
+    """
+    chance = _to_probability(policy)
+
+    def ratio(num: int) -> float:
+        return min(num / (num_samples * chance), LARGEST_RATIO)
+
+    expected = math.fsum(
+        math.comb(num_samples, num) * chance**num * (1 - chance) ** (num_samples - num) * ratio(num)
+        for num in range(1, num_samples + 1)
+    )
+    return ratio(num_same) - expected
+
+
+def _to_probability(logprob: float) -> float:
+    return min(1.0, math.exp(max(logprob, SMALLEST_LOGPROB)))

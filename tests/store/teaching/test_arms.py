@@ -1,5 +1,6 @@
 """What the arms of a measurement are shown, and how often each passed, by rows written by hand."""
 
+import math
 from uuid import UUID
 
 import pytest
@@ -185,7 +186,8 @@ def test_a_top_k_is_compared_with_the_policy_at_the_action_tokens() -> None:
     )
     said = rollout([6, 8, 2], [-1.0, -1.0, -1.0], [True, False, True])
 
-    assert mixing.log_ratios(said, top, ()) == [-1.5 + 1.0, float("-inf")]
+    # e^-1.5 of the first token against e^-1; the third is outside, where a mass of .05 is left against e^-1
+    assert mixing.find_excess(said, top, ()) == pytest.approx([math.exp(-0.5) - 1, 0.05 * math.e - 1])
 
 
 def test_samples_are_compared_where_they_were_drawn_by_ids_or_by_the_text_of_the_token() -> None:
@@ -199,9 +201,51 @@ def test_samples_are_compared_where_they_were_drawn_by_ids_or_by_the_text_of_the
     words = SamplesDistribution.model_validate(
         {"prefixes": [1, 2], "continuations": [[{"text": "be gone"}, {"text": "or"}], [{"text": ""}, {"text": "x"}]]}
     )
-    said = rollout([5, 8, 9], [-1.0, -1.0, -2.0])
+    said = rollout([5, 8, 9], [-1.0, math.log(0.5), math.log(0.25)])
     texts = [*["?"] * 8, "be", "<|end|>"]
 
-    assert mixing.log_ratios(said, ids, ()) == [pytest.approx(1.0 - 0.6931, abs=1e-4)]
-    assert mixing.log_ratios(said, words, texts) == [pytest.approx(0.3069, abs=1e-4), pytest.approx(1.3069, abs=1e-4)]
-    assert mixing.log_ratios(said, words, ()) == []
+    # one of two samples: a share of .5 against .5, and against .25; the policy's own two give 1 on average
+    assert mixing.find_excess(said, ids, ()) == pytest.approx([0.0])
+    assert mixing.find_excess(said, words, texts) == pytest.approx([0.0, 1.0])
+    assert mixing.find_excess(said, words, ()) == []
+
+
+def test_a_place_that_was_drawn_counts_one_over_its_probability_times() -> None:
+    drawn = SamplesDistribution.model_validate(
+        {
+            "tokenizer_hash": TOKENIZER,
+            "prefixes": [0, 2],
+            "continuations": [[{"token_ids": [5]}], [{"token_ids": [7]}]],
+            "probabilities": [0.25, 0.5],
+        }
+    )
+    said = rollout([5, 8, 9], [math.log(0.5), -1.0, math.log(0.4)])
+
+    # a hit at .5: 2 - 1, of a place chosen with .25; a miss: 0 - 1, of one chosen with .5
+    assert mixing.find_excess(said, drawn, ()) == pytest.approx([1 / 0.25, -1 / 0.5])
+
+
+def test_places_drawn_by_surprise_estimate_the_excess_over_all_places_without_bias() -> None:
+    chances, tokens = [0.9, 0.2], [5, 8]
+    said = rollout(tokens, [-0.1, -1.0])
+    hits = [{"token_ids": [5]}, {"token_ids": [1]}]
+
+    def excess(places: list[int], probabilities: list[float] | None) -> float:
+        asked = SamplesDistribution.model_validate(
+            {
+                "tokenizer_hash": TOKENIZER,
+                "prefixes": places,
+                "continuations": [[hits[place]] for place in places],
+                "probabilities": probabilities,
+            }
+        )
+        return math.fsum(mixing.find_excess(said, asked, ()))
+
+    # each place is in the set or not, by itself; the empty set has no excess
+    mean = (
+        chances[0] * (1 - chances[1]) * excess([0], [chances[0]])
+        + (1 - chances[0]) * chances[1] * excess([1], [chances[1]])
+        + chances[0] * chances[1] * excess([0, 1], chances)
+    )
+
+    assert mean == pytest.approx(excess([0, 1], None))

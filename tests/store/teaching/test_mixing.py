@@ -13,7 +13,7 @@ from services.contracts.rollouts import Sampling
 from services.contracts.sources import ContextSource
 from services.store.core.transaction import Store
 from services.store.loop import consultations, settling
-from services.store.tables.loop import ConsultationRow, ExpertRow
+from services.store.tables.loop import ConsultationRow, ExpertRow, RolloutRow
 from services.store.tables.teaching import MeasurementRow
 from services.store.teaching import consequences, measurements, mixing, standing
 from services.store.teaching.candidates import Ages
@@ -57,6 +57,27 @@ def draw(session: Session, world: World, key: str, *, likes: str, scores: tuple[
                 else ConsultResult(distribution=top_k(LIKES if is_liked else DISLIKES))
             )
             settling.settle(session, claimed, content)
+
+
+@pytest.mark.parametrize("drawn_at", [0.5, None])
+def test_a_distribution_at_another_temperature_than_the_rollouts_is_not_measured_and_the_reason_says_so(
+    store: Store, world: World, drawn_at: float | None
+) -> None:
+    with store.transaction() as session:
+        row = begin(session, world)
+        for n in range(8):
+            draw(session, world, f"t{n}", likes="first")
+        assert len(mixing.find_gains(session, row, 8)) == 8
+        assert mixing.say_unmatched(session, row) is None
+        for one in session.query(RolloutRow).all():
+            one.sampling = None if drawn_at is None else {"temperature": drawn_at}
+        advance(session, world)
+
+        assert mixing.find_gains(session, row, 8) == []
+        assert (row.status, row.num_tasks) == ("measuring", 0)
+        assert row.reason is not None
+        assert row.reason.startswith("its distributions are at temperature 1, and the rollouts were drawn at")
+        assert not is_counted(session, world, row.expert_id)
 
 
 def begin(session: Session, world: World) -> MeasurementRow:

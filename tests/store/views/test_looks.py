@@ -1,5 +1,6 @@
 """The sequential test of a measurement, by numbers worked out by hand and by simulation."""
 
+import itertools
 import math
 import random
 from collections.abc import Callable
@@ -7,7 +8,16 @@ from collections.abc import Callable
 import pytest
 
 from services.contracts.measurements import LOOKS
-from services.store.views.looks import LEVEL, Bounds, Decision, decide, mixing_gain, one_sided
+from services.store.views.looks import (
+    LEVEL,
+    Bounds,
+    Decision,
+    decide,
+    mixing_gain,
+    one_sided,
+    samples_excess,
+    top_k_excess,
+)
 
 
 def test_bounds_are_so_many_standard_errors_of_students_t_from_the_mean() -> None:
@@ -111,18 +121,49 @@ def test_a_source_with_a_gap_of_three_tenths_passes_in_nine_of_ten_measurements(
 def test_mixing_gains_what_the_expert_finds_likelier_in_the_better_rollout() -> None:
     # scores 1 and 0: each less the other is +1 and -1. Ratios 2 and 1/2 in the first: (2 - 1) + (.5 - 1) = .5;
     # 1/4 in the second: -.75. Mean of 1 * .5 and -1 * -.75: .625
-    gain = mixing_gain([1.0, 0.0], [[math.log(2), math.log(0.5)], [math.log(0.25)]])
+    ratios = [[math.log(2), math.log(0.5)], [math.log(0.25)]]
+    gain = mixing_gain([1.0, 0.0], [[top_k_excess(one - 2.0, 0.1, -2.0) for one in own] for own in ratios])
 
     assert gain == pytest.approx(0.625)
 
 
-def test_mixing_counts_a_token_outside_the_support_as_impossible_and_caps_the_ratio() -> None:
-    # first: capped at 5, 4 more; second: no probability, -1. Mean of 1 * 4 and -1 * -1: 2.5
-    assert mixing_gain([1.0, 0.0], [[math.log(100)], [-math.inf]]) == pytest.approx(2.5)
+def test_a_top_k_is_counted_up_to_a_ratio_and_outside_it_as_its_tail_allows() -> None:
+    assert top_k_excess(0.0, 0.0, math.log(0.01)) == pytest.approx(4.0), "100 times as likely counts 5 times"
+    assert top_k_excess(None, 0.05, math.log(0.2)) == pytest.approx(0.05 / 0.2 - 1)
+    assert top_k_excess(None, 0.0, math.log(0.2)) == -1.0
+    assert top_k_excess(None, 0.0, -math.inf) == -1.0
 
 
-def test_mixing_an_expert_that_is_the_policy_gains_nothing() -> None:
-    assert mixing_gain([1.0, 0.0, 1.0], [[0.0], [0.0, 0.0], []]) == 0.0
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_the_policys_own_top_k_gains_nothing_whatever_was_drawn(k: int) -> None:
+    policy = [0.5, 0.25, 0.15, 0.1]
+    tail = sum(policy[k:])
+
+    for place, chance in enumerate(policy):
+        expert = math.log(chance) if place < k else None
+        assert top_k_excess(expert, tail, math.log(chance)) == pytest.approx(0.0)
+
+
+def test_samples_count_their_share_less_what_the_policys_own_samples_give() -> None:
+    # two samples at a token of .1: shares 0, .5 and 1 are 0, 5 and 10 times as likely, counted 0, 5 and 5; the policy's
+    # own give these with .81, .18 and .01: .95 on average
+    found = [samples_excess(num, 2, math.log(0.1)) for num in (0, 1, 2)]
+
+    assert found == pytest.approx([-0.95, 4.05, 4.05])
+    assert samples_excess(3, 3, 0.0) == 0.0
+    assert samples_excess(0, 1, -math.inf) == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("num_samples", [1, 2, 4])
+@pytest.mark.parametrize("chance", [0.02, 0.1, 0.5, 0.9])
+def test_the_policys_own_samples_gain_nothing_on_average(num_samples: int, chance: float) -> None:
+    # every outcome of so many samples, each a hit or a miss, with its probability
+    mean = 0.0
+    for outcome in itertools.product((0, 1), repeat=num_samples):
+        probability = math.prod(chance if hit else 1 - chance for hit in outcome)
+        mean += probability * samples_excess(sum(outcome), num_samples, math.log(chance))
+
+    assert mean == pytest.approx(0.0, abs=1e-12)
 
 
 def test_a_rollout_without_siblings_has_no_gain() -> None:
