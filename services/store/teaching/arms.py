@@ -7,6 +7,7 @@ other, so that the choice does not bias the rate.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Final
 from uuid import UUID
 
@@ -22,6 +23,7 @@ from services.store.loop import consultations
 from services.store.loop.evaluations import PASS_SCORE
 from services.store.tables.loop import AnswerRow, GroupRow, RolloutRow, TaskRow
 from services.store.tables.teaching import MeasurementRow
+from services.store.teaching import held_out
 from services.store.teaching.material import Material
 
 CHOSEN_BY_OUTCOME: Final = frozenset({ContextSource.OWN_SUCCESS, ContextSource.FEEDBACK})
@@ -43,11 +45,16 @@ class Shown:
 
 
 def find_shown(
-    session: Session, measurement: MeasurementRow, student: Sequence[RolloutRow], fixed: Sequence[Material]
+    session: Session,
+    measurement: MeasurementRow,
+    student: Sequence[RolloutRow],
+    fixed: Sequence[Material],
+    *,
+    num_precedents: int = 1,
 ) -> Shown | None:
     """What the teacher is shown about the task that these rollouts of the student answer; None where there is nothing.
 
-    fixed: the task's material that is fixed given the prompt (`material.find_fixed`).
+    fixed: the task's material that is fixed given the prompt (`material.find_fixed`). num_precedents: shown together.
     """
     source = ContextSource(measurement.source)
     for one in fixed:
@@ -64,9 +71,24 @@ def find_shown(
     by_rollout = {answer.rollout_id: answer for answer in said}
     for rollout in sorted(supplying, key=lambda one: one.index_in_group):
         answer = by_rollout.get(rollout.id)
-        if answer is not None and (shown := _show(source, rollout, answer)) is not None and shown.words.strip():
+        if answer is None:
+            continue
+        shown = (
+            _show_precedents(session, rollout, answer, num_precedents)
+            if source is ContextSource.PRECEDENTS
+            else _show(source, rollout, answer)
+        )
+        if shown is not None and shown.words.strip():
             return shown
     return None
+
+
+def _show_precedents(session: Session, rollout: RolloutRow, answer: AnswerRow, num: int) -> Shown | None:
+    """The first of the answer's precedents, without those that no teacher is shown."""
+    told = [Precedent.model_validate(one) for one in answer.precedents or ()]
+    own = session.get_one(TaskRow, rollout.task_id).messages_sha256
+    kept = list(compress(told, held_out.may_be_shown(session, answer.lineage_id, told, but=own)))[:num]
+    return Shown((answer.id,), precedents=tuple(kept)) if kept else None
 
 
 def _show(source: ContextSource, rollout: RolloutRow, answer: AnswerRow) -> Shown | None:
@@ -79,9 +101,6 @@ def _show(source: ContextSource, rollout: RolloutRow, answer: AnswerRow) -> Show
         if answer.feedback is None or rollout.score is None or passed:
             return None
         return Shown((answer.id,), feedback=render_feedback(Feedback.model_validate(answer.feedback)))
-    if source is ContextSource.PRECEDENTS:
-        told = [Precedent.model_validate(one) for one in answer.precedents or ()]
-        return Shown((answer.id,), precedents=tuple(told[:1])) if told else None
     if source in (ContextSource.SOLUTION, ContextSource.REFERENCE) and answer.solution:
         return Shown((answer.id,), solution=strip_thinking(answer.solution))
     return None

@@ -377,7 +377,15 @@ def _plan_arms_of(
     shown = {
         place.task_id: one
         for place in places
-        if (one := arms.find_shown(session, row, student[place.student_group_id], fixed.get(place.task_id, ())))
+        if (
+            one := arms.find_shown(
+                session,
+                row,
+                student[place.student_group_id],
+                fixed.get(place.task_id, ()),
+                num_precedents=rules.num_precedents,
+            )
+        )
     }
     controls = arms.pair_controls(source, about, shown)
     for place in places:

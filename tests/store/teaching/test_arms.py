@@ -13,7 +13,7 @@ from services.contracts.ids import new_id
 from services.contracts.measurements import MeasurementStatus
 from services.contracts.rollouts import Purpose, Sampling
 from services.contracts.sources import Arm, ContextSource, ShownContext
-from services.contracts.tasks import Message, Precedent, TaskCreate
+from services.contracts.tasks import Message, Precedent, Split, TaskCreate
 from services.contracts.templates import Template
 from services.store.core.transaction import Store
 from services.store.loop import consultations, groups, settling, tasks
@@ -139,6 +139,28 @@ def test_without_a_failure_in_that_half_there_is_no_feedback_to_show(store: Stor
         rows[0].score = 1.0
 
         assert arms.find_shown(session, measured, rows, ()) is None
+
+
+def test_of_the_precedents_an_expert_returns_those_of_held_out_tasks_and_of_the_task_itself_are_not_shown(
+    store: Store, world: World
+) -> None:
+    with store.transaction() as session:
+        world.expert(session)
+        teller = world.expert(session, "teller", kinds=(AnswerKind.PRECEDENTS,), verifier=False)
+        task = world.task(session, "own")
+        world.task(session, "hidden", split=Split.HELDOUT)
+        measured = measure(session, world, teller, ContextSource.PRECEDENTS)
+        rows = draw_student(session, world, task, measured, [0.0, 0.0])
+        told = [
+            Precedent(messages=[Message(role="user", content=f"What is {key}?")], answer=f"of {key}")
+            for key in ("own", "hidden", "free", "spare")
+        ]
+        answer(session, rows[0], teller, ConsultResult(precedents=told))
+
+        found = arms.find_shown(session, measured, rows, ())
+
+    assert found is not None
+    assert [one.answer for one in found.precedents] == ["of free"]
 
 
 def test_the_student_is_read_from_the_other_half_where_an_outcome_chose_what_is_shown() -> None:
