@@ -5,19 +5,17 @@ other services (leases, staleness, the sampler's limits) are in `services.runtim
 """
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from services.contracts.sources import SOURCE_ORDER, ContextSource
-from services.contracts.templates import Template
+from services.contracts.sources import ContextSettings
 from trainer.objectives.registry import ObjectiveName, ObjectiveSettings
 
 
-class TrainerConfig(ObjectiveSettings, BaseSettings):
+class TrainerConfig(ContextSettings, ObjectiveSettings, BaseSettings):
     """How an update is made and when it is published. Costs in nats, times in seconds."""
 
     model_config = SettingsConfigDict(
@@ -40,16 +38,8 @@ class TrainerConfig(ObjectiveSettings, BaseSettings):
     patience_seconds: float = Field(default=60, ge=0)
     """After waiting this long for a full batch, an update is made of the lessons that are ready."""
 
-    sources: dict[str, tuple[ContextSource, ...]] = {}
-    """In which order a teacher's context is looked for, by domain, `*` for all others:
-    PRECEPTOR_TRAINER_SOURCES='{"tool-call": ["own_success", "precedents"], "*": ["reference"]}'. Sources left out are
-    not shown; `nothing` is the plain prompt. By default: own successes, corrections, other experts' solutions,
-    precedents, the reference, feedback."""
     contexts: Literal["merged", "per_expert"] = "merged"
     """One teacher context made of all answers about a rollout, or one for each answer, each a term of its own."""
-    template: Template = Template.TURNS
-    """How the teacher's prompt is built where no measurement has chosen: the solution as an earlier turn, or all of it
-    inside the question."""
     teacher_ema: float = Field(default=0.0, ge=0, le=1)
     """Share of the new student mixed into the teacher after each update: 0 is the frozen base, 1 the student itself."""
 
@@ -100,17 +90,6 @@ class TrainerConfig(ObjectiveSettings, BaseSettings):
         if wrong := [name for name, weight in self.mix.items() if not 0 < weight < math.inf]:
             raise ValueError(f"mix: the weight of {wrong[0]} must be above 0")
         return self
-
-    @model_validator(mode="after")
-    def _sources_are_shown_once(self) -> Self:
-        for domain, order in self.sources.items():
-            if len(set(order)) < len(order) or ContextSource.DISTRIBUTION in order:
-                raise ValueError(f"sources: {domain} names one twice, or `distribution`, which no context shows")
-        return self
-
-    def order_of(self, domain: str) -> Sequence[ContextSource]:
-        """The order in which contexts are looked for in this domain."""
-        return self.sources.get(domain, self.sources.get("*", SOURCE_ORDER))
 
     @property
     def objectives(self) -> dict[str, float]:

@@ -24,7 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.shootout.memory import REFERENCE, VERIFIER, Memory, expert_id
 from benchmarks.shootout.questions import Question, World
-from services.contracts.answers import Continuation, SamplesDistribution
+from services.contracts.answers import Continuation, SamplesDistribution, passes
 from services.contracts.base import JsonObject
 from services.contracts.ids import new_id
 from services.contracts.rollouts import Sampling
@@ -55,7 +55,6 @@ from services.store.teaching.standing import Standing, Verdict
 from services.store.views.estimates import pass_at_k
 from trainer.batch.build import build_batch
 from trainer.batch.contexts import Showable
-from trainer.batch.rows import SUCCESS
 from trainer.config import TrainerConfig
 from trainer.objectives.registry import ObjectiveName
 from trainer.step.padding import read_responses
@@ -328,7 +327,7 @@ def measure(answerer: "Answerer", questions: Sequence[Question], plan: Plan, upd
 def _score(drawn: Sequence[Drawn], temperature: float, world: World) -> Measured:
     of_family: dict[str, list[tuple[int, int]]] = {}
     for one, scores in zip(drawn, _judge(drawn, world), strict=True):
-        passed = sum(score >= SUCCESS for score in scores)
+        passed = sum(map(passes, scores))
         of_family.setdefault(one.question.family, []).append((len(scores), passed))
     answers = [sample for one in drawn for sample in one.samples]
     several = min(len(one.samples) for one in drawn) >= PASS_AT
@@ -552,7 +551,7 @@ def find_shown(drawn: Sequence[Drawn], scores: Sequence[Sequence[float]], world:
 
 
 def _find_right(one: Drawn, scores: Sequence[float]) -> str | None:
-    right = (sample.text for sample, score in zip(one.samples, scores, strict=True) if score >= SUCCESS)
+    right = (sample.text for sample, score in zip(one.samples, scores, strict=True) if passes(score))
     return next((text for text in right if strip_thinking(text)), None)
 
 
@@ -584,8 +583,8 @@ def draw_lessons(
     lessons = list(teach(drawn, answerer, update, plan, rolled_in))
     for question in questions:
         own = [lesson for lesson in lessons if lesson.task_id == _task_id(question) and not lesson.shown]
-        solved = [(one.judges[0].id, one.text) for one in own if one.score is not None and one.score >= SUCCESS]
-        memory.note(question, [one.score is not None and one.score >= SUCCESS for one in own], next(iter(solved), None))
+        solved = [(one.judges[0].id, one.text) for one in own if passes(one.score)]
+        memory.note(question, [passes(one.score) for one in own], next(iter(solved), None))
     return lessons, Showable(material, _trust_black_box(questions))
 
 

@@ -18,9 +18,16 @@ from services.contracts.tasks import Precedent, Precedents
 MAX_FEEDBACK_CHARS = 20_000
 MAX_SOLUTION_CHARS = 100_000
 MAX_TOP_K = 200
+PASS_SCORE = 0.5
+"""A score above this is a pass; execution and executed calls score 0 or 1."""
 NORMALISATION_TOLERANCE = 5e-3  # half-precision log-probabilities of a 200-token support sum to 1 within this
 
 LogProb = Annotated[Float, Field(le=1e-3)]
+
+
+def passes(score: float | None) -> bool:
+    """Whether there is a score, and it is a pass."""
+    return score is not None and score > PASS_SCORE
 
 
 class AnswerKind(StrEnum):

@@ -1,10 +1,11 @@
 """What a teacher may be shown: where it came from, and the context a draw was made after."""
 
+from collections.abc import Sequence
 from enum import StrEnum
-from typing import Annotated, Final
+from typing import Annotated, Final, Self
 from uuid import UUID
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from services.contracts.base import Contract, Float
 from services.contracts.tasks import Message
@@ -39,6 +40,44 @@ SOURCE_ORDER: Final = (
     ContextSource.FEEDBACK,
 )
 """The order in which a context is looked for; the first source that has material and teaches is shown."""
+
+
+ONLY_TEMPLATE: Final = {
+    ContextSource.PRECEDENTS: Template.TURNS,
+    ContextSource.FEEDBACK: Template.REPROMPT,
+    ContextSource.DISTRIBUTION: Template.TURNS,
+}
+"""The template of sources that only one can show; a distribution is not shown at all, and has one in name."""
+
+
+class ContextSettings(BaseModel):
+    """How contexts are chosen, for the trainer's rows and for teachers that draw alike."""
+
+    model_config = ConfigDict(frozen=True)
+
+    sources: dict[str, tuple[ContextSource, ...]] = {}
+    """In which order a teacher's context is looked for, by domain, `*` for all others:
+    PRECEPTOR_TRAINER_SOURCES='{"tool-call": ["own_success", "precedents"], "*": ["reference"]}'. Sources left out are
+    not shown; `nothing` is the plain prompt. By default: own successes, corrections, other experts' solutions,
+    precedents, the reference, feedback. Workers read it too, for teachers that draw."""
+    template: Template = Template.TURNS
+    """How the teacher's prompt is built where no measurement has chosen: the solution as an earlier turn, or all of it
+    inside the question. Workers read it too."""
+
+    @model_validator(mode="after")
+    def _sources_are_shown_once(self) -> Self:
+        for domain, order in self.sources.items():
+            if len(set(order)) < len(order) or ContextSource.DISTRIBUTION in order:
+                raise ValueError(f"sources: {domain} names one twice, or `distribution`, which no context shows")
+        return self
+
+    def order_of(self, domain: str) -> Sequence[ContextSource]:
+        """The order in which contexts are looked for in this domain."""
+        return self.sources.get(domain, self.sources.get("*", SOURCE_ORDER))
+
+    def template_of(self, source: ContextSource) -> Template:
+        """How a source is shown where no measurement has chosen."""
+        return ONLY_TEMPLATE.get(source, self.template)
 
 
 class Arm(StrEnum):

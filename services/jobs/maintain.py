@@ -13,7 +13,6 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from services.contracts.rollouts import Sampling
-from services.contracts.templates import Template
 from services.jobs import dispatch
 from services.jobs.app import app, shares
 from services.jobs.runtime import runtime
@@ -100,8 +99,7 @@ def _teaching(settings: Settings) -> Teaching:
     return Teaching(
         share=settings.roll_in,
         temperature=settings.teacher_temperature,
-        sources=settings.trainer_sources,
-        template=Template(settings.trainer_template),
+        contexts=runtime().contexts,
         num_precedents=settings.precedents,
     )
 

@@ -7,7 +7,9 @@ from functools import cache
 from typing import Any, TypeVar
 
 from celery.signals import worker_ready, worker_shutdown
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from services.contracts.sources import ContextSettings
 from services.experts.protocol.client import ExpertClient
 from services.http import metrics
 from services.jobs.asking import Asker
@@ -23,11 +25,18 @@ DRAIN_SECONDS = 5.0
 T = TypeVar("T")
 
 
+class TrainerContexts(ContextSettings, BaseSettings):
+    """What the trainer's settings say of contexts, for teachers that draw."""
+
+    model_config = SettingsConfigDict(env_prefix="PRECEPTOR_TRAINER_", frozen=True)
+
+
 class Runtime:
     """Made once per process, on first use; worker threads share it."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.contexts: ContextSettings = TrainerContexts()
         self.store = Store(settings.database_url, pool_size=12)
         self.policy = PolicyClient(settings.policy_url, settings.internal_key)
         self.registry = metrics.make_registry()

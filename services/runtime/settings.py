@@ -6,7 +6,6 @@ files, or whose folders' files, are called like the variables in lower case (`pr
 """
 
 from pathlib import Path
-from typing import Literal
 
 from pydantic import AliasChoices, Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SecretsSettingsSource, SettingsConfigDict
@@ -81,10 +80,6 @@ class Settings(BaseSettings):
     roll_in: float = Field(default=0.0, ge=0, le=1)
     """Share of a group that the teacher draws instead of the policy, for a task that the policy never passes; it falls
     to 0 as its pass rate rises (docs/method.md, Roll-in). 0: the policy draws alone."""
-    trainer_sources: dict[str, list[str]] = {}
-    """The trainer's setting of this name, which the workers read too: what a teacher is shown that draws."""
-    trainer_template: Literal["turns", "reprompt"] = "turns"
-    """Likewise."""
     max_new_tokens: int = Field(default=64, ge=1)
     """The longest answer, in tokens; longer ones are cut off. Raise it for anything but the starter tasks."""
     sampling_temperature: float = Field(default=1.0, gt=0)

@@ -18,6 +18,7 @@ from uuid import UUID
 
 from transformers import PreTrainedTokenizerBase
 
+from services.contracts.answers import passes
 from services.contracts.sources import ContextSource
 from services.contracts.tasks import Precedent
 from services.contracts.templates import Template, build_teacher_messages, render_feedback, strip_thinking
@@ -26,13 +27,11 @@ from services.store.ledger.lessons import LessonAnswer, LessonFacts
 from services.store.teaching.material import Material
 from services.store.teaching.standing import Standing
 from trainer.batch.answers import behind, rate, raters, trusted
-from trainer.batch.rows import SUCCESS, Context, Source, Vocabulary
+from trainer.batch.rows import Context, Source, Vocabulary
 from trainer.config import TrainerConfig
 
 SMALLEST_HALVED_GROUP = 8
 MAX_FEEDBACK_CHARS = 4_000  # of all experts together, in one context
-TEMPLATES = {ContextSource.PRECEDENTS: Template.TURNS, ContextSource.FEEDBACK: Template.REPROMPT}
-"""Sources that can be shown in one way only."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Showable:
 
     def template(self, expert_id: UUID, source: ContextSource, domain: str, config: TrainerConfig) -> Template | None:
         """How what this expert has from this source is shown; None where it does not teach."""
-        return self.standing.template_for(expert_id, source, domain, TEMPLATES.get(source, config.template))
+        return self.standing.template_for(expert_id, source, domain, config.template_of(source))
 
 
 @dataclass(frozen=True)
@@ -185,7 +184,7 @@ class Contexts:
         others = [one for one in self._groups[lesson.group_id] if (one.index_in_group - lesson.index_in_group) % 2 == 1]
         for sibling in sorted(others, key=rate, reverse=True):
             text, by = strip_thinking(sibling.text), raters(sibling)
-            if sibling.shown or rate(sibling) < SUCCESS or not by or not text:
+            if sibling.shown or not passes(rate(sibling)) or not by or not text:
                 continue
             kind = ContextSource.OWN_SUCCESS
             template = self._showable.template(by[0].expert_id, kind, lesson.domain, self._config)

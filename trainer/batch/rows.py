@@ -6,11 +6,11 @@ No tensor, no weight, no clock: everything here can be sent to another rank.
 from dataclasses import dataclass
 from uuid import UUID
 
+from services.contracts.answers import passes
 from services.contracts.sources import ContextSource
 from services.contracts.templates import Template
 from services.contracts.updates import Speaker
 
-SUCCESS = 0.5  # a score from here on counts as solved
 ROLLED_IN = 2  # in place of a half, for rollouts that the teacher drew: none of the policy's own shares it
 
 
@@ -177,7 +177,7 @@ class Row:
     @property
     def solved(self) -> bool:
         """Whether it was scored a success."""
-        return self.score is not None and self.score >= SUCCESS
+        return passes(self.score)
 
     def spoken_about(self, context: Context) -> tuple[int, ...]:
         """The action tokens that a context on spans is about, by their places."""

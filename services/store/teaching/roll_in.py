@@ -7,15 +7,15 @@ policy's own pass rate rises, and one rollout at least stays its own.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import takewhile
 from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from services.contracts.sources import SOURCE_ORDER, ContextSource, ShownContext
+from services.contracts.sources import ContextSettings, ContextSource, ShownContext
 from services.contracts.tasks import Message
-from services.contracts.templates import Template, build_teacher_messages
+from services.contracts.templates import build_teacher_messages
 from services.store.loop import pass_rates
 from services.store.loop.groups import TeacherShare
 from services.store.tables.loop import TaskRow
@@ -26,21 +26,14 @@ from services.store.teaching.standing import Standing
 
 @dataclass(frozen=True)
 class Teaching:
-    """How teachers are shown something, as the trainer has it. sources: their order by domain, `*` for all others;
-    template: where no measurement has chosen. num_precedents: how many other tasks are shown together."""
+    """How teachers draw. contexts: what they are shown, as the trainer has it. num_precedents: how many other tasks are
+    shown together."""
 
     share: float
     """Of a group whose policy never passes, 0..1."""
     temperature: float
-    sources: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    template: Template = Template.TURNS
-    num_precedents: int = 1
-
-    def order_of(self, domain: str) -> Sequence[str]:
-        """The sources that may be shown in this domain, the first to show first; up to the plain prompt, if it is one
-        of them."""
-        order = self.sources.get(domain, self.sources.get("*", SOURCE_ORDER))
-        return list(takewhile(lambda source: source != ContextSource.NOTHING, order))
+    contexts: ContextSettings
+    num_precedents: int
 
 
 def choose(
@@ -81,12 +74,12 @@ def _count_shown(
 def _choose_context(
     task: TaskRow, found: Sequence[Material], may_show: Standing, teaching: Teaching
 ) -> ShownContext | None:
-    """The first material that teaches, in the order of its sources."""
+    """The first material that teaches, in the order of its sources, up to the plain prompt if it is one of them."""
     question = [Message.model_validate(message) for message in task.messages]
-    order = teaching.order_of(task.domain)
+    order = list(takewhile(lambda source: source is not ContextSource.NOTHING, teaching.contexts.order_of(task.domain)))
     usable = [one for one in found if one.source in order and one.weight > 0]
     for one in sorted(usable, key=lambda one: order.index(one.source)):
-        default = Template.TURNS if one.precedents else teaching.template
+        default = teaching.contexts.template_of(one.source)
         template = may_show.template_for(one.expert_id, one.source, task.domain, default)
         if template is not None:
             return ShownContext(

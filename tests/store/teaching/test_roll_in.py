@@ -8,7 +8,7 @@ import pytest
 
 from services.contracts.answers import AnswerContent
 from services.contracts.rollouts import Sampling
-from services.contracts.sources import ContextSource
+from services.contracts.sources import ContextSettings, ContextSource
 from services.contracts.templates import Template
 from services.store.loop import groups
 from services.store.loop.groups import TeacherShare
@@ -33,7 +33,7 @@ def test_a_teachers_share_falls_to_nothing_with_the_pass_rate_and_is_never_the_w
 
 def choose(desk: Desk, *tasks: TaskRow, share: float = 0.5, **changes: Any) -> list[TeacherShare | None]:
     """What teachers draw of these tasks' next groups of eight."""
-    teaching = Teaching(share=share, temperature=0.5, **changes)
+    teaching = Teaching(share, 0.5, ContextSettings.model_validate(changes), num_precedents=1)
     found = roll_in.choose(desk.session, desk.world.lineage_id, tasks, size=8, teaching=teaching)
     return [found.get(task.id) for task in tasks]
 

@@ -196,6 +196,14 @@ def test_without_a_success_in_the_other_half_the_next_source_is_shown(policy: Lo
     assert [bool(row.contexts) for row in alone.rows] == [False, True] * 4
 
 
+def test_a_sibling_with_a_score_of_a_half_is_no_success(policy: LoadedPolicy) -> None:
+    group = [replace(lesson, score=0.5) for lesson in siblings(policy, solved=set())]
+    rows = build(policy, group).rows
+    assert not any(row.solved or row.contexts for row in rows)
+    group[2] = replace(group[2], score=0.6)
+    assert [solution_of(row) for row in build(policy, group).rows] == [None, ANSWERS[2]] * 4
+
+
 def test_where_no_verifier_exists_the_likeliest_sibling_is_shown_and_the_expert_that_chose_it_is_credited(
     policy: LoadedPolicy,
 ) -> None:
