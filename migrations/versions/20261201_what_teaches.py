@@ -98,7 +98,6 @@ CREATE INDEX ix_measurement_newest ON measurement (lineage_id, expert_id, source
 CREATE TABLE measured_task (
     measurement_id uuid NOT NULL,
     task_id uuid NOT NULL,
-    look integer NOT NULL,
     student_group_id uuid NOT NULL,
     teacher_group_id uuid,
     control_group_id uuid,

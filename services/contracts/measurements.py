@@ -8,7 +8,7 @@ from uuid import UUID
 from pydantic import Field
 
 from services.contracts.base import Contract, Float, Name, StatusChanges, View
-from services.contracts.sources import ContextSource
+from services.contracts.sources import ONLY_TEMPLATE, ContextSource
 from services.contracts.templates import Template
 
 
@@ -108,8 +108,7 @@ def say_about(measurement: Measurement) -> str:
 def name_source(measurement: Measurement) -> str:
     """The source and, where there is a choice, how it is shown."""
     source = measurement.source.value.replace("_", " ")
-    fixed = (ContextSource.PRECEDENTS, ContextSource.FEEDBACK, ContextSource.DISTRIBUTION)
-    return source if measurement.source in fixed else f"{source} ({measurement.template.value})"
+    return source if measurement.source in ONLY_TEMPLATE else f"{source} ({measurement.template.value})"
 
 
 def _interval(mean: float | None, low: float | None, high: float | None) -> str:

@@ -6,6 +6,8 @@ import sys
 import pytest
 from pydantic import ValidationError
 
+from services.contracts.sources import SOURCE_ORDER, ContextSettings
+from services.jobs.runtime import TrainerContexts
 from trainer.config import TrainerConfig
 
 
@@ -53,3 +55,18 @@ def test_a_mix_that_means_nothing_is_refused(mix: dict[str, float]) -> None:
 def test_a_setting_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ValidationError):
         TrainerConfig.model_validate({"learning_rat": 1e-4})
+
+
+def test_teachers_that_draw_are_shown_what_the_trainer_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRECEPTOR_TRAINER_SOURCES", '{"math": ["reference", "feedback"], "*": ["precedents"]}')
+    monkeypatch.setenv("PRECEPTOR_TRAINER_TEMPLATE", "reprompt")
+    monkeypatch.setenv("PRECEPTOR_TRAINER_SEED", "3")
+    settings: list[ContextSettings] = [TrainerConfig(), TrainerContexts()]
+    for one in settings:
+        assert [one.order_of("math"), one.order_of("code")] == [("reference", "feedback"), ("precedents",)]
+        shown_by = {source.value: one.template_of(source).value for source in SOURCE_ORDER[-3:]}
+        assert shown_by == {"precedents": "turns", "reference": "reprompt", "feedback": "reprompt"}
+    monkeypatch.setenv("PRECEPTOR_TRAINER_SOURCES", '{"*": ["distribution"]}')
+    for kind in (TrainerConfig, TrainerContexts):
+        with pytest.raises(ValidationError, match="which no context shows"):
+            kind()

@@ -7,7 +7,6 @@ its owner must renew it, and only the owner's commit counts (see `services.store
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from itertools import compress
 from typing import Final
 from uuid import UUID
 
@@ -407,16 +406,10 @@ def _load_answers(session: Session, answer_ids: Collection[UUID], known: opinion
             verdict is not None,
             heard[answer.id],
             known.may_weigh(expert, task.domain),
-            _read_precedents(session, answer, task.messages_sha256),
+            held_out.read_precedents(session, answer, but=task.messages_sha256),
         )
         for answer, expert, distribution, verdict, task in rows
     }
-
-
-def _read_precedents(session: Session, answer: AnswerRow, asked: str) -> list[Precedent]:
-    """Those of the answer that may be shown. asked: the hash of the task's own question."""
-    told = [Precedent.model_validate(one) for one in answer.precedents or ()]
-    return list(compress(told, held_out.may_be_shown(session, answer.lineage_id, told, but=asked))) if told else []
 
 
 def _join_answer(

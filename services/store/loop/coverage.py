@@ -25,14 +25,17 @@ def explain_tasks(session: Session, lineage_id: UUID, tasks: Iterable[tuple[str,
     return list(dict.fromkeys(found))
 
 
+def find_judged(session: Session, lineage_id: UUID, domains: Iterable[str]) -> set[str]:
+    """Those of these domains that an active verifier covers."""
+    verifiers = _find_verifiers(session, lineage_id)
+    return {domain for domain in domains if any(descriptor.matches(domain) for descriptor, _ in verifiers)}
+
+
 def explain_domains(session: Session, lineage_id: UUID, domains: Iterable[str]) -> list[str]:
     """A sentence for each of these domains that no active verifier covers."""
-    verifiers = _find_verifiers(session, lineage_id)
-    return [
-        f"no active verifier covers the domain {domain}. {HINT}"
-        for domain in sorted(set(domains))
-        if not any(descriptor.matches(domain) for descriptor, _ in verifiers)
-    ]
+    named = set(domains)
+    uncovered = named - find_judged(session, lineage_id, named)
+    return [f"no active verifier covers the domain {domain}. {HINT}" for domain in sorted(uncovered)]
 
 
 def _find_verifiers(session: Session, lineage_id: UUID) -> list[tuple[Descriptor, frozenset[str]]]:

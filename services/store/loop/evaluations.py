@@ -9,6 +9,7 @@ from uuid import UUID
 from sqlalchemy import Float, Integer, case, cast, func, select
 from sqlalchemy.orm import Session
 
+from services.contracts.answers import PASS_SCORE
 from services.contracts.evaluations import Evaluation, EvaluationCreate, EvaluationStatus, TaskResult
 from services.contracts.rollouts import GroupStatus, Purpose, RolloutStatus, Sampling
 from services.contracts.tasks import Split
@@ -17,8 +18,6 @@ from services.store.ledger import policies
 from services.store.loop import groups, tasks
 from services.store.tables.ledger import PolicyVersionRow
 from services.store.tables.loop import EvaluationRow, GroupRow, RolloutRow, TaskRow
-
-PASS_SCORE = 0.5  # a verdict above this is a pass; execution and executed calls score 0 or 1
 
 
 class EvaluationNotFound(NotFound):

@@ -295,13 +295,16 @@ def note_teaches(session: Session, expert_id: UUID, measured: str, *, promote: b
 
 def note_does_not_teach(session: Session, expert_id: UUID, measured: str) -> None:
     """Send an active expert of others that is no verifier back to probation, because no source of it teaches; recorded.
-    One on probation gets the reason."""
+    One on probation gets the reason, unless its last conformance run failed: that is what keeps it there."""
     row = _lock(session, expert_id)
     if row.own is not None or Descriptor.model_validate(row.descriptor).verifier:
         return
     if row.status not in (ExpertStatus.ACTIVE.value, ExpertStatus.PROBATION.value):
         return
-    if row.status == ExpertStatus.ACTIVE.value:
+    is_active = row.status == ExpertStatus.ACTIVE.value
+    if not is_active and not ConformanceReport.model_validate(row.report).passed:
+        return
+    if is_active:
         row.status = ExpertStatus.PROBATION.value
         audit.record(session, audit.SYSTEM, "experts.demoted", "expert", row.id, {"measured": measured})
     row.reason = measured

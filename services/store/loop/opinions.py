@@ -14,12 +14,11 @@ from uuid import UUID
 from sqlalchemy import exists, select
 from sqlalchemy.orm import Session, aliased
 
-from services.contracts.answers import AnswerKind, AnswerStatus
+from services.contracts.answers import AnswerKind, AnswerStatus, passes
 from services.contracts.base import JsonObject
 from services.contracts.calibrations import Calibration
 from services.contracts.experts import Descriptor, ExpertStatus, OwnKind
-from services.store.loop import answers, trust
-from services.store.loop.evaluations import PASS_SCORE
+from services.store.loop import answers, coverage, trust
 from services.store.tables.loop import AnswerRow, ExpertRow, RolloutRow, TaskRow
 from services.store.views.calibration import Judged, estimate_chance, find_auc, find_brier
 
@@ -121,7 +120,7 @@ def _read_judged(session: Session, expert_id: UUID) -> dict[tuple[str, str], lis
         if score is None or verdict is None or verdict.score is None:
             continue
         for signal, value in {SCORE: score, **_read_signals(evidence)}.items():
-            judged[domain, signal].append(Judged(task_id, value, verdict.score > PASS_SCORE))
+            judged[domain, signal].append(Judged(task_id, value, passes(verdict.score)))
     return judged
 
 
@@ -155,14 +154,7 @@ def _calibrate(expert_id: UUID, domain: str, signal: str, judged: Sequence[Judge
 
 def find_unjudged(session: Session, lineage_id: UUID, domains: Collection[str]) -> set[str]:
     """Those of these domains in which no verifier may train."""
-    verifiers = [
-        descriptor
-        for row in session.scalars(
-            select(ExpertRow).where(ExpertRow.lineage_id == lineage_id, trust.may_train(ExpertRow))
-        )
-        if (descriptor := Descriptor.model_validate(row.descriptor)).verifier
-    ]
-    return {domain for domain in domains if not any(descriptor.matches(domain) for descriptor in verifiers)}
+    return set(domains) - coverage.find_judged(session, lineage_id, domains)
 
 
 def find(session: Session, known: Opinions, domain_of: Mapping[UUID, str]) -> dict[UUID, Opinion]:

@@ -10,9 +10,9 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
+from services.contracts.answers import PASS_SCORE
 from services.contracts.rollouts import Purpose
 from services.contracts.status import PassRate
-from services.store.loop.evaluations import PASS_SCORE
 from services.store.tables.loop import RolloutRow, TaskRow
 
 NEWEST_OF_ALL = 128  # a pass rate of the last few groups, not of the whole history

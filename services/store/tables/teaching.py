@@ -72,7 +72,6 @@ class MeasuredTaskRow(Base):
 
     measurement_id: Mapped[UUID] = mapped_column(ForeignKey(MeasurementRow.id), primary_key=True)
     task_id: Mapped[UUID] = mapped_column(ForeignKey(TaskRow.id), primary_key=True)
-    look: Mapped[int]
     student_group_id: Mapped[UUID] = mapped_column(ForeignKey(GroupRow.id))
     teacher_group_id: Mapped[UUID | None] = mapped_column(ForeignKey(GroupRow.id))
     control_group_id: Mapped[UUID | None] = mapped_column(ForeignKey(GroupRow.id))

@@ -7,21 +7,19 @@ other, so that the choice does not bias the rate.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import compress
 from typing import Final
 from uuid import UUID
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from services.contracts.answers import AnswerStatus, Feedback
+from services.contracts.answers import AnswerStatus, Feedback, passes
 from services.contracts.rollouts import GroupStatus, RolloutStatus
 from services.contracts.sources import Arm, ContextSource, ShownContext
 from services.contracts.tasks import Message, Precedent
 from services.contracts.templates import Template, build_teacher_messages, render_feedback, strip_thinking
-from services.store.loop import consultations
-from services.store.loop.evaluations import PASS_SCORE
-from services.store.tables.loop import AnswerRow, GroupRow, RolloutRow, TaskRow
+from services.store.loop import consultations, trust
+from services.store.tables.loop import AnswerRow, ExpertRow, GroupRow, RolloutRow, TaskRow
 from services.store.tables.teaching import MeasurementRow
 from services.store.teaching import held_out
 from services.store.teaching.material import Material
@@ -69,6 +67,7 @@ def find_shown(
         )
     ).all()
     by_rollout = {answer.rollout_id: answer for answer in said}
+    expert = session.get_one(ExpertRow, measurement.expert_id)
     for rollout in sorted(supplying, key=lambda one: one.index_in_group):
         answer = by_rollout.get(rollout.id)
         if answer is None:
@@ -76,7 +75,7 @@ def find_shown(
         shown = (
             _show_precedents(session, rollout, answer, num_precedents)
             if source is ContextSource.PRECEDENTS
-            else _show(source, rollout, answer)
+            else _show(source, rollout, answer, expert)
         )
         if shown is not None and shown.words.strip():
             return shown
@@ -85,17 +84,17 @@ def find_shown(
 
 def _show_precedents(session: Session, rollout: RolloutRow, answer: AnswerRow, num: int) -> Shown | None:
     """The first of the answer's precedents, without those that no teacher is shown."""
-    told = [Precedent.model_validate(one) for one in answer.precedents or ()]
     own = session.get_one(TaskRow, rollout.task_id).messages_sha256
-    kept = list(compress(told, held_out.may_be_shown(session, answer.lineage_id, told, but=own)))[:num]
+    kept = held_out.read_precedents(session, answer, but=own)[:num]
     return Shown((answer.id,), precedents=tuple(kept)) if kept else None
 
 
-def _show(source: ContextSource, rollout: RolloutRow, answer: AnswerRow) -> Shown | None:
-    """What this rollout of the student and this answer about it give to show."""
-    passed = rollout.score is not None and rollout.score > PASS_SCORE
+def _show(source: ContextSource, rollout: RolloutRow, answer: AnswerRow, expert: ExpertRow) -> Shown | None:
+    """What this rollout of the student and this answer about it give to show. What a verifier on probation certifies
+    is shown whatever the others say: its own judgement is measured."""
+    passed = passes(rollout.score)
     if source is ContextSource.OWN_SUCCESS:
-        certified = passed and answer.score is not None and answer.score > PASS_SCORE
+        certified = passes(answer.score) and (passed or trust.is_on_probation(expert))
         return Shown((answer.id,), solution=strip_thinking(rollout.text)) if certified else None
     if source is ContextSource.FEEDBACK:
         if answer.feedback is None or rollout.score is None or passed:
@@ -181,7 +180,7 @@ def read_tried(session: Session, group_ids: Sequence[UUID]) -> dict[UUID, Tried]
     )
     for group_id, index, status, verdict, token_ids, as_planned in rows:
         score = verdict if as_planned else None
-        judged, passed = int(score is not None), int(score is not None and score > PASS_SCORE)
+        judged, passed = int(score is not None), int(passes(score))
         compared = int(not consultations.supplies_material(index))
         so_far = found[group_id]
         found[group_id] = replace(

@@ -7,30 +7,23 @@ from typing import Final
 from uuid import UUID
 
 from sqlalchemy import select
-from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
 from services.contracts.answers import AnswerKind
 from services.contracts.corrections import CorrectionStatus
 from services.contracts.experts import Descriptor
-from services.contracts.measurements import MeasurementStatus
-from services.contracts.sources import SOURCE_ORDER, ContextSource
+from services.contracts.sources import ONLY_TEMPLATE, SOURCE_ORDER, ContextSource
 from services.contracts.tasks import Split
 from services.contracts.templates import Template
 from services.store.core import row_counts
 from services.store.ledger import policies
-from services.store.loop import consultations, trust
+from services.store.loop import consultations, coverage, trust
 from services.store.tables.corrections import CorrectionRow
 from services.store.tables.ledger import PolicyVersionRow
 from services.store.tables.loop import AnswerRow, ExpertRow, RolloutRow, TaskRow
 from services.store.tables.teaching import MeasurementRow
+from services.store.teaching.newest import IS_UNDER_WAY, select_newest
 
-TEMPLATES: Final = {
-    ContextSource.PRECEDENTS: (Template.TURNS,),
-    ContextSource.FEEDBACK: (Template.REPROMPT,),
-    ContextSource.DISTRIBUTION: (Template.TURNS,),
-}
-"""The templates of sources that only one can show; a distribution is not shown at all."""
 ORDER: Final = (*SOURCE_ORDER, ContextSource.DISTRIBUTION)
 
 
@@ -52,27 +45,19 @@ def find_domains(session: Session, lineage_id: UUID) -> list[str]:
     """The domains with train tasks that an active verifier judges."""
     tallies = row_counts.by_kind(row_counts.read(session, lineage_id, ("task",))["task"])
     domains = [domain for domain, splits in tallies.items() if splits.get(Split.TRAIN.value)]
-    return [domain for domain in domains if find_verifiers(session, lineage_id, domain)]
-
-
-def find_verifiers(session: Session, lineage_id: UUID, domain: str) -> list[ExpertRow]:
-    """The verifiers whose verdicts count in the domain, the oldest first."""
-    rows = session.scalars(
-        select(ExpertRow).where(ExpertRow.lineage_id == lineage_id, trust.may_train(ExpertRow)).order_by(ExpertRow.id)
-    )
-    return [row for row in rows if (it := Descriptor.model_validate(row.descriptor)).verifier and it.matches(domain)]
+    judged = coverage.find_judged(session, lineage_id, domains)
+    return [domain for domain in domains if domain in judged]
 
 
 def find_keys(session: Session, lineage_id: UUID, domain: str) -> list[Key]:
     """Everything that could be measured in the domain: the first template of every source, then the second ones."""
-    verifiers = {row.id for row in find_verifiers(session, lineage_id, domain)}
     sources = [
         (expert.id, source)
         for expert in consultations.askable_experts(session, lineage_id)
-        for source in _sources_of(session, expert, domain, expert.id in verifiers)
+        for source in _sources_of(session, expert, domain)
     ]
     sources.sort(key=lambda one: ORDER.index(one[1]))
-    shown = [(expert_id, source, TEMPLATES.get(source, tuple(Template))) for expert_id, source in sources]
+    shown = [(expert_id, source, _templates_of(source)) for expert_id, source in sources]
     return [
         Key(expert_id, source, templates[place])
         for place in range(len(Template))
@@ -81,13 +66,18 @@ def find_keys(session: Session, lineage_id: UUID, domain: str) -> list[Key]:
     ]
 
 
-def _sources_of(session: Session, expert: ExpertRow, domain: str, is_verifier: bool) -> Iterator[ContextSource]:
-    """The sources that this expert is credited with."""
+def _templates_of(source: ContextSource) -> Sequence[Template]:
+    return [ONLY_TEMPLATE[source]] if source in ONLY_TEMPLATE else list(Template)
+
+
+def _sources_of(session: Session, expert: ExpertRow, domain: str) -> Iterator[ContextSource]:
+    """The sources that this expert is credited with, or would be once it is promoted. No precedents are made of what an
+    expert on probation certified or was given, so there are none to measure."""
     descriptor = Descriptor.model_validate(expert.descriptor)
     if not descriptor.matches(domain):
         return
-    read = trust.read_keys(expert)
-    if is_verifier:
+    read, may_train = trust.read_keys(expert), trust.may_train(expert)
+    if descriptor.verifier and (may_train or trust.is_on_probation(expert)):
         yield ContextSource.OWN_SUCCESS
     if trust.is_people(expert):
         if _has_corrections(session, expert.lineage_id, domain):
@@ -98,7 +88,8 @@ def _sources_of(session: Session, expert: ExpertRow, domain: str, is_verifier: b
         return
     if AnswerKind.SOLUTION in descriptor.kinds:
         yield ContextSource.REFERENCE if ContextSource.REFERENCE.value in read else ContextSource.SOLUTION
-    if is_verifier or AnswerKind.PRECEDENTS in descriptor.kinds or ContextSource.REFERENCE.value in read:
+    certifies = descriptor.verifier or ContextSource.REFERENCE.value in read
+    if AnswerKind.PRECEDENTS in descriptor.kinds or (may_train and certifies):
         yield ContextSource.PRECEDENTS
     if AnswerKind.FEEDBACK in descriptor.kinds:
         yield ContextSource.FEEDBACK
@@ -152,22 +143,16 @@ class _Newest:
 
 
 def _find_newest(session: Session, lineage_id: UUID, domain: str) -> dict[Key, _Newest]:
-    key = (MeasurementRow.expert_id, MeasurementRow.source, MeasurementRow.template)
     rows = session.execute(
-        select(*key, MeasurementRow.decided_at, policies.place(PolicyVersionRow))
+        select_newest(MeasurementRow.lineage_id == lineage_id, MeasurementRow.domain == domain)
         .join(
             PolicyVersionRow,
             (PolicyVersionRow.lineage_id == MeasurementRow.lineage_id)
             & (PolicyVersionRow.name == MeasurementRow.policy_version),
         )
-        .where(MeasurementRow.lineage_id == lineage_id, MeasurementRow.domain == domain)
-        .ext(distinct_on(*key))
-        .order_by(*key, MeasurementRow.id.desc())
+        .add_columns(policies.place(PolicyVersionRow))
     )
-    return {
-        Key(expert_id, ContextSource(source), Template(template)): _Newest(decided_at, place)
-        for expert_id, source, template, decided_at, place in rows
-    }
+    return {key_of(row): _Newest(row.decided_at, place) for row, place in rows}
 
 
 def _find_answered(session: Session, expert_ids: Collection[UUID], num: int) -> dict[UUID, datetime]:
@@ -205,7 +190,7 @@ def under_way(session: Session, lineage_id: UUID, domain: str) -> Sequence[Measu
         .where(
             MeasurementRow.lineage_id == lineage_id,
             MeasurementRow.domain == domain,
-            MeasurementRow.status == MeasurementStatus.MEASURING.value,
+            IS_UNDER_WAY,
         )
         .order_by(MeasurementRow.id)
     ).all()

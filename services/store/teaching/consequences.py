@@ -3,8 +3,6 @@
 from collections.abc import Collection
 from uuid import UUID
 
-from sqlalchemy import select
-from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
 from services.contracts.experts import ExpertStatus
@@ -12,41 +10,41 @@ from services.contracts.measurements import Measurement, MeasurementStatus, say_
 from services.store.loop import experts
 from services.store.tables.loop import ExpertRow
 from services.store.tables.teaching import MeasurementRow
-
-_DECIDED = (MeasurementStatus.TEACHES.value, MeasurementStatus.DOES_NOT_TEACH.value)
+from services.store.teaching import candidates
+from services.store.teaching.candidates import Key
+from services.store.teaching.newest import IS_DECIDED, IS_UNDER_WAY, select_newest
 
 
 def apply(session: Session, expert_ids: Collection[UUID], *, promote: bool) -> None:
     """Draw the consequences of these experts' newest measurements.
 
     One on probation that teaches in some domain is ready to be promoted; with `promote` it is, if its conformance run
-    passed. An active one that is no verifier and not our own goes back to probation once every source of it was
-    measured and none teaches.
+    passed. An active one that is no verifier and not our own goes back to probation once everything of it that could be
+    measured was, in every domain and by every template, and none of it teaches.
     """
     for expert_id in sorted(expert_ids):
         expert = session.get_one(ExpertRow, expert_id)
-        newest = _find_newest(session, expert_id)
+        decided = session.scalars(select_newest(MeasurementRow.expert_id == expert_id, IS_DECIDED)).all()
+        newest = [Measurement.model_validate(row) for row in decided]
         teaching = [one for one in newest if one.status is MeasurementStatus.TEACHES]
         if expert.status == ExpertStatus.PROBATION.value and teaching:
             experts.note_teaches(session, expert_id, "; ".join(map(say_about, teaching)), promote=promote)
-        elif newest and not teaching and not _is_measured(session, expert_id):
+        elif newest and not teaching and _is_all_known(session, expert, decided):
             experts.note_does_not_teach(session, expert_id, "; ".join(map(say_about, newest)))
 
 
-def _find_newest(session: Session, expert_id: UUID) -> list[Measurement]:
-    """Its newest decided measurement of every source, domain and template."""
-    key = (MeasurementRow.domain, MeasurementRow.source, MeasurementRow.template)
-    rows = session.scalars(
-        select(MeasurementRow)
-        .where(MeasurementRow.expert_id == expert_id, MeasurementRow.status.in_(_DECIDED))
-        .ext(distinct_on(*key))
-        .order_by(*key, MeasurementRow.id.desc())
-    )
-    return [Measurement.model_validate(row) for row in rows]
+def _is_all_known(session: Session, expert: ExpertRow, decided: Collection[MeasurementRow]) -> bool:
+    """Whether nothing of the expert is under way or was never decided."""
+    under_way = session.scalars(select_newest(MeasurementRow.expert_id == expert.id, IS_UNDER_WAY)).all()
+    known = {(row.domain, candidates.key_of(row)) for row in decided}
+    return not under_way and _find_measurable(session, expert) <= known
 
 
-def _is_measured(session: Session, expert_id: UUID) -> bool:
-    """Whether a measurement of it is under way."""
-    measuring = MeasurementRow.status == MeasurementStatus.MEASURING.value
-    found = select(MeasurementRow.id).where(MeasurementRow.expert_id == expert_id, measuring)
-    return session.scalar(found.limit(1)) is not None
+def _find_measurable(session: Session, expert: ExpertRow) -> set[tuple[str, Key]]:
+    """By domain, everything of the expert that could be measured."""
+    return {
+        (domain, key)
+        for domain in candidates.find_domains(session, expert.lineage_id)
+        for key in candidates.find_keys(session, expert.lineage_id, domain)
+        if key.expert_id == expert.id
+    }

@@ -1,6 +1,7 @@
 """Questions that no teacher is shown an answer to: those of validation and held-out tasks, and the task's own."""
 
 from collections.abc import Sequence
+from itertools import compress
 from uuid import UUID
 
 from sqlalchemy import select
@@ -8,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from services.contracts.tasks import Precedent, Split
 from services.store.loop import tasks
-from services.store.tables.loop import TaskRow
+from services.store.tables.loop import AnswerRow, TaskRow
 
 
 def may_be_shown(session: Session, lineage_id: UUID, precedents: Sequence[Precedent], but: str) -> list[bool]:
@@ -24,6 +25,12 @@ def may_be_shown(session: Session, lineage_id: UUID, precedents: Sequence[Preced
     )
     refused = {but, *held_out}
     return [refused.isdisjoint(_hash(one)) for one in precedents]
+
+
+def read_precedents(session: Session, answer: AnswerRow, but: str) -> list[Precedent]:
+    """The precedents that an answer returns, as far as they may be shown. but: as above."""
+    told = [Precedent.model_validate(one) for one in answer.precedents or ()]
+    return list(compress(told, may_be_shown(session, answer.lineage_id, told, but=but))) if told else []
 
 
 def _hash(precedent: Precedent) -> tuple[str, str]:

@@ -108,8 +108,7 @@ def _find_given(
     found: dict[UUID, list[_Draft]] = {}
     for task in tasks:
         for said in given.get(task.id, []):
-            told = [Precedent.model_validate(one) for one in said[0].precedents or []]
-            kept = list(compress(told, held_out.may_be_shown(session, lineage_id, told, but=task.messages_sha256)))
+            kept = held_out.read_precedents(session, said[0], but=task.messages_sha256)
             if kept:
                 draft = _Draft(ContextSource.PRECEDENTS, (said,), precedents=tuple(kept[:num_precedents]))
                 found.setdefault(task.id, []).append(draft)

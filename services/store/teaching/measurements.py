@@ -3,7 +3,8 @@
 A round of a domain draws its tasks from the student once, for every measurement of the domain that needs tasks; the
 experts to be measured are asked about half of these answers. When all that is settled, each measurement that has
 something to show about a task draws the task twice more: after it, and after its control. When all of those are judged,
-measurements with enough tasks look at them (`views.looks`). One version of the policy draws all three arms of a task.
+measurements with enough tasks look at them (`sequential_test`). One version of the policy draws all three arms of a
+task.
 
 The sweep takes one step at a time. What is drawn is bounded by a share of all rollouts, and by tokens for each
 measurement; measurements that a person asked for are for a time bounded by their tokens alone.
@@ -36,7 +37,7 @@ from services.store.teaching import arms, candidates, consequences, material, mi
 from services.store.teaching.arms import Shown
 from services.store.teaching.candidates import Ages
 from services.store.teaching.material import Material
-from services.store.views.looks import Bounds, Decision, decide, one_sided
+from services.store.teaching.sequential_test import Bounds, Decision, decide, one_sided
 
 TASKS_PER_ROUND: Final = 8
 STUDENT_ANSWERS: Final = 8
@@ -176,8 +177,7 @@ def _begin_round(
     for task, wanting in chosen:
         student = _add_group(session, task, Arm.STUDENT, rules, version.name, str(num_drawn.get(task.id, 0)))
         session.add_all(
-            MeasuredTaskRow(measurement_id=row.id, task_id=task.id, look=row.num_looks, student_group_id=student.id)
-            for row in wanting
+            MeasuredTaskRow(measurement_id=row.id, task_id=task.id, student_group_id=student.id) for row in wanting
         )
     for row in needy:
         row.policy_version = version.name

@@ -1,8 +1,8 @@
 """The gain of mixing an expert's distribution into the policy, from the loop's own rollouts: nothing is drawn for it.
 
 A top K or samples along a rollout cannot be drawn from alone. What their expert would change is estimated to first
-order (`views.looks.mixing_gain`), on groups whose rollouts were scored and differ in their verdicts: on the others the
-gain is 0 whatever the expert says.
+order (`sequential_test.mixing_gain`), on groups whose rollouts were scored and differ in their verdicts: on the others
+the gain is 0 whatever the expert says.
 
 The control is the policy's own distribution in the same form: as many samples of it, or its top K. Only distributions
 at the temperature that the rollout was drawn at count, for the policy's log-probabilities are known at that one alone.
@@ -17,15 +17,21 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
-from services.contracts.answers import AnswerStatus, Continuation, Distribution, SamplesDistribution, TopKDistribution
+from services.contracts.answers import (
+    PASS_SCORE,
+    AnswerStatus,
+    Continuation,
+    Distribution,
+    SamplesDistribution,
+    TopKDistribution,
+)
 from services.contracts.ids import first_id_of
 from services.contracts.rollouts import Purpose
 from services.store.ledger import distributions
 from services.store.loop import vocabularies
-from services.store.loop.evaluations import PASS_SCORE
 from services.store.tables.loop import AnswerRow, DistributionRow, RolloutRow, TaskRow
 from services.store.tables.teaching import MeasurementRow
-from services.store.views.looks import mixing_gain, samples_excess, top_k_excess
+from services.store.teaching.sequential_test import mixing_gain, samples_excess, top_k_excess
 
 NEWEST_ANSWERS: Final = 2_000
 
@@ -145,7 +151,7 @@ def _decided_before(session: Session, measurement: MeasurementRow) -> datetime |
 
 def find_excess(rollout: RolloutRow, distribution: Distribution, texts: Sequence[str]) -> list[float]:
     """By how much the expert finds the rollout's own tokens likelier than the control does, in parts of the policy's
-    probability, at the action tokens where it speaks (`views.looks.top_k_excess`, `samples_excess`).
+    probability, at the action tokens where it speaks (`sequential_test.top_k_excess`, `samples_excess`).
 
     Places drawn at random stand for all places: each counts 1/p times, p being the probability that it was chosen.
     texts: of the tokenizer's tokens, for samples that are text; without them these are left out.

@@ -14,13 +14,13 @@ from sqlalchemy import ARRAY, ColumnElement, Select, Uuid, func, literal, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 from sqlalchemy.sql.selectable import TableValuedAlias
 
+from services.contracts.answers import PASS_SCORE, passes
 from services.contracts.base import JsonObject
 from services.contracts.corrections import CorrectionStatus
 from services.contracts.rollouts import Purpose
 from services.contracts.sources import ContextSource
 from services.contracts.templates import strip_thinking
 from services.store.loop import answers, trust
-from services.store.loop.evaluations import PASS_SCORE
 from services.store.tables.corrections import CorrectionRow
 from services.store.tables.loop import AnswerRow, ExpertRow, RolloutRow
 
@@ -134,7 +134,7 @@ def _find_successes(session: Session, before: Mapping[UUID, UUID | None]) -> dic
     tried = _earlier_own(wanted).where(passed()).limit(MAX_TRIED).lateral("tried")
     ids = session.scalars(select(tried.c.id).select_from(wanted).join(tried, true())).all()
     verdicts = answers.verdicts(session, ids).values()
-    judges = [one for verdict in verdicts if (verdict.score or 0) > PASS_SCORE for one in verdict.judges]
+    judges = [one for verdict in verdicts if passes(verdict.score) for one in verdict.judges]
     return _newest_success(session, _read(session, AnswerRow.id.in_(judges)))
 
 

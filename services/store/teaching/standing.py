@@ -10,7 +10,6 @@ from typing import Final
 from uuid import UUID
 
 from sqlalchemy import select
-from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
 from services.contracts.measurements import MeasurementStatus
@@ -19,6 +18,7 @@ from services.contracts.templates import Template
 from services.store.loop import trust
 from services.store.tables.loop import ExpertRow
 from services.store.tables.teaching import MeasurementRow
+from services.store.teaching.newest import IS_DECIDED, select_newest
 
 PRESUMED: Final = frozenset(
     {ContextSource.OWN_SUCCESS, ContextSource.CORRECTION, ContextSource.PRECEDENTS, ContextSource.REFERENCE}
@@ -27,8 +27,6 @@ PRESUMED: Final = frozenset(
 
 Place = tuple[UUID, ContextSource, str]
 """Expert, source and domain."""
-
-_DECIDED = (MeasurementStatus.TEACHES.value, MeasurementStatus.DOES_NOT_TEACH.value)
 
 
 @dataclass(frozen=True)
@@ -82,18 +80,11 @@ class Standing:
 
 def read(session: Session, lineage_id: UUID) -> Standing:
     """The standing of every source of the lineage."""
-    key = (MeasurementRow.expert_id, MeasurementRow.source, MeasurementRow.domain, MeasurementRow.template)
-    newest = (
-        select(*key, MeasurementRow.status, MeasurementRow.gap_low)
-        .where(MeasurementRow.lineage_id == lineage_id, MeasurementRow.status.in_(_DECIDED))
-        .ext(distinct_on(*key))
-        .order_by(*key, MeasurementRow.id.desc())
-    )
     verdicts: dict[Place, dict[Template, Verdict]] = {}
-    for expert_id, source, domain, template, status, low in session.execute(newest):
-        place = verdicts.setdefault((expert_id, ContextSource(source), domain), {})
-        teaches = status == MeasurementStatus.TEACHES.value
-        place[Template(template)] = Verdict(teaches, float("-inf") if low is None else low)
+    for row in session.scalars(select_newest(MeasurementRow.lineage_id == lineage_id, IS_DECIDED)):
+        place = verdicts.setdefault((row.expert_id, ContextSource(row.source), row.domain), {})
+        teaches = row.status == MeasurementStatus.TEACHES.value
+        place[Template(row.template)] = Verdict(teaches, float("-inf") if row.gap_low is None else row.gap_low)
     return Standing(verdicts, _find_choosers(session, lineage_id))
 
 

@@ -10,13 +10,12 @@ from uuid import UUID
 from sqlalchemy import Subquery, func, select, text
 from sqlalchemy.orm import Session, aliased
 
-from services.contracts.answers import AnswerStatus
+from services.contracts.answers import PASS_SCORE, AnswerStatus
 from services.contracts.corrections import CorrectionStatus
 from services.contracts.experts import Expert
 from services.contracts.measurements import say_about
 from services.store.core import row_counts
 from services.store.loop import trust
-from services.store.loop.evaluations import PASS_SCORE
 from services.store.tables.corrections import CorrectionRow
 from services.store.tables.loop import AnswerRow, AttemptRow, ConsultationRow, ExpertRow
 from services.store.views import measured

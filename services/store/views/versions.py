@@ -8,6 +8,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
+from services.contracts.answers import PASS_SCORE
 from services.contracts.evaluations import EvaluationDetail, EvaluationStatus
 from services.contracts.tasks import Split
 from services.contracts.updates import Update, UpdateStatus
@@ -84,7 +85,7 @@ def answers_to_task(session: Session, task_id: UUID) -> list[TaskAnswers]:
             newest.c.purpose,
             func.count(),
             func.count(newest.c.score),
-            func.count().filter(newest.c.score > evaluations.PASS_SCORE),
+            func.count().filter(newest.c.score > PASS_SCORE),
         )
         .group_by(newest.c.policy_version, newest.c.purpose)
         .order_by(func.max(newest.c.created_at).desc(), newest.c.purpose)

@@ -82,7 +82,7 @@ def draw_student(
 ) -> list[RolloutRow]:
     """The student's answers to a task of this measurement, with these scores."""
     group = groups.add(session, task, purpose=Purpose.PROBE, size=len(scores), sampling=Sampling())
-    session.add(MeasuredTaskRow(measurement_id=measured.id, task_id=task.id, look=0, student_group_id=group.id))
+    session.add(MeasuredTaskRow(measurement_id=measured.id, task_id=task.id, student_group_id=group.id))
     session.flush()
     [draw] = groups.claim(session, [group.id], lease_seconds=60)
     finished = groups.finish(session, draw, "base")
@@ -157,10 +157,32 @@ def test_of_the_precedents_an_expert_returns_those_of_held_out_tasks_and_of_the_
         ]
         answer(session, rows[0], teller, ConsultResult(precedents=told))
 
+        found = [arms.find_shown(session, measured, rows, (), num_precedents=num) for num in range(3)]
+
+    assert [one and [told.answer for told in one.precedents] for one in found] == [
+        None,
+        ["of free"],
+        ["of free", "of spare"],
+    ]
+
+
+@pytest.mark.parametrize(("status", "shown"), [("active", None), ("probation", "answer 0")])
+def test_a_verifier_on_probation_is_measured_by_what_it_certifies_whatever_those_say_that_count(
+    store: Store, world: World, status: str, shown: str | None
+) -> None:
+    with store.transaction() as session:
+        world.expert(session)
+        newcomer = world.expert(session, "newcomer", status=status)
+        measured = measure(session, world, newcomer, ContextSource.OWN_SUCCESS)
+        rows = draw_student(session, world, world.task(session), measured, [0.0, 0.0, 0.0])
+        for row, score in zip(rows, [1.0, 1.0, 0.5], strict=True):
+            answer(session, row, newcomer, ConsultResult(score=score))
+        for row in rows:
+            row.score = 0.0  # as the others have it
+
         found = arms.find_shown(session, measured, rows, ())
 
-    assert found is not None
-    assert [one.answer for one in found.precedents] == ["of free"]
+    assert (found and found.solution) == shown
 
 
 def test_the_student_is_read_from_the_other_half_where_an_outcome_chose_what_is_shown() -> None:

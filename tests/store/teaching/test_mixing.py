@@ -11,6 +11,7 @@ from services.contracts.experts import ConsultResult
 from services.contracts.measurements import MeasurementStatus
 from services.contracts.rollouts import Sampling
 from services.contracts.sources import ContextSource
+from services.contracts.templates import Template
 from services.store.core.transaction import Store
 from services.store.loop import consultations, settling
 from services.store.tables.loop import ConsultationRow, ExpertRow, RolloutRow
@@ -83,7 +84,14 @@ def test_a_distribution_at_another_temperature_than_the_rollouts_is_not_measured
 def begin(session: Session, world: World) -> MeasurementRow:
     world.expert(session)
     larger = world.expert(session, "larger", kinds=(AnswerKind.TOPK,), verifier=False)
-    return world.measured(session, larger.id, MeasurementStatus.MEASURING, source=ContextSource.DISTRIBUTION, low=None)
+    return world.measured(
+        session,
+        larger.id,
+        MeasurementStatus.MEASURING,
+        source=ContextSource.DISTRIBUTION,
+        template=Template.TURNS,
+        low=None,
+    )
 
 
 def advance(session: Session, world: World) -> None:
@@ -139,7 +147,12 @@ def test_a_distribution_is_measured_again_on_what_was_answered_since(store: Stor
     with store.transaction() as session:
         assert is_counted(session, world, row.expert_id)
         again = world.measured(
-            session, row.expert_id, MeasurementStatus.MEASURING, source=ContextSource.DISTRIBUTION, low=None
+            session,
+            row.expert_id,
+            MeasurementStatus.MEASURING,
+            source=ContextSource.DISTRIBUTION,
+            template=Template.TURNS,
+            low=None,
         )
         assert mixing.find_gains(session, again, 1) == []
         draw(session, world, "later", likes="second")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from services.contracts.measurements import LOOKS
-from services.store.views.looks import (
+from services.store.teaching.sequential_test import (
     LEVEL,
     Bounds,
     Decision,

@@ -1,0 +1,121 @@
+"""What follows for an expert from measurements written by hand."""
+
+import pytest
+from sqlalchemy.orm import Session
+
+from services.contracts.answers import AnswerKind
+from services.contracts.base import JsonObject
+from services.contracts.experts import Descriptor
+from services.contracts.measurements import MeasurementStatus
+from services.contracts.sources import ContextSource
+from services.contracts.templates import Template
+from services.store.core.transaction import Store
+from services.store.tables.loop import ExpertRow
+from services.store.teaching import candidates, consequences
+from tests.store.conftest import World
+
+FEEDBACK, SOLUTION, OWN_SUCCESS = ContextSource.FEEDBACK, ContextSource.SOLUTION, ContextSource.OWN_SUCCESS
+TURNS, REPROMPT = Template.TURNS, Template.REPROMPT
+DOES_NOT = MeasurementStatus.DOES_NOT_TEACH
+FAILED = "its last conformance run failed"
+
+
+def tutor_of_two_domains(session: Session, world: World) -> ExpertRow:
+    """An expert that gives feedback, in two domains with train tasks that a verifier judges."""
+    world.expert(session)
+    world.task(session)
+    world.task(session, "other", domain="code")
+    return world.expert(session, "tutor", kinds=(AnswerKind.FEEDBACK,), verifier=False)
+
+
+def test_an_expert_stays_until_each_of_its_templates_was_measured(store: Store, world: World) -> None:
+    with store.transaction() as session:
+        world.expert(session)
+        world.task(session)
+        tutor = world.expert(session, "tutor", kinds=(AnswerKind.FEEDBACK, AnswerKind.SOLUTION), verifier=False)
+        found = []
+        for source, template in ((FEEDBACK, REPROMPT), (SOLUTION, TURNS), (SOLUTION, REPROMPT)):
+            world.measured(session, tutor.id, DOES_NOT, source=source, template=template)
+            consequences.apply(session, [tutor.id], promote=False)
+            found.append(tutor.status)
+
+    assert found == ["active", "active", "probation"]
+
+
+def test_an_expert_stays_until_it_was_measured_in_every_domain_and_nothing_is_under_way(
+    store: Store, world: World
+) -> None:
+    with store.transaction() as session:
+        tutor = tutor_of_two_domains(session, world)
+        found = []
+        for domain, status in (
+            ("math", DOES_NOT),
+            ("code", MeasurementStatus.ABANDONED),
+            ("code", MeasurementStatus.MEASURING),
+        ):
+            begun = world.measured(session, tutor.id, status, domain=domain)
+            consequences.apply(session, [tutor.id], promote=False)
+            found.append(tutor.status)
+        session.delete(begun)
+        world.measured(session, tutor.id, DOES_NOT, domain="code")
+        consequences.apply(session, [tutor.id], promote=False)
+        found.append(tutor.status)
+
+    assert found == ["active", "active", "active", "probation"]
+
+
+def test_an_expert_that_teaches_in_one_of_its_domains_stays(store: Store, world: World) -> None:
+    with store.transaction() as session:
+        tutor = tutor_of_two_domains(session, world)
+        world.measured(session, tutor.id, MeasurementStatus.TEACHES, domain="code")
+        world.measured(session, tutor.id, DOES_NOT)
+        consequences.apply(session, [tutor.id], promote=False)
+        assert (tutor.status, tutor.reason) == ("active", None)
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_an_expert_whose_conformance_run_failed_keeps_that_as_its_reason(
+    store: Store, world: World, passed: bool
+) -> None:
+    with store.transaction() as session:
+        world.expert(session)
+        world.task(session)
+        tutor = world.expert(session, "tutor", status="probation", kinds=(AnswerKind.FEEDBACK,), verifier=False)
+        check: JsonObject = {"name": "answers", "passed": passed, "required": True, "detail": ""}
+        tutor.report = {"endpoint": tutor.endpoint, "descriptor": tutor.descriptor, "checks": [check]}
+        tutor.reason = FAILED
+        world.measured(session, tutor.id, DOES_NOT)
+        consequences.apply(session, [tutor.id], promote=False)
+        assert tutor.reason == ("feedback in math, measured, not taught: " if passed else FAILED)
+
+
+@pytest.mark.parametrize(
+    ("status", "weight", "sources"),
+    [
+        ("active", 1.0, ["own_success", "precedents", "own_success"]),
+        ("probation", 1.0, ["own_success", "own_success"]),
+        ("probation", 0.0, []),
+        ("paused", 1.0, []),
+    ],
+)
+def test_a_verifier_on_probation_is_measured_by_what_it_certifies_and_has_no_precedents_yet(
+    store: Store, world: World, status: str, weight: float, sources: list[str]
+) -> None:
+    with store.transaction() as session:
+        judge = world.expert(session, status=status)
+        judge.weight = weight
+        session.flush()
+        assert Descriptor.model_validate(judge.descriptor).verifier
+        keys = candidates.find_keys(session, world.lineage_id, "math")
+    assert [key.source.value for key in keys] == sources
+
+
+def test_a_domain_is_measured_while_a_verifier_that_counts_judges_it(store: Store, world: World) -> None:
+    with store.transaction() as session:
+        judge = world.expert(session)
+        world.task(session)
+        world.task(session, "other", domain="code")
+        assert sorted(candidates.find_domains(session, world.lineage_id)) == ["code", "math"]
+        judge.status = "probation"
+        session.flush()
+        assert candidates.find_domains(session, world.lineage_id) == []
