@@ -35,6 +35,8 @@ ALTER TABLE answer
 ALTER TABLE task
     ADD CONSTRAINT ck_task_precedents_are_train_only
         CHECK (split = 'train' OR NOT jsonb_exists(metadata, 'precedents'));
+CREATE INDEX ix_task_question
+    ON task (lineage_id, md5(jsonb_path_query_array(messages, '$[*] ? (@.role != "system")')::text));
 ALTER TABLE expert
     ADD COLUMN num_places integer DEFAULT 8 NOT NULL,
     ADD COLUMN num_samples integer DEFAULT 2 NOT NULL,

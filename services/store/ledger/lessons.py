@@ -406,7 +406,7 @@ def _load_answers(session: Session, answer_ids: Collection[UUID], known: opinion
             verdict is not None,
             heard[answer.id],
             known.may_weigh(expert, task.domain),
-            held_out.read_precedents(session, answer, but=task.messages_sha256),
+            held_out.read_precedents(session, answer, but=task.messages),
         )
         for answer, expert, distribution, verdict, task in rows
     }

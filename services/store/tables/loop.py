@@ -5,6 +5,7 @@ purpose) <- lesson(split = 'train', purpose = 'train'). Solutions exist for `tra
 """
 
 from datetime import datetime
+from typing import Final
 from uuid import UUID
 
 from sqlalchemy import (
@@ -46,6 +47,10 @@ class LoopRow(Base):
     """Why the sampler does not draw although it is on, as the last sweep found: too little room on a disk."""
 
 
+QUESTION: Final = '$[*] ? (@.role != "system")'
+"""Of a task's messages, as a path: those that ask."""
+
+
 class TaskRow(Base):
     """A task."""
 
@@ -60,6 +65,11 @@ class TaskRow(Base):
         ),
         Index("ix_task_family", "lineage_id", "domain", "family"),
         Index("ix_task_messages", "lineage_id", "messages_sha256"),
+        Index(
+            "ix_task_question",
+            "lineage_id",
+            text(f"md5(jsonb_path_query_array(messages, '{QUESTION}')::text)"),
+        ),
         Index("ix_task_draw", "lineage_id", "split", "domain", "num_groups", "id"),
     )
 

@@ -2,38 +2,48 @@
 
 from collections.abc import Sequence
 from itertools import compress
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, Text, cast, func, literal_column, select
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from services.contracts.tasks import Precedent, Split
+from services.contracts.base import JsonObject
+from services.contracts.tasks import Message, Precedent, Split
 from services.store.loop import tasks
-from services.store.tables.loop import AnswerRow, TaskRow
+from services.store.tables.loop import QUESTION, AnswerRow, TaskRow
 
 
-def may_be_shown(session: Session, lineage_id: UUID, precedents: Sequence[Precedent], but: str) -> list[bool]:
+def may_be_shown(
+    session: Session, lineage_id: UUID, precedents: Sequence[Precedent], but: Sequence[JsonObject]
+) -> list[bool]:
     """Of each precedent, whether its question is asked by no validation or held-out task, and not by the task that it
-    is shown about, with system messages or without. but: the `messages_sha256` of that task."""
-    asked = {sha256 for one in precedents for sha256 in _hash(one)}
+    is shown about, whatever the system messages on either side. but: the messages of that task."""
+    asked = [[message.model_dump(mode="json") for message in one.messages] for one in precedents]
     held_out = session.scalars(
-        select(TaskRow.messages_sha256).where(
+        select(TaskRow.messages).where(
             TaskRow.lineage_id == lineage_id,
-            TaskRow.messages_sha256.in_(asked),
             TaskRow.split != Split.TRAIN.value,
+            _fingerprint(TaskRow.messages).in_([_fingerprint(cast(messages, JSONB)) for messages in asked]),
         )
     )
-    refused = {but, *held_out}
-    return [refused.isdisjoint(_hash(one)) for one in precedents]
+    refused = {_hash(messages) for messages in (but, *held_out)}
+    return [_hash(messages) not in refused for messages in asked]
 
 
-def read_precedents(session: Session, answer: AnswerRow, but: str) -> list[Precedent]:
+def read_precedents(session: Session, answer: AnswerRow, but: Sequence[JsonObject]) -> list[Precedent]:
     """The precedents that an answer returns, as far as they may be shown. but: as above."""
     told = [Precedent.model_validate(one) for one in answer.precedents or ()]
     return list(compress(told, may_be_shown(session, answer.lineage_id, told, but=but))) if told else []
 
 
-def _hash(precedent: Precedent) -> tuple[str, str]:
-    """The hashes that a task with this question may have."""
-    plain = [message for message in precedent.messages if message.role != "system"]
-    return tasks.hash_messages(precedent.messages), tasks.hash_messages(plain)
+def _fingerprint(messages: ColumnElement[Any] | InstrumentedAttribute[Any]) -> ColumnElement[str]:
+    """Of the question as the database keeps it: what the index `ix_task_question` holds."""
+    return func.md5(func.jsonb_path_query_array(messages, literal_column(f"'{QUESTION}'")).cast(Text))
+
+
+def _hash(messages: Sequence[JsonObject]) -> str:
+    """Of the question: the messages without those of the system."""
+    read = [Message.model_validate(message) for message in messages]
+    return tasks.hash_messages([message for message in read if message.role != "system"])

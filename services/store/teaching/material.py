@@ -108,7 +108,7 @@ def _find_given(
     found: dict[UUID, list[_Draft]] = {}
     for task in tasks:
         for said in given.get(task.id, []):
-            kept = held_out.read_precedents(session, said[0], but=task.messages_sha256)
+            kept = held_out.read_precedents(session, said[0], but=task.messages)
             if kept:
                 draft = _Draft(ContextSource.PRECEDENTS, (said,), precedents=tuple(kept[:num_precedents]))
                 found.setdefault(task.id, []).append(draft)
@@ -133,7 +133,7 @@ def _choose_precedents(session: Session, tasks: Sequence[TaskRow], num_precedent
     for task in tasks:
         told = [(others[other], right[other][0]) for other in alike[task.id] if right[other]]
         precedents = [_make_precedent(other, answer.text) for other, answer in told]
-        free = held_out.may_be_shown(session, lineage_id, precedents, but=task.messages_sha256)
+        free = held_out.may_be_shown(session, lineage_id, precedents, but=task.messages)
         of_expert: dict[UUID, list[tuple[TaskRow, RightAnswer]]] = {}
         for other, answer in compress(told, free):
             of_expert.setdefault(answer.said[0][1].id, []).append((other, answer))

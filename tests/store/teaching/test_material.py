@@ -17,7 +17,7 @@ from services.store.loop import answers, rollouts, tasks
 from services.store.people import persons
 from services.store.tables.corrections import CorrectionRow
 from services.store.tables.loop import AnswerRow, ConsultationRow, ExpertRow, RolloutRow, TaskRow
-from services.store.teaching import material
+from services.store.teaching import held_out, material
 from services.store.teaching.material import Material
 from tests.store.conftest import World
 
@@ -266,6 +266,27 @@ def test_of_precedents_that_an_expert_returns_those_that_answer_a_held_out_quest
     [found] = desk.find(task, num_precedents=8)
     assert (found.source, found.expert_id) == (ContextSource.PRECEDENTS, librarian.id)
     assert [one.answer for one in found.precedents] == ["two"]
+
+
+@pytest.mark.parametrize("of_task", [None, "You are kind."])
+@pytest.mark.parametrize("of_precedent", [None, "You are kind.", "You are strict."])
+@pytest.mark.parametrize("split", [Split.VALIDATION, Split.HELDOUT, Split.TRAIN])
+def test_a_question_is_the_same_whatever_the_system_messages_on_either_side(
+    desk: Desk, of_task: str | None, of_precedent: str | None, split: Split
+) -> None:
+    """A train task's answer may be shown about another task; about itself it may not."""
+    wanted = TaskCreate(
+        key="asked", domain="math", split=split, messages=precedent("What is it?", "any", of_task).messages
+    )
+    task = tasks.add(desk.session, desk.world.lineage_id, wanted)[0]
+    other = desk.task("2+2")
+    told = [precedent("What is it?", "leak", of_precedent), precedent("What else is it?", "fine", of_precedent)]
+
+    def may_be_shown(about: TaskRow) -> list[bool]:
+        return held_out.may_be_shown(desk.session, desk.world.lineage_id, told, but=about.messages)
+
+    assert may_be_shown(task) == [False, True]
+    assert may_be_shown(other) == [split is Split.TRAIN, True]
 
 
 def test_precedents_of_an_expert_that_is_not_given_the_tasks_own_are_not_fixed_by_the_task(desk: Desk) -> None:
