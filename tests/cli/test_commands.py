@@ -204,8 +204,11 @@ def test_how_well_an_opinion_tells_right_from_wrong_is_listed_and_shown(
         people, critic = opinionated(session, world, "human"), opinionated(session, world, "critic")
         people_id, critic_id = str(people.id), str(critic.id)
     assert "AUC" not in cli.words("experts", "list")
-    put_seen(store, world, "human", "critic", [(0.9, 1.0)] * 6 + [(0.2, 0.0)] * 6)
-    line = "prose score: AUC 1.00 (at least 0.68), Brier 0.025 (of the mean 0.250), 12 answers on 12 tasks: calibrated"
+    put_seen(store, world, "human", "critic", [(0.9, 1.0), (0.2, 0.0)] * 8)
+    line = (
+        "prose score: AUC 1.00 (at least 0.69), Brier 0.025 (of the mean 0.250), 16 answers on 8 tasks, 8 of them with "
+        "right and wrong ones: calibrated"
+    )
     assert f"critic: {line}" in cli.words("experts", "list").splitlines()
     shown = cli.words("experts", "show", critic_id).splitlines()
     assert line in shown

@@ -125,10 +125,11 @@ def number(value: object) -> str:
 
 def calibration_line(found: Calibration) -> str:
     """How well one signal of an expert tells right answers from wrong ones in a domain."""
-    auc = "no AUC, all verdicts are alike" if found.auc is None else f"AUC {found.auc:.2f}"
+    auc = "no AUC, no task has a right and a wrong answer" if found.auc is None else f"AUC {found.auc:.2f}"
     low = "" if found.auc is None else f" (at least {'?' if found.auc_low is None else f'{found.auc_low:.2f}'})"
     outcome = "calibrated" if found.is_calibrated else "not known to tell right from wrong"
     return (
         f"{found.domain} {found.signal}: {auc}{low}, Brier {found.brier:.3f} (of the mean {found.brier_of_mean:.3f}), "
-        f"{found.num_answers} answers on {found.num_tasks} tasks: {outcome}"
+        f"{found.num_answers} answers on {found.num_tasks} tasks, {found.num_mixed_tasks} of them with right and wrong "
+        f"ones: {outcome}"
     )

@@ -6,12 +6,12 @@ pass rates and rewards, since a policy that is rewarded for its own belief only 
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import exists, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session, aliased
 
 from services.contracts.answers import AnswerKind, AnswerStatus, passes
@@ -20,13 +20,29 @@ from services.contracts.calibrations import Calibration
 from services.contracts.experts import Descriptor, ExpertStatus, OwnKind
 from services.store.loop import answers, coverage, trust
 from services.store.tables.loop import AnswerRow, ExpertRow, RolloutRow, TaskRow
-from services.store.views.calibration import Judged, estimate_chance, find_auc, find_brier
+from services.store.views.calibration import Judged, estimate_chance, find_auc, find_brier, find_look
 
 NEWEST_ANSWERS: Final = 1000
-"""Of an expert, those with a verdict: older ones are about another policy."""
+"""Of an expert in a domain, those with a verdict at the last look: older ones are about another policy."""
 SCORE: Final = "score"
 SIGNALS: Final = "signals"
 """The key in an answer's evidence under which an expert names further numbers from 0 to 1 that are measured too."""
+
+
+_JUDGE, _JUDGING = aliased(AnswerRow), aliased(ExpertRow)
+_FIRST_VERDICT: Final = (
+    select(func.min(_JUDGE.created_at))
+    .join(_JUDGING, _JUDGING.id == _JUDGE.expert_id)
+    .where(
+        _JUDGE.rollout_id == AnswerRow.rollout_id,
+        _JUDGE.score.is_not(None),
+        trust.counts(_JUDGE, _JUDGING),
+        trust.is_judge(_JUDGING),
+    )
+    .correlate(AnswerRow)
+    .scalar_subquery()
+)
+"""When the first of the verdicts on an answer's rollout was given; null without one."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +82,10 @@ def read(session: Session, lineage_id: UUID) -> Opinions:
     for row in rows:
         if not gives_opinions(row):
             continue
-        for (domain, signal), judged in sorted(_read_judged(session, row.id).items()):
-            found = _calibrate(row.id, domain, signal, judged)
+        for found, judged in _calibrate_all(session, row.id):
             calibrations.append(found)
-            if signal == SCORE and found.is_calibrated:
-                seen[row.id, domain] = judged
+            if found.signal == SCORE and found.is_calibrated:
+                seen[row.id, found.domain] = judged
     return Opinions(tuple(calibrations), seen)
 
 
@@ -78,10 +93,7 @@ def read_of(session: Session, expert: ExpertRow) -> list[Calibration] | None:
     """Of one expert; None where it gives no opinions."""
     if not gives_opinions(expert):
         return None
-    return [
-        _calibrate(expert.id, domain, signal, judged)
-        for (domain, signal), judged in sorted(_read_judged(session, expert.id).items())
-    ]
+    return [found for found, _ in _calibrate_all(session, expert.id)]
 
 
 def gives_opinions(expert: ExpertRow) -> bool:
@@ -90,37 +102,50 @@ def gives_opinions(expert: ExpertRow) -> bool:
     return AnswerKind.SCORE in descriptor.kinds and not descriptor.verifier and not trust.is_people(expert)
 
 
-def _read_judged(session: Session, expert_id: UUID) -> dict[tuple[str, str], list[Judged]]:
-    """By domain and signal, its newest scores of rollouts that have a verdict."""
-    judge, judging = aliased(AnswerRow), aliased(ExpertRow)
-    has_verdict = exists().where(
-        judge.rollout_id == AnswerRow.rollout_id,
-        judge.score.is_not(None),
-        judging.id == judge.expert_id,
-        trust.counts(judge, judging),
-        trust.is_judge(judging),
-    )
+def _calibrate_all(session: Session, expert_id: UUID) -> Iterator[tuple[Calibration, Sequence[Judged]]]:
+    """Its calibrations by domain and signal as of the last look, each with what it was made of."""
+    domains = session.execute(
+        select(TaskRow.domain, func.count())
+        .join(RolloutRow, RolloutRow.task_id == TaskRow.id)
+        .join(AnswerRow, AnswerRow.rollout_id == RolloutRow.id)
+        .where(_is_judged(expert_id))
+        .group_by(TaskRow.domain)
+        .order_by(TaskRow.domain)
+    ).all()
+    for domain, num_answers in domains:
+        num_seen, error = find_look(num_answers)
+        by_signal = _read_judged(session, expert_id, domain, num_newer=num_answers - num_seen)
+        for signal, judged in sorted(by_signal.items()):
+            yield _calibrate(expert_id, domain, signal, judged, error), judged
+
+
+def _is_judged(expert_id: UUID) -> ColumnElement[bool]:
+    """A condition on its answers: scores of rollouts that have a verdict."""
+    is_score = AnswerRow.score.is_not(None) & (AnswerRow.status == AnswerStatus.CURRENT.value)
+    return (AnswerRow.expert_id == expert_id) & is_score & _FIRST_VERDICT.is_not(None)
+
+
+def _read_judged(session: Session, expert_id: UUID, domain: str, *, num_newer: int) -> dict[str, list[Judged]]:
+    """By signal, its newest scores in the domain before so many still newer ones, in the order in which score and
+    verdict were both known."""
+    known_at = func.greatest(AnswerRow.created_at, _FIRST_VERDICT)
     rows = session.execute(
-        select(AnswerRow.rollout_id, AnswerRow.score, AnswerRow.evidence, TaskRow.id, TaskRow.domain)
+        select(AnswerRow.rollout_id, AnswerRow.score, AnswerRow.evidence, TaskRow.id)
         .join(RolloutRow, RolloutRow.id == AnswerRow.rollout_id)
         .join(TaskRow, TaskRow.id == RolloutRow.task_id)
-        .where(
-            AnswerRow.expert_id == expert_id,
-            AnswerRow.status == AnswerStatus.CURRENT.value,
-            AnswerRow.score.is_not(None),
-            has_verdict,
-        )
-        .order_by(AnswerRow.id.desc())
+        .where(_is_judged(expert_id), TaskRow.domain == domain)
+        .order_by(known_at.desc(), AnswerRow.id.desc())
+        .offset(num_newer)
         .limit(NEWEST_ANSWERS)
     ).all()
     verdicts = answers.verdicts(session, [rollout_id for rollout_id, *_ in rows])
-    judged: dict[tuple[str, str], list[Judged]] = defaultdict(list)
-    for rollout_id, score, evidence, task_id, domain in rows:
+    judged: dict[str, list[Judged]] = defaultdict(list)
+    for rollout_id, score, evidence, task_id in rows:
         verdict = verdicts.get(rollout_id)
         if score is None or verdict is None or verdict.score is None:
             continue
         for signal, value in {SCORE: score, **_read_signals(evidence)}.items():
-            judged[domain, signal].append(Judged(task_id, value, passes(verdict.score)))
+            judged[signal].append(Judged(task_id, value, passes(verdict.score)))
     return judged
 
 
@@ -136,8 +161,8 @@ def _read_signals(evidence: JsonObject | None) -> dict[str, float]:
     }
 
 
-def _calibrate(expert_id: UUID, domain: str, signal: str, judged: Sequence[Judged]) -> Calibration:
-    auc, (brier, of_mean) = find_auc(judged), find_brier(judged)
+def _calibrate(expert_id: UUID, domain: str, signal: str, judged: Sequence[Judged], error: float | None) -> Calibration:
+    auc, (brier, of_mean) = find_auc(judged, error), find_brier(judged)
     return Calibration(
         expert_id=expert_id,
         domain=domain,
@@ -145,6 +170,7 @@ def _calibrate(expert_id: UUID, domain: str, signal: str, judged: Sequence[Judge
         num_answers=len(judged),
         num_passed=sum(one.passed for one in judged),
         num_tasks=len({one.task_id for one in judged}),
+        num_mixed_tasks=0 if auc is None else auc.num_tasks,
         auc=None if auc is None else auc.mean,
         auc_low=None if auc is None else auc.low,
         brier=brier,

@@ -1,24 +1,26 @@
 """How well a score tells right answers from wrong ones: the area under its ROC curve, and the chance it stands for.
 
-Answers to one task are alike, so the task is the unit of the bound. Pure functions; `store.loop.opinions` reads what
-they are given.
+A score that only knows which tasks are easy ranks answers to different tasks well and chooses among answers to one task
+at random. So answers are compared within their task, and tasks are the unit. Pure functions; `store.loop.opinions`
+reads what they are given.
 """
 
 import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Final
 from uuid import UUID
 
 import numpy as np
 from scipy.optimize import isotonic_regression
 from scipy.special import stdtrit
-from scipy.stats import rankdata
 
 ERROR: Final = 0.1
-"""Of the one-sided lower end of an AUC."""
+"""Of all one-sided lower ends of one AUC together, however often it is looked at."""
+FIRST_LOOK: Final = 16
+"""With how many answers an AUC is first judged; then whenever their number has doubled."""
 
 
 @dataclass(frozen=True)
@@ -32,66 +34,50 @@ class Judged:
 
 @dataclass(frozen=True)
 class Auc:
-    """The area under the ROC curve: the chance that a passed answer has the higher score, ties count half.
+    """The area under the ROC curve within tasks: the chance that of two answers to one task the one that passed has the
+    higher score, ties count half; the mean over the tasks that have a passed and a failed answer.
 
-    low: its one-sided 90 % lower end; None with fewer than two tasks that have a passed answer, or a failed one.
+    num_tasks: those tasks. low: the one-sided lower end; None with fewer than two of them, and before the first look.
     """
 
     mean: float
     low: float | None
+    num_tasks: int
 
 
-def find_auc(judged: Sequence[Judged]) -> Auc | None:
-    """The AUC with its bound; None where no answer passed, or all did.
+def find_look(num_answers: int) -> tuple[int, float | None]:
+    """The number of answers at the last look, and the error of its lower end; before the first, all and None.
 
-    The variance is that of Obuchowski for clustered data (Biometrics 53, 1997, p. 567), which is DeLong's where every
-    task has one answer; its quantile is Student's, with the tasks of the rarer kind less one degrees of freedom. So few
-    tasks can look as if they were sure: with k disjoint pairs of a passed and a failed answer no bound is above
-    .1^(1/k), that of an event seen k times in k (Clopper and Pearson, Biometrika 26, 1934).
+    The verdict of a look holds until their number has doubled. The errors .1/2, .1/6, .1/12, … add up to .1.
     """
-    passed = [one for one in judged if one.passed]
-    failed = [one for one in judged if not one.passed]
-    if not passed or not failed:
+    if num_answers < FIRST_LOOK:
+        return num_answers, None
+    num_doubled = (num_answers // FIRST_LOOK).bit_length() - 1
+    return FIRST_LOOK << num_doubled, ERROR / ((num_doubled + 1) * (num_doubled + 2))
+
+
+def find_auc(judged: Sequence[Judged], error: float | None) -> Auc | None:
+    """The AUC with its bound; None where no task has both a passed and a failed answer. error: of the bound.
+
+    The quantile is Student's over the tasks. Few tasks that agree look as if they were sure: with k tasks no bound is
+    above error^(1/k), that of an event seen k times in k (Clopper and Pearson, Biometrika 26, 1934).
+    """
+    by_task: dict[UUID, tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
+    for one in judged:
+        by_task[one.task_id][one.passed].append(one.score)
+    shares = [_find_share_above(passed, failed) for failed, passed in by_task.values() if passed and failed]
+    if not shares:
         return None
-    above = _place(passed, failed)
-    below = 1 - _place(failed, passed)
-    mean = float(np.mean(above))
-    tasks = sorted({one.task_id for one in judged})
-    won, lost = _sum_by_task(passed, above - mean, tasks), _sum_by_task(failed, below - mean, tasks)
-    num_won, num_lost = len({one.task_id for one in passed}), len({one.task_id for one in failed})
-    if min(num_won, num_lost) < 2:
-        return Auc(mean, None)
-    variance = (
-        num_won / (num_won - 1) * float(won @ won) / len(passed) ** 2
-        + num_lost / (num_lost - 1) * float(lost @ lost) / len(failed) ** 2
-        + 2 * len(tasks) / (len(tasks) - 1) * float(won @ lost) / (len(passed) * len(failed))
-    )
-    quantile = float(stdtrit(min(num_won, num_lost) - 1, 1 - ERROR))
-    low = mean - quantile * math.sqrt(max(0.0, variance))
-    return Auc(mean, max(0.0, min(low, ERROR ** (1 / _count_pairs(num_won, num_lost, len(tasks))))))
+    mean, num = fmean(shares), len(shares)
+    if error is None or num < 2:
+        return Auc(mean, None, num)
+    low = mean - float(stdtrit(num - 1, 1 - error)) * stdev(shares) / math.sqrt(num)
+    return Auc(mean, max(0.0, min(low, error ** (1 / num))), num)
 
 
-def _place(ones: Sequence[Judged], others: Sequence[Judged]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """The share of the others that each one is above, ties count half."""
-    own, theirs = np.array([one.score for one in ones]), np.array([one.score for one in others])
-    ranks = rankdata(np.concatenate([own, theirs]))[: len(own)]
-    placed: np.ndarray[tuple[int], np.dtype[np.float64]] = (ranks - rankdata(own)) / len(theirs)
-    return placed
-
-
-def _sum_by_task(
-    judged: Sequence[Judged], values: np.ndarray[tuple[int], np.dtype[np.float64]], tasks: Sequence[UUID]
-) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    sums: dict[UUID, float] = defaultdict(float)
-    for one, value in zip(judged, values, strict=True):
-        sums[one.task_id] += float(value)
-    return np.array([sums[task] for task in tasks])
-
-
-def _count_pairs(num_won: int, num_lost: int, num_tasks: int) -> int:
-    """The most pairs of a passed and a failed answer in which no task is met twice: a task with both makes one."""
-    both = num_won + num_lost - num_tasks
-    return both + min(num_won - both, num_lost - both)
+def _find_share_above(passed: Sequence[float], failed: Sequence[float]) -> float:
+    """The share of pairs in which the passed answer has the higher score, ties count half."""
+    return fmean((own > other) + (own == other) / 2 for own in passed for other in failed)
 
 
 def find_brier(judged: Sequence[Judged]) -> tuple[float, float]:

@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from services.contracts.answers import AnswerContent, AnswerKind, Feedback
 from services.contracts.calibrations import Calibration
+from services.contracts.ids import new_id
 from services.store.core.transaction import Store
 from services.store.ledger import lessons
 from services.store.ledger.lessons import LessonFacts
@@ -52,18 +53,22 @@ def say(session: Session, rollout: RolloutRow, by: ExpertRow, content: AnswerCon
 def put_seen(
     store: Store, world: World, judge: str, thinker: str, scores: list[tuple[float, float]], domain: str = PROSE
 ) -> None:
-    """One rollout a task, with the thinker's score and the judge's verdict."""
+    """Two rollouts a task, each with the thinker's score and the judge's verdict."""
     with store.transaction() as session:
         by_name = {row.name: row for row in session.scalars(select(ExpertRow))}
-        for number, (score, verdict) in enumerate(scores):
-            [rollout] = world.drawn(session, world.task(session, f"{domain} {judge} {number}", domain=domain), size=1)
-            evidence = {"signals": {"p_yes": 1 - score, "not a number": "x", "beyond": 7}}
-            say(session, rollout, by_name[thinker], AnswerContent(score=score, evidence=evidence))
-            say(session, rollout, by_name[judge], AnswerContent(score=verdict))
+        for number in range(0, len(scores), 2):
+            both = scores[number : number + 2]
+            task = world.task(session, f"{domain} {judge} {new_id()}", domain=domain)
+            for rollout, (score, verdict) in zip(world.drawn(session, task, size=len(both)), both, strict=True):
+                evidence = {"signals": {"p_yes": 1 - score, "not a number": "x", "beyond": 7}}
+                say(session, rollout, by_name[thinker], AnswerContent(score=score, evidence=evidence))
+                say(session, rollout, by_name[judge], AnswerContent(score=verdict))
 
 
-RIGHT_WAY = [(0.9, 1.0)] * 6 + [(0.2, 0.0)] * 6
-WRONG_WAY = [(0.2, 1.0)] * 6 + [(0.9, 0.0)] * 6
+RIGHT_WAY = [(0.9, 1.0), (0.2, 0.0)] * 8
+WRONG_WAY = [(0.2, 1.0), (0.9, 0.0)] * 8
+EASY_OR_HARD = [(0.9, 1.0)] * 8 + [(0.2, 0.0)] * 8
+"""Tells right from wrong only between tasks."""
 
 
 def read(store: Store, world: World) -> dict[tuple[str, str], Calibration]:
@@ -92,14 +97,32 @@ def test_a_score_is_measured_by_domain_and_signal_against_verifiers_and_people(s
     found = read(store, world)
     assert found.keys() == {(domain, signal) for domain in ("math", PROSE) for signal in ("score", "p_yes")}
     prose = found[PROSE, "score"]
-    assert (prose.num_answers, prose.num_passed, prose.num_tasks, prose.auc) == (12, 6, 12, 1.0)
-    assert prose.auc_low == pytest.approx(0.1 ** (1 / 6))
-    assert prose.brier == pytest.approx((6 * 0.01 + 6 * 0.04) / 12)
+    assert (prose.num_answers, prose.num_passed, prose.num_tasks, prose.auc) == (16, 8, 8, 1.0)
+    assert prose.num_mixed_tasks == 8
+    assert prose.auc_low == pytest.approx(0.05 ** (1 / 8)), "the first look errs in 5 %"
+    assert prose.brier == pytest.approx((8 * 0.01 + 8 * 0.04) / 16)
     assert prose.brier_of_mean == 0.25
     assert prose.is_calibrated
     assert (found[PROSE, "p_yes"].auc, found[PROSE, "p_yes"].is_calibrated) == (0.0, False)
     assert (found["math", "score"].auc, found["math", "p_yes"].auc) == (0.0, 1.0)
-    assert found["math", "score"].num_passed == 6
+    assert (found["math", "score"].num_passed, found["math", "p_yes"].auc_low) == (4, None), "8 answers are too few"
+
+
+def test_a_verdict_on_a_score_holds_until_its_answers_have_doubled(store: Store, world: World) -> None:
+    with store.transaction() as session:
+        for name in ("human", "self-evaluation"):
+            expert(session, world, name)
+    put_seen(store, world, "human", "self-evaluation", RIGHT_WAY)
+    first = read(store, world)[PROSE, "score"]
+    put_seen(store, world, "human", "self-evaluation", WRONG_WAY[:14])
+    assert read(store, world)[PROSE, "score"] == first, "30 answers: the figures are those of the look at 16"
+    put_seen(store, world, "human", "self-evaluation", WRONG_WAY[14:])
+    second = read(store, world)[PROSE, "score"]
+    assert (second.num_answers, second.num_mixed_tasks, second.auc) == (32, 16, 0.5), "8 tasks right, 8 wrong"
+    assert (first.is_calibrated, second.is_calibrated) == (True, False)
+    with store.transaction() as session:
+        thinker = session.scalars(select(ExpertRow).where(ExpertRow.name == "self-evaluation")).one()
+        assert opinions.read_of(session, thinker) == list(opinions.read(session, world.lineage_id).calibrations)
 
 
 def test_where_no_verifier_exists_a_calibrated_score_tells_how_likely_a_rollout_is_right(
@@ -134,7 +157,7 @@ def test_where_a_verifier_exists_or_a_verdict_was_given_no_opinion_stands_in(sto
         assert [one.opinion for one in found] == [None, None]
 
 
-@pytest.mark.parametrize("scores", [WRONG_WAY, RIGHT_WAY[4:8], [(0.9, 1.0)] * 12, []])
+@pytest.mark.parametrize("scores", [WRONG_WAY, RIGHT_WAY[:14], EASY_OR_HARD, [(0.9, 1.0)] * 16, []])
 def test_a_score_that_is_not_known_to_tell_right_from_wrong_stands_in_for_nothing(
     store: Store, world: World, scores: list[tuple[float, float]]
 ) -> None:
@@ -165,16 +188,10 @@ def test_of_two_calibrated_experts_the_surer_one_is_heard(store: Store, world: W
     with store.transaction() as session:
         for name in ("human", "self-evaluation", "critic"):
             expert(session, world, name)
-    put_seen(store, world, "human", "critic", RIGHT_WAY[1:11])
+    put_seen(store, world, "human", "critic", RIGHT_WAY)
+    put_seen(store, world, "human", "self-evaluation", RIGHT_WAY * 2)
     with store.transaction() as session:
-        human, thinker = (
-            session.scalars(select(ExpertRow).where(ExpertRow.name == name)).one()
-            for name in ("human", "self-evaluation")
-        )
-        for number, (score, verdict) in enumerate(RIGHT_WAY):
-            [rollout] = world.drawn(session, world.task(session, f"more {number}", domain=PROSE), size=1)
-            say(session, rollout, thinker, AnswerContent(score=score))
-            say(session, rollout, human, AnswerContent(score=verdict))
+        thinker = session.scalars(select(ExpertRow).where(ExpertRow.name == "self-evaluation")).one()
         critic = session.scalars(select(ExpertRow).where(ExpertRow.name == "critic")).one()
         [rollout] = world.drawn(session, world.task(session, "new", domain=PROSE), size=1)
         said = [say(session, rollout, by, AnswerContent(score=0.9)) for by in (critic, thinker)]
