@@ -1,8 +1,9 @@
 """The arms of a measurement's task: what the teacher is shown, what the control is shown, and how often each passed.
 
 The student's answers supply material too: its successes, its failures with what was said about them, and what experts
-answered. What is chosen by the outcome of an answer comes from one half of them, and the student's pass rate from the
-other, so that the choice does not bias the rate.
+answered. All of that comes from one half of them, and the student's pass rate from the other: who says something about
+failures only would otherwise choose the tasks where the student happened to fail. Corrections alone are of earlier
+answers, so with them the student is read on both halves.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,8 @@ from services.store.tables.teaching import MeasurementRow
 from services.store.teaching import held_out
 from services.store.teaching.material import Material
 
-CHOSEN_BY_OUTCOME: Final = frozenset({ContextSource.OWN_SUCCESS, ContextSource.FEEDBACK})
+OF_EARLIER_ANSWERS: Final = frozenset({ContextSource.CORRECTION})
+"""Sources that the student's answers to the task never supply."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ class Tried:
 
     def rate(self, source: ContextSource, arm: Arm) -> float | None:
         """The arm's pass rate where it is measured; None where nothing was judged."""
-        halved = arm is Arm.STUDENT and source in CHOSEN_BY_OUTCOME
+        halved = arm is Arm.STUDENT and source not in OF_EARLIER_ANSWERS
         judged, passed = (self.num_compared, self.num_compared_passed) if halved else (self.num_judged, self.num_passed)
         return passed / judged if judged else None
 

@@ -185,14 +185,41 @@ def test_a_verifier_on_probation_is_measured_by_what_it_certifies_whatever_those
     assert (found and found.solution) == shown
 
 
-def test_the_student_is_read_from_the_other_half_where_an_outcome_chose_what_is_shown() -> None:
+@pytest.mark.parametrize("source", [one for one in ContextSource if one is not ContextSource.CORRECTION])
+def test_the_student_is_read_from_the_half_that_supplies_nothing(source: ContextSource) -> None:
     # two of eight passed, one of the four that are compared
     tried = Tried(is_over=True, num_judged=8, num_passed=2, num_compared=4, num_compared_passed=1)
 
-    assert tried.rate(ContextSource.OWN_SUCCESS, Arm.STUDENT) == 1 / 4
-    assert tried.rate(ContextSource.REFERENCE, Arm.STUDENT) == 2 / 8
-    assert tried.rate(ContextSource.OWN_SUCCESS, Arm.TEACHER) == 2 / 8
-    assert Tried(is_over=True).rate(ContextSource.REFERENCE, Arm.TEACHER) is None
+    assert tried.rate(source, Arm.STUDENT) == 1 / 4
+    assert tried.rate(ContextSource.CORRECTION, Arm.STUDENT) == 2 / 8
+    assert tried.rate(source, Arm.TEACHER) == tried.rate(source, Arm.CONTROL) == 2 / 8
+    assert Tried(is_over=True).rate(source, Arm.TEACHER) is None
+
+
+def test_an_expert_that_solves_nothing_gains_nothing_by_answering_failures_only(store: Store, world: World) -> None:
+    with store.transaction() as session:
+        world.expert(session)
+        idle = world.expert(session, "idle", kinds=(AnswerKind.SOLUTION,), verifier=False)
+        measured = measure(session, world, idle, ContextSource.SOLUTION)
+        gaps, of_all = [], []
+        # two answers that pass by the toss of a coin, in each of their four outcomes; the first one may supply
+        for scores in ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0)):
+            task = world.task(session, str(scores))
+            rows = draw_student(session, world, task, measured, list(scores))
+            for row, score in zip(rows, scores, strict=True):
+                row.score = score
+            if scores[0] == 0.0:
+                answer(session, rows[0], idle, ConsultResult(solution="no idea"))
+            session.flush()
+            if arms.find_shown(session, measured, rows, ()) is not None:
+                tried = arms.read_tried(session, [rows[0].group_id])[rows[0].group_id]
+                student = tried.rate(ContextSource.SOLUTION, Arm.STUDENT)
+                assert student is not None
+                gaps.append(0.5 - student)
+                of_all.append(0.5 - tried.num_passed / tried.num_judged)
+
+    assert gaps == [0.5, -0.5]
+    assert of_all == [0.5, 0.0]  # as if it taught by a quarter
 
 
 def test_what_the_policy_drew_in_the_place_of_its_teacher_is_judged_nowhere(store: Store, world: World) -> None:
