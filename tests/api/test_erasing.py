@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sized
 from uuid import UUID
 
+import numpy as np
 import pytest
 from sqlalchemy import Engine, event, select, text
 
@@ -18,12 +19,13 @@ from services.contracts.updates import TermKind, TermRecord
 from services.store.core.transaction import Store
 from services.store.corrections import effects
 from services.store.ledger import lessons, updates
+from services.store.ledger.distributions import TopK
 from services.store.loop import consultations, experts, groups, settling
 from services.store.loop.consultations import ClaimedConsultation
 from services.store.people import erasing, logins, passwords
 from services.store.tables.corrections import CorrectionRow, EffectRow
 from services.store.tables.housekeeping import IdempotencyRow
-from services.store.tables.ledger import LessonRow, UpdateLessonRow, UpdateRow
+from services.store.tables.ledger import LessonRow, TeacherChoicesRow, UpdateLessonRow, UpdateRow
 from services.store.tables.loop import AnswerRow, ConsultationRow, ExpertRow, GroupRow, RolloutRow
 from services.store.tables.people import ApiKeyRow, ErasedTextRow, LoginSessionRow, PasswordRow, PersonRow
 from services.store.tables.schema import METADATA
@@ -245,6 +247,59 @@ def test_what_was_trained_is_said(api: Api, store: Store, world: World, correcte
         assert report["updates"] == [{"lineage": "main", "number": 1}]
         assert report["policy_versions"] == ["main-1"]
         assert report["lessons"] == 0
+
+
+@pytest.mark.parametrize("how", ["as a precedent", "by what its teacher drew"])
+def test_what_a_correction_taught_about_another_task_is_said_and_forgotten(
+    api: Api, store: Store, world: World, corrected: UUID, how: str
+) -> None:
+    behind, owner = correction_answer(store).id, new_id()
+    with store.transaction() as session:
+        context = show(ContextSource.PRECEDENTS, behind, words=SAID[0]) if how != "as a precedent" else None
+        rollouts = world.drawn(session, world.task(session, "other"), 2, context=context, num_shown=int(bool(context)))
+        ids = consultations.pending_of(session, [rollout.id for rollout in rollouts])
+        questions = consultations.claim(session, ids, lease_seconds=60)
+    with store.transaction() as session:
+        for question in questions:
+            settling.settle(session, question, ConsultResult(score=1.0))
+        used = session.scalars(
+            select(LessonRow).where(LessonRow.rollout_id.in_([row.id for row in rollouts])).order_by(LessonRow.id)
+        ).all()
+        own, shown = sorted(used, key=lambda lesson: session.get_one(RolloutRow, lesson.rollout_id).shown)
+        lessons.claim(session, world.lineage_id, owner, num_groups=9, max_late=0, lease_seconds=60)
+        row = updates.start(
+            session,
+            world.lineage_id,
+            owner,
+            objective="distil",
+            settings={},
+            parent_sha256=None,
+            batch_sha256="b",
+            lesson_ids=[own.id, shown.id],
+        )
+        verdicts = select(AnswerRow.id).where(AnswerRow.rollout_id == own.rollout_id)
+        other = session.scalars(verdicts).first() or new_id()
+        choices = TopK(np.array([[1]], np.int32), np.array([[0.0]]), np.array([0.0]))
+        learned = [behind] if how == "as a precedent" else [other]
+        contributions = [
+            updates.Contribution(
+                lesson.id,
+                terms=(TermRecord(kind=TermKind.CONDITIONED, answers=said, weight=1.0, share=0.5),),
+                choices=choices,
+            )
+            for lesson, said in ((own, [other]), (shown, learned))
+        ]
+        updates.apply(session, row.id, owner, checkpoint_sha256="c", metrics={}, contributions=contributions)
+    for report in (
+        made(api.get(f"/v1/persons/{corrected}/erasure")),
+        made(api.post(f"/v1/persons/{corrected}/erase")),
+    ):
+        assert report["updates"] == [{"lineage": "main", "number": 1}]
+    with store.transaction() as session:
+        assert session.scalars(select(TeacherChoicesRow.lesson_id)).all() == [own.id], "no other teacher was shown it"
+        [group] = session.scalars(select(GroupRow).where(GroupRow.id == rollouts[0].group_id))
+        assert group.context is None or group.context["messages"] == []
+    assert find_words(store, "zebra") == {}
 
 
 def test_an_expert_that_was_shown_the_text_loses_its_answer_too(

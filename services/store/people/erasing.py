@@ -21,7 +21,7 @@ from sqlalchemy import (
     Select,
     Subquery,
     Text,
-    Uuid,
+    and_,
     cast,
     delete,
     exists,
@@ -30,12 +30,12 @@ from sqlalchemy import (
     literal,
     select,
     text,
-    true,
+    tuple_,
     union,
     union_all,
     update,
 )
-from sqlalchemy.dialects.postgresql import JSONPATH
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from services.contracts.answers import AnswerStatus
@@ -261,34 +261,38 @@ def _report(
     )
 
 
-def _tasks_of(made: Sequence[UUID]) -> Select[UUID]:
-    """The rollouts of these answers. A term, like a teacher's answer, rests on answers about its own task only."""
-    return (
-        select(RolloutRow.task_id)
-        .join(AnswerRow, AnswerRow.rollout_id == RolloutRow.id)
-        .where(AnswerRow.id.in_(listed(made)))
+def _learned_from(made: Sequence[UUID]) -> Select[UUID, UUID]:
+    """Update and lesson of what was trained with a term made from one of these answers, of whichever task they are
+    about, or on what a teacher drew that was shown one."""
+    gone = listed(made).subquery("gone")
+    named = func.jsonb_build_array(
+        func.jsonb_build_object("answers", func.jsonb_build_array(cast(gone.c.id, Text)), type_=JSONB), type_=JSONB
     )
+    keys = UpdateLessonRow.update_id, UpdateLessonRow.lesson_id
+    in_terms = select(*keys).join(gone, UpdateLessonRow.terms.contains(named))
+    drawn = LessonRow.rollout_id.in_(contexts.shown_in(contexts.made_of(listed(made))))
+    after_them = select(*keys).join(LessonRow, LessonRow.id == UpdateLessonRow.lesson_id).where(drawn)
+    learned = union(in_terms, after_them).subquery("learned")
+    return select(learned.c.update_id, learned.c.lesson_id)
 
 
 def _updates_shaped(session: Session, made: Sequence[UUID]) -> list[tuple[UUID, str, int]]:
-    """Lineage (id, name) and number of the applied updates with a term made from one of these answers."""
-    named = func.jsonb_array_elements_text(
-        func.jsonb_path_query_array(UpdateLessonRow.terms, cast("$[*].answers[*]", JSONPATH))
-    ).table_valued("value")
+    """Lineage (id, name) and number of the applied updates that learned from one of these answers."""
+    learned = _learned_from(made).subquery()
     rows = session.execute(
         select(LineageRow.id, LineageRow.name, UpdateRow.number)
         .distinct()
         .select_from(UpdateLessonRow)
         .join(UpdateRow, UpdateRow.id == UpdateLessonRow.update_id)
         .join(LineageRow, LineageRow.id == UpdateRow.lineage_id)
-        .join(LessonRow, LessonRow.id == UpdateLessonRow.lesson_id)
-        .join(RolloutRow, RolloutRow.id == LessonRow.rollout_id)
-        .join(named, true())
-        .where(
-            UpdateLessonRow.status == UpdateStatus.APPLIED.value,
-            RolloutRow.task_id.in_(_tasks_of(made)),
-            cast(named.c.value, Uuid).in_(listed(made)),
+        .join(
+            learned,
+            and_(
+                learned.c.update_id == UpdateLessonRow.update_id,
+                learned.c.lesson_id == UpdateLessonRow.lesson_id,
+            ),
         )
+        .where(UpdateLessonRow.status == UpdateStatus.APPLIED.value)
     )
     return sorted((lineage, name, number) for lineage, name, number in rows)
 
@@ -334,10 +338,9 @@ def _take_out(session: Session, person_id: UUID, made: Sequence[UUID]) -> None:
 
 def forget_teachers(session: Session, made: Sequence[UUID]) -> None:
     """The tokens preferred by a teacher that was shown the text repeat it, token by token."""
-    lessons = select(LessonRow.id).join(RolloutRow, RolloutRow.id == LessonRow.rollout_id)
     session.execute(
         delete(TeacherChoicesRow)
-        .where(TeacherChoicesRow.lesson_id.in_(lessons.where(RolloutRow.task_id.in_(_tasks_of(made)))))
+        .where(tuple_(TeacherChoicesRow.update_id, TeacherChoicesRow.lesson_id).in_(_learned_from(made)))
         .execution_options(synchronize_session=False)
     )
 
