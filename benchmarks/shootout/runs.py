@@ -253,7 +253,7 @@ def train(plan: Plan, world: World, start: Point | None = None) -> Outcome:
         result = make_update(state, batch, config, settings, Ranks(0, 1), lambda: False)
         num_untrained += result.untrained is not None
         num_invalid += sum(one.invalid is not None for one in result.contributions)
-        num_charged += _count(result.metrics, "num_future_tokens")
+        num_charged += _count(result.metrics, "num_charged_tokens")
         num_clipped += _count(result.metrics, "num_clipped_tokens")
         seconds += _now(plan.device) - began
         if update % plan.budget.measure_every == 0 or update == plan.budget.updates:

@@ -46,7 +46,8 @@ def measure(batch: Batch, plan: Plan, account: Account, grad_norm: float, learni
     no rate of the policy's."""
     rows, sums = batch.rows, account.sums
     own = [row for row in rows if not row.rolled_in]
-    names = ["loss", "local", "partial", "future", "imitation", "num_future_tokens", "num_clipped_tokens"]
+    names = ["loss", "local", "partial", "future", "imitation", "num_future_tokens"]
+    names += ["num_charged_tokens", "num_clipped_tokens"]
     for objective in plan.objectives:
         names += [f"loss_{objective.name}", *objective.figures]
     metrics: dict[str, float] = {name: sums.get(name, 0.0) for name in names}

@@ -294,6 +294,8 @@ def test_without_lambda_there_is_no_future_term(model_folder: Path, policy: Load
     with_future = train(credited, batch_of(credited, group(policy)))
     assert result.metrics["future_share"] == 0
     assert with_future.metrics["future_share"] == 1
+    charged = [one.metrics["num_charged_tokens"] for one in (result, with_future)]
+    assert charged == [0, 4 + 7 + 5 + 3 + 6 + 2 + 1 + 2], "every token is charged, also with next to nothing"
     assert all(one.future_nonzero for one in with_future.contributions)
 
 
