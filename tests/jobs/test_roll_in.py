@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from services.contracts.answers import AnswerKind
 from services.contracts.experts import ConsultResult
@@ -175,6 +175,56 @@ def test_an_answer_withdrawn_while_a_group_is_planned_is_shown_to_no_teacher(sto
     group, drawn = draw(store, world, context, size=2, num_shown=1, purpose=Purpose.TRAIN)
     assert (group.context or {})["messages"] == []
     assert not any(row.shown for row in drawn)
+
+
+def solve(store: Store, world: World) -> AnswerRow:
+    """An answer of the expert `solver`, on another rollout."""
+    with store.transaction() as session:
+        world.expert(session, "solver", kinds=(AnswerKind.SOLUTION,), verifier=False)
+        [row] = world.drawn(session, world.task(session, "one"), size=1)
+        [asked] = consultations.claim(session, consultations.pending_of(session, [row.id]), lease_seconds=60)
+        settling.settle(session, asked, ConsultResult(solution="It is 1."))
+        return session.scalars(select(AnswerRow)).one()
+
+
+NO_LONGER_COUNTS = [{"status": "paused"}, {"status": "probation"}, {"weight": 0.0}]
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize("change", [{}, *NO_LONGER_COUNTS])
+def test_while_an_answer_behind_it_does_not_count_the_policy_draws_a_planned_roll_in_alone(
+    store: Store, world: World, change: dict[str, object]
+) -> None:
+    answer = solve(store, world)
+    with store.transaction() as session:
+        session.execute(update(ExpertRow).where(ExpertRow.id == answer.expert_id).values(change or {"weight": 1.0}))
+    context = show("It is 1.").model_copy(update={"answers": [answer.id]})
+    group, drawn = draw(store, world, context, size=2, num_shown=1, purpose=Purpose.TRAIN)
+    assert [row.shown for row in drawn] == [False, not change]
+    assert group.num_shown == (0 if change else 1)
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize("change", NO_LONGER_COUNTS)
+def test_a_roll_in_that_was_drawn_has_the_weight_of_what_its_teacher_was_shown_as_it_is_claimed(
+    store: Store, world: World, change: dict[str, object]
+) -> None:
+    answer = solve(store, world)
+    with store.transaction() as session:
+        world.expert(session)
+    context = show("It is 1.").model_copy(update={"answers": [answer.id]})
+    group, _ = draw(store, world, context, size=2, num_shown=1, purpose=Purpose.TRAIN)
+    settle_all(store, 1.0)
+
+    def read() -> dict[bool, list[float]]:
+        with store.transaction() as session:
+            rows = session.scalars(select(LessonRow).where(LessonRow.group_id == group.id)).all()
+            return {one.shown: [said.weight for said in one.shown_after] for one in lessons.load(session, rows)}
+
+    assert read() == {False: [], True: [1.0]}
+    with store.transaction() as session:
+        session.execute(update(ExpertRow).where(ExpertRow.id == answer.expert_id).values(change))
+    assert read() == {False: [], True: [0.0]}
 
 
 def settle_all(store: Store, score: float) -> None:

@@ -19,8 +19,8 @@ from transformers import PreTrainedTokenizerBase
 from services.contracts.sources import ContextSource
 from services.runtime.errors import InvalidInput
 from services.runtime.settings import Settings
-from services.store.ledger.lessons import LessonFacts
-from trainer.batch.answers import behind, rate, trusted
+from services.store.ledger.lessons import LessonAnswer, LessonFacts
+from trainer.batch.answers import behind, rate, raters, trusted
 from trainer.batch.contexts import Contexts, Showable
 from trainer.batch.corrections import find_departure, find_learned
 from trainer.batch.distributions import read_samples, read_top_k
@@ -29,17 +29,39 @@ from trainer.config import TrainerConfig
 
 
 def hash_batch(lessons: Sequence[LessonFacts], showable: Showable) -> str:
-    """The sha256 of an update's input: its lessons in order with answers and verdicts, what may be shown about their
-    tasks, and what of it teaches."""
+    """The sha256 of an update's input: its lessons in order with answers, verdicts and what their teachers were shown,
+    what may be shown about their tasks, and what of it teaches. Answers and material come with their weights."""
     content = [
-        [str(lesson.lesson_id), [str(answer.id) for answer in (*lesson.answers, *lesson.judges)], rate(lesson)]
+        [
+            str(lesson.lesson_id),
+            [[_spell(one) for one in said] for said in (lesson.answers, raters(lesson), lesson.shown_after)],
+            repr(rate(lesson)),
+        ]
         for lesson in lessons
     ]
     material = [
-        [str(task_id), [[one.source, str(one.expert_id), [str(i) for i in one.answers]] for one in own]]
+        [
+            str(task_id),
+            [
+                [
+                    one.source,
+                    str(one.expert_id),
+                    repr(one.weight),
+                    [str(i) for i in one.answers],
+                    [precedent.model_dump(mode="json") for precedent in one.precedents],
+                ]
+                for one in own
+            ],
+        ]
         for task_id, own in sorted(showable.material.items())
     ]
     return hashlib.sha256(json.dumps([content, material, showable.standing.spell()]).encode()).hexdigest()
+
+
+def _spell(answer: LessonAnswer) -> list[object]:
+    """What an update has of an answer: itself, its weight, and those of its precedents that may be shown."""
+    precedents = [precedent.model_dump(mode="json") for precedent in answer.precedents]
+    return [str(answer.id), repr(answer.weight), precedents]
 
 
 def build_batch(
@@ -124,6 +146,8 @@ def _check_rollout(lesson: LessonFacts, vocabulary: Vocabulary) -> None:
         raise ValueError("no token of the rollout is an action")
     if lesson.sampler_logprobs is not None and len(lesson.sampler_logprobs) != len(lesson.token_ids):
         raise ValueError(f"{len(lesson.sampler_logprobs)} sampler logprobs for {len(lesson.token_ids)} tokens")
+    if any(answer.weight == 0 for answer in lesson.shown_after):
+        raise ValueError("what its teacher was shown does not count any more")
     if lesson.score is not None and not 0 <= lesson.score <= 1:
         raise ValueError(f"its score {lesson.score} lies outside 0..1")
 

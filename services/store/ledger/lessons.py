@@ -17,6 +17,7 @@ from services.contracts.answers import AnswerStatus, Distribution, Feedback
 from services.contracts.corrections import CorrectionStatus
 from services.contracts.lessons import Lesson, LessonStatus
 from services.contracts.rollouts import GroupStatus, RolloutStatus, Sampling
+from services.contracts.sources import ShownContext
 from services.contracts.tasks import Message, Precedent
 from services.contracts.updates import Speaker, UpdateStatus
 from services.store.ledger import distributions, policies
@@ -74,7 +75,8 @@ class LessonFacts:
     it is now (`answers.verdicts`). judges: the answers it rests on, also those that came after the lesson was opened.
     opinion: of a rollout without a verdict; it may choose which sibling is shown, and is no reward. group_size:
     rollouts of its group that the policy drew. shown: the teacher drew it, so it has none of these; `sampling` is that
-    of its group: how the policy, which is read after the plain prompt, would have drawn it.
+    of its group: how the policy, which is read after the plain prompt, would have drawn it. shown_after: the answers
+    behind what that teacher was shown.
     """
 
     lesson_id: UUID
@@ -102,6 +104,7 @@ class LessonFacts:
     opinion: LessonOpinion | None = None
     answer_start: int = 0
     shown: bool = False
+    shown_after: tuple[LessonAnswer, ...] = ()
 
 
 def set_aside_stale(session: Session, lineage_id: UUID, max_staleness: int) -> int:
@@ -307,7 +310,8 @@ def load(session: Session, lessons: Sequence[LessonRow]) -> list[LessonFacts]:
     linked = _find_linked(session, ids)
     judges = {answer_id for verdict in verdicts.values() for answer_id in verdict.judges}
     judges.update(opinion.answer_id for opinion in thought.values())
-    said = _load_answers(session, judges.union(*linked.values()), known)
+    shown_after = {rollout.id: _read_context(group) for rollout, _, group, _ in about.values() if rollout.shown}
+    said = _load_answers(session, judges.union(*linked.values(), *shown_after.values()), known)
     return [
         _join_facts(
             lesson,
@@ -315,10 +319,16 @@ def load(session: Session, lessons: Sequence[LessonRow]) -> list[LessonFacts]:
             tuple(said[answer_id] for answer_id in linked.get(lesson.id, ())),
             verdicts.get(lesson.rollout_id),
             thought.get(lesson.rollout_id),
+            shown_after.get(lesson.rollout_id, ()),
             said,
         )
         for lesson in lessons
     ]
+
+
+def _read_context(group: GroupRow) -> list[UUID]:
+    """The answers behind what the group's teacher was shown."""
+    return [] if group.context is None else ShownContext.model_validate(group.context).answers
 
 
 def _find_opinions(
@@ -452,6 +462,7 @@ def _join_facts(
     linked: tuple[LessonAnswer, ...],
     verdict: answers.Verdict | None,
     opinion: opinions.Opinion | None,
+    shown_after: Sequence[UUID],
     said: Mapping[UUID, LessonAnswer],
 ) -> LessonFacts:
     logprobs = rollout.sampler_logprobs
@@ -482,4 +493,5 @@ def _join_facts(
         judges=() if verdict is None else tuple(said[answer_id] for answer_id in verdict.judges),
         opinion=None if opinion is None else LessonOpinion(opinion.chance, said[opinion.answer_id]),
         shown=rollout.shown,
+        shown_after=tuple(said[answer_id] for answer_id in shown_after),
     )

@@ -16,7 +16,8 @@ from services.contracts.consultations import ConsultationStatus
 from services.contracts.rollouts import GroupStatus, RolloutStatus
 from services.contracts.sources import ContextSource, ShownContext
 from services.store.core.id_lists import Ids, listed
-from services.store.tables.loop import AnswerRow, ConsultationRow, GroupRow, RolloutRow
+from services.store.loop import trust
+from services.store.tables.loop import AnswerRow, ConsultationRow, ExpertRow, GroupRow, RolloutRow
 
 WITHDRAWN = "what its teacher was shown was withdrawn"
 WITHOUT_METADATA = frozenset({ContextSource.OWN_SUCCESS, ContextSource.NOTHING})
@@ -37,6 +38,18 @@ def prepare(session: Session, context: ShownContext) -> ShownContext:
     stands = all(status == AnswerStatus.CURRENT.value for status, _ in said)
     quotes = [] if context.source in WITHOUT_METADATA else sorted(keys)
     return context.model_copy(update={"quotes": quotes, "messages": context.messages if stands else []})
+
+
+def still_counts(session: Session, context: ShownContext) -> bool:
+    """Whether every answer behind this context may still train (`trust.counts`): no expert was paused, sent back to
+    probation or given no weight since it was made."""
+    counted = (
+        select(func.count())
+        .select_from(AnswerRow)
+        .join(ExpertRow, ExpertRow.id == AnswerRow.expert_id)
+        .where(AnswerRow.id.in_(context.answers), trust.counts(AnswerRow, ExpertRow))
+    )
+    return session.scalars(counted).one() == len(set(context.answers))
 
 
 def quoted_in(session: Session, rollout: RolloutRow) -> list[str]:

@@ -195,11 +195,21 @@ def claim(session: Session, ids: Sequence[UUID], lease_seconds: float) -> list[D
                 sampling=Sampling.model_validate(row.sampling),
                 policy_version=row.policy_version or (None if serves is None else serves.name),
                 names_version=row.policy_version is not None,
-                context=None if row.context is None else ShownContext.model_validate(row.context),
+                context=_read_context(session, row),
                 num_shown=row.num_shown,
             )
         )
     return draws
+
+
+def _read_context(session: Session, row: GroupRow) -> ShownContext | None:
+    """What the group's teacher is shown: of a roll-in no words where an answer behind them does not count any more."""
+    if row.context is None:
+        return None
+    context = ShownContext.model_validate(row.context)
+    if context.measurement_id is not None or contexts.still_counts(session, context):
+        return context
+    return context.model_copy(update={"messages": []})
 
 
 def finish(

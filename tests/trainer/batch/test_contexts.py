@@ -369,6 +369,35 @@ def test_a_late_lesson_has_only_the_terms_of_its_own_answer_and_no_siblings(poli
     assert (sources_of(row), row.siblings, row.half) == ([FEEDBACK], str(late.lesson_id), 0)
 
 
+def test_what_a_teacher_drew_is_set_aside_where_what_it_was_shown_does_not_count_any_more(policy: LoadedPolicy) -> None:
+    kept = replace(facts(policy), shown=True, shown_after=(reference(),))
+    gone = replace(kept, lesson_id=new_id(), shown_after=(reference(), replace(reference(), weight=0.0)))
+    batch = build(policy, [kept, gone])
+    assert [row.lesson_id for row in batch.rows] == [kept.lesson_id]
+    assert batch.invalid == {gone.lesson_id: "what its teacher was shown does not count any more"}
+
+
+def test_the_batch_hash_changes_with_weights_opinions_precedents_and_what_a_teacher_was_shown(
+    policy: LoadedPolicy,
+) -> None:
+    said, fixed = replace(reference(), precedents=(precedent("1?", "1"), precedent("2?", "2"))), reference()
+    lesson, shown = facts(policy, answers=(said,)), material(PRECEDENTS, precedents=said.precedents)
+    others = [
+        replace(lesson, answers=(replace(said, weight=0.5),)),
+        replace(lesson, answers=(replace(said, precedents=said.precedents[1:]),)),
+        replace(lesson, opinion=LessonOpinion(0.0, said)),
+        replace(lesson, opinion=LessonOpinion(0.0, fixed)),
+        replace(lesson, shown_after=(fixed,)),
+        replace(lesson, shown_after=(replace(fixed, weight=0.5),)),
+    ]
+    hashes = [hash_batch([one], known(shown)) for one in (lesson, *others)]
+    hashes += [
+        hash_batch([lesson], known(replace(shown, weight=0.5))),
+        hash_batch([lesson], known(replace(shown, precedents=said.precedents[1:]))),
+    ]
+    assert len(set(hashes)) == len(hashes)
+
+
 def test_the_batch_hash_names_lessons_answers_what_may_be_shown_and_what_teaches(policy: LoadedPolicy) -> None:
     lesson, fixed = facts(policy, answers=(reference(),)), known(material(CORRECTED, "Four!"))
     told: list[LessonAnswer] = list(lesson.answers)
