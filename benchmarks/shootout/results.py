@@ -5,10 +5,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from benchmarks.shootout.runs import Plan, Point, Setting
+
+NUM_DIGITS: Final = 9
+"""To which means are compared: the order in which equal ones were summed up decides nothing."""
 
 
 class Run(BaseModel):
@@ -85,12 +89,16 @@ class ByTemperature:
     @property
     def best(self) -> float:
         """The temperature with the highest pass@1; the lowest among equals."""
-        return max(sorted(self.pass_1), key=lambda temperature: self.pass_1[temperature])
+        return _find_best(self.pass_1)
 
     @property
     def best_8(self) -> float:
         """The same for pass@8."""
-        return max(sorted(self.pass_8), key=lambda temperature: self.pass_8[temperature])
+        return _find_best(self.pass_8)
+
+
+def _find_best(passed: dict[float, float]) -> float:
+    return max(sorted(passed), key=lambda temperature: round(passed[temperature], NUM_DIGITS))
 
 
 def average(points: Sequence[Point]) -> ByTemperature:
@@ -121,7 +129,7 @@ class Tuning:
 
     def _best_of(self, settings: Sequence[Setting]) -> Setting:
         found = {setting: self.settings[setting] for setting in settings}
-        return max(settings, key=lambda setting: found[setting].pass_1[found[setting].best])
+        return max(settings, key=lambda setting: round(found[setting].pass_1[found[setting].best], NUM_DIGITS))
 
 
 def _read(lines: Sequence[str]) -> Iterator[Run]:

@@ -315,6 +315,17 @@ def test_the_setting_with_the_best_mean_over_seeds_at_its_best_temperature_is_ch
 
 # --- the report ---
 
+
+def test_means_that_differ_by_rounding_alone_are_equal() -> None:
+    summed = 0.1 + 0.2
+    assert summed > 0.3, "by the last bit"
+    one = ByTemperature({0.25: 0.3, 0.5: summed}, {0.25: 0.3, 0.5: summed})
+    assert (one.best, one.best_8) == (0.25, 0.25)
+    first, second = SETTING, SETTING.model_copy(update={"learning_rate": SETTING.learning_rate * 2})
+    grid = Tuning({first: ByTemperature({0.5: 0.3}, {}), second: ByTemperature({0.5: summed}, {})})
+    assert grid.best == first
+
+
 BASE_ON_VALIDATION = ByTemperature({0.0: 0.1, 0.25: 0.2, 0.5: 0.1, 1.0: 0.1}, {0.25: 0.2, 0.5: 0.3, 1.0: 0.2})
 TRAINED_ON_VALIDATION = ByTemperature({0.0: 0.3, 0.25: 0.4, 0.5: 0.5, 1.0: 0.5}, {0.25: 0.7, 0.5: 0.7, 1.0: 0.75})
 
