@@ -53,12 +53,14 @@ def read_samples(
         distribution = answer.distribution
         if not isinstance(distribution, SamplesDistribution):
             continue
-        drawn = distribution.probabilities is not None
-        tokens = _read_continuations(lesson, distribution, tokenizer, vocabulary, follow=not drawn)
+        asked_at_random = distribution.probabilities is not None
+        tokens = _read_continuations(lesson, distribution, tokenizer, vocabulary, follow=not asked_at_random)
         if not tokens:
             continue
-        probabilities = dict(zip(distribution.prefixes, distribution.probabilities or (), strict=drawn))
-        whole = not drawn and all(step in tokens for step, action in enumerate(lesson.action_mask) if action)
+        # a drawn place without tokens would count as if it cost nothing: then places have no probabilities
+        drawn = asked_at_random and all(place in tokens for place in distribution.prefixes)
+        probabilities = dict(zip(distribution.prefixes, distribution.probabilities or (), strict=asked_at_random))
+        whole = not asked_at_random and all(step in tokens for step, action in enumerate(lesson.action_mask) if action)
         found.append(
             SampleRows(
                 expert=answer.expert,
@@ -80,7 +82,8 @@ def _read_continuations(
     follow: bool,
 ) -> dict[int, list[int]]:
     """Next tokens by place: the first of each continuation, and, with `follow`, later ones while they agree with the
-    rollout. Text counts only where tokenising it keeps the ids of its prefix. Raises ValueError for an unknown id."""
+    rollout. Text counts only where tokenising it keeps the ids of its prefix, and ends the answer if empty. Raises
+    ValueError for an unknown id."""
     tokens: dict[int, list[int]] = {}
     for prefix, continuations in zip(distribution.prefixes, distribution.continuations, strict=True):
         kept = list(lesson.token_ids[:prefix])
@@ -88,9 +91,9 @@ def _read_continuations(
             ids = continuation.token_ids
             if ids is None:
                 whole = encode_text(tokenizer, decode_ids(tokenizer, kept) + (continuation.text or ""))
-                if whole[:prefix] != kept or len(whole) == prefix:
+                if whole[:prefix] != kept:
                     continue
-                ids = whole[prefix:]
+                ids = whole[prefix:] or [vocabulary.eos_token_ids[0]]
             if unknown := [token_id for token_id in ids if not 0 <= token_id < vocabulary.size]:
                 raise ValueError(f"token id {unknown[0]} of a sample is outside the vocabulary of {vocabulary.size}")
             for step, token_id in zip(range(prefix, len(lesson.token_ids)), ids, strict=False):

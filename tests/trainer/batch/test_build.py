@@ -221,6 +221,31 @@ def test_text_counts_only_where_tokenising_it_keeps_the_prefix(policy: LoadedPol
     assert not only(policy, replace(half, answers=(answer(distribution=broken),))).samples
 
 
+def test_a_text_without_words_after_a_kept_prefix_ends_the_answer(policy: LoadedPolicy) -> None:
+    end = policy.eos_token_ids[0]
+    row = samples(
+        policy,
+        "four",
+        prefixes=[2],
+        continuations=[[Continuation(text=""), Continuation(text="x")]],
+        probabilities=[0.5],
+    )
+    assert row.samples[0].tokens == {2: (end, encode_text(policy.tokenizer, "x")[0])}
+    assert row.samples[0].probabilities == {2: 0.5}
+
+
+def test_where_a_drawn_place_has_no_tokens_none_counts_by_its_probability(policy: LoadedPolicy) -> None:
+    """The letter "é" is two tokens, and text cannot go on between them; after both it can."""
+    drawn = SamplesDistribution(
+        prefixes=[1, 2], continuations=[[Continuation(text="x")], [Continuation(text="x")]], probabilities=[0.5, 0.25]
+    )
+    row = only(policy, facts(policy, "é!", answers=(answer(distribution=drawn),)))
+    assert row.samples[0].tokens == {2: (encode_text(policy.tokenizer, "x")[0],)}
+    assert row.samples[0].probabilities == {}
+    assert not row.samples[0].whole
+    assert not row.covered
+
+
 def test_sft_learns_the_very_solution_the_teacher_is_shown_to_its_end(policy: LoadedPolicy) -> None:
     row = only(policy, facts(policy, answers=(reference("It is 4."),)))
     [text] = Sft(OwnSettings(), 1.0, [row]).texts(row)
