@@ -30,7 +30,7 @@ class Material:
     """Something that may be shown to a teacher about a task.
 
     expert_id: who is credited and measured. Of the policy's own successes, and of precedents made of them, that is the
-    verifier that certified them, the first by its answer; of all else the expert that answered. weight: the trust in
+    verifier that certified them, the first by its id; of all else the expert that answered. weight: the trust in
     it. answers, names, speakers: everything behind it.
     """
 

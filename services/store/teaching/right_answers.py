@@ -160,9 +160,12 @@ def _find_unproven(session: Session, before: Mapping[UUID, UUID | None]) -> dict
 
 
 def _read(session: Session, which: ColumnElement[bool]) -> list[Said]:
-    """These answers, oldest first."""
+    """These answers, by their experts' ids: whom a success is credited to does not hang on who is faster."""
     rows = select(AnswerRow, ExpertRow).join(ExpertRow, ExpertRow.id == AnswerRow.expert_id)
-    return [(answer, expert) for answer, expert in session.execute(rows.where(which).order_by(AnswerRow.id))]
+    return [
+        (answer, expert)
+        for answer, expert in session.execute(rows.where(which).order_by(AnswerRow.expert_id, AnswerRow.id))
+    ]
 
 
 def _newest_success(session: Session, verdicts: Sequence[Said]) -> dict[UUID, list[RightAnswer]]:

@@ -153,6 +153,15 @@ def test_a_success_is_remembered_with_all_verifiers_that_certified_it_and_credit
     assert found.answers[1] == other
 
 
+def test_a_success_is_credited_to_the_verifier_with_the_first_id_whoever_answered_first(desk: Desk) -> None:
+    first, second = desk.expert("execution"), desk.expert("exact")
+    task = desk.task("2+2")
+    desk.said(desk.passed(task, "four", second), first, AnswerContent(score=0.9))
+    found = only(desk.find(task), ContextSource.OWN_SUCCESS)
+    assert found.expert_id == first.id
+    assert [speaker.expert_id for speaker in found.speakers] == [first.id, second.id]
+
+
 def test_the_newest_success_is_remembered_and_only_of_groups_before_the_named_one(desk: Desk) -> None:
     judge = desk.expert("execution")
     task = desk.task("2+2")
