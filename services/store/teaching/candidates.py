@@ -72,7 +72,8 @@ def _templates_of(source: ContextSource) -> Sequence[Template]:
 
 def _sources_of(session: Session, expert: ExpertRow, domain: str) -> Iterator[ContextSource]:
     """The sources that this expert is credited with, or would be once it is promoted. No precedents are made of what an
-    expert on probation certified or was given, so there are none to measure."""
+    expert on probation certified or was given, so there are none to measure; feedback that may quote a reference is
+    shown to no teacher."""
     descriptor = Descriptor.model_validate(expert.descriptor)
     if not descriptor.matches(domain):
         return
@@ -91,7 +92,7 @@ def _sources_of(session: Session, expert: ExpertRow, domain: str) -> Iterator[Co
     certifies = descriptor.verifier or ContextSource.REFERENCE.value in read
     if AnswerKind.PRECEDENTS in descriptor.kinds or (may_train and certifies):
         yield ContextSource.PRECEDENTS
-    if AnswerKind.FEEDBACK in descriptor.kinds:
+    if AnswerKind.FEEDBACK in descriptor.kinds and ContextSource.REFERENCE.value not in read:
         yield ContextSource.FEEDBACK
     if {AnswerKind.TOPK, AnswerKind.SAMPLES} & set(descriptor.kinds):
         yield ContextSource.DISTRIBUTION
