@@ -38,7 +38,7 @@ def answered(api: Api, store: Store, world: World) -> dict[str, UUID]:
     """A settled train rollout's answers by expert; the reader was shown what the two others said."""
     with store.transaction() as session:
         world.expert(session, "judge")
-        world.expert(session, "solver", kinds=(AnswerKind.SOLUTION,), verifier=False)
+        world.expert(session, "solver", kinds=(AnswerKind.SOLUTION,), verifier=False, teaches=ContextSource.SOLUTION)
         world.expert(session, "reader", kinds=(AnswerKind.FEEDBACK,), verifier=False, needs_answers=True)
         [rollout] = world.drawn(session, world.task(session), size=1)
         rollout_id = rollout.id
