@@ -20,6 +20,7 @@ _WITH_A_REASON = (
     ("update", "abandoned"),
     ("policy_version", "rejected"),
     ("correction_effect", "gone"),
+    ("measurement", "abandoned"),
 )
 
 STATUSES = {
@@ -29,6 +30,10 @@ STATUSES = {
     "an update is started": "SELECT id FROM \"update\" WHERE status = 'started'",
     "a version is a candidate": "SELECT id FROM policy_version WHERE status = 'candidate'",
     "an evaluation is running": "SELECT id FROM evaluation WHERE status = 'running'",
+    "a source teaches though a lower bound of it is not above 0": (
+        "SELECT id FROM measurement WHERE status = 'teaches' "
+        "AND (coalesce(gap_low, 0) <= 0 OR (net_low IS NULL AND source <> 'distribution') OR net_low <= 0)"
+    ),
     "an effect is pending though nobody will try it again": (
         f"SELECT id FROM correction_effect WHERE status = 'pending' AND failures >= {MAX_FAILURES}"  # noqa: S608
     ),
