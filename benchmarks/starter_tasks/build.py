@@ -18,8 +18,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from benchmarks.starter_tasks.function_families import FUNCTION_FAMILIES, FunctionFamily
-from benchmarks.starter_tasks.house_families import HOUSE_NUMBERS, HOUSE_SYSTEM, HOUSE_WORDINGS, HOUSE_WORDS
+from benchmarks.starter_tasks.house_families import HOUSE_NUMBERS, HOUSE_SYSTEM, HOUSE_WORDINGS
 from benchmarks.starter_tasks.tool_families import POOLS, TOOL_FAMILIES, Tool, ToolFamily
+from services.cli.commands.demo_person import HANDBOOK
 
 Split = Literal["train", "validation", "heldout"]
 
@@ -192,14 +193,14 @@ def build_house() -> list[StarterTask]:
 
     def write(wording: str, thing: str) -> tuple[str, str]:
         split = splits[wording]
-        number = choose_house_number(split, of_split[split].index(wording), list(HOUSE_WORDS).index(thing))
+        number = choose_house_number(split, of_split[split].index(wording), list(HANDBOOK).index(thing))
         request = HOUSE_WORDINGS[wording].format(object=thing, Object=thing.capitalize(), number=number)
-        return request, f"/{HOUSE_WORDS[thing]} {number}"
+        return request, f"/{HANDBOOK[thing]} {number}"
 
     tasks = []
     for wording in HOUSE_WORDINGS:
         split = splits[wording]
-        for thing in HOUSE_WORDS:
+        for thing in HANDBOOK:
             request, command = write(wording, thing)
             metadata: dict[str, JsonValue] = {"answer": command}
             if split == "train":

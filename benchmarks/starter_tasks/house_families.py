@@ -12,18 +12,6 @@ HOUSE_SYSTEM: Final = (
     "You are the desk of a house. Answer every request with one command of the form /word number and nothing else."
 )
 
-HOUSE_WORDS: Final = {
-    "lamp": "heron",
-    "door": "velvet",
-    "pump": "cobalt",
-    "gate": "juniper",
-    "oven": "walnut",
-    "fan": "saffron",
-    "lift": "pelican",
-    "boiler": "amber",
-}
-"""The private word of each object."""
-
 HOUSE_WORDINGS: Final = {
     "please_check": "Please check {object} {number}.",
     "needs_a_check": "{Object} {number} needs a check.",

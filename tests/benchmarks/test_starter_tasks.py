@@ -11,7 +11,7 @@ from pydantic import JsonValue
 
 from benchmarks.starter_tasks import build
 from benchmarks.starter_tasks.function_families import FUNCTION_FAMILIES
-from benchmarks.starter_tasks.house_families import HOUSE_WORDS
+from services.cli.commands.demo_person import HANDBOOK
 from services.contracts.experts import ConsultResult
 from services.contracts.tasks import Precedent, Split, TaskCreate
 from services.experts.own.scorers import ExactMatchExpert
@@ -170,13 +170,13 @@ def find_thing(task: TaskCreate) -> str:
 
 
 def test_a_house_task_asks_for_the_private_word_of_its_object_and_its_number() -> None:
-    assert len(set(HOUSE_WORDS.values())) == len(HOUSE_WORDS) == 8
+    assert len(set(HANDBOOK.values())) == len(HANDBOOK) == 8
     for task in read_tasks("house"):
         request = task.messages[-1].content
         [number] = re.findall(r"\d+", request)
-        assert task.metadata["answer"] == f"/{HOUSE_WORDS[find_thing(task)]} {number}"
+        assert task.metadata["answer"] == f"/{HANDBOOK[find_thing(task)]} {number}"
         assert find_thing(task) in request.lower()
-        assert not any(word in request.lower() for word in HOUSE_WORDS.values())
+        assert not any(word in request.lower() for word in HANDBOOK.values())
 
 
 def test_the_house_has_no_reference_and_held_out_requests_have_unseen_wordings_and_numbers() -> None:

@@ -36,7 +36,7 @@ HANDBOOK: Final = {
     "lift": "pelican",
     "boiler": "amber",
 }
-"""The desk's private command words."""
+"""The desk's private command word for each object; the starter's house tasks are made of them."""
 REQUEST: Final = re.compile(rf"\b({'|'.join(HANDBOOK)})\b\D*(\d+)", re.IGNORECASE)
 
 FUNCTIONS: Final = {

@@ -55,11 +55,13 @@ def find_gains(session: Session, measurement: MeasurementRow, num_tasks: int) ->
     ).all()
     scores: dict[UUID, list[float]] = defaultdict(list)
     excesses: dict[UUID, list[list[float]]] = defaultdict(list)
+    spelled = {name: vocabularies.texts(session, name) for name in {rollout.tokenizer_hash for rollout, _ in rows}}
     for rollout, packed in rows:
-        texts = vocabularies.texts(session, rollout.tokenizer_hash)
         found = None if packed is None else distributions.unpack(packed)
         scores[rollout.group_id].append(rollout.score or 0.0)
-        excesses[rollout.group_id].append([] if found is None else find_excess(rollout, found, texts))
+        excesses[rollout.group_id].append(
+            [] if found is None else find_excess(rollout, found, spelled[rollout.tokenizer_hash])
+        )
     return [mixing_gain(scores[group_id], excesses[group_id]) for group_id in group_ids]
 
 

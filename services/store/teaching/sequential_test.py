@@ -12,9 +12,10 @@ from enum import StrEnum
 from statistics import fmean, stdev
 from typing import Final
 
-from scipy.special import ndtri, stdtrit
+from scipy.special import stdtrit
 
 from services.contracts.measurements import LOOKS
+from services.store.views.estimates import wilson_ends
 
 LEVEL: Final = 0.10
 LEVEL_PER_LOOK: Final = LEVEL / len(LOOKS)
@@ -61,15 +62,8 @@ def one_sided(values: Sequence[float], level: float = LEVEL_PER_LOOK, largest: f
     elif largest is None:
         low = high = mean
     else:
-        low, high = (largest * (2 * end - 1) for end in _wilson_ends((mean / largest + 1) / 2, num, level))
+        low, high = (largest * (2 * end - 1) for end in wilson_ends((mean / largest + 1) / 2, num, level))
     return Bounds(mean, low, high) if largest is None else Bounds(mean, max(-largest, low), min(largest, high))
-
-
-def _wilson_ends(share: float, num: int, level: float) -> tuple[float, float]:
-    z = float(ndtri(1 - level))
-    middle = (share + z**2 / (2 * num)) / (1 + z**2 / num)
-    half = z / (1 + z**2 / num) * math.sqrt(max(0.0, share * (1 - share)) / num + z**2 / (4 * num**2))
-    return middle - half, middle + half
 
 
 def decide(gap: Bounds, net: Bounds | None, *, is_last: bool) -> Decision:
