@@ -19,12 +19,12 @@ from services.contracts.tasks import Split
 from services.contracts.updates import TermKind, TermRecord
 from services.store.core.transaction import Store
 from services.store.corrections import corrections
-from services.store.ledger import updates
 from services.store.loop import consultations, settling
 from services.store.tables.corrections import CorrectionRow
 from services.store.tables.ledger import LessonAnswerRow, LessonRow, UpdateLessonRow
 from services.store.tables.loop import AnswerRow, ConsultationRow, ExpertRow, RolloutRow
 from tests.api.conftest import Api, items, made, refused
+from tests.rows import start_update
 from tests.serving import serve
 from tests.store.conftest import World
 
@@ -100,16 +100,7 @@ def test_the_updates_that_used_a_correction_are_shown(
     term = TermRecord(kind=TermKind.CONDITIONED, answers=[used.id], weight=1.0, share=1.0)
     with store.transaction() as session:
         lesson = session.scalars(select(LessonRow).where(LessonRow.late)).one()
-        step = updates.start(
-            session,
-            world.lineage_id,
-            new_id(),
-            objective="distil",
-            settings={},
-            parent_sha256=None,
-            batch_sha256="b",
-            lesson_ids=[lesson.id],
-        )
+        step = start_update(session, world.lineage_id, new_id(), [lesson.id])
         part = session.get_one(UpdateLessonRow, (step.id, lesson.id))
         part.terms = [term.model_dump(mode="json")]
         part.status = step.status = "applied"

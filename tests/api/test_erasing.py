@@ -31,6 +31,7 @@ from services.store.tables.people import ApiKeyRow, ErasedTextRow, LoginSessionR
 from services.store.tables.schema import METADATA
 from services.store.teaching.material import find_fixed
 from tests.api.conftest import Api, made, refused
+from tests.rows import start_update
 from tests.store.conftest import World, show
 
 pytestmark = pytest.mark.integration
@@ -95,16 +96,7 @@ def begin_update(store: Store, world: World, owner: UUID) -> UUID:
     answer = correction_answer(store)
     with store.transaction() as session:
         held = lessons.claim(session, world.lineage_id, owner, num_groups=0, max_late=1, lease_seconds=60)
-        row = updates.start(
-            session,
-            world.lineage_id,
-            owner,
-            objective="distil",
-            settings={},
-            parent_sha256=None,
-            batch_sha256="b",
-            lesson_ids=[lesson.id for lesson in held],
-        )
+        row = start_update(session, world.lineage_id, owner, [lesson.id for lesson in held])
         term = TermRecord(kind=TermKind.IMITATION, answers=[answer.id], weight=1.0, share=1.0)
         session.get_one(UpdateLessonRow, (row.id, held[0].id)).terms = [term.model_dump(mode="json")]
         return row.id
@@ -267,16 +259,7 @@ def test_what_a_correction_taught_about_another_task_is_said_and_forgotten(
         ).all()
         own, shown = sorted(used, key=lambda lesson: session.get_one(RolloutRow, lesson.rollout_id).shown)
         lessons.claim(session, world.lineage_id, owner, num_groups=9, max_late=0, lease_seconds=60)
-        row = updates.start(
-            session,
-            world.lineage_id,
-            owner,
-            objective="distil",
-            settings={},
-            parent_sha256=None,
-            batch_sha256="b",
-            lesson_ids=[own.id, shown.id],
-        )
+        row = start_update(session, world.lineage_id, owner, [own.id, shown.id])
         verdicts = select(AnswerRow.id).where(AnswerRow.rollout_id == own.rollout_id)
         other = session.scalars(verdicts).first() or new_id()
         choices = TopK(np.array([[1]], np.int32), np.array([[0.0]]), np.array([0.0]))

@@ -14,16 +14,20 @@ __all__ = ["store", "world"]
 
 
 @pytest.fixture
-def worker(
-    database_url: str, redis_url: str, versions: dict[str, float], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[None]:
-    """This process as a worker, with a policy over HTTP that holds the module's `versions`."""
+def policy_url(versions: dict[str, float]) -> Iterator[str]:
+    """A policy over HTTP that holds the module's `versions`; a module may have one of its own."""
     with serve(policy_stand_in.create_app(versions)) as url:
-        monkeypatch.setenv("PRECEPTOR_DATABASE_URL", database_url)
-        monkeypatch.setenv("PRECEPTOR_REDIS_URL", redis_url)
-        monkeypatch.setenv("PRECEPTOR_POLICY_URL", url)
-        monkeypatch.setattr(app.conf, "broker_url", redis_url)
-        runtime.cache_clear()
-        yield
-        runtime().close()
+        yield url
+
+
+@pytest.fixture
+def worker(database_url: str, redis_url: str, policy_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This process as a worker that draws from the policy."""
+    monkeypatch.setenv("PRECEPTOR_DATABASE_URL", database_url)
+    monkeypatch.setenv("PRECEPTOR_REDIS_URL", redis_url)
+    monkeypatch.setenv("PRECEPTOR_POLICY_URL", policy_url)
+    monkeypatch.setattr(app.conf, "broker_url", redis_url)
+    runtime.cache_clear()
+    yield
+    runtime().close()
     runtime.cache_clear()

@@ -22,6 +22,7 @@ from services.store.tables.corrections import EffectRow
 from services.store.tables.ledger import UpdateLessonRow
 from services.store.tables.loop import AnswerRow
 from services.web.presenters import progress
+from tests.rows import start_update
 from tests.store.conftest import World
 from tests.web.correcting import Queue, Said
 
@@ -75,16 +76,7 @@ def train(queue: Queue) -> None:
     lineage, owner = queue.world.lineage_id, new_id()
     with queue.store.transaction() as session:
         held = lessons.claim(session, lineage, owner, num_groups=0, max_late=8, lease_seconds=60)
-        step = updates.start(
-            session,
-            lineage,
-            owner,
-            objective="distil",
-            settings={},
-            parent_sha256=None,
-            batch_sha256="b",
-            lesson_ids=[lesson.id for lesson in held],
-        )
+        step = start_update(session, lineage, owner, [lesson.id for lesson in held])
         facts = lessons.load(session, held)
         done = [
             Contribution(

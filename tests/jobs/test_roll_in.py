@@ -12,7 +12,6 @@ from services.contracts.rollouts import Purpose, Sampling
 from services.contracts.sources import ContextSource, ShownContext
 from services.contracts.tasks import Message, TaskCreate
 from services.contracts.templates import Template, build_teacher_messages
-from services.jobs.app import app
 from services.jobs.maintain import maintain
 from services.jobs.runtime import runtime
 from services.jobs.sample import sample
@@ -44,19 +43,6 @@ def policy_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with serve(create_app(engine)) as url:
         yield url
     engine.close()
-
-
-@pytest.fixture
-def worker(database_url: str, redis_url: str, policy_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """This process as a worker that draws from it."""
-    monkeypatch.setenv("PRECEPTOR_DATABASE_URL", database_url)
-    monkeypatch.setenv("PRECEPTOR_REDIS_URL", redis_url)
-    monkeypatch.setenv("PRECEPTOR_POLICY_URL", policy_url)
-    monkeypatch.setattr(app.conf, "broker_url", redis_url)
-    runtime.cache_clear()
-    yield
-    runtime().close()
-    runtime.cache_clear()
 
 
 def show(solution: str, *, temperature: float | None = 0.5) -> ShownContext:

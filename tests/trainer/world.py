@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import torch
@@ -31,8 +30,9 @@ from services.store.loop import answers, lineages, rollouts, switches, tasks
 from services.store.people import persons
 from services.store.tables.corrections import CorrectionRow
 from services.store.tables.ledger import LessonRow, PolicyVersionRow
-from services.store.tables.loop import AnswerRow, ConsultationRow, ExpertRow, GroupRow, RolloutRow, TaskRow
+from services.store.tables.loop import AnswerRow, ExpertRow, GroupRow, RolloutRow, TaskRow
 from services.store.teaching.standing import Standing
+from tests.rows import say
 from trainer.batch.contexts import Showable
 
 ANSWERS = ("four", "it is 4", "five?", "2+2", "héllo", "no", "4", "IV")
@@ -147,19 +147,7 @@ class World:
 
     def answer(self, session: Session, rollout: RolloutRow, expert: ExpertRow, content: AnswerContent) -> UUID:
         """An expert's settled answer about a rollout."""
-        consultation = ConsultationRow(
-            lineage_id=self.lineage_id,
-            rollout_id=rollout.id,
-            expert_id=expert.id,
-            expert_version=expert.version,
-            stage=1,
-            ask={"kinds": ["score"]},
-            status="answered",
-            deadline=datetime.now(UTC) + timedelta(hours=1),
-        )
-        session.add(consultation)
-        session.flush()
-        return answers.record(session, consultation, rollout, content).id
+        return say(session, rollout, expert, content).id
 
     def correction(self, session: Session, rollout: RolloutRow, expert: ExpertRow, text: str) -> UUID:
         """A person's submitted correction of a rollout."""

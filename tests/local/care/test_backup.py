@@ -29,6 +29,7 @@ from services.store.ledger import policies, updates
 from services.store.tables.loop import ExpertRow
 from services.store.tables.schema import METADATA
 from tests.conftest import execute
+from tests.rows import start_update
 from tests.store.conftest import World, store, world
 from trainer.step.state import prune
 
@@ -80,16 +81,7 @@ def weights(store: Store, world: World, home: Layout, tmp_path: Path) -> dict[st
         expert = world.expert(session, "signs")
         expert.signing_secret = "whsec_c2VjcmV0"  # noqa: S105
         world.drawn(session, world.task(session))
-        row = updates.start(
-            session,
-            world.lineage_id,
-            owner,
-            objective="distil",
-            settings={},
-            parent_sha256=None,
-            batch_sha256="e" * 64,
-            lesson_ids=[],
-        )
+        row = start_update(session, world.lineage_id, owner, [])
         updates.apply(session, row.id, owner, checkpoint_sha256=made["checkpoint"], metrics={}, contributions=[])
         for name in ("gone", "serving"):
             version = policies.add_candidate(session, world.lineage_id, artifact_sha256=made[name], update_number=1)

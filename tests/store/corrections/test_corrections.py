@@ -28,6 +28,7 @@ from services.store.tables.corrections import CorrectionRow, DraftRow
 from services.store.tables.ledger import LessonAnswerRow, LessonRow, UpdateLessonRow
 from services.store.tables.loop import AnswerRow, AttemptRow, ConsultationRow, ExpertRow, GroupRow, RolloutRow, TaskRow
 from services.store.teaching.material import find_fixed
+from tests import rows
 from tests.store.conftest import World, show
 from tests.web.correcting import Queue, Said
 
@@ -552,16 +553,7 @@ def start_update(queue: Queue, max_late: int = 8) -> UUID:
     with queue.store.transaction() as session:
         owner = new_id()
         held = lessons.claim(session, queue.world.lineage_id, owner, num_groups=0, max_late=max_late, lease_seconds=60)
-        return updates.start(
-            session,
-            queue.world.lineage_id,
-            owner,
-            objective="distil",
-            settings={},
-            parent_sha256=None,
-            batch_sha256="b",
-            lesson_ids=[lesson.id for lesson in held],
-        ).id
+        return rows.start_update(session, queue.world.lineage_id, owner, [lesson.id for lesson in held]).id
 
 
 def test_a_page_of_history_takes_as_many_statements_however_long_it_is(

@@ -1,7 +1,5 @@
 """Scores of experts that are no verifiers: how well they tell right from wrong, and what they may do then."""
 
-from datetime import UTC, datetime, timedelta
-
 import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -12,9 +10,10 @@ from services.contracts.ids import new_id
 from services.store.core.transaction import Store
 from services.store.ledger import lessons
 from services.store.ledger.lessons import LessonFacts
-from services.store.loop import answers, opinions, rollouts
+from services.store.loop import opinions, rollouts
 from services.store.tables.ledger import LessonRow
-from services.store.tables.loop import AnswerRow, ConsultationRow, ExpertRow, RolloutRow
+from services.store.tables.loop import ExpertRow, RolloutRow
+from tests.rows import say
 from tests.store.conftest import World
 
 pytestmark = pytest.mark.integration
@@ -31,23 +30,6 @@ def expert(
     row.group_fraction = 0
     row.own = name if name in ("human", "self-evaluation") else None
     return row
-
-
-def say(session: Session, rollout: RolloutRow, by: ExpertRow, content: AnswerContent) -> AnswerRow:
-    """An expert's settled answer about a rollout."""
-    consultation = ConsultationRow(
-        lineage_id=rollout.lineage_id,
-        rollout_id=rollout.id,
-        expert_id=by.id,
-        expert_version=by.version,
-        stage=1,
-        ask={"kinds": ["score"]},
-        status="answered",
-        deadline=datetime.now(UTC) + timedelta(hours=1),
-    )
-    session.add(consultation)
-    session.flush()
-    return answers.record(session, consultation, rollout, content)
 
 
 def put_seen(

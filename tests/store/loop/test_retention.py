@@ -31,6 +31,7 @@ from services.store.tables.loop import (
     TaskRow,
 )
 from services.store.tables.schema import METADATA
+from tests.rows import start_update
 from tests.store.conftest import World
 
 NOW = 0.0
@@ -83,16 +84,9 @@ def use_in_update(session: Session, world: World, group_id: UUID, terms: tuple[T
     for lesson in lessons:
         lesson.status, lesson.owner, lesson.lease_until = "claimed", owner, func.now() + timedelta(hours=1)
     session.flush()
-    row = updates.start(
-        session,
-        world.lineage_id,
-        owner,
-        objective="distil",
-        settings={},
-        parent_sha256=None,
-        batch_sha256="e" * 64,
-        lesson_ids=[lesson.id for lesson in lessons[:1]],  # one sibling is enough to keep the group
-    )
+    row = start_update(
+        session, world.lineage_id, owner, [lesson.id for lesson in lessons[:1]]
+    )  # one sibling is enough to keep the group
     updates.apply(
         session,
         row.id,

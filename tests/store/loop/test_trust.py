@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
 
 from services.contracts.answers import AnswerKind, Feedback
 from services.contracts.experts import ConsultResult, Descriptor
@@ -25,6 +26,19 @@ pytestmark = pytest.mark.integration
 FEEDBACK = ContextSource.FEEDBACK
 SOLVES = (AnswerKind.SOLUTION,)
 WITHOUT_WEIGHT = ("probation", "paused", "retired", "quarantined", "weight 0")
+
+
+def put_key(session: Session, world: World) -> None:
+    """The expert `key`, which reads the task's answer and teaches by its solutions."""
+    world.expert(
+        session,
+        "key",
+        kinds=SOLVES,
+        verifier=False,
+        metadata_keys=("answer",),
+        granted=("answer",),
+        teaches=ContextSource.SOLUTION,
+    )
 
 
 def demote(store: Store, name: str, how: str) -> None:
@@ -200,15 +214,7 @@ def test_the_status_names_who_is_waited_for_and_not_the_trainer(store: Store, wo
 
 def test_a_second_expert_is_shown_what_counts_and_what_its_own_grants_cover(store: Store, world: World) -> None:
     with store.transaction() as session:
-        world.expert(
-            session,
-            "key",
-            kinds=SOLVES,
-            verifier=False,
-            metadata_keys=("answer",),
-            granted=("answer",),
-            teaches=ContextSource.SOLUTION,
-        )
+        put_key(session, world)
         world.expert(session, "critic", kinds=(AnswerKind.FEEDBACK,), verifier=False, teaches=FEEDBACK)
         world.expert(session, "newcomer", kinds=SOLVES, verifier=False, status="probation")
         world.expert(session, "stranger", kinds=SOLVES, verifier=False, needs_answers=True)
@@ -231,15 +237,7 @@ def test_a_second_expert_is_shown_what_counts_and_what_its_own_grants_cover(stor
 
 def test_a_second_expert_that_may_see_nothing_is_not_asked(store: Store, world: World) -> None:
     with store.transaction() as session:
-        world.expert(
-            session,
-            "key",
-            kinds=SOLVES,
-            verifier=False,
-            metadata_keys=("answer",),
-            granted=("answer",),
-            teaches=ContextSource.SOLUTION,
-        )
+        put_key(session, world)
         world.expert(session, "stranger", kinds=SOLVES, verifier=False, needs_answers=True)
         [rollout] = world.drawn(session, world.task(session), size=1)
     settle(store, ask(store)["key"], ConsultResult(solution="1"))
@@ -251,15 +249,7 @@ def test_what_ceased_to_count_or_to_be_granted_is_left_out_of_questions_that_wer
     store: Store, world: World
 ) -> None:
     with store.transaction() as session:
-        world.expert(
-            session,
-            "key",
-            kinds=SOLVES,
-            verifier=False,
-            metadata_keys=("answer",),
-            granted=("answer",),
-            teaches=ContextSource.SOLUTION,
-        )
+        put_key(session, world)
         world.expert(session, "critic", kinds=(AnswerKind.FEEDBACK,), verifier=False, teaches=FEEDBACK)
         world.expert(session, "other", kinds=(AnswerKind.FEEDBACK,), verifier=False, teaches=FEEDBACK)
         world.expert(session, "second", kinds=SOLVES, verifier=False, needs_answers=True, granted=("answer",))

@@ -20,6 +20,7 @@ from services.store.people import persons
 from services.store.tables.corrections import CorrectionRow
 from services.store.tables.ledger import LessonAnswerRow, LessonRow
 from services.store.tables.loop import AnswerRow, ConsultationRow, RolloutRow
+from tests.rows import start_update
 from tests.store.conftest import World
 
 pytestmark = pytest.mark.integration
@@ -169,16 +170,7 @@ def test_a_late_score_never_changes_the_answers_that_a_claimed_lesson_is_made_of
     with store.transaction() as session:
         rows = lessons.claim(session, world.lineage_id, OWNER, num_groups=1, max_late=8, lease_seconds=60)
         claimed = lessons.load(session, rows)
-        begun = updates.start(
-            session,
-            world.lineage_id,
-            OWNER,
-            objective="distil",
-            settings={},
-            parent_sha256=None,
-            batch_sha256="0" * 64,
-            lesson_ids=[row.id for row in rows],
-        ).id
+        begun = start_update(session, world.lineage_id, OWNER, [row.id for row in rows]).id
     settle_late(store, asked["slow"], ConsultResult(score=0.0, feedback=Feedback(text="wrong")))
     assert [(one.score, [said.expert for said in one.answers]) for one in claimed] == [(1.0, ["judge"])]
     with store.transaction() as session:

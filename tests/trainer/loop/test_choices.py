@@ -15,6 +15,7 @@ from services.store.ledger.distributions import TopK
 from services.store.ledger.updates import Contribution
 from services.store.loop import vocabularies
 from services.store.tables.ledger import TeacherChoicesRow
+from tests.rows import start_update
 from tests.trainer.losses.test_fused import make_batch
 from tests.trainer.step.test_update import CONFIG, SETTINGS, batch_of, fresh, group, train
 from tests.trainer.world import ANSWERS, World, answer, facts
@@ -86,16 +87,7 @@ def test_choices_are_stored_with_the_update_that_was_applied(store: Store, world
     with store.transaction() as session:
         rows = lessons.claim(session, world.lineage_id, owner, num_groups=1, max_late=0, lease_seconds=60)
         ids = [row.id for row in rows]
-        update = updates.start(
-            session,
-            world.lineage_id,
-            owner,
-            objective="distil",
-            settings={},
-            parent_sha256=None,
-            batch_sha256="b" * 64,
-            lesson_ids=ids,
-        )
+        update = start_update(session, world.lineage_id, owner, ids)
         given = [Contribution(lesson, choices=told if lesson == ids[0] else None) for lesson in ids]
         updates.apply(session, update.id, owner, checkpoint_sha256="c" * 64, metrics={}, contributions=given)
     with store.transaction() as session:

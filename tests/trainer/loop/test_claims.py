@@ -20,6 +20,7 @@ from services.store.loop import groups
 from services.store.tables.ledger import LessonRow, UpdateLessonRow, UpdateRow
 from services.store.tables.loop import GroupRow, RolloutRow
 from services.store.teaching.material import find_fixed
+from tests.rows import start_update
 from tests.trainer.world import World
 
 pytestmark = pytest.mark.integration
@@ -30,16 +31,7 @@ def open_update(store: Store, world: World, owner: UUID, num_groups: int = 1, le
         rows = lessons.claim(
             session, world.lineage_id, owner, num_groups=num_groups, max_late=4, lease_seconds=lease_seconds
         )
-        return updates.start(
-            session,
-            world.lineage_id,
-            owner,
-            objective="distil",
-            settings={},
-            parent_sha256=None,
-            batch_sha256="b" * 64,
-            lesson_ids=[row.id for row in rows],
-        )
+        return start_update(session, world.lineage_id, owner, [row.id for row in rows])
 
 
 def lessons_of(store: Store, update_id: UUID) -> list[UUID]:
@@ -219,16 +211,7 @@ def test_the_database_refuses_a_lesson_in_two_updates_that_count(store: Store, w
     with store.transaction() as session:
         session.execute(update(LessonRow).values(status="ready"))
     with pytest.raises(IntegrityError), store.transaction() as session:
-        updates.start(
-            session,
-            world.lineage_id,
-            owner,
-            objective="distil",
-            settings={},
-            parent_sha256=None,
-            batch_sha256="b" * 64,
-            lesson_ids=ids,
-        )
+        start_update(session, world.lineage_id, owner, ids)
 
 
 def test_a_commit_of_unknown_outcome_may_be_repeated(store: Store, world: World) -> None:
