@@ -13,8 +13,10 @@ from services.contracts.ids import new_id
 from services.contracts.sources import ContextSource
 from services.contracts.tasks import Precedent
 from services.contracts.templates import strip_thinking
+from services.store.loop.pass_rates import NEWEST_OF_ALL
 from services.store.teaching import similar
 from services.store.teaching.material import Material
+from services.store.teaching.standing import HARDLY_EVER, MIN_JUDGED
 
 VERIFIER, REFERENCE, PRECEDENTS = "verifier", "reference", "precedents"
 
@@ -30,19 +32,26 @@ class Memory:
     def __init__(self, questions: Sequence[Question]) -> None:
         self._questions = {question.key: question for question in questions}
         self._passed: dict[str, list[bool]] = {}
+        self._all: list[bool] = []
         self._successes: dict[str, tuple[UUID, str]] = {}
 
     def note(self, question: Question, passed: Sequence[bool], success: tuple[UUID, str] | None) -> None:
         """A group was drawn. passed: its answers by the policy; success: the verdict on one that is right, and that
         answer, None without any."""
         self._passed.setdefault(question.key, []).extend(passed)
+        self._all += passed
         if success is not None and strip_thinking(success[1]):
             self._successes[question.key] = success
 
     def pass_rate(self, question: Question) -> float:
         """The policy's on this task, on all of them where it was not tried yet, 1 before anything was drawn."""
-        passed = self._passed.get(question.key) or [one for own in self._passed.values() for one in own]
+        passed = self._passed.get(question.key) or self._all
         return fmean(passed) if passed else 1.0
+
+    def hardly_ever_passes(self) -> bool:
+        """Whether the policy's newest answers are hardly ever right, as the product counts it."""
+        newest = self._all[-NEWEST_OF_ALL:]
+        return len(newest) >= MIN_JUDGED and fmean(newest) <= HARDLY_EVER
 
     def find(self, question: Question) -> list[Material]:
         """What may be shown about a task now, whatever its next answers are."""

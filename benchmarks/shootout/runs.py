@@ -10,7 +10,7 @@ import hashlib
 import random
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -577,7 +577,8 @@ def draw_lessons(
 ) -> tuple[list[LessonFacts], Showable]:
     """The lessons of an update, and what may be shown about their tasks beside what is said in them."""
     material = {_task_id(one): memory.find(one) for one in questions} if plan.arm.shown == "product" else {}
-    rolled_in = roll_in(answerer, memory, questions, material, update, plan)
+    standing = find_standing(memory, questions)
+    rolled_in = roll_in(answerer, memory, questions, Showable(material, standing), update, plan)
     counts = [plan.budget.group_size - len(samples) for samples in rolled_in]
     drawn = answerer.draw(questions, counts, f"{plan.seed} train {update}", plan.arm.sampling_temperature)
     lessons = list(teach(drawn, answerer, update, plan, rolled_in))
@@ -585,29 +586,30 @@ def draw_lessons(
         own = [lesson for lesson in lessons if lesson.task_id == _task_id(question) and not lesson.shown]
         solved = [(one.judges[0].id, one.text) for one in own if passes(one.score)]
         memory.note(question, [passes(one.score) for one in own], next(iter(solved), None))
-    return lessons, Showable(material, _trust_black_box(questions))
+    return lessons, Showable(material, standing)
 
 
-def _trust_black_box(questions: Sequence[Question]) -> Standing:
-    """What teaches by default, and the black box, which the product would have to measure first."""
+def find_standing(memory: Memory, questions: Sequence[Question]) -> Standing:
+    """What teaches: what the product presumes to, and the black box, which it would have to measure first."""
     domains = {question.domain for question in questions}
     black_box, teaches = expert_id(BLACK_BOX), {Template.TURNS: Verdict(teaches=True, gap_low=0.0)}
-    return Standing({(black_box, ContextSource.DISTRIBUTION, domain): teaches for domain in domains})
+    return Standing(
+        {(black_box, ContextSource.DISTRIBUTION, domain): teaches for domain in domains},
+        poolers=frozenset({expert_id(VERIFIER), expert_id(REFERENCE)}),
+        unsolved=frozenset(domains if memory.hardly_ever_passes() else ()),
+    )
 
 
 def roll_in(
     answerer: "Answerer",
     memory: Memory,
     questions: Sequence[Question],
-    material: Mapping[UUID, Sequence[Material]],
+    showable: Showable,
     update: int,
     plan: Plan,
 ) -> list[tuple[Sample, ...]]:
     """What the teacher draws of each group, as many as the product would plan, after the first that may be shown."""
-    shown = [
-        next((one.solution or one.precedents for one in material.get(_task_id(question), ())), None)
-        for question in questions
-    ]
+    shown = [_find_first(question, showable) for question in questions]
     counts = [
         count_shown(plan.arm.roll_in, memory.pass_rate(question), plan.budget.group_size) if told else 0
         for question, told in zip(questions, shown, strict=True)
@@ -626,6 +628,20 @@ def roll_in(
     )
     of_place = {place: one.samples for place, one in zip(asked, drawn, strict=True)}
     return [of_place.get(place, ()) for place in range(len(questions))]
+
+
+def _find_first(question: Question, showable: Showable) -> Shown | None:
+    """What the product would have the teacher draw after."""
+
+    def is_last_resort(one: Material) -> bool:
+        return showable.standing.is_last_resort(one.expert_id, one.source, question.domain)
+
+    usable = [
+        one
+        for one in showable.material.get(_task_id(question), ())
+        if showable.standing.teaches(one.expert_id, one.source, question.domain)
+    ]
+    return next((one.solution or one.precedents for one in sorted(usable, key=is_last_resort)), None)
 
 
 def teach(

@@ -64,11 +64,16 @@ def put(queue: Queue, key: str = "t", answer: str = "one two three", **said: Sai
     return queue.ask(queue.draw(key, f"What is {key}?", answer, said))
 
 
+def arrive(page: "Page", item: UUID | None = None) -> None:
+    """Wait for the desk, of this item if one is given, with its script: a key pressed before that is lost."""
+    page.wait_for_selector("#desk" if item is None else f"#desk[data-id='{item}']")
+    page.wait_for_load_state("load")
+
+
 def begin(page: "Page") -> None:
     """Claim the next item, and wait for the page with its script."""
     page.click("#next")
-    page.wait_for_selector("#desk")
-    page.wait_for_load_state("load")
+    arrive(page)
 
 
 def wait_saved(page: "Page") -> None:
@@ -80,7 +85,7 @@ def open_stale(open_as: Open, written_elsewhere: str) -> "Page":
     stale = open_as("ana")
     begin(stale)
     other = open_as("ana")
-    other.wait_for_selector("#desk")
+    arrive(other)
     other.fill("#text", written_elsewhere)
     wait_saved(other)
     return stale
@@ -98,7 +103,7 @@ def test_a_correction_shows_its_difference_is_submitted_and_can_be_taken_back(qu
     page.wait_for_url("**/correct")
     assert (queue.read(item).status, queue.read(item).text) == ("submitted", "one 2 three")
     page.click("#undo")
-    page.wait_for_selector("#desk")
+    arrive(page)
     assert queue.read(item).status == "claimed"
     assert page.input_value("#text") == "one 2 three"
 
@@ -112,7 +117,7 @@ def test_a_draft_survives_a_closed_browser_and_appears_on_another_device(queue: 
     page.type("#text", "t to say")
     page.context.close()  # the last words are sent as the page goes
     again = open_as("ana")
-    again.wait_for_selector("#desk")
+    arrive(again)
     assert again.input_value("#text").startswith("half of what I wan")
 
 
@@ -140,7 +145,7 @@ def test_two_tabs_are_told_of_each_other_and_the_person_chooses(queue: Queue, op
     first = open_as("ana")
     begin(first)
     second = open_as("ana")
-    second.wait_for_selector("#desk")
+    arrive(second)
     first.fill("#text", "of the first tab")
     wait_saved(first)
     second.fill("#text", "of the second tab")
@@ -255,7 +260,7 @@ def test_a_network_gone_at_the_very_click_loses_nothing(queue: Queue, open_as: O
         page.click("#submit", no_wait_after=True)
     page.context.set_offline(False)
     page.goto(address)
-    page.wait_for_selector("#desk")
+    arrive(page)
     assert page.input_value("#text") == "saved, then sent into the void"
     page.fill("#text", "saved, and sent at last")
     wait_saved(page)
@@ -338,7 +343,7 @@ def test_two_people_never_have_the_same_answer_in_front_of_them(queue: Queue, op
     for page in pages:
         page.click("#next", no_wait_after=True)
     for page in pages:
-        page.wait_for_selector("#desk")
+        arrive(page)
     assert {page.get_attribute("#desk", "data-id") for page in pages} == items
 
 
@@ -346,7 +351,7 @@ def test_everything_can_be_done_with_the_keyboard_alone(queue: Queue, open_as: O
     fine, skipped, corrected = put(queue, "c"), put(queue, "b"), put(queue, "a")
     page = open_as("ana")
     page.keyboard.press("n")
-    page.wait_for_selector(f"#desk[data-id='{corrected}']")
+    arrive(page, corrected)
     page.keyboard.press("a")
     page.keyboard.press("ArrowRight")
     for _ in range(2):
@@ -359,19 +364,19 @@ def test_everything_can_be_done_with_the_keyboard_alone(queue: Queue, open_as: O
     page.keyboard.type("1 2 3 fscu?")  # keys with a meaning are only letters while one types
     wait_saved(page)
     page.keyboard.press("Control+Enter")
-    page.wait_for_selector(f"#desk[data-id='{skipped}']")
+    arrive(page, skipped)
     row = queue.read(corrected)
     assert (row.status, row.text) == ("submitted", "1 2 3 fscu?")
     page.keyboard.press("s")
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Enter")
-    page.wait_for_selector(f"#desk[data-id='{fine}']")
+    arrive(page, fine)
     assert (queue.read(skipped).status, queue.read(skipped).skip_kind) == ("skipped", "not_my_field")
     page.keyboard.press("f")
     page.wait_for_url("**/correct")
     assert queue.read(fine).verdict == "fine"
     page.keyboard.press("u")
-    page.wait_for_selector("#desk")
+    arrive(page)
     assert queue.read(fine).status == "claimed"
     page.keyboard.press("?")
     page.wait_for_selector("#help[open]")

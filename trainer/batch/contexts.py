@@ -2,8 +2,9 @@
 
 The sources are gone through in their order (`SOURCE_ORDER`, or the setting `sources`), and the first is shown that has
 something that teaches: own successes, corrections, other experts' solutions for this rollout, precedents, references,
-feedback. What is known about the task comes with the claim (`Showable`); siblings' answers and what experts said about
-this very rollout come from the lessons. The rollout itself is never shown.
+feedback. Unmeasured precedents of other tasks come last, whatever the order. What is known about the task comes with
+the claim (`Showable`); siblings' answers and what experts said about this very rollout come from the lessons. The
+rollout itself is never shown.
 
 A sibling's success may be shown to the other half of its group only: each half then has a baseline of its own, as the
 baseline would else depend on the token that it is subtracted for. Groups of less than 8 are not halved.
@@ -12,7 +13,7 @@ Not covered: whether a source teaches (`services.store.teaching.standing`), and 
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
@@ -48,7 +49,8 @@ class Showable:
                 template = self.template(one.expert_id, source, lesson.domain, config)
                 if template is not None:
                     own = Source(one.answers, one.names, one.speakers, source, template)
-                    yield Piece(own, one.weight, one.solution, one.precedents)
+                    is_last = self.standing.is_last_resort(one.expert_id, source, lesson.domain)
+                    yield Piece(own, one.weight, one.solution, one.precedents, is_last_resort=is_last)
 
     def template(self, expert_id: UUID, source: ContextSource, domain: str, config: TrainerConfig) -> Template | None:
         """How what this expert has from this source is shown; None where it does not teach."""
@@ -58,7 +60,7 @@ class Showable:
 @dataclass(frozen=True)
 class Piece:
     """Something to show. source: everyone behind it, where it came from, and the template. from_rollout: it was made
-    for this very rollout."""
+    for this very rollout. is_last_resort: it is shown only where there is nothing else."""
 
     source: Source
     weight: float
@@ -66,6 +68,7 @@ class Piece:
     precedents: tuple[Precedent, ...] = ()
     remarks: tuple[LessonAnswer, ...] = ()
     from_rollout: bool = False
+    is_last_resort: bool = False
 
     @property
     def is_from_rollout(self) -> bool:
@@ -137,8 +140,10 @@ class Contexts:
         if lesson.group_size < SMALLEST_HALVED_GROUP:
             return False
         for source in self._config.order_of(lesson.domain):
-            is_fixed = any(self._showable.find(lesson, source, self._config)) or any(
-                not piece.from_rollout
+            is_fixed = any(
+                not piece.is_last_resort for piece in self._showable.find(lesson, source, self._config)
+            ) or any(
+                not (piece.from_rollout or piece.is_last_resort)
                 for one in group
                 for answer in trusted(one)
                 for piece in self._quote(one, answer, source)
@@ -156,22 +161,27 @@ class Contexts:
 
     def _fit(self, lesson: LessonFacts, remarks: Sequence[LessonAnswer], *, apart: bool) -> Iterator[Context]:
         """What is shown first, and what would be in its place if there were no such thing, as far as it fits."""
+        for piece in self._in_order(lesson, remarks, apart=apart):
+            if piece.source.template is Template.REPROMPT and piece.source.kind is not ContextSource.FEEDBACK:
+                piece = piece.beside(remarks) if remarks and not apart else piece
+            if (context := self._make(lesson, piece)) is not None:
+                yield context
+
+    def _in_order(self, lesson: LessonFacts, remarks: Sequence[LessonAnswer], *, apart: bool) -> Iterable[Piece]:
+        """Everything there is to show, what is shown first at the front; nothing comes after the plain prompt."""
+        pieces = list[Piece]()
         for source in self._config.order_of(lesson.domain):
-            if source is ContextSource.FEEDBACK:
-                pieces = iter([self._say(remarks)] if remarks and not apart else [])
-            else:
-                pieces = self._find(lesson, source)
-            for piece in pieces:
-                if piece.source.template is Template.REPROMPT and source is not ContextSource.FEEDBACK:
-                    piece = piece.beside(remarks) if remarks and not apart else piece
-                if (context := self._make(lesson, piece)) is not None:
-                    yield context
+            if source is ContextSource.NOTHING:
+                plain = Source((), ("nothing",), (), source)
+                return [*sorted(pieces, key=lambda piece: piece.is_last_resort), Piece(plain, 1.0)]
+            if source is not ContextSource.FEEDBACK:
+                pieces += self._find(lesson, source)
+            elif remarks and not apart:
+                pieces.append(self._say(remarks))
+        return sorted(pieces, key=lambda piece: piece.is_last_resort)
 
     def _find(self, lesson: LessonFacts, source: ContextSource) -> Iterator[Piece]:
         """What there is from this source; for a late lesson, only what its own answer says."""
-        if source is ContextSource.NOTHING:
-            yield Piece(Source((), ("nothing",), (), source), 1.0)
-            return
         if not lesson.late:
             yield from self._showable.find(lesson, source, self._config)
             if source is ContextSource.OWN_SUCCESS and lesson.group_id in self._halved:
@@ -200,7 +210,9 @@ class Contexts:
         own = behind(answer, kind=source, template=template)
         if source is ContextSource.PRECEDENTS and answer.precedents:
             told = answer.precedents[: self._num_precedents]
-            yield Piece(own, answer.weight, precedents=told, from_rollout=not answer.from_precedents)
+            is_last = self._showable.standing.is_last_resort(answer.expert_id, source, lesson.domain)
+            made_here = not answer.from_precedents
+            yield Piece(own, answer.weight, precedents=told, from_rollout=made_here, is_last_resort=is_last)
         solution = "" if answer.solution is None or answer.corrected else strip_thinking(answer.solution)
         wanted = ContextSource.REFERENCE if answer.from_reference else ContextSource.SOLUTION
         if solution and source is wanted:

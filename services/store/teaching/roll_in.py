@@ -74,11 +74,16 @@ def _count_shown(
 def _choose_context(
     task: TaskRow, found: Sequence[Material], may_show: Standing, teaching: Teaching
 ) -> ShownContext | None:
-    """The first material that teaches, in the order of its sources, up to the plain prompt if it is one of them."""
+    """The first material that teaches, in the trainer's order (`trainer.batch.contexts`), up to the plain prompt if it
+    is one of them."""
     question = [Message.model_validate(message) for message in task.messages]
     order = list(takewhile(lambda source: source is not ContextSource.NOTHING, teaching.contexts.order_of(task.domain)))
     usable = [one for one in found if one.source in order and one.weight > 0]
-    for one in sorted(usable, key=lambda one: order.index(one.source)):
+
+    def place(one: Material) -> tuple[bool, int]:
+        return may_show.is_last_resort(one.expert_id, one.source, task.domain), order.index(one.source)
+
+    for one in sorted(usable, key=place):
         default = teaching.contexts.template_of(one.source)
         template = may_show.template_for(one.expert_id, one.source, task.domain, default)
         if template is not None:
