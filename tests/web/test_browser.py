@@ -47,8 +47,9 @@ def test_a_person_sets_a_password_and_logs_in_with_it(page: "Page", person: Call
     page.get_by_label("New password").fill("a new word or three")
     page.get_by_label("Repeat password").fill("a new word or three")
     page.get_by_role("button", name="Set the password").click()
-    assert "Your password is set" in page.get_by_role("status").first.inner_text()
+    page.get_by_role("status").filter(has_text="Your password is set").wait_for()
     page.get_by_role("button", name="Log out").click()
+    page.wait_for_url("**/login")
     page.goto("/login?next=/account")
     page.get_by_label("Name").fill("ann")
     page.get_by_label("Password").fill("a new word or three")
@@ -86,7 +87,8 @@ def test_the_chosen_colours_win_over_the_device(chromium: "Chromium", site: str,
     page = context.new_page()
     log_in(page, owner_key)
     page.locator("footer").get_by_role("button", name="Dark").click()
-    page.wait_for_load_state()
+    page.wait_for_selector("html[data-theme=dark]")
+    page.wait_for_load_state("load")
     shade = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
     assert shade == "rgb(20, 23, 26)"
     context.close()
@@ -98,6 +100,7 @@ def test_the_keyboard_reaches_the_page_first(page: "Page", owner_key: str) -> No
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
     page.keyboard.press("Enter")
+    page.wait_for_url("**#main")
     assert page.evaluate("document.activeElement.id") == "main"
 
 

@@ -258,6 +258,7 @@ def test_a_network_gone_at_the_very_click_loses_nothing(queue: Queue, open_as: O
     page.context.set_offline(True)
     with page.expect_event("requestfailed", lambda request: request.is_navigation_request()):
         page.click("#submit", no_wait_after=True)
+    page.wait_for_url("chrome-error:**")  # until then the browser's own page of the failure would stop the next one
     page.context.set_offline(False)
     page.goto(address)
     arrive(page)
@@ -276,8 +277,9 @@ def test_what_is_typed_before_the_script_has_come_is_saved_too(queue: Queue, ope
     page.route("**/correct*.js*", lambda route: held.append(route))
     page.click("#next", no_wait_after=True)
     page.fill("#text", "typed at once")
-    [script] = held
-    script.continue_()
+    while not held:
+        page.wait_for_timeout(20)  # milliseconds, in which the browser is heard
+    held.pop().continue_()
     page.unroute("**/correct*.js*")
     wait_saved(page)
     assert page.input_value("#text") == "typed at once"
@@ -327,6 +329,7 @@ def test_a_stale_tab_that_calls_it_fine_is_told_by_the_server_and_may_choose(que
     stale = open_stale(open_as, "an hour of work")
     stale.click("#fine")
     stale.wait_for_selector("#theirs")
+    arrive(stale)
     assert "an hour of work" in (stale.text_content("#theirs") or "")
     assert stale.is_visible("#conflict")
     assert queue.read(item).status == "claimed"
