@@ -33,7 +33,8 @@ LOOKS: Final = (8, 16, 32)
 
 
 class MeasurementCreate(Contract):
-    """Measure what teaches now: of one expert or of all, in one domain or in all, one source or every one.
+    """Measure what teaches now: of one expert or of all, in one domain or in all, one source or every one, shown by one
+    template or by every one.
 
     minutes: for how long its draws go on without the loop and beside its share; then it goes on at the loop's pace.
     """
@@ -41,6 +42,7 @@ class MeasurementCreate(Contract):
     expert_id: UUID | None = None
     domain: Name | None = None
     source: ContextSource | None = None
+    template: Template | None = None
     minutes: Annotated[Float, Field(gt=0, le=10_000)] = 60.0
 
 

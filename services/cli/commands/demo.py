@@ -29,7 +29,7 @@ from services.contracts.evaluations import (
 from services.contracts.experts import Expert
 from services.contracts.measurements import Measurement, MeasurementCreate, MeasurementsAsked, say_about
 from services.contracts.rollouts import Purpose, Rollout
-from services.contracts.sources import ContextSource
+from services.contracts.sources import ContextSettings, ContextSource
 from services.contracts.status import LoopState, LoopSwitch, Status
 from services.contracts.tasks import Split
 from services.contracts.updates import UpdateDetail
@@ -38,12 +38,8 @@ from services.web.presenters import worth
 POLL_SECONDS = 1.0
 FINAL_MARGIN = 1.25  # the last measurement may take this much longer than the first: versions switch, caches are cold
 LEAST_TRAINING = 1 / 3  # of the minutes, however long the measurements before it took
-MEASURED = (
-    (ContextSource.OWN_SUCCESS, ContextSource.PRECEDENTS, ContextSource.REFERENCE),
-    (ContextSource.FEEDBACK,),
-)
-FIRST_SHARE = 2 / 3  # of the time to measure what teaches, for the first of these
-MEASURING_SHARE = 1 / 6  # of the minutes, for measuring what teaches before training
+MEASURED = (ContextSource.OWN_SUCCESS, ContextSource.PRECEDENTS, ContextSource.REFERENCE)
+MEASURING_SHARE = 1 / 5  # of the minutes, for measuring what teaches before training
 MANY = 10_000  # as many as there are: validation tasks of a domain, and minutes
 
 
@@ -53,6 +49,7 @@ class DemoPlan:
 
     minutes: float = 15.0
     measuring_minutes: float = 15.0 * MEASURING_SHARE
+    measures_all: bool = False
     num_updates: int = 24
     num_eval_tasks: int | None = 15
     num_validation_tasks: int = 7
@@ -67,6 +64,7 @@ def plan_in_full(num_updates: int, num_samples: int, seed: int) -> DemoPlan:
     return DemoPlan(
         minutes=24 * 60,
         measuring_minutes=MANY,
+        measures_all=True,
         num_updates=num_updates,
         num_eval_tasks=None,
         num_validation_tasks=MANY,
@@ -138,16 +136,21 @@ def _train_domains(status: Status) -> set[str]:
 def _measure_what_teaches(api: ApiClient, plan: DemoPlan, progress: Progress, check: Callable[[], None]) -> list[str]:
     """Measure the sources on train tasks while nothing trains, within the plan's time; returns notes.
 
-    First those that are shown to teachers until they are measured not to teach, then feedback.
+    Where the time is short, only what teachers are shown unmeasured, by the template that they would see.
     """
-    measured: list[Measurement] = []
-    until = time.monotonic() + plan.measuring_minutes * 60
-    for place, sources in enumerate(MEASURED):
-        minutes = (until - time.monotonic()) / 60 * (FIRST_SHARE if place + 1 < len(MEASURED) else 1)
-        if minutes <= 0:
-            break
-        asked = [one for source in sources for one in _ask_to_measure(api, source, minutes)]
-        measured += measuring.wait_for(api, asked, progress, check, time.monotonic() + minutes * 60)
+    minutes = plan.measuring_minutes
+    asked = (
+        _ask_to_measure(api, MeasurementCreate(minutes=minutes))
+        if plan.measures_all
+        else [
+            one
+            for source in MEASURED
+            for one in _ask_to_measure(
+                api, MeasurementCreate(source=source, template=ContextSettings().template_of(source), minutes=minutes)
+            )
+        ]
+    )
+    measured = measuring.wait_for(api, asked, progress, check, time.monotonic() + minutes * 60)
     names = {UUID(str(item["id"])): str(item["name"]) for item in api.pages("/v1/experts", 1000)}
     for one in measured:
         if one.num_tasks:
@@ -163,9 +166,8 @@ def _measure_what_teaches(api: ApiClient, plan: DemoPlan, progress: Progress, ch
     return notes
 
 
-def _ask_to_measure(api: ApiClient, source: ContextSource, minutes: float) -> list[Measurement]:
+def _ask_to_measure(api: ApiClient, wanted: MeasurementCreate) -> list[Measurement]:
     try:
-        wanted = MeasurementCreate(source=source, minutes=minutes)
         return api.post("/v1/measurements", wanted, MeasurementsAsked).measurements
     except ApiProblem as problem:
         if problem.status_code != 422:  # no expert gives it

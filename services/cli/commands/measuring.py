@@ -21,6 +21,7 @@ from services.contracts.measurements import (
     say_about,
 )
 from services.contracts.sources import ContextSource
+from services.contracts.templates import Template
 
 POLL_SECONDS = 1.0
 
@@ -31,6 +32,7 @@ def measure_expert(
     ] = None,
     domain: Annotated[str | None, typer.Option(help="The domain; all by default.")] = None,
     source: Annotated[ContextSource | None, typer.Option(help="The source; all by default.")] = None,
+    template: Annotated[Template | None, typer.Option(help="The template; all by default.")] = None,
     minutes: Annotated[
         float, typer.Option(min=0.1, max=10_000, help="How long its draws go first; then it keeps the loop's pace.")
     ] = 60.0,
@@ -47,7 +49,11 @@ def measure_expert(
     progress = Progress(Console(stderr=True))
     with api_of(home, url) as api:
         wanted = MeasurementCreate(
-            expert_id=None if expert_id is None else expert_id.find(api), domain=domain, source=source, minutes=minutes
+            expert_id=None if expert_id is None else expert_id.find(api),
+            domain=domain,
+            source=source,
+            template=template,
+            minutes=minutes,
         )
         asked = api.post("/v1/measurements", wanted, MeasurementsAsked).measurements
         if wait:

@@ -98,7 +98,9 @@ def ask(session: Session, lineage_id: UUID, rules: Rules, wanted: MeasurementCre
         keys = [
             key
             for key in candidates.find_keys(session, lineage_id, domain)
-            if wanted.expert_id in (None, key.expert_id) and wanted.source in (None, key.source)
+            if wanted.expert_id in (None, key.expert_id)
+            and wanted.source in (None, key.source)
+            and wanted.template in (None, key.template)
         ]
         begun = {candidates.key_of(row): row for row in candidates.under_way(session, lineage_id, domain)}
         asked = [begun[key] for key in keys if key in begun]

@@ -17,7 +17,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from services.contracts.measurements import MeasurementStatus
-from services.contracts.sources import ContextSource
+from services.contracts.sources import ONLY_TEMPLATE, ContextSource
 from services.contracts.templates import Template
 from services.store.loop import pass_rates, trust
 from services.store.tables.loop import ExpertRow
@@ -78,7 +78,8 @@ class Standing:
 
     def teaches(self, expert_id: UUID, source: ContextSource, domain: str) -> bool:
         """Whether this source of this expert may be shown in this domain, by any template."""
-        return any(self.template_for(expert_id, source, domain, template) is not None for template in Template)
+        templates = [ONLY_TEMPLATE[source]] if source in ONLY_TEMPLATE else list(Template)
+        return any(self.template_for(expert_id, source, domain, template) is not None for template in templates)
 
     def spell(self) -> str:
         """Everything in it as one text, the same for equal standings."""

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from services.contracts.answers import AnswerContent
+from services.contracts.measurements import MeasurementStatus
 from services.contracts.rollouts import Sampling
 from services.contracts.sources import ContextSettings, ContextSource
 from services.contracts.templates import Template
@@ -81,13 +82,34 @@ def test_the_teacher_draws_by_the_pass_rate_on_the_task_after_what_is_shown_of_i
 @pytest.mark.integration
 def test_a_task_without_verdicts_takes_its_domains_pass_rate_and_one_without_either_is_the_policys(desk: Desk) -> None:
     judge = desk.expert("judge")
-    desk.passed(desk.task("one", "Add 1 and 1."), "It is 2.", judge, size=4)  # a quarter passed
+    desk.passed(desk.task("one", "Add 1 and 1."), "It is 2.", judge, size=20)  # 1 of 20
     new, elsewhere = desk.task("two", "Add 1 and 2."), desk.task("three", "Add 1 and 3.", domain="code")
     share, none = choose(desk, new, elsewhere)
     assert none is None
     assert share is not None
-    assert (share.num_shown, share.context.source) == (3, ContextSource.PRECEDENTS)
+    assert (share.num_shown, share.context.source) == (4, ContextSource.PRECEDENTS)  # half of .95 of 8, rounded
     assert contents(share) == ["Add 1 and 1.", "It is 2.", "Add 1 and 2."]
+
+
+@pytest.mark.integration
+def test_a_reference_is_shown_before_another_tasks_right_answer_that_nobody_measured(desk: Desk) -> None:
+    judge = desk.expert("judge")
+    desk.passed(desk.task("one", "Add 1 and 1."), "It is 2.", judge, size=20)
+    task = desk.task("two", "Add 3 and 4.")
+    refer(desk, judged(desk, task, judge, 0.0, 0.0)[0])
+    [share] = choose(desk, task)
+    assert share is not None
+    assert share.context.source is ContextSource.REFERENCE
+    desk.world.measured(
+        desk.session,
+        judge.id,
+        MeasurementStatus.TEACHES,
+        source=ContextSource.PRECEDENTS,
+        template=Template.TURNS,
+    )
+    [share] = choose(desk, task)
+    assert share is not None
+    assert share.context.source is ContextSource.PRECEDENTS  # measured, it has its place in the order
 
 
 @pytest.mark.integration

@@ -1,8 +1,11 @@
 """What may be shown, by measurements written by hand."""
 
 import pickle
+from dataclasses import replace
 
-from services.contracts.answers import AnswerKind
+import pytest
+
+from services.contracts.answers import AnswerContent, AnswerKind
 from services.contracts.ids import new_id
 from services.contracts.measurements import MeasurementStatus
 from services.contracts.sources import ContextSource
@@ -10,6 +13,7 @@ from services.contracts.templates import Template
 from services.store.core.transaction import Store
 from services.store.teaching import standing
 from tests.store.conftest import World
+from tests.store.teaching.test_material import Desk
 
 TURNS, REPROMPT = Template.TURNS, Template.REPROMPT
 FEEDBACK, REFERENCE = ContextSource.FEEDBACK, ContextSource.REFERENCE
@@ -74,7 +78,7 @@ def test_a_presumed_source_measured_not_to_teach_is_shown_by_the_unmeasured_temp
     assert found.template_for(judge, REFERENCE, "math", REPROMPT) is REPROMPT
 
 
-def test_precedents_that_an_expert_chooses_itself_have_to_be_measured_first(store: Store, world: World) -> None:
+def test_only_precedents_that_the_task_carries_are_shown_before_they_are_measured(store: Store, world: World) -> None:
     with store.transaction() as session:
         kinds = (AnswerKind.PRECEDENTS,)
         keys = ("precedents",)
@@ -87,7 +91,36 @@ def test_precedents_that_an_expert_chooses_itself_have_to_be_measured_first(stor
         found = standing.read(session, world.lineage_id)
 
     shown = [found.teaches(i, ContextSource.PRECEDENTS, "math") for i in (judge, own, people, stranger, refused)]
-    assert shown == [True, True, True, False, False]
+    assert shown == [False, True, False, False, False]
+
+
+def test_right_answers_to_other_tasks_are_the_last_resort_where_the_policy_hardly_ever_passes() -> None:
+    judge, stranger = new_id(), new_id()
+    found = standing.Standing(choosers=frozenset({stranger}), poolers=frozenset({judge}), unsolved=frozenset({"math"}))
+    kind = ContextSource.PRECEDENTS
+
+    assert [found.teaches(judge, kind, domain) for domain in ("math", "code")] == [True, False]
+    assert not found.teaches(stranger, kind, "math")
+    assert found.is_last_resort(judge, kind, "math")
+    assert not found.is_last_resort(judge, ContextSource.OWN_SUCCESS, "math")
+
+    measured = replace(found, verdicts={(judge, kind, "math"): {TURNS: standing.Verdict(teaches=True, gap_low=0.1)}})
+    assert not measured.is_last_resort(judge, kind, "math")
+    refused = replace(found, verdicts={(judge, kind, "math"): {TURNS: standing.Verdict(teaches=False, gap_low=-0.1)}})
+    assert not refused.teaches(judge, kind, "math")
+
+
+@pytest.mark.integration
+def test_a_domain_is_unsolved_once_one_in_twenty_of_sixteen_verdicts_and_more_at_most_is_a_pass(
+    store: Store, world: World
+) -> None:
+    with store.transaction() as session:
+        desk = Desk(session, world)
+        judge = desk.expert("judge")
+        for domain, num_judged, num_passed in (("few", 15, 0), ("none", 16, 0), ("one", 20, 1), ("two", 20, 2)):
+            for place, rollout in enumerate(desk.drawn(desk.task(domain, domain=domain), num_judged)):
+                desk.said(rollout, judge, AnswerContent(score=float(place < num_passed)))
+        assert standing.read(session, world.lineage_id).unsolved == {"none", "one"}
 
 
 def test_a_standing_can_be_sent_to_another_process(store: Store, world: World) -> None:

@@ -14,6 +14,7 @@ from services.contracts.updates import Speaker
 from services.policy.model.modeling import LoadedPolicy, decode_ids
 from services.runtime.settings import Settings
 from services.store.ledger.lessons import LessonAnswer, LessonFacts, LessonOpinion
+from services.store.teaching.material import Material
 from services.store.teaching.standing import Standing, Verdict
 from tests.trainer.batch.building import CONFIG, build, known, material, only, precedent, shown_to, siblings
 from tests.trainer.world import ANSWERS, TAUGHT_BY_ALL, answer, facts, reference
@@ -132,6 +133,25 @@ def test_a_solution_is_shown_as_a_turn_and_the_question_again(policy: LoadedPoli
     )
     assert not row.contexts[0].from_rollout
     assert row.covered
+
+
+def test_unmeasured_precedents_of_other_tasks_are_shown_where_there_is_nothing_else_and_nothing_succeeds(
+    policy: LoadedPolicy,
+) -> None:
+    given = material(PRECEDENTS, precedents=(precedent("What is 3+3?", "six"),))
+    refer = material(REFERENCE, solution="four")
+    judge = given.expert_id
+    unsolved = Standing(poolers=frozenset({judge}), unsolved=frozenset({"math"}))
+    solved = replace(unsolved, unsolved=frozenset())
+    measured = replace(solved, verdicts={(judge, PRECEDENTS, "math"): {Template.TURNS: Verdict(True, 0.1)}})
+
+    def shows(standing: Standing, *what: Material) -> list[ContextSource | None]:
+        return sources_of(only(policy, facts(policy), showable=replace(known(*what), standing=standing)))
+
+    assert shows(unsolved, given) == [PRECEDENTS]
+    assert shows(unsolved, given, refer) == [REFERENCE]
+    assert shows(solved, given) == []
+    assert shows(measured, given, refer) == [PRECEDENTS]
 
 
 def test_precedents_are_turns_before_the_question_and_offer_no_text_to_imitate(policy: LoadedPolicy) -> None:
