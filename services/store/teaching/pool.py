@@ -1,7 +1,7 @@
 """Tasks whose right answers may be precedents: of the same domain, those of the same family first, then by likeness.
 
 Only train tasks are among them, and no family is both in train and in another split. Bounded: of a domain, the newest
-tasks that were drawn, and those of the newest corrections.
+tasks that were drawn or measured, and those of the newest corrections.
 """
 
 from collections.abc import Collection
@@ -13,10 +13,10 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
 from services.contracts.corrections import CorrectionStatus
-from services.contracts.rollouts import Purpose
 from services.contracts.tasks import Split
 from services.store.tables.corrections import CorrectionRow
 from services.store.tables.loop import AnswerRow, RolloutRow, TaskRow
+from services.store.tables.teaching import MeasuredTaskRow
 from services.store.teaching import right_answers, similar
 
 MAX_TASKS: Final = 256
@@ -41,7 +41,7 @@ def find_alike(session: Session, task: TaskRow, readers: Collection[UUID]) -> li
     same_family = TaskRow.family == task.family
     drawn = (
         select(TaskRow.id)
-        .where(*of_domain, TaskRow.num_groups > 0)
+        .where(*of_domain, (TaskRow.num_groups > 0) | TaskRow.id.in_(select(MeasuredTaskRow.task_id)))
         .order_by(same_family.desc(), TaskRow.id.desc())
         .limit(MAX_TASKS)
         .subquery()
@@ -78,7 +78,11 @@ def _has_success() -> ColumnElement[bool]:
 def _has_reference(readers: Collection[UUID]) -> ColumnElement[bool]:
     newest = (
         select(RolloutRow.id)
-        .where(RolloutRow.task_id == TaskRow.id, RolloutRow.purpose == Purpose.TRAIN.value)
+        .where(
+            RolloutRow.task_id == TaskRow.id,
+            RolloutRow.purpose.in_(right_answers.ASKED_ALIKE),
+            ~RolloutRow.shown,
+        )
         .order_by(RolloutRow.id.desc())
         .limit(MAX_READ)
         .correlate(TaskRow)

@@ -29,6 +29,9 @@ MAX_TRIED: Final = 4
 MAX_READ: Final = 16
 """Newest rollouts of a task whose answers are read for what an expert says about all of them alike."""
 
+ASKED_ALIKE: Final = (Purpose.TRAIN.value, Purpose.PROBE.value)
+"""Purposes of rollouts about which experts say the same whatever is in them."""
+
 Said = tuple[AnswerRow, ExpertRow]
 
 
@@ -78,12 +81,19 @@ def find_given(
     readers: Mapping[UUID, ExpertRow],
     part: InstrumentedAttribute[str | None] | InstrumentedAttribute[list[JsonObject] | None],
 ) -> dict[UUID, list[Said]]:
-    """What these experts say about every rollout of a task alike, in this part of their answers: by task the newest
-    answer of each."""
+    """What these experts say about every rollout of a task alike, measured ones too, in this part of their answers: by
+    task the newest answer of each."""
     if not readers or not task_ids:
         return {}
     wanted = _list_tasks(dict.fromkeys(task_ids))
-    newest = _newest_rollouts(wanted).limit(MAX_READ).lateral("newest")
+    drawn = RolloutRow.purpose.in_(ASKED_ALIKE) & ~RolloutRow.shown
+    newest = (
+        select(RolloutRow.id)
+        .where(RolloutRow.task_id == wanted.c.task_id, drawn)
+        .order_by(RolloutRow.id.desc())
+        .limit(MAX_READ)
+        .lateral("newest")
+    )
     rows = session.execute(
         select(wanted.c.task_id, AnswerRow)
         .select_from(wanted)

@@ -9,7 +9,9 @@ from sqlalchemy.orm import Session
 
 from services.contracts.answers import AnswerContent, AnswerKind
 from services.contracts.experts import OwnKind
+from services.contracts.measurements import MeasurementStatus
 from services.contracts.persons import Role
+from services.contracts.rollouts import Purpose
 from services.contracts.sources import ContextSource
 from services.contracts.tasks import Message, Precedent, Split, TaskCreate
 from services.store.core.transaction import Store
@@ -17,6 +19,7 @@ from services.store.loop import answers, rollouts, tasks
 from services.store.people import persons
 from services.store.tables.corrections import CorrectionRow
 from services.store.tables.loop import AnswerRow, ConsultationRow, ExpertRow, RolloutRow, TaskRow
+from services.store.tables.teaching import MeasuredTaskRow
 from services.store.teaching import held_out, material
 from services.store.teaching.material import Material
 from tests.store.conftest import World
@@ -259,6 +262,21 @@ def test_corrections_and_references_of_other_tasks_are_precedents_each_of_its_ow
 def precedent(question: str, answer: str, system: str | None = None) -> Precedent:
     said = [] if system is None else [Message(role="system", content=system)]
     return Precedent(messages=[*said, Message(role="user", content=question)], answer=answer)
+
+
+def test_a_reference_given_while_something_was_measured_is_one_too_but_no_measured_success_is(desk: Desk) -> None:
+    judge, reference = desk.expert("judge"), desk.expert("reference", **REFERENCE, granted=("reference",))
+    task, other = desk.task("one", "Add 1 and 1."), desk.task("two", "Add 1 and 2.")
+    drawn, _ = desk.world.drawn(desk.session, other, purpose=Purpose.PROBE)
+    desk.said(drawn, reference, AnswerContent(solution="It is 3."))
+    desk.said(drawn, judge, AnswerContent(score=1.0))
+    measurement = desk.world.measured(desk.session, judge.id, MeasurementStatus.MEASURING)
+    place = MeasuredTaskRow(measurement_id=measurement.id, task_id=other.id, student_group_id=drawn.group_id)
+    desk.session.add(place)
+    desk.session.flush()
+    [found] = desk.find(task)
+    assert (found.source, found.expert_id) == (ContextSource.PRECEDENTS, reference.id)
+    assert found.precedents[0].answer == "It is 3."
 
 
 def test_of_precedents_that_an_expert_returns_those_that_answer_a_held_out_question_are_left_out(desk: Desk) -> None:
