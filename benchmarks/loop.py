@@ -6,8 +6,8 @@ Each run is the demo's loop through the api: same tasks, rollouts, experts and n
 on the command line. The base is measured once and shared: it is the same weights, tasks and draws for every run. A
 setting is chosen on `--splits validation`; with both splits named, one training is measured on both. Runs that are done
 are not repeated, so it can be stopped and started again; with `--keep`, what was trained can be measured on another
-split later. Prints the best trained less the best base, each at the temperature at which it passes most validation
-tasks, with intervals paired over families; then both at equal temperatures, and the wall times.
+split later. Prints, on held-out tasks, the best trained less the best base, each at the temperature at which it passes
+most validation tasks, with intervals paired over families; then both at equal temperatures, and the wall times.
 
     python -m benchmarks.loop --leave-one-in --seeds 0 1 2 --updates 16 --folder results
 

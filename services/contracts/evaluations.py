@@ -47,7 +47,8 @@ class EvaluationCreate(Contract):
     num_tasks: how many tasks a domain, all by default, spread over its families. num_samples: answers a task at each
     temperature; at 0 one, since every answer is the same. num_validation_tasks: how many tasks a domain of the split
     validation are drawn besides, to choose each domain's best temperature on; a domain with fewer gives all it has; 0
-    draws none, and no temperature is chosen. An evaluation of the split validation chooses on its own tasks.
+    draws none, and no temperature is chosen. An evaluation of the split validation chooses none:
+    it would be chosen on the tasks that it is read on.
     """
 
     split: Literal[Split.VALIDATION, Split.HELDOUT] = Split.HELDOUT

@@ -38,7 +38,8 @@ class TermKind(StrEnum):
 class Speaker(Contract):
     """An expert whose words stand in a term: its registration, its version then, and the answer that said them.
 
-    shown_to: the answer whose expert was shown these words; None where they made the term themselves.
+    shown_to: the answer whose expert was shown these words; None where they made the term themselves, or were shown to
+    the teacher that drew the rollout.
     """
 
     answer_id: UUID
@@ -53,8 +54,8 @@ class TermRecord(Contract):
 
     share: its part of all terms' parts of the loss, 0..1, each without its sign and with what earlier tokens are
     charged for it; cost: nats a token; context_sha256: the exact text the teacher was shown; source, template: of that
-    context; answers: every answer that made it, those that its experts were shown too; speakers: who gave them; weight:
-    the trust in them, or a score's advantage.
+    context; answers: every answer that made it, those that its experts were shown too, and those shown to the teacher
+    that drew the rollout; speakers: who gave them; weight: the trust in them, or a score's advantage.
     """
 
     kind: TermKind

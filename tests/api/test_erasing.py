@@ -263,14 +263,13 @@ def test_what_a_correction_taught_about_another_task_is_said_and_forgotten(
         verdicts = select(AnswerRow.id).where(AnswerRow.rollout_id == own.rollout_id)
         other = session.scalars(verdicts).first() or new_id()
         choices = TopK(np.array([[1]], np.int32), np.array([[0.0]]), np.array([0.0]))
-        learned = [behind] if how == "as a precedent" else [other]
         contributions = [
             updates.Contribution(
                 lesson.id,
                 terms=(TermRecord(kind=TermKind.CONDITIONED, answers=said, weight=1.0, share=0.5),),
                 choices=choices,
             )
-            for lesson, said in ((own, [other]), (shown, learned))
+            for lesson, said in ((own, [other]), (shown, [behind]))
         ]
         updates.apply(session, row.id, owner, checkpoint_sha256="c", metrics={}, contributions=contributions)
     for report in (

@@ -123,6 +123,7 @@ class _Builder:
             stopped=lesson.finish_reason == "stop",
             score=lesson.score,
             verdicts=behind(*lesson.judges),
+            drawn_after=behind(*lesson.shown_after),
             staleness=None if lesson.policy_number is None else self.newest_version - lesson.policy_number,
             contexts=self.contexts.choose(lesson),
             top_k=tuple(read_top_k(lesson, self.showable.standing)),

@@ -190,17 +190,20 @@ class Contexts:
             yield from self._quote(lesson, answer, source)
 
     def _find_siblings(self, lesson: LessonFacts) -> Iterator[Piece]:
-        """Successes of the policy's own in the other half, the likeliest first, then the first of those alike."""
+        """Successes of the policy's own in the other half, the likeliest first, then the first of those alike; credited
+        to the first of their verifiers, by their ids, whose own successes teach."""
         others = [one for one in self._groups[lesson.group_id] if (one.index_in_group - lesson.index_in_group) % 2 == 1]
         for sibling in sorted(others, key=rate, reverse=True):
-            text, by = strip_thinking(sibling.text), raters(sibling)
-            if sibling.shown or not passes(rate(sibling)) or not by or not text:
+            text, kind = strip_thinking(sibling.text), ContextSource.OWN_SUCCESS
+            if sibling.shown or not passes(rate(sibling)) or not text:
                 continue
-            kind = ContextSource.OWN_SUCCESS
-            template = self._showable.template(by[0].expert_id, kind, lesson.domain, self._config)
-            if template is not None:
-                source = behind(*by, kind=kind, template=template, label=f"sibling {sibling.rollout_id}")
-                yield Piece(source, by[0].weight, text)
+            by = sorted(raters(sibling), key=lambda answer: (answer.expert_id, answer.id))
+            for credited in by:
+                template = self._showable.template(credited.expert_id, kind, lesson.domain, self._config)
+                if template is not None:
+                    label = f"sibling {sibling.rollout_id}"
+                    yield Piece(behind(credited, *by, kind=kind, template=template, label=label), credited.weight, text)
+                    break
 
     def _quote(self, lesson: LessonFacts, answer: LessonAnswer, source: ContextSource) -> Iterator[Piece]:
         """What an answer about this rollout offers from this source."""

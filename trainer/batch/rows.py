@@ -3,7 +3,8 @@
 No tensor, no weight, no clock: everything here can be sent to another rank.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 from uuid import UUID
 
 from services.contracts.answers import passes
@@ -35,6 +36,20 @@ class Source:
     speakers: tuple[Speaker, ...] = ()
     kind: ContextSource | None = None
     template: Template | None = None
+
+    def drawn_after(self, drawn: "Source") -> "Source":
+        """This source with everyone behind what the teacher was shown that drew the rollout, each once."""
+        others = [speaker for speaker in drawn.speakers if speaker.answer_id not in self.answers]
+        names = [f"{one.expert}@{one.expert_version}, shown to the teacher that drew the rollout" for one in others]
+        return replace(
+            self,
+            answers=(*self.answers, *(one.answer_id for one in others)),
+            names=(*self.names, *dict.fromkeys(names)),
+            speakers=(*self.speakers, *others),
+        )
+
+
+NOBODY: Final = Source((), ())
 
 
 @dataclass(frozen=True)
@@ -117,7 +132,8 @@ class Row:
     siblings, half: rollouts that share both have a baseline in common. credited: the future term applies. temperature:
     that the student is read at.
     stopped: the policy ended its answer itself. verdicts: the answers behind the score. staleness: policy versions
-    since it was sampled, None if unknown.
+    since it was sampled, None if unknown. drawn_after: what the teacher was shown that drew it; nothing where the
+    policy did.
     """
 
     lesson_id: UUID
@@ -136,6 +152,7 @@ class Row:
     score: float | None
     verdicts: Source
     staleness: int | None
+    drawn_after: Source = NOBODY
     contexts: tuple[Context, ...] = ()
     top_k: tuple[TopKRows, ...] = ()
     samples: tuple[SampleRows, ...] = ()

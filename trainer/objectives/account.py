@@ -49,7 +49,9 @@ class Account:
         context_sha256: str | None = None,
         teacher_sha256: str | None = None,
     ) -> None:
-        """Write down a term of a row. share: its part of the loss; cost: in nats per token."""
+        """Write down a term of a row, and who is behind the states that it is about: those that a teacher was shown
+        who drew the rollout. share: its part of the loss; cost: in nats per token."""
+        source = source.drawn_after(row.drawn_after)
         record = TermRecord(
             kind=kind,
             answers=list(source.answers),

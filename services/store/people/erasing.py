@@ -263,17 +263,13 @@ def _report(
 
 def _learned_from(made: Sequence[UUID]) -> Select[UUID, UUID]:
     """Update and lesson of what was trained with a term made from one of these answers, of whichever task they are
-    about, or on what a teacher drew that was shown one."""
+    about; a term on what a teacher drew was made from what it was shown, too."""
     gone = listed(made).subquery("gone")
     named = func.jsonb_build_array(
         func.jsonb_build_object("answers", func.jsonb_build_array(cast(gone.c.id, Text)), type_=JSONB), type_=JSONB
     )
     keys = UpdateLessonRow.update_id, UpdateLessonRow.lesson_id
-    in_terms = select(*keys).join(gone, UpdateLessonRow.terms.contains(named))
-    drawn = LessonRow.rollout_id.in_(contexts.shown_in(contexts.made_of(listed(made))))
-    after_them = select(*keys).join(LessonRow, LessonRow.id == UpdateLessonRow.lesson_id).where(drawn)
-    learned = union(in_terms, after_them).subquery("learned")
-    return select(learned.c.update_id, learned.c.lesson_id)
+    return select(*keys).join(gone, UpdateLessonRow.terms.contains(named)).distinct()
 
 
 def _updates_shaped(session: Session, made: Sequence[UUID]) -> list[tuple[UUID, str, int]]:

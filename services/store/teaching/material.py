@@ -29,9 +29,9 @@ MIN_TRIED = 8  # alike tasks whose right answers are read, for each precedent th
 class Material:
     """Something that may be shown to a teacher about a task.
 
-    expert_id: who is credited and measured. Of the policy's own successes, and of precedents made of them, that is the
-    verifier that certified them, the first by its id; of all else the expert that answered. weight: the trust in
-    it. answers, names, speakers: everything behind it.
+    expert_id: who is credited and measured. Of the policy's own successes, and of precedents made of them, that is a
+    verifier that certified them; of all else the expert that answered. weight: the trust in it. answers, names,
+    speakers: everything behind it.
     """
 
     source: ContextSource
@@ -65,7 +65,8 @@ def find_fixed(
     include_probation: bool = False,
     num_precedents: int = 1,
 ) -> dict[UUID, list[Material]]:
-    """What may be shown about these tasks, in `SOURCE_ORDER`, at most one thing of each source and expert.
+    """What may be shown about these tasks, in `SOURCE_ORDER`, at most one thing of each source and expert: what several
+    verifiers certified is there once for each, so that it is shown as long as one of them teaches.
 
     before: by task, the group that own successes and corrections must be older than; a task that is not in it takes
     those of any group. include_probation: also what experts on probation said, which must not train. num_precedents:
@@ -131,14 +132,22 @@ def _choose_precedents(session: Session, tasks: Sequence[TaskRow], num_precedent
     others = {row.id: row for row in session.scalars(select(TaskRow).where(TaskRow.id.in_(ids)))}
     found: dict[UUID, list[_Draft]] = {}
     for task in tasks:
-        told = [(others[other], right[other][0]) for other in alike[task.id] if right[other]]
-        precedents = [_make_precedent(other, answer.text) for other, answer in told]
+        told = [(others[other], _find_first(right[other])) for other in alike[task.id] if right[other]]
+        precedents = [_make_precedent(other, certified[0].text) for other, certified in told]
         free = held_out.may_be_shown(session, lineage_id, precedents, but=task.messages)
         of_expert: dict[UUID, list[tuple[TaskRow, RightAnswer]]] = {}
-        for other, answer in compress(told, free):
-            of_expert.setdefault(answer.said[0][1].id, []).append((other, answer))
+        for other, certified in compress(told, free):
+            for answer in certified:
+                of_expert.setdefault(answer.said[0][1].id, []).append((other, answer))
         found[task.id] = [_join_precedents(own[:num_precedents]) for own in of_expert.values()]
     return found
+
+
+def _find_first(right: Sequence[RightAnswer]) -> list[RightAnswer]:
+    """The first of these right answers, as often as it is there: once for each verifier that certified it."""
+    if right[0].rollout_id is None:
+        return [right[0]]
+    return [one for one in right if one.rollout_id == right[0].rollout_id]
 
 
 def _make_precedent(task: TaskRow, answer: str) -> Precedent:

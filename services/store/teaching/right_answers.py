@@ -5,7 +5,7 @@ rollout of the task. Only what counts is found; with `include_probation` also wh
 can be measured before it trains.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
@@ -51,7 +51,8 @@ class RightAnswer:
 def find(
     session: Session, lineage_id: UUID, before: Mapping[UUID, UUID | None], *, include_probation: bool = False
 ) -> dict[UUID, list[RightAnswer]]:
-    """The right answers to these tasks, at most one of each source and expert, in `SOURCE_ORDER`.
+    """The right answers to these tasks, at most one of each source and expert, in `SOURCE_ORDER`; a success that
+    several verifiers certified is there once for each of them, by their ids.
 
     before: by task, the group that an own success or a correction must be older than, where one is named.
     """
@@ -170,7 +171,7 @@ def _find_unproven(session: Session, before: Mapping[UUID, UUID | None]) -> dict
 
 
 def _read(session: Session, which: ColumnElement[bool]) -> list[Said]:
-    """These answers, by their experts' ids: whom a success is credited to does not hang on who is faster."""
+    """These answers, by their experts' ids: who is credited with a success first does not hang on who is faster."""
     rows = select(AnswerRow, ExpertRow).join(ExpertRow, ExpertRow.id == AnswerRow.expert_id)
     return [
         (answer, expert)
@@ -179,7 +180,7 @@ def _read(session: Session, which: ColumnElement[bool]) -> list[Said]:
 
 
 def _newest_success(session: Session, verdicts: Sequence[Said]) -> dict[UUID, list[RightAnswer]]:
-    """By task, the newest of the rollouts that these verdicts are about."""
+    """By task, the newest of the rollouts that these verdicts are about: once for each verdict, credited to it."""
     by_rollout: dict[UUID, list[Said]] = {}
     for said in verdicts:
         by_rollout.setdefault(said[0].rollout_id, []).append(said)
@@ -190,10 +191,16 @@ def _newest_success(session: Session, verdicts: Sequence[Said]) -> dict[UUID, li
     )
     return {
         task_id: [
-            RightAnswer(ContextSource.OWN_SUCCESS, strip_thinking(text), tuple(by_rollout[rollout_id]), rollout_id)
+            RightAnswer(ContextSource.OWN_SUCCESS, strip_thinking(text), said, rollout_id)
+            for said in _put_each_first(by_rollout[rollout_id])
         ]
         for rollout_id, task_id, text in rollouts
     }
+
+
+def _put_each_first(said: Sequence[Said]) -> Iterator[tuple[Said, ...]]:
+    for place, one in enumerate(said):
+        yield one, *said[:place], *said[place + 1 :]
 
 
 def _find_corrections(session: Session, before: Mapping[UUID, UUID | None]) -> dict[UUID, list[RightAnswer]]:

@@ -174,24 +174,28 @@ def figures(results: Sequence[TaskResult]) -> list[int]:
     return sorted({1, max((task.num_judged + task.num_unjudged for task in results), default=1)})
 
 
-def choose_best(results: Sequence[TaskResult], validation: Sequence[TaskResult]) -> list[BestTemperature]:
-    """The best temperature of each domain of these results, for pass@1 and pass@k, chosen on validation tasks."""
+def choose_best(results: Sequence[TaskResult], validation: Sequence[TaskResult] | None) -> list[BestTemperature]:
+    """The best temperature of each domain of these results, for pass@1 and pass@k, chosen on validation tasks.
+
+    validation: None where the results are those of validation tasks: read on the tasks that it was chosen on, the best
+    of several temperatures looks better than it is, so none is chosen.
+    """
+    reason = None
+    if len(temperatures(results)) < 2:
+        reason = "one temperature only"
+    elif validation is None:
+        reason = "it would be chosen on these very tasks"
     return [
-        _choose(
-            domain,
-            k,
-            [task for task in validation if task.domain == domain],
-            is_choice=len(temperatures(results)) > 1,
-        )
+        BestTemperature(domain=domain, k=k, temperature=None, num_tasks=0, reason=reason)
+        if reason is not None
+        else _choose(domain, k, [task for task in validation or () if task.domain == domain])
         for domain in domains(results)
         for k in figures(results)
     ]
 
 
-def _choose(domain: str, k: int, validation: Sequence[TaskResult], *, is_choice: bool) -> BestTemperature:
+def _choose(domain: str, k: int, validation: Sequence[TaskResult]) -> BestTemperature:
     """Over the tasks that were judged at every temperature, so that all temperatures are read on the same ones."""
-    if not is_choice:
-        return BestTemperature(domain=domain, k=k, temperature=None, num_tasks=0, reason="one temperature only")
     drawn = {t: pick(validation, domain, t) for t in temperatures(validation)}
     common = set.intersection(*(_measured(tasks, k) for tasks in drawn.values())) if drawn else set()
     if not common:

@@ -107,13 +107,12 @@ def detail(session: Session, row: EvaluationRow) -> EvaluationDetail:
     """An evaluation with its results by task and temperature, and the best temperatures once it is done."""
     view, split = evaluations.view(session, row), Split(row.split)
     results = evaluations.results(session, row.id, split)
-    beside = [] if split is Split.VALIDATION else evaluations.results(session, row.id, Split.VALIDATION)
-    chosen_on = results if split is Split.VALIDATION else beside
+    beside = None if split is Split.VALIDATION else evaluations.results(session, row.id, Split.VALIDATION)
     return EvaluationDetail(
         **view.model_dump(),
         results=results,
-        validation_results=beside,
-        best=choose_best(results, chosen_on) if view.status is EvaluationStatus.DONE else [],
+        validation_results=beside or [],
+        best=choose_best(results, beside) if view.status is EvaluationStatus.DONE else [],
     )
 
 

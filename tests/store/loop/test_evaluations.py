@@ -107,6 +107,26 @@ def test_a_finished_evaluation_knows_its_best_temperature(store: Store, world: W
     assert [(one.k, one.temperature, one.num_tasks) for one in found.best] == [(1, 0.5, 1), (2, 0.5, 1)]
 
 
+def test_an_evaluation_of_validation_tasks_chooses_no_temperature_on_the_tasks_that_it_is_read_on(
+    store: Store, world: World
+) -> None:
+    with store.transaction() as session:
+        world.task(session, "valid", Split.VALIDATION)
+        wanted = EvaluationCreate(split=Split.VALIDATION, temperatures=[0.0, 0.5], num_samples=2)
+        row, planned = plan(session, world, wanted)
+        for group, scores in zip(planned, ([1.0], [0.0, 1.0]), strict=True):
+            finish(session, group, scores)
+        evaluations.finish_complete(session)
+        session.flush()
+        session.refresh(row)
+        found = versions.detail(session, row)
+        [change, _] = versions.compare_two(session, row, row).headline
+    assert ([one.num_passed for one in found.results], found.validation_results) == ([1, 1], [])
+    reason = "it would be chosen on these very tasks"
+    assert [(one.k, one.temperature, one.reason) for one in found.best] == [(1, None, reason), (2, None, reason)]
+    assert (change.before, change.after, change.rise, change.reason) == (None, None, None, reason)
+
+
 def test_an_evaluation_from_before_temperatures_opens_as_one_at_the_temperature_it_was_drawn_at(
     store: Store, world: World
 ) -> None:

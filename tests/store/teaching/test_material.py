@@ -143,26 +143,36 @@ def test_all_there_is_to_show_comes_in_the_order_in_which_it_is_looked_for(desk:
     assert (precedent.messages[0].content, precedent.answer) == ("What is 1+1?", "two")
 
 
-def test_a_success_is_remembered_with_all_verifiers_that_certified_it_and_credited_to_the_first(desk: Desk) -> None:
+def test_a_success_is_remembered_with_all_verifiers_that_certified_it_once_for_each_of_them(desk: Desk) -> None:
     first, second = desk.expert("execution"), desk.expert("exact")
     second.weight = 3.0
     task = desk.task("2+2")
     rollout = desk.passed(task, "<think>hm</think>four", first)
     other = desk.said(rollout, second, AnswerContent(score=0.9))
-    found = only(desk.find(task), ContextSource.OWN_SUCCESS)
+    found, again = desk.find(task)
     assert (found.solution, found.expert_id, found.weight) == ("four", first.id, 1.0)
+    assert (again.solution, again.expert_id, again.weight) == ("four", second.id, 3.0)
     assert found.names == (f"the policy's own rollout {rollout.id}", "execution@1", "exact@1")
     assert [speaker.expert_id for speaker in found.speakers] == [first.id, second.id]
-    assert found.answers[1] == other
+    assert (found.answers[1], set(found.answers)) == (other, set(again.answers))
 
 
-def test_a_success_is_credited_to_the_verifier_with_the_first_id_whoever_answered_first(desk: Desk) -> None:
+def test_a_success_goes_first_to_the_verifier_with_the_first_id_whoever_answered_first(desk: Desk) -> None:
     first, second = desk.expert("execution"), desk.expert("exact")
     task = desk.task("2+2")
     desk.said(desk.passed(task, "four", second), first, AnswerContent(score=0.9))
-    found = only(desk.find(task), ContextSource.OWN_SUCCESS)
-    assert found.expert_id == first.id
-    assert [speaker.expert_id for speaker in found.speakers] == [first.id, second.id]
+    assert [one.expert_id for one in desk.find(task)] == [first.id, second.id]
+
+
+def test_precedents_of_what_several_verifiers_certified_are_there_once_for_each(desk: Desk) -> None:
+    first, second = desk.expert("execution"), desk.expert("exact")
+    desk.said(desk.passed(desk.task("1+1"), "two", second), first, AnswerContent(score=0.9))
+    desk.passed(desk.task("3+3"), "six", second)
+    found = desk.find(desk.task("2+2"), num_precedents=2)
+    assert [(one.expert_id, [told.answer for told in one.precedents]) for one in found] == [
+        (second.id, ["six", "two"]),
+        (first.id, ["two"]),
+    ]
 
 
 def test_the_newest_success_is_remembered_and_only_of_groups_before_the_named_one(desk: Desk) -> None:

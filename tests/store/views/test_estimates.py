@@ -125,16 +125,16 @@ def drawn(passes: Mapping[float, Sequence[int]], num_samples: int = 4) -> list[T
 def measured(
     version: str,
     passes: Mapping[float, Sequence[int]],
-    validation: Mapping[float, Sequence[int]],
+    validation: Mapping[float, Sequence[int]] | None,
     status: EvaluationStatus = EvaluationStatus.DONE,
 ) -> EvaluationDetail:
-    results, beside = drawn(passes), drawn(validation)
+    results, beside = drawn(passes), None if validation is None else drawn(validation)
     now = datetime.now(UTC)
     return EvaluationDetail(
         id=UUID(int=1),
         lineage_id=UUID(int=2),
         policy_version=version,
-        split=Split.HELDOUT,
+        split=Split.VALIDATION if validation is None else Split.HELDOUT,
         status=status,
         settings={},
         num_rollouts=0,
@@ -142,7 +142,7 @@ def measured(
         created_at=now,
         finished_at=now,
         results=results,
-        validation_results=beside,
+        validation_results=beside or [],
         best=choose_best(results, beside),
     )
 
@@ -187,10 +187,11 @@ def test_greedy_answers_are_all_the_same_so_that_pass_at_k_is_pass_at_1() -> Non
     [
         ({0.0: [1], 1.0: [4]}, {}, "no validation tasks"),
         ({1.0: [4]}, {1.0: [4]}, "one temperature only"),
+        ({0.0: [1], 1.0: [4]}, None, "it would be chosen on these very tasks"),
     ],
 )
 def test_where_no_temperature_could_be_chosen_the_reason_is_given(
-    held: Mapping[float, Sequence[int]], validation: Mapping[float, Sequence[int]], reason: str
+    held: Mapping[float, Sequence[int]], validation: Mapping[float, Sequence[int]] | None, reason: str
 ) -> None:
     base, trained = (measured(name, held, validation) for name in ("base", "v1"))
     assert {(best.temperature, best.reason) for best in base.best} == {(None, reason)}

@@ -16,7 +16,7 @@ from services.runtime.settings import Settings
 from services.store.ledger.lessons import LessonAnswer, LessonFacts, LessonOpinion
 from services.store.teaching.material import Material
 from services.store.teaching.standing import Standing, Verdict
-from tests.trainer.batch.building import CONFIG, build, known, material, only, precedent, shown_to, siblings
+from tests.trainer.batch.building import CONFIG, TASK, build, known, material, only, precedent, shown_to, siblings
 from tests.trainer.world import ANSWERS, TAUGHT_BY_ALL, answer, facts, reference
 from trainer.batch.build import hash_batch
 from trainer.batch.contexts import Showable
@@ -206,6 +206,26 @@ def test_the_verifier_that_certified_a_sibling_speaks_in_what_it_teaches(policy:
     [context] = build(policy, group).rows[1].contexts
     assert (context.source.speakers, context.source.answers, context.weight) == ((voice,), (said.id,), 0.5)
     assert context.source.names == (f"sibling {group[2].rollout_id}", "judge@1")
+
+
+def test_a_success_that_two_verifiers_certified_is_shown_while_one_of_them_teaches_and_is_credited_to_it(
+    policy: LoadedPolicy,
+) -> None:
+    """By measurement or, unmeasured, by presumption; whether a sibling's or a remembered one."""
+    first, second = sorted((answer(score=1.0, weight=0.5), answer(score=1.0)), key=lambda one: one.expert_id)
+    verdicts = {one.expert_id: {Template.TURNS: Verdict(False, -0.2)} for one in (first, second)}
+    group = siblings(policy, solved={2})
+    group[2] = replace(group[2], judges=(second, first))  # the second one was faster
+    remembered = [material(OWN, "own", expert_id=one.expert_id, weight=one.weight) for one in (first, second)]
+
+    def weights_of(*failing: LessonAnswer) -> list[list[float]]:
+        bad = Standing({(one.expert_id, OWN, "math"): verdicts[one.expert_id] for one in failing})
+        shown = (build(policy, group, Showable(known, bad)).rows[1] for known in ({}, {TASK: remembered}))
+        return [[context.weight for context in row.contexts] for row in shown]
+
+    assert weights_of() == [[first.weight]] * 2
+    assert weights_of(first) == [[second.weight]] * 2
+    assert weights_of(first, second) == [[]] * 2
 
 
 def test_without_a_success_in_the_other_half_the_next_source_is_shown(policy: LoadedPolicy) -> None:
