@@ -50,8 +50,8 @@ status: install  ## show the state of the loop
 test: install  ## run the tests on all processors; ARGS="-n 0 -x tests/store" runs some of them, one at a time
 	@$(BIN)/python -m pytest -m "not long" -n auto --dist loadfile $(ARGS)
 
-test-long: install  ## run the long tests, one at a time: the whole loop, the demo, disturbances, compose
-	@$(BIN)/python -m pytest -m long tests/e2e $(ARGS)
+test-long: install  ## run the long tests, two or three at a time: the whole loop, the demo, disturbances, compose
+	@$(BIN)/python -m pytest -m long -n 3 --dist loadfile tests/e2e $(ARGS)
 
 unit: install  ## run the tests that need no server
 	@$(BIN)/python -m pytest -m "not integration and not e2e" $(ARGS)
