@@ -7,6 +7,7 @@ says that number seven times in eight, whatever the question.
 import hashlib
 import re
 from collections.abc import Callable, Iterator
+from uuid import UUID
 
 import pytest
 from fastapi import FastAPI
@@ -171,11 +172,14 @@ def worker(
     runtime.cache_clear()
 
 
-def measure(store: Store, world: World, source: ContextSource = FEEDBACK) -> list[Measurement]:
+def measure(
+    store: Store, world: World, source: ContextSource = FEEDBACK, expert_id: UUID | None = None
+) -> list[Measurement]:
     """Ask for it, and let the worker work until every measurement has ended; all of them, oldest first."""
     with store.transaction() as session:
         rules = measuring_rules(runtime().settings)
-        measurements.ask(session, world.lineage_id, rules, MeasurementCreate(source=source))
+        wanted = MeasurementCreate(source=source, expert_id=expert_id)
+        measurements.ask(session, world.lineage_id, rules, wanted)
     for _ in range(MOST_TURNS):
         turn(store)
         found = read(store)

@@ -46,10 +46,17 @@ def test_a_right_expert_that_turns_bad_is_out_within_a_set_number_of_answers(
     assert tutor.num_asked - asked_before <= 24 + 8 * 4 + 3 * 8
 
 
+def passed(row: ExpertRow) -> JsonObject:
+    """The report of a conformance run that passed."""
+    check: JsonObject = {"name": "descriptor", "passed": True, "required": True, "detail": ""}
+    return {"endpoint": row.endpoint, "descriptor": row.descriptor, "checks": [check]}
+
+
 @pytest.mark.usefixtures("worker")
 def test_an_expert_on_probation_that_teaches_is_ready_to_be_promoted(store: Store, world: World) -> None:
     with store.transaction() as session:
-        session.execute(update(ExpertRow).where(ExpertRow.name == "tutor").values(status="probation"))
+        row = session.scalars(select(ExpertRow).where(ExpertRow.name == "tutor")).one()
+        row.status, row.report = "probation", passed(row)
 
     measure(store, world)
 
@@ -74,9 +81,10 @@ def test_a_verifier_on_probation_is_ready_to_be_promoted_once_what_it_certifies_
     with serve(create_expert_app(verifier())) as url:
         with store.transaction() as session:
             row = world.expert(session, "newcomer", status="probation", metadata_keys=("answer",), granted=("answer",))
-            row.endpoint, newcomer_id = url, row.id
+            row.endpoint, row.report, newcomer_id = url, passed(row), row.id
+            session.execute(update(ExpertRow).where(ExpertRow.name == "tutor").values(status="paused"))
 
-        found = [one for one in measure(store, world, ContextSource.OWN_SUCCESS) if one.expert_id == newcomer_id]
+        found = measure(store, world, ContextSource.OWN_SUCCESS, newcomer_id)
 
     assert [(one.template, one.status) for one in found] == [(Template.TURNS, status), (Template.REPROMPT, status)]
     row = expert(store, "newcomer")
@@ -93,11 +101,9 @@ def test_with_the_setting_an_expert_that_teaches_is_promoted_by_itself(
 ) -> None:
     monkeypatch.setenv("PRECEPTOR_PROMOTE_MEASURED", "true")
     runtime.cache_clear()
-    passed: JsonObject = {"name": "descriptor", "passed": True, "required": True, "detail": ""}
     with store.transaction() as session:
         row = session.scalars(select(ExpertRow).where(ExpertRow.name == "tutor")).one()
-        row.status = "probation"
-        row.report = {"endpoint": row.endpoint, "descriptor": row.descriptor, "checks": [passed]}
+        row.status, row.report = "probation", passed(row)
 
     measure(store, world)
 

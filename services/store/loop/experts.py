@@ -193,6 +193,7 @@ def _register(
     row.num_places = wanted.num_places
     row.num_samples = wanted.num_samples
     row.signing_secret = wanted.signing_secret
+    has_failed = replaced is None and row.report is not None and not ConformanceReport.model_validate(row.report).passed
     row.report = report.model_dump(mode="json")
     if row.status != ExpertStatus.QUARANTINED.value:
         quarantine.end(row)
@@ -205,6 +206,8 @@ def _register(
         row.status, row.reason = ExpertStatus.PROBATION.value, None
         quarantine.end(row)
         session.flush()
+    if row.status == ExpertStatus.PROBATION.value and has_failed and report.passed:
+        row.reason = None
     if row.status == ExpertStatus.PROBATION.value and wanted.trusted and report.passed:
         row.status, row.reason = ExpertStatus.ACTIVE.value, None
     session.flush()
@@ -277,20 +280,30 @@ def note_changed(session: Session, expert_id: UUID, found: Descriptor | str) -> 
 
 
 def note_teaches(session: Session, expert_id: UUID, measured: str, *, promote: bool) -> None:
-    """Say of an expert on probation that it was measured to teach, or with `promote` let its answers train at once, if
-    its conformance run passed; recorded."""
+    """Say of an expert on probation that it was measured to teach, and what it takes to let its answers train; with
+    `promote` they do at once, if its conformance run passed, and that is recorded."""
     row = _lock(session, expert_id)
     if row.status != ExpertStatus.PROBATION.value:
         return
-    if not promote or not ConformanceReport.model_validate(row.report).passed:
-        confirm = f"preceptor experts activate {str(row.id)[-8:]}"
-        row.reason = f"ready to be promoted: {measured}. Confirm with `{confirm}`"
+    report = ConformanceReport.model_validate(row.report)
+    if not report.passed or not promote:
+        row.reason = _say_what_is_missing(row, report, measured)
         session.flush()
         return
     row.status, row.reason, row.looked_at = ExpertStatus.ACTIVE.value, None, None
     session.flush()
     ranking.rank_scored_by(session, row.id)
     audit.record(session, audit.SYSTEM, "experts.promoted", "expert", row.id, {"measured": measured})
+
+
+def _say_what_is_missing(row: ExpertRow, report: ConformanceReport, measured: str) -> str:
+    if report.passed:
+        return f"ready to be promoted: {measured}. Confirm with `preceptor experts activate {str(row.id)[-8:]}`"
+    failed = ", ".join(check.name for check in report.checks if check.required and not check.passed)
+    return (
+        f"not ready to be promoted: its last conformance run failed ({failed or 'no descriptor'}). Mend it and "
+        f"register its URL again. It was measured: {measured}"
+    )
 
 
 def note_does_not_teach(session: Session, expert_id: UUID, measured: str) -> None:

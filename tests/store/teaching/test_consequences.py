@@ -4,12 +4,13 @@ import pytest
 from sqlalchemy.orm import Session
 
 from services.contracts.answers import AnswerKind
-from services.contracts.base import JsonObject
-from services.contracts.experts import Descriptor
+from services.contracts.base import Json, JsonObject
+from services.contracts.experts import ConformanceCheck, ConformanceReport, Descriptor, ExpertCreate
 from services.contracts.measurements import MeasurementStatus
 from services.contracts.sources import ContextSource
 from services.contracts.templates import Template
 from services.store.core.transaction import Store
+from services.store.loop import experts
 from services.store.tables.loop import ExpertRow
 from services.store.teaching import candidates, consequences
 from tests.store.conftest import World
@@ -87,6 +88,42 @@ def test_an_expert_whose_conformance_run_failed_keeps_that_as_its_reason(
         world.measured(session, tutor.id, DOES_NOT)
         consequences.apply(session, [tutor.id], promote=False)
         assert tutor.reason == ("feedback in math, measured, not taught: " if passed else FAILED)
+
+
+@pytest.mark.parametrize("promote", [True, False])
+def test_an_expert_that_teaches_but_failed_its_conformance_run_is_told_what_is_missing(
+    store: Store, world: World, promote: bool
+) -> None:
+    checks: list[Json] = [
+        {"name": name, "passed": passed, "required": required, "detail": ""}
+        for name, passed, required in (("answers", False, True), ("fast", False, False), ("descriptor", True, True))
+    ]
+    with store.transaction() as session:
+        tutor = world.expert(session, "tutor", status="probation", kinds=(AnswerKind.FEEDBACK,), verifier=False)
+        tutor.report = {"endpoint": tutor.endpoint, "descriptor": tutor.descriptor, "checks": checks}
+        world.measured(session, tutor.id, MeasurementStatus.TEACHES)
+        consequences.apply(session, [tutor.id], promote=promote)
+        assert tutor.status == "probation"
+        assert tutor.reason == (
+            "not ready to be promoted: its last conformance run failed (answers). Mend it and register its URL again. "
+            "It was measured: feedback in math, teaches: "
+        )
+
+
+def test_once_its_conformance_run_passes_an_expert_no_longer_says_that_it_failed(store: Store, world: World) -> None:
+    with store.transaction() as session:
+        tutor = world.expert(session, "tutor", status="probation")
+        described = Descriptor.model_validate(tutor.descriptor)
+        tutor.reason = FAILED
+        found = []
+        for passed in (False, True):
+            check = ConformanceCheck(name="answers", passed=passed, detail="")
+            report = ConformanceReport(endpoint=tutor.endpoint, descriptor=described, checks=[check])
+            wanted = ExpertCreate.model_validate({"endpoint": tutor.endpoint})
+            experts.register(session, world.lineage_id, wanted, report)
+            found.append((tutor.status, tutor.reason))
+
+    assert found == [("probation", FAILED), ("probation", None)]
 
 
 @pytest.mark.parametrize(
