@@ -1,7 +1,9 @@
-"""The act on measurements: asking for what teaches to be measured now."""
+"""Acts on measurements: asking for what teaches to be measured now, and stopping one."""
+
+from uuid import UUID
 
 from services.acts.call import Call
-from services.contracts.measurements import MeasurementCreate, MeasurementsAsked
+from services.contracts.measurements import Measurement, MeasurementCreate, MeasurementsAsked
 from services.jobs.maintain import measuring_rules
 from services.store.loop import experts
 from services.store.teaching import measurements
@@ -21,3 +23,11 @@ def ask(call: Call, wanted: MeasurementCreate) -> MeasurementsAsked:
         asked = act.keep(MeasurementsAsked(measurements=[measurements.view(row) for row in rows]))
         act.record("measurements.add", "expert", wanted.expert_id, wanted.model_dump(mode="json", exclude_none=True))
     return asked
+
+
+def stop(call: Call, measurement_id: UUID) -> Measurement:
+    """End a measurement without a verdict. Errors: MeasurementNotFound (404), IllegalStatusChange (409)."""
+    with call.begin() as act:
+        stopped = act.keep(measurements.view(measurements.stop(act.session, measurement_id)))
+        act.record("measurements.stop", "measurement", measurement_id)
+    return stopped

@@ -82,7 +82,7 @@ EVALUATIONS: Final = "evaluations"
 read_task, read_rollout, read_expert = _reader("tasks"), _reader("rollouts"), _reader("experts")
 read_consultation, read_draw, read_correction = _reader("consultations"), _reader("draws"), _reader("corrections")
 read_person, read_key, read_session = _reader("persons"), _reader("keys"), _reader("sessions")
-read_evaluation = _reader(EVALUATIONS)
+read_evaluation, read_measurement = _reader(EVALUATIONS), _reader("measurements")
 
 TaskId: TypeAlias = Annotated[Id, typer.Argument(parser=read_task)]
 RolloutId: TypeAlias = Annotated[Id, typer.Argument(parser=read_rollout)]

@@ -84,6 +84,9 @@ ACTS: Final = {
     "/experts/{expert_id}/measure": Way(
         "POST /v1/measurements", "experts measure {expert_id} --no-wait", Right.OPERATE
     ),
+    "/measurements/{measurement_id}/stop": Way(
+        "POST /v1/measurements/{measurement_id}/stop", "measurements stop {measurement_id}", Right.OPERATE
+    ),
     "/experts/{expert_id}/requeue": Way(
         "POST /v1/experts/{expert_id}/requeue", "experts requeue {expert_id}", Right.OPERATE
     ),

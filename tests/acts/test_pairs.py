@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy import select, update
 
 from services.contracts.base import JsonObject
+from services.contracts.measurements import MeasurementStatus
 from services.contracts.persons import Role
 from services.contracts.tasks import Split
 from services.store.people import keys, passwords, persons
@@ -96,6 +97,12 @@ def an_expert_with_train_tasks(scene: Scene) -> UUID:
     with scene.store.transaction() as session:
         scene.world.task(session, f"t{next(numbers)}")
     return expert_id
+
+
+def a_measurement(scene: Scene) -> UUID:
+    expert_id = an_expert(scene)
+    with scene.store.transaction() as session:
+        return scene.world.measured(session, expert_id, MeasurementStatus.MEASURING).id
 
 
 def a_heldout_task(scene: Scene) -> UUID:
@@ -194,6 +201,7 @@ PAIRS = (
         ("POST", "/v1/measurements"),
         body={"expert_id": "{id}"},
     ),
+    Pair("stop a measurement", a_measurement, "/measurements/{id}/stop", ("POST", "/v1/measurements/{id}/stop")),
     Pair(
         "start an evaluation",
         a_heldout_task,

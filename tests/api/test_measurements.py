@@ -11,6 +11,7 @@ from services.contracts.measurements import Measurement, MeasurementsAsked, Meas
 from services.contracts.sources import ContextSource
 from services.store.core.transaction import Store
 from services.store.tables.people import AuditRow
+from services.store.teaching import standing
 from tests.api.conftest import Api, items, made, refused
 from tests.store.conftest import World
 
@@ -75,3 +76,30 @@ def test_an_expert_says_what_it_was_measured_to_teach(api: Api, store: Store, wo
     assert items(api.get("/v1/experts"))[0]["measured"] == said
     found = made(api.get(f"/v1/experts/{judge.id}"))
     assert (found["measured"], found["share"]) == (said, 0.0)
+
+
+def test_a_measurement_that_is_stopped_ends_without_a_verdict_and_leaves_the_earlier_one_standing(
+    api: Api, store: Store, world: World
+) -> None:
+    api.task("t")
+    with store.transaction() as session:
+        world.expert(session)
+        tutor = world.expert(session, "tutor", kinds=(AnswerKind.FEEDBACK,), verifier=False).id
+        world.measured(session, tutor, MeasurementStatus.TEACHES)
+    [begun] = ask(api, tutor)
+
+    stopped = made(api.post(f"/v1/measurements/{begun.id}/stop"))
+
+    assert (stopped["status"], stopped["reason"], stopped["decided_at"] is None) == (
+        "abandoned",
+        "stopped by hand",
+        False,
+    )
+    refused(api.post(f"/v1/measurements/{begun.id}/stop"), 409)
+    refused(api.post(f"/v1/measurements/{new_id()}/stop"), 404)
+    with store.transaction() as session:
+        assert standing.read(session, world.lineage_id).teaches(tutor, ContextSource.FEEDBACK, "math")
+        entries = session.query(AuditRow).filter_by(action="measurements.stop").all()
+        assert [entry.noun_id for entry in entries] == [str(begun.id)]
+    [again] = ask(api, tutor)
+    assert (again.id == begun.id, again.status) == (False, MeasurementStatus.MEASURING)

@@ -239,6 +239,24 @@ def test_experts_show_what_they_were_measured_to_teach(filled: Filled) -> None:
         assert told in page, told
 
 
+def test_all_measurements_are_listed_with_what_they_found_and_one_is_stopped(filled: Filled) -> None:
+    assert 'href="/measurements"' in filled.page("/experts")
+    listed = filled.page("/measurements")
+    for told in ("larger-model", "[+0.07, +0.35]", "[-0.10, +0.14]", "teaches", "does not teach", "8 of 16"):
+        assert told in listed, told
+    expert_id = one(filled, ExpertRow, name="execution")
+    assert f"/measurements?expert_id={expert_id}" in filled.page(f"/experts/{expert_id}")
+    own = filled.page(f"/measurements?expert_id={expert_id}")
+    assert "larger-model" not in own
+    assert f'href="/measurements?expert_id={expert_id}&amp;cursor=' in filled.page(
+        f"/measurements?expert_id={expert_id}&limit=2"
+    )
+    assert own.count("Stop measuring") == 1
+    measuring = filled.page("/measurements?status=measuring")
+    assert "does not teach</span>" not in measuring
+    assert measuring.count("Stop measuring") == 2
+
+
 def test_versions_updates_evaluations_and_tasks_have_pages_of_their_own(filled: Filled) -> None:
     version = filled.page("/policies/main-v1")
     for told in ("Before and after", "paired by family", "kl from the parent", "/updates/4"):

@@ -37,6 +37,7 @@ PATHS = (
     "/rollouts/{rollout}",
     "/experts",
     "/experts/{expert}",
+    "/measurements",
     "/policies",
     "/policies/main-v1",
     "/evaluations",

@@ -49,3 +49,12 @@ def list_measurements(
             cursor=paging.cursor,
             limit=paging.limit,
         )
+
+
+@router.post("/measurements/{measurement_id}/stop", dependencies=[needs(Right.OPERATE)], responses=problems(404, 409))
+def stop_measurement(measurement_id: UUID, call: CallDep) -> Measurement:
+    """End a measurement without a verdict: what was decided before holds, and the loop begins it again once it is due.
+
+    Errors: MeasurementNotFound (404), IllegalStatusChange (409) when it has ended.
+    """
+    return acts.stop(call, measurement_id)

@@ -1,4 +1,4 @@
-"""`preceptor experts measure`: whether what experts say teaches, measured now."""
+"""`preceptor experts measure`: whether what experts say teaches, measured now; and the measurements there are."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -9,8 +9,9 @@ import typer
 from rich.console import Console
 
 from services.cli.client import ApiClient
-from services.cli.ids import Id, read_expert
-from services.cli.options import AsJson, Home, Url, api_of, show
+from services.cli.ids import Id, read_expert, read_measurement
+from services.cli.options import AsJson, Home, Limit, Url, api_of, show
+from services.cli.output.lists import format_rows
 from services.cli.output.progress import Progress
 from services.contracts.measurements import (
     LOOKS,
@@ -18,12 +19,64 @@ from services.contracts.measurements import (
     MeasurementCreate,
     MeasurementsAsked,
     MeasurementStatus,
+    name_source,
+    say,
     say_about,
 )
 from services.contracts.sources import ContextSource
 from services.contracts.templates import Template
 
 POLL_SECONDS = 1.0
+NUM_EXPERTS = 1000  # whose names are looked up, newest first
+
+measurements = typer.Typer(
+    no_args_is_help=True, help="Measurements of what teaches: list them, and stop one. `experts measure` asks for them."
+)
+
+
+@measurements.command("list")
+def list_measurements(
+    expert: Annotated[Id | None, typer.Option(parser=read_expert, help="Filter by expert.")] = None,
+    domain: Annotated[str | None, typer.Option(help="Filter by domain.")] = None,
+    status: Annotated[MeasurementStatus | None, typer.Option(help="Filter by status.")] = None,
+    home: Home = None,
+    url: Url = None,
+    limit: Limit = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List measurements with their verdicts, newest first."""
+    with api_of(home, url) as api:
+        query = {
+            "expert_id": None if expert is None else str(expert.find(api)),
+            "domain": domain,
+            "status": status.value if status else None,
+        }
+        items = list(api.pages("/v1/measurements", limit, query))
+        names = {str(item["id"]): item["name"] for item in api.pages("/v1/experts", NUM_EXPERTS)}
+
+    def words() -> None:
+        found = [Measurement.model_validate(item) for item in items]
+        shown = [
+            item | {"expert": names.get(str(one.expert_id)), "source": name_source(one), "verdict": say(one)}
+            for item, one in zip(items, found, strict=True)
+        ]
+        columns = ("id", "expert", "source", "domain", "num_tasks", "verdict")
+        typer.echo("\n".join(format_rows(shown, columns)) or "none")
+
+    show(list(items), as_json, words)
+
+
+@measurements.command("stop")
+def stop_measurement(
+    measurement_id: Annotated[Id, typer.Argument(parser=read_measurement)],
+    home: Home = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """Stop a measurement: it ends without a verdict, and what was decided before holds."""
+    with api_of(home, url) as api:
+        stopped = api.post(f"/v1/measurements/{measurement_id.find(api)}/stop", None, Measurement)
+    show(stopped, as_json, lambda: typer.echo(say_about(stopped)))
 
 
 def measure_expert(

@@ -13,7 +13,7 @@ from rich.console import Console
 from services.cli.commands import starter
 from services.cli.commands.consultations import consultations, draws
 from services.cli.commands.corrections import corrections
-from services.cli.commands.measuring import measure_expert
+from services.cli.commands.measuring import measure_expert, measurements
 from services.cli.ids import (
     ExpertId,
     Id,
@@ -77,6 +77,7 @@ def add_to(app: typer.Typer) -> None:
         ("answers", answers),
         ("lessons", lessons),
         ("corrections", corrections),
+        ("measurements", measurements),
         ("policies", policies),
         ("updates", updates),
     ):

@@ -185,7 +185,7 @@ def place_of(session: Session, row: MeasurementRow) -> int:
 
 
 def under_way(session: Session, lineage_id: UUID, domain: str) -> Sequence[MeasurementRow]:
-    """The measurements of the domain that have not ended, oldest first."""
+    """The measurements of the domain that have not ended, oldest first, locked."""
     return session.scalars(
         select(MeasurementRow)
         .where(
@@ -194,6 +194,7 @@ def under_way(session: Session, lineage_id: UUID, domain: str) -> Sequence[Measu
             IS_UNDER_WAY,
         )
         .order_by(MeasurementRow.id)
+        .with_for_update()
     ).all()
 
 

@@ -21,13 +21,20 @@ from sqlalchemy import exists, func, select
 from sqlalchemy.orm import Session
 
 from services.contracts.answers import AnswerKind
+from services.contracts.base import check_change
 from services.contracts.consultations import ConsultationStatus
 from services.contracts.experts import Descriptor, ExpertStatus
-from services.contracts.measurements import LOOKS, Measurement, MeasurementCreate, MeasurementStatus
+from services.contracts.measurements import (
+    LOOKS,
+    MEASUREMENT_CHANGES,
+    Measurement,
+    MeasurementCreate,
+    MeasurementStatus,
+)
 from services.contracts.rollouts import Purpose, Sampling
 from services.contracts.sources import Arm, ContextSource
 from services.contracts.tasks import Split
-from services.runtime.errors import InvalidInput
+from services.runtime.errors import InvalidInput, NotFound
 from services.store.core import row_counts
 from services.store.ledger import policies
 from services.store.loop import groups, tasks
@@ -55,6 +62,10 @@ class NothingToMeasure(InvalidInput):
     """No source could be measured."""
 
     hint = "A domain needs train tasks, an active verifier, and an expert that gives more than scores."
+
+
+class MeasurementNotFound(NotFound):
+    """No measurement with this id."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +124,21 @@ def ask(session: Session, lineage_id: UUID, rules: Rules, wanted: MeasurementCre
         raise NothingToMeasure("nothing of the kind can be measured")
     session.flush()
     return found
+
+
+def stop(session: Session, measurement_id: UUID) -> MeasurementRow:
+    """End it without a verdict, so that what was decided before holds; the loop begins it again once it is due.
+
+    Errors: MeasurementNotFound, IllegalStatusChange when it has ended.
+    """
+    row = session.get(MeasurementRow, measurement_id, with_for_update=True, populate_existing=True)
+    if row is None:
+        raise MeasurementNotFound(f"no measurement {measurement_id}")
+    check_change(MEASUREMENT_CHANGES, MeasurementStatus(row.status), MeasurementStatus.ABANDONED)
+    _end(row, MeasurementStatus.ABANDONED, "stopped by hand")
+    session.flush()
+    session.refresh(row)
+    return row
 
 
 def view(row: MeasurementRow) -> Measurement:

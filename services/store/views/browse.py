@@ -1,6 +1,6 @@
 """One page of each noun, newest first and filtered."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import TypeVar
 from uuid import UUID
@@ -135,6 +135,12 @@ def list_measurements(
     query = _only(select(MeasurementRow), lineage_id=lineage_id, expert_id=expert_id, domain=domain, status=status)
     rows, following = newest_first(session, query, MeasurementRow.id, cursor, limit)
     return Page[Measurement](items=[Measurement.model_validate(row) for row in rows], next_cursor=following)
+
+
+def name_experts(session: Session, expert_ids: Iterable[UUID]) -> dict[UUID, str]:
+    """The names of these experts."""
+    rows = session.scalars(select(ExpertRow).where(ExpertRow.id.in_([*expert_ids])))
+    return {row.id: row.name for row in rows}
 
 
 def list_consultations(
