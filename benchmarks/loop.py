@@ -43,7 +43,7 @@ from services.contracts.tasks import Split
 from services.local.layout import Layout
 from services.local.supervise.stack import Stack, running
 from services.policy.model.convert import resolve_model
-from services.store.views.estimates import headline
+from services.store.stats.estimates import headline
 
 RESULTS = Path(__file__).parent / "results"
 MARKER = "trained.json"  # in a kept data folder, once its training is finished

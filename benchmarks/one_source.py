@@ -12,7 +12,7 @@ from statistics import fmean
 
 from services.contracts.evaluations import EvaluationDetail
 from services.contracts.experts import OwnKind
-from services.store.views.estimates import (
+from services.store.stats.estimates import (
     DIFFERENCE_OF_SHARES,
     Interval,
     domains,

@@ -14,9 +14,9 @@ from services.contracts.sources import ContextSource
 from services.contracts.tasks import Precedent
 from services.contracts.templates import strip_thinking
 from services.store.loop.pass_rates import NEWEST_OF_ALL
+from services.store.loop.standing import HARDLY_EVER, MIN_JUDGED
 from services.store.teaching import similar
 from services.store.teaching.material import Material
-from services.store.teaching.standing import HARDLY_EVER, MIN_JUDGED
 
 VERIFIER, REFERENCE, PRECEDENTS = "verifier", "reference", "precedents"
 

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.shootout.results import ByTemperature, Run, Tuning
 from benchmarks.shootout.runs import PASS_AT, Arm, Budget, Gap, Point, Setting
-from services.store.views.estimates import DIFFERENCE_OF_SHARES, SHARE, Interval, t_interval
+from services.store.stats.estimates import DIFFERENCE_OF_SHARES, SHARE, Interval, t_interval
 
 COLOURS = (
     "#1b6ca8",

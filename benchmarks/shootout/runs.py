@@ -49,10 +49,10 @@ from services.policy.model.modeling import (
 from services.policy.text.ends import StopFinder
 from services.runtime.settings import Settings
 from services.store.ledger.lessons import LessonAnswer, LessonFacts
+from services.store.loop.standing import Standing, Verdict
+from services.store.stats.estimates import pass_at_k
 from services.store.teaching.material import Material
 from services.store.teaching.roll_in import count_shown
-from services.store.teaching.standing import Standing, Verdict
-from services.store.views.estimates import pass_at_k
 from trainer.batch.build import build_batch
 from trainer.batch.contexts import Showable
 from trainer.config import TrainerConfig

@@ -10,8 +10,8 @@ from services.contracts.ids import new_id
 from services.contracts.measurements import Measurement, MeasurementsAsked, MeasurementStatus
 from services.contracts.sources import ContextSource
 from services.store.core.transaction import Store
+from services.store.loop import standing
 from services.store.tables.people import AuditRow
-from services.store.teaching import standing
 from tests.api.conftest import Api, items, made, refused
 from tests.store.conftest import World
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.one_source import Figure, Trained, draw, pool, write_table
-from tests.store.views.test_estimates import measured
+from tests.store.stats.test_estimates import measured
 
 BASE = measured("base", {0.0: [0, 0], 0.5: [1, 0]}, {0.0: [0], 0.5: [2]})  # best at .5: 1/4 and 0
 SEEDS = (

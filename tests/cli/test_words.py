@@ -16,7 +16,7 @@ from services.contracts.evaluations import EvaluationDetail, EvaluationStatus, T
 from services.contracts.status import LoopState, PassRate, ProcessState, Status, TaskCount, UpdateSummary
 from services.contracts.tasks import Split
 from services.runtime.errors import InvalidInput
-from services.store.views.estimates import choose_best
+from services.store.stats.estimates import choose_best
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

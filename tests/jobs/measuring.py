@@ -26,10 +26,10 @@ from services.jobs.runtime import runtime
 from services.jobs.sample import sample
 from services.policy.contract import FinishReason, Sample, SampledPrompt, SampleRequest, SampleResponse
 from services.store.core.transaction import Store
-from services.store.loop import tasks
+from services.store.loop import standing, tasks
 from services.store.tables.loop import ConsultationRow, ExpertRow, GroupRow
 from services.store.tables.teaching import MeasurementRow
-from services.store.teaching import measurements, standing
+from services.store.teaching import measurements
 from tests.api import policy_stand_in
 from tests.serving import serve
 from tests.store.conftest import TOKENIZER, World

@@ -27,11 +27,11 @@ from services.policy.model.modeling import (
 from services.store.core.transaction import Store
 from services.store.ledger.lessons import LessonAnswer, LessonFacts
 from services.store.loop import answers, lineages, rollouts, switches, tasks
+from services.store.loop.standing import Standing
 from services.store.people import persons
 from services.store.tables.corrections import CorrectionRow
 from services.store.tables.ledger import LessonRow, PolicyVersionRow
 from services.store.tables.loop import AnswerRow, ExpertRow, GroupRow, RolloutRow, TaskRow
-from services.store.teaching.standing import Standing
 from tests.rows import say
 from trainer.batch.contexts import Showable
 

@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 
 import pytest
 
+from services.store.stats.estimates import DIFFERENCE_OF_SHARES, SHARE, Interval, t_interval
 from services.store.views.curves import Curves
-from services.store.views.estimates import DIFFERENCE_OF_SHARES, SHARE, Interval, t_interval
 from services.web.presenters.charts import SIGHTS, choose_ticks, draw, draw_one, draw_versions
 from services.web.rendering import environment
 

@@ -9,7 +9,7 @@ rollout itself is never shown.
 A sibling's success may be shown to the other half of its group only: each half then has a baseline of its own, as the
 baseline would else depend on the token that it is subtracted for. Groups of less than 8 are not halved.
 
-Not covered: whether a source teaches (`services.store.teaching.standing`), and scoring (`trainer.step.teacher`).
+Not covered: whether a source teaches (`services.store.loop.standing`), and scoring (`trainer.step.teacher`).
 """
 
 import hashlib
@@ -25,8 +25,8 @@ from services.contracts.tasks import Precedent
 from services.contracts.templates import Template, build_teacher_messages, render_feedback, strip_thinking
 from services.policy.model.modeling import decode_ids, encode_text, render_prompt
 from services.store.ledger.lessons import LessonAnswer, LessonFacts
+from services.store.loop.standing import Standing
 from services.store.teaching.material import Material
-from services.store.teaching.standing import Standing
 from trainer.batch.answers import behind, rate, raters, trusted
 from trainer.batch.rows import Context, Source, Vocabulary
 from trainer.config import TrainerConfig

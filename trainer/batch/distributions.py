@@ -1,6 +1,6 @@
 """Experts' own distributions about a rollout: a top K over all of it, or samples at some of its places.
 
-They count while their source, `distribution`, teaches (`services.store.teaching.standing`).
+They count while their source, `distribution`, teaches (`services.store.loop.standing`).
 """
 
 from transformers import PreTrainedTokenizerBase
@@ -9,7 +9,7 @@ from services.contracts.answers import SamplesDistribution, TopKDistribution
 from services.contracts.sources import ContextSource
 from services.policy.model.modeling import decode_ids, encode_text
 from services.store.ledger.lessons import LessonAnswer, LessonFacts
-from services.store.teaching.standing import Standing
+from services.store.loop.standing import Standing
 from trainer.batch.answers import behind, name, trusted
 from trainer.batch.rows import SampleRows, TopKRows, Vocabulary
 

@@ -23,10 +23,9 @@ from services.store.ledger import fallbacks, lessons, policies, updates
 from services.store.ledger.fallbacks import StartingPoint
 from services.store.ledger.lessons import LessonFacts
 from services.store.ledger.updates import Contribution
-from services.store.loop import lineages, vocabularies
+from services.store.loop import lineages, standing, vocabularies
 from services.store.loop import switches as loop
 from services.store.tables.ledger import LessonRow, PolicyVersionRow, UpdateLessonRow, UpdateRow
-from services.store.teaching import standing
 from services.store.teaching.material import find_fixed
 from trainer.batch.build import hash_batch
 from trainer.batch.contexts import Showable

@@ -7,7 +7,7 @@ from services.cli.output.report import number
 from services.contracts.evaluations import EvaluationDetail
 from services.contracts.status import Status
 from services.contracts.updates import TermKind, UpdateDetail
-from services.store.views.estimates import (
+from services.store.stats.estimates import (
     Change,
     Interval,
     by_temperature,

@@ -21,11 +21,10 @@ from services.contracts.sources import ShownContext
 from services.contracts.tasks import Message, Precedent
 from services.contracts.updates import Speaker, UpdateStatus
 from services.store.ledger import distributions, policies
-from services.store.loop import answers, opinions, rollouts, trust
+from services.store.loop import answers, held_out, opinions, rollouts, trust
 from services.store.tables.corrections import CorrectionRow
 from services.store.tables.ledger import LessonAnswerRow, LessonRow, PolicyVersionRow, UpdateLessonRow, UpdateRow
 from services.store.tables.loop import AnswerRow, DistributionRow, ExpertRow, GroupRow, RolloutRow, TaskRow
-from services.store.teaching import held_out
 
 MAX_ALONE: Final = 64
 """Rollouts from outside without siblings that one update takes: all that usually wait, and not hours of work."""

@@ -32,11 +32,10 @@ from services.contracts.sources import ContextSource
 from services.contracts.tasks import Message, Split
 from services.runtime.errors import NotFound
 from services.store.core.id_lists import listed
-from services.store.loop import answers, contexts, prefixes, trust
+from services.store.loop import answers, contexts, prefixes, standing, trust
+from services.store.loop.standing import Standing
 from services.store.tables.loop import AnswerRow, AttemptRow, ConsultationRow, ExpertRow, RolloutRow, TaskRow
 from services.store.tables.teaching import MeasuredTaskRow, MeasurementRow
-from services.store.teaching import standing
-from services.store.teaching.standing import Standing
 
 DEADLINE = timedelta(minutes=30)  # an expert that is down for less than this misses no consultation
 TRAIN_ONLY_KINDS = (AnswerKind.SOLUTION, AnswerKind.PRECEDENTS)

@@ -19,8 +19,8 @@ from services.contracts.base import JsonObject
 from services.contracts.calibrations import Calibration
 from services.contracts.experts import Descriptor, ExpertStatus, OwnKind
 from services.store.loop import answers, coverage, trust
+from services.store.stats.calibration import Judged, estimate_chance, find_auc, find_brier, find_look
 from services.store.tables.loop import AnswerRow, ExpertRow, RolloutRow, TaskRow
-from services.store.views.calibration import Judged, estimate_chance, find_auc, find_brier, find_look
 
 NEWEST_ANSWERS: Final = 1000
 """Of an expert in a domain, those with a verdict at the last look: older ones are about another policy."""

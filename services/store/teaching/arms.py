@@ -19,10 +19,9 @@ from services.contracts.rollouts import GroupStatus, RolloutStatus
 from services.contracts.sources import Arm, ContextSource, ShownContext
 from services.contracts.tasks import Message, Precedent
 from services.contracts.templates import Template, build_teacher_messages, render_feedback, strip_thinking
-from services.store.loop import consultations, trust
+from services.store.loop import consultations, held_out, trust
 from services.store.tables.loop import AnswerRow, ExpertRow, GroupRow, RolloutRow, TaskRow
 from services.store.tables.teaching import MeasurementRow
-from services.store.teaching import held_out
 from services.store.teaching.material import Material
 
 OF_EARLIER_ANSWERS: Final = frozenset({ContextSource.CORRECTION})

@@ -18,11 +18,11 @@ from services.contracts.templates import Template
 from services.store.core import row_counts
 from services.store.ledger import policies
 from services.store.loop import consultations, coverage, trust
+from services.store.loop.newest_measurements import IS_UNDER_WAY, select_newest
 from services.store.tables.corrections import CorrectionRow
 from services.store.tables.ledger import PolicyVersionRow
 from services.store.tables.loop import AnswerRow, ExpertRow, RolloutRow, TaskRow
 from services.store.tables.teaching import MeasurementRow
-from services.store.teaching.newest import IS_UNDER_WAY, select_newest
 
 ORDER: Final = (*SOURCE_ORDER, ContextSource.DISTRIBUTION)
 

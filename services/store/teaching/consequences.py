@@ -8,11 +8,11 @@ from sqlalchemy.orm import Session
 from services.contracts.experts import ExpertStatus
 from services.contracts.measurements import Measurement, MeasurementStatus, say_about
 from services.store.loop import experts
+from services.store.loop.newest_measurements import IS_DECIDED, IS_UNDER_WAY, select_newest
 from services.store.tables.loop import ExpertRow
 from services.store.tables.teaching import MeasurementRow
 from services.store.teaching import candidates
 from services.store.teaching.candidates import Key
-from services.store.teaching.newest import IS_DECIDED, IS_UNDER_WAY, select_newest
 
 
 def apply(session: Session, expert_ids: Collection[UUID], *, promote: bool) -> None:

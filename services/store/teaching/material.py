@@ -16,10 +16,10 @@ from services.contracts.answers import Feedback
 from services.contracts.sources import SOURCE_ORDER, ContextSource
 from services.contracts.tasks import Message, Precedent
 from services.contracts.updates import Speaker
-from services.store.loop import answers
+from services.store.loop import answers, held_out
 from services.store.loop.answers import Trace
 from services.store.tables.loop import AnswerRow, TaskRow
-from services.store.teaching import held_out, pool, right_answers
+from services.store.teaching import pool, right_answers
 from services.store.teaching.right_answers import RightAnswer, Said
 
 MIN_TRIED = 8  # alike tasks whose right answers are read, for each precedent that is shown: some may not count

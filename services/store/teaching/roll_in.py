@@ -16,12 +16,12 @@ from sqlalchemy.orm import Session
 from services.contracts.sources import ContextSettings, ContextSource, ShownContext
 from services.contracts.tasks import Message
 from services.contracts.templates import build_teacher_messages
-from services.store.loop import pass_rates
+from services.store.loop import pass_rates, standing
 from services.store.loop.groups import TeacherShare
+from services.store.loop.standing import Standing
 from services.store.tables.loop import TaskRow
-from services.store.teaching import material, standing
+from services.store.teaching import material
 from services.store.teaching.material import Material
-from services.store.teaching.standing import Standing
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Final
 from scipy.special import stdtrit
 
 from services.contracts.measurements import LOOKS
-from services.store.views.estimates import wilson_ends
+from services.store.stats.estimates import wilson_ends
 
 LEVEL: Final = 0.10
 LEVEL_PER_LOOK: Final = LEVEL / len(LOOKS)

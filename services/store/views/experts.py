@@ -16,10 +16,10 @@ from services.contracts.experts import Expert
 from services.contracts.measurements import say_about
 from services.store.core import row_counts
 from services.store.loop import trust
+from services.store.stats.estimates import Interval, wilson_interval
 from services.store.tables.corrections import CorrectionRow
 from services.store.tables.loop import AnswerRow, AttemptRow, ConsultationRow, ExpertRow
 from services.store.views import measured
-from services.store.views.estimates import Interval, wilson_interval
 
 NEWEST_QUESTIONS = 500
 NEWEST_ANSWERS = 1000

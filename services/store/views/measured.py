@@ -7,8 +7,8 @@ from uuid import UUID
 from sqlalchemy.orm import Session
 
 from services.contracts.measurements import Measurement
+from services.store.loop.newest_measurements import IS_DECIDED, IS_UNDER_WAY, select_newest
 from services.store.tables.teaching import MeasurementRow
-from services.store.teaching.newest import IS_DECIDED, IS_UNDER_WAY, select_newest
 
 
 def newest(

@@ -15,9 +15,9 @@ from services.contracts.updates import Update, UpdateStatus
 from services.store.core import row_counts
 from services.store.ledger import fallbacks, updates
 from services.store.loop import evaluations
+from services.store.stats.estimates import Change, Interval, by_temperature, choose_best, headline, wilson_interval
 from services.store.tables.ledger import PolicyVersionRow, UpdateRow
 from services.store.tables.loop import EvaluationRow, RolloutRow
-from services.store.views.estimates import Change, Interval, by_temperature, choose_best, headline, wilson_interval
 
 MAX_UPDATES: Final = 50  # of a version, in its list
 MAX_EVALUATIONS: Final = 100  # looked through for one to compare with, the newest

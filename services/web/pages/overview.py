@@ -20,9 +20,9 @@ from services.runtime.errors import InvalidInput
 from services.runtime.settings import Settings
 from services.store.ledger import policies, updates
 from services.store.loop import lineages
+from services.store.stats.estimates import Interval
 from services.store.views import curves, under_way, versions
 from services.store.views import status as stats
-from services.store.views.estimates import Interval
 from services.store.views.versions import Comparison
 from services.web.forms import build_pages, form_of
 from services.web.presenters import charts

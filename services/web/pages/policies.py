@@ -17,8 +17,9 @@ from services.contracts.tasks import Split
 from services.runtime.errors import InvalidInput
 from services.store.ledger import policies
 from services.store.loop import evaluations, lineages
+from services.store.stats import estimates
 from services.store.tables.ledger import PolicyVersionRow
-from services.store.views import browse, estimates, versions
+from services.store.views import browse, versions
 from services.web.forms import build_pages, form_of
 from services.web.lists import Chosen, RowsDep, list_path
 from services.web.presenters import evaluated

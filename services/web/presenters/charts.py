@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from services.store.stats.estimates import Interval
 from services.store.views.curves import Curves
-from services.store.views.estimates import Interval
 
 NUM_TICKS: Final = 5
 MAX_VERSION_LABELS: Final = 4  # as many as a phone has room for

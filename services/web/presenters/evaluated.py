@@ -6,7 +6,7 @@ from statistics import fmean
 from uuid import UUID
 
 from services.contracts.evaluations import BestTemperature, EvaluationDetail, TaskResult
-from services.store.views.estimates import Interval, domains, figures, pick, score, temperatures
+from services.store.stats.estimates import Interval, domains, figures, pick, score, temperatures
 
 
 @dataclass(frozen=True)

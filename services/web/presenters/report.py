@@ -10,7 +10,8 @@ from markupsafe import Markup
 
 from services.contracts.evaluations import EvaluationDetail
 from services.contracts.updates import UpdateDetail
-from services.store.views import curves, estimates
+from services.store.stats import estimates
+from services.store.views import curves
 from services.web.assets import assets
 from services.web.presenters import charts
 from services.web.presenters.ledger import weigh_sources

@@ -15,8 +15,9 @@ from services.store.ledger import policies
 from services.store.loop import evaluations, groups, rollouts
 from services.store.loop.groups import Draw
 from services.store.loop.rollouts import Sample
+from services.store.stats import estimates
 from services.store.tables.loop import EvaluationRow, GroupRow, RolloutRow, TaskRow
-from services.store.views import estimates, versions
+from services.store.views import versions
 from tests.store.conftest import TOKENIZER, World
 
 pytestmark = pytest.mark.integration

@@ -15,12 +15,12 @@ from services.contracts.rollouts import Purpose
 from services.contracts.sources import ContextSource
 from services.contracts.tasks import Message, Precedent, Split, TaskCreate
 from services.store.core.transaction import Store
-from services.store.loop import answers, rollouts, tasks
+from services.store.loop import answers, held_out, rollouts, tasks
 from services.store.people import persons
 from services.store.tables.corrections import CorrectionRow
 from services.store.tables.loop import AnswerRow, ConsultationRow, ExpertRow, RolloutRow, TaskRow
 from services.store.tables.teaching import MeasuredTaskRow
-from services.store.teaching import held_out, material
+from services.store.teaching import material
 from services.store.teaching.material import Material
 from tests.store.conftest import World
 

@@ -13,10 +13,10 @@ from services.contracts.rollouts import Sampling
 from services.contracts.sources import ContextSource
 from services.contracts.templates import Template
 from services.store.core.transaction import Store
-from services.store.loop import consultations, settling
+from services.store.loop import consultations, settling, standing
 from services.store.tables.loop import ConsultationRow, ExpertRow, RolloutRow
 from services.store.tables.teaching import MeasurementRow
-from services.store.teaching import consequences, measurements, mixing, standing
+from services.store.teaching import consequences, measurements, mixing
 from services.store.teaching.candidates import Ages
 from services.store.teaching.measurements import Rules
 from tests.store.conftest import TOKENIZER, World

@@ -14,6 +14,7 @@ from services.contracts.rollouts import GroupStatus, Purpose
 from services.contracts.tasks import Split
 from services.store.core.transaction import Store
 from services.store.loop import dead_letters
+from services.store.stats.estimates import wilson_interval
 from services.store.tables.corrections import CorrectionRow
 from services.store.tables.ledger import LessonRow, PolicyVersionRow, UpdateLessonRow, UpdateRow
 from services.store.tables.loop import (
@@ -26,7 +27,6 @@ from services.store.tables.loop import (
     RolloutRow,
 )
 from services.store.views import browse, curves, experts, under_way, versions
-from services.store.views.estimates import wilson_interval
 from tests.store.conftest import World
 
 NOW = datetime.now(UTC)

@@ -11,7 +11,7 @@ from services.contracts.rollouts import Sampling
 from services.contracts.sources import ContextSource
 from services.contracts.templates import Template
 from services.policy.model.modeling import LoadedPolicy, decode_ids, encode_text
-from services.store.teaching.standing import Standing, Verdict
+from services.store.loop.standing import Standing, Verdict
 from tests.trainer.batch.building import build, only
 from tests.trainer.world import answer, facts, reference
 from trainer.batch.contexts import Showable

@@ -14,8 +14,8 @@ from services.contracts.updates import Speaker
 from services.policy.model.modeling import LoadedPolicy, decode_ids
 from services.runtime.settings import Settings
 from services.store.ledger.lessons import LessonAnswer, LessonFacts, LessonOpinion
+from services.store.loop.standing import Standing, Verdict
 from services.store.teaching.material import Material
-from services.store.teaching.standing import Standing, Verdict
 from tests.trainer.batch.building import CONFIG, TASK, build, known, material, only, precedent, shown_to, siblings
 from tests.trainer.world import ANSWERS, TAUGHT_BY_ALL, answer, facts, reference
 from trainer.batch.build import hash_batch

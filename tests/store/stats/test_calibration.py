@@ -4,7 +4,7 @@ from uuid import UUID
 
 import pytest
 
-from services.store.views.calibration import Auc, Judged, estimate_chance, find_auc, find_brier, find_look
+from services.store.stats.calibration import Auc, Judged, estimate_chance, find_auc, find_brier, find_look
 
 T_OF_TWO = 1.885618
 """Student's quantile of .9 with two degrees of freedom, from a table."""

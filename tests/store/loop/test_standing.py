@@ -11,7 +11,7 @@ from services.contracts.measurements import MeasurementStatus
 from services.contracts.sources import ContextSource
 from services.contracts.templates import Template
 from services.store.core.transaction import Store
-from services.store.teaching import standing
+from services.store.loop import standing
 from tests.store.conftest import World
 from tests.store.teaching.test_material import Desk
 

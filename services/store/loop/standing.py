@@ -20,9 +20,9 @@ from services.contracts.measurements import MeasurementStatus
 from services.contracts.sources import ONLY_TEMPLATE, ContextSource
 from services.contracts.templates import Template
 from services.store.loop import pass_rates, trust
+from services.store.loop.newest_measurements import IS_DECIDED, select_newest
 from services.store.tables.loop import ExpertRow
 from services.store.tables.teaching import MeasurementRow
-from services.store.teaching.newest import IS_DECIDED, select_newest
 
 PRESUMED: Final = frozenset(
     {ContextSource.OWN_SUCCESS, ContextSource.CORRECTION, ContextSource.PRECEDENTS, ContextSource.REFERENCE}

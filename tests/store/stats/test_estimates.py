@@ -9,7 +9,7 @@ import pytest
 
 from services.contracts.evaluations import EvaluationDetail, EvaluationStatus, TaskResult
 from services.contracts.tasks import Split
-from services.store.views.estimates import (
+from services.store.stats.estimates import (
     DIFFERENCE_OF_SHARES,
     SHARE,
     Interval,
