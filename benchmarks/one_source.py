@@ -1,25 +1,18 @@
 """The worth of one source at a time: `python -m benchmarks.loop --leave-one-in` writes its table and figure with this.
 
 A row is what the same number of updates makes of the base when one source alone may train: the others keep answering,
-with weight 0. Seeds and families are pooled: a family's difference is averaged over seeds first, and the interval is
-over families. It says nothing about sources that only work beside another one; the row `all` has them.
+with weight 0. Seeds and families are pooled (`benchmarks.pooling`). It says nothing about sources that only work
+beside another one; the row `all` has them.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 
+from benchmarks.pooling import Seed, choose_figures, pool_rise, say
 from services.contracts.evaluations import EvaluationDetail
 from services.contracts.experts import OwnKind
-from services.store.stats.estimates import (
-    DIFFERENCE_OF_SHARES,
-    Interval,
-    domains,
-    family_differences,
-    pick,
-    t_interval,
-)
+from services.store.stats.estimates import domains
 
 EVERY = frozenset(OwnKind)
 SOURCES: Mapping[str, frozenset[OwnKind]] = {
@@ -33,8 +26,6 @@ SOURCES: Mapping[str, frozenset[OwnKind]] = {
 }
 """By name, the experts that may train. `execution` has the checker of final answers too, which judges the house."""
 
-GREEDY, WARM = 0.0, 0.5
-
 
 @dataclass(frozen=True)
 class Trained:
@@ -45,41 +36,8 @@ class Trained:
     num_updates: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One column. temperature: of both sides; None: each side's best."""
-
-    title: str
-    k: int
-    temperature: float | None
-
-
-def choose_figures(num_samples: int) -> list[Figure]:
-    """The columns: the headline, greedy, and at .5."""
-    return [
-        Figure("best less best, pass@1", 1, None),
-        Figure("greedy, pass@1", 1, GREEDY),
-        Figure("T=.5, pass@1", 1, WARM),
-        Figure(f"T=.5, pass@{num_samples}", num_samples, WARM),
-    ]
-
-
-def pool(base: EvaluationDetail, trained: Trained, domain: str, figure: Figure) -> Interval | None:
-    """The rise over families, each averaged over the seeds; None where a temperature could not be chosen."""
-    by_family: dict[str, list[float]] = {}
-    for after in trained.evaluations:
-        at = [_temperature(side, domain, figure) for side in (base, after)]
-        old, new = (pick(side.results, domain, t) for side, t in zip((base, after), at, strict=True))
-        for family, difference in family_differences(old, new, figure.k).items():
-            by_family.setdefault(family, []).append(difference)
-    means = [fmean(differences) for differences in by_family.values()]
-    return t_interval(means, DIFFERENCE_OF_SHARES) if means else None
-
-
-def _temperature(side: EvaluationDetail, domain: str, figure: Figure) -> float | None:
-    if figure.temperature is not None:
-        return figure.temperature
-    return next((best.temperature for best in side.best if (best.domain, best.k) == (domain, figure.k)), None)
+def _seeds(base: EvaluationDetail, trained: Trained) -> list[Seed]:
+    return [Seed(base, after) for after in trained.evaluations]
 
 
 def write_table(base: EvaluationDetail, found: Sequence[Trained], num_samples: int, about: str) -> str:
@@ -90,18 +48,10 @@ def write_table(base: EvaluationDetail, found: Sequence[Trained], num_samples: i
         parts += [f"## {domain}", "", f"| source | updates | {' | '.join(one.title for one in columns)} |"]
         parts += ["|---" * (2 + len(columns)) + "|"]
         for one in found:
-            cells = [_say(pool(base, one, domain, figure)) for figure in columns]
+            cells = [say(pool_rise(_seeds(base, one), domain, figure)) for figure in columns]
             parts.append(f"| {one.source} | {', '.join(map(str, one.num_updates))} | {' | '.join(cells)} |")
         parts.append("")
     return "\n".join(parts)
-
-
-def _say(interval: Interval | None) -> str:
-    if interval is None:
-        return "–"
-    if not interval.is_known:
-        return f"{interval.mean:+.3f}"
-    return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
 
 
 def draw(base: EvaluationDetail, found: Sequence[Trained], path: Path) -> None:
@@ -114,7 +64,7 @@ def draw(base: EvaluationDetail, found: Sequence[Trained], path: Path) -> None:
     headline = choose_figures(1)[0]
     for panel, domain in zip(panels, names, strict=True):
         for place, one in enumerate(found):
-            rise = pool(base, one, domain, headline)
+            rise = pool_rise(_seeds(base, one), domain, headline)
             if rise is None:
                 continue
             panel.plot([rise.mean], [place], "o", color="#2a5a8a")

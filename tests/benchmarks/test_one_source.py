@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.one_source import Figure, Trained, draw, pool, write_table
+from benchmarks.one_source import Trained, draw, write_table
+from benchmarks.pooling import Figure, Seed, pool_level, pool_rise
 from tests.store.stats.test_estimates import measured
 
 BASE = measured("base", {0.0: [0, 0], 0.5: [1, 0]}, {0.0: [0], 0.5: [2]})  # best at .5: 1/4 and 0
@@ -14,19 +15,24 @@ SEEDS = (
     measured("v1", {0.0: [0, 0], 0.5: [3, 1]}, {0.0: [0], 0.5: [3]}),  # best at .5: 3/4 and 1/4
 )
 TRAINED = Trained("people", SEEDS, (4, 3))
+PAIRS = [Seed(BASE, after) for after in SEEDS]
 
 
 def test_a_familys_rise_is_averaged_over_seeds_before_the_interval_over_families() -> None:
     """First family: .75 and .5; second: 0 and .25. Means .625 and .125."""
-    best = pool(BASE, TRAINED, "math", Figure("best", 1, None))
+    best = pool_rise(PAIRS, "math", Figure("best", 1, None))
     assert best is not None
     assert best.mean == pytest.approx(0.375)
     assert best.num == 2
     half = 12.706204736 * (0.5 / math.sqrt(2)) / math.sqrt(2)
     assert best.high == pytest.approx(min(1.0, 0.375 + half))
-    greedy = pool(BASE, TRAINED, "math", Figure("greedy", 1, 0.0))
+    greedy = pool_rise(PAIRS, "math", Figure("greedy", 1, 0.0))
     assert greedy is not None
     assert greedy.mean == pytest.approx(0.25)  # 1 of 2 seeds passes the first family
+    level = pool_level(SEEDS, "math", Figure("best", 1, None))
+    assert level is not None
+    assert level.mean == pytest.approx(0.5)  # (1 + .75) / 2 and (0 + .25) / 2
+    assert pool_rise(PAIRS, "other", Figure("best", 1, None)) is None
 
 
 def test_the_table_has_a_row_for_each_source_and_a_figure_beside_it(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ class DemoPlan:
     minutes: float = 15.0
     measuring_minutes: float = 15.0 * MEASURING_SHARE
     measures_all: bool = False
-    num_updates: int = 24
+    num_updates: int = 48
     num_eval_tasks: int | None = 15
     num_validation_tasks: int = 7
     num_samples: int = 8
