@@ -38,6 +38,8 @@ from services.web.presenters import worth
 POLL_SECONDS = 1.0
 FINAL_MARGIN = 1.25  # the last measurement may take this much longer than the first: versions switch, caches are cold
 LEAST_TRAINING = 1 / 3  # of the minutes, however long the measurements before it took
+ROLL_IN = "0.5"
+"""Of PRECEPTOR_ROLL_IN, where nobody set it: command words that are never drawn are learned sooner with it."""
 MEASURED = (ContextSource.OWN_SUCCESS, ContextSource.PRECEDENTS, ContextSource.REFERENCE)
 MEASURING_SHARE = 1 / 5  # of the minutes, for measuring what teaches before training
 MANY = 10_000  # as many as there are: validation tasks of a domain, and minutes

@@ -73,7 +73,8 @@ def run_demo(
     """Run the main job once: import the starter tasks, measure, train, correct a few answers, measure again, stop.
 
     Writes an HTML report and the result as JSON to `reports` in the data folder. `preceptor up` continues from there.
-    With --against the running installation does the work, with its own model, settings and seed, and keeps running.
+    Of tasks that are never passed the teacher draws half of each group, unless PRECEPTOR_ROLL_IN says otherwise. With
+    --against the running installation does the work, with its own model, settings and seed, and keeps running.
     """
     from services.cli.commands import demo, running
 
@@ -90,6 +91,7 @@ def run_demo(
         )
     )
     os.environ["PRECEPTOR_SEED"] = os.environ["PRECEPTOR_TRAINER_SEED"] = str(seed)
+    os.environ.setdefault("PRECEPTOR_ROLL_IN", demo.ROLL_IN)
     if against is None:
         running.demonstrate(home, model, threads, plan, as_json)
         return
