@@ -30,9 +30,9 @@ UNDECIDED = (CorrectionStatus.OPEN.value, CorrectionStatus.CLAIMED.value, Correc
 def read_disagreement(rollout_id: UUID | InstrumentedAttribute[UUID]) -> ScalarSelect[float]:
     """The highest less the lowest score that independent experts gave the rollout, 0..1; 0 with fewer than two.
 
-    Independent are experts that were asked without seeing other answers, may train, and are not people: a person is
-    asked to settle what the others disagree about. Scores are exact decimals here, so that 0.9 and 0.9 are
-    0 apart in every order of arrival.
+    Independent are experts that were asked without seeing other answers, may train, and are neither people, who are
+    asked to settle what the others disagree about, nor the policy, whose doubts are its uncertainty. Scores are exact
+    decimals here, so that 0.9 and 0.9 are 0 apart in every order of arrival.
     """
     score = cast(AnswerRow.score, Numeric)
     return (
@@ -46,6 +46,7 @@ def read_disagreement(rollout_id: UUID | InstrumentedAttribute[UUID]) -> ScalarS
             ConsultationRow.stage == INDEPENDENT_STAGE,
             trust.counts(AnswerRow, ExpertRow),
             ~trust.is_people(ExpertRow),
+            ~trust.is_self(ExpertRow),
         )
         .scalar_subquery()
     )
@@ -109,7 +110,10 @@ def read_opinions(session: Session, rollout_id: UUID, rights: frozenset[Right] =
             {
                 "expert": expert.name,
                 "expert_version": answer.expert_version,
-                "counted": answer.score is not None and stage == INDEPENDENT_STAGE and trust.counts(answer, expert),
+                "counted": answer.score is not None
+                and stage == INDEPENDENT_STAGE
+                and trust.counts(answer, expert)
+                and not trust.is_self(expert),
                 **answers.view(answer, rights).model_dump(include=SHOWN),
             }
         )

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, case, exists, func, select, update
+from sqlalchemy import ColumnElement, Select, case, exists, func, or_, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from services.contracts.answers import AnswerStatus, Distribution, Feedback
@@ -33,7 +33,8 @@ MAX_ALONE: Final = 64
 @dataclass(frozen=True)
 class LessonAnswer:
     """An answer a lesson may use. weight: its expert's; 0 where it does not count, or something its expert was shown
-    does not, or where it evaluates itself in a domain in which that is not known to tell right from wrong.
+    does not, or where it evaluates itself in a domain in which that is not known to tell right from wrong; whether it
+    does is looked up only where it would matter: not for a score alone in a domain that has verifiers.
 
     from_reference, from_precedents: the expert was given the task's reference or precedents, so its solution or its
     precedents are the same for every rollout. precedents: without those that answer a held-out question. corrected: a
@@ -304,10 +305,12 @@ def load(session: Session, lessons: Sequence[LessonRow]) -> list[LessonFacts]:
     ).all()
     about = {lesson_id: (rollout, task, group, number) for lesson_id, rollout, task, group, number in rows}
     verdicts = answers.verdicts(session, [rollout.id for rollout, *_ in about.values() if not rollout.shown])
-    known = opinions.read(session, lessons[0].lineage_id) if lessons else opinions.NONE
-    thought = _find_opinions(session, known, verdicts, [(rollout, task) for rollout, task, *_ in about.values()])
     linked = _find_linked(session, ids)
     judges = {answer_id for verdict in verdicts.values() for answer_id in verdict.judges}
+    unjudged = _find_unjudged(session, verdicts, [(rollout, task) for rollout, task, *_ in about.values()])
+    thinking = {*unjudged.values(), *_find_self_evaluated(session, judges.union(*linked.values()))}
+    known = opinions.read(session, lessons[0].lineage_id, thinking) if thinking else opinions.NONE
+    thought = opinions.find(session, known, unjudged) if known.seen else {}
     judges.update(opinion.answer_id for opinion in thought.values())
     shown_after = {rollout.id: _read_context(group) for rollout, _, group, _ in about.values() if rollout.shown}
     said = _load_answers(session, judges.union(*linked.values(), *shown_after.values()), known)
@@ -330,19 +333,34 @@ def _read_context(group: GroupRow) -> list[UUID]:
     return [] if group.context is None else ShownContext.model_validate(group.context).answers
 
 
-def _find_opinions(
-    session: Session,
-    known: opinions.Opinions,
-    verdicts: Mapping[UUID, answers.Verdict],
-    about: Sequence[tuple[RolloutRow, TaskRow]],
-) -> dict[UUID, opinions.Opinion]:
-    """Of the policy's rollouts without a verdict in domains without a verifier."""
+def _find_unjudged(
+    session: Session, verdicts: Mapping[UUID, answers.Verdict], about: Sequence[tuple[RolloutRow, TaskRow]]
+) -> dict[UUID, str]:
+    """The policy's rollouts without a verdict in domains without a verifier, with their domains."""
     judged = {rollout_id for rollout_id, verdict in verdicts.items() if verdict.score is not None}
     domains = {one.id: task.domain for one, task in about if one.id not in judged and not one.shown}
-    if not known.seen or not domains:
+    if not domains:
         return {}
     unjudged = opinions.find_unjudged(session, about[0][1].lineage_id, set(domains.values()))
-    return opinions.find(session, known, {one: domain for one, domain in domains.items() if domain in unjudged})
+    return {one: domain for one, domain in domains.items() if domain in unjudged}
+
+
+def _find_self_evaluated(session: Session, answer_ids: Collection[UUID]) -> Sequence[str]:
+    """The domains in which the policy's evaluation of itself says more than a score in these answers."""
+    says_more = or_(
+        *(
+            part.is_not(None)
+            for part in (AnswerRow.feedback, AnswerRow.solution, AnswerRow.precedents, AnswerRow.distribution_kind)
+        )
+    )
+    return session.scalars(
+        select(TaskRow.domain)
+        .distinct()
+        .join(RolloutRow, RolloutRow.task_id == TaskRow.id)
+        .join(AnswerRow, AnswerRow.rollout_id == RolloutRow.id)
+        .join(ExpertRow, ExpertRow.id == AnswerRow.expert_id)
+        .where(AnswerRow.id.in_(answer_ids), trust.is_self(ExpertRow), says_more)
+    ).all()
 
 
 def _place() -> ColumnElement[int | None]:

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session, aliased
 from services.contracts.answers import AnswerKind, AnswerStatus, passes
 from services.contracts.base import JsonObject
 from services.contracts.calibrations import Calibration
-from services.contracts.experts import Descriptor, ExpertStatus, OwnKind
+from services.contracts.experts import Descriptor, ExpertStatus
 from services.store.loop import answers, coverage, trust
 from services.store.stats.calibration import Judged, estimate_chance, find_auc, find_brier, find_look
 from services.store.tables.loop import AnswerRow, ExpertRow, RolloutRow, TaskRow
@@ -64,14 +64,17 @@ class Opinions:
     def may_weigh(self, expert: ExpertRow, domain: str) -> bool:
         """Whether its answers may have weight in the domain: the policy's evaluation of itself only where its scores
         are known to tell right from wrong."""
-        return expert.own != OwnKind.SELF_EVALUATION.value or (expert.id, domain) in self.seen
+        return not trust.is_self(expert) or (expert.id, domain) in self.seen
 
 
 NONE: Final = Opinions((), {})
 
 
-def read(session: Session, lineage_id: UUID) -> Opinions:
-    """Of every expert that is not retired and gives scores without being a verifier."""
+def read(session: Session, lineage_id: UUID, domains: Collection[str] | None = None) -> Opinions:
+    """Of every expert that is not retired and gives scores without being a verifier, in these domains or in all. The
+    cost grows with the answers that were ever judged there."""
+    if domains is not None and not domains:
+        return NONE
     rows = session.scalars(
         select(ExpertRow)
         .where(ExpertRow.lineage_id == lineage_id, ExpertRow.status != ExpertStatus.RETIRED.value)
@@ -82,7 +85,7 @@ def read(session: Session, lineage_id: UUID) -> Opinions:
     for row in rows:
         if not gives_opinions(row):
             continue
-        for found, judged in _calibrate_all(session, row.id):
+        for found, judged in _calibrate_all(session, row.id, domains):
             calibrations.append(found)
             if found.signal == SCORE and found.is_calibrated:
                 seen[row.id, found.domain] = judged
@@ -93,7 +96,7 @@ def read_of(session: Session, expert: ExpertRow) -> list[Calibration] | None:
     """Of one expert; None where it gives no opinions."""
     if not gives_opinions(expert):
         return None
-    return [found for found, _ in _calibrate_all(session, expert.id)]
+    return [found for found, _ in _calibrate_all(session, expert.id, None)]
 
 
 def gives_opinions(expert: ExpertRow) -> bool:
@@ -102,17 +105,19 @@ def gives_opinions(expert: ExpertRow) -> bool:
     return AnswerKind.SCORE in descriptor.kinds and not descriptor.verifier and not trust.is_people(expert)
 
 
-def _calibrate_all(session: Session, expert_id: UUID) -> Iterator[tuple[Calibration, Sequence[Judged]]]:
+def _calibrate_all(
+    session: Session, expert_id: UUID, domains: Collection[str] | None
+) -> Iterator[tuple[Calibration, Sequence[Judged]]]:
     """Its calibrations by domain and signal as of the last look, each with what it was made of."""
-    domains = session.execute(
+    counted = (
         select(TaskRow.domain, func.count())
         .join(RolloutRow, RolloutRow.task_id == TaskRow.id)
         .join(AnswerRow, AnswerRow.rollout_id == RolloutRow.id)
-        .where(_is_judged(expert_id))
+        .where(_is_judged(expert_id), *(() if domains is None else (TaskRow.domain.in_(domains),)))
         .group_by(TaskRow.domain)
         .order_by(TaskRow.domain)
-    ).all()
-    for domain, num_answers in domains:
+    )
+    for domain, num_answers in session.execute(counted).all():
         num_seen, error = find_look(num_answers)
         by_signal = _read_judged(session, expert_id, domain, num_newer=num_answers - num_seen)
         for signal, judged in sorted(by_signal.items()):

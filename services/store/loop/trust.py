@@ -129,6 +129,21 @@ def is_people(expert: Any) -> Any:
     return expert.own.is_not_distinct_from(OwnKind.HUMAN.value)
 
 
+@overload
+def is_self(expert: ExpertRow) -> bool: ...
+
+
+@overload
+def is_self(expert: type[ExpertRow]) -> ColumnElement[bool]: ...
+
+
+def is_self(expert: Any) -> Any:
+    """Whether it is the policy's evaluation of itself; for the table, the condition."""
+    if isinstance(expert, ExpertRow):
+        return expert.own == OwnKind.SELF_EVALUATION.value
+    return expert.own.is_not_distinct_from(OwnKind.SELF_EVALUATION.value)
+
+
 def is_judge(expert: type[ExpertRow]) -> ColumnElement[bool]:
     """The condition that its scores are verdicts: verifiers', and people's decisions."""
     return or_(is_people(expert), expert.descriptor["verifier"].as_boolean())

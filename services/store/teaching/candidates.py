@@ -49,13 +49,24 @@ def find_domains(session: Session, lineage_id: UUID) -> list[str]:
     return [domain for domain in domains if domain in judged]
 
 
-def find_keys(session: Session, lineage_id: UUID, domain: str) -> list[Key]:
-    """Everything that could be measured in the domain: the first template of every source, then the second ones."""
-    sources = [
-        (expert.id, source)
-        for expert in consultations.askable_experts(session, lineage_id)
-        for source in _sources_of(session, expert, domain)
-    ]
+@dataclass(frozen=True)
+class Candidate:
+    """An expert that is consulted, and how it describes itself."""
+
+    expert: ExpertRow
+    descriptor: Descriptor
+
+
+def find_experts(session: Session, lineage_id: UUID) -> list[Candidate]:
+    """The experts whose sources could be measured."""
+    experts = consultations.askable_experts(session, lineage_id)
+    return [Candidate(expert, Descriptor.model_validate(expert.descriptor)) for expert in experts]
+
+
+def find_keys(session: Session, experts: Sequence[Candidate], domain: str) -> list[Key]:
+    """Everything of these experts that could be measured in the domain: the first template of every source, then the
+    second ones."""
+    sources = [(one.expert.id, source) for one in experts for source in _sources_of(session, one, domain)]
     sources.sort(key=lambda one: ORDER.index(one[1]))
     shown = [(expert_id, source, _templates_of(source)) for expert_id, source in sources]
     return [
@@ -70,11 +81,11 @@ def _templates_of(source: ContextSource) -> Sequence[Template]:
     return [ONLY_TEMPLATE[source]] if source in ONLY_TEMPLATE else list(Template)
 
 
-def _sources_of(session: Session, expert: ExpertRow, domain: str) -> Iterator[ContextSource]:
+def _sources_of(session: Session, candidate: Candidate, domain: str) -> Iterator[ContextSource]:
     """The sources that this expert is credited with, or would be once it is promoted. No precedents are made of what an
     expert on probation certified or was given, so there are none to measure; feedback that may quote a reference is
     shown to no teacher."""
-    descriptor = Descriptor.model_validate(expert.descriptor)
+    expert, descriptor = candidate.expert, candidate.descriptor
     if not descriptor.matches(domain):
         return
     read, may_train = trust.read_keys(expert), trust.may_train(expert)

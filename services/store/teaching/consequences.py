@@ -42,9 +42,9 @@ def _is_all_known(session: Session, expert: ExpertRow, decided: Collection[Measu
 
 def _find_measurable(session: Session, expert: ExpertRow) -> set[tuple[str, Key]]:
     """By domain, everything of the expert that could be measured."""
+    own = [one for one in candidates.find_experts(session, expert.lineage_id) if one.expert.id == expert.id]
     return {
         (domain, key)
         for domain in candidates.find_domains(session, expert.lineage_id)
-        for key in candidates.find_keys(session, expert.lineage_id, domain)
-        if key.expert_id == expert.id
+        for key in candidates.find_keys(session, own, domain)
     }

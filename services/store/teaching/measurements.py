@@ -84,6 +84,7 @@ class Rules:
 
 def advance(session: Session, lineage_id: UUID, rules: Rules, *, is_sampling: bool, may_draw: bool) -> None:
     """One step of every domain. is_sampling: the loop draws; may_draw: no disk is nearly full."""
+    experts = candidates.find_experts(session, lineage_id)
     for domain in candidates.find_domains(session, lineage_id):
         measuring = [row for row in candidates.under_way(session, lineage_id, domain) if not _is_gone(session, row)]
         ended = [row for row in measuring if _look(session, row, rules)]
@@ -92,7 +93,7 @@ def advance(session: Session, lineage_id: UUID, rules: Rules, *, is_sampling: bo
             _plan_arms(session, lineage_id, measuring, rules)
             ended += _begin_round(session, lineage_id, domain, measuring, rules, is_sampling)
             if is_sampling:
-                _begin_due(session, lineage_id, domain, rules)
+                _begin_due(session, lineage_id, domain, experts, rules)
         if ended:
             consequences.apply(session, {row.expert_id for row in ended}, promote=rules.promote)
 
@@ -103,12 +104,13 @@ def ask(session: Session, lineage_id: UUID, rules: Rules, wanted: MeasurementCre
     Errors: NothingToMeasure (422).
     """
     found: list[MeasurementRow] = []
+    experts = candidates.find_experts(session, lineage_id)
     for domain in candidates.find_domains(session, lineage_id):
         if wanted.domain not in (None, domain):
             continue
         keys = [
             key
-            for key in candidates.find_keys(session, lineage_id, domain)
+            for key in candidates.find_keys(session, experts, domain)
             if wanted.expert_id in (None, key.expert_id)
             and wanted.source in (None, key.source)
             and wanted.template in (None, key.template)
@@ -162,11 +164,13 @@ def _has_room(session: Session, lineage_id: UUID, rules: Rules) -> bool:
     return measured < rules.share * (measured + trained)
 
 
-def _begin_due(session: Session, lineage_id: UUID, domain: str, rules: Rules) -> None:
+def _begin_due(
+    session: Session, lineage_id: UUID, domain: str, experts: Sequence[candidates.Candidate], rules: Rules
+) -> None:
     """Begin measurements that are due: all that draw nothing, and as many others as there is room for."""
     measuring = candidates.under_way(session, lineage_id, domain)
     room = MOST_UNDER_WAY - sum(_draws(row) and not _waits(session, row) for row in measuring)
-    keys = candidates.find_keys(session, lineage_id, domain)
+    keys = candidates.find_keys(session, experts, domain)
     due = candidates.keep_due(session, lineage_id, domain, keys, rules.ages)
     drawing = [key for key in due if key.source is not ContextSource.DISTRIBUTION]
     chosen = [key for key in due if key not in drawing] + drawing[: max(0, room)]

@@ -10,7 +10,7 @@ from sqlalchemy import func, select, text, update
 
 from services.contracts.answers import AnswerKind, Feedback, FeedbackSpan
 from services.contracts.corrections import CorrectionSkip, CorrectionSubmit, DraftSave, SkipKind
-from services.contracts.experts import ConsultAbstain, ConsultLater, ConsultResult
+from services.contracts.experts import ConsultAbstain, ConsultLater, ConsultResult, OwnKind
 from services.contracts.ids import new_id
 from services.contracts.sources import ContextSource
 from services.contracts.updates import TermKind, TermRecord
@@ -108,6 +108,17 @@ def test_disagreement_is_the_spread_of_independent_scores_and_uncertainty_is_nat
 def test_an_expert_on_probation_does_not_move_the_queue(queue: Queue) -> None:
     with queue.store.transaction() as session:
         session.execute(update(ExpertRow).where(ExpertRow.name == "second").values(status="probation"))
+    item = put(queue, "a", (0.0, 1.0))
+    assert queue.read(item).disagreement == 0
+    with queue.store.transaction() as session:
+        said = ranking.read_opinions(session, queue.read(item).rollout_id)
+    assert [(one.expert, one.counted) for one in said] == [("first", True), ("second", False)]
+
+
+def test_what_the_policy_says_of_itself_does_not_move_the_queue(queue: Queue) -> None:
+    with queue.store.transaction() as session:
+        own = {"own": OwnKind.SELF_EVALUATION.value}
+        session.execute(update(ExpertRow).where(ExpertRow.name == "second").values(own))
     item = put(queue, "a", (0.0, 1.0))
     assert queue.read(item).disagreement == 0
     with queue.store.transaction() as session:

@@ -166,6 +166,28 @@ def test_what_the_policy_says_of_itself_has_no_weight_until_it_tells_right_from_
     assert [said.weight for said in stranger.answers] == [1.0], "another expert's words are measured by their gap"
 
 
+def test_where_verifiers_judge_a_score_of_the_policys_own_has_no_weight_and_a_remark_has_if_it_is_calibrated(
+    store: Store, world: World
+) -> None:
+    with store.transaction() as session:
+        expert(session, world, "tests", verifier=True)
+        thinker = expert(session, world, "self-evaluation")
+        lesson_ids = []
+        for feedback in (None, Feedback(text="so so")):
+            [rollout] = world.drawn(session, world.task(session, f"new {feedback}", domain=PROSE), size=1)
+            said = say(session, rollout, thinker, AnswerContent(score=0.9, feedback=feedback))
+            lesson_ids.append(rollouts.open_lesson(session, rollout, [said], late=False).id)
+
+    def read_weights() -> list[float]:
+        with store.transaction() as session:
+            loaded = [lessons.load(session, [session.get_one(LessonRow, one)]) for one in lesson_ids]
+        return [answer.weight for [lesson] in loaded for answer in lesson.answers]
+
+    assert read_weights() == [0.0, 0.0]
+    put_seen(store, world, "tests", "self-evaluation", RIGHT_WAY)
+    assert read_weights() == [0.0, 1.0]
+
+
 def test_of_two_calibrated_experts_the_surer_one_is_heard(store: Store, world: World) -> None:
     with store.transaction() as session:
         for name in ("human", "self-evaluation", "critic"):

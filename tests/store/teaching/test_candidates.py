@@ -15,7 +15,7 @@ def test_feedback_of_an_expert_that_reads_references_is_shown_to_no_teacher_and_
         world.task(session)
         kinds, key = (AnswerKind.FEEDBACK, AnswerKind.SOLUTION), ("reference",)
         reader = world.expert(session, "reader", kinds=kinds, verifier=False, metadata_keys=key, granted=key)
-        keys = candidates.find_keys(session, world.lineage_id, "math")
+        keys = candidates.find_keys(session, candidates.find_experts(session, world.lineage_id), "math")
 
     sources = [key.source for key in keys if key.expert_id == reader.id]
     assert sources == [ContextSource.PRECEDENTS, ContextSource.REFERENCE, ContextSource.REFERENCE]

@@ -143,7 +143,7 @@ def test_a_verifier_on_probation_is_measured_by_what_it_certifies_and_has_no_pre
         judge.weight = weight
         session.flush()
         assert Descriptor.model_validate(judge.descriptor).verifier
-        keys = candidates.find_keys(session, world.lineage_id, "math")
+        keys = candidates.find_keys(session, candidates.find_experts(session, world.lineage_id), "math")
     assert [key.source.value for key in keys] == sources
 
 
