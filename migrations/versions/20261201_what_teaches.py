@@ -88,7 +88,8 @@ CREATE TABLE measurement (
     CONSTRAINT pk_measurement PRIMARY KEY (id),
     CONSTRAINT fk_measurement_lineage_id_lineage FOREIGN KEY (lineage_id) REFERENCES lineage (id),
     CONSTRAINT fk_measurement_expert_id_expert FOREIGN KEY (expert_id) REFERENCES expert (id),
-    CONSTRAINT ck_measurement_status CHECK (status IN ('measuring', 'teaches', 'does_not_teach', 'abandoned')),
+    CONSTRAINT ck_measurement_status CHECK (status IN ('measuring', 'teaches', 'does_not_teach', 'abandoned',
+        'lapsed')),
     CONSTRAINT ck_measurement_source CHECK (source IN ('own_success', 'correction', 'solution', 'precedents',
         'reference', 'feedback', 'distribution', 'nothing')),
     CONSTRAINT ck_measurement_template CHECK (template IN ('turns', 'reprompt')),
@@ -100,6 +101,7 @@ CREATE INDEX ix_measurement_newest ON measurement (lineage_id, expert_id, source
 CREATE TABLE measured_task (
     measurement_id uuid NOT NULL,
     task_id uuid NOT NULL,
+    num_sharing integer DEFAULT 1 NOT NULL,
     student_group_id uuid NOT NULL,
     teacher_group_id uuid,
     control_group_id uuid,
@@ -149,6 +151,7 @@ def upgrade() -> None:
         op.execute(VERDICTS.format(name=name, rows=rows))
     columns = [sa.column(name, sa.Text()) for name in ("noun", "old", "new")]
     changes = [{"noun": "measurement", "old": "measuring", "new": outcome} for outcome in OUTCOMES]
+    changes.append({"noun": "measurement", "old": "teaches", "new": "lapsed"})
     op.bulk_insert(sa.table("status_change", *columns), changes)
     op.execute(
         "CREATE TRIGGER measurement_status_change BEFORE UPDATE OF status ON measurement "

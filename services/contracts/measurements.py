@@ -13,22 +13,25 @@ from services.contracts.templates import Template
 
 
 class MeasurementStatus(StrEnum):
-    """`measuring` while tasks are drawn; then `teaches` or `does_not_teach`, or `abandoned` with a reason."""
+    """`measuring` while tasks are drawn; then `teaches` or `does_not_teach`, or `abandoned` with a reason. `lapsed`: it
+    taught, and no new measurement has decided since, for too long."""
 
     MEASURING = "measuring"
     TEACHES = "teaches"
     DOES_NOT_TEACH = "does_not_teach"
     ABANDONED = "abandoned"
+    LAPSED = "lapsed"
 
 
 MEASUREMENT_CHANGES: StatusChanges[MeasurementStatus] = {
     MeasurementStatus.MEASURING: frozenset(
         {MeasurementStatus.TEACHES, MeasurementStatus.DOES_NOT_TEACH, MeasurementStatus.ABANDONED}
     ),
+    MeasurementStatus.TEACHES: frozenset({MeasurementStatus.LAPSED}),
 }
 
 
-LOOKS: Final = (8, 16, 32)
+LOOKS: Final = (8, 16, 32, 64)
 """Numbers of tasks at which a measurement may end."""
 
 
@@ -51,8 +54,9 @@ class Measurement(View):
 
     gap: the teacher's pass rate less the student's, over tasks; net: the gap less that of the control, which is shown
     the same thing from another task. low, high: ends of their intervals at the look that decided. num_tokens: drawn for
-    it. temperature: of all its draws. policy_version: the one its newest tasks are drawn from. asked_until: until
-    when a person wants it drawn without waiting for the loop; null where nobody asked for it.
+    it, of what several measurements share its part. temperature: of all its draws. policy_version: the one its newest
+    tasks are drawn from. asked_until: until when a person wants it drawn without waiting for the loop; null where
+    nobody asked for it.
     """
 
     id: UUID
@@ -92,7 +96,9 @@ def say(measurement: Measurement) -> str:
         far = f"measuring: {measurement.num_tasks} of {_next_look(measurement)} tasks"
         return far + (f", {gap} so far" if gap else "") + (f"; {measurement.reason}" if measurement.reason else "")
     if measurement.status is MeasurementStatus.ABANDONED:
-        return f"abandoned: {measurement.reason}"
+        return f"undecided: {gap}; {measurement.reason}" if gap else f"abandoned: {measurement.reason}"
+    if measurement.status is MeasurementStatus.LAPSED:
+        return f"lapsed: {gap}; {measurement.reason}"
     if measurement.status is MeasurementStatus.TEACHES:
         return f"teaches: {gap}"
     said = f"measured, not taught: {gap}"

@@ -101,9 +101,10 @@ class Settings(BaseSettings):
     """No tasks are begun to be measured while more than this share of all rollouts was drawn for that; 0: only what a
     person asks for is measured."""
     measuring_tokens: int = Field(default=100_000, ge=1)
-    """Tokens drawn for one measurement, student, teacher and control together; then it ends with what it has found."""
+    """Tokens drawn for one measurement, student, teacher and control together; then it ends, decided or not."""
     remeasure_versions: int = Field(default=32, ge=1)
-    """A source is measured again after this many policy versions began to serve; until then its old verdict holds."""
+    """A source is measured again after this many policy versions began to serve; after four times as many without a new
+    verdict, that it teaches holds no longer."""
     remeasure_answers: int = Field(default=1000, ge=1)
     """The same after this many answers of its expert."""
     promote_measured: bool = False

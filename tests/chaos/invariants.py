@@ -21,6 +21,7 @@ _WITH_A_REASON = (
     ("policy_version", "rejected"),
     ("correction_effect", "gone"),
     ("measurement", "abandoned"),
+    ("measurement", "lapsed"),
 )
 
 STATUSES = {

@@ -7,14 +7,17 @@ from sqlalchemy import select, update
 
 from services.contracts.base import JsonObject
 from services.contracts.experts import ConsultRequest, ConsultResult
+from services.contracts.measurements import MeasurementCreate
 from services.contracts.sources import ContextSource
 from services.contracts.templates import Template
 from services.experts.protocol.app import create_expert_app
+from services.jobs.maintain import measuring_rules
 from services.jobs.runtime import runtime
 from services.store.core.transaction import Store
 from services.store.loop import switches
 from services.store.tables.loop import ExpertRow
 from services.store.tables.people import AuditRow
+from services.store.teaching import measurements
 from tests.jobs.measuring import MOST_TURNS, Judge, Tutor, confuse, expert, is_shown, measure, turn, tutor, worker
 from tests.serving import serve
 from tests.store.conftest import World
@@ -26,8 +29,10 @@ pytestmark = pytest.mark.integration
 
 @pytest.mark.usefixtures("worker")
 def test_a_right_expert_that_turns_bad_is_out_within_a_set_number_of_answers(
-    store: Store, world: World, tutor: Tutor
+    store: Store, world: World, tutor: Tutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("PRECEPTOR_MAX_BACKLOG_LESSONS", "80")  # nothing is trained here
+    runtime.cache_clear()
     measure(store, world)
     assert is_shown(store, world, "tutor")
     tutor.says, asked_before = confuse, tutor.num_asked
@@ -40,10 +45,20 @@ def test_a_right_expert_that_turns_bad_is_out_within_a_set_number_of_answers(
             break
 
     assert not is_shown(store, world, "tutor")
+    # due after 20 answers, and no longer held after four times as many; the sweep that finds that draws 8 tasks to be
+    # measured, with 4 answers to each
+    assert tutor.num_asked - asked_before <= 4 * 20 + 8 * 4
+
+    with store.transaction() as session:
+        switches.switch(session, world.lineage_id, sampling=False)
+        wanted = MeasurementCreate(expert_id=expert(store, "tutor").id)
+        measurements.ask(session, world.lineage_id, measuring_rules(runtime().settings), wanted)
+    for _ in range(MOST_TURNS):
+        turn(store)
+        if expert(store, "tutor").status == "probation":
+            break
     assert expert(store, "tutor").status == "probation"
-    # due after 20 answers, which come with groups of 8; then 4 to each of a look's 8 tasks, and a group of 8 in each of
-    # the three sweeps that begin the measurement, draw the student and draw the teacher
-    assert tutor.num_asked - asked_before <= 24 + 8 * 4 + 3 * 8
+    assert not is_shown(store, world, "tutor")
 
 
 def passed(row: ExpertRow) -> JsonObject:

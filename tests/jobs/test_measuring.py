@@ -5,7 +5,8 @@ import re
 import pytest
 from sqlalchemy import func, select, update
 
-from services.contracts.measurements import MeasurementCreate
+from services.contracts.base import JsonObject
+from services.contracts.measurements import MeasurementCreate, MeasurementStatus
 from services.contracts.sources import Arm, ContextSource, ShownContext
 from services.contracts.templates import Template
 from services.jobs.maintain import maintain, measuring_rules
@@ -44,7 +45,7 @@ def test_an_expert_that_says_what_is_right_gets_in(store: Store, world: World) -
     [found] = measure(store, world)
 
     assert found.status == "teaches"
-    assert found.num_tasks == 8
+    assert 16 <= found.num_tasks < 16 + 8  # 8 gaps of 1/2 do not decide; a task without a failure shows nothing
     assert found.temperature == 0.5
     # alone 3 of 8, shown the answer 7 of 8, shown another's answer 0
     assert found.gap == pytest.approx(0.5, abs=0.2)
@@ -113,18 +114,59 @@ def test_all_three_arms_of_a_task_are_drawn_at_the_teachers_temperature_by_one_v
         assert {row.sampling["temperature"] for row in rows} == {0.5}
         assert {row.policy_version for row in rows} == {"base"}
         drawn = session.scalar(select(func.sum(func.cardinality(RolloutRow.token_ids))))
-    assert len(rows) == 3 * found.num_tasks
+    assert sum(row.num_shown > 0 for row in rows) == 2 * found.num_tasks
     assert found.num_tokens == drawn
 
 
 @pytest.mark.usefixtures("worker")
-def test_a_measurement_ends_with_its_tokens(store: Store, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("before", [None, "teaches"])
+def test_a_measurement_that_its_tokens_end_undecided_changes_nothing(
+    store: Store, world: World, monkeypatch: pytest.MonkeyPatch, before: str | None
+) -> None:
     monkeypatch.setenv("PRECEPTOR_MEASURING_TOKENS", "1")
     runtime.cache_clear()
+    if before is not None:
+        with store.transaction() as session:
+            world.measured(session, expert(store, "tutor").id, MeasurementStatus(before))
 
-    [found] = measure(store, world)
+    found = measure(store, world)[-1]
 
-    assert (found.num_looks, found.num_tasks, found.status) == (1, 8, "teaches")
+    # 8 gaps of 1/2 do not decide: their capital is 8, and it takes 10
+    assert (found.status, found.reason) == (
+        "abandoned",
+        f"{found.num_tasks} tasks do not decide, and there are no more tokens",
+    )
+    assert found.num_tasks <= 8
+    assert (found.gap_low or 0) <= 0 < (found.gap_high or 0)
+    assert is_shown(store, world, "tutor") == (before == "teaches")
+    assert expert(store, "tutor").status == "active"
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize(
+    ("described", "num_sharing"), [({"kinds": ["precedents"]}, 1), ({"kinds": ["precedents", "feedback"]}, 2)]
+)
+def test_tokens_without_anything_to_show_count_and_each_measurement_pays_its_part_of_what_it_shares(
+    store: Store, world: World, described: JsonObject, num_sharing: int
+) -> None:
+    """The tutor gives no precedents: there is nothing to show after the student's answers to 8 tasks."""
+    with store.transaction() as session:
+        row = session.scalars(select(ExpertRow).where(ExpertRow.name == "tutor")).one()
+        row.descriptor = row.descriptor | described
+        rules = measuring_rules(runtime().settings)
+        measurements.ask(session, world.lineage_id, rules, MeasurementCreate(expert_id=row.id))
+    for _ in range(6):
+        turn(store)
+        [found] = [one for one in read(store) if one.source is ContextSource.PRECEDENTS]
+        if found.reason is not None:
+            break
+
+    with store.transaction() as session:
+        num_tokens = func.sum(func.cardinality(RolloutRow.token_ids))
+        student = select(num_tokens).join(GroupRow, GroupRow.id == RolloutRow.group_id).where(GroupRow.num_shown == 0)
+        drawn = session.scalars(student.group_by(GroupRow.id)).all()
+    assert len(drawn) == 8
+    assert (found.num_tasks, found.num_tokens) == (0, sum(one // num_sharing for one in drawn))
 
 
 @pytest.mark.usefixtures("worker")

@@ -29,6 +29,7 @@ from services.store.loop.quarantine import Look
 from services.store.tables.loop import ConsultationRow, ExpertRow, RolloutRow
 
 UNSETTLED = (ConsultationStatus.PENDING.value, ConsultationStatus.ASKED.value, ConsultationStatus.WAITING.value)
+READY: Final = "ready to be promoted"
 
 
 class ExpertNotFound(NotFound):
@@ -298,12 +299,21 @@ def note_teaches(session: Session, expert_id: UUID, measured: str, *, promote: b
 
 def _say_what_is_missing(row: ExpertRow, report: ConformanceReport, measured: str) -> str:
     if report.passed:
-        return f"ready to be promoted: {measured}. Confirm with `preceptor experts activate {str(row.id)[-8:]}`"
+        return f"{READY}: {measured}. Confirm with `preceptor experts activate {str(row.id)[-8:]}`"
     failed = ", ".join(check.name for check in report.checks if check.required and not check.passed)
     return (
         f"not ready to be promoted: its last conformance run failed ({failed or 'no descriptor'}). Mend it and "
         f"register its URL again. It was measured: {measured}"
     )
+
+
+def note_lapsed(session: Session, expert_id: UUID) -> None:
+    """Say of an expert on probation that was ready to be promoted that it is so no longer: nothing says now that it
+    teaches."""
+    row = _lock(session, expert_id)
+    if row.status == ExpertStatus.PROBATION.value and (row.reason or "").startswith(READY):
+        row.reason = "its measurements are too old: it is measured again"
+        session.flush()
 
 
 def note_does_not_teach(session: Session, expert_id: UUID, measured: str) -> None:

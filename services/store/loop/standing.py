@@ -1,6 +1,7 @@
 """Standing: what a teacher may be shown now, by the newest decided measurement of every source.
 
-A measurement that is still under way, or was abandoned, changes nothing: the one before it holds.
+A measurement that is still under way, or was abandoned, changes nothing: the one before it holds. One that has lapsed
+is as good as none.
 
 Precedents made of right answers to other tasks help where the policy never succeeds and mislead where it does (see
 `docs/what-teaches.md`). Unmeasured, they are the last resort of domains where the policy hardly ever passes: there a
@@ -20,7 +21,7 @@ from services.contracts.measurements import MeasurementStatus
 from services.contracts.sources import ONLY_TEMPLATE, ContextSource
 from services.contracts.templates import Template
 from services.store.loop import pass_rates, trust
-from services.store.loop.newest_measurements import IS_DECIDED, select_newest
+from services.store.loop.newest_measurements import find_verdicts
 from services.store.tables.loop import ExpertRow
 from services.store.tables.teaching import MeasurementRow
 
@@ -107,7 +108,7 @@ class Standing:
 def read(session: Session, lineage_id: UUID) -> Standing:
     """The standing of every source of the lineage."""
     verdicts: dict[Place, dict[Template, Verdict]] = {}
-    for row in session.scalars(select_newest(MeasurementRow.lineage_id == lineage_id, IS_DECIDED)):
+    for row in find_verdicts(session, MeasurementRow.lineage_id == lineage_id):
         place = verdicts.setdefault((row.expert_id, ContextSource(row.source), row.domain), {})
         teaches = row.status == MeasurementStatus.TEACHES.value
         place[Template(row.template)] = Verdict(teaches, float("-inf") if row.gap_low is None else row.gap_low)

@@ -104,9 +104,9 @@ def wilson_interval(num_passed: int, num: int) -> Interval | None:
     return Interval(share, *wilson_ends(share, num), num)
 
 
-def wilson_ends(share: float, num: int, level: float = (1 - CONFIDENCE) / 2) -> tuple[float, float]:
-    """The ends of a share's Wilson interval in `num` trials. level: the error at each end."""
-    z = float(ndtri(1 - level))
+def wilson_ends(share: float, num: int) -> tuple[float, float]:
+    """The ends of a share's Wilson interval in `num` trials."""
+    z = float(ndtri(1 - (1 - CONFIDENCE) / 2))
     middle = (share + z**2 / (2 * num)) / (1 + z**2 / num)
     half = z / (1 + z**2 / num) * math.sqrt(max(0.0, share * (1 - share)) / num + z**2 / (4 * num**2))
     return max(0.0, middle - half), min(1.0, middle + half)

@@ -72,6 +72,8 @@ class MeasuredTaskRow(Base):
 
     measurement_id: Mapped[UUID] = mapped_column(ForeignKey(MeasurementRow.id), primary_key=True)
     task_id: Mapped[UUID] = mapped_column(ForeignKey(TaskRow.id), primary_key=True)
+    num_sharing: Mapped[int] = mapped_column(server_default="1")
+    """Measurements that the student's group was drawn for."""
     student_group_id: Mapped[UUID] = mapped_column(ForeignKey(GroupRow.id))
     teacher_group_id: Mapped[UUID | None] = mapped_column(ForeignKey(GroupRow.id))
     control_group_id: Mapped[UUID | None] = mapped_column(ForeignKey(GroupRow.id))

@@ -1,6 +1,6 @@
 """What could be measured in a domain, and what is due: never measured, or measured under an older policy or expert."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -12,19 +12,24 @@ from sqlalchemy.orm import Session
 from services.contracts.answers import AnswerKind
 from services.contracts.corrections import CorrectionStatus
 from services.contracts.experts import Descriptor
+from services.contracts.measurements import MeasurementStatus
 from services.contracts.sources import ONLY_TEMPLATE, SOURCE_ORDER, ContextSource
 from services.contracts.tasks import Split
 from services.contracts.templates import Template
 from services.store.core import row_counts
 from services.store.ledger import policies
 from services.store.loop import consultations, coverage, trust
-from services.store.loop.newest_measurements import IS_UNDER_WAY, select_newest
+from services.store.loop.newest_measurements import IS_UNDER_WAY, find_verdicts, select_newest
 from services.store.tables.corrections import CorrectionRow
 from services.store.tables.ledger import PolicyVersionRow
 from services.store.tables.loop import AnswerRow, ExpertRow, RolloutRow, TaskRow
 from services.store.tables.teaching import MeasurementRow
 
 ORDER: Final = (*SOURCE_ORDER, ContextSource.DISTRIBUTION)
+PATIENCE: Final = 4
+"""Versions that begin to serve before tasks without anything to show are tried again."""
+LAPSE: Final = 4
+"""So many times the age at which it is due to be measured again, a source that taught is as good as not measured."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ def find_keys(session: Session, experts: Sequence[Candidate], domain: str) -> li
     second ones."""
     sources = [(one.expert.id, source) for one in experts for source in _sources_of(session, one, domain)]
     sources.sort(key=lambda one: ORDER.index(one[1]))
-    shown = [(expert_id, source, _templates_of(source)) for expert_id, source in sources]
+    shown = [(expert_id, source, templates_of(source)) for expert_id, source in sources]
     return [
         Key(expert_id, source, templates[place])
         for place in range(len(Template))
@@ -77,7 +82,16 @@ def find_keys(session: Session, experts: Sequence[Candidate], domain: str) -> li
     ]
 
 
-def _templates_of(source: ContextSource) -> Sequence[Template]:
+def find_measurable(session: Session, expert: ExpertRow) -> set[tuple[str, Key]]:
+    """By domain, everything of the expert that could be measured."""
+    own = [one for one in find_experts(session, expert.lineage_id) if one.expert.id == expert.id]
+    return {
+        (domain, key) for domain in find_domains(session, expert.lineage_id) for key in find_keys(session, own, domain)
+    }
+
+
+def templates_of(source: ContextSource) -> Sequence[Template]:
+    """The templates that the source is shown by, each measured by itself."""
     return [ONLY_TEMPLATE[source]] if source in ONLY_TEMPLATE else list(Template)
 
 
@@ -130,41 +144,50 @@ class Ages:
     versions: int
     answers: int
 
+    def __mul__(self, times: int) -> "Ages":
+        return Ages(self.versions * times, self.answers * times)
+
 
 def keep_due(session: Session, lineage_id: UUID, domain: str, keys: Sequence[Key], ages: Ages) -> list[Key]:
-    """Those of these keys that are due and not under way: the never measured first, then those to be measured again."""
-    newest = _find_newest(session, lineage_id, domain)
-    num_served = policies.num_served(session, lineage_id)
-    answered = _find_answered(session, {key.expert_id for key in keys}, ages.answers)
-    again = [
-        key
-        for key in keys
-        if key in newest
-        and newest[key].decided_at is not None
-        and (num_served - newest[key].place >= ages.versions or _is_before(newest[key].decided_at, answered, key))
-    ]
+    """Those of these keys that are due and not under way: the never measured first, then those to be measured again,
+    the longest not measured first."""
+    newest = {key_of(row): row for row in _find_newest(session, lineage_id, domain)}
+    known = [newest[key] for key in keys if key in newest and newest[key].decided_at is not None]
+    again = [key_of(row) for row in keep_old(session, known, ages)]
     return [key for key in keys if key not in newest] + again
 
 
-@dataclass(frozen=True)
-class _Newest:
-    """The newest measurement of a key. place: of its policy version among those that served."""
+def find_lapsed(session: Session, lineage_id: UUID, domain: str, ages: Ages) -> list[MeasurementRow]:
+    """The verdicts that a source of this domain teaches which are too old to hold."""
+    held = find_verdicts(session, MeasurementRow.lineage_id == lineage_id, MeasurementRow.domain == domain)
+    teaching = [row for row in held if row.status == MeasurementStatus.TEACHES.value]
+    return keep_old(session, keep_old(session, teaching, ages), ages * LAPSE)
 
-    decided_at: datetime | None
-    place: int
 
-
-def _find_newest(session: Session, lineage_id: UUID, domain: str) -> dict[Key, _Newest]:
-    rows = session.execute(
-        select_newest(MeasurementRow.lineage_id == lineage_id, MeasurementRow.domain == domain)
-        .join(
-            PolicyVersionRow,
-            (PolicyVersionRow.lineage_id == MeasurementRow.lineage_id)
-            & (PolicyVersionRow.name == MeasurementRow.policy_version),
+def keep_old(session: Session, ended: Sequence[MeasurementRow], ages: Ages) -> list[MeasurementRow]:
+    """Those of these measurements that ended so long ago, by when they began."""
+    if not ended:
+        return []
+    lineage_id = ended[0].lineage_id
+    num_served = policies.num_served(session, lineage_id)
+    places = _find_places(session, lineage_id, {row.policy_version for row in ended})
+    answered = _find_answered(session, {row.expert_id for row in ended}, ages.answers)
+    old = [
+        row
+        for row in ended
+        if row.decided_at is not None
+        and (
+            num_served - places.get(row.policy_version, 0) >= ages.versions
+            or (row.expert_id in answered and answered[row.expert_id] > row.decided_at)
         )
-        .add_columns(policies.place(PolicyVersionRow))
-    )
-    return {key_of(row): _Newest(row.decided_at, place) for row, place in rows}
+    ]
+    return sorted(old, key=lambda row: row.id)
+
+
+def _find_newest(session: Session, lineage_id: UUID, domain: str) -> Sequence[MeasurementRow]:
+    return session.scalars(
+        select_newest(MeasurementRow.lineage_id == lineage_id, MeasurementRow.domain == domain)
+    ).all()
 
 
 def _find_answered(session: Session, expert_ids: Collection[UUID], num: int) -> dict[UUID, datetime]:
@@ -181,18 +204,22 @@ def _find_answered(session: Session, expert_ids: Collection[UUID], num: int) -> 
     return {expert_id: at for expert_id, at in rows if at is not None}
 
 
-def _is_before(decided_at: datetime | None, answered: Mapping[UUID, datetime], key: Key) -> bool:
-    return decided_at is not None and key.expert_id in answered and answered[key.expert_id] > decided_at
-
-
-def place_of(session: Session, row: MeasurementRow) -> int:
-    """Where the version that its newest tasks are drawn from stands among those that served."""
-    found = session.scalar(
-        select(policies.place(PolicyVersionRow)).where(
-            PolicyVersionRow.lineage_id == row.lineage_id, PolicyVersionRow.name == row.policy_version
+def _find_places(session: Session, lineage_id: UUID, versions: Collection[str]) -> dict[str, int]:
+    """By version, where it stands among those that served."""
+    rows = session.execute(
+        select(PolicyVersionRow.name, policies.place(PolicyVersionRow)).where(
+            PolicyVersionRow.lineage_id == lineage_id, PolicyVersionRow.name.in_(versions)
         )
     )
-    return found or 0
+    return dict(rows.all())
+
+
+def waits(session: Session, row: MeasurementRow) -> bool:
+    """Whether its last tasks had nothing to show, and the policy has hardly moved since."""
+    if row.reason is None:
+        return False
+    place = _find_places(session, row.lineage_id, [row.policy_version]).get(row.policy_version, 0)
+    return policies.num_served(session, row.lineage_id) - place < PATIENCE
 
 
 def under_way(session: Session, lineage_id: UUID, domain: str) -> Sequence[MeasurementRow]:

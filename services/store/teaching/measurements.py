@@ -4,7 +4,7 @@ A round of a domain draws its tasks from the student once, for every measurement
 experts to be measured are asked about half of these answers. When all that is settled, each measurement that has
 something to show about a task draws the task twice more: after it, and after its control. When all of those are judged,
 measurements with enough tasks look at them (`sequential_test`). One version of the policy draws all three arms of a
-task.
+task. A verdict that a source teaches lapses when no new measurement has decided for too long.
 
 The sweep takes one step at a time. What is drawn is bounded by a share of all rollouts, and by tokens for each
 measurement; measurements that a person asked for are for a time bounded by their tokens alone.
@@ -37,14 +37,14 @@ from services.contracts.tasks import Split
 from services.runtime.errors import InvalidInput, NotFound
 from services.store.core import row_counts
 from services.store.ledger import policies
-from services.store.loop import groups, tasks
+from services.store.loop import groups, tasks, trust
 from services.store.tables.loop import ConsultationRow, ExpertRow, GroupRow, RolloutRow, TaskRow
 from services.store.tables.teaching import MeasuredTaskRow, MeasurementRow
 from services.store.teaching import arms, candidates, consequences, material, mixing
 from services.store.teaching.arms import Shown
 from services.store.teaching.candidates import Ages
 from services.store.teaching.material import Material
-from services.store.teaching.sequential_test import Bounds, Decision, decide, one_sided
+from services.store.teaching.sequential_test import LEVEL, Bounds, Decision, decide, find_bounds, one_sided
 
 TASKS_PER_ROUND: Final = 8
 STUDENT_ANSWERS: Final = 8
@@ -54,8 +54,6 @@ MOST_UNDER_WAY: Final = 2
 """Measurements of one domain at once that the sweep begins: they share the student's answers."""
 MOST_CANDIDATES: Final = 256
 """Tasks of a domain among which a round is chosen."""
-PATIENCE: Final = 4
-"""Versions that begin to serve before tasks without anything to show are tried again."""
 
 
 class NothingToMeasure(InvalidInput):
@@ -87,15 +85,18 @@ def advance(session: Session, lineage_id: UUID, rules: Rules, *, is_sampling: bo
     experts = candidates.find_experts(session, lineage_id)
     for domain in candidates.find_domains(session, lineage_id):
         measuring = [row for row in candidates.under_way(session, lineage_id, domain) if not _is_gone(session, row)]
-        ended = [row for row in measuring if _look(session, row, rules)]
-        measuring = [row for row in measuring if row not in ended]
+        waiting = [row for row in measuring if candidates.waits(session, row)]
+        changed = [row for row in measuring if _look(session, row, rules)]
+        measuring = [row for row in measuring if row not in changed]
+        changed += _let_lapse(session, lineage_id, domain, rules.ages)
         if may_draw:
             _plan_arms(session, lineage_id, measuring, rules)
-            ended += _begin_round(session, lineage_id, domain, measuring, rules, is_sampling)
+            changed += _begin_round(session, lineage_id, domain, measuring, rules, is_sampling)
             if is_sampling:
                 _begin_due(session, lineage_id, domain, experts, rules)
-        if ended:
-            consequences.apply(session, {row.expert_id for row in ended}, promote=rules.promote)
+        changed += [row for row in measuring if row not in waiting and candidates.waits(session, row)]
+        if changed:
+            consequences.apply(session, {row.expert_id for row in changed}, promote=rules.promote)
 
 
 def ask(session: Session, lineage_id: UUID, rules: Rules, wanted: MeasurementCreate) -> list[MeasurementRow]:
@@ -157,6 +158,17 @@ def _is_gone(session: Session, row: MeasurementRow) -> bool:
     return True
 
 
+def _let_lapse(session: Session, lineage_id: UUID, domain: str, ages: Ages) -> list[MeasurementRow]:
+    """Let verdicts lapse that are too old; these."""
+    found = candidates.find_lapsed(session, lineage_id, domain, ages)
+    far = ages * candidates.LAPSE
+    for row in found:
+        row.status = MeasurementStatus.LAPSED.value
+        row.reason = f"not decided again within {far.versions:,} versions of the policy and {far.answers:,} answers"
+    session.flush()
+    return found
+
+
 def _has_room(session: Session, lineage_id: UUID, rules: Rules) -> bool:
     """Whether measuring has had less than its share of all rollouts."""
     drawn = row_counts.by_kind(row_counts.read(session, lineage_id, ("rollout",))["rollout"])
@@ -169,7 +181,7 @@ def _begin_due(
 ) -> None:
     """Begin measurements that are due: all that draw nothing, and as many others as there is room for."""
     measuring = candidates.under_way(session, lineage_id, domain)
-    room = MOST_UNDER_WAY - sum(_draws(row) and not _waits(session, row) for row in measuring)
+    room = MOST_UNDER_WAY - sum(_draws(row) and not candidates.waits(session, row) for row in measuring)
     keys = candidates.find_keys(session, experts, domain)
     due = candidates.keep_due(session, lineage_id, domain, keys, rules.ages)
     drawing = [key for key in due if key.source is not ContextSource.DISTRIBUTION]
@@ -201,7 +213,7 @@ def _begin_round(
     has_room = is_sampling and _has_room(session, lineage_id, rules)
     now = session.scalars(select(func.now())).one()
     is_asked = {row.id: row.asked_until is not None and row.asked_until > now for row in drawing}
-    needy = [row for row in drawing if (is_asked[row.id] or has_room) and not _waits(session, row)]
+    needy = [row for row in drawing if (is_asked[row.id] or has_room) and not candidates.waits(session, row)]
     if not needy:
         return []
     num_drawn = _count_drawn(session, lineage_id)
@@ -209,7 +221,10 @@ def _begin_round(
     for task, wanting in chosen:
         student = _add_group(session, task, Arm.STUDENT, rules, version.name, str(num_drawn.get(task.id, 0)))
         session.add_all(
-            MeasuredTaskRow(measurement_id=row.id, task_id=task.id, student_group_id=student.id) for row in wanting
+            MeasuredTaskRow(
+                measurement_id=row.id, task_id=task.id, student_group_id=student.id, num_sharing=len(wanting)
+            )
+            for row in wanting
         )
     for row in needy:
         row.policy_version = version.name
@@ -232,14 +247,6 @@ def _count_drawn(session: Session, lineage_id: UUID) -> dict[UUID, int]:
         .group_by(GroupRow.task_id)
     )
     return dict(session.execute(query).all())
-
-
-def _waits(session: Session, row: MeasurementRow) -> bool:
-    """Whether its last tasks had nothing to show, and the policy has hardly moved since."""
-    if row.reason is None:
-        return False
-    moved = policies.num_served(session, row.lineage_id) - candidates.place_of(session, row)
-    return moved < PATIENCE
 
 
 def _choose_tasks(
@@ -304,7 +311,7 @@ def _may_show(row: MeasurementRow, fixed: Iterable[Material]) -> bool:
 def _end_without_tasks(row: MeasurementRow) -> bool:
     """Every task of the domain was tried: look a last time, or wait for more to show; whether that ended it."""
     if row.num_tasks >= LOOKS[0]:
-        return _decide(row, is_last=True)
+        return _decide(row, is_last=False, out_of="train tasks")
     row.reason = f"only {row.num_tasks} of the {LOOKS[0]} tasks it needs have something to show"
     return False
 
@@ -420,6 +427,7 @@ def _plan_arms_of(
         )
     }
     controls = arms.pair_controls(source, about, shown)
+    row.num_tokens += sum(_count_tokens(student[one.student_group_id]) // one.num_sharing for one in places)
     for place in places:
         if place.task_id not in controls:
             session.delete(place)
@@ -432,6 +440,10 @@ def _plan_arms_of(
         place.teacher_group_id, place.control_group_id = teacher.id, control.id
     row.reason = None if controls else _say_rare(source, len(places), len(shown))
     session.flush()
+
+
+def _count_tokens(rollouts: Iterable[RolloutRow]) -> int:
+    return sum(len(rollout.token_ids) for rollout in rollouts)
 
 
 def _say_rare(source: ContextSource, num_tasks: int, num_shown: int) -> str:
@@ -447,13 +459,29 @@ def _look(session: Session, row: MeasurementRow, rules: Rules) -> bool:
     """Look at its tasks if there are enough; whether that ended it."""
     if row.source == ContextSource.DISTRIBUTION.value:
         return _look_at_mixing(session, row)
-    places = session.scalars(select(MeasuredTaskRow).where(MeasuredTaskRow.measurement_id == row.id)).all()
+    query = select(MeasuredTaskRow).where(MeasuredTaskRow.measurement_id == row.id)
+    places = session.scalars(query.order_by(MeasuredTaskRow.student_group_id)).all()  # round by round
     drawn = [place for place in places if place.teacher_group_id is not None]
-    if not drawn or len(drawn) <= row.num_tasks:
+    is_idle = len(places) == row.num_tasks
+    if not is_idle and not (len(drawn) > row.num_tasks and _judge(session, row, drawn)):
         return False
+    is_spent = row.num_tokens >= rules.max_tokens
+    is_due = not is_idle and row.num_tasks >= LOOKS[row.num_looks]
+    if not is_due and not is_spent:
+        return False
+    row.num_looks = sum(row.num_tasks >= num for num in LOOKS)
+    return _decide(row, is_last=row.num_looks == len(LOOKS), out_of="tokens" if is_spent else None)
+
+
+def _judge(session: Session, row: MeasurementRow, drawn: Sequence[MeasuredTaskRow]) -> bool:
+    """Record what these tasks, round by round, say so far; False while answers to them are still to be drawn or
+    judged."""
     tried = arms.read_tried(session, [group_id for place in drawn for group_id in _groups_of(place)])
     if not all(one.is_over for one in tried.values()):
         return False
+    for place in drawn[row.num_tasks :]:
+        _, teacher_id, control_id = _groups_of(place)
+        row.num_tokens += tried[teacher_id].num_tokens + tried[control_id].num_tokens
     source = ContextSource(row.source)
     gaps, nets = [], []
     for place in drawn:
@@ -468,15 +496,11 @@ def _look(session: Session, row: MeasurementRow, rules: Rules) -> bool:
     if not gaps or len(gaps) == row.num_tasks:
         row.reason = f"none of {len(drawn) - len(gaps)} tasks could be drawn and judged three times"
     row.num_tasks = len(gaps)
-    row.num_tokens = max(row.num_tokens, sum(one.num_tokens for one in tried.values()))
     if len(gaps) >= 2:
-        _record(row, one_sided(gaps), one_sided(nets))
+        level = find_level(session, row)
+        _record(row, find_bounds(gaps, level), find_bounds(nets, level))
     session.flush()
-    is_spent = row.num_tokens >= rules.max_tokens
-    if row.num_tasks < LOOKS[row.num_looks] and not (is_spent and row.num_tasks >= 2):
-        return False
-    row.num_looks = sum(row.num_tasks >= num for num in LOOKS)
-    return _decide(row, is_last=is_spent or row.num_looks == len(LOOKS))
+    return True
 
 
 def _look_at_mixing(session: Session, row: MeasurementRow) -> bool:
@@ -487,8 +511,17 @@ def _look_at_mixing(session: Session, row: MeasurementRow) -> bool:
         return False
     row.num_tasks = len(gains)
     row.num_looks += 1
-    _record(row, one_sided(gains, largest=None), None)
+    _record(row, one_sided(gains, find_level(session, row)), None)
     return _decide(row, is_last=row.num_looks == len(LOOKS))
+
+
+def find_level(session: Session, row: MeasurementRow) -> float:
+    """In how many measurements what does not teach may pass, shared over all that could let it in: the templates of the
+    source, and everything of an expert on probation, which one verdict promotes."""
+    expert = session.get_one(ExpertRow, row.expert_id)
+    if trust.is_on_probation(expert):
+        return LEVEL / max(1, len(candidates.find_measurable(session, expert)))
+    return LEVEL / len(candidates.templates_of(ContextSource(row.source)))
 
 
 def _groups_of(place: MeasuredTaskRow) -> tuple[UUID, UUID, UUID]:
@@ -505,15 +538,17 @@ def _record(row: MeasurementRow, gap: Bounds, net: Bounds | None) -> None:
         row.net, row.net_low, row.net_high = net.mean, net.low, net.high
 
 
-def _decide(row: MeasurementRow, *, is_last: bool) -> bool:
-    """End it if what it has recorded decides; whether it did."""
+def _decide(row: MeasurementRow, *, is_last: bool, out_of: str | None = None) -> bool:
+    """End it if what it has recorded decides; whether it did. out_of: what there is no more of to go on with; then it
+    ends undecided, and what held before holds."""
     gap = _read_bounds(row.gap, row.gap_low, row.gap_high)
-    assert gap is not None, "a look records the gap"
-    found = decide(gap, _read_bounds(row.net, row.net_low, row.net_high), is_last=is_last)
-    if found is Decision.GO_ON:
-        return False
-    _end(row, MeasurementStatus(found.value), None)
-    return True
+    net = _read_bounds(row.net, row.net_low, row.net_high)
+    found = Decision.GO_ON if gap is None else decide(gap, net, is_last=is_last)
+    if found is not Decision.GO_ON:
+        _end(row, MeasurementStatus(found.value), None)
+    elif out_of is not None:
+        _end(row, MeasurementStatus.ABANDONED, f"{row.num_tasks} tasks do not decide, and there are no more {out_of}")
+    return row.decided_at is not None
 
 
 def _read_bounds(mean: float | None, low: float | None, high: float | None) -> Bounds | None:

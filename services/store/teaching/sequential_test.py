@@ -1,8 +1,16 @@
 """Does a source teach? The sequential test of a measurement: a few looks at growing numbers of tasks.
 
 Tasks are the units: a task's gap is the teacher's pass rate on it less the student's, its net the gap less the
-control's. A source teaches when the one-sided lower bounds of both means lie above 0. The level is shared equally over
-the looks, so that a source without any gap passes at one of them in at most LEVEL of all measurements (Bonferroni).
+control's. A source teaches when the one-sided lower bounds of both means lie above 0.
+
+The bounds are those of a gambler who bets on each task that the mean is higher than it is said to be, with stakes that
+cannot lose everything. While that is not so, the capital is expected not to grow, so that it ever reaches 1 / level
+times its start in at most `level` of all measurements (Ville's inequality; Waudby-Smith and Ramdas, JRSS B 86, 2024,
+p. 1). That holds for every distribution of the gaps, also where a source mostly helps a little and sometimes ruins,
+and whatever the number of looks.
+
+The lower bounds let a source in, so their level is shared by all that could let the same expert in. The upper bounds
+keep a source out, which lets nothing in: theirs is LEVEL in every measurement.
 """
 
 import math
@@ -12,15 +20,16 @@ from enum import StrEnum
 from statistics import fmean, stdev
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from services.contracts.measurements import LOOKS
-from services.store.stats.estimates import wilson_ends
 
 LEVEL: Final = 0.10
-LEVEL_PER_LOOK: Final = LEVEL / len(LOOKS)
-LARGEST_GAP: Final = 1.0
-"""A difference of two pass rates lies between its negative and this."""
+SHARES: Final = (np.arange(16) + 0.5) / 16
+"""Of the largest stake that cannot lose everything: the capital is divided equally over these."""
+HALVINGS: Final = 40
 LARGEST_RATIO: Final = 5.0
 """Of an expert's probability of a token to the policy's, as it is counted: one rare token must not decide."""
 SMALLEST_LOGPROB: Final = -600.0
@@ -37,33 +46,51 @@ class Decision(StrEnum):
 
 @dataclass(frozen=True)
 class Bounds:
-    """A mean over tasks with its one-sided lower and upper bound, each at the level of one look."""
+    """A mean over tasks with its one-sided lower and upper bound."""
 
     mean: float
     low: float
     high: float
 
 
-def one_sided(values: Sequence[float], level: float = LEVEL_PER_LOOK, largest: float | None = LARGEST_GAP) -> Bounds:
-    """The mean of at least two values, less and plus t(1 - level, n - 1) standard errors.
+def find_bounds(values: Sequence[float], level: float) -> Bounds:
+    """The mean of differences of pass rates, with bounds that hold at all looks together: the true mean is below the
+    lower one in at most `level` of all measurements, and above the upper one in at most LEVEL."""
+    gaps = np.asarray(values)
+    return Bounds(fmean(values), _find_low(gaps, level), -_find_low(-gaps, LEVEL))
 
-    largest: the values lie within plus and minus this, and so do the bounds; None where they have no ends. Of values
-    that are all alike the spread cannot be estimated: their bounds are Wilson's, for the widest spread that values of
-    this mean can have, and their mean alone where they have no ends. Raises ValueError for fewer than two values.
+
+def grow(gaps: NDArray[np.float64], mean: float) -> float:
+    """The capital after betting on each of these tasks that the mean gap is higher than this one, above -1."""
+    odds = (1 + gaps) / (1 + mean)
+    with np.errstate(over="ignore"):
+        return float(np.mean(np.prod(1 + np.outer(SHARES, odds - 1), axis=1)))
+
+
+def _find_low(gaps: NDArray[np.float64], level: float) -> float:
+    """The highest mean that the bets refute: the capital falls as the mean rises, and is at most 1 at the gaps' own."""
+    low, high = -1.0, float(np.mean(gaps))
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        if middle > -1 and grow(gaps, middle) >= 1 / level:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def one_sided(values: Sequence[float], level: float) -> Bounds:
+    """The mean of at least two values without ends, less t(1 - level / looks, n - 1) standard errors and plus
+    t(1 - LEVEL / looks, n - 1): the level is shared equally over the looks. Of values that are all alike the bounds are
+    their mean. Raises ValueError for fewer than two values.
     """
     num = len(values)
     if num < 2:
         raise ValueError(f"no bounds from {num} values")
     mean = fmean(values)
     error = stdev(values) / math.sqrt(num)
-    if not math.isclose(error, 0.0, abs_tol=1e-12):
-        half = float(stdtrit(num - 1, 1 - level)) * error
-        low, high = mean - half, mean + half
-    elif largest is None:
-        low = high = mean
-    else:
-        low, high = (largest * (2 * end - 1) for end in wilson_ends((mean / largest + 1) / 2, num, level))
-    return Bounds(mean, low, high) if largest is None else Bounds(mean, max(-largest, low), min(largest, high))
+    below, above = (float(stdtrit(num - 1, 1 - one / len(LOOKS))) * error for one in (level, LEVEL))
+    return Bounds(mean, mean - below, mean + above)
 
 
 def decide(gap: Bounds, net: Bounds | None, *, is_last: bool) -> Decision:

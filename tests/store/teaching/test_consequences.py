@@ -65,6 +65,35 @@ def test_an_expert_stays_until_it_was_measured_in_every_domain_and_nothing_is_un
     assert found == ["active", "active", "active", "probation"]
 
 
+@pytest.mark.parametrize(
+    ("source", "num_tasks", "reason", "status"),
+    [
+        (ContextSource.DISTRIBUTION, 0, None, "probation"),
+        (ContextSource.DISTRIBUTION, 8, None, "active"),
+        (SOLUTION, 0, "none of 8 tasks had anything to show (solution)", "probation"),
+        (SOLUTION, 0, None, "active"),
+    ],
+)
+def test_what_may_never_end_is_not_waited_for(
+    store: Store, world: World, source: ContextSource, num_tasks: int, reason: str | None, status: str
+) -> None:
+    kinds = (AnswerKind.FEEDBACK, AnswerKind.TOPK if source is ContextSource.DISTRIBUTION else AnswerKind.SOLUTION)
+    with store.transaction() as session:
+        world.expert(session)
+        world.task(session)
+        tutor = world.expert(session, "tutor", kinds=kinds, verifier=False)
+        world.measured(session, tutor.id, DOES_NOT)
+        for key in candidates.find_keys(session, candidates.find_experts(session, world.lineage_id), "math"):
+            if (key.expert_id, key.source) == (tutor.id, source):
+                measuring = MeasurementStatus.MEASURING
+                row = world.measured(session, tutor.id, measuring, source=source, template=key.template)
+                row.num_tasks, row.reason = num_tasks, reason
+        session.flush()
+        consequences.apply(session, [tutor.id], promote=False)
+
+    assert tutor.status == status
+
+
 def test_an_expert_that_teaches_in_one_of_its_domains_stays(store: Store, world: World) -> None:
     with store.transaction() as session:
         tutor = tutor_of_two_domains(session, world)
