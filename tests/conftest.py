@@ -35,8 +35,8 @@ settings.load_profile("preceptor")
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Two processes more than there are processors: tests also wait, for timers, disks and other processes."""
-    return min(MAX_PROCESSES, (os.cpu_count() or 1) + 2)
+    """One process more than there are processors: tests also wait."""
+    return min(MAX_PROCESSES, (os.cpu_count() or 1) + 1)
 
 
 @pytest.fixture(scope="session")

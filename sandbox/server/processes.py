@@ -21,8 +21,7 @@ from sandbox.server.languages import Toolchains
 from sandbox.settings import SandboxSettings
 
 STOP_SECONDS = 20.0
-OPEN_ATTEMPTS = 4
-OPEN_PAUSE_SECONDS = 0.1
+OPEN_PAUSES_SECONDS = (0.1, 0.2, 0.4, 0.8)
 _BOOTSTRAP = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -179,11 +178,11 @@ class Namespaces:
 
         Raises KeeperLost, IsolationRefused, OSError.
         """
-        for _ in range(OPEN_ATTEMPTS - 1):
+        for pause in OPEN_PAUSES_SECONDS:
             try:
                 return await self._open_once(spec)
             except KeeperGone:
-                await asyncio.sleep(OPEN_PAUSE_SECONDS)
+                await asyncio.sleep(pause)
         return await self._open_once(spec)
 
     async def _open_once(self, spec: KeeperSpec) -> KeeperProcess:
