@@ -212,8 +212,10 @@ def test_an_answer_that_is_not_vllms_is_unavailable(model_folder: Path, store: A
         start_vllm(model_folder, store, Limits(), url)
 
 
-def test_work_cancelled_here_is_dropped_there(bench: Bench) -> None:
-    future = bench.engine.sample(ask(SamplePrompt(id="a", messages=QUESTION, n=4, seed=1), max_new_tokens=150))
+def test_work_cancelled_here_is_dropped_there(bench: Bench, policy: LoadedPolicy) -> None:
+    bench.server.script = encode_text(policy.tokenizer, "x") * 1000  # no answer ends by itself before it is dropped
+    bench.server.pause = 0.1
+    future = bench.engine.sample(ask(SamplePrompt(id="a", messages=QUESTION, n=4, seed=1), max_new_tokens=200))
     wait_until(lambda: len(bench.server.asked) == 4)
     assert future.cancel()
     wait_until(lambda: bench.server.num_dropped == 4)

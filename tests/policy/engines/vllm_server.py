@@ -40,6 +40,8 @@ class VllmStandIn:
     adapters: dict[str, str] = field(default_factory=dict)
     script: list[int] = field(default_factory=list)
     """Tokens to draw next, before any random one."""
+    pause: float = 0.0
+    """Before each token of an answer, in seconds."""
 
     def __post_init__(self) -> None:
         policy = load_policy(self.folder)
@@ -110,7 +112,7 @@ class VllmStandIn:
         cache, ids, own, tops = DynamicCache(), list[int](), list[float](), list[JsonObject]()
         reason, stop_reason = "length", cast(Json, None)
         for _ in range(limit):
-            await asyncio.sleep(0)
+            await asyncio.sleep(self.pause)
             if await request.is_disconnected():
                 self.num_dropped += 1
                 return None
