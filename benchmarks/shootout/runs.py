@@ -28,7 +28,7 @@ from services.contracts.answers import Continuation, SamplesDistribution, passes
 from services.contracts.base import JsonObject
 from services.contracts.ids import new_id
 from services.contracts.rollouts import Sampling
-from services.contracts.sources import ContextSource
+from services.contracts.sources import ContextSettings, ContextSource
 from services.contracts.tasks import Message, Precedent, Split
 from services.contracts.templates import Template, build_teacher_messages, strip_thinking
 from services.policy.contract import FinishReason, Sample, SamplePrompt, SampleRequest
@@ -51,8 +51,7 @@ from services.runtime.settings import Settings
 from services.store.ledger.lessons import LessonAnswer, LessonFacts
 from services.store.loop.standing import Standing, Verdict
 from services.store.stats.estimates import pass_at_k
-from services.store.teaching.material import Material
-from services.store.teaching.roll_in import count_shown
+from services.store.teaching.roll_in import count_shown, find_first
 from trainer.batch.build import build_batch
 from trainer.batch.contexts import Showable
 from trainer.config import TrainerConfig
@@ -632,16 +631,9 @@ def roll_in(
 
 def _find_first(question: Question, showable: Showable) -> Shown | None:
     """What the product would have the teacher draw after."""
-
-    def is_last_resort(one: Material) -> bool:
-        return showable.standing.is_last_resort(one.expert_id, one.source, question.domain)
-
-    usable = [
-        one
-        for one in showable.material.get(_task_id(question), ())
-        if showable.standing.teaches(one.expert_id, one.source, question.domain)
-    ]
-    return next((one.solution or one.precedents for one in sorted(usable, key=is_last_resort)), None)
+    material = showable.material.get(_task_id(question), ())
+    first = find_first(material, showable.standing, question.domain, ContextSettings())
+    return None if first is None else first[0].solution or first[0].precedents
 
 
 def teach(

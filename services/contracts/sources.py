@@ -50,6 +50,11 @@ ONLY_TEMPLATE: Final = {
 """The template of sources that only one can show; a distribution is not shown at all, and has one in name."""
 
 
+def templates_of(source: ContextSource) -> Sequence[Template]:
+    """The templates that the source is shown by, each measured by itself."""
+    return [ONLY_TEMPLATE[source]] if source in ONLY_TEMPLATE else list(Template)
+
+
 class ContextSettings(BaseModel):
     """How contexts are chosen, for the trainer's rows and for teachers that draw alike."""
 

@@ -50,7 +50,6 @@ class DemoPlan:
     """How much the demo does. The defaults fit two cores in about 15 minutes."""
 
     minutes: float = 15.0
-    measuring_minutes: float = 15.0 * MEASURING_SHARE
     measures_all: bool = False
     num_updates: int = 48
     num_eval_tasks: int | None = 15
@@ -60,12 +59,16 @@ class DemoPlan:
     temperatures: tuple[float, ...] = (0.0, 0.5)
     seed: int = 0
 
+    @property
+    def measuring_minutes(self) -> float:
+        """The longest time for measuring what teaches before training."""
+        return MANY if self.measures_all else self.minutes * MEASURING_SHARE
+
 
 def plan_in_full(num_updates: int, num_samples: int, seed: int) -> DemoPlan:
     """All held-out and validation tasks at every temperature, and every source measured, however long it takes."""
     return DemoPlan(
         minutes=24 * 60,
-        measuring_minutes=MANY,
         measures_all=True,
         num_updates=num_updates,
         num_eval_tasks=None,
@@ -262,7 +265,7 @@ def as_document(plan: DemoPlan, outcome: DemoOutcome) -> JsonObject:
     trained = outcome.trained
     document: JsonObject = to_jsonable_python(
         {
-            "plan": asdict(plan),
+            "plan": asdict(plan) | {"measuring_minutes": plan.measuring_minutes},
             "before": outcome.before.model_dump(mode="json"),
             "after": outcome.after.model_dump(mode="json"),
             "corrections": [

@@ -81,14 +81,7 @@ def run_demo(
     plan = (
         demo.plan_in_full(updates, samples, seed)
         if full
-        else demo.DemoPlan(
-            minutes=minutes,
-            measuring_minutes=minutes * demo.MEASURING_SHARE,
-            num_updates=updates,
-            num_eval_tasks=tasks,
-            num_samples=samples,
-            seed=seed,
-        )
+        else demo.DemoPlan(minutes=minutes, num_updates=updates, num_eval_tasks=tasks, num_samples=samples, seed=seed)
     )
     os.environ["PRECEPTOR_SEED"] = os.environ["PRECEPTOR_TRAINER_SEED"] = str(seed)
     os.environ.setdefault("PRECEPTOR_ROLL_IN", demo.ROLL_IN)

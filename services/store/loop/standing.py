@@ -18,7 +18,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from services.contracts.measurements import MeasurementStatus
-from services.contracts.sources import ONLY_TEMPLATE, ContextSource
+from services.contracts.sources import ContextSource, templates_of
 from services.contracts.templates import Template
 from services.store.loop import pass_rates, trust
 from services.store.loop.newest_measurements import find_verdicts
@@ -79,8 +79,8 @@ class Standing:
 
     def teaches(self, expert_id: UUID, source: ContextSource, domain: str) -> bool:
         """Whether this source of this expert may be shown in this domain, by any template."""
-        templates = [ONLY_TEMPLATE[source]] if source in ONLY_TEMPLATE else list(Template)
-        return any(self.template_for(expert_id, source, domain, template) is not None for template in templates)
+        shown_by = (self.template_for(expert_id, source, domain, template) for template in templates_of(source))
+        return any(template is not None for template in shown_by)
 
     def spell(self) -> str:
         """Everything in it as one text, the same for equal standings."""

@@ -84,7 +84,7 @@ def t_interval(values: Sequence[float], ends: tuple[float, float]) -> Interval:
     least, most = ends
     error = stdev(values) / math.sqrt(num)
     if math.isclose(error, 0.0, abs_tol=1e-12):
-        low, high = (least + (most - least) * end for end in wilson_ends((mean - least) / (most - least), num))
+        low, high = (least + (most - least) * end for end in _wilson_ends((mean - least) / (most - least), num))
         return Interval(mean, low, high, num)
     half = float(stdtrit(num - 1, (1 + CONFIDENCE) / 2)) * error
     return Interval(mean, max(least, mean - half), min(most, mean + half), num)
@@ -101,12 +101,11 @@ def wilson_interval(num_passed: int, num: int) -> Interval | None:
     if num == 0:
         return None
     share = num_passed / num
-    return Interval(share, *wilson_ends(share, num), num)
+    return Interval(share, *_wilson_ends(share, num), num)
 
 
-def wilson_ends(share: float, num: int) -> tuple[float, float]:
-    """The ends of a share's Wilson interval in `num` trials."""
-    z = float(ndtri(1 - (1 - CONFIDENCE) / 2))
+def _wilson_ends(share: float, num: int) -> tuple[float, float]:
+    z = float(ndtri((1 + CONFIDENCE) / 2))
     middle = (share + z**2 / (2 * num)) / (1 + z**2 / num)
     half = z / (1 + z**2 / num) * math.sqrt(max(0.0, share * (1 - share)) / num + z**2 / (4 * num**2))
     return max(0.0, middle - half), min(1.0, middle + half)

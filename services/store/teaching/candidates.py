@@ -13,7 +13,7 @@ from services.contracts.answers import AnswerKind
 from services.contracts.corrections import CorrectionStatus
 from services.contracts.experts import Descriptor
 from services.contracts.measurements import MeasurementStatus
-from services.contracts.sources import ONLY_TEMPLATE, SOURCE_ORDER, ContextSource
+from services.contracts.sources import SOURCE_ORDER, ContextSource, templates_of
 from services.contracts.tasks import Split
 from services.contracts.templates import Template
 from services.store.core import row_counts
@@ -88,11 +88,6 @@ def find_measurable(session: Session, expert: ExpertRow) -> set[tuple[str, Key]]
     return {
         (domain, key) for domain in find_domains(session, expert.lineage_id) for key in find_keys(session, own, domain)
     }
-
-
-def templates_of(source: ContextSource) -> Sequence[Template]:
-    """The templates that the source is shown by, each measured by itself."""
-    return [ONLY_TEMPLATE[source]] if source in ONLY_TEMPLATE else list(Template)
 
 
 def _sources_of(session: Session, candidate: Candidate, domain: str) -> Iterator[ContextSource]:

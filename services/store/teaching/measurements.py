@@ -32,7 +32,7 @@ from services.contracts.measurements import (
     MeasurementStatus,
 )
 from services.contracts.rollouts import Purpose, Sampling
-from services.contracts.sources import Arm, ContextSource
+from services.contracts.sources import Arm, ContextSource, templates_of
 from services.contracts.tasks import Split
 from services.runtime.errors import InvalidInput, NotFound
 from services.store.core import row_counts
@@ -521,7 +521,7 @@ def find_level(session: Session, row: MeasurementRow) -> float:
     expert = session.get_one(ExpertRow, row.expert_id)
     if trust.is_on_probation(expert):
         return LEVEL / max(1, len(candidates.find_measurable(session, expert)))
-    return LEVEL / len(candidates.templates_of(ContextSource(row.source)))
+    return LEVEL / len(templates_of(ContextSource(row.source)))
 
 
 def _groups_of(place: MeasuredTaskRow) -> tuple[UUID, UUID, UUID]:

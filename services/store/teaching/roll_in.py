@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from services.contracts.sources import ContextSettings, ContextSource, ShownContext
 from services.contracts.tasks import Message
-from services.contracts.templates import build_teacher_messages
+from services.contracts.templates import Template, build_teacher_messages
 from services.store.loop import pass_rates, standing
 from services.store.loop.groups import TeacherShare
 from services.store.loop.standing import Standing
@@ -71,27 +71,36 @@ def _count_shown(
     return {task_id: count_shown(share, rate, size) for task_id, rate in rates.items()}
 
 
-def _choose_context(
-    task: TaskRow, found: Sequence[Material], may_show: Standing, teaching: Teaching
-) -> ShownContext | None:
-    """The first material that teaches, in the trainer's order (`trainer.batch.contexts`), up to the plain prompt if it
-    is one of them."""
-    question = [Message.model_validate(message) for message in task.messages]
-    order = list(takewhile(lambda source: source is not ContextSource.NOTHING, teaching.contexts.order_of(task.domain)))
+def find_first(
+    found: Sequence[Material], may_show: Standing, domain: str, contexts: ContextSettings
+) -> tuple[Material, Template] | None:
+    """The first material that teaches, and its template, in the trainer's order (`trainer.batch.contexts`), up to the
+    plain prompt if it is one of them."""
+    order = list(takewhile(lambda source: source is not ContextSource.NOTHING, contexts.order_of(domain)))
     usable = [one for one in found if one.source in order and one.weight > 0]
 
     def place(one: Material) -> tuple[bool, int]:
-        return may_show.is_last_resort(one.expert_id, one.source, task.domain), order.index(one.source)
+        return may_show.is_last_resort(one.expert_id, one.source, domain), order.index(one.source)
 
     for one in sorted(usable, key=place):
-        default = teaching.contexts.template_of(one.source)
-        template = may_show.template_for(one.expert_id, one.source, task.domain, default)
+        template = may_show.template_for(one.expert_id, one.source, domain, contexts.template_of(one.source))
         if template is not None:
-            return ShownContext(
-                source=one.source,
-                template=template,
-                messages=build_teacher_messages(template, question, one.solution, precedents=one.precedents),
-                answers=list(one.answers),
-                temperature=teaching.temperature,
-            )
+            return one, template
     return None
+
+
+def _choose_context(
+    task: TaskRow, found: Sequence[Material], may_show: Standing, teaching: Teaching
+) -> ShownContext | None:
+    first = find_first(found, may_show, task.domain, teaching.contexts)
+    if first is None:
+        return None
+    one, template = first
+    question = [Message.model_validate(message) for message in task.messages]
+    return ShownContext(
+        source=one.source,
+        template=template,
+        messages=build_teacher_messages(template, question, one.solution, precedents=one.precedents),
+        answers=list(one.answers),
+        temperature=teaching.temperature,
+    )

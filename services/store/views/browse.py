@@ -1,6 +1,6 @@
 """One page of each noun, newest first and filtered."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import TypeVar
 from uuid import UUID
@@ -137,9 +137,9 @@ def list_measurements(
     return Page[Measurement](items=[Measurement.model_validate(row) for row in rows], next_cursor=following)
 
 
-def name_experts(session: Session, expert_ids: Iterable[UUID]) -> dict[UUID, str]:
+def name_experts(session: Session, expert_ids: set[UUID]) -> dict[UUID, str]:
     """The names of these experts."""
-    rows = session.scalars(select(ExpertRow).where(ExpertRow.id.in_([*expert_ids])))
+    rows = session.execute(select(ExpertRow.id, ExpertRow.name).where(ExpertRow.id.in_(expert_ids)))
     return {row.id: row.name for row in rows}
 
 
@@ -159,7 +159,7 @@ def list_consultations(
         select(ConsultationRow), lineage_id=lineage_id, rollout_id=rollout_id, expert_id=expert_id, status=status
     )
     rows, following = newest_first(session, query, ConsultationRow.id, cursor, limit)
-    names = _expert_names(session, {row.expert_id for row in rows})
+    names = name_experts(session, {row.expert_id for row in rows})
     hidden = find_hidden(session, rows, rights)
     items = [_view_consultation(row, names[row.expert_id], row.id in hidden) for row in rows]
     return Page[Consultation](items=items, next_cursor=following)
@@ -194,7 +194,7 @@ def consultation(session: Session, consultation_id: UUID, rights: frozenset[Righ
     """One consultation with its tries, as a person with these rights may see it. Errors: ConsultationNotFound."""
     row = consultations.get(session, consultation_id)
     tries = session.scalars(select(AttemptRow).where(AttemptRow.consultation_id == row.id).order_by(AttemptRow.number))
-    name = _expert_names(session, {row.expert_id})[row.expert_id]
+    name = name_experts(session, {row.expert_id})[row.expert_id]
     is_hidden = bool(find_hidden(session, [row], rights))
     return ConsultationDetail(
         **_view_consultation(row, name, is_hidden).model_dump(), tries=[view_attempt(one, is_hidden) for one in tries]
@@ -268,11 +268,6 @@ def _only(query: Select[R], **columns: UUID | str | None) -> Select[R]:
     return query.filter_by(
         **{name: value.value if isinstance(value, StrEnum) else value for name, value in wanted.items()}
     )
-
-
-def _expert_names(session: Session, ids: set[UUID]) -> dict[UUID, str]:
-    rows = session.execute(select(ExpertRow.id, ExpertRow.name).where(ExpertRow.id.in_(ids)))
-    return {row.id: row.name for row in rows}
 
 
 def _view_consultation(row: ConsultationRow, expert_name: str, is_hidden: bool) -> Consultation:
