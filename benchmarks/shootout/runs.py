@@ -6,6 +6,7 @@ holds the solution and one that scores; only the latter in a world that shows ri
 objective makes of them is the objective's business.
 """
 
+import copy
 import hashlib
 import random
 import time
@@ -14,13 +15,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Literal, TypeAlias, TypeVar
+from typing import Literal, TypeAlias, TypeVar, cast
 from uuid import NAMESPACE_OID, UUID, uuid5
 
 import torch
 from peft import PeftModel
 from pydantic import BaseModel, ConfigDict
 from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
 
 from benchmarks.shootout.memory import REFERENCE, VERIFIER, Memory, expert_id
 from benchmarks.shootout.questions import Question, World
@@ -34,6 +36,7 @@ from services.contracts.templates import Template, build_teacher_messages, strip
 from services.policy.contract import FinishReason, Sample, SamplePrompt, SampleRequest
 from services.policy.engines.base import TokenCounts
 from services.policy.engines.decode import ATTENTION, check_decoding
+from services.policy.engines.packed import PackedModel
 from services.policy.engines.sampler import PromptCache, Sampler
 from services.policy.engines.work import SampleJob, SampleUnit
 from services.policy.model.modeling import (
@@ -41,10 +44,10 @@ from services.policy.model.modeling import (
     PolicyModel,
     decode_ids,
     encode_text,
-    find_causal_model,
     load_policy,
     project,
     render_prompt,
+    take_deltas,
 )
 from services.policy.text.ends import StopFinder
 from services.runtime.settings import Settings
@@ -391,13 +394,15 @@ def _mean(scores: Sequence[Sequence[float]]) -> float:
 
 
 class Answerer:
-    """Draws answers with a model's weights of the moment, through the policy server's own sampler."""
+    """Draws answers with a model's weights of the moment, through the policy server's own sampler: from a copy whose
+    layers are packed and that has the adapter merged before every draw."""
 
     def __init__(self, model: PolicyModel, policy: LoadedPolicy, world: World) -> None:
         self.world = world
         self._model, self._policy = model, policy
-        self._inner = find_causal_model(model)
+        self._inner = _copy_base(model)
         self._inner.set_attn_implementation(ATTENTION)
+        self._packed = PackedModel(self._inner)
         check_decoding(self._inner)
         self._tally = TokenCounts()
         self._ends = StopFinder(policy.eos_token_ids, lambda ids: decode_ids(policy.tokenizer, ids))
@@ -417,6 +422,7 @@ class Answerer:
             render_prompt(self._policy.tokenizer, show(question, told))
             for question, told in zip(questions, shown or [None] * len(questions), strict=True)
         ]
+        self._packed.merge(take_deltas(self._model) if isinstance(self._model, PeftModel) else {})
         request = SampleRequest(
             prompts=[
                 SamplePrompt(id=question.key, token_ids=ids, n=number, seed=_number(f"{seed} {question.key}"))
@@ -507,6 +513,12 @@ class Answerer:
             kl += float((own.exp() * (own - base)).sum())
             tokens += len(own)
         return entropy / tokens, kl / tokens
+
+
+def _copy_base(model: PolicyModel) -> PreTrainedModel:
+    """A copy of the model without its adapter."""
+    alike = copy.deepcopy(model)
+    return cast(PreTrainedModel, alike.unload()) if isinstance(alike, PeftModel) else alike
 
 
 def show(question: Question, shown: Shown | None) -> Sequence[Message]:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from services.policy.model.linear import multiply
 from trainer.losses.student import (
     NUM_CHOICES,
     Choices,
@@ -208,7 +209,7 @@ def _scan(states: Tensor, weight: Tensor, hidden: Tensor | None, best: _Best | N
         peak = own.new_full((len(own), 1), -torch.inf)
         total, rows = torch.zeros_like(peak), torch.zeros_like(own)
         for start, tile in _tiles(weight, own.dtype):
-            scores = own @ tile.T
+            scores = multiply(own, tile)
             _hide(scores, start, left_out)
             highest = scores.amax(-1, keepdim=True)
             if best is not None:
@@ -218,7 +219,7 @@ def _scan(states: Tensor, weight: Tensor, hidden: Tensor | None, best: _Best | N
             shrink = (peak - level).exp_()
             scores.sub_(level).exp_()
             total.mul_(shrink).add_(scores.sum(-1, keepdim=True))
-            rows.mul_(shrink).addmm_(scores, tile)
+            rows.mul_(shrink).add_(multiply(scores, tile.T))
             peak = higher
         log_total[chunk] = (peak + total.log())[:, 0]
         mean[chunk] = rows / total
@@ -234,7 +235,7 @@ def _spread_back(
         weighted = states[chunk] * charge[chunk, None]
         left_out = None if hidden is None else hidden[chunk]
         for start, tile in _tiles(weight, states.dtype):
-            scores = theirs[chunk] @ tile.T
+            scores = multiply(theirs[chunk], tile)
             _hide(scores, start, left_out)
             gradient[start : start + len(tile)].addmm_(scores.sub_(log_total[chunk, None]).exp_().T, weighted)
     return gradient.to(weight.dtype)
@@ -337,14 +338,14 @@ class _ReverseKL(torch.autograd.Function):
             peak = own.new_full((len(own), 1), -torch.inf)
             total, weighted, rows = torch.zeros_like(peak), torch.zeros_like(peak), torch.zeros_like(own)
             for _, tile in _tiles(weight, own.dtype):
-                scores, expert = own @ tile.T, other @ tile.T
+                scores, expert = multiply(own, tile), multiply(other, tile)
                 higher = torch.maximum(peak, expert.amax(-1, keepdim=True))
                 total.mul_((peak - higher).exp_()).add_((expert - higher).exp_().sum(-1, keepdim=True))
                 peak = higher
                 ahead = torch.sub(scores, expert, out=expert)
                 ahead.mul_(scores.sub_(log_total[chunk, None]).exp_())
                 weighted.add_(ahead.sum(-1, keepdim=True))
-                rows.addmm_(ahead, tile)
+                rows.add_(multiply(ahead, tile.T))
             excess[chunk] = weighted[:, 0]
             expert_total[chunk] = (peak + total.log())[:, 0]
             slopes[chunk] = rows - weighted * mean[chunk]
@@ -362,7 +363,7 @@ class _ReverseKL(torch.autograd.Function):
             gradient = states.new_zeros(weight.shape)
             for chunk in _chunks(states):
                 for start, tile in _tiles(weight, states.dtype):
-                    scores, expert = states[chunk] @ tile.T, theirs[chunk] @ tile.T
+                    scores, expert = multiply(states[chunk], tile), multiply(theirs[chunk], tile)
                     ahead = scores - expert - excess[chunk, None]
                     ahead.mul_(scores.sub_(log_total[chunk, None]).exp_()).mul_(charge[chunk, None])
                     gradient[start : start + len(tile)].addmm_(ahead.T, states[chunk])
@@ -380,7 +381,7 @@ def _find_likeliest(states: Tensor, weight: Tensor, count: int) -> Tensor:
         own = states[chunk]
         best, names = own.new_empty((len(own), 0)), ids.new_empty((len(own), 0))
         for start, tile in _tiles(weight, own.dtype, WIDE_TILE_ROWS):
-            scores = own @ tile.T
+            scores = multiply(own, tile)
             high, at = scores.topk(min(count, scores.shape[1]))
             best, names = torch.cat([best, high], 1), torch.cat([names, at + start], 1)
             best, order = best.topk(min(count, best.shape[1]))
@@ -394,7 +395,7 @@ def _sum_without(states: Tensor, weight: Tensor, hidden: Tensor) -> Tensor:
     log_rest = states.new_full((len(states),), -torch.inf)
     for chunk in _chunks(states):
         for start, tile in _tiles(weight, states.dtype):
-            scores = states[chunk] @ tile.T
+            scores = multiply(states[chunk], tile)
             _hide(scores, start, hidden[chunk])
             log_rest[chunk] = torch.logaddexp(log_rest[chunk], scores.logsumexp(-1))
     return log_rest

@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from services.policy.model.linear import is_plain_linear
 from services.policy.model.modeling import find_causal_model, project
 from trainer.losses.fused import FusedStudent
 from trainer.losses.student import Rollouts, ScoredStudent, Student
@@ -20,7 +21,7 @@ def find_plain_head(model: PeftModel) -> Tensor | None:
     """The weight [V, H] of an output layer without a bias; None for any other layer."""
     find = cast(Callable[[], nn.Module], find_causal_model(model).get_output_embeddings)
     head = find()
-    return head.weight if type(head) is nn.Linear and head.bias is None else None
+    return cast(nn.Linear, head).weight if is_plain_linear(head) and head.bias is None else None
 
 
 def read_student(model: PeftModel, hidden: Tensor, rollouts: Rollouts, fused: bool) -> Student:

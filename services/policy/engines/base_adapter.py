@@ -11,9 +11,10 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from services.policy.artifacts import ArtifactStore
+from services.policy.model.linear import is_plain_linear
 from services.policy.model.modeling import LoadedPolicy, find_backbone
 
 
@@ -23,7 +24,7 @@ def store_base_adapter(policy: LoadedPolicy, artifacts: ArtifactStore) -> str:
     linear = {
         name: module
         for name, module in policy.model.named_modules()
-        if type(module) is nn.Linear and id(module) in backbone
+        if is_plain_linear(module) and id(module) in backbone
     }
     target = list(linear)[-1].rpartition(".")[2]
     tensors: dict[str, Tensor] = {}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from services.policy.model.linear import is_plain_linear
 from services.policy.model.modeling import LoraDelta
 
 ROWS_HINT: Final = 64
@@ -58,7 +59,7 @@ class PackedModel:
         self._layers: dict[str, PackedLinear] = {}
         self._changed: set[str] = set()
         for name, module in list(model.named_modules()):
-            if type(module) is nn.Linear:
+            if is_plain_linear(module):
                 parent, _, attribute = name.rpartition(".")
                 packed = PackedLinear(module)
                 setattr(model.get_submodule(parent), attribute, packed)

@@ -28,6 +28,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from services.contracts.tasks import Message
 from services.policy.artifacts import ArtifactRefused, hash_file
+from services.policy.model.linear import freeze_linears
 from services.policy.text import plain_text, turns
 from services.runtime.errors import InvalidInput
 
@@ -87,6 +88,7 @@ def load_policy(path: Path, device: str = "cpu", dtype: torch.dtype = torch.floa
     model = cast(PreTrainedModel, loaded)
     nn.Module.to(model, torch.device(device))
     nn.Module.train(model, mode=False).requires_grad_(False)
+    freeze_linears(model)
     if not tokenizer.chat_template:
         raise ModelRefused(f"the tokenizer in {path} has no chat template; an instruction-tuned model is needed")
     for setting in CHANGED_LOGITS:
@@ -449,6 +451,14 @@ def read_deltas(folder: Path, model: PreTrainedModel, bases: Set[str] | None = N
     deltas = _pair_deltas(tensors, scale)
     _check_deltas(deltas, dict(model.named_parameters()))
     return deltas
+
+
+def take_deltas(model: PeftModel) -> dict[str, LoraDelta]:
+    """The weight changes of the active adapter as it is now, by the name of the layer's weight."""
+    name = str(model.active_adapter)
+    config = cast(LoraConfig, model.peft_config[name])
+    weights = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    return _pair_deltas({key: value.detach().float() for key, value in weights.items()}, config.lora_alpha / config.r)
 
 
 def _pair_deltas(tensors: Mapping[str, Tensor], scale: float) -> dict[str, LoraDelta]:
