@@ -25,9 +25,10 @@ import os
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -50,6 +51,7 @@ from benchmarks.shootout.runs import (
     measure_start,
     train,
 )
+from benchmarks.shootout.schedule import make_runs
 from benchmarks.shootout.worlds import SYNTHETIC, about, opened, prepare_policy, serving_judges, shown
 from services.cli.output.progress import Progress
 from services.contracts.tasks import Split
@@ -239,7 +241,9 @@ def main(arguments: Sequence[str]) -> int:
     model = find_model(options.model, progress.say) if tier.courses.keys() - SYNTHETIC.keys() else None
     try:
         with serving_judges(tuple(tier.courses), folder / "sandbox", progress.say), _workers(jobs) as pool:
-            shootout = Shootout(tier, folder, model, options.data, data_sha256, device, options.dtype, progress, pool)
+            shootout = Shootout(
+                tier, folder, model, options.data, data_sha256, device, options.dtype, progress, pool, jobs
+            )
             sections = shootout.run()
     except KeyboardInterrupt:
         progress.say("stopped; what was run is kept, and the same command goes on from there")
@@ -314,7 +318,8 @@ def _workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
 
 @dataclass(frozen=True)
 class Shootout:
-    """The runs of a tier, in the order they need each other. data_sha256: of the files that each world reads."""
+    """The runs of a tier, in the order they need each other. data_sha256: of the files that each world reads. jobs: at
+    a time, in the pool's processes."""
 
     tier: Tier
     folder: Path
@@ -325,6 +330,7 @@ class Shootout:
     dtype: str
     progress: Progress
     pool: ProcessPoolExecutor
+    jobs: int
 
     def run(self) -> list[Section]:
         """Everything that is missing, and what there is to say of each world."""
@@ -420,12 +426,10 @@ class Shootout:
         """Run what is missing, seed by seed, so that a stopped shoot-out has a bit of everything."""
         missing = sorted(results.missing(plans), key=lambda plan: plan.seed)
         done, commit, machine = len(plans) - len(missing), find_commit(), name_machine(self.device)
-        starts = self._measure_starts(results, missing)
+        measure, run = partial(start_of, data=self.data), partial(run_plan, data=self.data)
         with self.progress.bar(label) as bar:
             bar.set(done, len(plans))
-            waiting = {self.pool.submit(run_plan, plan, self.data, starts[plan.start]): plan for plan in missing}
-            for future in as_completed(waiting):
-                plan, outcome = waiting[future], future.result()
+            for plan, outcome in make_runs(self.pool, self.jobs, missing, results.starts(), measure, run):
                 results.add(
                     Run(
                         plan=plan,
@@ -442,17 +446,8 @@ class Shootout:
                 done += 1
                 bar.set(done, len(plans), f"{plan.world}, {plan.arm.name}")
 
-    def _measure_starts(self, results: Results, plans: Sequence[Plan]) -> dict[str, Point]:
-        """What the plans' runs begin with, measured once for all arms, or read off an earlier run."""
-        starts = results.starts()
-        missing = {plan.start: plan for plan in plans if plan.start not in starts}
-        if missing:
-            self.progress.say(f"measuring the untrained policy for {len(missing)} seeds")
-        waiting = {start: self.pool.submit(start_of, plan, self.data) for start, plan in missing.items()}
-        return starts | {start: future.result() for start, future in waiting.items()}
 
-
-def run_plan(plan: Plan, data: Path, start: Point) -> Outcome:
+def run_plan(plan: Plan, start: Point, data: Path) -> Outcome:
     """What became of a run that begins with this measurement."""
     with opened(plan.world, data) as world:
         return train(plan, world, start)
