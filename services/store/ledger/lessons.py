@@ -425,6 +425,8 @@ def _load_answers(session: Session, answer_ids: Collection[UUID], known: opinion
         .where(AnswerRow.id.in_(answer_ids))
     ).all()
     heard = answers.trace(session, list(answer_ids))
+    told = [(answer, task.messages) for answer, *_, task in rows]
+    precedents = held_out.read_precedents(session, rows[0][0].lineage_id, told) if rows else []
     return {
         answer.id: _join_answer(
             answer,
@@ -433,9 +435,9 @@ def _load_answers(session: Session, answer_ids: Collection[UUID], known: opinion
             verdict is not None,
             heard[answer.id],
             known.may_weigh(expert, task.domain),
-            held_out.read_precedents(session, answer, but=task.messages),
+            shown,
         )
-        for answer, expert, distribution, verdict, task in rows
+        for (answer, expert, distribution, verdict, task), shown in zip(rows, precedents, strict=True)
     }
 
 

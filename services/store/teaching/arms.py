@@ -86,7 +86,8 @@ def find_shown(
 def _show_precedents(session: Session, rollout: RolloutRow, answer: AnswerRow, num: int) -> Shown | None:
     """The first of the answer's precedents, without those that no teacher is shown."""
     own = session.get_one(TaskRow, rollout.task_id).messages
-    kept = held_out.read_precedents(session, answer, but=own)[:num]
+    [told] = held_out.read_precedents(session, answer.lineage_id, [(answer, own)])
+    kept = told[:num]
     return Shown((answer.id,), precedents=tuple(kept)) if kept else None
 
 

@@ -106,13 +106,13 @@ def _find_given(
     lineage_id, key = tasks[0].lineage_id, ContextSource.PRECEDENTS.value
     readers = right_answers.find_readers(session, lineage_id, key, include_probation=include_probation)
     given = right_answers.find_given(session, [task.id for task in tasks], readers, AnswerRow.precedents)
+    told = [(task, said) for task in tasks for said in given.get(task.id, [])]
+    kept = held_out.read_precedents(session, lineage_id, [(said[0], task.messages) for task, said in told])
     found: dict[UUID, list[_Draft]] = {}
-    for task in tasks:
-        for said in given.get(task.id, []):
-            kept = held_out.read_precedents(session, said[0], but=task.messages)
-            if kept:
-                draft = _Draft(ContextSource.PRECEDENTS, (said,), precedents=tuple(kept[:num_precedents]))
-                found.setdefault(task.id, []).append(draft)
+    for (task, said), precedents in zip(told, kept, strict=True):
+        if precedents:
+            draft = _Draft(ContextSource.PRECEDENTS, (said,), precedents=tuple(precedents[:num_precedents]))
+            found.setdefault(task.id, []).append(draft)
     return found
 
 
@@ -126,20 +126,21 @@ def _choose_precedents(session: Session, tasks: Sequence[TaskRow], num_precedent
     lineage_id = tasks[0].lineage_id
     readers = right_answers.find_readers(session, lineage_id, "reference", include_probation=False)
     most = MIN_TRIED * num_precedents
-    alike = {task.id: pool.find_alike(session, task, readers)[:most] for task in tasks}
+    alike = {task_id: near[:most] for task_id, near in pool.find_alike(session, tasks, readers).items()}
     ids = sorted({other for near in alike.values() for other in near})
     right = right_answers.find(session, lineage_id, dict.fromkeys(ids))
     others = {row.id: row for row in session.scalars(select(TaskRow).where(TaskRow.id.in_(ids)))}
+    told = [[(others[other], _find_first(right[other])) for other in alike[task.id] if right[other]] for task in tasks]
+    precedents = [[_make_precedent(other, certified[0].text) for other, certified in own] for own in told]
+    asked = [(own, task.messages) for task, own in zip(tasks, precedents, strict=True)]
+    free = held_out.may_be_shown(session, lineage_id, asked)
     found: dict[UUID, list[_Draft]] = {}
-    for task in tasks:
-        told = [(others[other], _find_first(right[other])) for other in alike[task.id] if right[other]]
-        precedents = [_make_precedent(other, certified[0].text) for other, certified in told]
-        free = held_out.may_be_shown(session, lineage_id, precedents, but=task.messages)
+    for task, own, kept in zip(tasks, told, free, strict=True):
         of_expert: dict[UUID, list[tuple[TaskRow, RightAnswer]]] = {}
-        for other, certified in compress(told, free):
+        for other, certified in compress(own, kept):
             for answer in certified:
                 of_expert.setdefault(answer.said[0][1].id, []).append((other, answer))
-        found[task.id] = [_join_precedents(own[:num_precedents]) for own in of_expert.values()]
+        found[task.id] = [_join_precedents(one[:num_precedents]) for one in of_expert.values()]
     return found
 
 

@@ -4,11 +4,12 @@ Only train tasks are among them, and no family is both in train and in another s
 tasks that were drawn or measured, and those of the newest corrections.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, ScalarSelect, Select, exists, func, select
+from sqlalchemy import ARRAY, ColumnElement, ScalarSelect, Select, Text, exists, func, literal, select, true
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
@@ -27,36 +28,93 @@ MAX_CHARS: Final = 4_000
 """Of a question, when it is compared with others."""
 
 
-def find_alike(session: Session, task: TaskRow, readers: Collection[UUID]) -> list[UUID]:
-    """Other tasks of this one's domain that have what may be a right answer, the best precedents first.
+@dataclass(frozen=True)
+class _Candidate:
+    """A task that has what may be a right answer. is_corrected: that of a person, by which it is found everywhere."""
 
-    readers: the experts whose solutions are references.
+    id: UUID
+    domain: str
+    family: str
+    messages_sha256: str
+    question: str
+    is_corrected: bool
+
+
+def find_alike(session: Session, tasks: Sequence[TaskRow], readers: Collection[UUID]) -> dict[UUID, list[UUID]]:
+    """By task, other tasks of its domain that have what may be a right answer, the best precedents first.
+
+    All tasks are of one lineage. readers: the experts whose solutions are references. As many statements for many tasks
+    as for one.
     """
-    of_domain = (
-        TaskRow.lineage_id == task.lineage_id,
-        TaskRow.split == Split.TRAIN.value,
-        TaskRow.domain == task.domain,
-        TaskRow.messages_sha256 != task.messages_sha256,
-    )
-    same_family = TaskRow.family == task.family
+    if not tasks:
+        return {}
+    drawn = _find_drawn(session, tasks)
+    candidates = _read_candidates(session, tasks, {one for near in drawn.values() for one in near}, readers)
+    asked = select(TaskRow.id, _question()).where(TaskRow.id.in_([task.id for task in tasks]))
+    questions = {task_id: question or "" for task_id, question in session.execute(asked)}
+    found = {}
+    for task in tasks:
+        near = drawn.get((task.domain, task.family), set())
+        usable = [
+            one
+            for one in candidates
+            if one.domain == task.domain
+            and one.messages_sha256 != task.messages_sha256
+            and (one.is_corrected or one.id in near)
+        ]
+        order = similar.rank(questions[task.id], [one.question for one in usable])
+        ranked = sorted(order, key=lambda place: usable[place].family != task.family)
+        found[task.id] = [usable[place].id for place in ranked]
+    return found
+
+
+def _find_drawn(session: Session, tasks: Sequence[TaskRow]) -> dict[tuple[str, str], set[UUID]]:
+    """By domain and family of these tasks, the newest train tasks of the domain that were drawn or measured, those of
+    the family first."""
+    places = sorted({(task.domain, task.family) for task in tasks})
+    columns = (literal([one[place] for one in places], ARRAY(Text())) for place in (0, 1))
+    wanted = func.unnest(*columns).table_valued("domain", "family", name="wanted").render_derived()
     drawn = (
         select(TaskRow.id)
-        .where(*of_domain, (TaskRow.num_groups > 0) | TaskRow.id.in_(select(MeasuredTaskRow.task_id)))
-        .order_by(same_family.desc(), TaskRow.id.desc())
+        .where(
+            TaskRow.lineage_id == tasks[0].lineage_id,
+            TaskRow.split == Split.TRAIN.value,
+            TaskRow.domain == wanted.c.domain,
+            (TaskRow.num_groups > 0) | TaskRow.id.in_(select(MeasuredTaskRow.task_id)),
+        )
+        .order_by((TaskRow.family == wanted.c.family).desc(), TaskRow.id.desc())
         .limit(MAX_TASKS)
-        .subquery()
+        .lateral("drawn")
     )
-    corrected = _find_corrected(task.lineage_id).subquery()
-    candidates = select(drawn.c.id).union(select(corrected.c.task_id))
-    answered = _has_success() | _has_reference(readers) | TaskRow.id.in_(select(corrected.c.task_id))
+    found: dict[tuple[str, str], set[UUID]] = {}
+    rows = session.execute(select(wanted.c.domain, wanted.c.family, drawn.c.id).select_from(wanted).join(drawn, true()))
+    for domain, family, task_id in rows:
+        found.setdefault((domain, family), set()).add(task_id)
+    return found
+
+
+def _read_candidates(
+    session: Session, tasks: Sequence[TaskRow], drawn: Collection[UUID], readers: Collection[UUID]
+) -> list[_Candidate]:
+    """Of the drawn tasks those with a success or a reference, and the corrected ones of the same domains; the newest
+    first."""
+    lineage_id = tasks[0].lineage_id
+    is_corrected = TaskRow.id.in_(select(_find_corrected(lineage_id).subquery().c.task_id))
+    is_answered = TaskRow.id.in_(drawn) & (_has_success() | _has_reference(readers))
     rows = session.execute(
-        select(TaskRow.id, same_family, _question())
-        .where(TaskRow.id.in_(candidates), *of_domain, answered)
+        select(TaskRow.id, TaskRow.domain, TaskRow.family, TaskRow.messages_sha256, _question(), is_corrected)
+        .where(
+            TaskRow.lineage_id == lineage_id,
+            TaskRow.split == Split.TRAIN.value,
+            TaskRow.domain.in_({task.domain for task in tasks}),
+            is_answered | is_corrected,
+        )
         .order_by(TaskRow.id.desc())
-    ).all()
-    own = session.scalar(select(_question()).where(TaskRow.id == task.id))
-    order = similar.rank(own or "", [question or "" for _, _, question in rows])
-    return [rows[place][0] for place in sorted(order, key=lambda place: not rows[place][1])]
+    )
+    return [
+        _Candidate(task_id, domain, family, sha256, question or "", bool(corrected))
+        for task_id, domain, family, sha256, question, corrected in rows
+    ]
 
 
 def _find_corrected(lineage_id: UUID) -> Select[UUID]:

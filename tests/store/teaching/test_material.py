@@ -1,6 +1,6 @@
 """What there is to show about a task: in which order, from whom, and never a held-out question."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -320,7 +320,8 @@ def test_a_question_is_the_same_whatever_the_system_messages_on_either_side(
     told = [precedent("What is it?", "leak", of_precedent), precedent("What else is it?", "fine", of_precedent)]
 
     def may_be_shown(about: TaskRow) -> list[bool]:
-        return held_out.may_be_shown(desk.session, desk.world.lineage_id, told, but=about.messages)
+        [shown] = held_out.may_be_shown(desk.session, desk.world.lineage_id, [(told, about.messages)])
+        return shown
 
     assert may_be_shown(task) == [False, True]
     assert may_be_shown(other) == [split is Split.TRAIN, True]
@@ -331,6 +332,27 @@ def test_precedents_of_an_expert_that_is_not_given_the_tasks_own_are_not_fixed_b
     task = desk.task("2+2")
     desk.said(desk.drawn(task)[0], chooser, AnswerContent(precedents=[precedent("What is 1+1?", "two")]))
     assert desk.find(task) == []
+
+
+def test_what_may_be_shown_about_many_tasks_takes_as_many_statements_as_about_one(
+    desk: Desk, num_statements: Callable[[Callable[[], object]], int]
+) -> None:
+    judge, librarian = desk.expert("execution"), desk.expert("librarian", **LIBRARIAN, granted=("precedents",))
+    asked = [desk.task(f"asked {number}", family=f"family {number}") for number in range(3)]
+    for task in asked:
+        told = AnswerContent(precedents=[precedent("What is 1+1?", f"two, about {task.key}")])
+        desk.said(desk.drawn(task)[0], librarian, told)
+    for number in range(3):
+        desk.passed(desk.task(f"kin {number}", family=f"family {number}"), f"right {number}", judge)
+    found: dict[UUID, list[Material]] = {}
+
+    def read(some: list[TaskRow]) -> None:
+        ids = [task.id for task in some]
+        found.update(material.find_fixed(desk.session, desk.world.lineage_id, ids))
+
+    assert num_statements(lambda: read(asked[:1])) == num_statements(lambda: read(asked))
+    shown = {task.key: {told.answer for one in found[task.id] for told in one.precedents} for task in asked}
+    assert shown == {f"asked {number}": {f"two, about asked {number}", f"right {number}"} for number in range(3)}
 
 
 def test_equal_rows_give_equal_material(desk: Desk) -> None:
