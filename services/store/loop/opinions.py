@@ -8,6 +8,7 @@ pass rates and rewards, since a policy that is rewarded for its own belief only 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
@@ -18,12 +19,23 @@ from services.contracts.answers import AnswerKind, AnswerStatus, passes
 from services.contracts.base import JsonObject
 from services.contracts.calibrations import Calibration
 from services.contracts.experts import Descriptor, ExpertStatus
+from services.contracts.ids import first_id_of
 from services.store.loop import answers, coverage, trust
-from services.store.stats.calibration import Judged, estimate_chance, find_auc, find_brier, find_look
+from services.store.stats.calibration import (
+    FIRST_LOOK,
+    Judged,
+    estimate_chance,
+    find_auc,
+    find_brier,
+    find_look,
+    find_look_by_age,
+)
 from services.store.tables.loop import AnswerRow, ExpertRow, RolloutRow, TaskRow
 
 NEWEST_ANSWERS: Final = 1000
 """Of an expert in a domain, those with a verdict at the last look: older ones are about another policy."""
+NEWEST_READ: Final = FIRST_LOOK << 8
+"""Of an expert in all domains, the scores that are looked through for those with a verdict."""
 SCORE: Final = "score"
 SIGNALS: Final = "signals"
 """The key in an answer's evidence under which an expert names further numbers from 0 to 1 that are measured too."""
@@ -71,8 +83,7 @@ NONE: Final = Opinions((), {})
 
 
 def read(session: Session, lineage_id: UUID, domains: Collection[str] | None = None) -> Opinions:
-    """Of every expert that is not retired and gives scores without being a verifier, in these domains or in all. The
-    cost grows with the answers that were ever judged there."""
+    """Of every expert that is not retired and gives scores without being a verifier, in these domains or in all."""
     if domains is not None and not domains:
         return NONE
     rows = session.scalars(
@@ -85,7 +96,7 @@ def read(session: Session, lineage_id: UUID, domains: Collection[str] | None = N
     for row in rows:
         if not gives_opinions(row):
             continue
-        for found, judged in _calibrate_all(session, row.id, domains):
+        for found, judged in _calibrate_all(session, row, domains):
             calibrations.append(found)
             if found.signal == SCORE and found.is_calibrated:
                 seen[row.id, found.domain] = judged
@@ -96,7 +107,7 @@ def read_of(session: Session, expert: ExpertRow) -> list[Calibration] | None:
     """Of one expert; None where it gives no opinions."""
     if not gives_opinions(expert):
         return None
-    return [found for found, _ in _calibrate_all(session, expert.id, None)]
+    return [found for found, _ in _calibrate_all(session, expert, None)]
 
 
 def gives_opinions(expert: ExpertRow) -> bool:
@@ -106,57 +117,102 @@ def gives_opinions(expert: ExpertRow) -> bool:
 
 
 def _calibrate_all(
-    session: Session, expert_id: UUID, domains: Collection[str] | None
+    session: Session, expert: ExpertRow, domains: Collection[str] | None
 ) -> Iterator[tuple[Calibration, Sequence[Judged]]]:
     """Its calibrations by domain and signal as of the last look, each with what it was made of."""
-    counted = (
-        select(TaskRow.domain, func.count())
-        .join(RolloutRow, RolloutRow.task_id == TaskRow.id)
-        .join(AnswerRow, AnswerRow.rollout_id == RolloutRow.id)
-        .where(_is_judged(expert_id), *(() if domains is None else (TaskRow.domain.in_(domains),)))
-        .group_by(TaskRow.domain)
-        .order_by(TaskRow.domain)
-    )
-    for domain, num_answers in session.execute(counted).all():
-        num_seen, error = find_look(num_answers)
-        by_signal = _read_judged(session, expert_id, domain, num_newer=num_answers - num_seen)
-        for signal, judged in sorted(by_signal.items()):
-            yield _calibrate(expert_id, domain, signal, judged, error), judged
+    until, error = _find_last_look(session, expert)
+    by_domain: dict[str, list[_Scored]] = defaultdict(list)
+    for one in _read_scored(session, expert.id, domains, until):
+        by_domain[one.domain].append(one)
+    used = dict[str, tuple[list[_Scored], float | None]]()
+    for domain, scored in by_domain.items():
+        num_seen, of_count = find_look(len(scored))
+        newest = scored[len(scored) - num_seen :] if until is None else scored
+        used[domain] = newest[:NEWEST_ANSWERS], of_count if until is None or of_count is None else error
+    verdicts = answers.verdicts(session, [one.rollout_id for newest, _ in used.values() for one in newest])
+    for domain in sorted(used):
+        newest, bound = used[domain]
+        for signal, judged in sorted(_judge(newest, verdicts).items()):
+            yield _calibrate(expert.id, domain, signal, judged, bound), judged
 
 
-def _is_judged(expert_id: UUID) -> ColumnElement[bool]:
-    """A condition on its answers: scores of rollouts that have a verdict."""
+def _find_last_look(session: Session, expert: ExpertRow) -> tuple[datetime | None, float | None]:
+    """When an expert with many scores was last looked at, and the error of that look; of one with fewer, looks go by
+    their number."""
+    newest = select(AnswerRow.id).where(_is_score(expert.id)).order_by(AnswerRow.id.desc()).limit(NEWEST_READ)
+    num, now = session.execute(select(func.count(), func.now()).select_from(newest.subquery())).one()
+    if num < NEWEST_READ:
+        return None, None
+    age, error = find_look_by_age((now - expert.created_at).total_seconds(), NEWEST_READ)
+    return expert.created_at + timedelta(seconds=age), error
+
+
+def _is_score(expert_id: UUID) -> ColumnElement[bool]:
+    """A condition on its answers."""
     is_score = AnswerRow.score.is_not(None) & (AnswerRow.status == AnswerStatus.CURRENT.value)
-    return (AnswerRow.expert_id == expert_id) & is_score & _FIRST_VERDICT.is_not(None)
+    return (AnswerRow.expert_id == expert_id) & is_score
 
 
-def _read_judged(session: Session, expert_id: UUID, domain: str, *, num_newer: int) -> dict[str, list[Judged]]:
-    """By signal, its newest scores in the domain before so many still newer ones, in the order in which score and
-    verdict were both known."""
-    known_at = func.greatest(AnswerRow.created_at, _FIRST_VERDICT)
+@dataclass(frozen=True)
+class _Scored:
+    """A score of a rollout that has a verdict. known_at: when both were there."""
+
+    answer_id: UUID
+    rollout_id: UUID
+    task_id: UUID
+    domain: str
+    score: float
+    signals: JsonObject | None
+    known_at: datetime
+
+
+def _read_scored(
+    session: Session, expert_id: UUID, domains: Collection[str] | None, until: datetime | None
+) -> list[_Scored]:
+    """Of the newest `NEWEST_READ` scores of the expert, those that had a verdict by then, the newest first in the order
+    in which score and verdict were both known. until: None for now."""
+    are_read = _is_score(expert_id) if until is None else _is_score(expert_id) & (AnswerRow.id < first_id_of(until))
+    newest = select(AnswerRow.id).where(are_read).order_by(AnswerRow.id.desc()).limit(NEWEST_READ)
     rows = session.execute(
-        select(AnswerRow.rollout_id, AnswerRow.score, AnswerRow.evidence, TaskRow.id)
+        select(
+            AnswerRow.id,
+            AnswerRow.rollout_id,
+            TaskRow.id,
+            TaskRow.domain,
+            AnswerRow.score,
+            AnswerRow.evidence[SIGNALS],
+            func.greatest(AnswerRow.created_at, _FIRST_VERDICT),
+        )
         .join(RolloutRow, RolloutRow.id == AnswerRow.rollout_id)
         .join(TaskRow, TaskRow.id == RolloutRow.task_id)
-        .where(_is_judged(expert_id), TaskRow.domain == domain)
-        .order_by(known_at.desc(), AnswerRow.id.desc())
-        .offset(num_newer)
-        .limit(NEWEST_ANSWERS)
-    ).all()
-    verdicts = answers.verdicts(session, [rollout_id for rollout_id, *_ in rows])
+        .where(
+            AnswerRow.id.in_(newest),
+            _FIRST_VERDICT.is_not(None),
+            *(() if domains is None else (TaskRow.domain.in_(domains),)),
+        )
+    )
+    found = [_Scored(*row) for row in rows]
+    return sorted(
+        (one for one in found if until is None or one.known_at <= until),
+        key=lambda one: (one.known_at, one.answer_id),
+        reverse=True,
+    )
+
+
+def _judge(scored: Sequence[_Scored], verdicts: Mapping[UUID, answers.Verdict]) -> dict[str, list[Judged]]:
+    """By signal, these scores beside the verdicts as they are now."""
     judged: dict[str, list[Judged]] = defaultdict(list)
-    for rollout_id, score, evidence, task_id in rows:
-        verdict = verdicts.get(rollout_id)
-        if score is None or verdict is None or verdict.score is None:
+    for one in scored:
+        verdict = verdicts.get(one.rollout_id)
+        if verdict is None or verdict.score is None:
             continue
-        for signal, value in {SCORE: score, **_read_signals(evidence)}.items():
-            judged[signal].append(Judged(task_id, value, passes(verdict.score)))
+        for signal, value in {SCORE: one.score, **_read_signals(one.signals)}.items():
+            judged[signal].append(Judged(one.task_id, value, passes(verdict.score)))
     return judged
 
 
-def _read_signals(evidence: JsonObject | None) -> dict[str, float]:
-    """The numbers from 0 to 1 that the expert's evidence names as signals."""
-    named = (evidence or {}).get(SIGNALS)
+def _read_signals(named: JsonObject | None) -> dict[str, float]:
+    """The numbers from 0 to 1 among what the expert's evidence names as signals."""
     if not isinstance(named, dict):
         return {}
     return {

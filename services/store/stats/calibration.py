@@ -21,6 +21,8 @@ ERROR: Final = 0.1
 """Of all one-sided lower ends of one AUC together, however often it is looked at."""
 FIRST_LOOK: Final = 16
 """With how many answers an AUC is first judged; then whenever their number has doubled."""
+FIRST_AGE: Final = 60.0
+"""In seconds, the age of an expert from which on a doubling counts, where looks go by its age."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,26 @@ def find_look(num_answers: int) -> tuple[int, float | None]:
     """
     if num_answers < FIRST_LOOK:
         return num_answers, None
-    num_doubled = (num_answers // FIRST_LOOK).bit_length() - 1
-    return FIRST_LOOK << num_doubled, ERROR / ((num_doubled + 1) * (num_doubled + 2))
+    num_doubled = _count_doublings(num_answers)
+    return FIRST_LOOK << num_doubled, _share_error(num_doubled)
+
+
+def find_look_by_age(seconds: float, num_answers: int) -> tuple[float, float]:
+    """The age of an expert in seconds at its last look, and the error of the lower end, where its answers are too many
+    to be counted: they are looked at whenever the expert's age has doubled. These looks come after all those of fewer
+    than `num_answers`, and share the same error with them.
+    """
+    num_doubled = max(0, math.floor(math.log2(max(seconds, FIRST_AGE) / FIRST_AGE)))
+    return FIRST_AGE * 2**num_doubled, _share_error(_count_doublings(num_answers) + num_doubled)
+
+
+def _count_doublings(num_answers: int) -> int:
+    return (num_answers // FIRST_LOOK).bit_length() - 1
+
+
+def _share_error(place: int) -> float:
+    """The error of a look: the places 0, 1, 2, … have .1/2, .1/6, .1/12, …"""
+    return ERROR / ((place + 1) * (place + 2))
 
 
 def find_auc(judged: Sequence[Judged], error: float | None) -> Auc | None:

@@ -1,5 +1,7 @@
 """Scores of experts that are no verifiers: how well they tell right from wrong, and what they may do then."""
 
+from datetime import timedelta
+
 import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -105,6 +107,25 @@ def test_a_verdict_on_a_score_holds_until_its_answers_have_doubled(store: Store,
     with store.transaction() as session:
         thinker = session.scalars(select(ExpertRow).where(ExpertRow.name == "self-evaluation")).one()
         assert opinions.read_of(session, thinker) == list(opinions.read(session, world.lineage_id).calibrations)
+
+
+def test_of_an_expert_with_many_scores_the_newest_are_read_that_were_known_when_its_age_last_doubled(
+    store: Store, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with store.transaction() as session:
+        for name in ("human", "self-evaluation"):
+            expert(session, world, name)
+    put_seen(store, world, "human", "self-evaluation", WRONG_WAY)
+    put_seen(store, world, "human", "self-evaluation", RIGHT_WAY)
+    assert read(store, world)[PROSE, "score"].auc == 0.5
+    monkeypatch.setattr(opinions, "NEWEST_READ", 16)
+    newest = read(store, world)[PROSE, "score"]
+    assert (newest.num_answers, newest.auc) == (16, 1.0)
+    assert newest.auc_low == pytest.approx(0.05 ** (1 / 8)), "the first look of all errs in 5 %"
+    with store.transaction() as session:
+        thinker = session.scalars(select(ExpertRow).where(ExpertRow.name == "self-evaluation")).one()
+        thinker.created_at -= timedelta(seconds=110)
+    assert read(store, world) == {}, "at the age of 60 seconds there was no score yet"
 
 
 def test_where_no_verifier_exists_a_calibrated_score_tells_how_likely_a_rollout_is_right(

@@ -4,7 +4,15 @@ from uuid import UUID
 
 import pytest
 
-from services.store.stats.calibration import Auc, Judged, estimate_chance, find_auc, find_brier, find_look
+from services.store.stats.calibration import (
+    Auc,
+    Judged,
+    estimate_chance,
+    find_auc,
+    find_brier,
+    find_look,
+    find_look_by_age,
+)
 
 T_OF_TWO = 1.885618
 """Student's quantile of .9 with two degrees of freedom, from a table."""
@@ -85,6 +93,19 @@ def test_a_score_that_ranks_the_wrong_way_round_is_below_a_half() -> None:
 )
 def test_looks_come_with_doubled_answers_and_share_the_error(num_answers: int, look: int, error: float | None) -> None:
     assert find_look(num_answers) == (look, error if error is None else pytest.approx(error))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "look", "error"),
+    [(0, 60, 0.1 / 12), (119, 60, 0.1 / 12), (120, 120, 0.1 / 20), (1000, 960, 0.1 / 56)],
+)
+def test_looks_at_many_answers_come_with_doubled_age_and_share_the_error_with_those_by_number(
+    seconds: float, look: float, error: float
+) -> None:
+    """By number there were looks at 16 and 32 of the 64 answers, which have .1/2 and .1/6."""
+    age, share = find_look_by_age(seconds, num_answers=64)
+    assert age == look
+    assert share == pytest.approx(error)
 
 
 def test_brier_is_the_mean_square_beside_that_of_always_saying_the_mean() -> None:
