@@ -1,18 +1,22 @@
 """Does it learn? The product from a fresh data folder, an objective and seed at a time, on all held-out tasks.
 
-    python -m benchmarks.loop --objectives distil sft --seeds 0 1 2 --updates 16 --folder results
+    python -m benchmarks.loop --objectives distil sft --seeds 0 1 2 --updates 16
 
-Each run is the demo's loop through the api: same tasks, rollouts, experts and number of updates; what changes is named
-on the command line. The base is measured once and shared: it is the same weights, tasks and draws for every run. A
-setting is chosen on `--splits validation`; with both splits named, one training is measured on both. Runs that are done
-are not repeated, so it can be stopped and started again; with `--keep`, what was trained can be measured on another
-split later. Prints, on held-out tasks, the best trained less the best base, each at the temperature at which it passes
-most validation tasks, with intervals paired over families; then both at equal temperatures, and the wall times.
+Each run is the demo's loop through the api: same tasks, rollouts, roll-in, experts and number of updates; what changes
+is named on the command line. The base is measured once and shared: it is the same weights, tasks and draws for every
+run. A setting is chosen on `--splits validation`; with both splits named, one training is measured on both. Prints, on
+held-out tasks, the best trained less the best base, each at the temperature at which it passes most validation tasks,
+with intervals paired over families; then both at equal temperatures, and the wall times.
 
-    python -m benchmarks.loop --leave-one-in --seeds 0 1 2 --updates 16 --folder results
+Runs are written down one by one in `--folder`, and what is there is not run again: stop it and start it as you like. A
+run that fails is left out, and the next one begins. With `--keep`, a training that was stopped while it was measured is
+only measured again, and what was trained can be measured on another split later.
+
+    python -m benchmarks.loop --leave-one-in --updates 16 --tasks 15 --temperatures 0 .5
 
 trains with one source at a time in place of objectives: the experts of the others answer with weight 0. Writes
-benchmarks/results/leave_one_in.md and .png. A source with nothing to show makes fewer updates, until `--minutes`.
+leave_one_in.md and .png into `--report` after each run. A source with nothing to show makes fewer updates, until
+`--minutes` are over; the table says so, and which runs have not ended.
 """
 
 import argparse
@@ -26,27 +30,39 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from benchmarks.arguments import positive, require_folder
 from benchmarks.one_source import SOURCES, Trained, draw, write_table
+from benchmarks.shootout.report import find_commit
 from services.cli.client import ApiClient
 from services.cli.commands import demo, demo_person, starter
 from services.cli.output import measures
 from services.cli.output.progress import Progress
-from services.contracts.evaluations import Evaluation, EvaluationCreate, EvaluationDetail
+from services.contracts.evaluations import (
+    NUM_VALIDATION_TASKS,
+    TEMPERATURES,
+    Evaluation,
+    EvaluationCreate,
+    EvaluationDetail,
+    EvaluationStatus,
+)
 from services.contracts.experts import Expert, ExpertWeight, OwnKind
 from services.contracts.tasks import Split
 from services.local.layout import Layout
 from services.local.supervise.stack import Stack, running
+from services.local.supervise.supervisor import Interrupted
 from services.policy.model.convert import resolve_model
 from services.store.stats.estimates import headline
 
 RESULTS = Path(__file__).parent / "results"
 MARKER = "trained.json"  # in a kept data folder, once its training is finished
+MINUTES_ALONE = 6.0  # of one training with one source: one with nothing to show makes no updates, however long
+MINUTES = 24 * 60.0  # of one training with an objective
 
 
 @dataclass(frozen=True)
@@ -67,91 +83,190 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """How much each run trains and is measured. num_tasks: of a kind and split; all for None."""
+
+    num_updates: int
+    num_tasks: int | None
+    num_samples: int
+    temperatures: tuple[float, ...]
+
+    def wants(self, split: str) -> EvaluationCreate:
+        """What is measured. Temperatures are chosen on half as many validation tasks as are measured."""
+        few = (
+            {}
+            if self.num_tasks is None
+            else {"num_validation_tasks": min(NUM_VALIDATION_TASKS, -(-self.num_tasks // 2))}
+        )
+        return EvaluationCreate.model_validate(
+            {
+                "split": split,
+                "num_tasks": self.num_tasks,
+                "num_samples": self.num_samples,
+                "temperatures": list(self.temperatures),
+                "seed": 0,
+                **few,
+            }
+        )
+
+
+@dataclass(frozen=True)
 class Measurement:
     """What one process does: train the run, if there is one, and measure it on each split that has no result yet."""
 
     run: Run | None
     home: Path | None  # kept data folder; None for a temporary one
     paths: Mapping[str, Path]  # result file by split
-    num_samples: int
-    num_updates: int
+    budget: Budget
     minutes: float
     threads: int
 
 
 def main(arguments: Sequence[str]) -> int:
     """The command."""
+    options = _parse(arguments)
+    sources = None if options.leave_one_in is None else options.leave_one_in or [*SOURCES]
+    runs = _choose_runs(options, sources)
+    budget = Budget(options.updates, options.tasks, options.samples, tuple(options.temperatures))
+    for folder in (options.folder, *([] if sources is None else [options.report])):
+        require_folder(folder)
+    _refuse_other_budgets(options, runs, budget)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    progress = Progress(Console())
+    try:
+        failed = _make(options, sources, runs, budget, progress)
+    except KeyboardInterrupt:
+        progress.say("stopped; what was run is kept, and the same command goes on from there")
+        return 128 + signal.SIGINT
+    if _name(None) not in failed:
+        for split in options.splits:
+            _print(options.folder, split, [run for run in runs if run.name not in failed])
+    return 1 if failed else 0
+
+
+def _make(
+    options: argparse.Namespace,
+    sources: Sequence[str] | None,
+    runs: Sequence[Run],
+    budget: Budget,
+    progress: Progress,
+) -> list[str]:
+    """Make the runs that are missing; the names of those that did not end. Without the base there are none."""
+    failed: list[str] = []
+    for number, run in enumerate([None, *runs]):
+        if not _is_done(options, run):
+            progress.say(f"--- {_name(run)}, run {number} of {len(runs)}" if number else f"--- {_name(run)}")
+            if not _in_own_process(_plan(options, run, budget, sources is not None)):
+                failed.append(_name(run))
+                progress.say(f"{_name(run)} did not end; the same command tries it again")
+        if run is None and failed:
+            break
+        if sources is not None:
+            _write_sources(options, sources, runs, budget)
+    return failed
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.loop", description=__doc__.splitlines()[0])
     parser.add_argument("--objectives", nargs="+", default=["distil", "sft"], choices=["distil", "sft"])
     parser.add_argument("--lams", nargs="+", type=float, default=[1.0], help="weights of the future term, for distil")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--updates", type=int, default=16)
-    parser.add_argument("--samples", type=int, default=8, help="answers a task at each temperature above 0")
+    parser.add_argument("--updates", type=positive, default=16)
+    parser.add_argument(
+        "--tasks",
+        type=positive,
+        help="held-out tasks a kind, all by default; and half as many to choose temperatures on",
+    )
+    parser.add_argument("--samples", type=positive, default=8, help="answers a task at each temperature above 0")
+    parser.add_argument("--temperatures", nargs="+", type=float, default=[*TEMPERATURES])
     splits = [Split.HELDOUT.value, Split.VALIDATION.value]
     parser.add_argument("--splits", nargs="+", choices=splits, default=[Split.HELDOUT.value])
     parser.add_argument("--leave-one-in", nargs="*", choices=[*SOURCES], help="one source at a time; all by default")
-    parser.add_argument("--minutes", type=float, default=24 * 60, help="time limit of one training")
+    parser.add_argument("--minutes", type=float, help=f"time limit of one training; {MINUTES_ALONE:g} with one source")
     parser.add_argument("--threads", type=int, default=2, help="threads of the policy's engine")
-    parser.add_argument("--folder", type=Path, required=True, help="where results are kept, one file a run and split")
+    parser.add_argument("--folder", type=Path, default=Path("build/loop"), help="results, one file a run and split")
+    parser.add_argument("--report", type=Path, default=RESULTS, help="the table and figure of one source at a time")
     parser.add_argument("--keep", action="store_true", help="keep the data folder of each run in FOLDER/data")
-    options = parser.parse_args(arguments)
-    options.folder.mkdir(parents=True, exist_ok=True)
-    sources = None if options.leave_one_in is None else options.leave_one_in or [*SOURCES]
-    if sources is not None:
-        runs = [Run("distil", None, seed, source) for seed in options.seeds for source in sources]
-    else:
-        runs = [
-            Run(objective, lam, seed)
-            for seed in options.seeds
-            for objective in options.objectives
-            for lam in (options.lams if objective == "distil" else [0.0])
-        ]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    for run in [None, *runs]:
-        paths = {split: result_path(options.folder, split, run) for split in options.splits}
-        missing = {split: path for split, path in paths.items() if not path.exists()}
-        if missing and not options.keep:
-            missing = paths  # one training stands behind all results of a run
-        home = options.folder.resolve() / "data" / run.name if options.keep and run is not None else None
-        measurement = Measurement(
-            run, home, missing, options.samples, options.updates, options.minutes, options.threads
-        )
-        if missing and not _in_own_process(measurement):
-            return 1
-    for split in options.splits:
-        _print(options.folder, split, runs)
-    if sources is not None:
-        _write_sources(options, sources, runs)
-    return 0
+    return parser.parse_args(arguments)
 
 
-def _write_sources(options: argparse.Namespace, sources: Sequence[str], runs: Sequence[Run]) -> None:
-    """The table and the figure of one source at a time, on the first split named."""
+def _choose_runs(options: argparse.Namespace, sources: Sequence[str] | None) -> list[Run]:
+    if sources is not None:
+        return [Run("distil", None, seed, source) for seed in options.seeds for source in sources]
+    return [
+        Run(objective, lam, seed)
+        for seed in options.seeds
+        for objective in options.objectives
+        for lam in (options.lams if objective == "distil" else [0.0])
+    ]
+
+
+def _name(run: Run | None) -> str:
+    return "base" if run is None else run.name
+
+
+def _paths(options: argparse.Namespace, run: Run | None) -> dict[str, Path]:
+    return {split: result_path(options.folder, split, run) for split in options.splits}
+
+
+def _is_done(options: argparse.Namespace, run: Run | None) -> bool:
+    return all(path.exists() for path in _paths(options, run).values())
+
+
+def _refuse_other_budgets(options: argparse.Namespace, runs: Sequence[Run], budget: Budget) -> None:
+    """Exits if a result that would be read has another budget: it could not be compared with the rest."""
+    for path in (path for run in [None, *runs] for path in _paths(options, run).values() if path.exists()):
+        found, wanted = json.loads(path.read_text())["budget"], _as_document(budget)
+        if found != wanted:
+            sys.exit(f"{path} was made with another budget, {found} in place of {wanted}: name another --folder")
+
+
+def _as_document(budget: Budget) -> dict[str, object]:
+    document: dict[str, object] = json.loads(json.dumps(asdict(budget)))
+    return document
+
+
+def _plan(options: argparse.Namespace, run: Run | None, budget: Budget, is_alone: bool) -> Measurement:
+    paths = _paths(options, run)
+    missing = {split: path for split, path in paths.items() if not path.exists()}
+    if not options.keep:
+        missing = paths  # one training stands behind all results of a run
+    home = options.folder.resolve() / "data" / run.name if options.keep and run is not None else None
+    minutes = options.minutes or (MINUTES_ALONE if is_alone else MINUTES)
+    return Measurement(run, home, missing, budget, minutes, options.threads)
+
+
+def _write_sources(options: argparse.Namespace, sources: Sequence[str], runs: Sequence[Run], budget: Budget) -> None:
+    """The table and the figure of one source at a time, on the first split named, of the runs that have ended."""
     split = options.splits[0]
     _, base = _read_result(options.folder, split, None)
     found = []
     for source in sources:
-        read = [_read_result(options.folder, split, run) for run in runs if run.source == source]
-        documents, evaluations = zip(*read, strict=True)
-        found.append(Trained(source, evaluations, tuple(int(document["num_updates"]) for document in documents)))
+        own = [run for run in runs if run.source == source]
+        read = {run: _read_result(options.folder, split, run) for run in own if _is_done(options, run)}
+        made = tuple(int(read[run][0]["num_updates"]) if run in read else None for run in own)
+        found.append(Trained(source, tuple(evaluation for _, evaluation in read.values()), made, budget.num_updates))
+    tasks = "all" if budget.num_tasks is None else f"{budget.num_tasks} a kind of the"
+    drawn_at = ", ".join(f"{one:g}" for one in budget.temperatures)
     about = (
-        f"{options.updates} updates with each source alone, {len(options.seeds)} seed(s), {split} tasks, "
-        f"{options.samples} answers each; the rise over the base, its 95 % interval over families, seeds pooled. "
-        f"`{' '.join(['python -m benchmarks.loop', *sys.argv[1:]])}`"
+        f"{budget.num_updates} updates with each source alone, or fewer in {options.minutes or MINUTES_ALONE:g} "
+        f"minutes; seeds {', '.join(map(str, options.seeds))}; {tasks} {split} tasks at temperatures {drawn_at}, "
+        f"{budget.num_samples} answers each above 0. Cells: the rise over the base and its 95 % interval over "
+        "families, seeds pooled; the best temperatures are chosen on validation tasks. "
+        f"Made by `python -m benchmarks.loop --leave-one-in` at commit {find_commit()}."
     )
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "leave_one_in.md").write_text(write_table(base, found, options.samples, about))
-    draw(base, found, RESULTS / "leave_one_in.png")
+    (options.report / "leave_one_in.md").write_text(write_table(base, found, budget.num_samples, about))
+    draw(base, found, options.report / "leave_one_in.png")
 
 
 def result_path(folder: Path, split: str, run: Run | None) -> Path:
     """Where the results of one run on one split are kept; of the base without a run."""
-    return folder / f"{split}-{'base' if run is None else run.name}.json"
+    return folder / f"{split}-{_name(run)}.json"
 
 
 def _in_own_process(measurement: Measurement) -> bool:
     """Whether it went well. Settings are read from the environment, which must be the run's alone."""
-    child = multiprocessing.get_context("spawn").Process(target=_measure, args=(measurement,))
+    child = multiprocessing.get_context("spawn").Process(target=_measure_until_stopped, args=(measurement,))
     child.start()
     try:
         child.join()
@@ -162,9 +277,16 @@ def _in_own_process(measurement: Measurement) -> bool:
     return child.exitcode == 0
 
 
+def _measure_until_stopped(measurement: Measurement) -> None:
+    try:
+        _measure(measurement)
+    except Interrupted:
+        sys.exit(1)
+
+
 def _measure(measurement: Measurement) -> None:
     progress, run = Progress(Console()), measurement.run
-    progress.say(f"--- {'base' if run is None else run.name}")
+    os.environ.setdefault("PRECEPTOR_ROLL_IN", demo.ROLL_IN)
     if run is not None:
         os.environ["PRECEPTOR_TRAINER_OBJECTIVE"] = run.objective
         if run.lam is not None:
@@ -174,13 +296,12 @@ def _measure(measurement: Measurement) -> None:
         facts = _trained(measurement, folder, progress, stack, api)
         for split, path in measurement.paths.items():
             began = time.monotonic()
-            wanted = EvaluationCreate.model_validate(
-                {"split": split, "num_samples": measurement.num_samples, "seed": 0}
-            )
-            started = api.post("/v1/evaluations", wanted, Evaluation)
+            started = api.post("/v1/evaluations", measurement.budget.wants(split), Evaluation)
             found: EvaluationDetail = demo.wait_for_evaluation(
                 api, started.id, progress, stack.supervisor.check, f"{split} tasks"
             )
+            if found.status is not EvaluationStatus.DONE:
+                sys.exit(f"the evaluation was {found.status}")
             document = facts | {
                 "evaluation_seconds": time.monotonic() - began,
                 "evaluation": found.model_dump(mode="json"),
@@ -198,11 +319,11 @@ def _trained(
     if (kept := _read_facts(folder, measurement)) is not None:
         return kept
     starter.import_into(api, progress)
-    facts: dict[str, object] = {"run": None if run is None else run.name, "updates": measurement.num_updates}
+    facts: dict[str, object] = {"run": _name(run), "budget": _as_document(measurement.budget)}
     if run is not None:
         corrects = run.source is None or OwnKind.HUMAN in SOURCES[run.source]
         plan = demo.DemoPlan(
-            num_updates=measurement.num_updates,
+            num_updates=measurement.budget.num_updates,
             seed=run.seed,
             num_corrections=demo_person.MOST_CORRECTIONS if corrects else 0,
         )
@@ -229,12 +350,12 @@ def _only(api: ApiClient, source: str | None) -> Iterator[None]:
 
 
 def _read_facts(folder: Path, measurement: Measurement) -> dict[str, object] | None:
-    """What is known of the finished training in a folder; None if there is none of as many updates."""
+    """What is known of the finished training in a folder; None if there is none of this budget."""
     try:
         facts: dict[str, object] = json.loads((folder / MARKER).read_text())
     except FileNotFoundError:
         return None
-    return facts if facts["updates"] == measurement.num_updates else None
+    return facts if facts["budget"] == _as_document(measurement.budget) else None
 
 
 @contextmanager

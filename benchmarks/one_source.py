@@ -29,11 +29,23 @@ SOURCES: Mapping[str, frozenset[OwnKind]] = {
 
 @dataclass(frozen=True)
 class Trained:
-    """One source's evaluations, a seed each, and the updates that each seed made."""
+    """One source's evaluations, one for each seed that has ended, and the updates that each seed made of those wanted;
+    None for a seed that has not ended."""
 
     source: str
     evaluations: tuple[EvaluationDetail, ...]
-    num_updates: tuple[int, ...]
+    num_updates: tuple[int | None, ...]
+    num_wanted: int
+
+    @property
+    def updates(self) -> str:
+        """What each seed made, in words."""
+        return ", ".join(self._say(made) for made in self.num_updates)
+
+    def _say(self, made: int | None) -> str:
+        if made is None:
+            return "not ended"
+        return str(made) if made == self.num_wanted else f"{made} of {self.num_wanted}"
 
 
 def _seeds(base: EvaluationDetail, trained: Trained) -> list[Seed]:
@@ -49,13 +61,13 @@ def write_table(base: EvaluationDetail, found: Sequence[Trained], num_samples: i
         parts += ["|---" * (2 + len(columns)) + "|"]
         for one in found:
             cells = [say(pool_rise(_seeds(base, one), domain, figure)) for figure in columns]
-            parts.append(f"| {one.source} | {', '.join(map(str, one.num_updates))} | {' | '.join(cells)} |")
+            parts.append(f"| {one.source} | {one.updates} | {' | '.join(cells)} |")
         parts.append("")
     return "\n".join(parts)
 
 
 def draw(base: EvaluationDetail, found: Sequence[Trained], path: Path) -> None:
-    """The headline of every source with its interval, a panel for each kind of task."""
+    """The headline of every source with its interval, a panel for each kind of task; no point where no seed ended."""
     from matplotlib.figure import Figure as Drawing
 
     names = domains(base.results)
@@ -72,8 +84,8 @@ def draw(base: EvaluationDetail, found: Sequence[Trained], path: Path) -> None:
                 panel.plot([rise.low, rise.high], [place, place], color="#2a5a8a", alpha=0.55, linewidth=3)
         panel.axvline(0, color="#888", linewidth=1)
         panel.set(title=domain, xlabel="rise in pass@1, best less best")
-        panel.set_yticks(range(len(found)), [one.source for one in found])
+        panel.set_yticks(range(len(found)), [f"{one.source} ({one.updates})" for one in found])
         panel.grid(alpha=0.3, axis="x")
         panel.spines[["top", "right"]].set_visible(False)
-    panels[0].invert_yaxis()
+    panels[0].set_ylim(len(found) - 0.5, -0.5)
     drawing.savefig(path, dpi=130)

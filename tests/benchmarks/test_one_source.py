@@ -14,7 +14,7 @@ SEEDS = (
     measured("v1", {0.0: [1, 0], 0.5: [3, 0]}, {0.0: [1], 0.5: [2]}),  # best greedy: 1 and 0
     measured("v1", {0.0: [0, 0], 0.5: [3, 1]}, {0.0: [0], 0.5: [3]}),  # best at .5: 3/4 and 1/4
 )
-TRAINED = Trained("people", SEEDS, (4, 3))
+TRAINED = Trained("people", SEEDS, (4, 3), 4)
 PAIRS = [Seed(BASE, after) for after in SEEDS]
 
 
@@ -35,12 +35,23 @@ def test_a_familys_rise_is_averaged_over_seeds_before_the_interval_over_families
     assert pool_rise(PAIRS, "other", Figure("best", 1, None)) is None
 
 
-def test_the_table_has_a_row_for_each_source_and_a_figure_beside_it(tmp_path: Path) -> None:
-    nothing = Trained("teacher", (BASE,), (0,))
-    table = write_table(BASE, [TRAINED, nothing], 4, "A run.")
+def test_the_table_has_a_row_for_each_source_and_says_what_did_not_end(tmp_path: Path) -> None:
+    nothing, half, none = (
+        Trained("teacher", (BASE,), (0,), 4),
+        Trained("reference", SEEDS[:1], (4, None), 4),
+        Trained("all", (), (None, None), 4),
+    )
+    table = write_table(BASE, [TRAINED, nothing, half, none], 4, "A run.").splitlines()
     assert "## math" in table
-    row = "| people | 4, 3 | +0.375 [-1.000, +1.000] | +0.250 [-1.000, +1.000] |"
-    assert next(line for line in table.splitlines() if line.startswith("| people")).startswith(row)
-    assert "| teacher | 0 | +0.000 [" in table
-    draw(BASE, [TRAINED, nothing], tmp_path / "one.png")
+
+    def find(source: str) -> str:
+        return next(line for line in table if line.startswith(f"| {source} |"))
+
+    assert find("people").startswith("| people | 4, 3 of 4 | +0.375 [-1.000, +1.000] | +0.250 [-1.000, +1.000] |")
+    assert find("teacher").startswith("| teacher | 0 of 4 | +0.000 [")
+    assert find("reference").startswith("| reference | 4, not ended | +0.375 [-1.000, +1.000] |"), (
+        "of one seed: .75 and 0"
+    )
+    assert find("all") == "| all | not ended, not ended | – | – | – | – |"
+    draw(BASE, [TRAINED, nothing, half, none], tmp_path / "one.png")
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
