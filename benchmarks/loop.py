@@ -14,8 +14,8 @@ only measured again, and what was trained can be measured on another split later
 
     python -m benchmarks.loop --leave-one-in --updates 16 --tasks 15 --temperatures 0 .5
 
-trains with one source at a time in place of objectives: the experts of the others answer with weight 0. Writes
-leave_one_in.md and .png into `--report` after each run. A source with nothing to show makes fewer updates, until
+trains with one source at a time in place of objectives: teachers are shown nothing else (`benchmarks.one_source`).
+Writes leave_one_in.md and .png into `--report` after each run. A source with nothing to show makes fewer updates, until
 `--minutes` are over; the table says so, and which runs have not ended.
 """
 
@@ -291,6 +291,8 @@ def _measure(measurement: Measurement) -> None:
         os.environ["PRECEPTOR_TRAINER_OBJECTIVE"] = run.objective
         if run.lam is not None:
             os.environ["PRECEPTOR_TRAINER_LAM"] = str(run.lam)
+        if run.source is not None and (shown := SOURCES[run.source].shown) is not None:
+            os.environ["PRECEPTOR_TRAINER_SOURCES"] = json.dumps(shown)
         os.environ["PRECEPTOR_SEED"] = os.environ["PRECEPTOR_TRAINER_SEED"] = str(run.seed)
     with _data_folder(measurement) as folder, _stack(folder, progress, measurement.threads) as (stack, api):
         facts = _trained(measurement, folder, progress, stack, api)
@@ -321,7 +323,7 @@ def _trained(
     starter.import_into(api, progress)
     facts: dict[str, object] = {"run": _name(run), "budget": _as_document(measurement.budget)}
     if run is not None:
-        corrects = run.source is None or OwnKind.HUMAN in SOURCES[run.source]
+        corrects = run.source is None or OwnKind.HUMAN in SOURCES[run.source].teaches
         plan = demo.DemoPlan(
             num_updates=measurement.budget.num_updates,
             seed=run.seed,
@@ -337,15 +339,14 @@ def _trained(
 
 @contextmanager
 def _only(api: ApiClient, source: str | None) -> Iterator[None]:
-    """Let the experts of one source alone train until the block ends; their weights are as before then, so that
-    evaluations are judged."""
-    kept = frozenset() if source is None else SOURCES[source]
+    """Let the experts of one source alone teach until the block ends; verifiers go on judging."""
+    kept = frozenset(OwnKind) if source is None else SOURCES[source].teaches
     experts = [Expert.model_validate(item) for item in api.pages("/v1/experts", 1000)]
-    others = [one for one in experts if source is not None and one.own not in kept and one.weight > 0]
-    for one in others:
+    quiet = [one for one in experts if one.own not in kept and not one.descriptor.verifier and one.weight > 0]
+    for one in quiet:
         api.put(f"/v1/experts/{one.id}/weight", ExpertWeight(weight=0), Expert)
     yield
-    for one in others:
+    for one in quiet:
         api.put(f"/v1/experts/{one.id}/weight", ExpertWeight(weight=one.weight), Expert)
 
 

@@ -1,8 +1,9 @@
 """The worth of one source at a time: `python -m benchmarks.loop --leave-one-in` writes its table and figure with this.
 
-A row is what the same number of updates makes of the base when one source alone may train: the others keep answering,
-with weight 0. Seeds and families are pooled (`benchmarks.pooling`). It says nothing about sources that only work
-beside another one; the row `all` has them.
+A row is what the same number of updates makes of the base when teachers are shown one source alone. Verifiers judge in
+every row, so that pass rates are known and sources are measured; other experts keep answering, with weight 0. Seeds and
+families are pooled (`benchmarks.pooling`). It says nothing about sources that only work beside another one; the row
+`all` has them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,19 +13,32 @@ from pathlib import Path
 from benchmarks.pooling import Seed, choose_figures, pool_rise, say
 from services.contracts.evaluations import EvaluationDetail
 from services.contracts.experts import OwnKind
+from services.contracts.sources import ContextSource
 from services.store.stats.estimates import domains
 
-EVERY = frozenset(OwnKind)
-SOURCES: Mapping[str, frozenset[OwnKind]] = {
-    "execution": frozenset({OwnKind.EXECUTION, OwnKind.EXACT_MATCH}),
-    "tool-outputs": frozenset({OwnKind.TOOL_CALL}),
-    "people": frozenset({OwnKind.HUMAN}),
-    "precedents": frozenset({OwnKind.PRECEDENTS}),
-    "teacher": frozenset({OwnKind.TEACHER}),
-    "reference": frozenset({OwnKind.REFERENCE}),
-    "all": EVERY,
+TOOL_CALLS = "tool-call"  # the domain
+
+
+@dataclass(frozen=True)
+class Alone:
+    """What one source is. teaches: the experts that may train, beside the verifiers, which judge in every row. shown:
+    what teachers may be shown, by domain as in PRECEPTOR_TRAINER_SOURCES; None: as ever."""
+
+    teaches: frozenset[OwnKind]
+    shown: Mapping[str, Sequence[ContextSource]] | None
+
+
+SOURCES: Mapping[str, Alone] = {
+    "execution": Alone(frozenset(), {TOOL_CALLS: [], "*": [ContextSource.OWN_SUCCESS]}),
+    "tool-outputs": Alone(frozenset(), {TOOL_CALLS: [ContextSource.OWN_SUCCESS], "*": []}),
+    "people": Alone(frozenset({OwnKind.HUMAN}), {"*": [ContextSource.CORRECTION]}),
+    "precedents": Alone(frozenset({OwnKind.PRECEDENTS}), {"*": [ContextSource.PRECEDENTS]}),
+    "teacher": Alone(frozenset({OwnKind.TEACHER}), {"*": [ContextSource.SOLUTION, ContextSource.FEEDBACK]}),
+    "reference": Alone(frozenset({OwnKind.REFERENCE}), {"*": [ContextSource.REFERENCE]}),
+    "all": Alone(frozenset(OwnKind), None),
 }
-"""By name, the experts that may train. `execution` has the checker of final answers too, which judges the house."""
+"""By name. What verifiers certify is shown by `execution` (command words too, which a checker of final answers judges)
+and by `tool-outputs`; precedents are also made of what they certified for other tasks."""
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.one_source import Trained, draw, write_table
+from benchmarks.one_source import SOURCES, Trained, draw, write_table
 from benchmarks.pooling import Figure, Seed, pool_level, pool_rise
+from services.contracts.sources import SOURCE_ORDER, ContextSettings
 from tests.store.stats.test_estimates import measured
 
 BASE = measured("base", {0.0: [0, 0], 0.5: [1, 0]}, {0.0: [0], 0.5: [2]})  # best at .5: 1/4 and 0
@@ -55,3 +56,9 @@ def test_the_table_has_a_row_for_each_source_and_says_what_did_not_end(tmp_path:
     assert find("all") == "| all | not ended, not ended | – | – | – | – |"
     draw(BASE, [TRAINED, nothing, half, none], tmp_path / "one.png")
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("domain", ["code/python", "tool-call", "command"])
+def test_in_every_domain_each_source_of_a_teachers_context_is_alone_in_one_row(domain: str) -> None:
+    rows = [ContextSettings(sources=row.shown) for row in SOURCES.values() if row.shown is not None]
+    assert sorted(source for row in rows for source in row.order_of(domain)) == sorted(SOURCE_ORDER)
