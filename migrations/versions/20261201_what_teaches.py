@@ -4,7 +4,7 @@ Revision: 20261201_what_teaches
 Follows: 20261130_initial_schema
 
 Draws after a context (probes of what a source teaches, and the share of a group that a teacher draws), precedents in
-answers, and measurements of every source.
+answers, measurements of every source, and scouts of tasks.
 """
 
 import sqlalchemy as sa
@@ -21,12 +21,16 @@ ALTER TABLE rollout_group
     ADD COLUMN num_shown integer DEFAULT 0 NOT NULL,
     ADD CONSTRAINT ck_rollout_group_num_shown_range CHECK (num_shown BETWEEN 0 AND size),
     ADD CONSTRAINT ck_rollout_group_shown_has_a_context CHECK (num_shown = 0 OR context IS NOT NULL),
-    ADD CONSTRAINT ck_rollout_group_contexts_are_train_only CHECK (num_shown = 0 OR split = 'train');
+    ADD CONSTRAINT ck_rollout_group_contexts_are_train_only CHECK (num_shown = 0 OR split = 'train'),
+    DROP CONSTRAINT ck_rollout_group_purpose,
+    ADD CONSTRAINT ck_rollout_group_purpose CHECK (purpose IN ('train', 'evaluation', 'probe', 'scout', 'chat'));
 CREATE INDEX ix_rollout_group_shown_answers ON rollout_group USING gin ((context -> 'answers'))
     WHERE context IS NOT NULL;
 ALTER TABLE rollout
     ADD COLUMN shown boolean DEFAULT false NOT NULL,
-    ADD CONSTRAINT ck_rollout_shown_has_no_logprobs CHECK (NOT shown OR sampler_logprobs IS NULL);
+    ADD CONSTRAINT ck_rollout_shown_has_no_logprobs CHECK (NOT shown OR sampler_logprobs IS NULL),
+    DROP CONSTRAINT ck_rollout_purpose,
+    ADD CONSTRAINT ck_rollout_purpose CHECK (purpose IN ('train', 'evaluation', 'probe', 'scout', 'chat'));
 CREATE INDEX ix_rollout_success ON rollout (task_id, id) WHERE purpose = 'train' AND NOT shown AND score > 0.5;
 CREATE INDEX ix_correction_submitted ON correction (lineage_id, id) WHERE status = 'submitted';
 ALTER TABLE answer
@@ -118,6 +122,16 @@ CREATE TABLE measured_task (
 CREATE INDEX ix_measured_task_student ON measured_task (student_group_id);
 CREATE INDEX ix_measured_task_teacher ON measured_task (teacher_group_id);
 CREATE INDEX ix_measured_task_control ON measured_task (control_group_id);
+CREATE TABLE scout (
+    task_id uuid NOT NULL,
+    expert_id uuid NOT NULL,
+    group_id uuid NOT NULL,
+    CONSTRAINT pk_scout PRIMARY KEY (task_id, expert_id),
+    CONSTRAINT fk_scout_task_id_task FOREIGN KEY (task_id) REFERENCES task (id),
+    CONSTRAINT fk_scout_expert_id_expert FOREIGN KEY (expert_id) REFERENCES expert (id),
+    CONSTRAINT fk_scout_group_id_rollout_group FOREIGN KEY (group_id) REFERENCES rollout_group (id)
+);
+CREATE INDEX ix_scout_group ON scout (group_id);
 """
 
 VERDICTS = """

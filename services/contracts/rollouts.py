@@ -29,11 +29,16 @@ MAX_BATCH_ROLLOUTS = 1_000
 
 
 class Purpose(StrEnum):
-    """The purpose a rollout was drawn for; only `train` becomes a lesson."""
+    """The purpose a rollout was drawn for; only `train` becomes a lesson.
+
+    `probe`: a measurement of what teaches. `scout`: drawn ahead of a task's train group, to hear what experts say about
+    all its rollouts alike.
+    """
 
     TRAIN = "train"
     EVALUATION = "evaluation"
     PROBE = "probe"
+    SCOUT = "scout"
     CHAT = "chat"
 
 

@@ -22,10 +22,10 @@ from services.store.core import row_counts
 from services.store.core.transaction import Store
 from services.store.corrections import corrections, effects
 from services.store.ledger import lessons
-from services.store.loop import evaluations, groups, lineages, processes, settling
+from services.store.loop import evaluations, groups, lineages, processes, settling, tasks
 from services.store.loop import switches as loop
 from services.store.tables.loop import GroupRow
-from services.store.teaching import measurements, roll_in
+from services.store.teaching import measurements, roll_in, scouts
 from services.store.teaching.candidates import Ages
 from services.store.teaching.roll_in import Teaching
 
@@ -76,23 +76,18 @@ def maintain() -> None:
 
 
 def _plan(session: Session, lineage_id: UUID, settings: Settings) -> list[GroupRow]:
-    """Plan train groups for as many tasks as there is room for, with the share that their teachers draw."""
-    chosen = groups.choose_tasks(
-        session,
-        lineage_id,
-        max_backlog=settings.max_backlog_lessons,
-        max_groups_per_task=settings.max_groups_per_task,
-        size=settings.group_size,
-        seed=settings.seed,
-    )
-    return groups.plan(
-        session,
-        chosen,
-        size=settings.group_size,
-        sampling=train_sampling(settings),
-        seed=settings.seed,
-        shares=roll_in.choose(session, lineage_id, chosen, size=settings.group_size, teaching=_teaching(settings)),
-    )
+    """Plan train groups for as many tasks as there is room for, with the share that their teachers draw; scout those
+    tasks and the next ones where teachers would have nothing of a task's own to draw after."""
+    size, sampling = settings.group_size, train_sampling(settings)
+    room = groups.find_room(session, lineage_id, max_backlog=settings.max_backlog_lessons, size=size)
+    if not room:
+        return []
+    ahead = scouts.AHEAD if settings.roll_in else 0
+    nearest = tasks.least_drawn(session, lineage_id, settings.max_groups_per_task, room + ahead, settings.seed)
+    found = roll_in.choose(session, lineage_id, nearest, size=size, teaching=_teaching(settings))
+    waiting = scouts.send(session, nearest, found.unheard, sampling)
+    chosen = [task for task in nearest if task.id not in waiting][:room]
+    return groups.plan(session, chosen, size=size, sampling=sampling, seed=settings.seed, shares=found.shares)
 
 
 def _teaching(settings: Settings) -> Teaching:

@@ -10,7 +10,7 @@ from services.contracts.answers import AnswerKind
 from services.contracts.experts import ConsultResult
 from services.contracts.rollouts import Purpose, Sampling
 from services.contracts.sources import ContextSource, ShownContext
-from services.contracts.tasks import Message, TaskCreate
+from services.contracts.tasks import Message, Precedent, TaskCreate
 from services.contracts.templates import Template, build_teacher_messages
 from services.jobs.maintain import maintain
 from services.jobs.runtime import runtime
@@ -322,3 +322,50 @@ def test_the_sweep_plans_roll_in_for_a_task_that_the_policy_fails_and_the_group_
         of_group = select(RolloutRow).where(RolloutRow.group_id == planned.id).order_by(RolloutRow.index_in_group)
         drawn = session.scalars(of_group).all()
     assert [(row.shown, (row.sampling or {})["temperature"]) for row in drawn] == [(False, 1.0)] * 2 + [(True, 0.5)] * 2
+
+
+@pytest.mark.usefixtures("worker")
+def test_the_sweep_scouts_a_task_that_was_never_drawn_and_its_teacher_draws_after_its_own_precedents(
+    store: Store, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRECEPTOR_ROLL_IN", "0.5")
+    monkeypatch.setenv("PRECEPTOR_GROUP_SIZE", "4")
+    monkeypatch.setenv("PRECEPTOR_MAX_BACKLOG_LESSONS", "8")
+    monkeypatch.setenv("PRECEPTOR_MAX_GROUPS_PER_TASK", "1")
+    monkeypatch.setenv("PRECEPTOR_MEASURING_SHARE", "0")
+    monkeypatch.setenv("PRECEPTOR_MIN_FREE_GB", "0")
+    runtime().close()
+    runtime.cache_clear()
+    told = Precedent(messages=[Message(role="user", content="What is two?")], answer="It is 2.")
+    metadata = {"precedents": [told.model_dump(mode="json")]}
+    with store.transaction() as session:
+        world.expert(session)
+        keys, kinds = ("precedents",), (AnswerKind.PRECEDENTS,)
+        world.expert(session, "librarian", kinds=kinds, verifier=False, metadata_keys=keys, granted=keys)
+        world.drawn(session, world.task(session, "failed"), size=8)
+        new = TaskCreate(key="one", domain="math", messages=QUESTION, metadata=metadata)
+        task, _ = tasks.add(session, world.lineage_id, new)
+        switches.switch(session, world.lineage_id, sampling=True)
+    settle_all(store, 0.0)
+    with store.transaction() as session:
+        lessons.claim(session, world.lineage_id, uuid4(), num_groups=1, max_late=0, lease_seconds=60)
+        session.execute(update(LessonRow).values(status="set_aside"))
+    maintain()
+    with store.transaction() as session:
+        [scout] = session.scalars(select(GroupRow).where(GroupRow.status == "pending")).all()
+        assert (scout.purpose, scout.task_id, scout.size) == ("scout", task.id, 1)
+    maintain()  # the group waits
+    sample([str(scout.id)])
+    with store.transaction() as session:
+        ids = session.scalars(select(ConsultationRow.id).where(ConsultationRow.status == "pending")).all()
+        [asked] = consultations.claim(session, ids, lease_seconds=60)
+    assert (asked.expert_name, asked.request.ask.kinds) == ("librarian", [AnswerKind.PRECEDENTS])
+    with store.transaction() as session:
+        settling.settle(session, asked, ConsultResult(precedents=[told]))
+        assert rollouts.get(session, asked.rollout_id).status == "ready"
+    maintain()
+    with store.transaction() as session:
+        [planned] = session.scalars(select(GroupRow).where(GroupRow.status == "pending")).all()
+        assert (planned.purpose, planned.task_id, planned.num_shown) == ("train", task.id, 2)
+        said = [message["content"] for message in (planned.context or {})["messages"]]  # type: ignore[union-attr, index, call-overload]
+    assert said == ["What is two?", "It is 2.", "What is one?"]

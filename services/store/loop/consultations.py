@@ -5,7 +5,7 @@ The row decides, never the message: a consultation is claimed by raising `attemp
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
@@ -35,11 +35,13 @@ from services.store.core.id_lists import listed
 from services.store.loop import answers, contexts, prefixes, standing, trust
 from services.store.loop.standing import Standing
 from services.store.tables.loop import AnswerRow, AttemptRow, ConsultationRow, ExpertRow, RolloutRow, TaskRow
-from services.store.tables.teaching import MeasuredTaskRow, MeasurementRow
+from services.store.tables.teaching import MeasuredTaskRow, MeasurementRow, ScoutRow
 
 DEADLINE = timedelta(minutes=30)  # an expert that is down for less than this misses no consultation
 TRAIN_ONLY_KINDS = (AnswerKind.SOLUTION, AnswerKind.PRECEDENTS)
-"""Kinds that are asked for about train tasks alone."""
+"""Kinds that are asked for about train tasks alone; what an expert reads off a task is of them."""
+DRAWN_FOR_EXPERTS: Final = (Purpose.PROBE.value, Purpose.SCOUT.value)
+"""Purposes of groups that are drawn to ask some experts about them."""
 ANSWER_SHARE = 0.8  # of a lease; the rest is for writing the answer down
 
 
@@ -122,7 +124,7 @@ def _share(*parts: UUID) -> float:
 class Subject:
     """The properties of a rollout that decide which experts are asked about it, and where.
 
-    measured: the experts whose sources are measured on its group.
+    drawn_for: the experts whose sources are measured on its group, or that it scouts for.
     """
 
     purpose: str
@@ -135,7 +137,7 @@ class Subject:
     quotes: frozenset[str]
     action_mask: Sequence[bool]
     sampler_logprobs: Sequence[float] | None
-    measured: frozenset[UUID] = frozenset()
+    drawn_for: frozenset[UUID] = frozenset()
 
 
 MEASURED_KINDS: Final = frozenset({AnswerKind.FEEDBACK, AnswerKind.SOLUTION, AnswerKind.PRECEDENTS})
@@ -148,28 +150,40 @@ def supplies_material(index_in_group: int) -> bool:
     return index_in_group % 2 == 0
 
 
+def serves(expert: ExpertRow, descriptor: Descriptor, domain: str, metadata_keys: Set[str]) -> bool:
+    """Whether the expert answers about tasks of this domain that have this metadata."""
+    return descriptor.matches(domain) and set(descriptor.metadata_keys) <= metadata_keys & set(expert.granted)
+
+
 def choose_kinds(subject: Subject, expert: ExpertRow, descriptor: Descriptor) -> list[AnswerKind]:
     """The kinds of answer this expert is asked for about this rollout; none when it is not asked at all.
 
     About a rollout that a teacher drew only verifiers are asked: their verdict says whether the teacher was right, and
-    counts in no score.
+    counts in no score. About a scout only those are asked that it was drawn for, and only what they say about every
+    rollout of the task alike.
     """
-    if not descriptor.matches(subject.domain):
-        return []
-    if not set(descriptor.metadata_keys) <= subject.metadata_keys.intersection(expert.granted):
+    if not serves(expert, descriptor, subject.domain, subject.metadata_keys):
         return []
     kinds = [k for k in descriptor.kinds if k not in TRAIN_ONLY_KINDS or subject.split == Split.TRAIN.value]
-    if expert.id in subject.measured and not descriptor.verifier:
+    if subject.purpose == Purpose.SCOUT.value:
+        is_wanted = expert.id in subject.drawn_for and _is_of_its_share(subject, expert)
+        return [kind for kind in kinds if kind in TRAIN_ONLY_KINDS] if is_wanted else []
+    if expert.id in subject.drawn_for and not descriptor.verifier:
         return _choose_measured(subject, expert, descriptor, kinds)
     if subject.shown:
         is_asked = descriptor.verifier and trust.may_judge(expert, subject.quotes)
     elif subject.purpose != Purpose.TRAIN.value:
         is_asked = descriptor.verifier and subject.purpose in (Purpose.EVALUATION.value, Purpose.PROBE.value)
-    elif expert.group_fraction < 1 and _share(subject.group_id, expert.id) >= expert.group_fraction:
+    elif not _is_of_its_share(subject, expert):
         is_asked = False
     else:
         is_asked = expert.rollouts_per_group is None or subject.index_in_group < expert.rollouts_per_group
     return kinds if is_asked else []
+
+
+def _is_of_its_share(subject: Subject, expert: ExpertRow) -> bool:
+    """Whether the group is one of those that the expert is asked about."""
+    return expert.group_fraction >= 1 or _share(subject.group_id, expert.id) < expert.group_fraction
 
 
 def _choose_measured(
@@ -184,15 +198,19 @@ def _choose_measured(
     return [kind for kind in kinds if kind in MEASURED_KINDS]
 
 
-def _find_measured(session: Session, group_ids: Iterable[UUID]) -> dict[UUID, frozenset[UUID]]:
-    """By group of the student's answers, the experts whose sources are measured on it."""
-    rows = session.execute(
+def _find_drawn_for(session: Session, subjects: Iterable[Subject]) -> dict[UUID, frozenset[UUID]]:
+    """By group, the experts whose sources are measured on it, as the student's answers, or that it scouts for."""
+    group_ids = {subject.group_id for subject in subjects if subject.purpose in DRAWN_FOR_EXPERTS}
+    if not group_ids:
+        return {}
+    measured = (
         select(MeasuredTaskRow.student_group_id, MeasurementRow.expert_id)
         .join(MeasurementRow, MeasurementRow.id == MeasuredTaskRow.measurement_id)
-        .where(MeasuredTaskRow.student_group_id.in_(set(group_ids)))
+        .where(MeasuredTaskRow.student_group_id.in_(group_ids))
     )
+    scouted = select(ScoutRow.group_id, ScoutRow.expert_id).where(ScoutRow.group_id.in_(group_ids))
     found: dict[UUID, frozenset[UUID]] = {}
-    for group_id, expert_id in rows:
+    for group_id, expert_id in session.execute(measured.union_all(scouted)):
         found[group_id] = found.get(group_id, frozenset()) | {expert_id}
     return found
 
@@ -215,20 +233,19 @@ def plan_first(
         for expert in askable_experts(session, lineage_id)
         if not (descriptor := Descriptor.model_validate(expert.descriptor)).needs_answers
     ]
-    probes = {subject.group_id for subject in subjects.values() if subject.purpose == Purpose.PROBE.value}
-    measured = _find_measured(session, probes) if probes else {}
+    drawn_for = _find_drawn_for(session, subjects.values())
     return {
         rollout_id: [
             _plan(rollout_id, subject, expert, kinds, now)
             for expert, descriptor in askable
-            if (kinds := choose_kinds(_with_measured(subject, measured), expert, descriptor))
+            if (kinds := choose_kinds(_with_drawn_for(subject, drawn_for), expert, descriptor))
         ]
         for rollout_id, subject in subjects.items()
     }
 
 
-def _with_measured(subject: Subject, measured: Mapping[UUID, frozenset[UUID]]) -> Subject:
-    return replace(subject, measured=measured[subject.group_id]) if subject.group_id in measured else subject
+def _with_drawn_for(subject: Subject, drawn_for: Mapping[UUID, frozenset[UUID]]) -> Subject:
+    return replace(subject, drawn_for=drawn_for[subject.group_id]) if subject.group_id in drawn_for else subject
 
 
 def _plan(
@@ -291,7 +308,7 @@ def open_second_stage(session: Session, rollout: RolloutRow, task: TaskRow) -> N
         action_mask=rollout.action_mask,
         sampler_logprobs=rollout.sampler_logprobs,
     )
-    subject = _with_measured(subject, _find_measured(session, [rollout.group_id]))
+    subject = _with_drawn_for(subject, _find_drawn_for(session, [subject]))
     in_second_stage = [
         (expert, descriptor)
         for expert in askable_experts(session, rollout.lineage_id)

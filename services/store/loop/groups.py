@@ -129,12 +129,9 @@ def backlog(session: Session, lineage_id: UUID) -> int:
     return int(planned or 0) + int(unanswered or 0) + int(untrained or 0)
 
 
-def choose_tasks(
-    session: Session, lineage_id: UUID, *, max_backlog: int, max_groups_per_task: int, size: int, seed: int
-) -> list[TaskRow]:
-    """The tasks to plan a train group of, until the backlog is full or no task may be drawn again."""
-    room = (max_backlog - backlog(session, lineage_id)) // size
-    return tasks.least_drawn(session, lineage_id, max_groups_per_task, room, seed) if room > 0 else []
+def find_room(session: Session, lineage_id: UUID, *, max_backlog: int, size: int) -> int:
+    """How many train groups may be planned until the backlog is full."""
+    return max(0, (max_backlog - backlog(session, lineage_id)) // size)
 
 
 def plan(

@@ -34,7 +34,7 @@ from services.store.tables.corrections import CorrectionRow, DraftRow
 from services.store.tables.housekeeping import RetentionRow
 from services.store.tables.ledger import LessonAnswerRow, LessonRow, PolicyVersionRow, UpdateLessonRow
 from services.store.tables.loop import AnswerRow, AttemptRow, ConsultationRow, DistributionRow, GroupRow, RolloutRow
-from services.store.tables.teaching import MeasuredTaskRow, MeasurementRow
+from services.store.tables.teaching import MeasuredTaskRow, MeasurementRow, ScoutRow
 
 UNUSED: Final = "unused_groups"
 ATTEMPTS: Final = "attempts"
@@ -148,6 +148,7 @@ def deletions(ids: Sequence[UUID]) -> tuple[Delete, ...]:
                 MeasuredTaskRow.control_group_id.in_(ids),
             )
         ),
+        delete(ScoutRow).where(ScoutRow.group_id.in_(ids)),
         delete(AttemptRow).where(AttemptRow.consultation_id.in_(asked)),
         delete(DistributionRow).where(DistributionRow.answer_id.in_(said)),
         delete(LessonAnswerRow).where(LessonAnswerRow.lesson_id.in_(lessons)),

@@ -311,7 +311,7 @@ def say_unanswered(purpose: str, num_asked: int, num_training: int) -> str:
     """Why a rollout without an answer that counts is set aside."""
     if num_asked and not num_training:
         return "no consulted expert is active"
-    if num_asked or purpose == Purpose.TRAIN.value:
+    if num_asked or purpose in (Purpose.TRAIN.value, Purpose.SCOUT.value):
         return "no expert answered"
     return "rollouts of this purpose are not sent to experts"
 

@@ -1,4 +1,4 @@
-"""What teaches: measurements of sources, and the tasks they were measured on."""
+"""What teaches: measurements of sources, the tasks they were measured on, and the scouts of tasks."""
 
 from datetime import datetime
 from uuid import UUID
@@ -77,3 +77,15 @@ class MeasuredTaskRow(Base):
     student_group_id: Mapped[UUID] = mapped_column(ForeignKey(GroupRow.id))
     teacher_group_id: Mapped[UUID | None] = mapped_column(ForeignKey(GroupRow.id))
     control_group_id: Mapped[UUID | None] = mapped_column(ForeignKey(GroupRow.id))
+
+
+class ScoutRow(Base):
+    """An expert that is asked about a task ahead of its train group, once, and the group drawn for that. Experts that a
+    task is scouted for together share the group."""
+
+    __tablename__ = "scout"
+    __table_args__ = (Index("ix_scout_group", "group_id"),)
+
+    task_id: Mapped[UUID] = mapped_column(ForeignKey(TaskRow.id), primary_key=True)
+    expert_id: Mapped[UUID] = mapped_column(ForeignKey(ExpertRow.id), primary_key=True)
+    group_id: Mapped[UUID] = mapped_column(ForeignKey(GroupRow.id))

@@ -70,7 +70,8 @@ def find_fixed(
 
     before: by task, the group that own successes and corrections must be older than; a task that is not in it takes
     those of any group. include_probation: also what experts on probation said, which must not train. num_precedents:
-    how many other tasks a teacher is shown together.
+    how many other tasks a teacher is shown together. A task that carries precedents of its own, known or still to come,
+    has those alone.
     """
     limits = {task_id: (before or {}).get(task_id) for task_id in task_ids}
     right = right_answers.find(session, lineage_id, limits, include_probation=include_probation)
@@ -78,7 +79,9 @@ def find_fixed(
     if num_precedents:
         tasks = session.scalars(select(TaskRow).where(TaskRow.id.in_(limits)).order_by(TaskRow.id)).all()
         given = _find_given(session, tasks, include_probation, num_precedents)
-        chosen = _choose_precedents(session, tasks, num_precedents)
+        givers = right_answers.find_givers(session, lineage_id, ContextSource.PRECEDENTS)
+        without = [task for task in tasks if not any(giver.serves(task) for giver in givers)]
+        chosen = _choose_precedents(session, without, num_precedents)
         for task in tasks:
             drafts[task.id] += [*given.get(task.id, []), *chosen.get(task.id, [])]
     said = [answer.id for own in drafts.values() for draft in own for answer, _ in draft.said]

@@ -14,23 +14,30 @@ from sqlalchemy import ARRAY, ColumnElement, Select, Uuid, func, literal, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 from sqlalchemy.sql.selectable import TableValuedAlias
 
-from services.contracts.answers import PASS_SCORE, passes
+from services.contracts.answers import PASS_SCORE, AnswerKind, passes
 from services.contracts.base import JsonObject
 from services.contracts.corrections import CorrectionStatus
+from services.contracts.experts import Descriptor
 from services.contracts.rollouts import Purpose
 from services.contracts.sources import ContextSource
 from services.contracts.templates import strip_thinking
-from services.store.loop import answers, trust
+from services.store.loop import answers, consultations, trust
 from services.store.tables.corrections import CorrectionRow
-from services.store.tables.loop import AnswerRow, ExpertRow, RolloutRow
+from services.store.tables.loop import AnswerRow, ExpertRow, RolloutRow, TaskRow
 
 MAX_TRIED: Final = 4
 """Newest successes of a task that are looked at. Where none of their verifiers counts any more, the task has none."""
 MAX_READ: Final = 16
 """Newest rollouts of a task whose answers are read for what an expert says about all of them alike."""
 
-ASKED_ALIKE: Final = (Purpose.TRAIN.value, Purpose.PROBE.value)
+ASKED_ALIKE: Final = (Purpose.TRAIN.value, Purpose.PROBE.value, Purpose.SCOUT.value)
 """Purposes of rollouts about which experts say the same whatever is in them."""
+
+GIVEN: Final = {
+    ContextSource.REFERENCE: AnswerKind.SOLUTION,
+    ContextSource.PRECEDENTS: AnswerKind.PRECEDENTS,
+}
+"""What experts read off a task, as the metadata key that has the source's name, and the kind of answer it comes in."""
 
 Said = tuple[AnswerRow, ExpertRow]
 
@@ -74,6 +81,26 @@ def find_readers(session: Session, lineage_id: UUID, key: str, *, include_probat
         usable |= trust.is_on_probation(ExpertRow)
     experts = session.scalars(select(ExpertRow).where(ExpertRow.lineage_id == lineage_id, usable))
     return {expert.id: expert for expert in experts if key in trust.read_keys(expert)}
+
+
+@dataclass(frozen=True)
+class Giver:
+    """An expert that says the same about every rollout of a task, read off the task. source: what that is."""
+
+    source: ContextSource
+    expert: ExpertRow
+    descriptor: Descriptor
+
+    def serves(self, task: TaskRow) -> bool:
+        """Whether the task carries what it reads."""
+        return consultations.serves(self.expert, self.descriptor, task.domain, task.metadata_.keys())
+
+
+def find_givers(session: Session, lineage_id: UUID, source: ContextSource) -> list[Giver]:
+    """The experts that may train and read this off tasks: a reference, or precedents."""
+    readers = find_readers(session, lineage_id, source.value, include_probation=False).values()
+    givers = [Giver(source, expert, Descriptor.model_validate(expert.descriptor)) for expert in readers]
+    return [giver for giver in givers if GIVEN[source] in giver.descriptor.kinds]
 
 
 def find_given(

@@ -7,12 +7,13 @@ policy's own pass rate rises, and one rollout at least stays its own.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import takewhile
 from uuid import UUID
 
 from sqlalchemy.orm import Session
 
+from services.contracts.experts import ExpertStatus
 from services.contracts.sources import ContextSettings, ContextSource, ShownContext
 from services.contracts.tasks import Message
 from services.contracts.templates import Template, build_teacher_messages
@@ -20,8 +21,9 @@ from services.store.loop import pass_rates, standing
 from services.store.loop.groups import TeacherShare
 from services.store.loop.standing import Standing
 from services.store.tables.loop import TaskRow
-from services.store.teaching import material
+from services.store.teaching import material, right_answers
 from services.store.teaching.material import Material
+from services.store.teaching.right_answers import GIVEN, Giver
 
 
 @dataclass(frozen=True)
@@ -36,23 +38,38 @@ class Teaching:
     num_precedents: int
 
 
-def choose(
-    session: Session, lineage_id: UUID, tasks: Sequence[TaskRow], *, size: int, teaching: Teaching
-) -> dict[UUID, TeacherShare]:
-    """The roll-in of these tasks' next groups of `size` rollouts; a task whose policy draws alone is left out."""
+@dataclass(frozen=True)
+class RollIn:
+    """The roll-in of some tasks' next groups.
+
+    shares: by task, what its teacher draws; a task whose policy draws alone is left out. unheard: by task whose teacher
+    has nothing of the task's own to draw after, the experts that would give it, and were not heard about the task yet.
+    """
+
+    shares: Mapping[UUID, TeacherShare] = field(default_factory=dict)
+    unheard: Mapping[UUID, frozenset[UUID]] = field(default_factory=dict)
+
+
+def choose(session: Session, lineage_id: UUID, tasks: Sequence[TaskRow], *, size: int, teaching: Teaching) -> RollIn:
+    """The roll-in of these tasks' next groups of `size` rollouts."""
     if teaching.share == 0:
-        return {}
+        return RollIn()
     counts = _count_shown(session, lineage_id, tasks, teaching.share, size)
     taught = [task for task in tasks if counts[task.id]]
     if not taught:
-        return {}
+        return RollIn()
     ids = [task.id for task in taught]
     found = material.find_fixed(session, lineage_id, ids, num_precedents=teaching.num_precedents)
     may_show = standing.read(session, lineage_id)
-    contexts = {task.id: _choose_context(task, found[task.id], may_show, teaching) for task in taught}
-    return {
-        task_id: TeacherShare(context, counts[task_id]) for task_id, context in contexts.items() if context is not None
-    }
+    givers = [giver for source in GIVEN for giver in right_answers.find_givers(session, lineage_id, source)]
+    shares, unheard = dict[UUID, TeacherShare](), dict[UUID, frozenset[UUID]]()
+    for task in taught:
+        first = find_first(found[task.id], may_show, task.domain, teaching.contexts)
+        if first is not None:
+            shares[task.id] = TeacherShare(_build_context(task, *first, teaching.temperature), counts[task.id])
+        if first is None or may_show.is_last_resort(first[0].expert_id, first[0].source, task.domain):
+            unheard[task.id] = _find_unheard(task, givers, found[task.id], may_show, teaching.contexts)
+    return RollIn(shares, unheard)
 
 
 def count_shown(share: float, pass_rate: float, size: int) -> int:
@@ -76,7 +93,7 @@ def find_first(
 ) -> tuple[Material, Template] | None:
     """The first material that teaches, and its template, in the trainer's order (`trainer.batch.contexts`), up to the
     plain prompt if it is one of them."""
-    order = list(takewhile(lambda source: source is not ContextSource.NOTHING, contexts.order_of(domain)))
+    order = _find_order(domain, contexts)
     usable = [one for one in found if one.source in order and one.weight > 0]
 
     def place(one: Material) -> tuple[bool, int]:
@@ -89,18 +106,33 @@ def find_first(
     return None
 
 
-def _choose_context(
-    task: TaskRow, found: Sequence[Material], may_show: Standing, teaching: Teaching
-) -> ShownContext | None:
-    first = find_first(found, may_show, task.domain, teaching.contexts)
-    if first is None:
-        return None
-    one, template = first
+def _find_order(domain: str, contexts: ContextSettings) -> list[ContextSource]:
+    return list(takewhile(lambda source: source is not ContextSource.NOTHING, contexts.order_of(domain)))
+
+
+def _find_unheard(
+    task: TaskRow, givers: Sequence[Giver], found: Sequence[Material], may_show: Standing, contexts: ContextSettings
+) -> frozenset[UUID]:
+    """The experts that are asked now, give what a teacher may be shown of this task, and have not given it."""
+    order = _find_order(task.domain, contexts)
+    heard = {(one.expert_id, one.source) for one in found}
+    return frozenset(
+        giver.expert.id
+        for giver in givers
+        if giver.source in order
+        and giver.expert.status == ExpertStatus.ACTIVE.value
+        and giver.serves(task)
+        and (giver.expert.id, giver.source) not in heard
+        and may_show.template_for(giver.expert.id, giver.source, task.domain, contexts.template_of(giver.source))
+    )
+
+
+def _build_context(task: TaskRow, one: Material, template: Template, temperature: float) -> ShownContext:
     question = [Message.model_validate(message) for message in task.messages]
     return ShownContext(
         source=one.source,
         template=template,
         messages=build_teacher_messages(template, question, one.solution, precedents=one.precedents),
         answers=list(one.answers),
-        temperature=teaching.temperature,
+        temperature=temperature,
     )

@@ -343,9 +343,8 @@ def test_draws_stop_while_the_backlog_is_full(store: Store, world: World) -> Non
 
     def plan() -> int:
         with store.transaction() as session:
-            chosen = groups.choose_tasks(
-                session, world.lineage_id, max_backlog=10, max_groups_per_task=1, size=4, seed=0
-            )
+            room = groups.find_room(session, world.lineage_id, max_backlog=10, size=4)
+            chosen = tasks.least_drawn(session, world.lineage_id, 1, room, seed=0)
             return len(groups.plan(session, chosen, size=4, sampling=Sampling(), seed=0))
 
     assert plan() == 2

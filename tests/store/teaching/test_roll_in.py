@@ -35,7 +35,7 @@ def test_a_teachers_share_falls_to_nothing_with_the_pass_rate_and_is_never_the_w
 def choose(desk: Desk, *tasks: TaskRow, share: float = 0.5, **changes: Any) -> list[TeacherShare | None]:
     """What teachers draw of these tasks' next groups of eight."""
     teaching = Teaching(share, 0.5, ContextSettings.model_validate(changes), num_precedents=1)
-    found = roll_in.choose(desk.session, desk.world.lineage_id, tasks, size=8, teaching=teaching)
+    found = roll_in.choose(desk.session, desk.world.lineage_id, tasks, size=8, teaching=teaching).shares
     return [found.get(task.id) for task in tasks]
 
 
