@@ -51,7 +51,7 @@ class DemoPlan:
 
     minutes: float = 15.0
     measures_all: bool = False
-    num_updates: int = 48
+    num_updates: int = 96
     num_eval_tasks: int | None = 15
     num_validation_tasks: int = 7
     num_samples: int = 8

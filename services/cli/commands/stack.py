@@ -57,7 +57,7 @@ def run_demo(
     minutes: Annotated[
         float, typer.Option(min=1, help="Time limit after start-up; training gets at least a third.")
     ] = 15.0,
-    updates: Annotated[int, typer.Option(min=1, help="Number of updates, if the time allows.")] = 48,
+    updates: Annotated[int, typer.Option(min=1, help="Number of updates, if the time allows.")] = 96,
     tasks: Annotated[int, typer.Option(min=1, help="Held-out tasks per domain to measure on.")] = 15,
     samples: Annotated[int, typer.Option(min=1, help="Answers per task at each temperature above 0.")] = 8,
     seed: Annotated[int, typer.Option(help="Seed for choosing and ordering tasks, and for sampling.")] = 0,

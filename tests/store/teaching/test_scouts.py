@@ -93,7 +93,8 @@ def test_a_task_never_drawn_is_scouted_and_its_teacher_then_draws_after_its_own_
     failed(desk)
     expert, task = librarian(desk), house(desk, "lamp")
     found = choose(desk, task)
-    assert (found.shares, found.unheard) == ({}, {task.id: {expert.id}})
+    assert not found.shares
+    assert found.unheard == {task.id: {expert.id}}
     assert send(desk, task) == {task.id}
     [group] = sent(desk, task)
     assert (group.size, group.num_shown, group.sampling["max_new_tokens"]) == (1, 0, 8)
