@@ -2,14 +2,18 @@
 
 torch hands float32 products to MKL, which on processors that are not Intel's leaves half of their speed unused: on an
 AMD EPYC oneDNN takes .45 of MKL's time at 16 rows and more, forwards and backwards (`benchmarks.linear`). The
-arithmetic is the same, float32 throughout. Elsewhere, and for weights that are trained, torch's own is used.
+arithmetic is the same, float32 throughout. Elsewhere, for small products and for weights that are trained, torch's own
+is used.
 """
 
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+SMALLEST: Final = 2**20
+"""Multiplications below which oneDNN's cost a call outweighs what it saves: it is about 10 µs."""
 
 
 class FrozenLinear(nn.Linear):
@@ -42,12 +46,12 @@ def multiply(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
 
 
 def _suits(hidden: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN computes this product: a frozen matrix, all in float32, on a CPU, and not of no rows."""
+    """Whether oneDNN computes this product: of a frozen matrix, all in float32, on a CPU, and not a small one."""
     return (
         hidden.dtype == weight.dtype == torch.float32
         and hidden.device.type == weight.device.type == "cpu"
         and not weight.requires_grad
-        and hidden.numel() > 0
+        and hidden.numel() * len(weight) >= SMALLEST
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     )
 
