@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from benchmarks.shootout.questions import Question, ask_for_score
 from benchmarks.starter_tasks import build
-from services.contracts.tasks import COMMAND_DOMAIN, Precedent, Split, TaskCreate
+from services.contracts.tasks import COMMAND_DOMAIN, MAX_NEW_TOKENS, Precedent, Split, TaskCreate
 from services.experts.own.execution import ExecutionExpert
 from services.experts.own.sandbox_client import SandboxClient
 from services.experts.own.scorers import ExactMatchExpert, ToolCallExpert
@@ -39,8 +39,10 @@ class Starter:
 
     def __init__(self, name: str) -> None:
         settings, built = Settings(), TABLES[name]()
-        self.name, self.max_new_tokens, self.stop = name, settings.max_new_tokens, list(settings.stop)
+        self.name, self.stop = name, list(settings.stop)
         self._tasks = {task.key: TaskCreate.model_validate(task.model_dump(mode="json")) for task in built}
+        wanted = (task.metadata.get(MAX_NEW_TOKENS) for task in self._tasks.values())
+        self.max_new_tokens = min([settings.max_new_tokens, *(most for most in wanted if isinstance(most, int))])
         self._referenced = build.find_referenced(built)
         self._loop = asyncio.new_event_loop()
         self._expert = _find_expert(name, settings)

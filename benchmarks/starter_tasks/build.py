@@ -180,6 +180,10 @@ def choose_house_number(split: Split, wording: int, thing: int) -> int:
     return numbers[(wording + 5 * thing) % len(numbers)]
 
 
+COMMAND_TOKENS = 16
+"""A command has at most a dozen tokens, of any tokenizer's; what is longer is none."""
+
+
 def build_house() -> list[StarterTask]:
     """All requests to the desk, in the order of their table.
 
@@ -202,7 +206,7 @@ def build_house() -> list[StarterTask]:
         split = splits[wording]
         for thing in HANDBOOK:
             request, command = write(wording, thing)
-            metadata: dict[str, JsonValue] = {"answer": command}
+            metadata: dict[str, JsonValue] = {"answer": command, "max_new_tokens": COMMAND_TOKENS}
             if split == "train":
                 place = of_split[split].index(wording)
                 question, answer = write(of_split[split][(place + 1) % len(of_split[split])], thing)

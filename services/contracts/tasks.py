@@ -93,10 +93,14 @@ class ToolSet(Contract):
 Precedents: TypeAlias = Annotated[list[Precedent], Field(min_length=1, max_length=MAX_PRECEDENTS)]
 """Metadata `precedents`, and what an expert may answer: other tasks' questions with right answers to them."""
 
+MAX_NEW_TOKENS: Final = "max_new_tokens"
+"""Metadata: the most tokens an answer to this task may have, where that is less than the settings allow."""
+
 METADATA_SHAPES: Mapping[str, TypeAdapter[object]] = {
     "tests": TypeAdapter(FunctionTests),
     "tools": TypeAdapter(ToolSet),
     "precedents": TypeAdapter(Precedents),
+    MAX_NEW_TOKENS: TypeAdapter(Annotated[int, Field(ge=1, strict=True)]),
 }
 """Metadata keys whose shape is checked when a task comes in. Other keys are for the experts that read them."""
 

@@ -55,6 +55,8 @@ def where(problem: JsonObject) -> list[str]:
             "only a task of the split `train` may carry precedents",
         ),
         ({"metadata": {"precedents": []}}, "metadata.precedents"),
+        ({"metadata": {"max_new_tokens": 0}}, "metadata.max_new_tokens"),
+        ({"metadata": {"max_new_tokens": True}}, "metadata.max_new_tokens"),
         ({"metadata": {"precedents": [{"messages": [], "answer": "a"}]}}, "metadata.precedents.0.messages"),
         ({"metadata": {"precedents": [{"messages": [{"role": "user", "content": "q"}]}]}}, "precedents.0.answer"),
         (

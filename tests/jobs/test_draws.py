@@ -91,3 +91,16 @@ def test_an_evaluation_leaves_the_loop_a_share_of_the_draws(store: Store, world:
     with store.transaction() as session:
         switches.switch(session, world.lineage_id, sampling=True, training=True)
     assert len(due(store, max_in_flight=8) & trains) == 2
+
+
+@pytest.mark.parametrize(("wanted", "drawn"), [(None, 24), (3, 3), (24, 24), (500, 24)])
+def test_an_answer_is_no_longer_than_its_task_and_the_settings_want(
+    store: Store, world: World, wanted: int | None, drawn: int
+) -> None:
+    sampling = Sampling(max_new_tokens=24, temperature=0.5)
+    with store.transaction() as session:
+        task = world.task(session)
+        if wanted is not None:
+            task.metadata_ = {**task.metadata_, "max_new_tokens": wanted}
+        group = groups.add(session, task, purpose=Purpose.TRAIN, size=2, sampling=sampling)
+        assert group.sampling == {**sampling.model_dump(mode="json"), "max_new_tokens": drawn}

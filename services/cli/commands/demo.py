@@ -38,8 +38,12 @@ from services.web.presenters import worth
 POLL_SECONDS = 1.0
 FINAL_MARGIN = 1.25  # the last measurement may take this much longer than the first: versions switch, caches are cold
 LEAST_TRAINING = 1 / 3  # of the minutes, however long the measurements before it took
-ROLL_IN = "0.5"
-"""Of PRECEPTOR_ROLL_IN, where nobody set it: command words that are never drawn are learned sooner with it."""
+SETTINGS = {
+    "PRECEPTOR_ROLL_IN": "0.5",  # command words that are never drawn are learned sooner with it
+    "PRECEPTOR_TRAINER_GROUPS_PER_UPDATE": "1",  # drawing takes most of the time: more steps for the same rollouts
+    "PRECEPTOR_TRAINER_PUBLISH_EVERY": "4",
+}
+"""What a demo runs with where nobody set it."""
 MEASURED = (ContextSource.OWN_SUCCESS, ContextSource.PRECEDENTS, ContextSource.REFERENCE)
 MEASURING_SHARE = 1 / 5  # of the minutes, for measuring what teaches before training
 MANY = 10_000  # as many as there are: validation tasks of a domain, and minutes
@@ -51,7 +55,7 @@ class DemoPlan:
 
     minutes: float = 15.0
     measures_all: bool = False
-    num_updates: int = 96
+    num_updates: int = 192
     num_eval_tasks: int | None = 15
     num_validation_tasks: int = 7
     num_samples: int = 8

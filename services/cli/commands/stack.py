@@ -57,7 +57,7 @@ def run_demo(
     minutes: Annotated[
         float, typer.Option(min=1, help="Time limit after start-up; training gets at least a third.")
     ] = 15.0,
-    updates: Annotated[int, typer.Option(min=1, help="Number of updates, if the time allows.")] = 96,
+    updates: Annotated[int, typer.Option(min=1, help="Number of updates, if the time allows.")] = 192,
     tasks: Annotated[int, typer.Option(min=1, help="Held-out tasks per domain to measure on.")] = 15,
     samples: Annotated[int, typer.Option(min=1, help="Answers per task at each temperature above 0.")] = 8,
     seed: Annotated[int, typer.Option(help="Seed for choosing and ordering tasks, and for sampling.")] = 0,
@@ -73,8 +73,9 @@ def run_demo(
     """Run the main job once: import the starter tasks, measure, train, correct a few answers, measure again, stop.
 
     Writes an HTML report and the result as JSON to `reports` in the data folder. `preceptor up` continues from there.
-    Of tasks that are never passed the teacher draws half of each group, unless PRECEPTOR_ROLL_IN says otherwise. With
-    --against the running installation does the work, with its own model, settings and seed, and keeps running.
+    Of tasks that are never passed the teacher draws half of each group, and an update learns from one group, unless
+    PRECEPTOR_ROLL_IN and PRECEPTOR_TRAINER_GROUPS_PER_UPDATE say otherwise. With --against the running installation
+    does the work, with its own model, settings and seed, and keeps running.
     """
     from services.cli.commands import demo, running
 
@@ -84,7 +85,8 @@ def run_demo(
         else demo.DemoPlan(minutes=minutes, num_updates=updates, num_eval_tasks=tasks, num_samples=samples, seed=seed)
     )
     os.environ["PRECEPTOR_SEED"] = os.environ["PRECEPTOR_TRAINER_SEED"] = str(seed)
-    os.environ.setdefault("PRECEPTOR_ROLL_IN", demo.ROLL_IN)
+    for name, value in demo.SETTINGS.items():
+        os.environ.setdefault(name, value)
     if against is None:
         running.demonstrate(home, model, threads, plan, as_json)
         return

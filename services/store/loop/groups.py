@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from services.contracts.lessons import LessonStatus
 from services.contracts.rollouts import GroupStatus, Purpose, RolloutStatus, Sampling
 from services.contracts.sources import ShownContext
-from services.contracts.tasks import Message
+from services.contracts.tasks import MAX_NEW_TOKENS, Message
 from services.store.ledger import policies
 from services.store.loop import contexts, tasks
 from services.store.tables.ledger import LessonRow
@@ -81,7 +81,7 @@ def add(
         evaluation_id=evaluation_id,
         policy_version=policy_version,
         size=size,
-        sampling=sampling.model_dump(mode="json"),
+        sampling=_bound(sampling, task).model_dump(mode="json"),
         context=None if context is None else context.model_dump(mode="json"),
         num_shown=num_shown,
     )
@@ -127,6 +127,14 @@ def backlog(session: Session, lineage_id: UUID) -> int:
         )
     )
     return int(planned or 0) + int(unanswered or 0) + int(untrained or 0)
+
+
+def _bound(sampling: Sampling, task: TaskRow) -> Sampling:
+    """The sampling with no longer answers than the task wants."""
+    most = task.metadata_.get(MAX_NEW_TOKENS)
+    if not isinstance(most, int) or most >= sampling.max_new_tokens:
+        return sampling
+    return sampling.model_copy(update={"max_new_tokens": most})
 
 
 def find_room(session: Session, lineage_id: UUID, *, max_backlog: int, size: int) -> int:
