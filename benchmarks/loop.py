@@ -1,6 +1,6 @@
 """Does it learn? The product from a fresh data folder, an objective and seed at a time, on all held-out tasks.
 
-    python -m benchmarks.loop --objectives distil sft --seeds 0 1 2 --updates 16
+    python -m benchmarks.loop --objectives distil sft --seeds 0 1 2 --updates 32
 
 Each run is the demo's loop through the api: same tasks, rollouts, roll-in, experts and number of updates; what changes
 is named on the command line. The base is measured once and shared: it is the same weights, tasks and draws for every
@@ -12,7 +12,7 @@ Runs are written down one by one in `--folder`, and what is there is not run aga
 run that fails is left out, and the next one begins. With `--keep`, a training that was stopped while it was measured is
 only measured again, and what was trained can be measured on another split later.
 
-    python -m benchmarks.loop --leave-one-in --updates 16 --tasks 15 --temperatures 0 .5
+    python -m benchmarks.loop --leave-one-in --updates 32 --tasks 15 --temperatures 0 .5
 
 trains with one source at a time in place of objectives: teachers are shown nothing else (`benchmarks.one_source`).
 Writes leave_one_in.md and .png into `--report` after each run. A source with nothing to show makes fewer updates, until
@@ -171,7 +171,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--objectives", nargs="+", default=["distil", "sft"], choices=["distil", "sft"])
     parser.add_argument("--lams", nargs="+", type=float, default=[1.0], help="weights of the future term, for distil")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--updates", type=positive, default=16)
+    parser.add_argument("--updates", type=positive, default=32)
     parser.add_argument(
         "--tasks",
         type=positive,
@@ -286,7 +286,7 @@ def _measure_until_stopped(measurement: Measurement) -> None:
 
 def _measure(measurement: Measurement) -> None:
     progress, run = Progress(Console()), measurement.run
-    os.environ.setdefault("PRECEPTOR_ROLL_IN", demo.ROLL_IN)
+    demo.settle()
     if run is not None:
         os.environ["PRECEPTOR_TRAINER_OBJECTIVE"] = run.objective
         if run.lam is not None:

@@ -6,6 +6,7 @@ has a right answer: verdicts, tool outputs, precedents and a person's few correc
 """
 
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -44,6 +45,14 @@ SETTINGS = {
     "PRECEPTOR_TRAINER_PUBLISH_EVERY": "4",
 }
 """What a demo runs with where nobody set it."""
+
+
+def settle() -> None:
+    """Set what a demo runs with in the environment, for the processes to come."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+
+
 MEASURED = (ContextSource.OWN_SUCCESS, ContextSource.PRECEDENTS, ContextSource.REFERENCE)
 MEASURING_SHARE = 1 / 5  # of the minutes, for measuring what teaches before training
 MANY = 10_000  # as many as there are: validation tasks of a domain, and minutes

@@ -85,8 +85,7 @@ def run_demo(
         else demo.DemoPlan(minutes=minutes, num_updates=updates, num_eval_tasks=tasks, num_samples=samples, seed=seed)
     )
     os.environ["PRECEPTOR_SEED"] = os.environ["PRECEPTOR_TRAINER_SEED"] = str(seed)
-    for name, value in demo.SETTINGS.items():
-        os.environ.setdefault(name, value)
+    demo.settle()
     if against is None:
         running.demonstrate(home, model, threads, plan, as_json)
         return
