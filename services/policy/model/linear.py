@@ -1,7 +1,7 @@
 """Products with weights that are not trained, in float32 on a CPU, by oneDNN.
 
 torch hands float32 products to MKL, which on processors that are not Intel's leaves half of their speed unused: on an
-AMD EPYC oneDNN takes .45 of MKL's time at 16 rows and more, forwards and backwards (`benchmarks.linear`). The
+AMD EPYC oneDNN takes .54 of MKL's time at 16 rows and .45 at 512, forwards and backwards (`benchmarks.linear`). The
 arithmetic is the same, float32 throughout. Elsewhere, for small products and for weights that are trained, torch's own
 is used.
 """
