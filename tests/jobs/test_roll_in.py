@@ -288,17 +288,20 @@ def test_a_teachers_answer_is_never_put_into_the_queue_of_people(store: Store, w
             corrections.ask_for(session, shown.id)
 
 
+def roll_in_half(monkeypatch: pytest.MonkeyPatch, **settings: str) -> None:
+    """Let teachers draw half of groups of four, with these further settings, from the next job on."""
+    common = {"roll_in": "0.5", "group_size": "4", "max_backlog_lessons": "8", "min_free_gb": "0"}
+    for name, value in (common | settings).items():
+        monkeypatch.setenv(f"PRECEPTOR_{name.upper()}", value)
+    runtime().close()
+    runtime.cache_clear()
+
+
 @pytest.mark.usefixtures("worker")
 def test_the_sweep_plans_roll_in_for_a_task_that_the_policy_fails_and_the_group_is_drawn_so(
     store: Store, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PRECEPTOR_ROLL_IN", "0.5")
-    monkeypatch.setenv("PRECEPTOR_GROUP_SIZE", "4")
-    monkeypatch.setenv("PRECEPTOR_MAX_BACKLOG_LESSONS", "8")
-    monkeypatch.setenv("PRECEPTOR_MAX_NEW_TOKENS", "6")
-    monkeypatch.setenv("PRECEPTOR_MIN_FREE_GB", "0")
-    runtime().close()
-    runtime.cache_clear()
+    roll_in_half(monkeypatch, max_new_tokens="6")
     with store.transaction() as session:
         world.expert(session)
         keys = ("reference",)
@@ -328,14 +331,7 @@ def test_the_sweep_plans_roll_in_for_a_task_that_the_policy_fails_and_the_group_
 def test_the_sweep_scouts_a_task_that_was_never_drawn_and_its_teacher_draws_after_its_own_precedents(
     store: Store, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PRECEPTOR_ROLL_IN", "0.5")
-    monkeypatch.setenv("PRECEPTOR_GROUP_SIZE", "4")
-    monkeypatch.setenv("PRECEPTOR_MAX_BACKLOG_LESSONS", "8")
-    monkeypatch.setenv("PRECEPTOR_MAX_GROUPS_PER_TASK", "1")
-    monkeypatch.setenv("PRECEPTOR_MEASURING_SHARE", "0")
-    monkeypatch.setenv("PRECEPTOR_MIN_FREE_GB", "0")
-    runtime().close()
-    runtime.cache_clear()
+    roll_in_half(monkeypatch, max_groups_per_task="1", measuring_share="0")
     told = Precedent(messages=[Message(role="user", content="What is two?")], answer="It is 2.")
     metadata = {"precedents": [told.model_dump(mode="json")]}
     with store.transaction() as session:

@@ -7,13 +7,13 @@ Not covered: gradients.
 """
 
 from collections.abc import Mapping
-from typing import Final, cast
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from services.policy.model.linear import is_plain_linear
+from services.policy.model.linear import compute, is_for_onednn, is_plain_linear
 from services.policy.model.modeling import LoraDelta
 
 ROWS_HINT: Final = 64
@@ -27,11 +27,7 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.weight = linear.weight
         self.bias = linear.bias
-        self._can_pack = (
-            linear.weight.device.type == "cpu"
-            and linear.weight.dtype == torch.float32
-            and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        )
+        self._can_pack = is_for_onednn(linear.weight)
         self.change(None)
 
     def change(self, delta: LoraDelta | None) -> None:
@@ -47,8 +43,7 @@ class PackedLinear(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """Shapes: hidden [..., in], result [..., out]."""
         if self._can_pack:
-            packed = torch.ops.mkldnn._linear_pointwise(hidden, self._used, self.bias, "none", [], "")
-            return cast(Tensor, packed)
+            return compute(hidden, self._used, self.bias)
         return nn.functional.linear(hidden, self._used, self.bias)
 
 

@@ -42,22 +42,29 @@ def multiply(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
         return nn.functional.linear(hidden, weight, bias)
     if torch.is_grad_enabled() and hidden.requires_grad:
         return cast(Tensor, _Product.apply(hidden, weight, bias))  # type: ignore[no-untyped-call]
-    return _compute(hidden, weight, bias)
+    return compute(hidden, weight, bias)
 
 
-def _suits(hidden: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN computes this product: of a frozen matrix, all in float32, on a CPU, and not a small one."""
+def is_for_onednn(weight: Tensor) -> bool:
+    """Whether oneDNN computes products with this weight: float32 on a CPU."""
     return (
-        hidden.dtype == weight.dtype == torch.float32
-        and hidden.device.type == weight.device.type == "cpu"
-        and not weight.requires_grad
-        and hidden.numel() * len(weight) >= SMALLEST
-        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        weight.dtype == torch.float32 and weight.device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     )
 
 
-def _compute(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def compute(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """hidden W^T + bias by oneDNN, without gradients; the weight as it is, or in the order that oneDNN packs it in."""
     return cast(Tensor, torch.ops.mkldnn._linear_pointwise(hidden, weight, bias, "none", [], ""))
+
+
+def _suits(hidden: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN computes this product: of a frozen matrix, and not a small one."""
+    return (
+        is_for_onednn(weight)
+        and (hidden.dtype, hidden.device) == (weight.dtype, weight.device)
+        and not weight.requires_grad
+        and hidden.numel() * len(weight) >= SMALLEST
+    )
 
 
 class _Context(Protocol):
@@ -72,10 +79,10 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: _Context, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(weight)
-        return _compute(hidden, weight, bias)
+        return compute(hidden, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: _Context, gradient: Tensor) -> tuple[Tensor, None, None]:
         (weight,) = ctx.saved_tensors
-        return _compute(gradient.contiguous(), weight.t(), None), None, None
+        return compute(gradient.contiguous(), weight.t(), None), None, None
