@@ -25,8 +25,20 @@ def spawners_of(server: SandboxServer) -> list[int]:
     return [pid for pid in children_of(server.process.pid) if parent_of(pid) == server.process.pid]
 
 
+def spawner_of(server: SandboxServer) -> int:
+    """The one spawner, as soon as there is one and no other: after a kill it may still have to start."""
+    found: list[int] = []
+
+    def is_alone() -> bool:
+        found[:] = spawners_of(server)
+        return len(found) == 1
+
+    wait_until(is_alone)
+    return found[0]
+
+
 def kill_spawner(server: SandboxServer) -> int:
-    (spawner,) = spawners_of(server)
+    spawner = spawner_of(server)
     os.kill(spawner, signal.SIGKILL)
     wait_until(lambda: not alive(spawner))
     return spawner
@@ -72,7 +84,7 @@ def test_a_spawner_killed_together_with_its_keepers_costs_no_run_its_answer(keep
         for _ in range(4):
             runs = [pool.submit(server.run, code) for _ in range(4)]
             wait_until(lambda: server.health().running == 4)
-            (spawner,) = spawners_of(server)
+            spawner = spawner_of(server)
             keepers = [pid for pid in children_of(spawner) if parent_of(pid) == spawner]
             for pid in (*keepers, spawner) if keepers_first else (spawner, *keepers):
                 with contextlib.suppress(ProcessLookupError):
@@ -85,29 +97,28 @@ def test_a_spawner_killed_together_with_its_keepers_costs_no_run_its_answer(keep
 def test_spawners_that_die_under_load_cost_no_run_its_answer(ordinary_user: bool) -> None:
     if ordinary_user:
         skip_unless_root()
-    answered: list[int] = []
+    answered = [0] * 4  # by asker
     killed: list[int] = []
     wrong: list[str] = []
     done = threading.Event()
     rng = random.Random(0)
 
-    def ask() -> None:
+    def ask(asker: int) -> None:
         while not done.is_set():
             number = rng.randrange(10**9)
             code = f"import time; time.sleep({rng.random() * 0.15}); print({number} * 2)"
             result = server.post(RunRequest(code=code, limits=Limits(wall_seconds=30, cpu_seconds=20)))
             if (result.status, result.stdout) != (Status.OK, f"{number * 2}\n"):
                 wrong.append(f"{result.status}: {result.reason} {result.stderr}")
-            answered.append(number)
+            answered[asker] += 1
 
     with SandboxServer(ordinary_user=ordinary_user, arguments=("--slots", "4")) as server:
-        askers = [threading.Thread(target=ask) for _ in range(4)]
+        askers = [threading.Thread(target=ask, args=(asker,)) for asker in range(4)]
         for each in askers:
             each.start()
         try:
             for _ in range(3):
-                before = len(answered)
-                wait_until(has_grown_by(answered, before, 8))
+                wait_until(have_all_grown(answered, tuple(answered)))  # a run is tried twice: none may meet two kills
                 killed.append(kill_spawner(server))
         finally:
             done.set()
@@ -177,10 +188,11 @@ def test_a_lock_on_the_host_s_folder_stops_no_sandbox() -> None:
 
 
 def keeper_of(server: SandboxServer) -> int:
-    (spawner,) = spawners_of(server)
+    spawner = spawner_of(server)
     (keeper,) = [pid for pid in children_of(spawner) if parent_of(pid) == spawner]
     return keeper
 
 
-def has_grown_by(answered: list[int], before: int, num_more: int) -> Callable[[], bool]:
-    return lambda: len(answered) >= before + num_more
+def have_all_grown(answered: list[int], before: tuple[int, ...]) -> Callable[[], bool]:
+    """Whether every asker has had two more answers: one that it waited for, one to a run begun since."""
+    return lambda: all(now >= then + 2 for now, then in zip(answered, before, strict=True))
