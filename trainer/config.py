@@ -34,7 +34,7 @@ class TrainerConfig(ContextSettings, ObjectiveSettings, BaseSettings):
     """`pass_rate`: everything a group adds to the loss is multiplied with √(p(1-p)), p its share of successes. Groups
     without a score, and those whose rollouts all agree, are then left out."""
     groups_per_update: int = Field(default=2, ge=1)
-    """Groups of rollouts in an update."""
+    """Groups in an update, or as many smaller ones as have GROUP_SIZE rollouts together in the place of each."""
     patience_seconds: float = Field(default=60, ge=0)
     """After waiting this long for a full batch, an update is made of the lessons that are ready."""
 

@@ -82,17 +82,23 @@ def _plan(session: Session, lineage_id: UUID, settings: Settings) -> list[GroupR
     room = groups.find_room(session, lineage_id, max_backlog=settings.max_backlog_lessons, size=size)
     if not room:
         return []
-    ahead = scouts.AHEAD if settings.roll_in else 0
-    nearest = tasks.least_drawn(session, lineage_id, settings.max_groups_per_task, room + ahead, settings.seed)
+    num_looked_at = room
+    if settings.roll_in:
+        num_looked_at = (room + scouts.AHEAD) * max(1, size // settings.roll_in_group_size)
+    most = settings.max_groups_per_task
+    nearest = tasks.least_drawn(session, lineage_id, most, size, num_looked_at, settings.seed)
     found = roll_in.choose(session, lineage_id, nearest, size=size, teaching=_teaching(settings))
     waiting = scouts.send(session, nearest, found.unheard, sampling)
-    chosen = [task for task in nearest if task.id not in waiting][:room]
+    ready = [task for task in nearest if task.id not in waiting]
+    sizes = {task_id: share.size for task_id, share in found.shares.items()}
+    chosen = tasks.take_turns(ready, sizes, size=size, num_turns=room)
     return groups.plan(session, chosen, size=size, sampling=sampling, seed=settings.seed, shares=found.shares)
 
 
 def _teaching(settings: Settings) -> Teaching:
     return Teaching(
         share=settings.roll_in,
+        least_size=settings.roll_in_group_size,
         temperature=settings.teacher_temperature,
         contexts=runtime().contexts,
         num_precedents=settings.precedents,

@@ -80,6 +80,9 @@ class Settings(BaseSettings):
     roll_in: float = Field(default=0.0, ge=0, le=1)
     """Share of a group that the teacher draws instead of the policy, for a task that the policy never passes; it falls
     to 0 as its pass rate rises (docs/method.md, Roll-in). 0: the policy draws alone."""
+    roll_in_group_size: int = Field(default=2, ge=2, le=256)
+    """Rollouts of a group with a teacher's share, while fewer than two of GROUP_SIZE would pass: more tasks are then
+    learned beside each other, and siblings have nothing to show. As many as GROUP_SIZE at most."""
     max_new_tokens: int = Field(default=64, ge=1)
     """The longest answer, in tokens; longer ones are cut off. Raise it for anything but the starter tasks."""
     sampling_temperature: float = Field(default=1.0, gt=0)
@@ -92,8 +95,9 @@ class Settings(BaseSettings):
     max_backlog_lessons: int = Field(default=48, ge=1)
     """Drawing pauses while this many train rollouts are planned or drawn and not yet trained on."""
     max_groups_per_task: int = Field(default=8, ge=1)
-    """Groups drawn of one train task; when all tasks have had theirs the loop waits for new ones."""
-    max_groups_in_flight: int = Field(default=10, ge=1)
+    """Groups drawn of one train task, smaller ones counted by their rollouts; when all tasks have had theirs the loop
+    waits for new ones."""
+    max_groups_in_flight: int = Field(default=24, ge=1)
     """Groups that the policy server draws at once; enough to keep its batch full."""
     seed: int = 0
     """Decides the order of tasks and every draw's sampling seed."""

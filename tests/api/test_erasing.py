@@ -95,7 +95,7 @@ def begin_update(store: Store, world: World, owner: UUID) -> UUID:
     """An update a trainer has begun on the late lesson, with the correction in its terms."""
     answer = correction_answer(store)
     with store.transaction() as session:
-        held = lessons.claim(session, world.lineage_id, owner, num_groups=0, max_late=1, lease_seconds=60)
+        held = lessons.claim(session, world.lineage_id, owner, num_rollouts=0, max_late=1, lease_seconds=60)
         row = start_update(session, world.lineage_id, owner, [lesson.id for lesson in held])
         term = TermRecord(kind=TermKind.IMITATION, answers=[answer.id], weight=1.0, share=1.0)
         session.get_one(UpdateLessonRow, (row.id, held[0].id)).terms = [term.model_dump(mode="json")]
@@ -201,7 +201,7 @@ def test_a_lesson_not_yet_used_never_trains_on_it(api: Api, store: Store, world:
         assert (late.status, late.reason) == ("withdrawn", erasing.REASON)
         tasks = session.scalars(text("SELECT id FROM task")).all()
         assert not any(find_fixed(session, world.lineage_id, tasks).values())
-        on_time = lessons.claim(session, world.lineage_id, new_id(), num_groups=9, max_late=9, lease_seconds=60)
+        on_time = lessons.claim(session, world.lineage_id, new_id(), num_rollouts=72, max_late=9, lease_seconds=60)
         assert len(on_time) == 3, "what others said about the rollouts still trains"
         said = [answer for facts in lessons.load(session, on_time) for answer in facts.answers]
     assert {answer.expert for answer in said} == {"judge"}
@@ -258,7 +258,7 @@ def test_what_a_correction_taught_about_another_task_is_said_and_forgotten(
             select(LessonRow).where(LessonRow.rollout_id.in_([row.id for row in rollouts])).order_by(LessonRow.id)
         ).all()
         own, shown = sorted(used, key=lambda lesson: session.get_one(RolloutRow, lesson.rollout_id).shown)
-        lessons.claim(session, world.lineage_id, owner, num_groups=9, max_late=0, lease_seconds=60)
+        lessons.claim(session, world.lineage_id, owner, num_rollouts=72, max_late=0, lease_seconds=60)
         row = start_update(session, world.lineage_id, owner, [own.id, shown.id])
         verdicts = select(AnswerRow.id).where(AnswerRow.rollout_id == own.rollout_id)
         other = session.scalars(verdicts).first() or new_id()

@@ -120,7 +120,7 @@ def test_an_update_that_has_begun_starts_again_without_the_answer(
 ) -> None:
     owner = UUID(int=7)
     with store.transaction() as session:
-        held = lessons.claim(session, world.lineage_id, owner, num_groups=1, max_late=0, lease_seconds=60)
+        held = lessons.claim(session, world.lineage_id, owner, num_rollouts=8, max_late=0, lease_seconds=60)
         assert held
         lesson = session.scalars(select(LessonRow)).one()
         started = UpdateRow(lineage_id=world.lineage_id, number=1, objective="distil", owner=owner, settings={})

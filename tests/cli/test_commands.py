@@ -412,7 +412,7 @@ def test_the_status_says_what_the_loop_waits_for(
         task = world.task(session)
     assert waits() == []
     with store.transaction() as session:
-        tasks.get(session, task.id).num_groups = settings.max_groups_per_task
+        tasks.get(session, task.id).num_rollouts = settings.max_groups_per_task * settings.group_size
     [drawn_out] = waits()
     assert drawn_out == (
         f"every train task was drawn {settings.max_groups_per_task} times; "

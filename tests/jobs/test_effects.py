@@ -75,7 +75,7 @@ def train(queue: Queue) -> None:
     """An applied update that used every late lesson's answers."""
     lineage, owner = queue.world.lineage_id, new_id()
     with queue.store.transaction() as session:
-        held = lessons.claim(session, lineage, owner, num_groups=0, max_late=8, lease_seconds=60)
+        held = lessons.claim(session, lineage, owner, num_rollouts=0, max_late=8, lease_seconds=60)
         step = start_update(session, lineage, owner, [lesson.id for lesson in held])
         facts = lessons.load(session, held)
         done = [

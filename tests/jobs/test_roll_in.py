@@ -243,7 +243,7 @@ def test_only_verifiers_are_asked_about_what_a_teacher_drew_and_their_verdict_co
     settle_all(store, 1.0)
     with store.transaction() as session:
         assert rollouts.get(session, shown.id).score == 1.0
-        claimed = lessons.claim(session, world.lineage_id, uuid4(), num_groups=1, max_late=0, lease_seconds=60)
+        claimed = lessons.claim(session, world.lineage_id, uuid4(), num_rollouts=8, max_late=0, lease_seconds=60)
         facts = {one.rollout_id: one for one in lessons.load(session, claimed)}
     assert (facts[own.id].score, facts[own.id].shown) == (1.0, False)
     assert (facts[shown.id].score, facts[shown.id].shown) == (None, True)
@@ -319,12 +319,12 @@ def test_the_sweep_plans_roll_in_for_a_task_that_the_policy_fails_and_the_group_
     maintain()
     with store.transaction() as session:
         [planned] = session.scalars(select(GroupRow).where(GroupRow.status == "pending")).all()
-        assert (planned.size, planned.num_shown) == (4, 2)
+        assert (planned.size, planned.num_shown) == (2, 1)
     sample([str(planned.id)])
     with store.transaction() as session:
         of_group = select(RolloutRow).where(RolloutRow.group_id == planned.id).order_by(RolloutRow.index_in_group)
         drawn = session.scalars(of_group).all()
-    assert [(row.shown, (row.sampling or {})["temperature"]) for row in drawn] == [(False, 1.0)] * 2 + [(True, 0.5)] * 2
+    assert [(row.shown, (row.sampling or {})["temperature"]) for row in drawn] == [(False, 1.0), (True, 0.5)]
 
 
 @pytest.mark.usefixtures("worker")
@@ -344,7 +344,7 @@ def test_the_sweep_scouts_a_task_that_was_never_drawn_and_its_teacher_draws_afte
         switches.switch(session, world.lineage_id, sampling=True)
     settle_all(store, 0.0)
     with store.transaction() as session:
-        lessons.claim(session, world.lineage_id, uuid4(), num_groups=1, max_late=0, lease_seconds=60)
+        lessons.claim(session, world.lineage_id, uuid4(), num_rollouts=8, max_late=0, lease_seconds=60)
         session.execute(update(LessonRow).values(status="set_aside"))
     maintain()
     with store.transaction() as session:
@@ -362,6 +362,6 @@ def test_the_sweep_scouts_a_task_that_was_never_drawn_and_its_teacher_draws_afte
     maintain()
     with store.transaction() as session:
         [planned] = session.scalars(select(GroupRow).where(GroupRow.status == "pending")).all()
-        assert (planned.purpose, planned.task_id, planned.num_shown) == ("train", task.id, 2)
+        assert (planned.purpose, planned.task_id, planned.num_shown) == ("train", task.id, 1)
         said = [message["content"] for message in (planned.context or {})["messages"]]  # type: ignore[union-attr, index, call-overload]
     assert said == ["What is two?", "It is 2.", "What is one?"]

@@ -70,11 +70,10 @@ class Fallback:
 
 @dataclass(frozen=True)
 class Outlook:
-    """Work that is ready. num_alone: rollouts from outside without siblings. idle: why training must pause; None when
-    it may continue."""
+    """Work that is ready: rollouts of whole groups, and late lessons. idle: why training must pause; None when it may
+    continue."""
 
-    num_groups: int
-    num_alone: int
+    num_rollouts: int
     num_late: int
     idle: str | None
 
@@ -192,8 +191,7 @@ class Ledger:
             switches = loop.get(session, self.lineage.id)
             ended = switches.max_updates is not None and number >= switches.max_updates
             return Outlook(
-                num_groups=lessons.count_ready_groups(session, self.lineage.id),
-                num_alone=lessons.count_ready_alone(session, self.lineage.id),
+                num_rollouts=lessons.count_ready(session, self.lineage.id),
                 num_late=lessons.count_ready_late(session, self.lineage.id),
                 idle="paused" if ended or not switches.training else None,
             )
@@ -210,7 +208,7 @@ class Ledger:
                 session,
                 self.lineage.id,
                 self._owner,
-                num_groups=self._config.groups_per_update,
+                num_rollouts=self._config.groups_per_update * self._settings.group_size,
                 max_late=MAX_LATE_LESSONS,
                 lease_seconds=self._settings.lesson_lease_seconds,
             )

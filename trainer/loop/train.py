@@ -277,14 +277,14 @@ class Leader:
 
     def claim(self, outlook: Outlook) -> Claim | None:
         """A full batch; once it has waited long enough, any lessons that are ready."""
-        if outlook.idle is not None or not (outlook.num_groups or outlook.num_alone or outlook.num_late):
+        if outlook.idle is not None or not (outlook.num_rollouts or outlook.num_late):
             self.waits_since = None
             return None
         if self.waits_since is None:
             self.waits_since = time.monotonic()
         waited = time.monotonic() - self.waits_since
-        ready = outlook.num_groups + outlook.num_alone // self.settings.group_size
-        if ready < self.config.groups_per_update and waited < self.config.patience_seconds:
+        wanted = self.config.groups_per_update * self.settings.group_size
+        if outlook.num_rollouts < wanted and waited < self.config.patience_seconds:
             return None
         self.waits_since = None
         assert self.held is not None  # the turn began by catching up

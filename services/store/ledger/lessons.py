@@ -162,18 +162,10 @@ def _keep_corrections(session: Session, lesson_ids: Sequence[UUID]) -> None:
         rollouts.open_lesson(session, rollout, [answer], late=True)
 
 
-def count_ready_groups(session: Session, lineage_id: UUID) -> int:
-    """How many groups could be claimed now, apart from rollouts that came alone."""
-    return session.scalars(
-        select(func.count()).select_from(_claimable_groups(lineage_id).where(~_IS_ALONE).subquery())
-    ).one()
-
-
-def count_ready_alone(session: Session, lineage_id: UUID) -> int:
-    """How many rollouts from outside without siblings could be claimed now."""
-    return session.scalars(
-        select(func.count()).select_from(_claimable_groups(lineage_id).where(_IS_ALONE).subquery())
-    ).one()
+def count_ready(session: Session, lineage_id: UUID) -> int:
+    """How many rollouts could be claimed now with their groups, those that came alone among them."""
+    ready = _claimable_groups(lineage_id).add_columns(GroupRow.size).subquery()
+    return int(session.scalars(select(func.coalesce(func.sum(ready.c.size), 0))).one())
 
 
 def count_ready_late(session: Session, lineage_id: UUID) -> int:
@@ -189,10 +181,10 @@ def count_ready_late(session: Session, lineage_id: UUID) -> int:
 
 
 def claim(
-    session: Session, lineage_id: UUID, owner: UUID, *, num_groups: int, max_late: int, lease_seconds: float
+    session: Session, lineage_id: UUID, owner: UUID, *, num_rollouts: int, max_late: int, lease_seconds: float
 ) -> list[LessonRow]:
-    """Take up to `num_groups` whole groups, up to `MAX_ALONE` rollouts that came from outside without siblings and up
-    to `max_late` late lessons, under a lease.
+    """Take whole groups of about `num_rollouts` together (`fill`), up to `MAX_ALONE` rollouts that came from outside
+    without siblings and up to `max_late` late lessons, under a lease.
 
     Groups are taken from each domain in turn, the oldest of every domain before the second of any, so that an update
     mixes domains wherever several wait; which domains go first is told by age, so none waits for ever. A group is
@@ -200,7 +192,7 @@ def claim(
     group, place in the group and ordinal, late lessons last.
     """
     groups = [
-        *_take_groups(session, _claimable_groups(lineage_id).where(~_IS_ALONE), num_groups),
+        *_take_groups(session, _claimable_groups(lineage_id).where(~_IS_ALONE), num_rollouts),
         *_take_groups(session, _claimable_groups(lineage_id).where(_IS_ALONE), MAX_ALONE),
     ]
     late = session.scalars(
@@ -234,17 +226,31 @@ def claim(
     return sorted(claimed, key=lambda row: (row.late, row.group_id, index[row.rollout_id], row.ordinal))
 
 
-def _take_groups(session: Session, groups: Select[UUID], limit: int) -> Sequence[UUID]:
-    """Lock up to so many of these groups, from each domain in turn."""
+def _take_groups(session: Session, groups: Select[UUID], num_rollouts: int) -> Sequence[UUID]:
+    """Lock some of these groups, from each domain in turn, with about so many rollouts together."""
     in_domain = func.row_number().over(partition_by=TaskRow.domain, order_by=GroupRow.id)
     ranked = groups.join(TaskRow, TaskRow.id == GroupRow.task_id).add_columns(in_domain.label("turn")).subquery()
-    return session.scalars(
-        select(GroupRow.id)
+    waiting = session.execute(
+        select(GroupRow.id, GroupRow.size)
         .join(ranked, ranked.c.id == GroupRow.id)
         .order_by(ranked.c.turn, GroupRow.id)
-        .limit(limit)
+        .limit(num_rollouts)
         .with_for_update(of=GroupRow, skip_locked=True)
     ).all()
+    return fill(waiting, num_rollouts)
+
+
+def fill(waiting: Sequence[tuple[UUID, int]], num_rollouts: int) -> list[UUID]:
+    """Of waiting groups, with their sizes, those that fit one after another, the first in any case; where they come to
+    less than half, the first that did not fit as well."""
+    taken, passed, room = list[UUID](), list[UUID](), num_rollouts
+    for group_id, size in waiting:
+        if size <= room or not taken:
+            taken.append(group_id)
+            room -= size
+        else:
+            passed.append(group_id)
+    return taken + passed[: int(2 * room > num_rollouts)]
 
 
 def renew(session: Session, owner: UUID, lease_seconds: float) -> int:

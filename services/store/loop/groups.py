@@ -48,10 +48,11 @@ class Draw:
 
 @dataclass(frozen=True)
 class TeacherShare:
-    """What a teacher draws of a group: its last `num_shown` rollouts, after the context."""
+    """What a teacher draws of a group of `size`: its last `num_shown` rollouts, after the context."""
 
     context: ShownContext
     num_shown: int
+    size: int
 
 
 NO_SHARES: Final[Mapping[UUID, TeacherShare]] = MappingProxyType({})
@@ -88,6 +89,7 @@ def add(
     session.add(row)
     if purpose is Purpose.TRAIN:
         task.num_groups += 1
+        task.num_rollouts += size
     session.flush()
     return row
 
@@ -138,7 +140,7 @@ def _bound(sampling: Sampling, task: TaskRow) -> Sampling:
 
 
 def find_room(session: Session, lineage_id: UUID, *, max_backlog: int, size: int) -> int:
-    """How many train groups may be planned until the backlog is full."""
+    """How many train groups of this size may be planned until the backlog is full."""
     return max(0, (max_backlog - backlog(session, lineage_id)) // size)
 
 
@@ -151,7 +153,7 @@ def plan(
     seed: int,
     shares: Mapping[UUID, TeacherShare] = NO_SHARES,
 ) -> list[GroupRow]:
-    """Plan the next train group of each of these tasks. shares: by task, what its teacher draws of it."""
+    """Plan the next train group of each of these tasks: of `size`, or as the share says that its teacher draws."""
     planned = []
     for task in chosen:
         share = shares.get(task.id)
@@ -159,7 +161,7 @@ def plan(
             session,
             task,
             purpose=Purpose.TRAIN,
-            size=size,
+            size=size if share is None else share.size,
             sampling=sampling.model_copy(update={"seed": _seed(seed, task)}),
             context=None if share is None else share.context,
             num_shown=0 if share is None else share.num_shown,

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -134,16 +134,21 @@ def view(row: TaskRow) -> Task:
     )
 
 
-def least_drawn(session: Session, lineage_id: UUID, max_groups_per_task: int, limit: int, seed: int) -> list[TaskRow]:
-    """Train tasks to draw next: domains in turn, least drawn first, in an order that depends on the seed only."""
+def least_drawn(
+    session: Session, lineage_id: UUID, max_groups_per_task: int, size: int, limit: int, seed: int
+) -> list[TaskRow]:
+    """Train tasks to draw next: domains in turn, least drawn first, in an order that depends on the seed only.
+
+    size: of a whole group. Smaller groups of a task count as one once they have as many rollouts together.
+    """
     order = func.md5(TaskRow.key + str(seed))
-    turn = func.row_number().over(partition_by=TaskRow.domain, order_by=[TaskRow.num_groups, order]).label("turn")
+    turn = func.row_number().over(partition_by=TaskRow.domain, order_by=[TaskRow.num_rollouts, order]).label("turn")
     candidates = (
         select(TaskRow.id, turn, order.label("ord"))
         .where(
             TaskRow.lineage_id == lineage_id,
             TaskRow.split == Split.TRAIN.value,
-            TaskRow.num_groups < max_groups_per_task,
+            TaskRow.num_rollouts < max_groups_per_task * size,
         )
         .subquery()
     )
@@ -151,10 +156,31 @@ def least_drawn(session: Session, lineage_id: UUID, max_groups_per_task: int, li
         session.scalars(
             select(TaskRow)
             .join(candidates, candidates.c.id == TaskRow.id)
-            .order_by(TaskRow.num_groups, candidates.c.turn, candidates.c.ord)
+            .order_by(TaskRow.num_rollouts // size, candidates.c.turn, candidates.c.ord)
             .limit(limit)
         )
     )
+
+
+def take_turns(nearest: Sequence[TaskRow], sizes: Mapping[UUID, int], *, size: int, num_turns: int) -> list[TaskRow]:
+    """The tasks of so many turns, of one domain each: a task with a group of `size`, or the next ones with smaller
+    groups that together come to as many rollouts.
+
+    nearest: in the order in which they are to be drawn. sizes: of the smaller groups, by task.
+    """
+    left, chosen = list(nearest), list[TaskRow]()
+    for _ in range(num_turns):
+        if not left:
+            break
+        first = left[0]
+        turn, room = [first], size - sizes.get(first.id, size)
+        for task in left[1:]:
+            if task.domain == first.domain and sizes.get(task.id, size) <= room:
+                turn.append(task)
+                room -= sizes[task.id]
+        left = [task for task in left if task not in turn]
+        chosen += turn
+    return chosen
 
 
 def spread_over_families(

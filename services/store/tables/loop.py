@@ -70,7 +70,7 @@ class TaskRow(Base):
             "lineage_id",
             text(f"md5(jsonb_path_query_array(messages, '{QUESTION}')::text)"),
         ),
-        Index("ix_task_draw", "lineage_id", "split", "domain", "num_groups", "id"),
+        Index("ix_task_draw", "lineage_id", "split", "domain", "num_rollouts", "id"),
     )
 
     id: Mapped[UUID] = id_column()
@@ -84,6 +84,7 @@ class TaskRow(Base):
     metadata_: Mapped[JsonObject] = mapped_column("metadata")
     content_sha256: Mapped[str]
     num_groups: Mapped[int] = mapped_column(server_default="0")
+    num_rollouts: Mapped[int] = mapped_column(server_default="0")
     created_at: Mapped[datetime] = now_column()
 
 

@@ -3,12 +3,16 @@
 This is DAgger's mixture. A policy that never succeeds at a task visits only states from which nothing can be learned;
 the teacher, shown something that is fixed given the prompt, leads it to better ones. The share falls to 0 as the
 policy's own pass rate rises, and one rollout at least stays its own.
+
+Groups are small there: siblings that fail have nothing to show each other, and an update of more tasks learns more from
+as many rollouts.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
+from typing import Final
 from uuid import UUID
 
 from sqlalchemy.orm import Session
@@ -25,6 +29,9 @@ from services.store.teaching import material, right_answers
 from services.store.teaching.material import Material
 from services.store.teaching.right_answers import GIVEN, Giver
 
+SIBLINGS: Final = 2
+"""Successes that a group must be expected to have for its rollouts to learn from each other."""
+
 
 @dataclass(frozen=True)
 class Teaching:
@@ -33,6 +40,8 @@ class Teaching:
 
     share: float
     """Of a group whose policy never passes, 0..1."""
+    least_size: int
+    """Of a group where the policy hardly passes."""
     temperature: float
     contexts: ContextSettings
     num_precedents: int
@@ -51,11 +60,11 @@ class RollIn:
 
 
 def choose(session: Session, lineage_id: UUID, tasks: Sequence[TaskRow], *, size: int, teaching: Teaching) -> RollIn:
-    """The roll-in of these tasks' next groups of `size` rollouts."""
+    """The roll-in of these tasks' next groups. size: of groups without one."""
     if teaching.share == 0:
         return RollIn()
-    counts = _count_shown(session, lineage_id, tasks, teaching.share, size)
-    taught = [task for task in tasks if counts[task.id]]
+    parts = _divide(session, lineage_id, tasks, size, teaching)
+    taught = [task for task in tasks if parts[task.id].num_shown]
     if not taught:
         return RollIn()
     ids = [task.id for task in taught]
@@ -66,7 +75,9 @@ def choose(session: Session, lineage_id: UUID, tasks: Sequence[TaskRow], *, size
     for task in taught:
         first = find_first(found[task.id], may_show, task.domain, teaching.contexts)
         if first is not None:
-            shares[task.id] = TeacherShare(_build_context(task, *first, teaching.temperature), counts[task.id])
+            part = parts[task.id]
+            context = _build_context(task, *first, teaching.temperature)
+            shares[task.id] = TeacherShare(context, part.num_shown, part.size)
         if first is None or may_show.is_last_resort(first[0].expert_id, first[0].source, task.domain):
             unheard[task.id] = _find_unheard(task, givers, found[task.id], may_show, teaching.contexts)
     return RollIn(shares, unheard)
@@ -77,15 +88,32 @@ def count_shown(share: float, pass_rate: float, size: int) -> int:
     return min(math.floor(share * (1 - pass_rate) * size + 0.5), size - 1)
 
 
-def _count_shown(
-    session: Session, lineage_id: UUID, tasks: Sequence[TaskRow], share: float, size: int
-) -> Mapping[UUID, int]:
+def find_size(share: float, pass_rate: float, size: int, least_size: int) -> int:
+    """How many rollouts a group has: `size`, or, where fewer than two of those would pass, so that a success seldom has
+    a sibling to learn from it, the fewest of which the teacher's share is one at least."""
+    if pass_rate * size >= SIBLINGS:
+        return size
+    return min(size, max(least_size, math.ceil(1 / share)))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a teacher draws of a group of `size`."""
+
+    num_shown: int
+    size: int
+
+
+def _divide(
+    session: Session, lineage_id: UUID, tasks: Sequence[TaskRow], size: int, teaching: Teaching
+) -> Mapping[UUID, _Part]:
     """By task, from the policy's pass rate on it, or on its domain where none of its rollouts was judged. Before either
     is known the policy draws alone."""
     of_tasks = pass_rates.of_tasks(session, lineage_id, [task.id for task in tasks])
     of_domains = {rate.domain: rate.pass_rate for rate in pass_rates.of_domains(session, lineage_id)}
     rates = {task.id: of_tasks.get(task.id, of_domains.get(task.domain, 1.0)) for task in tasks}
-    return {task_id: count_shown(share, rate, size) for task_id, rate in rates.items()}
+    sizes = {one: find_size(teaching.share, rate, size, teaching.least_size) for one, rate in rates.items()}
+    return {one: _Part(count_shown(teaching.share, rate, sizes[one]), sizes[one]) for one, rate in rates.items()}
 
 
 def find_first(

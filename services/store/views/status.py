@@ -53,7 +53,7 @@ def status(
         *([refused] if refused is not None else []),
         *_waits_of_switches(switches, num_updates, shortage),
         *_waits_of_draws(session, lineage.id),
-        *_waits_of_tasks(session, lineage.id, max_groups_per_task),
+        *_waits_of_tasks(session, lineage.id, max_groups_per_task, group_size),
         *waiting.describe(waited_for, datetime.now(UTC)),
         *([_say_full(told["rollout"], told["lesson"])] if max_backlog - backlog < group_size else []),
         *_dead_draws(session, lineage.id, train_groups),
@@ -115,8 +115,8 @@ def _waits_of_draws(session: Session, lineage_id: UUID) -> Iterator[str]:
         yield f"{num} {'draw waits' if num == 1 else 'draws wait'}: {reason}"
 
 
-def _waits_of_tasks(session: Session, lineage_id: UUID, max_groups_per_task: int) -> Iterator[str]:
-    left = TaskRow.num_groups < max_groups_per_task
+def _waits_of_tasks(session: Session, lineage_id: UUID, max_groups_per_task: int, group_size: int) -> Iterator[str]:
+    left = TaskRow.num_rollouts < max_groups_per_task * group_size
     of_train = (TaskRow.lineage_id == lineage_id, TaskRow.split == Split.TRAIN.value)
     if session.scalar(select(exists().where(*of_train, left))):
         return

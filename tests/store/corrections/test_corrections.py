@@ -563,7 +563,9 @@ def start_update(queue: Queue, max_late: int = 8) -> UUID:
     """An update that has claimed every late lesson it may."""
     with queue.store.transaction() as session:
         owner = new_id()
-        held = lessons.claim(session, queue.world.lineage_id, owner, num_groups=0, max_late=max_late, lease_seconds=60)
+        held = lessons.claim(
+            session, queue.world.lineage_id, owner, num_rollouts=0, max_late=max_late, lease_seconds=60
+        )
         return rows.start_update(session, queue.world.lineage_id, owner, [lesson.id for lesson in held]).id
 
 

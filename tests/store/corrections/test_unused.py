@@ -49,7 +49,7 @@ def wait_a_minute(queue: Queue) -> int:
 
 def claim_late(queue: Queue, num: int) -> list[LessonRow]:
     with queue.store.transaction() as session:
-        return lessons.claim(session, queue.world.lineage_id, new_id(), num_groups=0, max_late=num, lease_seconds=60)
+        return lessons.claim(session, queue.world.lineage_id, new_id(), num_rollouts=0, max_late=num, lease_seconds=60)
 
 
 def test_a_correction_trains_before_others_have_answered_about_its_rollout_and_only_once(queue: Queue) -> None:

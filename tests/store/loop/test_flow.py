@@ -344,7 +344,7 @@ def test_draws_stop_while_the_backlog_is_full(store: Store, world: World) -> Non
     def plan() -> int:
         with store.transaction() as session:
             room = groups.find_room(session, world.lineage_id, max_backlog=10, size=4)
-            chosen = tasks.least_drawn(session, world.lineage_id, 1, room, seed=0)
+            chosen = tasks.least_drawn(session, world.lineage_id, 1, 4, room, seed=0)
             return len(groups.plan(session, chosen, size=4, sampling=Sampling(), seed=0))
 
     assert plan() == 2
@@ -363,9 +363,44 @@ def test_domains_take_turns_and_a_task_is_drawn_no_more_often_than_allowed(store
             world.task(session, f"m{i}", domain="math")
         world.task(session, "c", domain="code/python")
         world.task(session, "h", Split.HELDOUT)
-        drawn = tasks.least_drawn(session, world.lineage_id, max_groups_per_task=1, limit=10, seed=1)
+        drawn = tasks.least_drawn(session, world.lineage_id, max_groups_per_task=1, size=8, limit=10, seed=1)
     assert {task.domain for task in drawn[:2]} == {"math", "code/python"}
     assert sorted(task.key for task in drawn) == ["c", "m0", "m1", "m2"]
+
+
+def test_a_task_of_small_groups_is_drawn_until_they_have_as_many_rollouts_as_whole_ones(
+    store: Store, world: World
+) -> None:
+    with store.transaction() as session:
+        small, whole = world.task(session, "small"), world.task(session, "whole", domain="code/python")
+        for task, size in ((small, 2), (small, 2), (small, 2), (whole, 8)):
+            groups.add(session, task, purpose=Purpose.TRAIN, size=size, sampling=Sampling())
+
+        def due(most: int) -> list[str]:
+            found = tasks.least_drawn(session, world.lineage_id, most, size=8, limit=10, seed=1)
+            return [task.key for task in found]
+
+        assert due(most=1) == ["small"]
+        assert due(most=2) == ["small", "whole"]
+        groups.add(session, small, purpose=Purpose.TRAIN, size=2, sampling=Sampling())
+        assert due(most=1) == []
+
+
+def test_small_groups_of_a_domain_take_one_turn_together(store: Store, world: World) -> None:
+    with store.transaction() as session:
+        nearest = [
+            world.task(session, key, domain=domain)
+            for key, domain in (("a1", "a"), ("b1", "b"), ("a2", "a"), ("a3", "a"), ("a4", "a"), ("b2", "b"))
+        ]
+        names = {task.id: task.key for task in nearest}
+        sizes = {task.id: size for task, size in zip(nearest, (2, 4, 4, 8, 2, 8), strict=True)}
+
+        def turns(num: int) -> list[str]:
+            return [names[task.id] for task in tasks.take_turns(nearest, sizes, size=8, num_turns=num)]
+
+    assert turns(1) == ["a1", "a2", "a4"]  # 2 + 4 + 2; a whole group does not fit beside them
+    assert turns(2) == ["a1", "a2", "a4", "b1"]
+    assert turns(9) == ["a1", "a2", "a4", "b1", "a3", "b2"]
 
 
 def test_at_most_so_many_draws_are_under_way(store: Store, world: World) -> None:

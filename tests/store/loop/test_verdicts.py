@@ -168,7 +168,7 @@ def test_a_late_score_never_changes_the_answers_that_a_claimed_lesson_is_made_of
     settle(store, asked["slow"], ConsultLater())
     settle(store, asked["judge"], ConsultResult(score=1.0, feedback=Feedback(text="right")))
     with store.transaction() as session:
-        rows = lessons.claim(session, world.lineage_id, OWNER, num_groups=1, max_late=8, lease_seconds=60)
+        rows = lessons.claim(session, world.lineage_id, OWNER, num_rollouts=8, max_late=8, lease_seconds=60)
         claimed = lessons.load(session, rows)
         begun = start_update(session, world.lineage_id, OWNER, [row.id for row in rows]).id
     settle_late(store, asked["slow"], ConsultResult(score=0.0, feedback=Feedback(text="wrong")))

@@ -32,9 +32,31 @@ def test_a_teachers_share_falls_to_nothing_with_the_pass_rate_and_is_never_the_w
     assert roll_in.count_shown(share, pass_rate, size) == num_shown
 
 
-def choose(desk: Desk, *tasks: TaskRow, share: float = 0.5, **changes: Any) -> list[TeacherShare | None]:
-    """What teachers draw of these tasks' next groups of eight."""
-    teaching = Teaching(share, 0.5, ContextSettings.model_validate(changes), num_precedents=1)
+@pytest.mark.parametrize(
+    ("share", "pass_rate", "least_size", "size"),
+    [
+        (0.5, 0.0, 2, 2),
+        (0.5, 0.24, 2, 2),  # 1.92 of 8 pass
+        (0.5, 0.25, 2, 8),
+        (0.25, 0.0, 2, 4),  # the teacher draws one of four
+        (0.1, 0.0, 2, 8),  # one of ten would be more than a whole group
+        (0.9, 0.0, 2, 2),
+        (0.5, 0.0, 4, 4),
+        (0.5, 0.0, 16, 8),
+    ],
+)
+def test_a_group_is_small_where_less_than_two_of_its_rollouts_would_pass(
+    share: float, pass_rate: float, least_size: int, size: int
+) -> None:
+    assert roll_in.find_size(share, pass_rate, 8, least_size) == size
+
+
+def choose(
+    desk: Desk, *tasks: TaskRow, share: float = 0.5, least_size: int = 8, **changes: Any
+) -> list[TeacherShare | None]:
+    """What teachers draw of these tasks' next groups of eight, or of at least so many."""
+    contexts = ContextSettings.model_validate(changes)
+    teaching = Teaching(share, least_size, temperature=0.5, contexts=contexts, num_precedents=1)
     found = roll_in.choose(desk.session, desk.world.lineage_id, tasks, size=8, teaching=teaching).shares
     return [found.get(task.id) for task in tasks]
 
@@ -77,6 +99,24 @@ def test_the_teacher_draws_by_the_pass_rate_on_the_task_after_what_is_shown_of_i
     assert (planned.num_shown, planned.size) == (4, 8)
     assert (planned.context or {})["quotes"] == ["reference"]
     assert choose(desk, hard, share=0.0) == [None]
+
+
+@pytest.mark.integration
+def test_the_group_of_a_task_that_the_policy_fails_is_planned_small_with_one_rollout_of_the_teachers(
+    desk: Desk,
+) -> None:
+    judge = desk.expert("judge")
+    hard, easier = desk.task("hard", domain="hard"), desk.task("easier", domain="easier")
+    reference = refer(desk, judged(desk, hard, judge, *[0.0] * 8)[0])
+    desk.said(judged(desk, easier, judge, *[0.0] * 6, *[1.0] * 2)[7], reference, AnswerContent(solution="It is 8."))
+    one, other = choose(desk, hard, easier, least_size=2)
+    assert one is not None
+    assert other is not None
+    assert [(each.num_shown, each.size) for each in (one, other)] == [(1, 2), (3, 8)]
+    shares = {hard.id: one, easier.id: other}
+    planned = groups.plan(desk.session, [hard, easier], size=8, sampling=Sampling(), seed=0, shares=shares)
+    assert [(group.num_shown, group.size) for group in planned] == [(1, 2), (3, 8)]
+    assert (hard.num_rollouts, easier.num_rollouts) == (10, 16)
 
 
 @pytest.mark.integration

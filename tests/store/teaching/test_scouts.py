@@ -52,7 +52,8 @@ def librarian(desk: Desk, name: str = "librarian", **options: object) -> ExpertR
 
 
 def choose(desk: Desk, *found: TaskRow, **changes: object) -> RollIn:
-    teaching = Teaching(0.5, 0.5, ContextSettings.model_validate(changes), num_precedents=1)
+    contexts = ContextSettings.model_validate(changes)
+    teaching = Teaching(0.5, 8, temperature=0.5, contexts=contexts, num_precedents=1)
     return roll_in.choose(desk.session, desk.world.lineage_id, found, size=8, teaching=teaching)
 
 

@@ -85,7 +85,7 @@ def test_choices_are_stored_with_the_update_that_was_applied(store: Store, world
         np.array([[70_000, 2], [3, 4]]), np.log(np.array([[0.5, 0.25], [0.75, 0.125]])), np.array([0.25, 0.125])
     )
     with store.transaction() as session:
-        rows = lessons.claim(session, world.lineage_id, owner, num_groups=1, max_late=0, lease_seconds=60)
+        rows = lessons.claim(session, world.lineage_id, owner, num_rollouts=8, max_late=0, lease_seconds=60)
         ids = [row.id for row in rows]
         update = start_update(session, world.lineage_id, owner, ids)
         given = [Contribution(lesson, choices=told if lesson == ids[0] else None) for lesson in ids]

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.integration
 def open_update(store: Store, world: World, owner: UUID, num_groups: int = 1, lease_seconds: float = 60) -> UpdateRow:
     with store.transaction() as session:
         rows = lessons.claim(
-            session, world.lineage_id, owner, num_groups=num_groups, max_late=4, lease_seconds=lease_seconds
+            session, world.lineage_id, owner, num_rollouts=8 * num_groups, max_late=4, lease_seconds=lease_seconds
         )
         return start_update(session, world.lineage_id, owner, [row.id for row in rows])
 
@@ -54,7 +54,7 @@ def status_of(store: Store, lesson_id: UUID) -> str:
 def test_a_group_is_claimed_whole_and_in_the_order_of_its_rollouts(store: Store, world: World) -> None:
     [group_id, _] = world.lessons(num_groups=2)
     with store.transaction() as session:
-        rows = lessons.claim(session, world.lineage_id, new_id(), num_groups=1, max_late=0, lease_seconds=60)
+        rows = lessons.claim(session, world.lineage_id, new_id(), num_rollouts=8, max_late=0, lease_seconds=60)
         index = [session.get_one(RolloutRow, row.rollout_id).index_in_group for row in rows]
     assert {row.group_id for row in rows} == {group_id}
     assert index == list(range(8))
@@ -78,7 +78,7 @@ def test_groups_are_claimed_from_each_domain_in_turn_the_oldest_of_a_domain_firs
             made[row.group_id] = key
     claimed = []
     with store.transaction() as session:
-        while rows := lessons.claim(session, world.lineage_id, new_id(), num_groups=2, max_late=0, lease_seconds=60):
+        while rows := lessons.claim(session, world.lineage_id, new_id(), num_rollouts=2, max_late=0, lease_seconds=60):
             claimed.append({made[row.group_id] for row in rows})
     assert claimed == [{"m1", "c1"}, {"m2", "t1"}, {"m3", "c2"}]
 
@@ -100,8 +100,8 @@ def test_a_group_with_an_open_rollout_is_not_claimed(store: Store, world: World)
         )
         session.add(late_sibling)
     with store.transaction() as session:
-        assert lessons.count_ready_groups(session, world.lineage_id) == 0
-        assert not lessons.claim(session, world.lineage_id, new_id(), num_groups=1, max_late=0, lease_seconds=60)
+        assert lessons.count_ready(session, world.lineage_id) == 0
+        assert not lessons.claim(session, world.lineage_id, new_id(), num_rollouts=8, max_late=0, lease_seconds=60)
 
 
 def test_rollouts_that_came_from_outside_alone_all_train_beside_the_groups_of_an_update(
@@ -115,9 +115,8 @@ def test_rollouts_that_came_from_outside_alone_all_train_beside_the_groups_of_an
                 world.answer(session, row, judge, AnswerContent(score=1.0))
                 world.lesson(session, row)
     with store.transaction() as session:
-        assert lessons.count_ready_groups(session, world.lineage_id) == 3
-        assert lessons.count_ready_alone(session, world.lineage_id) == 20
-        rows = lessons.claim(session, world.lineage_id, new_id(), num_groups=2, max_late=0, lease_seconds=60)
+        assert lessons.count_ready(session, world.lineage_id) == 3 * 8 + 20
+        rows = lessons.claim(session, world.lineage_id, new_id(), num_rollouts=16, max_late=0, lease_seconds=60)
         alone = [row for row in rows if session.get_one(GroupRow, row.group_id).external]
     assert (len(rows), len(alone)) == (2 * 8 + 20, 20)
 
@@ -136,6 +135,26 @@ def test_rollouts_from_outside_leave_room_for_draws_however_many_they_are(store:
         assert groups.backlog(session, world.lineage_id) == 8
 
 
+@pytest.mark.parametrize(
+    ("sizes", "taken"),
+    [
+        ([8, 8, 8], [0, 1]),
+        ([2, 8, 2, 8, 2], [0, 1, 2, 4]),  # 14 of 16
+        ([16, 2], [0]),
+        ([20, 2], [0]),
+        ([2, 16, 2], [0, 2, 1]),  # 4 alone would be less than half
+        ([8, 16], [0]),
+        ([2], [0]),
+        ([], []),
+    ],
+)
+def test_an_update_is_filled_with_groups_in_turn_and_is_never_a_small_one_while_others_wait(
+    sizes: list[int], taken: list[int]
+) -> None:
+    waiting = [(new_id(), size) for size in sizes]
+    assert lessons.fill(waiting, 16) == [waiting[place][0] for place in taken]
+
+
 def test_two_trainers_never_get_the_same_group(store: Store, world: World) -> None:
     world.lessons(num_groups=12)
     claimed: list[tuple[int, UUID]] = []
@@ -146,9 +165,9 @@ def test_two_trainers_never_get_the_same_group(store: Store, world: World) -> No
         start.wait()
         while True:
             with store.transaction() as session:
-                rows = lessons.claim(session, world.lineage_id, owner, num_groups=1, max_late=0, lease_seconds=60)
+                rows = lessons.claim(session, world.lineage_id, owner, num_rollouts=8, max_late=0, lease_seconds=60)
                 claimed.extend((name, row.id) for row in rows)
-                if not lessons.count_ready_groups(session, world.lineage_id):
+                if not lessons.count_ready(session, world.lineage_id):
                     return
 
     threads = [threading.Thread(target=claim_all, args=(name,)) for name in range(2)]
@@ -170,7 +189,7 @@ def test_a_lease_that_ran_out_gives_the_lessons_back_and_abandons_the_update(sto
     time.sleep(0.5)
     with store.transaction() as session:
         assert lessons.free_expired(session) == 8
-        assert lessons.count_ready_groups(session, world.lineage_id) == 1
+        assert lessons.count_ready(session, world.lineage_id) == 8
         assert session.get_one(UpdateRow, made.id).status == "abandoned"
 
 
@@ -258,7 +277,7 @@ def test_lessons_that_taught_nothing_are_set_aside_with_the_reason_and_never_cla
         assert (row.status, row.reason, row.metrics) == ("abandoned", reason, {"num_rows": 8})
         assert updates.last_number(session, world.lineage_id) == 0
         assert set(session.scalars(select(UpdateLessonRow.status))) == {"abandoned"}
-        assert lessons.count_ready_groups(session, world.lineage_id) == 0
+        assert lessons.count_ready(session, world.lineage_id) == 0
     assert rows == {ids[0]: ("invalid", "NaN")} | dict.fromkeys(ids[1:], ("set_aside", reason))
 
 
@@ -316,7 +335,7 @@ def test_late_lessons_are_claimed_one_by_one_beside_the_groups(store: Store, wor
             world.answer(session, row, judge, AnswerContent(score=1.0))
             world.lesson(session, row, late=True)
     with store.transaction() as session:
-        rows = lessons.claim(session, world.lineage_id, new_id(), num_groups=0, max_late=2, lease_seconds=60)
+        rows = lessons.claim(session, world.lineage_id, new_id(), num_rollouts=0, max_late=2, lease_seconds=60)
     assert [row.late for row in rows] == [True, True]
 
 
