@@ -183,7 +183,11 @@ STARTER = Course(
     tuning_seeds=3,
     final=SMALL,
 )
-HOUSE = replace(STARTER, final=SMALL.model_copy(update={"updates": 48, "measure_every": 12}))
+HOUSE = replace(
+    STARTER,
+    learning_rates=(3e-4, 5e-4, 1e-3),
+    final=SMALL.model_copy(update={"updates": 48, "groups": 4, "group_size": 2, "measure_every": 12}),
+)
 PUBLISHED = Course(
     arms=arms(100),
     learning_rates=(3e-5, 1e-4, 3e-4),

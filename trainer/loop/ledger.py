@@ -37,6 +37,7 @@ SHARED_SETTINGS = (
     "teacher_temperature",
     "precedents",
     "roll_in",
+    "roll_in_group_size",
     "max_new_tokens",
     "max_staleness",
 )  # that an update depends on

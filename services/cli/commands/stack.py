@@ -73,9 +73,9 @@ def run_demo(
     """Run the main job once: import the starter tasks, measure, train, correct a few answers, measure again, stop.
 
     Writes an HTML report and the result as JSON to `reports` in the data folder. `preceptor up` continues from there.
-    Of tasks that are never passed the teacher draws half of each group, and an update learns from one group, unless
-    PRECEPTOR_ROLL_IN and PRECEPTOR_TRAINER_GROUPS_PER_UPDATE say otherwise. With --against the running installation
-    does the work, with its own model, settings and seed, and keeps running.
+    Of tasks that are hardly ever passed the teacher draws half of each group, and an update learns from one group of
+    8, or four of 2, unless PRECEPTOR_ROLL_IN and PRECEPTOR_TRAINER_GROUPS_PER_UPDATE say otherwise. With --against the
+    running installation does the work, with its own model, settings and seed, and keeps running.
     """
     from services.cli.commands import demo, running
 
