@@ -214,6 +214,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--worlds", nargs="+", help="only these of the tier's worlds")
     parser.add_argument("--arms", nargs="+", help="only these arms")
     parser.add_argument("--rates", nargs="+", type=float, help="only these of the tier's learning rates")
+    parser.add_argument(
+        "--seeds", type=positive, help="tune every setting on so many seeds; by default the tier's number"
+    )
     parser.add_argument("--folder", type=Path, default=Path("build/learn"), help="runs, policies and the report")
     parser.add_argument("--report", type=Path, help="another folder for the report: table, figure")
     parser.add_argument(
@@ -279,6 +282,7 @@ def _narrow_course(course: Course, options: argparse.Namespace) -> Course:
         course,
         arms=tuple(arm for arm in course.arms if options.arms is None or arm.name in options.arms),
         learning_rates=tuple(r for r in course.learning_rates if options.rates is None or r in options.rates),
+        tuning_seeds=options.seeds or course.tuning_seeds,
     )
     if not options.quick:
         return course
