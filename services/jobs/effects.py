@@ -1,6 +1,7 @@
 """Measuring the effects of corrections: how the versions around an update answer the corrected prompt.
 
-One batch at a time, all of one version, on one thread of one worker: it shares the policy server with the rollouts.
+One batch at a time, all of one version and with answers as long, on one thread of one worker: it shares the policy
+server with the rollouts.
 """
 
 import difflib
@@ -30,15 +31,16 @@ def measure(effect_ids: list[str]) -> None:
     held = runtime()
     with held.store.transaction() as session:
         claimed = effects.claim(session, [UUID(i) for i in effect_ids])
-    by_version: dict[str, list[Measurement]] = {}
+    batches: dict[tuple[str, int | None], list[Measurement]] = {}
     for one in claimed:
-        by_version.setdefault(one.version, []).append(one)
-    for together in by_version.values():
+        batches.setdefault((one.version, one.max_new_tokens), []).append(one)
+    for together in batches.values():
         _measure(held, together)
 
 
 def _measure(held: Runtime, together: Sequence[Measurement]) -> None:
-    """Measure these corrections under one version at once; if it refuses the batch, one by one."""
+    """Measure these corrections under one version, with answers of the same length at most, at once; if it refuses the
+    batch, one by one."""
     try:
         found = read(held, together)
     except PolicyUnavailable as error:
@@ -70,11 +72,11 @@ def _note_refusal(held: Runtime, together: Sequence[Measurement], error: PolicyR
 
 
 def read(held: Runtime, together: Sequence[Measurement]) -> list[Reading]:
-    """The results of one version for these corrections.
+    """The results of one version for these corrections, whose answers may have the same length.
 
     A prompt shared by several of them is answered once. Errors: PolicyUnavailable, PolicyRefused.
     """
-    version = together[0].version
+    version, most = together[0].version, held.settings.max_new_tokens
     said = [_say(held, one) for one in together]
     scored = held.policy.score(
         ScoreRequest(
@@ -91,7 +93,7 @@ def read(held: Runtime, together: Sequence[Measurement]) -> list[Reading]:
         SampleRequest(
             version=version,
             prompts=[SamplePrompt(id=str(name), token_ids=list(ids), seed=0) for ids, name in prompts.items()],
-            max_new_tokens=held.settings.max_new_tokens,
+            max_new_tokens=min(most, together[0].max_new_tokens or most),
             temperature=0,
             stop=held.settings.stop,
         ),

@@ -92,8 +92,9 @@ def create_app(probabilities: Mapping[str, float] | None = None) -> FastAPI:
         version = body.version or "base"
         if version not in loaded:
             return _not_loaded(version)
-        ids = [ord(c) for c in version]
-        said = Sample(token_ids=ids, logprobs=[-0.1] * len(ids), text=version, finish_reason=FinishReason.STOP)
+        text = version[: body.max_new_tokens]
+        ids, ended = [ord(c) for c in text], FinishReason.STOP if text == version else FinishReason.LENGTH
+        said = Sample(token_ids=ids, logprobs=[-0.1] * len(ids), text=text, finish_reason=ended)
         prompts = [
             SampledPrompt(id=prompt.id, prompt_token_ids=prompt.token_ids or [1], samples=[said] * prompt.n)
             for prompt in body.prompts

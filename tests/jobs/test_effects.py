@@ -9,6 +9,7 @@ from sqlalchemy import func, select, update
 from services.contracts.corrections import CorrectionSubmit
 from services.contracts.ids import new_id
 from services.contracts.policies import GateReport
+from services.contracts.rollouts import Sampling
 from services.contracts.updates import TermKind, TermRecord
 from services.jobs.effects import find_changed, measure
 from services.jobs.maintain import maintain
@@ -20,7 +21,7 @@ from services.store.ledger import lessons, policies, updates
 from services.store.ledger.updates import Contribution
 from services.store.tables.corrections import EffectRow
 from services.store.tables.ledger import UpdateLessonRow
-from services.store.tables.loop import AnswerRow
+from services.store.tables.loop import AnswerRow, RolloutRow
 from services.web.presenters import progress
 from tests.rows import start_update
 from tests.store.conftest import World
@@ -140,6 +141,25 @@ def test_a_correction_is_measured_under_the_versions_around_its_update(queue: Qu
     assert use.after.token_probability == pytest.approx(0.5)
     assert use.before.span_bits == pytest.approx(4)
     assert use.after.span_bits == pytest.approx(2)
+
+
+@pytest.mark.integration
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize(
+    ("most", "answers"), [(3, ["bas", "mai"]), (900, ["base", "main-v1"]), (None, ["base", "main-v1"])]
+)
+def test_a_version_answers_with_no_more_tokens_than_the_answer_that_was_corrected_could_have(
+    queue: Queue, most: int | None, answers: list[str]
+) -> None:
+    item = correct(queue, CorrectionSubmit(verdict="corrected", text="abXY"))
+    with queue.store.transaction() as session:
+        row = session.get_one(RolloutRow, corrections.get(session, item).rollout_id)
+        row.sampling = None if most is None else Sampling(max_new_tokens=most).model_dump(mode="json")
+    train(queue)
+    publish(queue)
+    measure(sweep(queue))
+    with queue.store.transaction() as session:
+        assert [one.answer for one in effects.of_corrections(session, [item])[item]] == answers
 
 
 @pytest.mark.integration

@@ -34,7 +34,7 @@ class Measurement:
     """A measurement to make with a version: the probability of `text` after the prompt, and its own likeliest answer.
 
     The prompt holds the rollout's earlier turns. text is None where the answer was fine as it is: then the rollout's
-    own tokens are scored.
+    own tokens are scored. max_new_tokens: of the answer; None where the rollout came from outside and does not say.
     """
 
     effect_id: UUID
@@ -44,6 +44,7 @@ class Measurement:
     token_ids: tuple[int, ...]
     action_mask: tuple[bool, ...]
     text: str | None
+    max_new_tokens: int | None
 
 
 @dataclass(frozen=True)
@@ -193,10 +194,16 @@ def claim(session: Session, ids: Sequence[UUID]) -> list[Measurement]:
                 token_ids=tuple(rollout.token_ids[rollout.answer_start :]),
                 action_mask=tuple(rollout.action_mask[rollout.answer_start :]),
                 text=item.text,
+                max_new_tokens=_read_length(rollout),
             )
         )
     session.flush()
     return claimed
+
+
+def _read_length(rollout: RolloutRow) -> int | None:
+    found = (rollout.sampling or {}).get("max_new_tokens")
+    return found if isinstance(found, int) else None
 
 
 def record(session: Session, asked: Measurement, found: Reading) -> None:
