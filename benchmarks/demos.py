@@ -3,6 +3,10 @@
     preceptor demo --home FOLDER --seed 0                  (once for each seed, each with a data folder of its own)
     python -m benchmarks.demos FOLDER/reports/demo-*.json …
 
+Or of one domain on more tasks, each policy measured once more (`preceptor eval --domain … --full --json > FILE`):
+
+    python -m benchmarks.demos --pair BEFORE.json AFTER.json --pair …
+
 How seeds are pooled: `benchmarks.pooling`.
 """
 
@@ -11,6 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -39,26 +44,45 @@ class Demo(BaseModel):
     training_seconds: float
 
 
+Read = TypeVar("Read", Demo, EvaluationDetail)
+NAMES: dict[type[BaseModel], str] = {Demo: "demo's report", EvaluationDetail: "evaluation"}
+
+
 def main(arguments: Sequence[str]) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.demos", description=__doc__.splitlines()[0])
-    parser.add_argument("reports", nargs="+", type=Path, help="the JSON reports of demos that differ in their seed")
+    parser.add_argument("reports", nargs="*", type=Path, help="the JSON reports of demos that differ in their seed")
+    parser.add_argument(
+        "--pair",
+        nargs=2,
+        action="append",
+        type=Path,
+        metavar=("BEFORE", "AFTER"),
+        help="in their place, two evaluations that `preceptor eval --json` printed; a pair for each seed",
+    )
     options = parser.parse_args(arguments)
-    demos = [_read(path) for path in options.reports]
+    if bool(options.reports) == bool(options.pair):
+        parser.error("name reports of demos, or pairs of evaluations")
+    if options.pair:
+        pairs = [Seed(*(_read(path, EvaluationDetail) for path in pair)) for pair in options.pair]
+        print("\n".join(_say_rises(pairs)))
+        return 0
+    demos = [_read(path, Demo) for path in options.reports]
     seeds = [demo.plan.seed for demo in demos]
     if len(set(seeds)) < len(seeds):
         sys.exit(f"two of these reports have the same seed: {', '.join(map(str, sorted(seeds)))}")
-    print("\n".join([*_say_runs(demos), "", *_say_rises(demos), "", *_say_experts(demos)]))
+    rises = _say_rises([Seed(demo.before, demo.after) for demo in demos])
+    print("\n".join([*_say_runs(demos), "", *rises, "", *_say_experts(demos)]))
     return 0
 
 
-def _read(path: Path) -> Demo:
+def _read(path: Path, kind: type[Read]) -> Read:
     try:
-        return Demo.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(path.read_bytes())
     except OSError as error:
         sys.exit(f"{path}: {error.strerror}")
     except ValidationError as error:
-        sys.exit(f"{path} is no demo's report: {error.errors()[0]['msg']}")
+        sys.exit(f"{path} is no {NAMES[kind]}: {error.errors()[0]['msg']}")
 
 
 def _say_runs(demos: Sequence[Demo]) -> Iterator[str]:
@@ -68,8 +92,7 @@ def _say_runs(demos: Sequence[Demo]) -> Iterator[str]:
         yield f"| {demo.plan.seed} | {demo.num_updates} | {demo.training_seconds:.0f} |"
 
 
-def _say_rises(demos: Sequence[Demo]) -> Iterator[str]:
-    seeds = [Seed(demo.before, demo.after) for demo in demos]
+def _say_rises(seeds: Sequence[Seed]) -> Iterator[str]:
     everything = [task for seed in seeds for task in (*seed.before.results, *seed.after.results)]
     yield "| kind | figure | temperature | before | after | rise, 95 % over families | families |"
     yield "|---|---|---|---|---|---|---|"

@@ -44,15 +44,16 @@ Temperatures = Annotated[
 class EvaluationCreate(Contract):
     """Measure a policy version (the serving one by default) on a split other than train.
 
-    num_tasks: how many tasks a domain, all by default, spread over its families. num_samples: answers a task at each
-    temperature; at 0 one, since every answer is the same. num_validation_tasks: how many tasks a domain of the split
-    validation are drawn besides, to choose each domain's best temperature on; a domain with fewer gives all it has; 0
-    draws none, and no temperature is chosen. An evaluation of the split validation chooses none:
-    it would be chosen on the tasks that it is read on.
+    domains: whose tasks are drawn, all by default. num_tasks: how many tasks a domain, all by default, spread over its
+    families. num_samples: answers a task at each temperature; at 0 one, since every answer is the same.
+    num_validation_tasks: how many tasks a domain of the split validation are drawn besides, to choose each domain's
+    best temperature on; a domain with fewer gives all it has; 0 draws none, and no temperature is chosen. An evaluation
+    of the split validation chooses none: it would be chosen on the tasks that it is read on.
     """
 
     split: Literal[Split.VALIDATION, Split.HELDOUT] = Split.HELDOUT
     policy_version: str | None = None
+    domains: Annotated[list[str], Field(min_length=1, max_length=100)] | None = None
     num_tasks: Annotated[Int, Field(ge=1)] | None = None
     num_samples: Annotated[Int, Field(ge=1, le=256)] = 8
     temperatures: Temperatures = [*TEMPERATURES]

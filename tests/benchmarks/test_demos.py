@@ -43,6 +43,18 @@ def test_a_row_has_both_levels_and_the_rise_over_seeds_and_families(
     assert "| judge | own success (turns) in math, teaches: +0.30 ± 0.20 | 0 |" in lines
 
 
+def test_pairs_of_evaluations_give_the_same_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments: list[str] = []
+    for seed, after in enumerate(AFTER):
+        for name, side in (("before", BASE), ("after", after)):
+            (tmp_path / f"{name}{seed}.json").write_text(side.model_dump_json())
+        arguments += ["--pair", str(tmp_path / f"before{seed}.json"), str(tmp_path / f"after{seed}.json")]
+    assert main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "| math | pass@1 | 0.5 | 0.125 | 0.438 | +0.312 [-1.000, +1.000] | 2 |" in lines
+    assert not any("updates" in line for line in lines)
+
+
 def test_reports_of_one_seed_and_files_that_are_none_are_refused(tmp_path: Path) -> None:
     path = report(tmp_path, 3, AFTER[0], [])
     with pytest.raises(SystemExit, match="the same seed: 3, 3"):
@@ -53,3 +65,8 @@ def test_reports_of_one_seed_and_files_that_are_none_are_refused(tmp_path: Path)
         main([str(other)])
     with pytest.raises(SystemExit, match="No such file"):
         main([str(tmp_path / "gone.json")])
+    with pytest.raises(SystemExit, match="other.json is no evaluation"):
+        main(["--pair", str(other), str(other)])
+    for arguments in ([], [path, "--pair", str(other), str(other)]):
+        with pytest.raises(SystemExit):
+            main(arguments)

@@ -21,6 +21,9 @@ from services.contracts.evaluations import (
 def evaluate(
     split: Annotated[Literal["heldout", "validation"], typer.Option(help="The split to measure on.")] = "heldout",
     policy: Annotated[str | None, typer.Option(help="A policy version; the serving one by default.")] = None,
+    domain: Annotated[
+        list[str] | None, typer.Option(help="Measure on tasks of this domain; repeat for more. [default: all]")
+    ] = None,
     tasks: Annotated[int, typer.Option(min=1, help="Tasks per domain, spread over its families.")] = 15,
     full: Annotated[bool, typer.Option("--full", help="All tasks of the split.")] = False,
     samples: Annotated[int, typer.Option(min=1, max=256, help="Answers per task at each temperature above 0.")] = 8,
@@ -56,6 +59,7 @@ def evaluate(
         {
             "split": split,
             "policy_version": policy,
+            "domains": domain or None,
             "num_tasks": None if full else tasks,
             "num_samples": samples,
             "temperatures": temperature or [*TEMPERATURES],

@@ -25,7 +25,7 @@ class EvaluationNotFound(NotFound):
 
 
 class NothingToEvaluate(InvalidInput):
-    """The split has no tasks."""
+    """The split has no tasks, or none of a domain."""
 
     hint = "Import tasks with `preceptor tasks import FILE` first."
 
@@ -40,9 +40,13 @@ def create(
     Errors: NothingToEvaluate (422), PolicyVersionNotFound (404), WeightsDeleted (409).
     """
     version = _version(session, lineage_id, wanted.policy_version)
-    chosen = tasks.spread_over_families(session, lineage_id, wanted.split, wanted.num_tasks, wanted.seed)
+    chosen = tasks.spread_over_families(
+        session, lineage_id, wanted.split, wanted.num_tasks, wanted.seed, wanted.domains
+    )
     if not chosen:
         raise NothingToEvaluate(f"split {wanted.split.value!r} has no tasks")
+    if empty := sorted({*(wanted.domains or ())} - {task.domain for task in chosen}):
+        raise NothingToEvaluate(f"split {wanted.split.value!r} has no tasks of {', '.join(empty)}")
     drawn = {"sampling": sampling.model_dump(mode="json", exclude={"temperature", "seed"})}
     row = EvaluationRow(
         lineage_id=lineage_id,
@@ -72,7 +76,8 @@ def _validation_tasks(session: Session, lineage_id: UUID, wanted: EvaluationCrea
     """The tasks to choose temperatures on, beside those measured; none where these are validation tasks themselves."""
     if wanted.split is Split.VALIDATION or wanted.num_validation_tasks == 0 or len(wanted.temperatures) == 1:
         return []
-    return tasks.spread_over_families(session, lineage_id, Split.VALIDATION, wanted.num_validation_tasks, wanted.seed)
+    num = wanted.num_validation_tasks
+    return tasks.spread_over_families(session, lineage_id, Split.VALIDATION, num, wanted.seed, wanted.domains)
 
 
 def _version(session: Session, lineage_id: UUID, name: str | None) -> PolicyVersionRow:

@@ -184,9 +184,15 @@ def take_turns(nearest: Sequence[TaskRow], sizes: Mapping[UUID, int], *, size: i
 
 
 def spread_over_families(
-    session: Session, lineage_id: UUID, split: Split, num_tasks: int | None, seed: int, domain: str | None = None
+    session: Session,
+    lineage_id: UUID,
+    split: Split,
+    num_tasks: int | None,
+    seed: int,
+    domains: Collection[str] | None = None,
 ) -> Sequence[TaskRow]:
-    """At most `num_tasks` tasks a domain (all when None), taken from its families in turn; of one domain, or of all."""
+    """At most `num_tasks` tasks a domain (all when None), taken from its families in turn; of these domains, or of
+    all."""
     order = func.md5(TaskRow.key + str(seed))
     within = func.row_number().over(partition_by=[TaskRow.domain, TaskRow.family], order_by=order).label("within")
     inner = (
@@ -194,7 +200,7 @@ def spread_over_families(
         .where(
             TaskRow.lineage_id == lineage_id,
             TaskRow.split == split.value,
-            *(() if domain is None else (TaskRow.domain == domain,)),
+            *(() if domains is None else (TaskRow.domain.in_(domains),)),
         )
         .subquery()
     )

@@ -263,7 +263,7 @@ def _choose_tasks(
         row.id: set(session.scalars(select(MeasuredTaskRow.task_id).where(MeasuredTaskRow.measurement_id == row.id)))
         for row in needy
     }
-    pool = tasks.spread_over_families(session, lineage_id, Split.TRAIN, MOST_CANDIDATES, seed, domain)
+    pool = tasks.spread_over_families(session, lineage_id, Split.TRAIN, MOST_CANDIDATES, seed, [domain])
     fixed = _find_corrections(session, lineage_id, needy, pool)
     keys = {row.id: _find_needed_keys(session, row) for row in needy}
     wanted = [

@@ -68,6 +68,21 @@ def test_an_evaluation_of_heldout_tasks_draws_a_bounded_number_of_validation_tas
         assert count(split="validation", num_tasks=3, num_validation_tasks=5) == 3
 
 
+def test_an_evaluation_of_some_domains_draws_no_task_of_others_and_says_which_has_none(
+    store: Store, world: World
+) -> None:
+    with store.transaction() as session:
+        for domain in ("math", "code/python", "tool-call"):
+            world.task(session, f"held {domain}", Split.HELDOUT, domain)
+            world.task(session, f"valid {domain}", Split.VALIDATION, domain)
+        some = EvaluationCreate(domains=["math", "tool-call"], temperatures=[0.0, 1.0])
+        _, planned = plan(session, world, some)
+        found = {key for key, _, _ in drawn(session, planned)}
+        assert found == {"held math", "valid math", "held tool-call", "valid tool-call"}
+        with pytest.raises(evaluations.NothingToEvaluate, match="no tasks of code, command"):
+            plan(session, world, EvaluationCreate(domains=["math", "command", "code"]))
+
+
 def finish(session: Session, group: GroupRow, scores: Sequence[float]) -> None:
     """Draw a planned group, as judged already."""
     [draw] = groups.claim(session, [group.id], 60)
