@@ -65,7 +65,7 @@ def test_reports_of_one_seed_and_files_that_are_none_are_refused(tmp_path: Path)
         main([str(other)])
     with pytest.raises(SystemExit, match="No such file"):
         main([str(tmp_path / "gone.json")])
-    with pytest.raises(SystemExit, match="other.json is no evaluation"):
+    with pytest.raises(SystemExit, match=r"other\.json is no evaluation"):
         main(["--pair", str(other), str(other)])
     for arguments in ([], [path, "--pair", str(other), str(other)]):
         with pytest.raises(SystemExit):
