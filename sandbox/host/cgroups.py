@@ -262,9 +262,14 @@ class Place:
         return is_removed
 
     def remove(self) -> None:
+        """Remove the folders with all groups; their processes are dead, but the kernel may need a moment to see it."""
+        deadline = time.monotonic() + _REMOVE_SECONDS
         for each in self.folders:
             with _sweeping(each.parent):  # of a spawner that was killed not everything was dead when this one began
-                _remove_with_groups(self.name, each.own, each.parent)
+                is_removed = _remove_with_groups(self.name, each.own, each.parent)
+            while not is_removed and time.monotonic() < deadline:
+                time.sleep(0.005)
+                is_removed = _remove_with_groups(self.name, each.own, each.parent)
 
 
 def _group_prefix(keeper: int) -> str:
@@ -349,7 +354,8 @@ def _try_to_lock(folder: int) -> bool:
             return True
 
 
-def _remove_with_groups(name: str, folder: int, parent: int) -> None:
+def _remove_with_groups(name: str, folder: int, parent: int) -> bool:
+    """Remove a sandbox's folder with the groups in it; False while there are processes in one."""
     for group in os.listdir(folder):
         _try_to_remove(group, folder)
-    _try_to_remove(name, parent)
+    return _try_to_remove(name, parent)
