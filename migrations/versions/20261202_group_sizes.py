@@ -3,7 +3,7 @@
 Revision: 20261202_group_sizes
 Follows: 20261201_what_teaches
 
-How many train rollouts were planned of a task, for groups of several sizes.
+How many train rollouts were planned of a task, for groups of several sizes, and when the last.
 """
 
 from alembic import op
@@ -14,7 +14,9 @@ branch_labels = None
 depends_on = None
 
 COLUMN = """
-ALTER TABLE task ADD COLUMN num_rollouts integer DEFAULT 0 NOT NULL;
+ALTER TABLE task
+    ADD COLUMN num_rollouts integer DEFAULT 0 NOT NULL,
+    ADD COLUMN drawn_at timestamp with time zone;
 UPDATE task SET num_rollouts = planned.num
 FROM (
     SELECT task_id, sum(size) AS num FROM rollout_group WHERE purpose = 'train' AND NOT external GROUP BY task_id

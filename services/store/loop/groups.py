@@ -90,6 +90,7 @@ def add(
     if purpose is Purpose.TRAIN:
         task.num_groups += 1
         task.num_rollouts += size
+        task.drawn_at = func.clock_timestamp()
     session.flush()
     return row
 

@@ -137,26 +137,28 @@ def view(row: TaskRow) -> Task:
 def least_drawn(
     session: Session, lineage_id: UUID, max_groups_per_task: int, size: int, limit: int, seed: int
 ) -> list[TaskRow]:
-    """Train tasks to draw next: domains in turn, least drawn first, in an order that depends on the seed only.
+    """Train tasks to draw next: domains in turn, the one that has waited longest first; in each the least drawn first,
+    in an order that depends on the seed only.
 
     size: of a whole group. Smaller groups of a task count as one once they have as many rollouts together.
     """
     order = func.md5(TaskRow.key + str(seed))
     turn = func.row_number().over(partition_by=TaskRow.domain, order_by=[TaskRow.num_rollouts, order]).label("turn")
-    candidates = (
-        select(TaskRow.id, turn, order.label("ord"))
-        .where(
-            TaskRow.lineage_id == lineage_id,
-            TaskRow.split == Split.TRAIN.value,
-            TaskRow.num_rollouts < max_groups_per_task * size,
-        )
-        .subquery()
-    )
+    drawn_at = func.max(TaskRow.drawn_at).over(partition_by=TaskRow.domain).label("drawn_at")
+    of_train = (TaskRow.lineage_id == lineage_id, TaskRow.split == Split.TRAIN.value)
+    is_left = (TaskRow.num_rollouts < max_groups_per_task * size).label("is_left")
+    candidates = select(TaskRow.id, turn, drawn_at, is_left, order.label("ord")).where(*of_train).subquery()
     return list(
         session.scalars(
             select(TaskRow)
             .join(candidates, candidates.c.id == TaskRow.id)
-            .order_by(TaskRow.num_rollouts // size, candidates.c.turn, candidates.c.ord)
+            .where(candidates.c.is_left)
+            .order_by(
+                TaskRow.num_rollouts // size,
+                candidates.c.turn,
+                candidates.c.drawn_at.asc().nulls_first(),
+                candidates.c.ord,
+            )
             .limit(limit)
         )
     )

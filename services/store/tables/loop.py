@@ -85,6 +85,7 @@ class TaskRow(Base):
     content_sha256: Mapped[str]
     num_groups: Mapped[int] = mapped_column(server_default="0")
     num_rollouts: Mapped[int] = mapped_column(server_default="0")
+    drawn_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = now_column()
 
 

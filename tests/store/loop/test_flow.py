@@ -368,6 +368,21 @@ def test_domains_take_turns_and_a_task_is_drawn_no_more_often_than_allowed(store
     assert sorted(task.key for task in drawn) == ["c", "m0", "m1", "m2"]
 
 
+def test_the_domain_that_has_waited_longest_is_drawn_next_however_many_tasks_it_has(store: Store, world: World) -> None:
+    with store.transaction() as session:
+        for domain, num in (("a", 9), ("b", 2), ("c", 5)):
+            for number in range(num):
+                world.task(session, f"{domain}{number}", domain=domain)
+        drawn = []
+        for _ in range(7):
+            [task] = tasks.least_drawn(session, world.lineage_id, max_groups_per_task=1, size=8, limit=1, seed=1)
+            groups.add(session, task, purpose=Purpose.TRAIN, size=8, sampling=Sampling())
+            drawn.append(task.domain)
+    assert sorted(drawn[:3]) == ["a", "b", "c"]
+    assert drawn[3:6] == drawn[:3]
+    assert drawn[6] == next(domain for domain in drawn if domain != "b")  # both of its tasks were drawn
+
+
 def test_a_task_of_small_groups_is_drawn_until_they_have_as_many_rollouts_as_whole_ones(
     store: Store, world: World
 ) -> None:
