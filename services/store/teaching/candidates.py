@@ -209,12 +209,16 @@ def _find_places(session: Session, lineage_id: UUID, versions: Collection[str]) 
     return dict(rows.all())
 
 
-def waits(session: Session, row: MeasurementRow) -> bool:
-    """Whether its last tasks had nothing to show, and the policy has hardly moved since."""
-    if row.reason is None:
-        return False
-    place = _find_places(session, row.lineage_id, [row.policy_version]).get(row.policy_version, 0)
-    return policies.num_served(session, row.lineage_id) - place < PATIENCE
+def find_waiting(session: Session, rows: Sequence[MeasurementRow]) -> set[UUID]:
+    """Those of a lineage's measurements whose last tasks had nothing to show, and since when the policy has hardly
+    moved."""
+    stopped = [row for row in rows if row.reason is not None]
+    if not stopped:
+        return set()
+    lineage_id = stopped[0].lineage_id
+    places = _find_places(session, lineage_id, {row.policy_version for row in stopped})
+    num_served = policies.num_served(session, lineage_id)
+    return {row.id for row in stopped if num_served - places.get(row.policy_version, 0) < PATIENCE}
 
 
 def under_way(session: Session, lineage_id: UUID, domain: str) -> Sequence[MeasurementRow]:

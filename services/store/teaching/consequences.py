@@ -46,4 +46,4 @@ def _is_all_known(session: Session, expert: ExpertRow, decided: Collection[Measu
 
 def _may_never_end(session: Session, row: MeasurementRow) -> bool:
     is_unread = row.source == ContextSource.DISTRIBUTION.value and row.num_tasks == 0
-    return is_unread or candidates.waits(session, row)
+    return is_unread or row.id in candidates.find_waiting(session, [row])

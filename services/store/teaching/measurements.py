@@ -85,7 +85,7 @@ def advance(session: Session, lineage_id: UUID, rules: Rules, *, is_sampling: bo
     experts = candidates.find_experts(session, lineage_id)
     for domain in candidates.find_domains(session, lineage_id):
         measuring = [row for row in candidates.under_way(session, lineage_id, domain) if not _is_gone(session, row)]
-        waiting = [row for row in measuring if candidates.waits(session, row)]
+        waiting = candidates.find_waiting(session, measuring)
         changed = [row for row in measuring if _look(session, row, rules)]
         measuring = [row for row in measuring if row not in changed]
         changed += _let_lapse(session, lineage_id, domain, rules.ages)
@@ -94,7 +94,8 @@ def advance(session: Session, lineage_id: UUID, rules: Rules, *, is_sampling: bo
             changed += _begin_round(session, lineage_id, domain, measuring, rules, is_sampling)
             if is_sampling:
                 _begin_due(session, lineage_id, domain, experts, rules)
-        changed += [row for row in measuring if row not in waiting and candidates.waits(session, row)]
+        new = candidates.find_waiting(session, measuring) - waiting
+        changed += [row for row in measuring if row.id in new]
         if changed:
             consequences.apply(session, {row.expert_id for row in changed}, promote=rules.promote)
 
@@ -181,7 +182,8 @@ def _begin_due(
 ) -> None:
     """Begin measurements that are due: all that draw nothing, and as many others as there is room for."""
     measuring = candidates.under_way(session, lineage_id, domain)
-    room = MOST_UNDER_WAY - sum(_draws(row) and not candidates.waits(session, row) for row in measuring)
+    waiting = candidates.find_waiting(session, measuring)
+    room = MOST_UNDER_WAY - sum(_draws(row) and row.id not in waiting for row in measuring)
     keys = candidates.find_keys(session, experts, domain)
     due = candidates.keep_due(session, lineage_id, domain, keys, rules.ages)
     drawing = [key for key in due if key.source is not ContextSource.DISTRIBUTION]
@@ -208,12 +210,16 @@ def _begin_round(
     measurements that ended because no task is left for them."""
     drawing = [row for row in measuring if _draws(row)]
     version = policies.serving(session, lineage_id)
-    if version is None or any(_num_tasks(session, row) > row.num_tasks for row in drawing):
+    if version is None:
+        return []
+    begun = _count_tasks(session, drawing)
+    if any(begun.get(row.id, 0) > row.num_tasks for row in drawing):
         return []
     has_room = is_sampling and _has_room(session, lineage_id, rules)
     now = session.scalars(select(func.now())).one()
     is_asked = {row.id: row.asked_until is not None and row.asked_until > now for row in drawing}
-    needy = [row for row in drawing if (is_asked[row.id] or has_room) and not candidates.waits(session, row)]
+    waiting = candidates.find_waiting(session, drawing)
+    needy = [row for row in drawing if (is_asked[row.id] or has_room) and row.id not in waiting]
     if not needy:
         return []
     num_drawn = _count_drawn(session, lineage_id)
@@ -233,10 +239,14 @@ def _begin_round(
     return [row for row in left if _end_without_tasks(row)]
 
 
-def _num_tasks(session: Session, row: MeasurementRow) -> int:
-    """How many of its tasks are drawn or being drawn; those that are judged are counted in the row."""
-    query = select(func.count()).where(MeasuredTaskRow.measurement_id == row.id)
-    return session.scalars(query).one()
+def _count_tasks(session: Session, rows: Sequence[MeasurementRow]) -> dict[UUID, int]:
+    """By measurement, how many of its tasks are drawn or being drawn; those that are judged are counted in the row."""
+    query = (
+        select(MeasuredTaskRow.measurement_id, func.count())
+        .where(MeasuredTaskRow.measurement_id.in_([row.id for row in rows]))
+        .group_by(MeasuredTaskRow.measurement_id)
+    )
+    return dict(session.execute(query).all())
 
 
 def _count_drawn(session: Session, lineage_id: UUID) -> dict[UUID, int]:
