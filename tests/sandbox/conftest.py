@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from tests.waiting import wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ORDINARY_UID = 65534
+TESTS_BEGAN = time.monotonic_ns()
 SECRET = "a-secret-of-the-server"  # noqa: S105 -- bait
 
 
@@ -282,9 +284,14 @@ def make_server(mode: str) -> SandboxServer:
 
 
 def cgroups_of(pids: list[int]) -> list[Path]:
-    """The folders of cgroups that these processes have made."""
-    found = Path("/sys/fs/cgroup").rglob("preceptor-sandbox-*")
-    return [path for path in found if path.name.split("-")[2] in map(str, pids)]
+    """The folders of cgroups that these processes have made. Numbers of processes come again, and what an earlier
+    sandbox left may lie where none of these looks."""
+
+    def is_theirs(path: Path) -> bool:
+        pid, began = path.name.split("-")[2:]
+        return pid in map(str, pids) and began.isdecimal() and int(began) > TESTS_BEGAN
+
+    return [path for path in Path("/sys/fs/cgroup").rglob("preceptor-sandbox-*") if is_theirs(path)]
 
 
 def host_processes(token: str) -> list[int]:
