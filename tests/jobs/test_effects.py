@@ -9,7 +9,6 @@ from sqlalchemy import func, select, update
 from services.contracts.corrections import CorrectionSubmit
 from services.contracts.ids import new_id
 from services.contracts.policies import GateReport
-from services.contracts.rollouts import Sampling
 from services.contracts.updates import TermKind, TermRecord
 from services.jobs.effects import find_changed, measure
 from services.jobs.maintain import maintain
@@ -19,6 +18,7 @@ from services.store.core.transaction import Store
 from services.store.corrections import corrections, desk, effects
 from services.store.ledger import lessons, policies, updates
 from services.store.ledger.updates import Contribution
+from services.store.loop import tasks
 from services.store.tables.corrections import EffectRow
 from services.store.tables.ledger import UpdateLessonRow
 from services.store.tables.loop import AnswerRow, RolloutRow
@@ -148,13 +148,14 @@ def test_a_correction_is_measured_under_the_versions_around_its_update(queue: Qu
 @pytest.mark.parametrize(
     ("most", "answers"), [(3, ["bas", "mai"]), (900, ["base", "main-v1"]), (None, ["base", "main-v1"])]
 )
-def test_a_version_answers_with_no_more_tokens_than_the_answer_that_was_corrected_could_have(
+def test_a_version_answers_with_no_more_tokens_than_the_task_lets_an_answer_have(
     queue: Queue, most: int | None, answers: list[str]
 ) -> None:
     item = correct(queue, CorrectionSubmit(verdict="corrected", text="abXY"))
     with queue.store.transaction() as session:
         row = session.get_one(RolloutRow, corrections.get(session, item).rollout_id)
-        row.sampling = None if most is None else Sampling(max_new_tokens=most).model_dump(mode="json")
+        task = tasks.get(session, row.task_id)
+        task.metadata_ = task.metadata_ if most is None else task.metadata_ | {"max_new_tokens": most}
     train(queue)
     publish(queue)
     measure(sweep(queue))

@@ -201,6 +201,11 @@ class Ledger:
         self._unreleased.clear()
         return outlook
 
+    @property
+    def rollouts_per_update(self) -> int:
+        """How many rollouts fill an update."""
+        return self._config.groups_per_update * self._settings.group_size
+
     def claim(self, parent: StartingPoint) -> Claim | None:
         """Open an update over the oldest whole groups and late lessons; None if no lesson is ready."""
 
@@ -209,7 +214,7 @@ class Ledger:
                 session,
                 self.lineage.id,
                 self._owner,
-                num_rollouts=self._config.groups_per_update * self._settings.group_size,
+                num_rollouts=self.rollouts_per_update,
                 max_late=MAX_LATE_LESSONS,
                 lease_seconds=self._settings.lesson_lease_seconds,
             )

@@ -283,8 +283,7 @@ class Leader:
         if self.waits_since is None:
             self.waits_since = time.monotonic()
         waited = time.monotonic() - self.waits_since
-        wanted = self.config.groups_per_update * self.settings.group_size
-        if outlook.num_rollouts < wanted and waited < self.config.patience_seconds:
+        if outlook.num_rollouts < self.ledger.rollouts_per_update and waited < self.config.patience_seconds:
             return None
         self.waits_since = None
         assert self.held is not None  # the turn began by catching up

@@ -19,6 +19,7 @@ from services.contracts.effects import CorrectionEffect, EffectSide, EffectStatu
 from services.contracts.ids import new_id
 from services.contracts.updates import TermRecord, UpdateStatus
 from services.store.ledger import fallbacks
+from services.store.loop import tasks
 from services.store.tables.corrections import CorrectionRow, EffectRow
 from services.store.tables.ledger import PolicyVersionRow, UpdateLessonRow, UpdateRow
 from services.store.tables.loop import AnswerRow, RolloutRow
@@ -34,7 +35,7 @@ class Measurement:
     """A measurement to make with a version: the probability of `text` after the prompt, and its own likeliest answer.
 
     The prompt holds the rollout's earlier turns. text is None where the answer was fine as it is: then the rollout's
-    own tokens are scored. max_new_tokens: of the answer; None where the rollout came from outside and does not say.
+    own tokens are scored. max_new_tokens: as the task has it (`tasks.find_most_tokens`).
     """
 
     effect_id: UUID
@@ -194,16 +195,11 @@ def claim(session: Session, ids: Sequence[UUID]) -> list[Measurement]:
                 token_ids=tuple(rollout.token_ids[rollout.answer_start :]),
                 action_mask=tuple(rollout.action_mask[rollout.answer_start :]),
                 text=item.text,
-                max_new_tokens=_read_length(rollout),
+                max_new_tokens=tasks.find_most_tokens(tasks.get(session, rollout.task_id)),
             )
         )
     session.flush()
     return claimed
-
-
-def _read_length(rollout: RolloutRow) -> int | None:
-    found = (rollout.sampling or {}).get("max_new_tokens")
-    return found if isinstance(found, int) else None
 
 
 def record(session: Session, asked: Measurement, found: Reading) -> None:

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from services.contracts.lessons import LessonStatus
 from services.contracts.rollouts import GroupStatus, Purpose, RolloutStatus, Sampling
 from services.contracts.sources import ShownContext
-from services.contracts.tasks import MAX_NEW_TOKENS, Message
+from services.contracts.tasks import Message
 from services.store.ledger import policies
 from services.store.loop import contexts, tasks
 from services.store.tables.ledger import LessonRow
@@ -134,8 +134,8 @@ def backlog(session: Session, lineage_id: UUID) -> int:
 
 def _bound(sampling: Sampling, task: TaskRow) -> Sampling:
     """The sampling with no longer answers than the task wants."""
-    most = task.metadata_.get(MAX_NEW_TOKENS)
-    if not isinstance(most, int) or most >= sampling.max_new_tokens:
+    most = tasks.find_most_tokens(task)
+    if most is None or most >= sampling.max_new_tokens:
         return sampling
     return sampling.model_copy(update={"max_new_tokens": most})
 

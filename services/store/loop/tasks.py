@@ -10,7 +10,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from services.contracts.base import Json
-from services.contracts.tasks import Message, Split, Task, TaskCreate
+from services.contracts.tasks import MAX_NEW_TOKENS, Message, Split, Task, TaskCreate
 from services.runtime.errors import Conflict, InvalidInput, NotFound
 from services.store.tables.loop import TaskRow
 
@@ -162,6 +162,12 @@ def least_drawn(
             .limit(limit)
         )
     )
+
+
+def find_most_tokens(task: TaskRow) -> int | None:
+    """The most tokens that an answer to it may have; None where the task does not say."""
+    most = task.metadata_.get(MAX_NEW_TOKENS)
+    return most if isinstance(most, int) else None
 
 
 def take_turns(nearest: Sequence[TaskRow], sizes: Mapping[UUID, int], *, size: int, num_turns: int) -> list[TaskRow]:
