@@ -41,6 +41,10 @@ Temperatures = Annotated[
 """Distinct temperatures, the lowest first."""
 
 
+Domains = Annotated[list[str], Field(min_length=1, max_length=100), AfterValidator(lambda domains: sorted({*domains}))]
+"""In one order and each once, so that equal choices are equal settings."""
+
+
 class EvaluationCreate(Contract):
     """Measure a policy version (the serving one by default) on a split other than train.
 
@@ -53,7 +57,7 @@ class EvaluationCreate(Contract):
 
     split: Literal[Split.VALIDATION, Split.HELDOUT] = Split.HELDOUT
     policy_version: str | None = None
-    domains: Annotated[list[str], Field(min_length=1, max_length=100)] | None = None
+    domains: Domains | None = None
     num_tasks: Annotated[Int, Field(ge=1)] | None = None
     num_samples: Annotated[Int, Field(ge=1, le=256)] = 8
     temperatures: Temperatures = [*TEMPERATURES]

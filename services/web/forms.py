@@ -25,6 +25,11 @@ def build_pages() -> APIRouter:
     return APIRouter(include_in_schema=False, dependencies=[Depends(check_form)])
 
 
+def as_list(value: object) -> object:
+    """A field that may be sent several times, as a list even where it is sent once."""
+    return value if isinstance(value, list) else [value]
+
+
 def check_text(what: str, *values: str) -> None:
     """Pass text that the store can keep. Errors: FormNotText (422)."""
     if any("\0" in value for value in values):

@@ -11,7 +11,7 @@ from services.contracts.rollouts import Purpose
 from services.contracts.tasks import Split
 from services.store.core.pages import BadCursor, decode_cursor, encode_cursor
 from services.store.core.transaction import Store
-from tests.api.conftest import Api, made, refused
+from tests.api.conftest import Api, items, made, refused
 from tests.store.conftest import World
 
 
@@ -119,5 +119,18 @@ def test_an_evaluation_is_planned_over_a_split(api: Api) -> None:
     for temperatures in refusals:
         refused(api.post("/v1/evaluations", {"temperatures": temperatures}), 422)
     assert made(api.get(f"/v1/evaluations/{planned['id']}"))["results"] == []
-    refused(api.post("/v1/evaluations", {"policy_version": "none"}), 404)
     refused(api.post("/v1/evaluations", {"split": "train"}), 422)
+
+
+@pytest.mark.integration
+def test_an_evaluation_of_what_is_not_there_is_refused_before_anything_is_planned(api: Api) -> None:
+    api.task("h", split="heldout")
+    api.task("v", split="validation", domain="code")
+    for domain in ("code", "mathematics"):
+        problem = refused(api.post("/v1/evaluations", {"domains": ["math", domain]}), 422)
+        assert problem["detail"] == f"split 'heldout' has no tasks of {domain}"
+        assert problem["hint"] == "It has tasks of math."
+    assert refused(api.post("/v1/evaluations", {"policy_version": "main-v9"}), 404)["detail"] == (
+        "no policy version 'main-v9'"
+    )
+    assert items(api.get("/v1/evaluations")) == []

@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 from rich.console import Console
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from services.cli.client import ApiClient
 from services.cli.commands import demo
@@ -21,6 +21,7 @@ from services.contracts.ids import new_id
 from services.contracts.rollouts import GroupStatus, Purpose, Sampling
 from services.contracts.sources import ContextSource
 from services.contracts.status import LoopSwitch, Status
+from services.contracts.tasks import Split
 from services.runtime.settings import Settings
 from services.store.core.transaction import Store
 from services.store.corrections import corrections
@@ -28,7 +29,7 @@ from services.store.loop import consultations, dead_letters, groups, settling, s
 from services.store.people import logins, passwords, persons
 from services.store.tables.corrections import CorrectionRow
 from services.store.tables.ledger import UpdateRow
-from services.store.tables.loop import AnswerRow, ConsultationRow, GroupRow, RolloutRow
+from services.store.tables.loop import AnswerRow, ConsultationRow, EvaluationRow, GroupRow, RolloutRow
 from tests.cli.conftest import CommandLine
 from tests.store.conftest import World, show
 from tests.store.loop.test_opinions import expert as opinionated
@@ -370,6 +371,22 @@ def test_the_ledger_and_the_versions_are_listed_and_shown(cli: CommandLine, stor
 def test_an_evaluation_needs_tasks_and_another_split_than_train(cli: CommandLine) -> None:
     assert cli.refused("eval")["detail"]
     assert "'train' is not one of 'heldout', 'validation'" in str(cli.refused("eval", "--split", "train")["detail"])
+
+
+def test_an_evaluation_of_an_unknown_domain_or_version_says_so_and_is_not_begun(
+    cli: CommandLine, store: Store, world: World
+) -> None:
+    with store.transaction() as session:
+        world.task(session, split=Split.HELDOUT)
+    assert cli.refused("eval", "--domain", "maths") == {
+        "error": "nothing-to-evaluate",
+        "detail": "split 'heldout' has no tasks of maths",
+        "hint": "It has tasks of math.",
+    }
+    unknown = cli.refused("eval", "--policy", "main-v9")
+    assert (unknown["error"], unknown["detail"]) == ("policy-version-not-found", "no policy version 'main-v9'")
+    with store.reading() as session:
+        assert session.scalars(select(EvaluationRow)).all() == []
 
 
 def test_sessions_are_listed_and_ended_and_a_password_is_set(

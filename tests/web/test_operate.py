@@ -7,15 +7,16 @@ from uuid import UUID
 
 import httpx2
 import pytest
-from sqlalchemy import select
+from sqlalchemy import func, select
 from starlette.testclient import TestClient
 
 from services.contracts.experts import BY_HAND
 from services.contracts.persons import Role
 from services.contracts.sources import ContextSource
+from services.contracts.tasks import Split, TaskCreate
 from services.runtime.settings import Settings
 from services.store.core.transaction import Store
-from services.store.loop import evaluations
+from services.store.loop import evaluations, lineages, tasks
 from services.store.tables.ledger import LessonRow, UpdateLessonRow, UpdateRow
 from services.store.tables.loop import ConsultationRow, EvaluationRow, ExpertRow, GroupRow, LoopRow, RolloutRow, TaskRow
 from services.store.tables.people import AuditRow
@@ -43,7 +44,7 @@ class Filled:
         assert response.status_code == 200, (path, response.status_code, response.text[:1000])
         return response.text
 
-    def send(self, path: str, seen_on: str, **fields: str) -> httpx2.Response:
+    def send(self, path: str, seen_on: str, **fields: str | list[str]) -> httpx2.Response:
         token = re.search(r'name="csrf_token" value="([^"]+)"', self.page(seen_on))
         assert token is not None
         return self.http.post(path, data={"csrf_token": token[1], **fields}, headers={"Accept": "text/html"})
@@ -307,6 +308,45 @@ def test_an_evaluation_is_started_on_the_page_of_evaluations_and_shown(filled: F
     assert settings["temperatures"] == [0.0, 0.25, 0.5, 1.0]
     for bad in ({"split": "train"}, {"temperatures": "0, 0"}, {"temperatures": "1,,2"}, {"temperatures": "11"}):
         assert filled.send("/evaluations", "/evaluations", **wanted | bad).status_code == 422
+
+
+def test_the_form_of_an_evaluation_offers_the_domains_that_can_be_measured(filled: Filled) -> None:
+    assert 'name="domains"' not in filled.page("/evaluations")  # of one domain there is nothing to choose
+    with filled.store.transaction() as session:
+        lineage = lineages.get(session, "main")
+        for domain, split in (("math", Split.HELDOUT), ("speech", Split.TRAIN), ("tool-call", Split.VALIDATION)):
+            task = {"key": domain, "domain": domain, "split": split, "messages": [{"role": "user", "content": domain}]}
+            tasks.add(session, lineage.id, TaskCreate.model_validate(task))
+    offered = re.findall(r'name="domains" value="([^"]+)">', filled.page("/evaluations"))
+    assert offered == ["code/python", "math", "tool-call"]
+
+    wanted: dict[str, str | list[str]] = {"split": "heldout", "num_tasks": "1", "num_samples": "2"}
+    for chosen, asked, drawn in (
+        ({}, "all", {"code/python", "math"}),
+        ({"domains": "math"}, "math", {"math"}),
+        ({"domains": ["math", "code/python"]}, "code/python, math", {"code/python", "math"}),
+    ):
+        location = filled.send("/evaluations", "/evaluations", **wanted | chosen).headers["location"]
+        assert f"Domains: {asked}." in filled.page(location)
+        with filled.store.reading() as session:
+            evaluation_id = UUID(location.split("/")[-1].split("?")[0])
+            of_groups = select(TaskRow.domain).join(GroupRow, GroupRow.task_id == TaskRow.id)
+            found = session.scalars(
+                of_groups.where(GroupRow.evaluation_id == evaluation_id, GroupRow.split == Split.HELDOUT.value)
+            )
+            assert {*found} == drawn
+
+    count = select(func.count()).select_from(EvaluationRow)
+    with filled.store.reading() as session:
+        num_before = session.scalar(count)
+    for bad, status, told in (
+        ({"domains": ["math", "tool-call"]}, 422, "has no tasks of tool-call"),
+        ({"policy_version": "main-v99"}, 404, "no policy version"),
+    ):
+        response = filled.send("/evaluations", "/evaluations", **wanted | bad)
+        assert (response.status_code, told in response.text) == (status, True)
+    with filled.store.reading() as session:
+        assert session.scalar(count) == num_before
 
 
 def test_the_overview_and_an_evaluation_lead_with_the_best_of_both_versions(filled: Filled) -> None:

@@ -43,10 +43,10 @@ def create(
     chosen = tasks.spread_over_families(
         session, lineage_id, wanted.split, wanted.num_tasks, wanted.seed, wanted.domains
     )
+    if empty := sorted({*(wanted.domains or ())} - {task.domain for task in chosen}):
+        raise _no_tasks_of(session, lineage_id, wanted.split, empty)
     if not chosen:
         raise NothingToEvaluate(f"split {wanted.split.value!r} has no tasks")
-    if empty := sorted({*(wanted.domains or ())} - {task.domain for task in chosen}):
-        raise NothingToEvaluate(f"split {wanted.split.value!r} has no tasks of {', '.join(empty)}")
     drawn = {"sampling": sampling.model_dump(mode="json", exclude={"temperature", "seed"})}
     row = EvaluationRow(
         lineage_id=lineage_id,
@@ -70,6 +70,13 @@ def create(
         for temperature in wanted.temperatures
     ]
     return row, [group.id for group in planned]
+
+
+def _no_tasks_of(session: Session, lineage_id: UUID, split: Split, empty: Sequence[str]) -> NothingToEvaluate:
+    """The error that these domains have no tasks in the split, with the domains that have some."""
+    there = tasks.find_domains(session, lineage_id, [split])
+    hint = f"It has tasks of {', '.join(there)}." if there else None
+    return NothingToEvaluate(f"split {split.value!r} has no tasks of {', '.join(empty)}", hint=hint)
 
 
 def _validation_tasks(session: Session, lineage_id: UUID, wanted: EvaluationCreate) -> Sequence[TaskRow]:

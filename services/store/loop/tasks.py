@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from services.contracts.base import Json
 from services.contracts.tasks import MAX_NEW_TOKENS, Message, Split, Task, TaskCreate
 from services.runtime.errors import Conflict, InvalidInput, NotFound
+from services.store.core import row_counts
 from services.store.tables.loop import TaskRow
 
 
@@ -189,6 +190,12 @@ def take_turns(nearest: Sequence[TaskRow], sizes: Mapping[UUID, int], *, size: i
         left = [task for task in left if task not in turn]
         chosen += turn
     return chosen
+
+
+def find_domains(session: Session, lineage_id: UUID, splits: Collection[Split]) -> list[str]:
+    """The domains that have tasks in any of these splits, in order."""
+    counts = row_counts.read(session, lineage_id, ("task",))["task"]
+    return sorted({count.kind for count in counts if count.word in splits and count.num > 0})
 
 
 def spread_over_families(

@@ -13,7 +13,7 @@ from services.contracts.base import Contract, Name
 from services.contracts.persons import KeyCreate, KeyCreated, KeyRotate, Person, Right
 from services.store.core.transaction import Store
 from services.store.people import persons
-from services.web.forms import build_pages, form_of
+from services.web.forms import as_list, build_pages, form_of
 from services.web.visitors import CallDep, Visitor, VisitorDep, go_to, page
 
 router = build_pages()
@@ -21,16 +21,12 @@ router = build_pages()
 DAY_SECONDS = 86_400
 
 
-def _as_list(value: object) -> object:
-    return value if isinstance(value, list) else [value]
-
-
 class KeyForm(Contract):
     """The form of a new key: its person, name, rights and days."""
 
     person_id: UUID
     name: Name
-    scopes: Annotated[list[Right], BeforeValidator(_as_list), Field(min_length=1)]
+    scopes: Annotated[list[Right], BeforeValidator(as_list), Field(min_length=1)]
     days: Annotated[int, Field(ge=1, le=3650)] | None = None
 
 

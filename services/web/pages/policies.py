@@ -3,24 +3,24 @@
 from typing import Annotated, Literal
 from uuid import UUID
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from starlette.responses import Response
 
 from services.acts import evaluations as acts
 from services.api.deps import SettingsDep, StoreDep
 from services.contracts.base import Contract
-from services.contracts.evaluations import NUM_VALIDATION_TASKS, TEMPERATURES, EvaluationCreate
+from services.contracts.evaluations import NUM_VALIDATION_TASKS, TEMPERATURES, Domains, EvaluationCreate
 from services.contracts.persons import Right
 from services.contracts.policies import PolicyStatus
 from services.contracts.rollouts import Purpose
 from services.contracts.tasks import Split
 from services.runtime.errors import InvalidInput
 from services.store.ledger import policies
-from services.store.loop import evaluations, lineages
+from services.store.loop import evaluations, lineages, tasks
 from services.store.stats import estimates
 from services.store.tables.ledger import PolicyVersionRow
 from services.store.views import browse, versions
-from services.web.forms import build_pages, form_of
+from services.web.forms import as_list, build_pages, form_of
 from services.web.lists import Chosen, RowsDep, list_path
 from services.web.presenters import evaluated
 from services.web.visitors import CallDep, VisitorDep, go_to, needs, page
@@ -31,13 +31,14 @@ router = build_pages()
 
 
 class EvaluationForm(Contract):
-    """What to measure; no version: the serving one, no number of tasks: all of the split.
+    """What to measure; no version: the serving one, no domains: all, no number of tasks: all of the split.
 
     temperatures: numbers with commas between them.
     """
 
     split: Literal[Split.VALIDATION, Split.HELDOUT]
     policy_version: str | None = None
+    domains: Annotated[Domains, BeforeValidator(as_list)] | None = None
     num_tasks: Annotated[int, Field(ge=1)] | None = None
     num_samples: Annotated[int, Field(ge=1, le=256)]
     temperatures: Annotated[str, Field(pattern=r"^[0-9., ]{1,200}$")] = ",".join(map(str, TEMPERATURES))
@@ -124,11 +125,13 @@ def show_evaluations(visitor: VisitorDep, store: StoreDep, settings: SettingsDep
         lineage = lineages.get(session, settings.lineage)
         found = browse.list_evaluations(session, lineage.id, cursor=paging.cursor, limit=paging.limit)
         newest = policies.newest(session, lineage.id, before=None, limit=NUM_VERSIONS)
+        domains = tasks.find_domains(session, lineage.id, [Split.HELDOUT, Split.VALIDATION])
     return page(
         visitor,
         "evaluations/list.html",
         evaluations=found,
         versions=[version.name for version in newest],
+        domains=domains,
         temperatures=", ".join(f"{one:g}" for one in TEMPERATURES),
         num_validation_tasks=NUM_VALIDATION_TASKS,
     )

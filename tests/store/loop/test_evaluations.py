@@ -79,8 +79,20 @@ def test_an_evaluation_of_some_domains_draws_no_task_of_others_and_says_which_ha
         _, planned = plan(session, world, some)
         found = {key for key, _, _ in drawn(session, planned)}
         assert found == {"held math", "valid math", "held tool-call", "valid tool-call"}
-        with pytest.raises(evaluations.NothingToEvaluate, match="no tasks of code, command"):
+        with pytest.raises(evaluations.NothingToEvaluate, match="no tasks of code, command") as refused:
             plan(session, world, EvaluationCreate(domains=["math", "command", "code"]))
+        assert refused.value.hint == "It has tasks of code/python, math, tool-call."
+        with pytest.raises(evaluations.NothingToEvaluate, match="no tasks of code"):
+            plan(session, world, EvaluationCreate(domains=["code"]))
+
+
+def test_the_same_domains_in_another_order_are_the_same_settings(store: Store, world: World) -> None:
+    with store.transaction() as session:
+        for domain in ("math", "tool-call"):
+            world.task(session, f"held {domain}", Split.HELDOUT, domain)
+        orders = (["math", "tool-call"], ["tool-call", "math", "math"])
+        one, other = (plan(session, world, EvaluationCreate(domains=domains))[0] for domains in orders)
+        assert one.settings == other.settings
 
 
 def finish(session: Session, group: GroupRow, scores: Sequence[float]) -> None:
