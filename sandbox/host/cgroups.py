@@ -8,11 +8,13 @@ Only the standard library; loads under `python -S`.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from sandbox.inside.isolation import write_at
 
@@ -172,7 +174,7 @@ class Group:
         return max(0, int(os.pread(self._peak, 64, 0)) - self._bytes_before)
 
     def remove(self) -> None:
-        """Remove the group; its processes are dead, but the kernel may need a moment to see it."""
+        """Remove the group, whose processes are dead. Raises OSError while the kernel sees some in it."""
         os.close(self._events)
         os.close(self._usage)
         for descriptor in (self._peak, self._processor):
@@ -181,14 +183,8 @@ class Group:
         deadline = time.monotonic() + _REMOVE_SECONDS
         for each in self._folders:
             os.close(each.own)
-            while True:
-                try:
-                    os.rmdir(self._name, dir_fd=each.parent)
-                    break
-                except OSError:
-                    if time.monotonic() > deadline:
-                        raise
-                    time.sleep(0.005)
+            if not _await_removal(partial(_try_to_remove, self._name, each.parent), deadline):
+                raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), self._name)
 
 
 @dataclass(frozen=True)
@@ -262,14 +258,13 @@ class Place:
         return is_removed
 
     def remove(self) -> None:
-        """Remove the folders with all groups; their processes are dead, but the kernel may need a moment to see it."""
+        """Remove the folders with all groups, whose processes are dead."""
         deadline = time.monotonic() + _REMOVE_SECONDS
         for each in self.folders:
             with _sweeping(each.parent):  # of a spawner that was killed not everything was dead when this one began
                 is_removed = _remove_with_groups(self.name, each.own, each.parent)
-            while not is_removed and time.monotonic() < deadline:
-                time.sleep(0.005)
-                is_removed = _remove_with_groups(self.name, each.own, each.parent)
+            if not is_removed:
+                _await_removal(partial(_remove_with_groups, self.name, each.own, each.parent), deadline)
 
 
 def _group_prefix(keeper: int) -> str:
@@ -285,6 +280,14 @@ def _try_to_remove(name: str, folder: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def _await_removal(remove: Callable[[], bool], deadline: float) -> bool:
+    """Try to remove a cgroup until it is gone, or until then: the kernel may need a moment to see that its processes
+    are dead."""
+    while not (is_removed := remove()) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return is_removed
 
 
 def _read(folder: int, name: str) -> str:

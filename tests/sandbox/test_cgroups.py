@@ -5,6 +5,7 @@ import subprocess
 
 import pytest
 
+from sandbox.host import cgroups
 from sandbox.host.cgroups import Place
 from tests.sandbox.conftest import cgroups_of
 
@@ -23,6 +24,38 @@ def test_the_folders_are_removed_as_soon_as_the_last_process_in_a_group_has_ende
         place.remove()
         left = cgroups_of([os.getpid()])
         assert dying.poll() is not None, "removed before it had ended"
-    with pytest.raises(OSError, match="No such file"):  # it is gone with the rest
-        group.remove()
+    group.remove()  # gone with the rest, so there is nothing to wait for
     assert (len(folders) > 0, left) == (True, [])
+
+
+def test_a_group_is_removed_as_soon_as_its_last_process_has_ended() -> None:
+    place = Place.find()
+    if place is None:
+        pytest.skip("needs a cgroup that this user may make")
+    group = place.make_group(keeper=1, number=0)
+    made = [folder / "slot-1-0" for folder in cgroups_of([os.getpid()])]
+    with subprocess.Popen(["sleep", "0.3"]) as dying:
+        for folder in made:
+            (folder / "cgroup.procs").write_text(str(dying.pid))
+        group.remove()
+        assert dying.poll() is not None, "removed before it had ended"
+    assert (len(made) > 0, [folder for folder in made if folder.exists()]) == (True, [])
+    place.remove()
+
+
+def test_a_group_with_a_living_process_is_not_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cgroups, "_REMOVE_SECONDS", 0.1)
+    place = Place.find()
+    if place is None:
+        pytest.skip("needs a cgroup that this user may make")
+    group = place.make_group(keeper=1, number=0)
+    made = [folder / "slot-1-0" for folder in cgroups_of([os.getpid()])]
+    with subprocess.Popen(["sleep", "60"]) as living:
+        for folder in made:
+            (folder / "cgroup.procs").write_text(str(living.pid))
+        with pytest.raises(OSError, match="busy"):
+            group.remove()
+        assert all(folder.exists() for folder in made)
+        living.kill()
+    place.remove()
+    assert cgroups_of([os.getpid()]) == []
