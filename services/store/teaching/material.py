@@ -20,7 +20,7 @@ from services.store.loop import answers, held_out
 from services.store.loop.answers import Trace
 from services.store.tables.loop import AnswerRow, TaskRow
 from services.store.teaching import pool, right_answers
-from services.store.teaching.right_answers import RightAnswer, Said
+from services.store.teaching.right_answers import Giver, RightAnswer, Said
 
 MIN_TRIED = 8  # alike tasks whose right answers are read, for each precedent that is shown: some may not count
 
@@ -64,6 +64,7 @@ def find_fixed(
     before: Mapping[UUID, UUID] | None = None,
     include_probation: bool = False,
     num_precedents: int = 1,
+    givers: Sequence[Giver] | None = None,
 ) -> dict[UUID, list[Material]]:
     """What may be shown about these tasks, in `SOURCE_ORDER`, at most one thing of each source and expert: what several
     verifiers certified is there once for each, so that it is shown as long as one of them teaches.
@@ -71,7 +72,7 @@ def find_fixed(
     before: by task, the group that own successes and corrections must be older than; a task that is not in it takes
     those of any group. include_probation: also what experts on probation said, which must not train. num_precedents:
     how many other tasks a teacher is shown together. A task that carries precedents of its own, known or still to come,
-    has those alone.
+    has those alone. givers: what `right_answers.find_givers` finds, where the caller has it already.
     """
     limits = {task_id: (before or {}).get(task_id) for task_id in task_ids}
     right = right_answers.find(session, lineage_id, limits, include_probation=include_probation)
@@ -79,8 +80,9 @@ def find_fixed(
     if num_precedents:
         tasks = session.scalars(select(TaskRow).where(TaskRow.id.in_(limits)).order_by(TaskRow.id)).all()
         given = _find_given(session, tasks, include_probation, num_precedents)
-        givers = right_answers.find_givers(session, lineage_id, ContextSource.PRECEDENTS)
-        without = [task for task in tasks if not any(giver.serves(task) for giver in givers)]
+        known = right_answers.find_givers(session, lineage_id) if givers is None else givers
+        of_precedents = [giver for giver in known if giver.source is ContextSource.PRECEDENTS]
+        without = [task for task in tasks if not any(giver.serves(task) for giver in of_precedents)]
         chosen = _choose_precedents(session, without, num_precedents)
         for task in tasks:
             drafts[task.id] += [*given.get(task.id, []), *chosen.get(task.id, [])]

@@ -79,8 +79,15 @@ def find_readers(session: Session, lineage_id: UUID, key: str, *, include_probat
     usable = trust.may_train(ExpertRow)
     if include_probation:
         usable |= trust.is_on_probation(ExpertRow)
-    experts = session.scalars(select(ExpertRow).where(ExpertRow.lineage_id == lineage_id, usable))
-    return {expert.id: expert for expert in experts if key in trust.read_keys(expert)}
+    return {expert.id: expert for expert in _find_experts(session, lineage_id, usable) if _reads(expert, key)}
+
+
+def _find_experts(session: Session, lineage_id: UUID, usable: ColumnElement[bool]) -> Sequence[ExpertRow]:
+    return session.scalars(select(ExpertRow).where(ExpertRow.lineage_id == lineage_id, usable)).all()
+
+
+def _reads(expert: ExpertRow, key: str) -> bool:
+    return key in trust.read_keys(expert)
 
 
 @dataclass(frozen=True)
@@ -96,11 +103,16 @@ class Giver:
         return consultations.serves(self.expert, self.descriptor, task.domain, task.metadata_.keys())
 
 
-def find_givers(session: Session, lineage_id: UUID, source: ContextSource) -> list[Giver]:
-    """The experts that may train and read this off tasks: a reference, or precedents."""
-    readers = find_readers(session, lineage_id, source.value, include_probation=False).values()
-    givers = [Giver(source, expert, Descriptor.model_validate(expert.descriptor)) for expert in readers]
-    return [giver for giver in givers if GIVEN[source] in giver.descriptor.kinds]
+def find_givers(session: Session, lineage_id: UUID) -> list[Giver]:
+    """The experts that may train and read a reference or precedents off tasks, once for each of these."""
+    experts = _find_experts(session, lineage_id, trust.may_train(ExpertRow))
+    descriptors = [(expert, Descriptor.model_validate(expert.descriptor)) for expert in experts]
+    return [
+        Giver(source, expert, descriptor)
+        for source, kind in GIVEN.items()
+        for expert, descriptor in descriptors
+        if _reads(expert, source.value) and kind in descriptor.kinds
+    ]
 
 
 def find_given(

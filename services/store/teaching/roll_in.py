@@ -27,7 +27,7 @@ from services.store.loop.standing import Standing
 from services.store.tables.loop import TaskRow
 from services.store.teaching import material, right_answers
 from services.store.teaching.material import Material
-from services.store.teaching.right_answers import GIVEN, Giver
+from services.store.teaching.right_answers import Giver
 
 SIBLINGS: Final = 2
 """Successes that a group must be expected to have for its rollouts to learn from each other."""
@@ -68,9 +68,9 @@ def choose(session: Session, lineage_id: UUID, tasks: Sequence[TaskRow], *, size
     if not taught:
         return RollIn()
     ids = [task.id for task in taught]
-    found = material.find_fixed(session, lineage_id, ids, num_precedents=teaching.num_precedents)
+    givers = right_answers.find_givers(session, lineage_id)
+    found = material.find_fixed(session, lineage_id, ids, num_precedents=teaching.num_precedents, givers=givers)
     may_show = standing.read(session, lineage_id)
-    givers = [giver for source in GIVEN for giver in right_answers.find_givers(session, lineage_id, source)]
     shares, unheard = dict[UUID, TeacherShare](), dict[UUID, frozenset[UUID]]()
     for task in taught:
         first = find_first(found[task.id], may_show, task.domain, teaching.contexts)

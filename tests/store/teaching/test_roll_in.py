@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 import pytest
+from sqlalchemy.orm import Session
 
 from services.contracts.answers import AnswerContent
 from services.contracts.measurements import MeasurementStatus
@@ -15,9 +17,9 @@ from services.store.loop import groups
 from services.store.loop.groups import TeacherShare
 from services.store.tables.loop import ExpertRow, RolloutRow, TaskRow
 from services.store.tables.teaching import MeasurementRow
-from services.store.teaching import roll_in
+from services.store.teaching import right_answers, roll_in
 from services.store.teaching.roll_in import Teaching
-from tests.store.teaching.test_material import REFERENCE, Desk, desk
+from tests.store.teaching.test_material import LIBRARIAN, REFERENCE, Desk, desk
 
 __all__ = ["desk"]
 
@@ -99,6 +101,27 @@ def test_the_teacher_draws_by_the_pass_rate_on_the_task_after_what_is_shown_of_i
     assert (planned.num_shown, planned.size) == (4, 8)
     assert (planned.context or {})["quotes"] == ["reference"]
     assert choose(desk, hard, share=0.0) == [None]
+
+
+@pytest.mark.integration
+def test_who_gives_references_and_precedents_is_read_once_for_a_round(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge, librarian = desk.expert("judge"), desk.expert("librarian", **LIBRARIAN, granted=("precedents",))
+    hard, other = desk.task("hard", domain="hard"), desk.task("other", domain="hard")
+    reference = refer(desk, judged(desk, hard, judge, *[0.0] * 8)[0])
+    desk.said(judged(desk, other, judge, *[0.0] * 8)[0], reference, AnswerContent(solution="It is 8."))
+    read, found = right_answers.find_givers, list[list[right_answers.Giver]]()
+
+    def note(session: Session, lineage_id: UUID) -> list[right_answers.Giver]:
+        found.append(read(session, lineage_id))
+        return found[-1]
+
+    monkeypatch.setattr(right_answers, "find_givers", note)
+    assert None not in choose(desk, hard, other)
+    [once] = found
+    given = {(giver.expert.id, giver.source) for giver in once}
+    assert given == {(reference.id, ContextSource.REFERENCE), (librarian.id, ContextSource.PRECEDENTS)}
 
 
 @pytest.mark.integration
