@@ -49,7 +49,7 @@ class ApiProblem(PreceptorError):
 
 
 class ApiUnreachable(PreceptorError):
-    """No answer from the api."""
+    """No answer from the api. The hint says more where the client knows what may be the reason."""
 
     status_code = 503
     title = "The api does not answer"
@@ -71,10 +71,19 @@ class Patience:
 class ApiClient:
     """One api, one key. Every POST carries an idempotency key of its own, the same in every try of it."""
 
-    def __init__(self, url: str, key: str, timeout_seconds: float = 150.0, patience: Patience | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        key: str,
+        timeout_seconds: float = 150.0,
+        patience: Patience | None = None,
+        explain: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        """explain: what to do about an api that does not answer; None where nothing special is known."""
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = httpx2.Client(base_url=url, headers=headers, timeout=timeout_seconds)
         self._patience = patience or Patience()
+        self._explain = explain
         self.url = url
         self.key = key
 
@@ -157,7 +166,7 @@ class ApiClient:
         try:
             response = self._http.send(request)
         except httpx2.TransportError as error:
-            raise ApiUnreachable(f"{self.url}: {error or type(error).__name__}") from None
+            raise ApiUnreachable(f"{self.url}: {error or type(error).__name__}", hint=self._explain()) from None
         if response.is_success:
             return response.content
         problem = read_problem(response.status_code, response.content)

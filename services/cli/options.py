@@ -13,6 +13,7 @@ from services.cli.client import ApiClient
 from services.contracts.base import Json
 from services.local.credentials import read_credentials
 from services.local.layout import Layout, default_home
+from services.local.supervise.run_state import Presence, find_presence
 from services.runtime.errors import PreceptorError
 from services.runtime.secret_files import find_secret
 
@@ -27,6 +28,13 @@ Url = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 AsJsonLines = Annotated[bool, typer.Option("--json", help="Print one JSON document per line for each event.")]
 Limit = Annotated[int, typer.Option("--limit", min=1, help="Maximum number of rows, newest first.")]
+
+
+HINTS_OF_PRESENCE = {
+    Presence.STARTING: "The stack on this data folder is starting: try again in a moment.",
+    Presence.STOPPING: "The stack on this data folder is stopping: start it again with `preceptor up`.",
+}
+"""What to do where its api does not answer."""
 
 
 class ApiKeyMissing(PreceptorError):
@@ -47,7 +55,8 @@ def api_of(home: Path | None, url: str | None, given_key: str | None = None) -> 
 
     Errors: ApiKeyMissing if the stored key is not for the named api and no other is given.
     """
-    kept = read_credentials(layout_of(home))
+    layout = layout_of(home)
+    kept = read_credentials(layout)
     named = url or os.environ.get("PRECEPTOR_API_URL")
     address = named or (kept.api_url if kept else "http://127.0.0.1:8700")
     key = given_key or find_secret("PRECEPTOR_API_KEY")
@@ -55,7 +64,7 @@ def api_of(home: Path | None, url: str | None, given_key: str | None = None) -> 
         key = kept.api_key
     if not key and named:
         raise ApiKeyMissing(f"no API key is known for {named}")
-    return ApiClient(address, key)
+    return ApiClient(address, key, explain=lambda: None if named else HINTS_OF_PRESENCE.get(find_presence(layout)))
 
 
 def show(result: BaseModel | Json, as_json: bool, words: Callable[[], None]) -> None:

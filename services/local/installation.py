@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from services.local.layout import Layout, given_database_url, given_redis_url
 from services.local.processes.lock import FolderOfAnother
 from services.local.servers import postgres, valkey
-from services.local.supervise.supervisor import RunState, read_running
+from services.local.supervise.run_state import RunState, read_running
 from services.runtime.settings import Settings
 
 NAMED_BY_RUN = {"api": "api_url", "policy": "policy_url", "sandbox": "sandbox_url", "experts": "experts_url"}

@@ -1,5 +1,6 @@
 """Which api is asked with which key, and what is on a data folder."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from services.cli import program
-from services.cli.commands.stack import Presence, find_presence
+from services.cli.client import BOUND_SECONDS
 from services.cli.options import ApiKeyMissing, api_of
 from services.local.credentials import Credentials, credentials_file
-from services.local.layout import Layout
+from services.local.layout import Layout, free_port
 from services.local.processes.lock import FolderLock
+from services.local.supervise.run_state import Presence, find_presence
+from services.local.supervise.supervisor import Supervisor
 
 HERE = "http://127.0.0.1:8123"
 
@@ -89,6 +92,29 @@ def test_a_held_folder_without_a_living_supervisor_is_stopping(
     finally:
         lock.release()
     assert "is stopping" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("is_stopping", [False, True])
+def test_a_command_says_when_the_api_of_its_folder_is_only_starting_or_stopping(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], is_stopping: bool
+) -> None:
+    monkeypatch.setattr("services.cli.client.PAUSE_SECONDS", BOUND_SECONDS + 1)  # so that there is no second try
+    content = Credentials(api_url=f"http://127.0.0.1:{free_port()}", api_key="kept").model_dump_json()
+    layout = Layout(tmp_path)
+    credentials_file(layout).write_text(content)
+    asked = ("eval", "--home", str(tmp_path), "--json")
+    assert run(monkeypatch, *asked) == 1
+    assert "Start it with `preceptor up`" in capsys.readouterr().out
+    with Supervisor(layout):
+        if is_stopping:
+            layout.run_file.unlink()
+        assert run(monkeypatch, *asked) == 1
+        told = json.loads(capsys.readouterr().out)
+    words = "stopping: start it again" if is_stopping else "starting: try again in a moment"
+    assert (told["error"], told["hint"].startswith(f"The stack on this data folder is {words}")) == (
+        "api-unreachable",
+        True,
+    )
 
 
 def test_a_bad_setting_is_told_by_its_variables_name(

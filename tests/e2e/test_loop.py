@@ -26,7 +26,7 @@ from services.contracts.status import LoopState, LoopSwitch, Status
 from services.contracts.updates import TermKind, UpdateDetail
 from services.local.credentials import read_credentials
 from services.local.layout import Layout
-from services.local.supervise.supervisor import RunState, read_running
+from services.local.supervise.run_state import RunState, read_running
 from services.policy.model.modeling import make_tiny_policy
 from tests.e2e.environment import loop_environment
 

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import psutil
 import typer
 
 from services.cli.client import ApiUnreachable
@@ -16,8 +15,7 @@ from services.cli.options import AsJson, AsJsonLines, Home, Url, api_of, layout_
 from services.cli.output import report
 from services.contracts.status import LoopState, LoopSwitch, Status
 from services.local.layout import Layout, write_private
-from services.local.processes.lock import is_locked
-from services.local.supervise.supervisor import Stage, read_running, stop_running
+from services.local.supervise.run_state import Presence, Stage, find_presence, read_running, stop_running
 from services.runtime.errors import InvalidInput
 from services.runtime.secret_files import find_secret
 
@@ -210,35 +208,11 @@ def _lines_of_sick(layout: Layout) -> Iterator[str]:
             yield f"{process.name}: its health check fails; see {process.log}"
 
 
-class Presence(StrEnum):
-    """The state of the stack on a data folder."""
-
-    NOTHING = "not running"
-    STARTING = "starting"
-    RUNNING = "running"
-    STOPPING = "stopping"
-
-
 WORDS_OF_PRESENCE = {
     Presence.NOTHING: "no stack runs on this data folder; `preceptor up` starts one",
     Presence.STARTING: "the stack on this data folder is starting",
     Presence.STOPPING: "the stack on this data folder is stopping",
 }
-
-
-def find_presence(layout: Layout) -> Presence:
-    """Whether the stack is down, starting (its api not ready yet), running, or stopping."""
-    if not is_locked(layout.lock_file):
-        return Presence.NOTHING
-    running_now = read_running(layout)
-    if running_now is None:
-        return Presence.STOPPING
-    api = next((process for process in running_now.processes if process.name == "api"), None)
-    if api is None or api.stage is Stage.STARTING:
-        return Presence.STARTING
-    if api.pid is None or not psutil.pid_exists(api.pid):
-        return Presence.STOPPING
-    return Presence.RUNNING
 
 
 def init(

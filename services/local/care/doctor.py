@@ -35,7 +35,7 @@ from services.local.installation import Installation, find
 from services.local.layout import LOOPBACK, FolderIncomplete, Layout, free_port
 from services.local.processes.lock import is_locked
 from services.local.processes.process import LocalError
-from services.local.supervise.supervisor import Stage
+from services.local.supervise.run_state import Stage
 from services.policy.artifacts import ArtifactStore
 from services.policy.client import PolicyClient, PolicyRefused, PolicyUnavailable
 from services.runtime import space

@@ -20,7 +20,8 @@ from services.local.credentials import Credentials, credentials_file, read_crede
 from services.local.layout import LOOPBACK, Layout, free_port, given_database_url, given_redis_url, write_private
 from services.local.servers.postgres import EmbeddedPostgres
 from services.local.servers.valkey import EmbeddedValkey
-from services.local.supervise.supervisor import Component, ProcessSpec, RunState, Supervisor, answers_http
+from services.local.supervise.run_state import RunState
+from services.local.supervise.supervisor import Component, ProcessSpec, Supervisor, answers_http
 from services.runtime.errors import PreceptorError
 from services.runtime.settings import Settings
 

@@ -30,24 +30,16 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Protocol, Self
 
 import psutil
-from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from services.local.layout import Layout, write_private
-from services.local.processes.lock import FolderLock, is_locked
-from services.local.processes.process import (
-    GuardedProcess,
-    LocalError,
-    ProcessFailed,
-    Runnable,
-    describe_status,
-    tail,
-)
+from services.local.processes.lock import FolderLock
+from services.local.processes.process import GuardedProcess, LocalError, ProcessFailed, Runnable, describe_status, tail
+from services.local.supervise.run_state import LOCK_WAIT_SECONDS, RunningProcess, RunState, Stage
 from services.runtime import space
 
 TICK_SECONDS = 0.1
@@ -59,7 +51,6 @@ BACKOFF_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0)
 FULL_EVERY_SECONDS = 1.0  # between two looks at the disks
 FULL_PAUSE_SECONDS = 5.0  # between two starts of one process while a disk is full
 FULL_KEPT_SECONDS = 60.0  # a process that ends this soon after a full disk ended because of it
-LOCK_WAIT_SECONDS = 10.0  # time that the guards of a killed predecessor may need
 CRASH_NOTICE_SECONDS = 0.5  # how long a crash may take to be noticed once its effects are
 CRASHED = signal.SIGUSR1  # wakes the main thread when the watching thread saw a crash
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -67,16 +58,6 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 class Interrupted(KeyboardInterrupt):
     """The supervisor was asked to stop: Ctrl-C, SIGTERM or a closed terminal."""
-
-
-class Stage(StrEnum):
-    """Where a process is in its life under the supervisor."""
-
-    STARTING = "starting"
-    READY = "ready"
-    SICK = "not ready"  # it runs, and its health check has failed for long; it is not restarted
-    RESTARTING = "restarting"
-    STOPPED = "stopped"
 
 
 class Component(Protocol):
@@ -109,38 +90,6 @@ class ProcessSpec:
     stop_seconds: float = 10.0  # from SIGTERM to SIGKILL
     max_restarts: int = 0  # after a crash; 0: its crash stops everything
     url: str | None = None  # where it listens, for `preceptor status`
-
-
-class RunningProcess(BaseModel):
-    """One line of `preceptor status`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str
-    stage: Stage
-    pid: int | None
-    url: str | None
-    log: Path
-    num_restarts: int
-
-
-class RunState(BaseModel):
-    """The processes on a data folder: the content of run.json."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    supervisor_pid: int
-    supervisor_created: float  # the process's start in Unix time, which tells it from a later one with its number
-    started_at: AwareDatetime
-    processes: list[RunningProcess]
-
-
-class StopOutcome(StrEnum):
-    """The result of `stop_running`."""
-
-    NOT_RUNNING = "not running"
-    STOPPED = "stopped"
-    KILLED = "killed"
 
 
 class ChildProcess(Runnable):
@@ -480,67 +429,3 @@ def answers_http(url: str) -> Callable[[], bool]:
             return False
 
     return check
-
-
-def read_running(layout: Layout) -> RunState | None:
-    """The processes on the data folder; None when there are none, even if a killed supervisor left its file."""
-    if not is_locked(layout.lock_file):
-        return None
-    try:
-        state = RunState.model_validate_json(layout.run_file.read_bytes())
-    except FileNotFoundError:
-        return None
-    return state if is_same_process(state.supervisor_pid, state.supervisor_created) else None
-
-
-def is_same_process(pid: int, created: float) -> bool:
-    """True while the process that had this number at that start time lives."""
-    try:
-        process = psutil.Process(pid)
-        # the start is known in ticks since boot; Unix time moves a little when the clock is set
-        return bool(process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - created) < 2.0)
-    except psutil.NoSuchProcess:
-        return False
-
-
-def stop_running(layout: Layout, seconds: float = 90.0) -> StopOutcome:
-    """Stop the processes on the data folder and return when all of them are gone.
-
-    After `seconds` the supervisor is killed, and its guards end the rest. Errors: LocalError when it belongs to
-    another user, or does not end.
-    """
-    state = read_running(layout)
-    outcome = StopOutcome.NOT_RUNNING
-    if state is not None:
-        outcome = StopOutcome.STOPPED
-        order(state.supervisor_pid, signal.SIGTERM)
-        if not await_unlocked(layout, seconds):
-            outcome = StopOutcome.KILLED
-            if is_same_process(state.supervisor_pid, state.supervisor_created):
-                order(state.supervisor_pid, signal.SIGKILL)
-    if not await_unlocked(layout, LOCK_WAIT_SECONDS):
-        raise LocalError(f"something on {layout.root} does not end", hint=f"See the logs in {layout.logs}.")
-    layout.run_file.unlink(missing_ok=True)
-    return outcome
-
-
-def order(pid: int, number: signal.Signals) -> None:
-    """Signal a supervisor; one that is gone is no error."""
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        pass
-    except PermissionError as error:
-        raise LocalError(
-            f"process {pid} belongs to another user", hint="Stop it as the user who started it, or as root."
-        ) from error
-
-
-def await_unlocked(layout: Layout, seconds: float) -> bool:
-    """True as soon as the data folder is free; False if it is still held after so many seconds."""
-    deadline = time.monotonic() + seconds
-    while is_locked(layout.lock_file):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True

@@ -25,7 +25,7 @@ from services.local.installation import Installation, find
 from services.local.layout import Layout, free_port
 from services.local.servers.postgres import EmbeddedPostgres
 from services.local.servers.valkey import EmbeddedValkey
-from services.local.supervise.supervisor import RunningProcess, RunState, Stage
+from services.local.supervise.run_state import RunningProcess, RunState, Stage
 from services.policy.artifacts import ArtifactStore
 from services.store.core.transaction import Store
 from services.store.ledger import policies

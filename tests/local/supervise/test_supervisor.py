@@ -23,16 +23,8 @@ from services.local.layout import Layout, free_port
 from services.local.processes.lock import FolderInUse
 from services.local.processes.process import ProcessFailed
 from services.local.supervise import supervisor as supervisor_module
-from services.local.supervise.supervisor import (
-    Interrupted,
-    ProcessSpec,
-    Stage,
-    StopOutcome,
-    Supervisor,
-    answers_http,
-    read_running,
-    stop_running,
-)
+from services.local.supervise.run_state import Stage, StopOutcome, read_running, stop_running
+from services.local.supervise.supervisor import Interrupted, ProcessSpec, Supervisor, answers_http
 from services.runtime import space
 from tests.local.commands import SLEEP, await_gone, python
 from tests.waiting import wait_until
