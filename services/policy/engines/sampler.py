@@ -116,8 +116,8 @@ class Sampler:
             reason = self._ends.find(row.ids, request.stop, request.max_new_tokens)
             if reason is not None:
                 sample = self._ends.make_sample(row.ids, row.logprobs, reason)
+                self._remove(number)  # first: who has the answer may look at what is still being drawn
                 row.unit.job.finish(row.unit.index, row.number, sample)
-                self._remove(number)
 
     def _remove(self, number: int) -> None:
         self._batch.remove(number)
