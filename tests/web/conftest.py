@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["broker", "policy_url", "settings", "store", "world"]
 
 CHROMIUM = Path("/usr/bin/chromium")
+PATIENCE = 60_000.0  # milliseconds for a step in a page; the machine is shared
 CHROMIUM_ARGS = (
     "--no-sandbox",
     "--disable-gpu",
@@ -135,7 +136,7 @@ def chromium() -> "Iterator[Chromium]":
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=str(CHROMIUM), args=list(CHROMIUM_ARGS))
+        made = playwright.chromium.launch(executable_path=str(CHROMIUM), args=list(CHROMIUM_ARGS), timeout=0)
         yield made
         made.close()
 

@@ -10,6 +10,7 @@ from sqlalchemy import text
 from services.contracts.persons import Role
 from services.store.core.transaction import Store
 from tests.store.conftest import World
+from tests.web.conftest import PATIENCE
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser as Chromium
@@ -25,6 +26,7 @@ SMALL = {"width": 320, "height": 640}
 def page(chromium: "Chromium", site: str, world: World) -> "Iterator[Page]":
     """A page of its own cookies; whatever it logs as an error fails the test."""
     context = chromium.new_context(base_url=site)
+    context.set_default_timeout(PATIENCE)
     made = context.new_page()
     said: list[str] = []
     made.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
@@ -72,6 +74,7 @@ def test_pages_fit_a_small_phone_and_follow_the_device(
     chromium: "Chromium", site: str, owner_key: str, theme: str
 ) -> None:
     context = chromium.new_context(base_url=site, viewport=SMALL, color_scheme=theme)  # type: ignore[arg-type]
+    context.set_default_timeout(PATIENCE)
     page = context.new_page()
     log_in(page, owner_key)
     for path in PATHS:
@@ -84,6 +87,7 @@ def test_pages_fit_a_small_phone_and_follow_the_device(
 
 def test_the_chosen_colours_win_over_the_device(chromium: "Chromium", site: str, owner_key: str) -> None:
     context = chromium.new_context(base_url=site, color_scheme="light")
+    context.set_default_timeout(PATIENCE)
     page = context.new_page()
     log_in(page, owner_key)
     page.locator("footer").get_by_role("button", name="Dark").click()

@@ -15,6 +15,7 @@ from services.store.people import logins
 from services.store.tables.corrections import CorrectionRow
 from services.web.visitors import SESSION_COOKIE
 from tests.store.conftest import World
+from tests.web.conftest import PATIENCE
 from tests.web.correcting import Queue, Said
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def open_as(queue: Queue, site: str, chromium: "Chromium") -> Iterator[Open]:
             windows.callback(window.close)
             window.add_cookies([{"name": SESSION_COOKIE, "value": tokens[name], "url": site}])
             page = window.new_page()
-            page.set_default_timeout(60_000)
+            page.set_default_timeout(PATIENCE)
             page.on("pageerror", _fail)
             page.goto(f"{site}/correct")
             return page
@@ -507,7 +508,8 @@ def test_an_edited_answer_is_not_called_fine_by_a_slip(queue: Queue, open_as: Op
 def test_a_person_whose_time_ran_out_is_told_while_they_write_and_keeps_the_words(queue: Queue, open_as: Open) -> None:
     item = put(queue)
     page = open_as("ana")
-    begin(page)
+    with page.expect_response("**/renew"):  # which a page that has loaded asks for: it may not come after the lease
+        begin(page)
     page.fill("#text", "slow")
     wait_saved(page)
     with queue.store.transaction() as session:
@@ -550,6 +552,7 @@ def test_a_changed_line_stands_below_the_old_one_with_its_words_marked(queue: Qu
     live = page.inner_text("#diff")
     without_script = page.context.browser.new_context(java_script_enabled=False)  # type: ignore[union-attr]
     without_script.add_cookies(page.context.cookies())  # type: ignore[arg-type]
+    without_script.set_default_timeout(PATIENCE)
     plain = without_script.new_page()
     plain.goto(page.url)
     assert plain.inner_text("#diff") == live

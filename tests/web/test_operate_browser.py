@@ -19,6 +19,7 @@ from services.store.tables.loop import ConsultationRow, EvaluationRow, ExpertRow
 from services.store.tables.people import PersonRow
 from services.web.app import create_app
 from tests.serving import serve
+from tests.web.conftest import PATIENCE
 from tests.web.fill import fill
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.integration
 
-PATIENCE = 60_000.0  # milliseconds; the machine is shared
 NUM_UPDATES = 25  # with 8 rollouts each: 200 rows in the longest list
 PATHS = (
     "/",
@@ -270,6 +270,7 @@ def test_a_dead_letter_is_requeued(place: tuple[str, Store], look: "Callable[...
 
 def test_the_overview_says_since_when_it_is_not_up_to_date(place: tuple[str, Store], chromium: "Chromium") -> None:
     window = chromium.new_context()
+    window.set_default_timeout(PATIENCE)
     page = window.new_page()
     page.goto(place[0] + "/")
     window.set_offline(True)
