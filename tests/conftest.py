@@ -24,6 +24,7 @@ from psycopg import sql
 
 from services.local.servers.postgres import EmbeddedPostgres
 from services.local.servers.valkey import EmbeddedValkey
+from tests.ports import free_port
 
 TEMPLATE = "migrated"
 MAX_PROCESSES = 4  # each holds torch and its servers: about 1 GB
@@ -58,7 +59,7 @@ def postgres_server(server_folder: Path) -> Iterator[EmbeddedPostgres]:
 @pytest.fixture(scope="session")
 def valkey_server(server_folder: Path) -> Iterator[EmbeddedValkey]:
     """One Valkey for the session."""
-    with EmbeddedValkey(server_folder / "valkey", durable=False) as server:
+    with EmbeddedValkey(server_folder / "valkey", free_port(), durable=False) as server:  # some tests restart it
         yield server
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import docker
 import httpx2
+import psutil
 import pytest
 from docker.errors import DockerException, ImageNotFound
 from requests.exceptions import RequestException
@@ -24,18 +25,14 @@ from requests.exceptions import RequestException
 from sandbox.contract import BatchRequest, BatchResult, Level, Limits, RunRequest, RunResult, SandboxHealth
 from sandbox.settings import SandboxSettings
 from tests import disks
+from tests.ports import free_port
 from tests.waiting import wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-ORDINARY_UID = 65534
+ORDINARY_UID = 62_000 + os.getpid() % 2_000
+"""Of this process's own: the kernel counts processes, and what else it bounds, of all tests with one user together."""
 TESTS_BEGAN = time.monotonic_ns()
 SECRET = "a-secret-of-the-server"  # noqa: S105 -- bait
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass
@@ -258,14 +255,24 @@ def sandbox(request: pytest.FixtureRequest) -> Iterator[SandboxServer]:
     with make_server(request.param) as server:
         yield server
         family = [server.pid, *children_of(server.pid)]
+        made, processes = cgroups_of(family), watch(family)
     if isinstance(server, ComposeServer):
         assert list_left_of(server) == []
     elif request.param == "docker":
         assert list_containers(server) == []
     # whatever the attacks did, they left nothing behind
-    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family))
-    assert cgroups_of(family) == []
+    wait_until(lambda: not any(process.is_running() for process in processes))
+    assert [folder for folder in made if folder.exists()] == []
     assert host_mounts() == mounts_before
+
+
+def watch(pids: list[int]) -> list[psutil.Process]:
+    """Those of the processes that are there, told from later ones that get their numbers."""
+    found = []
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found.append(psutil.Process(pid))
+    return found
 
 
 def host_mounts() -> list[str]:
@@ -284,14 +291,16 @@ def make_server(mode: str) -> SandboxServer:
 
 
 def cgroups_of(pids: list[int]) -> list[Path]:
-    """The folders of cgroups that these processes have made. Numbers of processes come again, and what an earlier
-    sandbox left may lie where none of these looks."""
+    """The folders of cgroups that these processes have made; to be asked for while they live, since the numbers of
+    processes come again. What an earlier sandbox left may lie where none of these looks."""
 
-    def is_theirs(path: Path) -> bool:
-        pid, began = path.name.split("-")[2:]
+    def is_theirs(name: str) -> bool:
+        pid, began = name.split("-")[2:]
         return pid in map(str, pids) and began.isdecimal() and int(began) > TESTS_BEGAN
 
-    return [path for path in Path("/sys/fs/cgroup").rglob("preceptor-sandbox-*") if is_theirs(path)]
+    walk = os.walk("/sys/fs/cgroup")  # passes over folders that other sandboxes remove meanwhile
+    found = [Path(folder, name) for folder, names, _ in walk for name in names if name.startswith("preceptor-sandbox-")]
+    return [path for path in found if is_theirs(path.name)]
 
 
 def host_processes(token: str) -> list[int]:

@@ -14,11 +14,11 @@ import httpx2
 import pytest
 
 from sandbox.contract import Limits, RunRequest, Status
+from tests.ports import free_port
 from tests.sandbox.conftest import (
     IMAGE,
     REPOSITORY,
     SandboxServer,
-    free_port,
     host_processes,
     list_containers,
     skip_without_engine,
@@ -31,7 +31,7 @@ def refuse_to_start(*arguments: str, **environment: str) -> str:
     """What is said by a server that must not start."""
     command = [sys.executable, "-m", "sandbox", "--port", str(free_port()), "--backend", "docker", *arguments]
     environment = {"PATH": os.environ["PATH"], **environment}
-    ended = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert ended.returncode == 3
     return ended.stdout  # the log
 

@@ -38,13 +38,16 @@ def in_pieces(body: bytes) -> Iterator[bytes]:
 
 def test_a_body_at_the_limit_arrives_whole_whether_its_length_is_announced_or_not(url: str) -> None:
     body = b"x" * MAX_BYTES
-    assert httpx2.post(url, content=body).text == str(MAX_BYTES)
-    assert httpx2.post(url, content=in_pieces(body)).text == str(MAX_BYTES)
+    assert httpx2.post(url, content=body, timeout=None).text == str(MAX_BYTES)
+    assert httpx2.post(url, content=in_pieces(body), timeout=None).text == str(MAX_BYTES)
 
 
 def test_one_byte_more_is_a_problem_whether_its_length_is_announced_or_not(url: str) -> None:
     body = b"x" * (MAX_BYTES + 1)
-    for answer in (httpx2.post(url, content=body), httpx2.post(url, content=in_pieces(body))):
+    for answer in (
+        httpx2.post(url, content=body, timeout=None),
+        httpx2.post(url, content=in_pieces(body), timeout=None),
+    ):
         problem = Problem.model_validate_json(answer.content)
         assert (answer.status_code, problem.status, problem.hint) == (413, 413, "Send less.")
         assert f"{MAX_BYTES:,}" in problem.detail
@@ -53,14 +56,14 @@ def test_one_byte_more_is_a_problem_whether_its_length_is_announced_or_not(url: 
 
 @pytest.mark.parametrize("declared", ["application/json", "text/plain", ""])
 def test_very_many_values_are_refused_whatever_the_body_is_called(url: str, declared: str) -> None:
-    answer = httpx2.post(url, content=MANY_ARRAYS, headers={"Content-Type": declared})
+    answer = httpx2.post(url, content=MANY_ARRAYS, headers={"Content-Type": declared}, timeout=None)
     assert answer.status_code == 413
     assert "arrays and objects" in Problem.model_validate_json(answer.content).detail
 
 
 @pytest.mark.parametrize("declared", ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
 def test_brackets_in_a_form_are_text(url: str, declared: str) -> None:
-    answer = httpx2.post(url, content=MANY_ARRAYS, headers={"Content-Type": declared})
+    answer = httpx2.post(url, content=MANY_ARRAYS, headers={"Content-Type": declared}, timeout=None)
     assert answer.text == str(len(MANY_ARRAYS))
 
 

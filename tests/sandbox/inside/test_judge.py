@@ -238,7 +238,7 @@ CASES = CallTests(cases=tuple(CallTest(function="f", args=(n,), expected=n) for 
 
 def test_a_test_without_an_answer_in_time_costs_only_itself(sandbox: SandboxServer) -> None:
     slow = "import time\ndef f(n):\n    if n == 1: time.sleep(600)\n    return n"
-    result = ask(sandbox, slow, CASES, test_seconds=2)
+    result = ask(sandbox, slow, CASES, test_seconds=5)
     assert words(result) == [Verdict.PASSED, Verdict.TIMEOUT, Verdict.PASSED]
     assert result.tests[1].input == "f(1)"
 
@@ -260,7 +260,7 @@ def test_a_test_that_takes_all_memory_costs_only_itself(sandbox: SandboxServer) 
 
 def test_without_time_left_the_tests_that_follow_are_not_run(sandbox: SandboxServer) -> None:
     busy = "def f(n):\n    while n == 1: pass\n    return n"
-    result = ask(sandbox, busy, CASES, limits=Limits(wall_seconds=3, cpu_seconds=30))
+    result = ask(sandbox, busy, CASES, limits=Limits(wall_seconds=6, cpu_seconds=30))
     assert words(result) == [Verdict.PASSED, Verdict.TIMEOUT, Verdict.NOT_RUN]
     assert result.tests[2].message == "no time was left for it"
     result = ask(sandbox, busy, CASES, limits=Limits(wall_seconds=30, cpu_seconds=2))

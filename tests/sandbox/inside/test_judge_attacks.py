@@ -296,7 +296,7 @@ def test_what_ended_the_solution_cannot_be_caught_by_its_test(sandbox: SandboxSe
         if n == 1: time.sleep(60)
         os.write(3, b"nonsense\\n")
     """
-    result = ask(sandbox, solution, program(tests), test_seconds=2)
+    result = ask(sandbox, solution, program(tests), test_seconds=5)
     assert words(result) == [Verdict.ERROR, Verdict.TIMEOUT, Verdict.ERROR, Verdict.ERROR]
 
 

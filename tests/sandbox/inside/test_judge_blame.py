@@ -88,7 +88,7 @@ def test_what_a_solution_does_is_its_own_doing(sandbox: SandboxServer, name: str
 )
 def test_what_stumbles_over_an_answer_is_the_solution_s_doing(sandbox: SandboxServer, above: str) -> None:
     tests = f"{above}\ndef test_add():\n    assert add(2, 3) == 5"
-    limits = Limits(wall_seconds=3, cpu_seconds=2)
+    limits = Limits(wall_seconds=6, cpu_seconds=2)
     result = ask(sandbox, "class Base: pass\ndef add(a, b): return None", program(tests), limits=limits)
     assert (result.status, result.passed, result.tests) == ("not_loaded", False, ())
 
@@ -111,7 +111,7 @@ def test_what_stumbles_over_an_answer_is_the_solution_s_doing(sandbox: SandboxSe
 )
 def test_what_the_tests_do_before_they_ask_anything_is_their_own_doing(sandbox: SandboxServer, above: str) -> None:
     tests = f"{above}\ndef test_add():\n    assert add(2, 3) == 5"
-    limits = Limits(wall_seconds=3, cpu_seconds=2)
+    limits = Limits(wall_seconds=6, cpu_seconds=2)
     result = ask(sandbox, "def add(a, b): return a + b", program(tests), limits=limits)
     assert (result.status, result.passed) == ("tests_failed_to_load", False), result
 
@@ -121,7 +121,7 @@ def test_a_test_that_does_not_end_is_not_said_of_the_solution(sandbox: SandboxSe
         sandbox,
         "def add(a, b): return a + b",
         program("def test_add():\n    assert add(2, 3) == 5\n    while True: pass"),
-        limits=Limits(wall_seconds=2, cpu_seconds=20),
+        limits=Limits(wall_seconds=6, cpu_seconds=20),
     )
     assert words(result) == [Verdict.TIMEOUT]
     assert result.tests[0].message == "the tests were still busy when all time was up"

@@ -291,7 +291,7 @@ def test_a_thread_that_gets_no_memory_to_begin_with_is_reported_as_memory(server
     thread = threading.Thread(target=print)
     thread.start()
     """.replace("SIZE", str(256 << 20))
-    result = run(server, code, Limits(wall_seconds=3, memory_bytes=256 << 20), prelude="")
+    result = run(server, code, Limits(wall_seconds=6, memory_bytes=256 << 20), prelude="")
     assert result.status == Status.MEMORY, result
 
 

@@ -57,7 +57,7 @@ def test_runs_verdicts_slots_and_requests_are_counted() -> None:
                 },
             },
         ).raise_for_status()
-        found = read(httpx2.get(f"http://127.0.0.1:{server.port}/metrics").text)
+        found = read(httpx2.get(f"http://127.0.0.1:{server.port}/metrics", timeout=None).text)
     assert found["preceptor_sandbox_runs_total", ("ok",)] == 1
     assert found["preceptor_sandbox_runs_total", ("failed",)] == 1
     assert found["preceptor_sandbox_judgements_total", ("judged",)] == 1

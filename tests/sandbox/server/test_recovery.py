@@ -7,8 +7,9 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -57,6 +58,7 @@ def kill_successors(server: SandboxServer, num_kills: int, killed: list[int], do
 
 def run_while_successors_die(server: SandboxServer) -> RunResult:
     """A run asked for after a spawner was killed, while those that would replace it are killed too."""
+    server.run("print(0)")  # has a spawner started where the last one was killed
     killed = [kill_spawner(server)]
     done = threading.Event()
     killer = threading.Thread(target=kill_successors, args=(server, 2, killed, done))
@@ -66,6 +68,7 @@ def run_while_successors_die(server: SandboxServer) -> RunResult:
     finally:
         done.set()
         killer.join()
+        wait_until(lambda: not any(map(alive, killed)))
 
 
 def test_a_spawner_whose_successors_die_at_their_start_is_replaced_all_the_same() -> None:
@@ -94,10 +97,13 @@ def test_a_spawner_killed_together_with_its_keepers_costs_no_run_its_answer(keep
             wait_until(lambda: server.health().running == 4)
             spawner = spawner_of(server)
             keepers = [pid for pid in children_of(spawner) if parent_of(pid) == spawner]
+            if keepers_first:  # a run is tried twice: none may have a new keeper before the spawner is killed
+                os.kill(spawner, signal.SIGSTOP)
             for pid in (*keepers, spawner) if keepers_first else (spawner, *keepers):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                 time.sleep(0.005)  # so that the server turns to what is killed next
+            wait_until(lambda: not any(map(alive, (spawner, *keepers))))  # noqa: B023 -- called at once
             assert [(run.result().status, run.result().stdout) for run in runs] == [(Status.OK, "1\n")] * 4
 
 
@@ -106,7 +112,7 @@ def test_spawners_that_die_under_load_cost_no_run_its_answer(ordinary_user: bool
     if ordinary_user:
         skip_unless_root()
     answered = [0] * 4  # by asker
-    killed: list[int] = []
+    made: list[Path] = []
     wrong: list[str] = []
     done = threading.Event()
     rng = random.Random(0)
@@ -127,14 +133,16 @@ def test_spawners_that_die_under_load_cost_no_run_its_answer(ordinary_user: bool
         try:
             for _ in range(3):
                 wait_until(have_all_grown(answered, tuple(answered)))  # a run is tried twice: none may meet two kills
-                killed.append(kill_spawner(server))
+                made += cgroups_of([spawner_of(server)])
+                kill_spawner(server)
+            wait_until(have_all_grown(answered, tuple(answered)))  # the successor removes what the last one left
         finally:
             done.set()
             for each in askers:
                 each.join()
         assert wrong == []
-        family = children_of(server.process.pid)
-    assert cgroups_of([*killed, *family]) == []
+        made += cgroups_of(children_of(server.process.pid))
+    assert [folder for folder in made if folder.exists()] == []
 
 
 def test_the_cgroup_of_a_slot_goes_with_its_keeper() -> None:
@@ -161,14 +169,15 @@ def test_cgroups_of_a_killed_sandbox_are_removed_by_the_next_one_and_of_the_livi
             pytest.skip("needs a cgroup that this user may make")
         made = cgroups_of(children_of(server.process.pid))
     lost = [folder.with_name(f"preceptor-sandbox-{os.getpid()}-lost") for folder in made]
-    held = [folder.with_name("preceptor-sandbox-1-held") for folder in made]  # as in another container
-    for folder in (*lost, *held):
-        (folder / "slot-1-0").mkdir(parents=True)
+    held = [folder.with_name(f"preceptor-sandbox-1-held{os.getpid()}") for folder in made]  # as in another container
     with contextlib.ExitStack() as locks:
-        for folder in held:
-            file = os.open(folder, os.O_RDONLY)
-            locks.callback(os.close, file)
-            fcntl.flock(file, fcntl.LOCK_SH)
+        with contextlib.ExitStack() as alone:  # before it is locked, a sandbox of another test could remove it
+            for parent in {folder.parent for folder in made}:
+                alone.enter_context(locked(parent, fcntl.LOCK_EX))
+            for folder in (*lost, *held):
+                (folder / "slot-1-0").mkdir(parents=True)
+            for folder in held:
+                locks.enter_context(locked(folder, fcntl.LOCK_SH))
         with SandboxServer(arguments=("--slots", "1")) as server, SandboxServer(arguments=("--slots", "1")) as other:
             assert [folder for folder in lost if folder.exists()] == []
             assert all((folder / "slot-1-0").exists() for folder in held)
@@ -185,14 +194,23 @@ def test_a_lock_on_the_host_s_folder_stops_no_sandbox() -> None:
         parents = [folder.parent for folder in cgroups_of(children_of(server.process.pid))]
     with contextlib.ExitStack() as locks:
         for folder in parents:
-            file = os.open(folder, os.O_RDONLY)
-            locks.callback(os.close, file)
-            fcntl.flock(file, fcntl.LOCK_SH)
+            locks.enter_context(locked(folder, fcntl.LOCK_SH))
         with SandboxServer(arguments=("--slots", "1")) as server:
             assert server.health().level == Level.FULL
             assert server.run("print(1)").stdout == "1\n"
             made = cgroups_of(children_of(server.process.pid))
         assert [folder for folder in made if folder.exists()] == []
+
+
+@contextlib.contextmanager
+def locked(folder: Path, kind: int) -> Iterator[None]:
+    """The folder's lock, as sandboxes take it, until the block ends."""
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(file, kind)
+        yield
+    finally:
+        os.close(file)
 
 
 def keeper_of(server: SandboxServer) -> int:

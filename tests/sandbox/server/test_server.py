@@ -1,6 +1,7 @@
 """The server around the runs: admission, refusals, hanging up, dying, and what it leaves behind."""
 
 import contextlib
+import http.client
 import os
 import signal
 import socket
@@ -16,16 +17,17 @@ import httpx2
 import pytest
 
 from sandbox.contract import Level, Limits, RunRequest, Status
-from sandbox.http.edge import HEAD_SECONDS, MAX_CONNECTIONS
+from sandbox.http.edge import HEAD_SECONDS, LOOK_SECONDS, MAX_CONNECTIONS
+from tests.ports import free_port
 from tests.sandbox.conftest import (
     REPOSITORY,
     SandboxServer,
     cgroups_of,
     children_of,
-    free_port,
     host_mounts,
     host_processes,
     skip_unless_root,
+    watch,
 )
 from tests.waiting import wait_until
 
@@ -36,9 +38,10 @@ SLEEPER = "import os, sys\nos.execv(sys.executable, [sys.executable, '-c', 'impo
 
 SLEEPER_AND_END = """
 import subprocess, sys
-subprocess.run([sys.executable, '-c', 'import time; time.sleep(2)', '{token}'])
+subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)', '{token}'])
 print('answer')
 """
+"""Answers when its sleeper is killed."""
 
 
 def post_sleeper(server: SandboxServer, token: str) -> None:
@@ -64,20 +67,19 @@ def test_health_tells_level_slots_and_queue(sandbox: SandboxServer) -> None:
 
 def test_a_full_queue_is_answered_429_and_drains() -> None:
     with SandboxServer(arguments=("--slots", "1", "--queue-limit", "1")) as server:
-        code = "import time; time.sleep(1)"
-
-        def ask(_: int) -> httpx2.Response:
-            return server.client.post("/v1/run", json={"code": code})
-
-        with ThreadPoolExecutor(4) as pool:
-            answers = list(pool.map(ask, range(4)))
-        assert sorted(answer.status_code for answer in answers) == [200, 200, 429, 429]
-        refused = next(answer for answer in answers if answer.status_code == 429)
-        assert int(refused.headers["retry-after"]) >= 1
-        assert refused.headers["content-type"] == "application/problem+json"
-        assert refused.json()["status"] == 429
-        never = server.client.post("/v1/run_batch", json={"runs": [{"code": code}] * 3})
-        assert (never.status_code, "retry-after" in never.headers) == (422, False)
+        with ThreadPoolExecutor(1) as pool:
+            running = start_sleeper(server)
+            waiting = pool.submit(server.run, "print(1)")
+            wait_until(lambda: server.health().queue == 1)
+            refused = server.client.post("/v1/run", json={"code": "print(2)"})
+            assert refused.status_code == 429
+            assert int(refused.headers["retry-after"]) >= 1
+            assert refused.headers["content-type"] == "application/problem+json"
+            assert refused.json()["status"] == 429
+            never = server.client.post("/v1/run_batch", json={"runs": [{"code": "print(3)"}] * 3})
+            assert (never.status_code, "retry-after" in never.headers) == (422, False)
+            os.kill(find_sleeper(running), signal.SIGKILL)
+            assert waiting.result().stdout == "1\n"
         assert server.run("print(1)").stdout == "1\n"
 
 
@@ -85,20 +87,24 @@ def test_a_key_is_asked_for_when_one_is_set() -> None:
     with SandboxServer(key="right") as server:
         url = f"http://127.0.0.1:{server.port}/v1/run"
         for sent in ("", "Bearer wrong", "right", "Bearer ü"):
-            answer = httpx2.post(url, json={"code": "print(1)"}, headers=[(b"Authorization", sent.encode())])
+            answer = httpx2.post(
+                url, json={"code": "print(1)"}, headers=[(b"Authorization", sent.encode())], timeout=None
+            )
             assert (answer.status_code, answer.headers["content-type"]) == (401, "application/problem+json")
         assert server.run("print(1)").stdout == "1\n"
         for user, status in (("sandbox:right", 200), ("sandbox:wrong", 401), ("right", 401), (":right", 401)):
             in_url = url.replace("//", f"//{user}@")
-            assert httpx2.post(in_url, json={"code": "print(1)"}).status_code == status
+            assert httpx2.post(in_url, json={"code": "print(1)"}, timeout=None).status_code == status
 
 
 def test_without_the_key_nothing_of_a_request_is_read_and_nothing_is_told() -> None:
     with SandboxServer(key="right") as server:
         url = f"http://127.0.0.1:{server.port}"
-        assert httpx2.post(f"{url}/v1/run", content=b"{").status_code == 401
-        assert [httpx2.get(url + path).status_code for path in ("/docs", "/redoc", "/openapi.json", "/x")] == [401] * 4
-        assert httpx2.get(f"{url}/healthz").status_code == 200
+        assert httpx2.post(f"{url}/v1/run", content=b"{", timeout=None).status_code == 401
+        assert [
+            httpx2.get(url + path, timeout=None).status_code for path in ("/docs", "/redoc", "/openapi.json", "/x")
+        ] == [401] * 4
+        assert httpx2.get(f"{url}/healthz", timeout=None).status_code == 200
         for announced in ("Content-Length: 33000000", "Transfer-Encoding: chunked"):
             with socket.create_connection(("127.0.0.1", server.port), timeout=120) as connection:
                 connection.sendall(f"POST /v1/run HTTP/1.1\r\nHost: x\r\n{announced}\r\n\r\n".encode())
@@ -130,18 +136,22 @@ def test_connections_that_ask_nothing_are_refused_above_a_number_and_hung_up_on(
 
 
 def test_a_kept_connection_is_used_again_after_the_time_for_a_first_request() -> None:
-    with SandboxServer(arguments=("--slots", "1")) as server, httpx2.Client() as client:
-        url = f"http://127.0.0.1:{server.port}/healthz"
-        assert client.get(url).status_code == 200
-        time.sleep(HEAD_SECONDS + 1)
-        stream = client.get(url)
-        assert stream.status_code == 200
+    with (
+        SandboxServer(arguments=("--slots", "1")) as server,
+        contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port)) as client,  # has one connection
+    ):
+        for pause in (0.0, HEAD_SECONDS + LOOK_SECONDS + 1):
+            time.sleep(pause)
+            client.request("GET", "/healthz")
+            answer = client.getresponse()
+            answer.read()
+            assert (answer.status, answer.will_close) == (200, False)
 
 
 def test_other_addresses_than_loopback_need_a_key() -> None:
     environment = {"PATH": os.environ["PATH"]}
     command = [sys.executable, "-m", "sandbox", "--host", "0.0.0.0", "--port", str(free_port())]  # noqa: S104
-    ended = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert ended.returncode == 2
     assert "SANDBOX_API_KEY" in ended.stderr
 
@@ -150,7 +160,7 @@ def test_other_addresses_than_loopback_need_a_key() -> None:
 def test_a_key_whose_file_cannot_be_read_stops_the_start(variable: str, tmp_path: Path) -> None:
     environment = {"PATH": os.environ["PATH"], variable: str(tmp_path / "none")}
     command = [sys.executable, "-m", "sandbox", "--port", str(free_port())]
-    ended = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert ended.returncode == 2
     assert f"{variable} cannot be read" in ended.stderr
 
@@ -204,14 +214,15 @@ def test_a_server_that_ends_leaves_no_process_no_cgroup_and_no_mount(
     with SandboxServer(ordinary_user=ordinary_user) as server:
         tokens = [start_sleeper(server) for _ in range(2)]
         family = children_of(server.process.pid)
+        made, processes = cgroups_of(family), watch(family)
         assert all(host_processes(token) for token in tokens)
         if server.health().level == Level.FULL:
-            assert cgroups_of(family)
+            assert made
         server.process.send_signal(signal_number)
         server.process.wait()
-        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family))
+        wait_until(lambda: not any(process.is_running() for process in processes))
         assert not any(host_processes(token) for token in tokens)
-        assert cgroups_of(family) == []
+        assert [folder for folder in made if folder.exists()] == []
     assert host_mounts() == mounts_before
 
 
@@ -224,7 +235,7 @@ def test_a_server_dies_with_its_parent() -> None:
 
         def is_up() -> bool:
             with contextlib.suppress(httpx2.TransportError):
-                return httpx2.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
+                return httpx2.get(f"http://127.0.0.1:{port}/healthz", timeout=None).status_code == 200
             return False
 
         wait_until(is_up)
@@ -242,10 +253,21 @@ def alive(pid: int) -> bool:
     return False
 
 
-def find_processes_above(token: str) -> tuple[int, int]:
-    """The zygote of the run that has a process with this token, and its keeper."""
-    wait_until(lambda: bool(host_processes(token)))
-    zygote = host_processes(token)[0]
+def find_sleeper(token: str, but: int = 0) -> int:
+    """The process with this token, as soon as there is one besides that other one."""
+    found: list[int] = []
+
+    def is_there() -> bool:
+        found[:] = [pid for pid in host_processes(token) if pid != but]
+        return bool(found)
+
+    wait_until(is_there)
+    return found[0]
+
+
+def find_processes_above(sleeper: int) -> tuple[int, int]:
+    """The zygote of the run that has this process, and its keeper."""
+    zygote = sleeper
     while namespace_pid(zygote) != 1:
         zygote = parent_of(zygote)
     return zygote, parent_of(zygote)
@@ -253,13 +275,17 @@ def find_processes_above(token: str) -> tuple[int, int]:
 
 @pytest.mark.parametrize("which", ["zygote", "keeper"])
 def test_a_dead_zygote_is_replaced_and_its_run_retried_once_and_counted(sandbox: SandboxServer, which: str) -> None:
+    sandbox.run("pass")  # so that the slot has its keeper
     before = sandbox.health()
+    limits = Limits(wall_seconds=60, cpu_seconds=60)
     token = uuid.uuid4().hex
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(sandbox.run, SLEEPER_AND_END.format(token=token))
-        zygote, keeper = find_processes_above(token)
+        answer = pool.submit(sandbox.run, SLEEPER_AND_END.format(token=token), limits=limits)
+        first = find_sleeper(token)
+        zygote, keeper = find_processes_above(first)
         os.kill(zygote if which == "zygote" else keeper, signal.SIGKILL)
-        result = answer.result(120)
+        os.kill(find_sleeper(token, but=first), signal.SIGKILL)
+        result = answer.result()
     assert (result.status, result.stdout) == (Status.OK, "answer\n")
     after = sandbox.health()
     assert after.runs_retried == before.runs_retried + 1
@@ -271,12 +297,10 @@ def test_a_fault_of_the_sandbox_is_not_the_code_s_and_the_next_run_works(sandbox
     token = uuid.uuid4().hex
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(sandbox.post, RunRequest(code=SLEEPER.format(token=token), limits=limits))
-        first, _ = find_processes_above(token)
-        os.kill(first, signal.SIGKILL)
-        wait_until(lambda: any(parent_of(pid) not in (0, first) for pid in host_processes(token)))
-        second, _ = find_processes_above(token)
-        os.kill(second, signal.SIGKILL)
-        result = answer.result(120)
+        first = find_sleeper(token)
+        os.kill(find_processes_above(first)[0], signal.SIGKILL)
+        os.kill(find_processes_above(find_sleeper(token, but=first))[0], signal.SIGKILL)
+        result = answer.result()
     assert (result.status, result.exit_code) == (Status.SANDBOX_ERROR, None)
     assert "not the code" in result.reason
     wait_until(lambda: host_processes(token) == [])
