@@ -1,8 +1,8 @@
 """Making a Postgres stand still."""
 
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 
 import psutil
 
@@ -14,13 +14,24 @@ def frozen(postgres: EmbeddedPostgres) -> Iterator[None]:
     """Every process of the server stopped until the block ends: its connections stay up and nothing answers."""
     assert postgres.pid is not None
     top = psutil.Process(postgres.pid)
-    processes = [top, *top.children(recursive=True)]
-    stopped = [process for process in processes if process.name().startswith("postgres")]
-    for process in stopped:
-        process.send_signal(signal.SIGSTOP)
+    stopped: list[psutil.Process] = []
     try:
+        while new := [each for each in _find_postgres(top) if each not in stopped]:  # the first may just have forked
+            stopped += new
+            _send(signal.SIGSTOP, new)
         yield
     finally:
-        for process in reversed(stopped):
-            if process.is_running():
-                process.send_signal(signal.SIGCONT)
+        _send(signal.SIGCONT, reversed(stopped))
+
+
+def _find_postgres(top: psutil.Process) -> Iterator[psutil.Process]:
+    for process in (top, *top.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            if process.name().startswith("postgres") and process.status() != psutil.STATUS_ZOMBIE:
+                yield process
+
+
+def _send(number: signal.Signals, processes: Iterable[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):  # a worker of Postgres that has ended
+            process.send_signal(number)

@@ -18,6 +18,7 @@ from services.store.people import persons
 from tests.api.conftest import Api, items, made, refused, task_body
 from tests.api.policy_stand_in import TOKENIZER, VOCAB
 from tests.freezing import frozen
+from tests.ports import free_port
 from tests.serving import serve
 from tests.waiting import wait_until
 
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.integration
 @pytest.fixture
 def postgres(server_folder: Path, request: pytest.FixtureRequest) -> Iterator[EmbeddedPostgres]:
     """A server of the test's own, to be stopped and started."""
-    server = EmbeddedPostgres(server_folder / f"away-{abs(hash(request.node.name))}", durable=False)
+    server = EmbeddedPostgres(server_folder / f"away-{abs(hash(request.node.name))}", free_port(), durable=False)
     server.start()
     yield server
     server.stop()
@@ -75,7 +76,7 @@ def test_while_postgres_is_frozen_every_request_is_a_503_in_time_and_the_thaw_me
     settings = {"database_url": postgres.url, "policy_url": policy_url, "redis_url": broker}
     with serve(create_app(Settings.model_validate(settings))) as url:
         limits = httpx2.Limits(max_connections=None)
-        with httpx2.Client(base_url=url, timeout=30, limits=limits) as http, ThreadPoolExecutor(90) as threads:
+        with httpx2.Client(base_url=url, timeout=120, limits=limits) as http, ThreadPoolExecutor(90) as threads:
             api = Api(http, key)
             list(threads.map(lambda _: made(api.get("/v1/tasks")), range(40)))  # the pool is warm
             task = made(api.post("/v1/tasks", task_body("before")))

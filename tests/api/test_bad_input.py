@@ -274,10 +274,10 @@ def test_a_rollout_of_ten_megabytes_is_refused_before_it_is_read(app: FastAPI, a
     body = json.dumps({"task_id": task["id"], "text": "x" * 10_000_000}).encode()
     headers = {"Authorization": f"Bearer {api.key}", "Content-Type": "application/json"}
     with serve(app) as url:
-        problem = refused(httpx2.post(f"{url}/v1/rollouts", content=body, headers=headers), 413)
+        problem = refused(httpx2.post(f"{url}/v1/rollouts", content=body, headers=headers, timeout=None), 413)
         assert "8,388,608" in str(problem["detail"])
         chunks = (body[i : i + 65_536] for i in range(0, len(body), 65_536))
-        problem = refused(httpx2.post(f"{url}/v1/rollouts", content=chunks, headers=headers), 413)
+        problem = refused(httpx2.post(f"{url}/v1/rollouts", content=chunks, headers=headers, timeout=None), 413)
         assert "8,388,608" in str(problem["detail"])
     assert made(api.get("/v1/rollouts"))["items"] == []
 

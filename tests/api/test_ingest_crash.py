@@ -17,7 +17,6 @@ from sqlalchemy import func, select
 
 from services.api.app import create_app
 from services.contracts.base import JsonObject
-from services.local.layout import free_port
 from services.local.servers.postgres import EmbeddedPostgres
 from services.runtime.settings import Settings
 from services.store.core import migrate
@@ -27,6 +26,7 @@ from services.store.people import persons
 from services.store.tables.loop import ConsultationRow, RolloutRow
 from tests.api.conftest import Api, made, task_body
 from tests.api.policy_stand_in import TOKENIZER, VOCAB
+from tests.ports import free_port
 from tests.serving import serve
 from tests.store.conftest import World
 from tests.waiting import wait_until
@@ -158,7 +158,7 @@ def test_kill_9_of_the_api_loses_no_acknowledged_rollout_and_a_retry_doubles_non
 def test_a_database_that_goes_away_during_a_flush_is_a_503_and_a_retry_stores_each_once(
     server_folder: Path, policy_url: str, broker: str
 ) -> None:
-    postgres = EmbeddedPostgres(server_folder / "flushed")
+    postgres = EmbeddedPostgres(server_folder / "flushed", free_port())
     postgres.start()
     try:
         migrate.upgrade(postgres.url)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from services import prepare
 from services.cli.client import ApiClient
-from services.local.layout import Layout, free_port
+from services.local.layout import Layout
 from services.local.processes.process import LocalError
 from services.local.servers.postgres import EmbeddedPostgres
 from services.local.servers.valkey import EmbeddedValkey
@@ -15,6 +15,7 @@ from services.local.supervise import stack
 from services.local.supervise.supervisor import ChildProcess, ProcessSpec
 from services.runtime.settings import Settings
 from tests.freezing import frozen
+from tests.ports import free_port
 
 VICTIMS = ("worker-1", "worker-2", "trainer", "valkey", "postgres")
 

@@ -9,7 +9,7 @@ import pytest
 
 from services.cli.client import ApiClient, ApiProblem, ApiUnreachable, Patience
 from services.contracts.status import LoopState, LoopSwitch
-from services.local.layout import free_port
+from tests.ports import free_port
 
 STATE = b'{"sampling": true, "training": true, "max_updates": null}'
 

@@ -12,10 +12,11 @@ from services.cli import program
 from services.cli.client import BOUND_SECONDS
 from services.cli.options import ApiKeyMissing, api_of
 from services.local.credentials import Credentials, credentials_file
-from services.local.layout import Layout, free_port
+from services.local.layout import Layout
 from services.local.processes.lock import FolderLock
 from services.local.supervise.run_state import Presence, find_presence
 from services.local.supervise.supervisor import Supervisor
+from tests.ports import free_port
 
 HERE = "http://127.0.0.1:8123"
 

@@ -22,9 +22,9 @@ from services.contracts.base import JsonObject
 from services.contracts.status import LoopState, LoopSwitch, Status
 from services.contracts.tasks import TaskImport, TaskImported
 from services.contracts.updates import UpdateDetail
-from services.local.layout import free_port
 from services.policy.model.modeling import make_tiny_policy
 from tests.e2e.environment import SETTINGS
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.timeout(3600)]
 

@@ -13,7 +13,6 @@ from services.contracts.updates import TermKind, TermRecord
 from services.jobs.effects import find_changed, measure
 from services.jobs.maintain import maintain
 from services.jobs.runtime import runtime
-from services.local.layout import free_port
 from services.store.core.transaction import Store
 from services.store.corrections import corrections, desk, effects
 from services.store.ledger import lessons, policies, updates
@@ -23,6 +22,7 @@ from services.store.tables.corrections import EffectRow
 from services.store.tables.ledger import UpdateLessonRow
 from services.store.tables.loop import AnswerRow, RolloutRow
 from services.web.presenters import progress
+from tests.ports import free_port
 from tests.rows import start_update
 from tests.store.conftest import World
 from tests.web.correcting import Queue, Said

@@ -14,7 +14,6 @@ from sqlalchemy import func, select
 from services.jobs.app import app
 from services.jobs.maintain import maintain
 from services.jobs.runtime import runtime
-from services.local.layout import free_port
 from services.local.servers.valkey import EmbeddedValkey
 from services.policy.artifacts import ArtifactStore
 from services.runtime import space
@@ -24,6 +23,7 @@ from services.store.loop import groups, lineages, switches
 from services.store.tables.loop import GroupRow
 from services.store.views import status
 from tests.disks import MB, small_disk
+from tests.ports import free_port
 from tests.store.conftest import World
 from tests.waiting import wait_until
 

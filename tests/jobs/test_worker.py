@@ -18,7 +18,6 @@ from services.contracts.experts import ConsultRequest, ConsultResult, Descriptor
 from services.experts.protocol.app import create_expert_app
 from services.jobs.app import app
 from services.jobs.shares import Shares
-from services.local.layout import free_port
 from services.local.servers.valkey import EmbeddedValkey
 from services.local.supervise import stack
 from services.store.core.transaction import Store
@@ -27,6 +26,7 @@ from services.store.loop import lineages, processes, switches
 from services.store.tables.corrections import EffectRow
 from services.store.tables.loop import ConsultationRow, ExpertRow
 from tests.jobs.test_effects import publish, train
+from tests.ports import free_port
 from tests.serving import serve, serve_raw
 from tests.store.conftest import TOKENIZER, VOCAB, World
 from tests.waiting import wait_until
@@ -104,7 +104,7 @@ def sweep_again(place: Place) -> None:
         with place.store.transaction() as session:
             return any(row.name == "sweep" and row.beat_at > began for row in processes.latest(session))
 
-    wait_until(swept)
+    wait_until(swept, lambda: place.worker.poll() is None)
 
 
 def measure_many(place: Place) -> list[str]:
@@ -145,7 +145,7 @@ def test_measurements_that_hang_keep_neither_the_sweep_nor_verdicts_waiting(plac
         with place.store.transaction() as session:
             return session.get_one(ConsultationRow, question).status == "answered"
 
-    wait_until(is_answered)
+    wait_until(is_answered, lambda: place.worker.poll() is None)
 
 
 @pytest.mark.integration

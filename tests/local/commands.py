@@ -3,6 +3,7 @@
 import sys
 
 import psutil
+import redis
 
 from tests.waiting import wait_until
 
@@ -25,3 +26,8 @@ def is_alive(process: psutil.Process) -> bool:
 def await_gone(processes: list[psutil.Process]) -> None:
     """Return when none of them lives."""
     wait_until(lambda: not any(is_alive(process) for process in processes))
+
+
+def await_written(client: redis.Redis) -> None:
+    """Return when the broker has given its file everything: while an older part is synced it waits with that."""
+    wait_until(lambda: client.info("persistence")["aof_buffer_length"] == 0)

@@ -22,7 +22,7 @@ from services.experts.protocol.app import create_expert_app
 from services.local.care import doctor
 from services.local.care.findings import Finding, Severity, ok
 from services.local.installation import Installation, find
-from services.local.layout import Layout, free_port
+from services.local.layout import Layout
 from services.local.servers.postgres import EmbeddedPostgres
 from services.local.servers.valkey import EmbeddedValkey
 from services.local.supervise.run_state import RunningProcess, RunState, Stage
@@ -32,6 +32,7 @@ from services.store.ledger import policies
 from services.store.loop import processes, switches
 from tests.cli.conftest import CommandLine, broker, cli, policy_url, settings
 from tests.cli.conftest import app as api_app
+from tests.ports import free_port
 from tests.serving import serve
 from tests.store.conftest import World, store, world
 

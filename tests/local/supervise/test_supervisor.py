@@ -19,14 +19,15 @@ import pytest
 import redis
 
 from services.cli.commands.stack import _lines_of_sick
-from services.local.layout import Layout, free_port
+from services.local.layout import Layout
 from services.local.processes.lock import FolderInUse
 from services.local.processes.process import ProcessFailed
 from services.local.supervise import supervisor as supervisor_module
-from services.local.supervise.run_state import Stage, StopOutcome, read_running, stop_running
+from services.local.supervise.run_state import RunningProcess, Stage, StopOutcome, read_running, stop_running
 from services.local.supervise.supervisor import Interrupted, ProcessSpec, Supervisor, answers_http
 from services.runtime import space
-from tests.local.commands import SLEEP, await_gone, python
+from tests.local.commands import SLEEP, await_gone, await_written, is_alive, python
+from tests.ports import free_port
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.integration
@@ -53,6 +54,7 @@ class Program:
         self.said: list[str] = []
         line = self._read_until("READY")
         _, self.database_url, self.redis_url = line.split()
+        wait_until(lambda: b"the worker works" in self.layout.log("worker").read_bytes())
         self.family = family_of(self.process.pid)
 
     def _read_until(self, word: str) -> str:
@@ -63,9 +65,9 @@ class Program:
                 return line
         raise AssertionError("".join(self.said))
 
-    def finish(self, seconds: float = 30.0) -> int:
+    def finish(self) -> int:
         """Read what it still says and return its exit status."""
-        rest, _ = self.process.communicate(timeout=seconds)
+        rest, _ = self.process.communicate()
         self.said.append(rest)
         return self.process.returncode
 
@@ -112,7 +114,7 @@ def test_kill_9_of_the_supervisor_leaves_no_process_and_loses_no_row(open_folder
         insert_row(program.database_url)
         with redis.Redis.from_url(program.redis_url) as client:
             client.set("kept", "1")
-        time.sleep(1.1)  # the broker's file is synced once a second
+            await_written(client)
         program.process.kill()
         program.finish()
         await_gone(program.family)
@@ -134,10 +136,8 @@ def test_a_crash_of_one_process_stops_all_and_names_it_and_its_log(open_folder: 
         assert not program.layout.run_file.exists()
 
 
-def interrupt_at(*seconds: float) -> None:
-    """Press Ctrl-C so many seconds from now."""
-    for delay in seconds:
-        threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT)).start()
+def press_ctrl_c() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_ctrl_c_stops_groups_in_reverse_order_and_leaves_nothing(layout: Layout) -> None:
@@ -149,8 +149,8 @@ def test_ctrl_c_stops_groups_in_reverse_order_and_leaves_nothing(layout: Layout)
             for name in ("first", "second", "third"):
                 supervisor.start(ProcessSpec(name, SLEEP))
             family.extend(psutil.Process(process.pid) for process in supervisor.state().processes)
-            interrupt_at(0.2)
-            time.sleep(30)
+            threading.Timer(0.2, press_ctrl_c).start()
+            time.sleep(600)
 
     with pytest.raises(Interrupted, match="SIGINT"):
         run()
@@ -164,21 +164,30 @@ def test_a_process_gets_its_time_to_stop_and_a_second_ctrl_c_cuts_it_short(layou
     stubborn = (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
     )
+    said: list[str] = []
+    had_time: list[bool] = []
+
+    def press_twice(process: psutil.Process) -> None:
+        press_ctrl_c()
+        wait_until(lambda: "stopping stubborn" in said)
+        time.sleep(1)
+        had_time.append(is_alive(process))
+        press_ctrl_c()
 
     def run() -> None:
         log = layout.log("stubborn")
         spec = ProcessSpec(
             "stubborn", python(stubborn), is_ready=lambda: b"deaf" in log.read_bytes(), stop_seconds=600.0
         )
-        with Supervisor(layout) as supervisor:
+        with Supervisor(layout, report=said.append) as supervisor:
             supervisor.start(spec)
-            interrupt_at(0.5, 1.5)
+            process = psutil.Process(supervisor.state().processes[0].pid)
+            threading.Thread(target=press_twice, args=(process,)).start()
             time.sleep(600)
 
-    started = time.monotonic()
     with pytest.raises(Interrupted):
         run()
-    assert time.monotonic() - started > 1.5
+    assert had_time == [True]
 
 
 def test_down_stops_it_and_is_no_error_twice(layout: Layout) -> None:
@@ -245,7 +254,9 @@ def test_a_crash_interrupts_the_main_thread_wherever_it_is(layout: Layout) -> No
         run()
 
 
-def test_a_crash_is_named_instead_of_the_error_it_caused(layout: Layout) -> None:
+def test_a_crash_is_named_instead_of_the_error_it_caused(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor_module, "CRASH_NOTICE_SECONDS", 600.0)  # however late it is noticed
+
     def run() -> None:
         with Supervisor(layout) as supervisor:
             supervisor.start(ProcessSpec("brief", SLEEP))
@@ -302,12 +313,17 @@ def test_a_restarted_process_is_ready_again_under_a_new_number(layout: Layout) -
         before = supervisor.state().processes[0]
         assert before.pid is not None
         os.kill(before.pid, signal.SIGKILL)
-        wait_until(lambda: supervisor.state().processes[0].num_restarts == 1)
-        wait_until(lambda: supervisor.state().processes[0].stage is Stage.READY)
-        written = read_running(layout)
-        assert written is not None
-        assert written.processes == supervisor.state().processes
-        assert written.processes[0].pid != before.pid
+        written: list[RunningProcess] = []
+
+        def is_written_ready() -> bool:
+            state = read_running(layout)
+            assert state is not None
+            written[:] = state.processes
+            return (written[0].num_restarts, written[0].stage) == (1, Stage.READY)
+
+        wait_until(is_written_ready)
+        assert written == supervisor.state().processes
+        assert written[0].pid != before.pid
 
 
 def test_a_process_whose_health_check_fails_for_long_is_shown_as_not_ready_and_left_alone(
@@ -333,7 +349,8 @@ def test_a_process_whose_health_check_fails_for_long_is_shown_as_not_ready_and_l
         assert supervisor.state().processes[0].pid == pid
 
 
-def test_a_server_is_ready_when_its_health_check_answers(layout: Layout) -> None:
+def test_a_server_is_ready_when_its_health_check_answers(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor_module, "HEALTH_SECONDS", 600.0)  # however late it answers
     port = free_port()
     serve = f"import time, http.server as h; time.sleep(0.3); h.HTTPServer(('127.0.0.1', {port}), h.SimpleHTTPRequestHandler).serve_forever()"  # noqa: E501
     url = f"http://127.0.0.1:{port}/"
