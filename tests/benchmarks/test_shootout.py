@@ -5,7 +5,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -36,6 +35,7 @@ from benchmarks.shootout.synthetic import Doubted, Fork, Rules, Synthetic, Unhea
 from services.contracts.answers import SamplesDistribution
 from services.contracts.tasks import Message, Split
 from services.policy.model.modeling import load_policy, make_tiny_policy, prefill_prompt, score_responses
+from tests.waiting import wait_until
 from trainer.config import TrainerConfig
 from trainer.step.state import begin
 
@@ -456,11 +456,10 @@ def test_the_whole_shootout_ends_with_its_report_and_then_runs_nothing_twice(tmp
 def test_a_shootout_that_is_stopped_says_that_it_can_go_on(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.learn", "--worlds", "fork", "--jobs", "1", "--folder", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
-        while not list(tmp_path.glob("tiny/base-fork*")):  # its worker has begun
-            assert running.poll() is None
-            time.sleep(0.1)
+        begun = tmp_path / "tiny"
+        wait_until(lambda: any(begun.glob("base-fork*")), lambda: running.poll() is None)  # its worker has
         running.terminate()
-        said, _ = running.communicate(timeout=60)
+        said, _ = running.communicate()
     assert running.returncode == 128 + signal.SIGINT
     assert "the same command goes on from there" in said
     assert "Traceback" not in said

@@ -45,7 +45,7 @@ def served(fresh_database: Callable[[], str], policy_url: str, broker: str) -> I
         world.expert(session)
     assert key is not None
     given = Settings.model_validate({"database_url": database, "policy_url": policy_url, "redis_url": broker})
-    with serve(create_app(given)) as url, httpx2.Client(base_url=url) as http:
+    with serve(create_app(given)) as url, httpx2.Client(base_url=url, timeout=None) as http:
         api = Api(http, key)
         task = made(api.post("/v1/tasks", task_body()))
         made(api.post("/v1/rollouts", {"task_id": task["id"], "text": "a"}))

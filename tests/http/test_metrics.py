@@ -57,7 +57,7 @@ def test_the_version_is_told_where_the_package_runs_from_a_folder(monkeypatch: p
 
 def scrape(url: str, key: str = "") -> dict[str, Metric]:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    response = httpx2.get(f"{url}/metrics", headers=headers)
+    response = httpx2.get(f"{url}/metrics", headers=headers, timeout=None)
     assert response.status_code == 200, response.text
     return {family.name: family for family in text_string_to_metric_families(response.text)}
 
@@ -73,7 +73,7 @@ def value(families: dict[str, Metric], name: str, **labels: str) -> float | None
 
 def test_requests_are_counted_by_the_template_of_their_route(url: str) -> None:
     for thing in ("1", "2", "no-number"):
-        httpx2.get(f"{url}/things/{thing}")
+        httpx2.get(f"{url}/things/{thing}", timeout=None)
     found = scrape(url)
     total = "preceptor_http_requests_total"
     assert value(found, total, method="GET", route="/things/{thing}", status="200") == 2
@@ -82,15 +82,15 @@ def test_requests_are_counted_by_the_template_of_their_route(url: str) -> None:
 
 
 def test_a_router_included_under_a_prefix_is_counted_under_it(url: str) -> None:
-    httpx2.get(f"{url}/one/v1/parts/a/b/edge")
-    httpx2.get(f"{url}/two/v1/parts/c/edge")
+    httpx2.get(f"{url}/one/v1/parts/a/b/edge", timeout=None)
+    httpx2.get(f"{url}/two/v1/parts/c/edge", timeout=None)
     routes = {sample.labels["route"] for sample in scrape(url)["preceptor_http_requests"].samples}
     assert routes == {"/one/v1/parts/{part:path}/edge", "/two/v1/parts/{part:path}/edge"}
 
 
 def test_addresses_and_methods_nobody_serves_make_one_series(url: str) -> None:
     for path in ("/a", "/b/c", "/d?e=f"):
-        httpx2.get(f"{url}{path}")
+        httpx2.get(f"{url}{path}", timeout=None)
         httpx2.request("PURGE", f"{url}{path}")
     total = scrape(url)["preceptor_http_requests"]
     labels = [sample.labels for sample in total.samples if sample.name.endswith("_total")]
@@ -129,7 +129,7 @@ def test_a_process_without_a_server_serves_its_metrics_on_a_port_of_its_own() ->
     Counter("preceptor_example", "An example.", registry=registry).inc(3)
     with metrics.MetricsServer(registry, "127.0.0.1:0", "") as server:
         assert value(scrape(f"http://127.0.0.1:{server.port}"), "preceptor_example_total") == 3
-        assert httpx2.get(f"http://127.0.0.1:{server.port}/").status_code == 404
+        assert httpx2.get(f"http://127.0.0.1:{server.port}/", timeout=None).status_code == 404
 
 
 def test_where_no_place_is_named_nothing_listens() -> None:

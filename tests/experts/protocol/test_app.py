@@ -18,19 +18,27 @@ from services.experts.protocol.app import MAX_BODY_BYTES, AnswerMemory, ExpertAn
 from services.runtime.errors import ServiceUnavailable
 from tests.experts.samples import OTHER_SECRET, SECRET, TOKENIZER, SampleExpert, make_descriptor, make_question
 from tests.serving import serve
+from tests.waiting import wait_until
 
 
 def ask(url: str, request: ConsultRequest, secret: str | None = None) -> httpx2.Response:
     body = request.model_dump_json().encode()
     headers = signatures.sign(secret, str(request.consultation_id), body) if secret else {}
-    return httpx2.post(f"{url}/v1/consult", content=body, headers={"Content-Type": "application/json", **headers})
+    return httpx2.post(
+        f"{url}/v1/consult", content=body, headers={"Content-Type": "application/json", **headers}, timeout=None
+    )
 
 
 def test_an_expert_describes_itself_is_healthy_and_answers() -> None:
     expert = SampleExpert(lambda _: ConsultResult(score=0.25, feedback=Feedback(text="nearly")))
     with serve(create_expert_app(expert)) as url:
-        assert Descriptor.model_validate_json(httpx2.get(f"{url}/v1/expert").content) == expert.descriptor
-        assert httpx2.get(f"{url}/healthz").json() == {"status": "ok", "name": "sample", "version": "1", "running": 0}
+        assert Descriptor.model_validate_json(httpx2.get(f"{url}/v1/expert", timeout=None).content) == expert.descriptor
+        assert httpx2.get(f"{url}/healthz", timeout=None).json() == {
+            "status": "ok",
+            "name": "sample",
+            "version": "1",
+            "running": 0,
+        }
         reply = ask(url, make_question())
         assert reply.status_code == 200
         assert reply.json()["outcome"] == "result"
@@ -47,9 +55,9 @@ def test_an_answer_that_comes_later_is_202() -> None:
 def test_several_experts_share_a_process_each_under_its_name() -> None:
     first, second = SampleExpert(), SampleExpert(descriptor=make_descriptor("other"))
     with serve(create_expert_app([first, second])) as url:
-        assert httpx2.get(f"{url}/sample/v1/expert").json()["name"] == "sample"
-        assert httpx2.get(f"{url}/other/v1/expert").json()["name"] == "other"
-        assert httpx2.get(f"{url}/healthz").json()["experts"] == ["sample", "other"]
+        assert httpx2.get(f"{url}/sample/v1/expert", timeout=None).json()["name"] == "sample"
+        assert httpx2.get(f"{url}/other/v1/expert", timeout=None).json()["name"] == "other"
+        assert httpx2.get(f"{url}/healthz", timeout=None).json()["experts"] == ["sample", "other"]
         assert ask(f"{url}/other", make_question()).status_code == 200
         assert (first.num_calls, second.num_calls) == (0, 1)
 
@@ -221,10 +229,10 @@ class AsyncExpert:
 
 
 def test_a_coroutine_expert_is_stopped_at_the_deadline() -> None:
-    expert = AsyncExpert(30)
+    expert = AsyncExpert(600)
     with serve(create_expert_app(expert)) as url:
-        assert ask(url, make_question(seconds=0.3)).status_code == 504
-        assert expert.ended.wait(2)
+        assert ask(url, make_question(seconds=3)).status_code == 504
+        wait_until(expert.ended.is_set)
 
 
 def test_a_coroutine_expert_answers_in_time() -> None:
@@ -248,7 +256,7 @@ def test_an_unsigned_or_forged_question_is_refused_when_there_is_a_secret() -> N
         body = question.model_dump_json().encode()
         headers = signatures.sign(SECRET, "msg_1", body)
         altered = body.replace(b'"The answer is 5"', b'"The answer is 6"')
-        assert httpx2.post(f"{url}/v1/consult", content=altered, headers=headers).status_code == 401
+        assert httpx2.post(f"{url}/v1/consult", content=altered, headers=headers, timeout=None).status_code == 401
         assert expert.num_calls == 0
         assert ask(url, question, SECRET).status_code == 200
 
@@ -258,9 +266,9 @@ def test_answers_are_signed_with_the_questions_id() -> None:
     with serve(create_expert_app(SampleExpert(), SECRET)) as url:
         reply = ask(url, question, SECRET)
         assert signatures.verify(SECRET, reply.headers, reply.content) == str(question.consultation_id)
-        described = httpx2.get(f"{url}/v1/expert", headers={"webhook-id": "msg_7"})
+        described = httpx2.get(f"{url}/v1/expert", headers={"webhook-id": "msg_7"}, timeout=None)
         assert signatures.verify(SECRET, described.headers, described.content) == "msg_7"
-        chosen = httpx2.get(f"{url}/v1/expert", headers={"webhook-id": 'msg_7.1700000000.{"outcome"'})
+        chosen = httpx2.get(f"{url}/v1/expert", headers={"webhook-id": 'msg_7.1700000000.{"outcome"'}, timeout=None)
         assert signatures.verify(SECRET, chosen.headers, chosen.content).startswith("msg_")
         assert "outcome" not in chosen.headers["webhook-id"]
 
@@ -288,7 +296,9 @@ def test_a_secret_that_cannot_sign_is_found_when_the_app_is_made() -> None:
 )
 def test_a_body_that_is_no_question_is_422_and_never_500(body: bytes) -> None:
     with serve(create_expert_app(SampleExpert())) as url:
-        reply = httpx2.post(f"{url}/v1/consult", content=body, headers={"Content-Type": "application/json"})
+        reply = httpx2.post(
+            f"{url}/v1/consult", content=body, headers={"Content-Type": "application/json"}, timeout=None
+        )
         assert reply.status_code == 422
         assert reply.json()["title"] in ("Invalid request", "Not strict JSON")
 
@@ -297,18 +307,20 @@ def test_a_body_beyond_the_limits_is_413_whether_its_length_is_declared_or_not()
     headers = {"Content-Type": "application/json"}
     chunk = b" " * 1_000_000
     with serve(create_expert_app(SampleExpert())) as url:
-        declared = httpx2.post(f"{url}/v1/consult", content=chunk * 9, headers=headers)
-        streamed = httpx2.post(f"{url}/v1/consult", content=(chunk for _ in range(9)), headers=headers)
+        declared = httpx2.post(f"{url}/v1/consult", content=chunk * 9, headers=headers, timeout=None)
+        streamed = httpx2.post(f"{url}/v1/consult", content=(chunk for _ in range(9)), headers=headers, timeout=None)
         assert len(chunk) * 9 > MAX_BODY_BYTES
-        many = httpx2.post(f"{url}/v1/consult", content=b"[[" + b"[]," * 1_000_000 + b"0]]", headers=headers)
+        many = httpx2.post(
+            f"{url}/v1/consult", content=b"[[" + b"[]," * 1_000_000 + b"0]]", headers=headers, timeout=None
+        )
         assert declared.status_code == streamed.status_code == many.status_code == 413
 
 
 def test_another_content_type_is_415_and_an_unknown_path_is_a_problem_document() -> None:
     with serve(create_expert_app(SampleExpert())) as url:
         form = {"Content-Type": "text/plain"}
-        assert httpx2.post(f"{url}/v1/consult", content=b"{}", headers=form).status_code == 415
-        missing = httpx2.get(f"{url}/nothing")
+        assert httpx2.post(f"{url}/v1/consult", content=b"{}", headers=form, timeout=None).status_code == 415
+        missing = httpx2.get(f"{url}/nothing", timeout=None)
         assert (missing.status_code, missing.headers["content-type"]) == (404, "application/problem+json")
 
 

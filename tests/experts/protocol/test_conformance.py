@@ -26,6 +26,7 @@ from services.experts.protocol.conformance import SAMPLE_TEXTS, SampleTokens, To
 from services.runtime.settings import Settings
 from tests.experts.own.test_policy_experts import SmallPolicy
 from tests.experts.samples import SECRET, SampleExpert, make_descriptor
+from tests.ports import free_port
 from tests.serving import serve, serve_raw
 
 LOOPBACK = ("127.0.0.0/8",)
@@ -177,9 +178,7 @@ def test_a_busy_expert_is_asked_again_before_it_fails() -> None:
 
 
 def test_an_endpoint_that_is_no_expert_fails_to_describe_itself() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
-    for url in (f"http://127.0.0.1:{port}", "http://10.0.0.1:1", "nonsense"):
+    for url in (f"http://127.0.0.1:{free_port()}", "http://10.0.0.1:1", "nonsense"):
         report = report_on(url)
         assert not report.passed
         assert report.descriptor is None

@@ -4,7 +4,6 @@ Run for the embedded engine, for the vLLM engine over a server that speaks vLLM'
 and, where PRECEPTOR_TEST_VLLM_URL names one, over a real vLLM server of the tiny policy (docs/vllm.md).
 """
 
-import time
 from concurrent.futures import CancelledError
 from pathlib import Path
 
@@ -40,6 +39,7 @@ from services.policy.engines.embedded import pad_right
 from services.policy.model.modeling import LoadedPolicy, prefill_prompt, score_responses
 from services.policy.text.ends import has_stopped
 from tests.policy.conftest import Limits, StartEngine, make_adapter
+from tests.waiting import wait_until
 
 QUESTION = [Message(role="user", content="Add 1 and 2.")]
 
@@ -51,7 +51,7 @@ def ask(
 
 
 def draw(engine: Engine, request: SampleRequest) -> list[list[Sample]]:
-    return [prompt.samples for prompt in engine.sample(request).result(timeout=60).prompts]
+    return [prompt.samples for prompt in engine.sample(request).result().prompts]
 
 
 def make_probe(model_folder: Path, seed: int, tmp_path: Path) -> list[ProbeItem]:
@@ -64,13 +64,13 @@ def make_probe(model_folder: Path, seed: int, tmp_path: Path) -> list[ProbeItem]
 
 
 def test_sampled_logprobs_are_the_scored_ones(engine: Engine) -> None:
-    reply = engine.sample(ask(SamplePrompt(id="a", messages=QUESTION, n=9, seed=1), temperature=0.8)).result(timeout=60)
+    reply = engine.sample(ask(SamplePrompt(id="a", messages=QUESTION, n=9, seed=1), temperature=0.8)).result()
     prompt = reply.prompts[0]
     items = [
         ScoreItem(prompt_token_ids=prompt.prompt_token_ids, response_token_ids=sample.token_ids)
         for sample in prompt.samples
     ]
-    scored = engine.score(ScoreRequest(temperature=0.8, items=items)).result(timeout=60)
+    scored = engine.score(ScoreRequest(temperature=0.8, items=items)).result()
     assert scored.version == reply.version == "base"
     for sample, item in zip(prompt.samples, scored.items, strict=True):
         assert sample.logprobs == pytest.approx(item.logprobs, abs=1e-4)
@@ -146,9 +146,9 @@ def test_scores_come_back_in_the_order_asked_whatever_their_prompts_and_lengths(
         ScoreItem(prompt_token_ids=[1, 5 + i % 3], response_token_ids=list(range(10 + i, 11 + i + (i * 7) % 19)))
         for i in range(25)
     ]
-    together = engine.score(ScoreRequest(items=items, top_k=3)).result(timeout=60)
+    together = engine.score(ScoreRequest(items=items, top_k=3)).result()
     for item, scored in zip(items, together.items, strict=True):
-        alone = engine.score(ScoreRequest(items=[item], top_k=3)).result(timeout=60).items[0]
+        alone = engine.score(ScoreRequest(items=[item], top_k=3)).result().items[0]
         assert scored.logprobs == pytest.approx(alone.logprobs, abs=1e-4)
         assert scored.top_token_ids == alone.top_token_ids
         assert len(scored.tail_logmass) == len(item.response_token_ids)
@@ -177,7 +177,7 @@ def test_a_version_serves_only_after_a_probe_proved_it(
     assert proved.probe is not None
     assert proved.probe.max_difference < 1e-4
     assert engine.serve_version("v1").status is VersionStatus.SERVING
-    assert engine.sample(ask(prompt)).result(timeout=60).version == "v1"
+    assert engine.sample(ask(prompt)).result().version == "v1"
     assert engine.info().serving == "v1"
 
 
@@ -204,11 +204,12 @@ def test_a_probe_neither_waits_for_answers_in_flight_nor_changes_them(
         items=make_probe(model_folder, 1, tmp_path), draw=ask(SamplePrompt(id="b", messages=QUESTION, n=3, seed=2))
     )
     sampling = engine.sample(long)
-    while engine.info().counters.active_rows == 0:
-        time.sleep(0.001)
+    longer = engine.sample(ask(SamplePrompt(id="c", messages=QUESTION, n=200, seed=1), max_new_tokens=200))
+    wait_until(lambda: engine.info().counters.active_rows > 0, pause=0.001)
     proved = engine.prove_version("v1", probe)
-    assert not sampling.done()
-    disturbed = sampling.result(timeout=60).prompts[0].samples
+    assert not longer.done()
+    longer.cancel()
+    disturbed = sampling.result().prompts[0].samples
     assert [s.token_ids for s in disturbed] == [s.token_ids for s in undisturbed]
     for left, right in zip(disturbed, undisturbed, strict=True):
         assert left.logprobs == pytest.approx(right.logprobs, abs=1e-4)
@@ -232,7 +233,7 @@ def test_a_probe_does_not_return_to_a_version_that_was_deleted_meanwhile(
     (tmp_path / "again").mkdir()
     proved = engine.prove_version("v3", ProveRequest(items=make_probe(model_folder, 1, tmp_path / "again")))
     assert proved.status is VersionStatus.PROVED
-    assert engine.sample(ask(prompt)).result(timeout=60).version == "v2"
+    assert engine.sample(ask(prompt)).result().version == "v2"
     assert engine.is_alive
 
 
@@ -267,7 +268,7 @@ def test_a_request_keeps_the_version_it_was_accepted_with(
     names = ["base", "v1", "v2", "base", "v2", "v1"]
     futures = [engine.sample(ask(*prompts, version=name)) for name in names]
     engine.serve_version("v2")
-    replies = [future.result(timeout=60) for future in futures]
+    replies = [future.result() for future in futures]
     assert [reply.version for reply in replies] == names
     texts = [[s.token_ids for prompt in reply.prompts for s in prompt.samples] for reply in replies]
     assert texts[0] == texts[3]
@@ -309,15 +310,14 @@ def test_scoring_is_not_starved_by_sampling(engine: Engine) -> None:
     prompt = SamplePrompt(id="a", messages=QUESTION, n=200, seed=1)
     sampling = engine.sample(ask(prompt, max_new_tokens=100))
     items = [ScoreItem(prompt_token_ids=[1, 9], response_token_ids=[5, 6, 7])]
-    engine.score(ScoreRequest(items=items)).result(timeout=60)
+    engine.score(ScoreRequest(items=items)).result()
     assert not sampling.done()
     sampling.cancel()
 
 
 def test_cancelled_work_leaves_the_engine(engine: Engine) -> None:
     future = engine.sample(ask(SamplePrompt(id="a", messages=QUESTION, n=200, seed=1), max_new_tokens=200))
-    while engine.info().counters.active_rows == 0:
-        time.sleep(0.01)
+    wait_until(lambda: engine.info().counters.active_rows > 0)
     assert future.cancel()
     draw(engine, ask(SamplePrompt(id="b", messages=QUESTION, seed=1), max_new_tokens=1))
     counters = engine.info().counters
@@ -339,7 +339,7 @@ def test_what_waits_when_the_engine_stops_fails_as_unavailable(start_engine: Sta
     future = engine.sample(ask(SamplePrompt(id="a", messages=QUESTION, n=200, seed=1), max_new_tokens=200))
     engine.close()
     with pytest.raises(EngineStopped):
-        future.result(timeout=60)
+        future.result()
     with pytest.raises(EngineStopped):
         engine.sample(ask(SamplePrompt(id="b", messages=QUESTION, seed=1)))
     assert not engine.is_alive
@@ -354,12 +354,12 @@ def test_what_narrows_the_draw_leaves_the_logprobs_of_the_full_softmax(
     request = SampleRequest.model_validate(
         {"prompts": [prompt], "max_new_tokens": 8, "temperature": temperature, **narrowing}
     )
-    reply = engine.sample(request).result(timeout=60).prompts[0]
+    reply = engine.sample(request).result().prompts[0]
     items = [
         ScoreItem(prompt_token_ids=reply.prompt_token_ids, response_token_ids=sample.token_ids)
         for sample in reply.samples
     ]
-    scored = engine.score(ScoreRequest(temperature=temperature, top_k=5, items=items)).result(timeout=60).items
+    scored = engine.score(ScoreRequest(temperature=temperature, top_k=5, items=items)).result().items
     for sample, item in zip(reply.samples, scored, strict=True):
         assert sample.logprobs == pytest.approx(item.logprobs, abs=1e-4)
         if "top_k" in narrowing and narrowing["top_k"] == 5:
@@ -372,7 +372,7 @@ def test_scores_are_those_of_the_models_own_full_softmax(
 ) -> None:
     prompt, response = [1, 50, 60, 70], [80, 81, 82, 2]
     item = ScoreItem(prompt_token_ids=prompt, response_token_ids=response)
-    scored = engine.score(ScoreRequest(temperature=temperature, top_k=5, items=[item])).result(timeout=60).items[0]
+    scored = engine.score(ScoreRequest(temperature=temperature, top_k=5, items=[item])).result().items[0]
     ids, mask = pad_right([response], torch.device("cpu"))
     own = score_responses(
         policy.model, prefill_prompt(policy.model, torch.tensor(prompt)), ids, mask, temperature, top_k=5

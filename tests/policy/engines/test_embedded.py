@@ -7,11 +7,11 @@ from tests.policy.engines.test_base import ask, draw
 
 def test_the_base_computes_the_same_bits_after_adapters_came_and_went(embedded: Engine, adapter: str) -> None:
     items = [ScoreItem(prompt_token_ids=[1, 30, 40], response_token_ids=[50, 60, 70])]
-    before = embedded.score(ScoreRequest(version="base", items=items)).result(timeout=60)
+    before = embedded.score(ScoreRequest(version="base", items=items)).result()
     embedded.load_version(VersionCreate(name="v1", sha256=adapter))
     probe = ProbeItem(prompt_token_ids=[1], response_token_ids=[5], logprobs=[-1.0])
     embedded.prove_version("v1", ProveRequest(items=[probe]))
-    after = embedded.score(ScoreRequest(version="base", items=items)).result(timeout=60)
+    after = embedded.score(ScoreRequest(version="base", items=items)).result()
     assert after.items == before.items
 
 

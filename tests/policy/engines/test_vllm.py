@@ -32,6 +32,7 @@ from services.policy.model.modeling import AdapterRefused, LoadedPolicy, encode_
 from tests.policy.conftest import Limits, make_adapter, start_vllm
 from tests.policy.engines.test_base import ask, draw, make_probe
 from tests.policy.engines.vllm_server import VllmStandIn, make_app
+from tests.ports import free_port
 from tests.serving import reply_with, serve, serve_raw
 from tests.waiting import wait_until
 
@@ -70,7 +71,7 @@ def serve_proved(bench: Bench, name: str, sha256: str, model_folder: Path, tmp_p
 
 def test_token_ids_go_out_and_come_back_and_every_setting_is_said(bench: Bench) -> None:
     request = SampleRequest(prompts=[PROMPT], max_new_tokens=5, temperature=0.9, stop=["x"])
-    reply = bench.engine.sample(request).result(timeout=60)
+    reply = bench.engine.sample(request).result()
     bodies = [body for _, body in bench.server.asked]
     assert [body["prompt"] for body in bodies] == [reply.prompts[0].prompt_token_ids] * 3
     assert len({body["seed"] for body in bodies}) == 3
@@ -227,10 +228,12 @@ def test_a_server_that_lost_its_adapters_gets_them_back_proved_again(
 ) -> None:
     serve_proved(bench, "v1", adapter, model_folder, tmp_path)
     before = draw(bench.engine, ask(PROMPT))
+    bench.server.takes_adapters = False  # or the engine might have brought them back before it is asked
     bench.server.restart()
     with pytest.raises(VllmUnavailable):
         draw(bench.engine, ask(PROMPT))
     bench.server.asked.clear()
+    bench.server.takes_adapters = True
     wait_until(lambda: bench.engine.is_alive and adapter in bench.server.adapters)
     assert [s.token_ids for s in draw(bench.engine, ask(PROMPT))[0]] == [s.token_ids for s in before[0]]
     assert bench.engine.info().serving == "v1"
@@ -256,8 +259,8 @@ def test_a_server_that_comes_back_with_other_weights_is_not_used(bench: Bench, t
 def test_while_the_server_is_away_everything_is_unavailable_and_then_it_goes_on(
     model_folder: Path, store: ArtifactStore, adapter: str, tmp_path: Path
 ) -> None:
-    server = VllmStandIn(model_folder)
-    with serve(make_app(server)) as url:
+    server, port = VllmStandIn(model_folder), free_port()
+    with serve(make_app(server), port) as url:
         engine = start_vllm(model_folder, store, Limits(), url)
     try:
         wait_until(lambda: not engine.is_alive)
@@ -269,7 +272,7 @@ def test_while_the_server_is_away_everything_is_unavailable_and_then_it_goes_on(
         ):
             with pytest.raises(VllmUnavailable, match="is away"):
                 refused()
-        with serve(make_app(server), port=int(url.rsplit(":", 1)[1])):
+        with serve(make_app(server), port):
             wait_until(lambda: engine.is_alive)
             assert draw(engine, ask(PROMPT))[0][0].token_ids
     finally:

@@ -43,7 +43,7 @@ def answers(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     """What the stand-in answers to the recorded requests, sent in their order."""
     folder = tmp_path_factory.mktemp("recorded") / "adapter"
     make_adapter(model_folder, folder, seed=1)
-    with serve(make_app(VllmStandIn(model_folder))) as url, httpx2.Client(base_url=url) as client:
+    with serve(make_app(VllmStandIn(model_folder))) as url, httpx2.Client(base_url=url, timeout=None) as client:
         yield {one.name: client.request(one.method, one.path, json=_place(one.body, folder)) for one in RECORDED}
 
 

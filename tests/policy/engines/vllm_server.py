@@ -38,6 +38,8 @@ class VllmStandIn:
     asked: list[tuple[str, JsonObject]] = field(default_factory=list)
     num_dropped: int = 0
     adapters: dict[str, str] = field(default_factory=dict)
+    takes_adapters: bool = True
+    """False: it refuses every one, as without `--enable-lora`."""
     script: list[int] = field(default_factory=list)
     """Tokens to draw next, before any random one."""
     pause: float = 0.0
@@ -234,6 +236,8 @@ def make_app(held: VllmStandIn) -> FastAPI:
     async def load(body: dict[str, str]) -> Response:
         held.asked.append(("/v1/load_lora_adapter", dict(body)))
         name, path = body["lora_name"], body["lora_path"]
+        if not held.takes_adapters:
+            return _refuse(404, "Not Found", "NotFoundError", None)
         if name in held.adapters:
             words = f"The lora adapter '{name}' has already been loaded. If you want to load the adapter in place, "
             return _refuse(400, words + "set 'load_inplace' to True.", "InvalidUserInput", None)

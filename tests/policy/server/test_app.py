@@ -2,7 +2,6 @@
 
 import contextlib
 import http.client
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -31,6 +30,7 @@ from services.policy.server.app import create_app, main
 from tests.http.test_metrics import scrape, value
 from tests.policy.engines.test_base import make_probe
 from tests.policy.engines.vllm_server import VllmStandIn, make_app
+from tests.ports import free_port
 from tests.serving import serve
 from tests.waiting import wait_until
 
@@ -107,9 +107,9 @@ def test_a_request_that_can_never_work_is_refused_with_the_reason(
 def test_every_refusal_is_a_problem_document(url: str) -> None:
     headers = {"Authorization": f"Bearer {KEY}"}
     replies = {
-        401: httpx2.get(f"{url}/v1/policy", headers={"Authorization": "Bearer wrong"}),
-        422: httpx2.post(f"{url}/v1/sample", json={"prompts": [], "more": 1}, headers=headers),
-        404: httpx2.delete(f"{url}/v1/versions/none", headers=headers),
+        401: httpx2.get(f"{url}/v1/policy", headers={"Authorization": "Bearer wrong"}, timeout=None),
+        422: httpx2.post(f"{url}/v1/sample", json={"prompts": [], "more": 1}, headers=headers, timeout=None),
+        404: httpx2.delete(f"{url}/v1/versions/none", headers=headers, timeout=None),
     }
     for status, reply in replies.items():
         assert reply.status_code == status
@@ -141,7 +141,9 @@ def test_nothing_of_a_body_is_read_without_the_key(url: str) -> None:
 def test_a_body_of_very_many_values_is_refused_before_it_is_parsed(url: str) -> None:
     headers = {"Authorization": f"Bearer {KEY}"}
     body = b'{"prompts":[' + b"[]," * 1_000_000 + b"0]}"
-    reply = httpx2.post(f"{url}/v1/sample", content=body, headers=headers | {"Content-Type": "application/json"})
+    reply = httpx2.post(
+        f"{url}/v1/sample", content=body, headers=headers | {"Content-Type": "application/json"}, timeout=None
+    )
     assert reply.status_code == 413
     assert "arrays and objects" in Problem.model_validate_json(reply.content).detail
 
@@ -170,9 +172,7 @@ def test_work_whose_client_hung_up_is_dropped(url: str, client: PolicyClient) ->
 
 
 def test_a_process_that_is_not_there_is_unavailable() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    with PolicyClient(f"http://127.0.0.1:{port}") as client, pytest.raises(PolicyUnavailable) as failure:
+    with PolicyClient(f"http://127.0.0.1:{free_port()}") as client, pytest.raises(PolicyUnavailable) as failure:
         client.health()
     assert failure.value.retry_after_seconds
 
@@ -196,9 +196,8 @@ def test_metrics_tell_the_tokens_sampled_and_the_rows_that_wait(url: str, client
 def test_a_process_given_a_vllm_server_serves_from_it(
     stand_in_url: str, model_folder: Path, store: ArtifactStore, policy: LoadedPolicy
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = str(listener.getsockname()[1])
-    command = [sys.executable, "-m", "services.policy.server.app", "--model", str(model_folder), "--port", port]
+    port = free_port()
+    command = [sys.executable, "-m", "services.policy.server.app", "--model", str(model_folder), "--port", str(port)]
     arguments = ["--artifacts", str(store.root), "--threads", "1", "--vllm-url", stand_in_url]
     with subprocess.Popen([*command, *arguments], cwd=ROOT) as process:
         try:

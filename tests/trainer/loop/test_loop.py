@@ -9,18 +9,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import psycopg
 import pytest
 from safetensors.torch import load_file
 from sqlalchemy import delete, func, select, text, update
 
 from services.contracts.answers import AnswerContent, AnswerKind
-from services.local.layout import free_port
+from services.local.servers.pg_programs import plain_url
 from services.store.core.locks import LineageLock
 from services.store.core.transaction import Store
 from services.store.ledger import updates
 from services.store.loop import switches
 from services.store.tables.housekeeping import ProcessRow
 from services.store.tables.ledger import LessonRow, PolicyVersionRow, UpdateLessonRow, UpdateRow
+from tests.ports import free_port
 from tests.trainer.training import NOWHERE, settings_of, training
 from tests.trainer.world import World
 from tests.waiting import wait_until
@@ -89,13 +91,35 @@ def checkpoints_of(store: Store) -> Sequence[str | None]:
         return session.scalars(query).all()
 
 
+APPLIED_LATER = """
+create function wait_for_test() returns trigger language plpgsql as $$ begin
+    perform pg_advisory_xact_lock_shared(3);
+    return new;
+end $$;
+create trigger applied_later before update on update
+    for each row when (new.number = 3 and new.status = 'applied') execute function wait_for_test()
+"""
+
+
+@contextmanager
+def third_update_held(database_url: str) -> Iterator[None]:
+    """Update 3 can be made, but not be applied until the block ends."""
+    with psycopg.connect(plain_url(database_url), autocommit=True) as connection:
+        connection.execute(APPLIED_LATER)
+        connection.execute("select pg_advisory_lock(3)")
+        yield
+
+
 def test_killed_in_the_middle_of_an_update_the_trainer_ends_with_the_very_same_weights(
     tmp_path: Path, store: Store, world: World, database_url: str, redis_url: str
 ) -> None:
     ema = {"PRECEPTOR_TRAINER_TEACHER_EMA": "0.1"}
     world.lessons(num_groups=8)
     world.stop_after(4)
-    with running_trainer(tmp_path / "killed", database_url, redis_url, **ema) as process:
+    with (
+        third_update_held(database_url),
+        running_trainer(tmp_path / "killed", database_url, redis_url, **ema) as process,
+    ):
         wait_until(lambda: is_started(store, 3), lambda: process.poll() is None)
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -225,8 +249,8 @@ def test_a_database_that_goes_away_only_makes_the_trainer_wait(
     world.lessons(num_groups=6)
     world.stop_after(3)
     with training(settings_of(tmp_path, database_url, redis_url), CONFIG) as thread:
-        while number_of(store, world) < 3:
-            assert thread.is_alive()
+        wait_until(lambda: is_started(store, 1), thread.is_alive)
+        for _ in range(10):  # not for ever: between two of them a slow machine makes no update
             with store.transaction() as session:  # what a restart of Postgres does to its clients
                 session.execute(
                     text(
@@ -235,6 +259,7 @@ def test_a_database_that_goes_away_only_makes_the_trainer_wait(
                     )
                 )
             time.sleep(0.3)
+        wait_until(lambda: number_of(store, world) == 3, thread.is_alive)
     with store.transaction() as session:
         used = session.scalars(select(UpdateLessonRow.lesson_id).where(UpdateLessonRow.status == "applied")).all()
         assert len(used) == len(set(used)) == 48

@@ -121,7 +121,7 @@ def test_training_goes_on_while_the_server_proves_a_version(
     prove, may_go_on = bench.client.prove_version, threading.Event()
 
     def prove_later(name: str, request: ProveRequest) -> Version:
-        assert may_go_on.wait(60)
+        may_go_on.wait()
         return prove(name, request)
 
     monkeypatch.setattr(bench.client, "prove_version", prove_later)

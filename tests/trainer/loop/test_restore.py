@@ -69,7 +69,8 @@ def test_a_backup_taken_while_the_trainer_works_is_consistent(
     tmp_path: Path, world: World, database_url: str, empty_database: str, redis_url: str
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    world.lessons(num_groups=6)
+    world.lessons(num_groups=12)
+    world.stop_after(5)  # of six, so that there is one more to be made from whichever is in the backup
     found = find(Layout(first), {"DATABASE_URL": database_url})
     with training(settings_of(first, database_url, redis_url), CONFIG) as thread:
         wait_until(lambda: any(first.glob("checkpoints/main/*")), thread.is_alive)
