@@ -31,7 +31,8 @@ from torch.nn.utils.rnn import pad_sequence
 from benchmarks.arguments import find_model, positive
 from benchmarks.loss import read_peak, reset_peak, run_apart
 from services.contracts.ids import new_id
-from services.policy.model.modeling import load_policy, make_tiny_policy
+from services.policy.model.modeling import load_policy
+from services.policy.model.tiny import make_tiny_policy
 from services.runtime.settings import Settings
 from trainer.batch.rows import Batch, Context, Row, Source
 from trainer.config import TrainerConfig

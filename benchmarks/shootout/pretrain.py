@@ -13,7 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from benchmarks.shootout.synthetic import Synthetic, Turn
-from services.policy.model.modeling import encode_text, load_policy, make_tiny_policy
+from services.policy.model.modeling import encode_text, load_policy
+from services.policy.model.tiny import make_tiny_policy
 
 HIDDEN_SIZE = 192
 NUM_LAYERS = 3

@@ -39,6 +39,7 @@ from services.policy.engines.decode import ATTENTION, check_decoding
 from services.policy.engines.packed import PackedModel
 from services.policy.engines.sampler import PromptCache, Sampler
 from services.policy.engines.work import SampleJob, SampleUnit
+from services.policy.model.adapters import take_deltas
 from services.policy.model.modeling import (
     LoadedPolicy,
     PolicyModel,
@@ -47,7 +48,6 @@ from services.policy.model.modeling import (
     load_policy,
     project,
     render_prompt,
-    take_deltas,
 )
 from services.policy.text.ends import StopFinder
 from services.runtime.settings import Settings

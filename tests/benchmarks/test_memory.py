@@ -16,7 +16,8 @@ from benchmarks.shootout.synthetic import Rules
 from services.contracts.ids import new_id
 from services.contracts.sources import ContextSource
 from services.contracts.tasks import Message, Precedent, Split
-from services.policy.model.modeling import encode_text, load_policy, make_tiny_policy, render_prompt
+from services.policy.model.modeling import encode_text, load_policy, render_prompt
+from services.policy.model.tiny import make_tiny_policy
 from services.runtime.settings import Settings
 from trainer.batch.build import build_batch
 from trainer.step.state import begin

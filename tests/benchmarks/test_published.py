@@ -11,23 +11,13 @@ from benchmarks import learn
 from benchmarks.shootout.published import SOURCES, DataUnusable, Published, find_family
 from benchmarks.shootout.questions import Question
 from benchmarks.shootout.results import Results, Run
-from benchmarks.shootout.runs import (
-    Answerer,
-    Arm,
-    Budget,
-    Drawn,
-    Plan,
-    Setting,
-    configure,
-    measure_gap,
-    teach,
-    train,
-)
+from benchmarks.shootout.runs import Answerer, Arm, Budget, Drawn, Plan, Setting, configure, measure_gap, teach, train
 from benchmarks.shootout.worlds import opened
 from services.contracts.base import JsonObject
 from services.contracts.tasks import Split
 from services.policy.contract import FinishReason, Sample
-from services.policy.model.modeling import load_policy, make_tiny_policy
+from services.policy.model.modeling import load_policy
+from services.policy.model.tiny import make_tiny_policy
 from services.runtime.settings import Settings
 from services.store.ledger.lessons import LessonFacts
 from trainer.batch.build import build_batch

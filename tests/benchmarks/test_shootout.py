@@ -34,7 +34,8 @@ from benchmarks.shootout.runs import (
 from benchmarks.shootout.synthetic import Doubted, Fork, Rules, Synthetic, Unheard, apply_rules
 from services.contracts.answers import SamplesDistribution
 from services.contracts.tasks import Message, Split
-from services.policy.model.modeling import load_policy, make_tiny_policy, prefill_prompt, score_responses
+from services.policy.model.modeling import load_policy, prefill_prompt, score_responses
+from services.policy.model.tiny import make_tiny_policy
 from tests.waiting import wait_until
 from trainer.config import TrainerConfig
 from trainer.step.state import begin

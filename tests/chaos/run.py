@@ -16,7 +16,7 @@ from services.contracts.experts import Expert, ExpertCreate
 from services.contracts.status import LoopState, LoopSwitch
 from services.contracts.tasks import Message, TaskCreate, TaskImport, TaskImported
 from services.local.supervise import stack
-from services.policy.model.modeling import make_tiny_policy
+from services.policy.model.tiny import make_tiny_policy
 from services.runtime.settings import Settings
 from services.store.core.transaction import Store
 from tests.chaos.flood import flood_corrections

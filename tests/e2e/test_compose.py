@@ -22,7 +22,7 @@ from services.contracts.base import JsonObject
 from services.contracts.status import LoopState, LoopSwitch, Status
 from services.contracts.tasks import TaskImport, TaskImported
 from services.contracts.updates import UpdateDetail
-from services.policy.model.modeling import make_tiny_policy
+from services.policy.model.tiny import make_tiny_policy
 from tests.e2e.environment import SETTINGS
 from tests.ports import free_port
 

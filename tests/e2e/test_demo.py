@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from services.policy.model.modeling import make_tiny_policy
+from services.policy.model.tiny import make_tiny_policy
 from tests.e2e.environment import loop_environment
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.timeout(600)]

@@ -27,7 +27,7 @@ from services.contracts.updates import TermKind, UpdateDetail
 from services.local.credentials import read_credentials
 from services.local.layout import Layout
 from services.local.supervise.run_state import RunState, read_running
-from services.policy.model.modeling import make_tiny_policy
+from services.policy.model.tiny import make_tiny_policy
 from tests.e2e.environment import loop_environment
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.timeout(900)]

@@ -17,7 +17,7 @@ from services.jobs.runtime import runtime
 from services.jobs.sample import sample
 from services.policy.artifacts import ArtifactStore
 from services.policy.contract import SamplePrompt, SampleRequest
-from services.policy.model.modeling import make_tiny_policy
+from services.policy.model.tiny import make_tiny_policy
 from services.policy.server.app import create_app
 from services.store.core.transaction import Store
 from services.store.corrections import corrections

@@ -5,7 +5,7 @@ from pathlib import Path
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from services.policy.model.modeling import _quiet_peft
+from services.policy.model.adapters import _quiet_peft
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:

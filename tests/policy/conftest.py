@@ -16,7 +16,9 @@ from services.policy.engines.base_probe import forget_weights, measure_base
 from services.policy.engines.embedded import EmbeddedEngine, EngineSettings
 from services.policy.engines.vllm import VllmEngine, VllmSettings
 from services.policy.engines.vllm_client import VllmClient
-from services.policy.model.modeling import LoadedPolicy, add_lora, load_policy, make_tiny_policy, save_adapter
+from services.policy.model.adapters import add_lora, save_adapter
+from services.policy.model.modeling import LoadedPolicy, load_policy
+from services.policy.model.tiny import make_tiny_policy
 from tests.policy.engines.vllm_server import VllmStandIn, make_app
 from tests.serving import serve
 

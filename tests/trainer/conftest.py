@@ -9,7 +9,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
-from services.policy.model.modeling import LoadedPolicy, load_policy, make_tiny_policy
+from services.policy.model.modeling import LoadedPolicy, load_policy
+from services.policy.model.tiny import make_tiny_policy
 from services.store.core.transaction import Store
 from tests.trainer.world import World
 

@@ -35,7 +35,8 @@ from services.policy.contract import (
     Version,
     VersionStatus,
 )
-from services.policy.model.modeling import project, response_hidden, save_adapter
+from services.policy.model.adapters import save_adapter
+from services.policy.model.modeling import project, response_hidden
 from services.runtime import space
 from services.runtime.errors import PreceptorError
 from services.runtime.settings import Settings

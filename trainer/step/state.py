@@ -20,7 +20,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from services.policy.artifacts import ArtifactStore
-from services.policy.model.modeling import LoadedPolicy, add_lora, save_adapter
+from services.policy.model.adapters import add_lora, save_adapter
+from services.policy.model.modeling import LoadedPolicy
 from services.runtime import space
 from services.runtime.errors import PreceptorError
 from trainer.batch.rows import Vocabulary

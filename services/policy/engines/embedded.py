@@ -53,7 +53,8 @@ from services.policy.engines.work import (
     compare_probe,
     split_by_tokens,
 )
-from services.policy.model.modeling import LoadedPolicy, LoraDelta, TokenScores, read_deltas, score_responses
+from services.policy.model.adapters import LoraDelta, read_deltas
+from services.policy.model.modeling import LoadedPolicy, TokenScores, score_responses
 from services.policy.text.ends import StopFinder
 from services.policy.text.prompts import PromptReader
 

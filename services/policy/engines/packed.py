@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from services.policy.model.adapters import LoraDelta
 from services.policy.model.linear import compute, is_for_onednn, is_plain_linear
-from services.policy.model.modeling import LoraDelta
 
 ROWS_HINT: Final = 64
 """The packed order is chosen for this many rows; it serves any number."""

@@ -49,7 +49,8 @@ from services.policy.engines.versions import HeldVersion, VersionTable
 from services.policy.engines.vllm_client import ServedModel, VllmClient, VllmModelMissing, VllmRefused, VllmUnavailable
 from services.policy.engines.vllm_work import VllmWork, gather, require_temperature
 from services.policy.engines.work import ask_for_scores
-from services.policy.model.modeling import LoadedPolicy, read_deltas
+from services.policy.model.adapters import read_deltas
+from services.policy.model.modeling import LoadedPolicy
 from services.policy.text.ends import StopFinder
 from services.policy.text.prompts import PromptReader
 from services.runtime.errors import PreceptorError

@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 
 from services.policy.engines.packed import PackedModel
-from services.policy.model.modeling import load_policy, read_deltas
+from services.policy.model.adapters import read_deltas
+from services.policy.model.modeling import load_policy
 from tests.policy.conftest import make_adapter
 
 IDS = torch.arange(3, 23)[None]

@@ -28,7 +28,9 @@ from services.policy.engines.base_probe import measure_base
 from services.policy.engines.vllm import VllmEngine
 from services.policy.engines.vllm_client import VllmRefused, VllmUnavailable
 from services.policy.engines.vllm_work import derive_seed
-from services.policy.model.modeling import AdapterRefused, LoadedPolicy, encode_text, make_tiny_policy, read_deltas
+from services.policy.model.adapters import AdapterRefused, read_deltas
+from services.policy.model.modeling import LoadedPolicy, encode_text
+from services.policy.model.tiny import make_tiny_policy
 from tests.policy.conftest import Limits, make_adapter, start_vllm
 from tests.policy.engines.test_base import ask, draw, make_probe
 from tests.policy.engines.vllm_server import VllmStandIn, make_app

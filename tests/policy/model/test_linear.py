@@ -8,8 +8,9 @@ from torch import nn
 from torch.autograd.graph import Node
 
 from services.policy.model import linear
+from services.policy.model.adapters import add_lora, read_deltas, save_adapter, take_deltas
 from services.policy.model.linear import FrozenLinear, freeze_linears, is_plain_linear, multiply
-from services.policy.model.modeling import add_lora, load_policy, read_deltas, save_adapter, take_deltas
+from services.policy.model.modeling import load_policy
 
 
 def make_layer(bias: bool, dtype: torch.dtype = torch.float32) -> tuple[nn.Linear, FrozenLinear]:

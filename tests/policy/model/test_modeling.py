@@ -9,26 +9,23 @@ from transformers import ByT5Tokenizer
 
 from services.contracts.tasks import Message
 from services.policy.artifacts import hash_tree
+from services.policy.model.adapters import AdapterRefused, add_lora, read_deltas, save_adapter
 from services.policy.model.modeling import (
-    AdapterRefused,
     LoadedPolicy,
     ModelRefused,
     PolicyModel,
-    add_lora,
     decode_ids,
     encode_text,
     hash_base,
     hash_tokenizer,
     load_policy,
-    make_tiny_policy,
     prefill_prompt,
     project,
-    read_deltas,
     render_prompt,
     response_hidden,
-    save_adapter,
     score_responses,
 )
+from services.policy.model.tiny import make_tiny_policy
 from tests.policy.adapters import load_adapter
 from tests.policy.conftest import make_adapter
 

@@ -10,7 +10,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from services.contracts.tasks import Message
-from services.policy.model.modeling import CHATML, decode_ids, encode_text, render_prompt
+from services.policy.model.modeling import decode_ids, encode_text, render_prompt
+from services.policy.model.tiny import CHATML
 from services.policy.text import plain_text
 
 GEMMA = (

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.policy.model.modeling import add_lora, load_policy, response_hidden
+from services.policy.model.adapters import add_lora
+from services.policy.model.modeling import load_policy, response_hidden
 from trainer.step import padding
 from trainer.step.padding import read_responses, split_by_length
 from trainer.step.teacher import trainable
