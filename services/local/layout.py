@@ -20,6 +20,8 @@ from services.local.processes.process import LocalError
 from services.runtime.secret_files import find_secret
 
 LOOPBACK = "127.0.0.1"
+ROOT = Path(__file__).resolve().parents[2]
+"""The folder that the packages lie in."""
 
 
 class LocalSecrets(BaseModel):

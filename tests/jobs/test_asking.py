@@ -18,7 +18,7 @@ from services.jobs.app import app
 from services.jobs.consult import consult
 from services.jobs.maintain import maintain
 from services.jobs.runtime import Runtime, runtime
-from services.local.care import doctor
+from services.local.care import clocks
 from services.local.care.findings import Severity
 from services.store.core.transaction import Store
 from services.store.loop import processes
@@ -150,7 +150,7 @@ def test_a_worker_whose_clock_is_wrong_charges_no_expert_with_it_and_doctor_name
     with store.transaction() as session:
         [clock] = [row for row in processes.latest(session) if row.name.startswith(processes.CLOCK_OF)]
     assert "45 minutes ahead" in clock.activity
-    assert doctor._judge_beat(clock.name, clock.activity, 1).verdict is Severity.FAIL
+    assert clocks.judge_beat(clock.name, clock.activity, 1).verdict is Severity.FAIL
     maintain()
     with store.transaction() as session:
         assert not [row for row in processes.latest(session) if row.name.startswith(processes.CLOCK_OF)]

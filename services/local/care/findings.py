@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator
 from enum import StrEnum
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
+
+ASK_SECONDS: Final = 5.0
+"""The longest that a check waits for an answer."""
 
 
 class Severity(StrEnum):

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from services import prepare
 from services.local.credentials import Credentials, credentials_file, read_credentials
-from services.local.layout import LOOPBACK, Layout, free_port, given_database_url, given_redis_url, write_private
+from services.local.layout import LOOPBACK, ROOT, Layout, free_port, given_database_url, given_redis_url, write_private
 from services.local.servers.postgres import EmbeddedPostgres
 from services.local.servers.valkey import EmbeddedValkey
 from services.local.supervise.run_state import RunState
@@ -27,7 +27,6 @@ from services.runtime.settings import Settings
 
 SERVICES = ("api", "policy", "sandbox", "experts")
 POLICY_READY_SECONDS = 180.0  # loading a model of some gigabytes from a slow disk
-ROOT = Path(__file__).resolve().parents[3]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from services.contracts.answers import AnswerKind
 from services.contracts.experts import ConsultRequest, ConsultResult, Descriptor
 from services.contracts.policies import GateCheck, GateReport
 from services.experts.protocol.app import create_expert_app
-from services.local.care import doctor
+from services.local.care import check_machine, check_services, check_stores, clocks, doctor
 from services.local.care.findings import Finding, Severity, ok
 from services.local.installation import Installation, find
 from services.local.layout import Layout
@@ -53,7 +53,11 @@ def down(tmp_path: Path) -> Installation:
 
 
 def test_a_stack_that_is_down_says_so_and_fails_nothing(down: Installation) -> None:
-    findings = [*doctor.check_database(down), doctor.check_broker(down), doctor.check_processes(down)]
+    findings = [
+        *check_stores.check_database(down),
+        check_stores.check_broker(down),
+        check_machine.check_processes(down),
+    ]
     assert [finding.verdict for finding in findings] == [Severity.WARN, Severity.WARN, Severity.OK]
     assert all("down" in finding.found or "no stack runs" in finding.found for finding in findings)
 
@@ -61,7 +65,7 @@ def test_a_stack_that_is_down_says_so_and_fails_nothing(down: Installation) -> N
 def test_too_little_room_fails_and_names_the_setting(down: Installation) -> None:
     settings = down.settings.model_copy(update={"min_free_gb": 1e6})
     full = Installation(down.layout, settings, None, None, None, is_ours=True)
-    found = only(doctor.check_disks(full), "disk of the data folder")
+    found = only(check_machine.check_disks(full), "disk of the data folder")
     assert found.verdict is Severity.FAIL
     assert "PRECEPTOR_MIN_FREE_GB" in found.todo
 
@@ -69,18 +73,18 @@ def test_too_little_room_fails_and_names_the_setting(down: Installation) -> None
 def test_a_data_folder_that_others_can_read_is_pointed_out(tmp_path: Path) -> None:
     layout = Layout.open(tmp_path / "home")
     layout.root.chmod(0o755)
-    found = only(doctor.check_disks(find(layout, {})), "data folder")
+    found = only(check_machine.check_disks(find(layout, {})), "data folder")
     assert found.verdict is Severity.WARN
     assert "chmod" in found.todo
 
 
 def test_a_data_folder_that_is_a_file_or_a_part_of_a_backup_fails(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    [file] = doctor.check_disks(find(Layout(tmp_path / "file"), {}))
+    [file] = check_machine.check_disks(find(Layout(tmp_path / "file"), {}))
     assert (file.verdict, "is not a folder" in file.found) == (Severity.FAIL, True)
     layout = Layout.open(tmp_path / "home")
     layout.incomplete_file.write_text("")
-    found = only(doctor.check_disks(find(layout, {})), "data folder")
+    found = only(check_machine.check_disks(find(layout, {})), "data folder")
     assert (found.verdict, "was interrupted" in found.found) == (Severity.FAIL, True)
 
 
@@ -89,7 +93,7 @@ def test_a_data_folder_past_its_largest_size_fails_and_names_the_setting(tmp_pat
     (there.layout.logs / "api.log").write_text("x" * 10_000)
     settings = there.settings.model_copy(update={"max_home_gb": 1e-6})
     found = only(
-        doctor.check_disks(Installation(there.layout, settings, None, None, None, is_ours=True)), "data folder"
+        check_machine.check_disks(Installation(there.layout, settings, None, None, None, is_ours=True)), "data folder"
     )
     assert (found.verdict, "PRECEPTOR_MAX_HOME_GB" in found.todo) == (Severity.FAIL, True)
 
@@ -100,7 +104,7 @@ def test_with_the_stack_down_the_newest_weights_are_read(tmp_path: Path) -> None
     ArtifactStore(layout.artifacts).store(tmp_path / "weights")
     address = ArtifactStore(layout.checkpoints / "main").store(tmp_path / "weights")
     (layout.checkpoints / "main" / address).write_text("other bytes")
-    findings = list(doctor.check_database(find(layout, {})))
+    findings = list(check_stores.check_database(find(layout, {})))
     assert only(iter(findings), "newest weights in artifacts").verdict is Severity.OK
     found = only(iter(findings), "newest weights in checkpoints/main")
     assert (found.verdict, address in found.found) == (Severity.FAIL, True)
@@ -148,10 +152,10 @@ def test_a_process_that_is_held_still_is_not_ready(tmp_path: Path) -> None:
         there = find(layout, {})
         up = Installation(layout, there.settings, run, None, None, is_ours=True)
         try:
-            assert doctor.check_processes(up).verdict is Severity.OK
+            assert check_machine.check_processes(up).verdict is Severity.OK
             process.send_signal(signal.SIGSTOP)
             os.waitpid(process.pid, os.WUNTRACED)
-            found = doctor.check_processes(up)
+            found = check_machine.check_processes(up)
         finally:
             process.kill()
     assert (found.verdict, found.found) == (Severity.FAIL, "not ready: beat")
@@ -160,7 +164,7 @@ def test_a_process_that_is_held_still_is_not_ready(tmp_path: Path) -> None:
 def test_libraries_of_other_versions_than_the_lock_are_pointed_out(tmp_path: Path) -> None:
     lock = tmp_path / "constraints.txt"
     lock.write_text("pydantic==0.0.1\nnever-installed==1.0\n")
-    [found] = doctor.check_libraries(lock)
+    [found] = check_machine.check_libraries(lock)
     assert found.verdict is Severity.WARN
     assert "pydantic" in found.found
     assert "never-installed" not in found.found
@@ -173,15 +177,15 @@ def test_libraries_are_compared_where_the_package_runs_from_a_folder(
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "requires", find_nothing)
-    [found] = doctor.check_libraries(tmp_path / "no lock file")
+    [found] = check_machine.check_libraries(tmp_path / "no lock file")
     assert found.verdict is Severity.OK
 
 
 def test_clocks_far_apart_fail() -> None:
     late = format_datetime(datetime.now(UTC) - timedelta(minutes=10), usegmt=True)
     near = format_datetime(datetime.now(UTC), usegmt=True)
-    assert doctor._compare_date("clock", late).verdict is Severity.FAIL
-    assert doctor._compare_date("clock", near).verdict is Severity.OK
+    assert clocks.compare_date("clock", late).verdict is Severity.FAIL
+    assert clocks.compare_date("clock", near).verdict is Severity.OK
 
 
 @pytest.fixture
@@ -193,7 +197,7 @@ def up(tmp_path: Path, database_url: str, world: World) -> Installation:
 
 @pytest.mark.integration
 def test_a_migrated_database_with_the_machines_clock_is_ok(up: Installation) -> None:
-    findings = list(doctor.check_database(up))
+    findings = list(check_stores.check_database(up))
     assert {finding.check for finding in findings} >= {"database", "clock of the database", "migration"}
     assert {finding.verdict for finding in findings} == {Severity.OK}
 
@@ -202,14 +206,14 @@ def test_a_migrated_database_with_the_machines_clock_is_ok(up: Installation) -> 
 def test_a_database_at_a_newer_schema_fails(up: Installation, store: Store) -> None:
     with store.transaction() as session:
         session.execute(text("UPDATE alembic_version SET version_num = '29990101_later'"))
-    found = only(doctor.check_database(up), "migration")
+    found = only(check_stores.check_database(up), "migration")
     assert found.verdict is Severity.FAIL
     assert "Install the version" in found.todo
 
 
 @pytest.mark.integration
 def test_a_database_at_an_older_schema_fails(up: Installation, next_schema: str) -> None:
-    found = only(doctor.check_database(up), "migration")
+    found = only(check_stores.check_database(up), "migration")
     assert found.verdict is Severity.FAIL
     assert "preceptor up" in found.todo
     assert next_schema in found.found
@@ -233,7 +237,7 @@ def test_a_process_that_is_silent_is_said(up: Installation, store: Store) -> Non
         processes.beat(session, "sweep", 2, "sweeping", {})
         processes.beat(session, "other", 3, "resting", {})
         session.execute(text("UPDATE process SET beat_at = now() - interval '65 seconds' WHERE name <> 'other'"))
-    findings = list(doctor.check_beats(up))
+    findings = list(check_stores.check_beats(up))
     assert only(iter(findings), "process trainer").verdict is Severity.WARN
     assert "beat" in only(iter(findings), "process sweep").todo
     assert only(iter(findings), "process other").verdict is Severity.OK
@@ -244,10 +248,10 @@ def test_weights_that_are_gone_or_damaged_fail(up: Installation, store: Store, w
     with store.transaction() as session:
         row = policies.add_candidate(session, world.lineage_id, artifact_sha256="a" * 64, update_number=1)
         policies.serve(session, row.id)
-    found = only(doctor.check_database(up), "weights of main-v1")
+    found = only(check_stores.check_database(up), "weights of main-v1")
     assert found.verdict is Severity.FAIL
     (up.layout.artifacts / ("a" * 64)).write_text("other bytes")
-    assert "sha256" in only(doctor.check_database(up), "weights of main-v1").found
+    assert "sha256" in only(check_stores.check_database(up), "weights of main-v1").found
 
 
 @pytest.mark.integration
@@ -255,12 +259,12 @@ def test_versions_that_are_refused_in_a_row_fail_with_what_to_do(up: Installatio
     report = GateReport(checks=[GateCheck(name="kl_base", passed=False, value=9, bound=3)])
     verdicts = []
     for _ in range(3):
-        verdicts.append(only(doctor._check_weights(up, store), "gate").verdict)
+        verdicts.append(only(check_stores._check_weights(up, store), "gate").verdict)
         with store.transaction() as session:
             row = policies.add_candidate(session, world.lineage_id, artifact_sha256="a" * 64, update_number=0)
             policies.reject(session, row.id, report, "the gate refused it: kl_base")
     assert verdicts == [Severity.OK, Severity.WARN, Severity.FAIL]
-    found = only(doctor._check_weights(up, store), "gate")
+    found = only(check_stores._check_weights(up, store), "gate")
     assert "refused the newest 3 versions, and base still serves" in found.found
     assert "PRECEPTOR_TRAINER_GATE" in found.todo
 
@@ -269,16 +273,16 @@ def test_versions_that_are_refused_in_a_row_fail_with_what_to_do(up: Installatio
 def test_a_blocked_sampler_fails_with_its_reason(up: Installation, store: Store, world: World) -> None:
     with store.transaction() as session:
         switches.block(session, world.lineage_id, "the disk is full")
-    assert only(doctor.check_database(up), "room to sample").found == "the disk is full"
+    assert only(check_stores.check_database(up), "room to sample").found == "the disk is full"
 
 
 @pytest.mark.integration
 def test_a_broker_that_is_away_fails_and_one_that_keeps_nothing_warns(
     up: Installation, valkey_server: EmbeddedValkey
 ) -> None:
-    assert doctor.check_broker(up).verdict is Severity.FAIL
+    assert check_stores.check_broker(up).verdict is Severity.FAIL
     there = find(up.layout, {"DATABASE_URL": str(up.database_url), "REDIS_URL": valkey_server.url})
-    found = doctor.check_broker(there)
+    found = check_stores.check_broker(there)
     assert found.verdict is Severity.WARN
     assert "appendonly" in found.todo
 
@@ -304,7 +308,7 @@ def test_each_expert_is_asked_for_its_version(
         world.expert(session).endpoint = endpoint
         world.expert(session, "away")
         session.commit()
-        findings = list(doctor.check_experts(up))
+        findings = list(check_services.check_experts(up))
     assert only(iter(findings), "expert judge").verdict is verdict
     assert only(iter(findings), "expert away").verdict is Severity.FAIL
 
@@ -334,7 +338,7 @@ def test_the_sandboxs_isolation_is_judged(up: Installation, level: str, verdict:
     with serve(sandbox) as url:
         settings = up.settings.model_copy(update={"sandbox_url": url})
         there = Installation(up.layout, settings, None, up.database_url, up.redis_url, is_ours=False)
-        assert only(doctor.check_sandbox(there), "sandbox").verdict is verdict
+        assert only(check_services.check_sandbox(there), "sandbox").verdict is verdict
 
 
 @pytest.mark.integration
@@ -384,7 +388,7 @@ def test_the_environments_api_is_examined_unless_a_folder_or_a_database_is_named
     def keep_still() -> Finding:
         return ok("sandbox", "not started by this test")
 
-    monkeypatch.setattr(doctor, "_try_sandbox", keep_still)
+    monkeypatch.setattr(check_services, "_try_sandbox", keep_still)
     assert "memory" not in checks()
     assert "memory" in checks("--home", str(tmp_path))
     # as in the operator's container: the address of the api, and a database among the secrets
