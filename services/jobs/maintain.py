@@ -25,7 +25,7 @@ from services.store.ledger import lessons
 from services.store.loop import evaluations, groups, lineages, processes, settling, tasks
 from services.store.loop import switches as loop
 from services.store.tables.loop import GroupRow
-from services.store.teaching import measurements, roll_in, scouts
+from services.store.teaching import measurements, roll_in, rounds, scouts
 from services.store.teaching.candidates import Ages
 from services.store.teaching.roll_in import Teaching
 
@@ -136,9 +136,9 @@ def train_sampling(settings: Settings) -> Sampling:
     )
 
 
-def measuring_rules(settings: Settings) -> measurements.Rules:
+def measuring_rules(settings: Settings) -> rounds.Rules:
     """How student, teacher and control are drawn, all at the teacher's temperature."""
-    return measurements.Rules(
+    return rounds.Rules(
         sampling=train_sampling(settings).model_copy(update={"temperature": settings.teacher_temperature}),
         seed=settings.seed,
         share=settings.measuring_share,

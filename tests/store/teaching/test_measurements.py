@@ -6,7 +6,7 @@ from services.contracts.answers import AnswerKind
 from services.contracts.measurements import MeasurementStatus
 from services.contracts.sources import ContextSource
 from services.store.core.transaction import Store
-from services.store.teaching import measurements
+from services.store.teaching import looks
 from services.store.teaching.sequential_test import LEVEL
 from tests.store.conftest import World
 
@@ -31,4 +31,4 @@ def test_the_level_is_shared_by_the_templates_of_a_source_and_on_probation_by_ev
         tutor = world.expert(session, "tutor", kinds=kinds, verifier=False, status=status)
         measured = world.measured(session, tutor.id, MeasurementStatus.MEASURING, source=source)
 
-        assert measurements.find_level(session, measured) == LEVEL / num_shared
+        assert looks.find_level(session, measured) == LEVEL / num_shared

@@ -18,7 +18,7 @@ from services.store.tables.loop import ConsultationRow, ExpertRow, RolloutRow
 from services.store.tables.teaching import MeasurementRow
 from services.store.teaching import consequences, measurements, mixing
 from services.store.teaching.candidates import Ages
-from services.store.teaching.measurements import Rules
+from services.store.teaching.rounds import Rules
 from tests.store.conftest import TOKENIZER, World
 
 RULES = Rules(
