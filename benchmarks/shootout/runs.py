@@ -51,7 +51,7 @@ from services.policy.model.modeling import (
 )
 from services.policy.text.ends import StopFinder
 from services.runtime.settings import Settings
-from services.store.ledger.lessons import LessonAnswer, LessonFacts
+from services.store.ledger.lesson_facts import LessonAnswer, LessonFacts
 from services.store.loop.standing import Standing, Verdict
 from services.store.stats.estimates import pass_at_k
 from services.store.teaching.roll_in import count_shown, find_first

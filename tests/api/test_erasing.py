@@ -18,7 +18,7 @@ from services.contracts.sources import ContextSource
 from services.contracts.updates import TermKind, TermRecord
 from services.store.core.transaction import Store
 from services.store.corrections import effects
-from services.store.ledger import lessons, updates
+from services.store.ledger import lesson_facts, lessons, updates
 from services.store.ledger.distributions import TopK
 from services.store.loop import consultations, experts, groups, settling
 from services.store.loop.consultations import ClaimedConsultation
@@ -203,7 +203,7 @@ def test_a_lesson_not_yet_used_never_trains_on_it(api: Api, store: Store, world:
         assert not any(find_fixed(session, world.lineage_id, tasks).values())
         on_time = lessons.claim(session, world.lineage_id, new_id(), num_rollouts=72, max_late=9, lease_seconds=60)
         assert len(on_time) == 3, "what others said about the rollouts still trains"
-        said = [answer for facts in lessons.load(session, on_time) for answer in facts.answers]
+        said = [answer for facts in lesson_facts.load(session, on_time) for answer in facts.answers]
     assert {answer.expert for answer in said} == {"judge"}
 
 

@@ -19,7 +19,7 @@ from services.policy.contract import FinishReason, Sample
 from services.policy.model.modeling import load_policy
 from services.policy.model.tiny import make_tiny_policy
 from services.runtime.settings import Settings
-from services.store.ledger.lessons import LessonFacts
+from services.store.ledger.lesson_facts import LessonFacts
 from trainer.batch.build import build_batch
 from trainer.batch.contexts import Showable
 from trainer.step.state import begin

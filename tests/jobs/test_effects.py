@@ -15,7 +15,7 @@ from services.jobs.maintain import maintain
 from services.jobs.runtime import runtime
 from services.store.core.transaction import Store
 from services.store.corrections import corrections, desk, effects
-from services.store.ledger import lessons, policies, updates
+from services.store.ledger import lesson_facts, lessons, policies, updates
 from services.store.ledger.updates import Contribution
 from services.store.loop import tasks
 from services.store.tables.corrections import EffectRow
@@ -78,7 +78,7 @@ def train(queue: Queue) -> None:
     with queue.store.transaction() as session:
         held = lessons.claim(session, lineage, owner, num_rollouts=0, max_late=8, lease_seconds=60)
         step = start_update(session, lineage, owner, [lesson.id for lesson in held])
-        facts = lessons.load(session, held)
+        facts = lesson_facts.load(session, held)
         done = [
             Contribution(
                 lesson_id=fact.lesson_id,

@@ -21,7 +21,7 @@ from services.policy.model.tiny import make_tiny_policy
 from services.policy.server.app import create_app
 from services.store.core.transaction import Store
 from services.store.corrections import corrections
-from services.store.ledger import lessons
+from services.store.ledger import lesson_facts, lessons
 from services.store.loop import consultations, groups, rollouts, settling, switches, tasks, withdrawals
 from services.store.tables.ledger import LessonRow
 from services.store.tables.loop import AnswerRow, ConsultationRow, ExpertRow, GroupRow, RolloutRow
@@ -205,7 +205,7 @@ def test_a_roll_in_that_was_drawn_has_the_weight_of_what_its_teacher_was_shown_a
     def read() -> dict[bool, list[float]]:
         with store.transaction() as session:
             rows = session.scalars(select(LessonRow).where(LessonRow.group_id == group.id)).all()
-            return {one.shown: [said.weight for said in one.shown_after] for one in lessons.load(session, rows)}
+            return {one.shown: [said.weight for said in one.shown_after] for one in lesson_facts.load(session, rows)}
 
     assert read() == {False: [], True: [1.0]}
     with store.transaction() as session:
@@ -244,7 +244,7 @@ def test_only_verifiers_are_asked_about_what_a_teacher_drew_and_their_verdict_co
     with store.transaction() as session:
         assert rollouts.get(session, shown.id).score == 1.0
         claimed = lessons.claim(session, world.lineage_id, uuid4(), num_rollouts=8, max_late=0, lease_seconds=60)
-        facts = {one.rollout_id: one for one in lessons.load(session, claimed)}
+        facts = {one.rollout_id: one for one in lesson_facts.load(session, claimed)}
     assert (facts[own.id].score, facts[own.id].shown) == (1.0, False)
     assert (facts[shown.id].score, facts[shown.id].shown) == (None, True)
     assert facts[shown.id].sampling == SAMPLING  # the policy is read as it would have drawn it

@@ -23,7 +23,7 @@ from services.runtime.collector import open_tracing
 from services.runtime.tracing import place_of
 from services.runtime.tracing_sdk import CollectorTracing
 from services.store.core.transaction import Store
-from services.store.ledger import lessons
+from services.store.ledger import lesson_facts
 from services.store.loop import groups
 from services.store.tables.ledger import LessonRow
 from services.store.tables.loop import ConsultationRow
@@ -131,7 +131,7 @@ def test_a_trace_follows_a_rollout_from_its_draw_to_its_update(
         consult(ids)
         runtime().close()
     with store.transaction() as session:
-        facts = lessons.load(session, session.scalars(select(LessonRow)).all())
+        facts = lesson_facts.load(session, session.scalars(select(LessonRow)).all())
     claim = Claim(update_id=new_id(), number=1, lessons=tuple(facts), showable=Showable(), newest_version=0)
     trainer = open_tracing(collector_url, "trainer")
     trace_update(trainer, claim, 1, 2)

@@ -25,7 +25,7 @@ from services.policy.model.modeling import (
     score_responses,
 )
 from services.store.core.transaction import Store
-from services.store.ledger.lessons import LessonAnswer, LessonFacts
+from services.store.ledger.lesson_facts import LessonAnswer, LessonFacts
 from services.store.loop import answers, lineages, rollouts, switches, tasks
 from services.store.loop.standing import Standing
 from services.store.people import persons

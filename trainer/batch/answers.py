@@ -2,7 +2,7 @@
 
 from services.contracts.sources import ContextSource
 from services.contracts.templates import Template
-from services.store.ledger.lessons import LessonAnswer, LessonFacts
+from services.store.ledger.lesson_facts import LessonAnswer, LessonFacts
 from trainer.batch.rows import Source
 
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from services.contracts.sources import ContextSource
 from services.runtime.errors import InvalidInput
 from services.runtime.settings import Settings
-from services.store.ledger.lessons import LessonAnswer, LessonFacts
+from services.store.ledger.lesson_facts import LessonAnswer, LessonFacts
 from trainer.batch.answers import behind, rate, raters, trusted
 from trainer.batch.contexts import Contexts, Showable
 from trainer.batch.corrections import find_departure, find_learned

@@ -24,7 +24,7 @@ from services.contracts.sources import ContextSource
 from services.contracts.tasks import Precedent
 from services.contracts.templates import Template, build_teacher_messages, render_feedback, strip_thinking
 from services.policy.model.modeling import decode_ids, encode_text, render_prompt
-from services.store.ledger.lessons import LessonAnswer, LessonFacts
+from services.store.ledger.lesson_facts import LessonAnswer, LessonFacts
 from services.store.loop.standing import Standing
 from services.store.teaching.material import Material
 from trainer.batch.answers import behind, rate, raters, trusted

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from services.contracts.answers import SamplesDistribution, TopKDistribution
 from services.contracts.sources import ContextSource
 from services.policy.model.modeling import decode_ids, encode_text
-from services.store.ledger.lessons import LessonAnswer, LessonFacts
+from services.store.ledger.lesson_facts import LessonAnswer, LessonFacts
 from services.store.loop.standing import Standing
 from trainer.batch.answers import behind, name, trusted
 from trainer.batch.rows import SampleRows, TopKRows, Vocabulary

@@ -19,9 +19,9 @@ from services.contracts.base import JsonObject
 from services.contracts.updates import UpdateStatus
 from services.runtime.settings import Settings
 from services.store.core.transaction import Store, StoreUnavailable
-from services.store.ledger import fallbacks, lessons, policies, updates
+from services.store.ledger import fallbacks, lesson_facts, lessons, policies, updates
 from services.store.ledger.fallbacks import StartingPoint
-from services.store.ledger.lessons import LessonFacts
+from services.store.ledger.lesson_facts import LessonFacts
 from services.store.ledger.updates import Contribution
 from services.store.loop import lineages, standing, vocabularies
 from services.store.loop import switches as loop
@@ -220,7 +220,7 @@ class Ledger:
             )
             if not rows:
                 return None
-            facts = lessons.load(session, rows)
+            facts = lesson_facts.load(session, rows)
             showable = self._find_showable(session, facts)
             own: JsonObject = json.loads(self._config.model_dump_json())  # JSON has no infinity: there it is a word
             settings = own | {name: getattr(self._settings, name) for name in SHARED_SETTINGS}
@@ -312,6 +312,6 @@ class Ledger:
             rows = session.scalars(
                 used.where(UpdateRow.number == newest).order_by(LessonRow.late, LessonRow.group_id, LessonRow.id)
             )
-            return [lesson for lesson in lessons.load(session, rows.all()) if not lesson.shown]
+            return [lesson for lesson in lesson_facts.load(session, rows.all()) if not lesson.shown]
 
         return self.transact(read)

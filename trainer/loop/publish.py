@@ -41,7 +41,7 @@ from services.runtime import space
 from services.runtime.errors import PreceptorError
 from services.runtime.settings import Settings
 from services.store.ledger import fallbacks, policies
-from services.store.ledger.lessons import LessonFacts
+from services.store.ledger.lesson_facts import LessonFacts
 from services.store.loop import groups
 from services.store.tables.ledger import PolicyVersionRow
 from trainer.config import TrainerConfig

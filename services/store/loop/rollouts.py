@@ -17,8 +17,8 @@ from services.contracts.rollouts import Purpose, Rollout, RolloutDetail, Rollout
 from services.contracts.tasks import Message
 from services.runtime.errors import NotFound
 from services.store.core import copying
-from services.store.loop import answers, consultations, contexts, tasks, trust
-from services.store.loop.consultations import FirstConsultation, Subject
+from services.store.loop import answers, contexts, opening, tasks, trust
+from services.store.loop.opening import FirstConsultation, Subject
 from services.store.loop.tasks import KnownTask
 from services.store.tables.ledger import LessonAnswerRow, LessonRow
 from services.store.tables.loop import AnswerRow, ConsultationRow, ExpertRow, GroupRow, RolloutRow, TaskRow
@@ -121,7 +121,7 @@ def store(session: Session, lineage_id: UUID, new: Sequence[NewRollout]) -> Stor
     if not new:
         return StoredRollouts([], [])
     now = session.scalars(select(func.now())).one()
-    first = consultations.plan_first(session, lineage_id, {one.id: _describe(one) for one in new}, now)
+    first = opening.plan_first(session, lineage_id, {one.id: _describe(one) for one in new}, now)
     rows = [_row(one, lineage_id, first[one.id], now) for one in new]
     opened = [consultation for one in new for consultation in first[one.id]]
     copying.copy(session, RolloutRow, rows)
@@ -236,7 +236,7 @@ def advance(session: Session, rollout_id: UUID) -> None:
     stages = session.scalars(select(ConsultationRow.stage).where(ConsultationRow.rollout_id == rollout_id)).all()
     if 2 not in stages:
         task = session.get_one(TaskRow, rollout.task_id)
-        consultations.open_second_stage(session, rollout, task)
+        opening.open_second_stage(session, rollout, task)
         if session.scalar(select(_is_held(rollout.id))):
             return
     _settle(session, rollout)

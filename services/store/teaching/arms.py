@@ -19,7 +19,7 @@ from services.contracts.rollouts import GroupStatus, RolloutStatus
 from services.contracts.sources import Arm, ContextSource, ShownContext
 from services.contracts.tasks import Message, Precedent
 from services.contracts.templates import Template, build_teacher_messages, render_feedback, strip_thinking
-from services.store.loop import consultations, held_out, trust
+from services.store.loop import held_out, opening, trust
 from services.store.tables.loop import AnswerRow, ExpertRow, GroupRow, RolloutRow, TaskRow
 from services.store.tables.teaching import MeasurementRow
 from services.store.teaching.material import Material
@@ -59,7 +59,7 @@ def find_shown(
     for one in fixed:
         if one.source is source and one.expert_id == measurement.expert_id:
             return Shown(one.answers, one.solution, one.precedents)
-    supplying = [rollout for rollout in student if consultations.supplies_material(rollout.index_in_group)]
+    supplying = [rollout for rollout in student if opening.supplies_material(rollout.index_in_group)]
     said = session.scalars(
         select(AnswerRow).where(
             AnswerRow.rollout_id.in_([rollout.id for rollout in supplying]),
@@ -183,7 +183,7 @@ def read_tried(session: Session, group_ids: Sequence[UUID]) -> dict[UUID, Tried]
     for group_id, index, status, verdict, token_ids, as_planned in rows:
         score = verdict if as_planned else None
         judged, passed = int(score is not None), int(passes(score))
-        compared = int(not consultations.supplies_material(index))
+        compared = int(not opening.supplies_material(index))
         so_far = found[group_id]
         found[group_id] = replace(
             so_far,

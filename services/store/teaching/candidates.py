@@ -18,7 +18,7 @@ from services.contracts.tasks import Split
 from services.contracts.templates import Template
 from services.store.core import row_counts
 from services.store.ledger import policies
-from services.store.loop import consultations, coverage, trust
+from services.store.loop import coverage, opening, trust
 from services.store.loop.newest_measurements import IS_UNDER_WAY, find_verdicts, select_newest
 from services.store.tables.corrections import CorrectionRow
 from services.store.tables.ledger import PolicyVersionRow
@@ -64,7 +64,7 @@ class Candidate:
 
 def find_experts(session: Session, lineage_id: UUID) -> list[Candidate]:
     """The experts whose sources could be measured."""
-    experts = consultations.askable_experts(session, lineage_id)
+    experts = opening.askable_experts(session, lineage_id)
     return [Candidate(expert, Descriptor.model_validate(expert.descriptor)) for expert in experts]
 
 

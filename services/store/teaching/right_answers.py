@@ -21,7 +21,7 @@ from services.contracts.experts import Descriptor
 from services.contracts.rollouts import Purpose
 from services.contracts.sources import ContextSource
 from services.contracts.templates import strip_thinking
-from services.store.loop import answers, consultations, trust
+from services.store.loop import answers, opening, trust
 from services.store.tables.corrections import CorrectionRow
 from services.store.tables.loop import AnswerRow, ExpertRow, RolloutRow, TaskRow
 
@@ -100,7 +100,7 @@ class Giver:
 
     def serves(self, task: TaskRow) -> bool:
         """Whether the task carries what it reads."""
-        return consultations.serves(self.expert, self.descriptor, task.domain, task.metadata_.keys())
+        return opening.serves(self.expert, self.descriptor, task.domain, task.metadata_.keys())
 
 
 def find_givers(session: Session, lineage_id: UUID) -> list[Giver]:

@@ -10,7 +10,7 @@ from services.contracts.ids import new_id
 from services.contracts.policies import GateReport
 from services.store.core.transaction import Store
 from services.store.corrections import corrections, desk
-from services.store.ledger import lessons, policies
+from services.store.ledger import lesson_facts, lessons, policies
 from services.store.loop import consultations, settling, switches
 from services.store.tables.corrections import CorrectionRow
 from services.store.tables.ledger import LessonAnswerRow, LessonRow
@@ -129,5 +129,5 @@ def test_a_correction_outlives_the_lesson_of_its_rollout_that_is_too_old(queue: 
         assert lessons.set_aside_stale(session, queue.world.lineage_id, 1) == 1
     [taken] = claim_late(queue, 8)
     with queue.store.transaction() as session:
-        [said] = lessons.load(session, [taken])[0].answers
+        [said] = lesson_facts.load(session, [taken])[0].answers
     assert said.solution == "so it should be"

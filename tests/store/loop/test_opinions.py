@@ -10,8 +10,8 @@ from services.contracts.answers import AnswerContent, AnswerKind, Feedback
 from services.contracts.calibrations import Calibration
 from services.contracts.ids import new_id
 from services.store.core.transaction import Store
-from services.store.ledger import lessons
-from services.store.ledger.lessons import LessonFacts
+from services.store.ledger import lesson_facts
+from services.store.ledger.lesson_facts import LessonFacts
 from services.store.loop import opinions, rollouts
 from services.store.tables.ledger import LessonRow
 from services.store.tables.loop import ExpertRow, RolloutRow
@@ -68,7 +68,7 @@ def put_lesson(store: Store, world: World, scores: list[float], thinker: str = "
         for rollout, score in zip(drawn, scores, strict=True):
             said = say(session, rollout, by, AnswerContent(score=score, feedback=Feedback(text="so so")))
             rollouts.open_lesson(session, rollout, [said], late=False)
-        return lessons.load(session, session.scalars(select(LessonRow).order_by(LessonRow.id)).all())
+        return lesson_facts.load(session, session.scalars(select(LessonRow).order_by(LessonRow.id)).all())
 
 
 def test_a_score_is_measured_by_domain_and_signal_against_verifiers_and_people(store: Store, world: World) -> None:
@@ -153,10 +153,10 @@ def test_where_a_verifier_exists_or_a_verdict_was_given_no_opinion_stands_in(sto
         human = session.scalars(select(ExpertRow).where(ExpertRow.name == "human")).one()
         first, *_ = session.scalars(select(LessonRow).order_by(LessonRow.id)).all()
         say(session, session.get_one(RolloutRow, first.rollout_id), human, AnswerContent(score=0.0))
-        found = lessons.load(session, session.scalars(select(LessonRow).order_by(LessonRow.id)).all())
+        found = lesson_facts.load(session, session.scalars(select(LessonRow).order_by(LessonRow.id)).all())
         assert [(one.score, one.opinion is None) for one in found] == [(0.0, True), (None, False)]
         expert(session, world, "tests", verifier=True)
-        found = lessons.load(session, session.scalars(select(LessonRow).order_by(LessonRow.id)).all())
+        found = lesson_facts.load(session, session.scalars(select(LessonRow).order_by(LessonRow.id)).all())
         assert [one.opinion for one in found] == [None, None]
 
 
@@ -183,7 +183,7 @@ def test_what_the_policy_says_of_itself_has_no_weight_until_it_tells_right_from_
     assert [said.weight for said in found.answers] == [weight]
     with store.transaction() as session:
         session.scalars(select(ExpertRow).where(ExpertRow.name == "self-evaluation")).one().own = None
-        [stranger] = lessons.load(session, session.scalars(select(LessonRow)).all())
+        [stranger] = lesson_facts.load(session, session.scalars(select(LessonRow)).all())
     assert [said.weight for said in stranger.answers] == [1.0], "another expert's words are measured by their gap"
 
 
@@ -201,7 +201,7 @@ def test_where_verifiers_judge_a_score_of_the_policys_own_has_no_weight_and_a_re
 
     def read_weights() -> list[float]:
         with store.transaction() as session:
-            loaded = [lessons.load(session, [session.get_one(LessonRow, one)]) for one in lesson_ids]
+            loaded = [lesson_facts.load(session, [session.get_one(LessonRow, one)]) for one in lesson_ids]
         return [answer.weight for [lesson] in loaded for answer in lesson.answers]
 
     assert read_weights() == [0.0, 0.0]
@@ -221,6 +221,6 @@ def test_of_two_calibrated_experts_the_surer_one_is_heard(store: Store, world: W
         [rollout] = world.drawn(session, world.task(session, "new", domain=PROSE), size=1)
         said = [say(session, rollout, by, AnswerContent(score=0.9)) for by in (critic, thinker)]
         rollouts.open_lesson(session, rollout, said, late=False)
-        [found] = lessons.load(session, session.scalars(select(LessonRow)).all())
+        [found] = lesson_facts.load(session, session.scalars(select(LessonRow)).all())
     assert found.opinion is not None
     assert found.opinion.answer.expert == "self-evaluation"

@@ -11,8 +11,8 @@ from services.contracts.experts import ConsultResult, Descriptor
 from services.contracts.sources import ContextSource
 from services.store.core.transaction import Store
 from services.store.corrections import corrections, ranking
-from services.store.ledger import lessons
-from services.store.ledger.lessons import LessonFacts
+from services.store.ledger import lesson_facts
+from services.store.ledger.lesson_facts import LessonFacts
 from services.store.loop import consultations, experts, quarantine, rollouts, settling
 from services.store.tables.corrections import CorrectionRow
 from services.store.tables.ledger import LessonAnswerRow, LessonRow
@@ -286,14 +286,14 @@ def test_a_verdict_that_stands_on_words_that_no_longer_count_is_none(store: Stor
     settle(store, other, ConsultResult(score=1.0))
     assert [read(store, row).score for row in drawn if row.id == other.rollout_id] == [None]
     with store.transaction() as session:
-        loaded = lessons.load(session, session.scalars(select(LessonRow)).all())
+        loaded = lesson_facts.load(session, session.scalars(select(LessonRow)).all())
     assert {lesson.rollout_id: lesson.score for lesson in loaded} == {one.rollout_id: None}
 
 
 def facts(store: Store) -> LessonFacts:
     """The one lesson there is, as a trainer reads it."""
     with store.transaction() as session:
-        [one] = lessons.load(session, session.scalars(select(LessonRow)).all())
+        [one] = lesson_facts.load(session, session.scalars(select(LessonRow)).all())
         return one
 
 

@@ -12,8 +12,8 @@ from services.contracts.ids import new_id
 from services.contracts.persons import Role
 from services.store.core.transaction import Store
 from services.store.corrections import corrections, undo
-from services.store.ledger import lessons, updates
-from services.store.ledger.lessons import LessonFacts
+from services.store.ledger import lesson_facts, lessons, updates
+from services.store.ledger.lesson_facts import LessonFacts
 from services.store.loop import consultations, experts, rollouts, settling
 from services.store.loop.consultations import ClaimedConsultation
 from services.store.people import persons
@@ -63,7 +63,7 @@ def decide(store: Store, rollout: RolloutRow, said: CorrectionSubmit) -> tuple[U
 def load(store: Store) -> LessonFacts:
     """The lesson that is not late, as a trainer reads it."""
     with store.transaction() as session:
-        [one] = lessons.load(session, session.scalars(select(LessonRow).where(~LessonRow.late)).all())
+        [one] = lesson_facts.load(session, session.scalars(select(LessonRow).where(~LessonRow.late)).all())
         return one
 
 
@@ -169,7 +169,7 @@ def test_a_late_score_never_changes_the_answers_that_a_claimed_lesson_is_made_of
     settle(store, asked["judge"], ConsultResult(score=1.0, feedback=Feedback(text="right")))
     with store.transaction() as session:
         rows = lessons.claim(session, world.lineage_id, OWNER, num_rollouts=8, max_late=8, lease_seconds=60)
-        claimed = lessons.load(session, rows)
+        claimed = lesson_facts.load(session, rows)
         begun = start_update(session, world.lineage_id, OWNER, [row.id for row in rows]).id
     settle_late(store, asked["slow"], ConsultResult(score=0.0, feedback=Feedback(text="wrong")))
     assert [(one.score, [said.expert for said in one.answers]) for one in claimed] == [(1.0, ["judge"])]

@@ -8,7 +8,7 @@ from services.contracts.sources import ContextSource
 from services.contracts.tasks import Message, Precedent
 from services.policy.model.modeling import LoadedPolicy, decode_ids
 from services.runtime.settings import Settings
-from services.store.ledger.lessons import LessonFacts
+from services.store.ledger.lesson_facts import LessonFacts
 from services.store.teaching.material import Material
 from tests.trainer.world import ANSWERS, TAUGHT_BY_ALL, AllTeach, answer, facts
 from trainer.batch.build import build_batch

@@ -13,7 +13,7 @@ from services.contracts.templates import Template
 from services.contracts.updates import Speaker
 from services.policy.model.modeling import LoadedPolicy, decode_ids
 from services.runtime.settings import Settings
-from services.store.ledger.lessons import LessonAnswer, LessonFacts, LessonOpinion
+from services.store.ledger.lesson_facts import LessonAnswer, LessonFacts, LessonOpinion
 from services.store.loop.standing import Standing, Verdict
 from services.store.teaching.material import Material
 from tests.trainer.batch.building import CONFIG, TASK, build, known, material, only, precedent, shown_to, siblings

@@ -13,7 +13,7 @@ from services.contracts.sources import ContextSource
 from services.contracts.updates import TermKind, TermRecord
 from services.store.core.locks import LineageLock
 from services.store.core.transaction import Store
-from services.store.ledger import lessons, updates
+from services.store.ledger import lesson_facts, lessons, updates
 from services.store.ledger.updates import Contribution, LeaseLost
 from services.store.loop import groups
 from services.store.tables.ledger import LessonRow, UpdateLessonRow, UpdateRow
@@ -345,7 +345,7 @@ def test_the_answers_of_an_expert_that_is_not_active_weigh_nothing(store: Store,
         for expert in (active, trial):
             world.answer(session, row, expert, AnswerContent(solution="four"))
         lesson = world.lesson(session, row)
-        [fact] = lessons.load(session, [lesson])
+        [fact] = lesson_facts.load(session, [lesson])
     assert {answer.expert: answer.weight for answer in fact.answers} == {"active": 1.0, "trial": 0.0}
     assert {answer.expert: answer.from_reference for answer in fact.answers} == {"active": True, "trial": False}
 
@@ -356,7 +356,7 @@ def test_a_submitted_correction_is_found_for_later_groups_of_its_task(store: Sto
         task = world.task(session, "x")
         [row] = world.group(session, task, ["5"])
         answer_id = world.correction(session, row, human, "4")
-        [fact] = lessons.load(session, [world.lesson(session, row, late=True)])
+        [fact] = lesson_facts.load(session, [world.lesson(session, row, late=True)])
         before = {task.id: new_id()}
         [found] = find_fixed(session, world.lineage_id, [task.id], before=before)[task.id]
         same_group = find_fixed(session, world.lineage_id, [task.id], before={task.id: row.group_id})[task.id]

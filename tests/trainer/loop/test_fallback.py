@@ -10,7 +10,7 @@ from sqlalchemy import delete, func, select
 
 from services.contracts.policies import GateCheck, GateReport
 from services.store.core.transaction import Store
-from services.store.ledger import fallbacks, lessons, policies
+from services.store.ledger import fallbacks, lesson_facts, lessons, policies
 from services.store.loop import lineages
 from services.store.tables.ledger import FallbackRow, LessonRow, PolicyVersionRow, UpdateRow
 from services.store.tables.people import AuditRow
@@ -56,7 +56,7 @@ def test_versions_that_were_refused_make_no_rollout_older(store: Store, world: W
     with store.transaction() as session:
         assert lessons.set_aside_stale(session, world.lineage_id, max_staleness=1) == 0
         rows = session.scalars(select(LessonRow)).all()
-        assert {fact.policy_number for fact in lessons.load(session, rows)} == {0}
+        assert {fact.policy_number for fact in lesson_facts.load(session, rows)} == {0}
         assert policies.num_served(session, world.lineage_id) == 0
     for served in (1, 2):
         with store.transaction() as session:
@@ -76,7 +76,7 @@ def test_a_version_that_was_rolled_back_to_is_the_newest_again(store: Store, wor
     world.lessons(num_groups=1)
     with store.transaction() as session:
         assert lessons.set_aside_stale(session, world.lineage_id, max_staleness=0) == 0
-        facts = lessons.load(session, session.scalars(select(LessonRow)).all())
+        facts = lesson_facts.load(session, session.scalars(select(LessonRow)).all())
         assert {fact.policy_number for fact in facts} == {policies.num_served(session, world.lineage_id)}
 
 

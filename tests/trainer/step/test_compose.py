@@ -12,7 +12,7 @@ from services.contracts.answers import Feedback, FeedbackSpan, SamplesDistributi
 from services.contracts.ids import new_id
 from services.policy.model.modeling import LoadedPolicy, find_backbone, load_policy
 from services.runtime.settings import Settings
-from services.store.ledger.lessons import LessonFacts
+from services.store.ledger.lesson_facts import LessonFacts
 from tests.trainer.batch.test_build import top_k
 from tests.trainer.world import REFERENCE_ALONE, TAUGHT_BY_ALL, answer, facts, reference
 from trainer.batch.build import build_batch

@@ -10,7 +10,7 @@ import pytest
 from services.contracts.answers import Feedback, FeedbackSpan, SamplesDistribution
 from services.policy.model.modeling import LoadedPolicy
 from services.runtime.settings import Settings
-from services.store.ledger.lessons import LessonAnswer, LessonFacts
+from services.store.ledger.lesson_facts import LessonAnswer, LessonFacts
 from tests.trainer.batch.test_build import top_k
 from tests.trainer.world import REFERENCE_ALONE, TAUGHT_BY_ALL, answer, facts, reference
 from trainer.batch.build import build_batch

@@ -17,7 +17,7 @@ from services.contracts.updates import TermKind
 from services.policy.artifacts import ArtifactStore
 from services.policy.model.modeling import LoadedPolicy, encode_text, load_policy
 from services.runtime.settings import Settings
-from services.store.ledger.lessons import LessonFacts
+from services.store.ledger.lesson_facts import LessonFacts
 from tests.trainer.batch.building import siblings
 from tests.trainer.batch.test_build import samples, top_k
 from tests.trainer.world import ANSWERS, TAUGHT_BY_ALL, answer, facts, reference
