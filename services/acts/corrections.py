@@ -23,7 +23,7 @@ from services.jobs import dispatch
 from services.policy.client import PolicyClient
 from services.policy.text import places
 from services.runtime.errors import InvalidInput, NotFound
-from services.store.corrections import corrections, desk, drafts, undo
+from services.store.corrections import claims, corrections, desk, drafts, undo
 from services.store.loop import consultations
 from services.store.tables.corrections import CorrectionRow
 from services.store.tables.loop import RolloutRow
@@ -66,7 +66,7 @@ def claim_next(call: PersonCall) -> CorrectionItem:
     """Lease the next item to the caller. Errors: NothingToCorrect (404)."""
 
     def claim(act: Act) -> CorrectionRow:
-        row = corrections.claim(act.session, act.lineage.id, call.caller.id)
+        row = claims.claim(act.session, act.lineage.id, call.caller.id)
         if row is None:
             raise NothingToCorrect("there is nothing to correct at the moment")
         return row
@@ -79,9 +79,7 @@ def claim(call: PersonCall, correction_id: UUID) -> CorrectionItem:
 
     Errors: CorrectionNotFound (404), NotYours, NotWaiting, IllegalStatusChange (409).
     """
-    return _take(
-        call, "corrections.claim", lambda act: corrections.claim_one(act.session, correction_id, call.caller.id)
-    )
+    return _take(call, "corrections.claim", lambda act: claims.claim_one(act.session, correction_id, call.caller.id))
 
 
 def take_back(call: PersonCall, correction_id: UUID) -> CorrectionItem:
@@ -102,7 +100,7 @@ def _take(call: PersonCall, action: str, take: Callable[[Act], CorrectionRow]) -
 def renew(call: PersonCall, correction_id: UUID) -> Correction:
     """Hold a claimed item for another 30 minutes. Errors: CorrectionNotFound (404), NotYours (409)."""
     with call.begin() as act:
-        return act.keep(corrections.view(corrections.renew(act.session, correction_id, call.caller.id)))
+        return act.keep(corrections.view(claims.renew(act.session, correction_id, call.caller.id)))
 
 
 def leave(call: PersonCall, correction_id: UUID) -> None:
@@ -111,7 +109,7 @@ def leave(call: PersonCall, correction_id: UUID) -> None:
     Errors: CorrectionNotFound (404).
     """
     with call.begin() as act:
-        corrections.leave(act.session, corrections.get(act.session, correction_id).id, call.caller.id)
+        claims.leave(act.session, corrections.get(act.session, correction_id).id, call.caller.id)
         act.keep(None)
 
 
@@ -119,7 +117,7 @@ def release(call: PersonCall, correction_id: UUID) -> Correction:
     """Give a claimed item back to the queue; a draft is kept. Errors: CorrectionNotFound (404), NotYours (409)."""
     with call.begin() as act:
         act.record("corrections.release", "correction", correction_id)
-        return act.keep(corrections.view(corrections.release(act.session, correction_id, call.caller.id)))
+        return act.keep(corrections.view(claims.release(act.session, correction_id, call.caller.id)))
 
 
 def save_draft(call: PersonCall, correction_id: UUID, draft: DraftSave) -> DraftSaved:

@@ -20,7 +20,7 @@ from services.runtime import space
 from services.runtime.settings import Settings
 from services.store.core import row_counts
 from services.store.core.transaction import Store
-from services.store.corrections import corrections, effects
+from services.store.corrections import claims, corrections, effects
 from services.store.ledger import lessons
 from services.store.loop import evaluations, groups, lineages, processes, settling, tasks
 from services.store.loop import switches as loop
@@ -49,7 +49,7 @@ def maintain() -> None:
         if not session.scalar(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": _LOCK}):
             return
         due = settling.sweep(session, resend_seconds=settings.resend_seconds, limit=_MAX_RESENT)
-        corrections.free_expired(session)
+        claims.free_expired(session)
         freed = lessons.free_expired(session) + corrections.teach_waiting(session)
         evaluations.finish_complete(session)
         row_counts.fold(session)

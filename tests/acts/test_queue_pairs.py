@@ -9,7 +9,7 @@ from sqlalchemy import select, update
 from services.contracts.answers import AnswerKind
 from services.contracts.corrections import CorrectionSubmit, DraftSave
 from services.contracts.rollouts import Purpose, Sampling
-from services.store.corrections import corrections, drafts
+from services.store.corrections import claims, corrections, drafts
 from services.store.loop import groups
 from services.store.people import persons
 from services.store.tables.corrections import CorrectionRow
@@ -38,7 +38,7 @@ def held(scene: Scene) -> UUID:
     """An item in front of the owner."""
     item = queued(scene)
     with scene.store.transaction() as session:
-        corrections.claim_one(session, item, persons.find_owner(session).id)
+        claims.claim_one(session, item, persons.find_owner(session).id)
     return item
 
 

@@ -18,7 +18,7 @@ from services.contracts.rollouts import Purpose
 from services.contracts.tasks import Split
 from services.contracts.updates import TermKind, TermRecord
 from services.store.core.transaction import Store
-from services.store.corrections import corrections
+from services.store.corrections import claims, corrections
 from services.store.loop import consultations, settling
 from services.store.tables.corrections import CorrectionRow
 from services.store.tables.ledger import LessonAnswerRow, LessonRow, UpdateLessonRow
@@ -200,7 +200,7 @@ def test_expired_items_return_to_the_queue_and_ended_ones_leave_it(
         session.execute(
             update(ConsultationRow).where(ConsultationRow.id == question).values(status="dead", reason="deadline")
         )
-        corrections.free_expired(session)
+        claims.free_expired(session)
     with store.transaction() as session:
         assert corrections.get(session, claimed).status == "open"
         assert corrections.get(session, other).status == "withdrawn"

@@ -14,7 +14,7 @@ from services.jobs.effects import find_changed, measure
 from services.jobs.maintain import maintain
 from services.jobs.runtime import runtime
 from services.store.core.transaction import Store
-from services.store.corrections import corrections, desk, effects
+from services.store.corrections import claims, corrections, desk, effects
 from services.store.ledger import lesson_facts, lessons, policies, updates
 from services.store.ledger.updates import Contribution
 from services.store.loop import tasks
@@ -67,7 +67,7 @@ def correct(queue: Queue, said: CorrectionSubmit) -> UUID:
     item = queue.ask(queue.draw("t", "What is t?", "abc", {"judge": Said(score=0.0)}))
     person, _ = queue.person("ana")
     with queue.store.transaction() as session:
-        corrections.claim(session, queue.world.lineage_id, person)
+        claims.claim(session, queue.world.lineage_id, person)
         corrections.submit(session, item, person, said)
     return item
 

@@ -21,7 +21,7 @@ from services.jobs.shares import Shares
 from services.local.servers.valkey import EmbeddedValkey
 from services.local.supervise import stack
 from services.store.core.transaction import Store
-from services.store.corrections import corrections, effects
+from services.store.corrections import claims, corrections, effects
 from services.store.loop import lineages, processes, switches
 from services.store.tables.corrections import EffectRow
 from services.store.tables.loop import ConsultationRow, ExpertRow
@@ -115,7 +115,7 @@ def measure_many(place: Place) -> list[str]:
     for number in range(NUM_CORRECTIONS):
         item = queue.ask(queue.draw(f"t{number}", "What is t?", "abc", {"judge": Said(score=0.0)}))
         with place.store.transaction() as session:
-            corrections.claim_one(session, item, person)
+            claims.claim_one(session, item, person)
             corrections.submit(session, item, person, CorrectionSubmit(verdict="corrected", text="abd"))
     for _ in range(NUM_CORRECTIONS // 8):
         train(queue)

@@ -12,7 +12,7 @@ from sqlalchemy import func, select, update
 from services.contracts.answers import FeedbackSpan
 from services.contracts.base import Json
 from services.store.core.transaction import Store
-from services.store.corrections import corrections, drafts
+from services.store.corrections import claims, drafts
 from services.store.tables.corrections import CorrectionRow
 from services.store.tables.loop import AnswerRow
 from services.store.tables.people import AuditRow
@@ -340,7 +340,7 @@ def test_the_pages_script_saves_renews_and_leaves(queue: Queue, visit: Callable[
     assert (changed.status_code, changed.json()["type"].rpartition(":")[2]) == (409, "draft-changed")
     assert call(page, f"{path}/draft", {**body, "text": "\x00"}).status_code == 422
     with queue.store.transaction() as session:
-        corrections.release(session, item, ana)
+        claims.release(session, item, ana)
     lost = call(page, f"{path}/renew", {})
     assert lost.status_code == 409
     assert "in the queue again" in lost.json()["detail"]

@@ -10,7 +10,7 @@ from sqlalchemy import func, update
 
 from services.contracts.answers import FeedbackSpan
 from services.store.core.transaction import Store
-from services.store.corrections import corrections, drafts
+from services.store.corrections import claims, drafts
 from services.store.people import logins
 from services.store.tables.corrections import CorrectionRow
 from services.web.visitors import SESSION_COOKIE
@@ -515,7 +515,7 @@ def test_a_person_whose_time_ran_out_is_told_while_they_write_and_keeps_the_word
     with queue.store.transaction() as session:
         session.execute(update(CorrectionRow).values(lease_until=func.now()))
     with queue.store.transaction() as session:
-        corrections.free_expired(session)  # as the sweep does
+        claims.free_expired(session)  # as the sweep does
     other = open_as("ben")
     begin(other)
     page.type("#text", " and steady")

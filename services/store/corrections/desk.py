@@ -13,7 +13,7 @@ from services.contracts.lessons import Lesson
 from services.contracts.persons import Right
 from services.contracts.tasks import Message
 from services.store.core.pages import decode_moment, encode_moment
-from services.store.corrections import corrections, drafts, effects, ranking, undo, unused
+from services.store.corrections import claims, drafts, effects, ranking, undo, unused
 from services.store.corrections.corrections import view
 from services.store.ledger import lessons, updates
 from services.store.tables.corrections import CorrectionRow
@@ -177,7 +177,7 @@ def count_left(session: Session, lineage_id: UUID, person_id: UUID) -> Left:
         return session.scalar(select(func.count()).select_from(some.subquery())) or 0
 
     open_ = CorrectionRow.status == CorrectionStatus.OPEN.value
-    not_theirs = ~corrections.was_skipped_by(person_id)
+    not_theirs = ~claims.was_skipped_by(person_id)
     return Left(
         open=count(open_, not_theirs),
         asked_for=count(open_, not_theirs, CorrectionRow.priority > 0),

@@ -19,7 +19,7 @@ from services.contracts.lessons import LessonStatus
 from services.contracts.updates import UpdateStatus
 from services.runtime.errors import Conflict
 from services.store.core.id_lists import Ids, listed
-from services.store.corrections import corrections, drafts, shown
+from services.store.corrections import claims, corrections, drafts, shown
 from services.store.ledger import updates
 from services.store.loop import contexts, rollouts, settling
 from services.store.tables.corrections import CorrectionRow
@@ -64,7 +64,7 @@ def take_back(session: Session, correction_id: UUID, person_id: UUID) -> Correct
     if row.person_id != person_id:
         raise corrections.NotYours(f"correction {correction_id} was not decided by you")
     if row.status != CorrectionStatus.SUBMITTED.value:
-        return corrections.claim_one(session, correction_id, person_id)
+        return claims.claim_one(session, correction_id, person_id)
     answers = _find_answers(session, [row])[row.id]
     if not answers:
         raise TooLateToUndo(f"the answer of correction {correction_id} was withdrawn already")
@@ -99,7 +99,7 @@ def take_back(session: Session, correction_id: UUID, person_id: UUID) -> Correct
     shown.forget_effects(session, select(CorrectionRow.id).where(CorrectionRow.id == row.id), REASON)
     rollouts.judge_again(session, session.get_one(RolloutRow, row.rollout_id, populate_existing=True))
     _put_back(session, row, draft)
-    corrections.hold_only(session, row, person_id)
+    claims.hold_only(session, row, person_id)
     return row
 
 
@@ -210,7 +210,7 @@ def _put_back(session: Session, row: CorrectionRow, draft: DraftSave) -> None:
     assert row.person_id is not None  # a submitted item has its person
     drafts.put_back(session, row.id, row.person_id, draft)
     row.status = CorrectionStatus.CLAIMED.value
-    row.lease_until = func.now() + corrections.LEASE
+    row.lease_until = func.now() + claims.LEASE
     row.verdict = row.text = row.comment = row.decided_at = row.held_until = None
     session.flush()
     session.refresh(row)

@@ -33,7 +33,7 @@ from services.contracts.persons import Right
 from services.policy.client import PolicyClient
 from services.policy.text.places import Tokens, read_tokens
 from services.runtime.errors import InvalidInput, PreceptorError
-from services.store.corrections import corrections, desk, drafts
+from services.store.corrections import claims, corrections, desk, drafts
 from services.store.loop import lineages
 from services.store.tables.corrections import CorrectionRow
 from services.store.tables.loop import RolloutRow
@@ -82,7 +82,7 @@ def show_start(visitor: VisitorDep, store: StoreDep, settings: SettingsDep) -> R
     """The start of the queue; the holder of an item is redirected to it."""
     with store.reading() as session:
         lineage = lineages.get(session, settings.lineage)
-        held = corrections.find_held(session, lineage.id, visitor.id)
+        held = claims.find_held(session, lineage.id, visitor.id)
         if held is not None:
             return go_to(visitor, f"/correct/{held.id}", notice=visitor.notice)
         recent = desk.history(session, lineage.id, visitor.id, cursor=None, limit=5).items

@@ -15,7 +15,7 @@ from services.contracts.ids import new_id
 from services.contracts.sources import ContextSource
 from services.contracts.updates import TermKind, TermRecord
 from services.store.core.transaction import Store
-from services.store.corrections import corrections, desk, drafts, ranking, undo
+from services.store.corrections import claims, corrections, desk, drafts, ranking, undo
 from services.store.corrections.corrections import NothingChanged, NotYours
 from services.store.corrections.drafts import DraftChanged, DraftNotTaken
 from services.store.corrections.undo import TooLateToUndo
@@ -61,7 +61,7 @@ def put(
 
 def claim(queue: Queue, person: UUID) -> UUID | None:
     with queue.store.transaction() as session:
-        row = corrections.claim(session, queue.world.lineage_id, person)
+        row = claims.claim(session, queue.world.lineage_id, person)
         return None if row is None else row.id
 
 
@@ -192,11 +192,11 @@ def test_a_renewed_lease_outlives_the_sweep_and_one_that_ran_out_does_not(queue:
     assert (claim(queue, ana), claim(queue, ben)) == (kept, lost)
     expire_leases(queue)
     with queue.store.transaction() as session:
-        corrections.renew(session, kept, ana)
-        corrections.free_expired(session)
+        claims.renew(session, kept, ana)
+        claims.free_expired(session)
     assert queue.read(kept).person_id == ana
     with pytest.raises(NotYours, match="in the queue again"), queue.store.transaction() as session:
-        corrections.renew(session, lost, ben)
+        claims.renew(session, lost, ben)
 
 
 def test_an_item_given_back_goes_to_the_next_person(queue: Queue) -> None:
@@ -204,10 +204,10 @@ def test_an_item_given_back_goes_to_the_next_person(queue: Queue) -> None:
     ana, ben = queue.person("ana")[0], queue.person("ben")[0]
     claim(queue, ana)
     with queue.store.transaction() as session:
-        corrections.release(session, item, ana)
+        claims.release(session, item, ana)
     assert claim(queue, ben) == item
     with pytest.raises(NotYours, match="someone else"), queue.store.transaction() as session:
-        corrections.release(session, item, ana)
+        claims.release(session, item, ana)
 
 
 def test_claiming_a_named_item_gives_back_the_one_that_was_held(queue: Queue) -> None:
@@ -215,13 +215,13 @@ def test_claiming_a_named_item_gives_back_the_one_that_was_held(queue: Queue) ->
     ana, ben = queue.person("ana")[0], queue.person("ben")[0]
     assert claim(queue, ana) == second
     with queue.store.transaction() as session:
-        corrections.claim_one(session, first, ana)
+        claims.claim_one(session, first, ana)
     assert queue.read(second).status == "open"
     with pytest.raises(NotYours, match="held by someone else"), queue.store.transaction() as session:
-        corrections.claim_one(session, first, ben)
+        claims.claim_one(session, first, ben)
     expire_leases(queue)
     with queue.store.transaction() as session:
-        assert corrections.claim_one(session, first, ben).person_id == ben
+        assert claims.claim_one(session, first, ben).person_id == ben
 
 
 def test_a_page_that_was_left_untouched_is_soon_for_others_and_one_with_a_draft_is_not(queue: Queue) -> None:
@@ -231,16 +231,16 @@ def test_a_page_that_was_left_untouched_is_soon_for_others_and_one_with_a_draft_
     leases = []
     for draft in (None, "begun"):
         with queue.store.transaction() as session:
-            corrections.renew(session, item, ana)
+            claims.renew(session, item, ana)
         if draft:
             save(queue, item, ana, draft, 0)
         with queue.store.transaction() as session:
-            corrections.leave(session, item, ana)
+            claims.leave(session, item, ana)
         with queue.store.transaction() as session:
             leases.append(session.scalar(select(CorrectionRow.lease_until - func.now())))
     assert leases[0] is not None
     assert leases[1] is not None
-    assert leases[0] <= corrections.LEAVING < leases[1]
+    assert leases[0] <= claims.LEAVING < leases[1]
 
 
 # --- drafts --------------------------------------------------------------------------------------------------------
@@ -270,10 +270,10 @@ def test_nobody_is_given_again_what_they_skipped(queue: Queue) -> None:
     dan, _ = queue.person("dan")
     assert claim(queue, dan) == item
     with queue.store.transaction() as session:
-        corrections.release(session, item, dan)
+        claims.release(session, item, dan)
     assert claim(queue, people[0]) is None
     with queue.store.transaction() as session:
-        assert corrections.claim_one(session, item, people[0]).skipped_by == people[1:]
+        assert claims.claim_one(session, item, people[0]).skipped_by == people[1:]
 
 
 def test_an_item_that_is_asked_for_again_is_for_everybody_and_keeps_nobodys_words(queue: Queue) -> None:
@@ -336,7 +336,7 @@ def test_who_comes_back_gets_the_item_of_their_draft_first(queue: Queue) -> None
     save(queue, item, ana, "half", 0)
     expire_leases(queue)
     with queue.store.transaction() as session:
-        corrections.free_expired(session)
+        claims.free_expired(session)
     put(queue, "more urgent", asked_for=True)
     assert claim(queue, ana) == item
 
@@ -456,7 +456,7 @@ def correct_before_the_readers(queue: Queue, person: UUID, said: ConsultResult |
         [rollout] = queue.world.drawn(session, queue.world.task(session), size=1)
         item = corrections.ask_for(session, rollout.id).id
         questions = consultations.claim(session, consultations.pending_of(session, [rollout.id]), lease_seconds=60)
-        corrections.claim_one(session, item, person)
+        claims.claim_one(session, item, person)
     submit(queue, item, person)
     for question in questions:
         with queue.store.transaction() as session:

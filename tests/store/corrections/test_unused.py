@@ -9,7 +9,7 @@ from services.contracts.corrections import CorrectionSubmit
 from services.contracts.ids import new_id
 from services.contracts.policies import GateReport
 from services.store.core.transaction import Store
-from services.store.corrections import corrections, desk
+from services.store.corrections import claims, corrections, desk
 from services.store.ledger import lesson_facts, lessons, policies
 from services.store.loop import consultations, settling, switches
 from services.store.tables.corrections import CorrectionRow
@@ -28,7 +28,7 @@ def correct_unsettled(queue: Queue) -> RolloutRow:
     with queue.store.transaction() as session:
         [rollout] = queue.world.drawn(session, queue.world.task(session), size=1)
         item = corrections.ask_for(session, rollout.id)
-        corrections.claim_one(session, item.id, person)
+        claims.claim_one(session, item.id, person)
         corrections.submit(session, item.id, person, said)
     return rollout
 
@@ -76,7 +76,7 @@ def test_corrections_train_in_the_order_in_which_they_were_made(queue: Queue) ->
     for rollout in reversed(rollouts):
         item = queue.ask(rollout)
         with queue.store.transaction() as session:
-            corrections.claim_one(session, item, person)
+            claims.claim_one(session, item, person)
             corrections.submit(session, item, person, CorrectionSubmit(verdict="corrected", text="abd"))
     taken = [row.rollout_id for _ in range(5) for row in claim_late(queue, 1)]
     assert taken == rollouts[::-1]

@@ -11,7 +11,7 @@ from services.contracts.experts import ConsultLater, ConsultResult
 from services.contracts.ids import new_id
 from services.contracts.persons import Role
 from services.store.core.transaction import Store
-from services.store.corrections import corrections, undo
+from services.store.corrections import claims, corrections, undo
 from services.store.ledger import lesson_facts, lessons, updates
 from services.store.ledger.lesson_facts import LessonFacts
 from services.store.loop import consultations, experts, rollouts, settling
@@ -55,7 +55,7 @@ def decide(store: Store, rollout: RolloutRow, said: CorrectionSubmit) -> tuple[U
     with store.transaction() as session:
         person, _ = persons.create(session, f"ann {new_id()}", Role.ANNOTATOR)
         item = corrections.ask_for(session, rollout.id).id
-        corrections.claim_one(session, item, person.id)
+        claims.claim_one(session, item, person.id)
         corrections.submit(session, item, person.id, said)
         return item, person.id
 
