@@ -91,6 +91,7 @@ def default_arms() -> tuple[Arm, ...]:
         change("matched", sampling_temperature=0.5),
         change("sharpen-only", shown="nothing"),
         change("roll-in .5", roll_in=0.5),
+        change("averaged", publish_average=0.1),
         change("distil + .3 sft", mixed=(("sft", 0.3),)),
         change("clip 1", clip=1.0),
         change("no clip", clip=math.inf),

@@ -60,6 +60,9 @@ class TrainerConfig(ContextSettings, ObjectiveSettings, BaseSettings):
 
     publish_every: int = Field(default=2, ge=1)
     """Updates between two published versions."""
+    publish_average: float = Field(default=1.0, gt=0, le=1)
+    """Share of the newest weights mixed, after each update, into the average that is published in their place: at 1 the
+    weights themselves. An average wanders less where updates are small (Polyak and Juditsky, 1992)."""
     keep_checkpoints: int = Field(default=4, ge=1)
     """Checkpoints that are kept, the newest ones; those of versions that training may fall back to stay too."""
     gate_tolerance: float = Field(default=1e-3, gt=0, le=1)

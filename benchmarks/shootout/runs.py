@@ -88,8 +88,8 @@ class Arm(BaseModel):
     verifier, single tokens that the teacher draws at each place, or both being wrong about some tasks. other_feedback:
     the control, whose teacher is shown what another task's would be. teacher_temperature: where it is not tuned.
     sampling_temperature: of the rollouts, at which the student is read too. roll_in: share of a group that the teacher
-    draws. teacher_ema: 0 for a frozen teacher. student_top_k: read by `sdpo` and `paper`. mixed: objectives added, and
-    their weights.
+    draws. teacher_ema: 0 for a frozen teacher. publish_average: of the weights that draw and are measured.
+    student_top_k: read by `sdpo` and `paper`. mixed: objectives added, and their weights.
     """
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
@@ -107,6 +107,7 @@ class Arm(BaseModel):
     other_feedback: bool = False
     has_teacher: bool = True
     teacher_ema: float = 0.0
+    publish_average: float = 1.0
     student_top_k: int = 100
 
 
@@ -248,7 +249,8 @@ def train(plan: Plan, world: World, start: Point | None = None) -> Outcome:
     curve = [start or measure(answerer, measured, plan, 0, seconds)]
     for update in range(1, plan.budget.updates + 1):
         began = _now(plan.device)
-        lessons, showable = draw_lessons(answerer, memory, next(asked), update, plan)
+        with state.as_published():
+            lessons, showable = draw_lessons(answerer, memory, next(asked), update, plan)
         batch = build_batch(
             lessons, showable, state.tokenizer, state.vocabulary, config, settings, newest_version=update
         )
@@ -259,7 +261,8 @@ def train(plan: Plan, world: World, start: Point | None = None) -> Outcome:
         num_clipped += _count(result.metrics, "num_clipped_tokens")
         seconds += _now(plan.device) - began
         if update % plan.budget.measure_every == 0 or update == plan.budget.updates:
-            curve.append(measure(answerer, measured, plan, update, seconds))
+            with state.as_published():
+                curve.append(measure(answerer, measured, plan, update, seconds))
     return Outcome(tuple(curve), num_untrained, num_invalid, num_charged, num_clipped)
 
 
@@ -290,6 +293,7 @@ def configure(plan: Plan, world: World) -> TrainerConfig:
         clip=plan.arm.clip,
         mix=dict(plan.arm.mixed),
         teacher_ema=plan.arm.teacher_ema,
+        publish_average=plan.arm.publish_average,
         student_top_k=plan.arm.student_top_k,
         learning_rate=plan.setting.learning_rate,
         micro_batch_rows=plan.budget.group_size,

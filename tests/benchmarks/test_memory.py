@@ -216,6 +216,7 @@ def test_the_arms_that_choose_the_defaults_differ_from_the_shipped_one_in_what_t
         "matched": {"sampling_temperature"},
         "sharpen-only": {"shown"},
         "roll-in .5": {"roll_in"},
+        "averaged": {"publish_average"},
         "distil + .3 sft": {"mixed"},
         "clip 1": {"clip"},
         "no clip": {"clip"},

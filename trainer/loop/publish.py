@@ -110,10 +110,11 @@ class Publisher:
             self._beside.join()
             self._beside = None
         try:
-            served = self._gate_candidates(state, beside)
-            if self._is_due(state, resting):
-                self._add_candidate(state)
+            with state.as_published():
                 served = self._gate_candidates(state, beside)
+                if self._is_due(state, resting):
+                    self._add_candidate(state)
+                    served = self._gate_candidates(state, beside)
             if not self.is_busy:
                 self._restore(state)
         except PolicyUnavailable as error:

@@ -1,4 +1,4 @@
-"""The state that an update changes, and its checkpoints: adapter, optimizer, moving average, running baseline, random
+"""The state that an update changes, and its checkpoints: adapter, optimizer, moving averages, running baseline, random
 state.
 
 A checkpoint is a folder under its own sha256; the same state always gives the same bytes. Loading one restores the
@@ -8,8 +8,8 @@ state bit for bit, so a trainer that was killed continues as if it had never sto
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from services.runtime import space
 from services.runtime.errors import PreceptorError
 from trainer.batch.rows import Vocabulary
 from trainer.config import TrainerConfig
-from trainer.step.teacher import Weights, copy_weights, trainable
+from trainer.step.teacher import Weights, copy_weights, trainable, with_weights
 
 ADAPTER = "adapter"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -47,6 +47,7 @@ class CheckpointDiffers(PreceptorError):
 @dataclass(eq=False)
 class TrainerState:
     """The weights in training. number: of the last update made. average: the EMA teacher, None if it is frozen.
+    published: the average that is published, None where that is the weights themselves.
 
     base_names: the hashes by which checkpoints may name the base.
     Shape: position_mean [POSITIONS], the running mean of the cost-to-go by position, in nats.
@@ -59,6 +60,7 @@ class TrainerState:
     base_names: frozenset[str]
     optimizer: torch.optim.Optimizer
     average: Weights | None
+    published: Weights | None
     position_mean: Tensor
     number: int
 
@@ -73,6 +75,15 @@ class TrainerState:
         known = min(length, len(self.position_mean))
         mean[:known] = self.position_mean[:known]
         return mean.to(self.device)
+
+    @contextmanager
+    def as_published(self) -> Iterator[None]:
+        """The model with the weights that are published, for the time of the block."""
+        if self.published is None:
+            yield
+        else:
+            with with_weights(self.model, self.published):
+                yield
 
     def learning_rate(self, config: TrainerConfig) -> float:
         """Of the update being made, or just made: constant after a linear warm-up."""
@@ -95,6 +106,7 @@ def begin(policy: LoadedPolicy, config: TrainerConfig) -> TrainerState:
         base_names=policy.names,
         optimizer=_make_optimizer(model, config),
         average=copy_weights(model) if config.teacher_ema > 0 else None,
+        published=copy_weights(model) if config.publish_average < 1 else None,
         position_mean=torch.zeros(POSITIONS),
         number=0,
     )
@@ -114,6 +126,8 @@ def save(state: TrainerState, checkpoints: ArtifactStore) -> str:
             tensors[f"optimizer.{moment}.{name}"] = value.detach().cpu()
         if state.average is not None:
             tensors[f"average.{name}"] = state.average[name].cpu()
+        if state.published is not None:
+            tensors[f"published.{name}"] = state.published[name].cpu()
     facts = {"format": FORMAT, "number": state.number, "base_sha256": state.base_sha256}
     checkpoints.root.mkdir(parents=True, exist_ok=True)
     with space.writing("a checkpoint"), tempfile.TemporaryDirectory(dir=checkpoints.root, prefix=".saving-") as scratch:
@@ -134,7 +148,7 @@ def restore(state: TrainerState, checkpoints: ArtifactStore, address: str, confi
     if facts["format"] != FORMAT or facts["base_sha256"] not in state.base_names:
         raise CheckpointDiffers(f"checkpoint {address[:12]}… was made with another base model")
     tensors = load_file(folder / TENSORS)
-    averages = {name.removeprefix("average."): t for name, t in tensors.items() if name.startswith("average.")}
+    averages, published = _take(tensors, "average."), _take(tensors, "published.")
     if bool(averages) != (config.teacher_ema > 0):
         raise CheckpointDiffers("the checkpoint's teacher is " + ("a moving average" if averages else "frozen"))
     weights = read_adapter(state.model, folder / ADAPTER)
@@ -153,18 +167,27 @@ def restore(state: TrainerState, checkpoints: ArtifactStore, address: str, confi
                 moment: tensor if moment == "step" else tensor.to(state.device) for moment, tensor in moments.items()
             }
     state.average = {name: tensor.to(state.device) for name, tensor in averages.items()} or None
+    state.published = None
+    if config.publish_average < 1:  # of a checkpoint without one it begins with the weights
+        found = {name: tensor.to(state.device) for name, tensor in published.items()}
+        state.published = found or copy_weights(state.model)
     state.position_mean = tensors["position_mean"]
     torch.set_rng_state(tensors["random"])
     state.number = int(facts["number"])
 
 
+def _take(tensors: Weights, prefix: str) -> Weights:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
 def begin_from(state: TrainerState, adapter: Path, config: TrainerConfig) -> None:
     """Put an adapter in place of the weights, without the rest of its checkpoint: a fresh optimizer, the weights
-    themselves as the moving average, no running baseline. Raises CheckpointDiffers if it does not fit."""
+    themselves as the moving averages, no running baseline. Raises CheckpointDiffers if it does not fit."""
     for name, weights in read_adapter(state.model, adapter).items():
         trainable(state.model)[name].data = weights
     state.optimizer = _make_optimizer(state.model, config)
     state.average = copy_weights(state.model) if config.teacher_ema > 0 else None
+    state.published = copy_weights(state.model) if config.publish_average < 1 else None
     state.position_mean = torch.zeros(POSITIONS)
     torch.manual_seed(config.seed)
 

@@ -108,6 +108,7 @@ def _take_step(state: TrainerState, account: Account, learning_rate: float, conf
         group["lr"] = learning_rate
     state.optimizer.step()
     state.average = follow(state.average, state.model, config.teacher_ema)
+    state.published = follow(state.published, state.model, config.publish_average)
     if account.returns:
         length = len(state.position_mean)
         returns = torch.zeros(len(account.returns), length)

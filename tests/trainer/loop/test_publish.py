@@ -28,6 +28,8 @@ from tests.trainer.world import World
 from tests.waiting import wait_until
 from trainer.config import TrainerConfig
 from trainer.loop.publish import choose_probe, mean_kl, probe_items, probe_logprobs
+from trainer.step.state import read_adapter
+from trainer.step.teacher import copy_weights
 
 pytestmark = pytest.mark.integration
 
@@ -112,6 +114,24 @@ def test_a_version_is_published_after_every_second_update_and_serves(
     ]
     assert row.update_number == 2
     assert next(check.value for check in report.checks if check.name == "kl_base") > 0
+
+
+def test_an_average_of_the_weights_is_proved_and_served_in_their_place(
+    world: World, store: Store, set_up: SetUp, server: str
+) -> None:
+    bench = set_up(server, CONFIG.model_copy(update={"publish_average": 0.25}))
+    bench.update()
+    bench.update()
+    own, average = copy_weights(bench.state.model), bench.state.published
+    assert bench.publisher.settle(bench.state) == "main-v1"
+    with store.transaction() as session:
+        row = policies.by_name(session, world.lineage_id, "main-v1")
+    assert row.artifact_sha256 is not None
+    assert average is not None
+    served = read_adapter(bench.state.model, bench.publisher.artifacts.adapter(row.artifact_sha256))
+    assert all(torch.equal(served[name], average[name]) for name in own)
+    assert any(not torch.equal(served[name], own[name]) for name in own)
+    assert all(torch.equal(tensor, own[name]) for name, tensor in copy_weights(bench.state.model).items())
 
 
 def test_training_goes_on_while_the_server_proves_a_version(

@@ -446,6 +446,29 @@ def test_a_frozen_teacher_never_moves_and_a_moving_average_does(model_folder: Pa
         assert torch.allclose(tensor, (before[name] + after[name]) / 2)
 
 
+def test_what_is_published_is_the_weights_or_their_moving_average(model_folder: Path, policy: LoadedPolicy) -> None:
+    config = CONFIG.model_copy(update={"publish_average": 0.25})
+    plain, averaged = fresh(model_folder), fresh(model_folder, config)
+    assert plain.published is None
+    before = copy_weights(averaged.model)
+    train(averaged, batch_of(averaged, group(policy)), config)
+    first = copy_weights(averaged.model)
+    train(averaged, batch_of(averaged, group(policy)), config)
+    second = copy_weights(averaged.model)
+    with averaged.as_published():
+        published = copy_weights(averaged.model)
+    moved = False
+    for name, tensor in published.items():
+        assert torch.allclose(tensor, before[name] * 9 / 16 + first[name] * 3 / 16 + second[name] * 4 / 16, atol=1e-6)
+        moved |= not torch.allclose(tensor, second[name])
+    assert moved
+    assert all(torch.equal(tensor, second[name]) for name, tensor in copy_weights(averaged.model).items())
+    for _ in range(2):
+        train(plain, batch_of(plain, group(policy)))
+    with plain.as_published():
+        assert all(torch.equal(tensor, second[name]) for name, tensor in copy_weights(plain.model).items())
+
+
 def test_the_teacher_scores_as_the_base_would_under_its_context(model_folder: Path, policy: LoadedPolicy) -> None:
     state = fresh(model_folder)
     for _ in range(2):
@@ -475,7 +498,7 @@ def test_other_weights_are_put_back_even_after_an_error(model_folder: Path) -> N
 
 
 def test_a_restored_checkpoint_continues_bit_for_bit(model_folder: Path, policy: LoadedPolicy, tmp_path: Path) -> None:
-    config = CONFIG.model_copy(update={"teacher_ema": 0.1})
+    config = CONFIG.model_copy(update={"teacher_ema": 0.1, "publish_average": 0.3})
     store = ArtifactStore(tmp_path)
     whole, resumed = fresh(model_folder, config), fresh(model_folder, config)
     batch = batch_of(whole, group(policy))
@@ -496,6 +519,21 @@ def test_a_checkpoint_that_names_its_base_by_the_former_hash_is_taken(
     restore(state, store, address, CONFIG)
     with pytest.raises(CheckpointDiffers):
         restore(replace(state, base_names=frozenset({"0" * 64})), store, address, CONFIG)
+
+
+def test_an_average_to_publish_begins_with_the_weights_of_a_checkpoint_that_has_none_and_is_left_where_none_is_wanted(
+    model_folder: Path, policy: LoadedPolicy, tmp_path: Path
+) -> None:
+    store, config = ArtifactStore(tmp_path), CONFIG.model_copy(update={"publish_average": 0.3})
+    plain, averaged = fresh(model_folder), fresh(model_folder, config)
+    train(plain, batch_of(plain, group(policy)))
+    own = copy_weights(plain.model)
+    restore(averaged, store, save(plain, store), config)
+    assert averaged.published is not None
+    assert all(torch.equal(tensor, own[name]) for name, tensor in averaged.published.items())
+    train(averaged, batch_of(averaged, group(policy)), config)
+    restore(plain, store, save(averaged, store), CONFIG)
+    assert plain.published is None
 
 
 def test_a_checkpoint_of_another_shape_or_teacher_is_refused(model_folder: Path, tmp_path: Path) -> None:
