@@ -255,6 +255,7 @@ def train(plan: Plan, world: World, start: Point | None = None) -> Outcome:
             lessons, showable, state.tokenizer, state.vocabulary, config, settings, newest_version=update
         )
         result = make_update(state, batch, config, settings, Ranks(0, 1), lambda: False)
+        answerer.follow()
         num_untrained += result.untrained is not None
         num_invalid += sum(one.invalid is not None for one in result.contributions)
         num_charged += _count(result.metrics, "num_charged_tokens")
@@ -398,8 +399,8 @@ def _mean(scores: Sequence[Sequence[float]]) -> float:
 
 
 class Answerer:
-    """Draws answers with a model's weights of the moment, through the policy server's own sampler: from a copy whose
-    layers are packed and that has the adapter merged before every draw."""
+    """Draws answers with a model's weights as they were when it was last told to follow them, through the policy
+    server's own sampler: from a copy whose layers are packed and that has the adapter merged."""
 
     def __init__(self, model: PolicyModel, policy: LoadedPolicy, world: World) -> None:
         self.world = world
@@ -410,6 +411,12 @@ class Answerer:
         check_decoding(self._inner)
         self._tally = TokenCounts()
         self._ends = StopFinder(policy.eos_token_ids, lambda ids: decode_ids(policy.tokenizer, ids))
+        self.follow()
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Draw with the model's weights of this moment from now on: to be called when they have changed."""
+        self._packed.merge(take_deltas(self._model) if isinstance(self._model, PeftModel) else {})
 
     @torch.no_grad()
     def draw(
@@ -426,7 +433,6 @@ class Answerer:
             render_prompt(self._policy.tokenizer, show(question, told))
             for question, told in zip(questions, shown or [None] * len(questions), strict=True)
         ]
-        self._packed.merge(take_deltas(self._model) if isinstance(self._model, PeftModel) else {})
         request = SampleRequest(
             prompts=[
                 SamplePrompt(id=question.key, token_ids=ids, n=number, seed=_number(f"{seed} {question.key}"))

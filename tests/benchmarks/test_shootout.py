@@ -237,14 +237,18 @@ def coder(untrained: Path) -> Answerer:
 # --- a run ---
 
 
-def test_answers_are_drawn_with_the_weights_of_the_moment(untrained: Path) -> None:
+def test_answers_are_drawn_with_the_weights_that_are_followed(untrained: Path) -> None:
     policy = load_policy(untrained)
     state = begin(policy, TrainerConfig())
+    answerer = Answerer(state.model, policy, Rules())
+    questions = Rules().questions(Split.TRAIN)[:3]
+    of_base = answerer.draw(questions, 5, "any")
     for name, parameter in state.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
-    answerer = Answerer(state.model, policy, Rules())
-    drawn = answerer.draw(Rules().questions(Split.TRAIN)[:3], 5, "any")
+    assert answerer.draw(questions, 5, "any") == of_base
+    answerer.follow()
+    drawn = answerer.draw(questions, 5, "any")
     for one in drawn:
         prefill = prefill_prompt(state.model, torch.tensor(one.prompt_ids))
         for sample in one.samples:
