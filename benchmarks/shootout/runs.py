@@ -249,13 +249,13 @@ def train(plan: Plan, world: World, start: Point | None = None) -> Outcome:
     curve = [start or measure(answerer, measured, plan, 0, seconds)]
     for update in range(1, plan.budget.updates + 1):
         began = _now(plan.device)
-        with state.as_published():
-            lessons, showable = draw_lessons(answerer, memory, next(asked), update, plan)
+        lessons, showable = draw_lessons(answerer, memory, next(asked), update, plan)
         batch = build_batch(
             lessons, showable, state.tokenizer, state.vocabulary, config, settings, newest_version=update
         )
         result = make_update(state, batch, config, settings, Ranks(0, 1), lambda: False)
-        answerer.follow()
+        with state.as_published():
+            answerer.follow()
         num_untrained += result.untrained is not None
         num_invalid += sum(one.invalid is not None for one in result.contributions)
         num_charged += _count(result.metrics, "num_charged_tokens")

@@ -122,6 +122,28 @@ def test_a_draft_survives_a_closed_browser_and_appears_on_another_device(queue: 
     assert again.input_value("#text").startswith("half of what I wan")
 
 
+def test_no_draft_is_called_saved_while_later_words_wait_to_be_sent(queue: Queue, open_as: Open) -> None:
+    put(queue)
+    page = open_as("ana")
+    begin(page)
+    page.evaluate("""() => {
+        const state = document.getElementById("state");
+        window.seen = [];
+        new MutationObserver(() => window.seen.push(state.textContent))
+            .observe(state, { childList: true, characterData: true, subtree: true });
+    }""")
+    held: list[Route] = []
+    page.route("**/draft", lambda route: route.continue_() if held else held.append(route))
+    with page.expect_request("**/draft"):
+        page.fill("#text", "half")
+    page.fill("#text", "half and half")
+    with page.expect_response(lambda answer: "half and half" in (answer.request.post_data or "")):
+        held[0].continue_()
+    wait_saved(page)
+    seen = page.evaluate("window.seen")
+    assert [words.startswith("Draft saved") for words in seen].count(True) == 1, seen
+
+
 def test_words_written_while_the_server_is_away_are_kept_and_sent_when_it_is_back(queue: Queue, open_as: Open) -> None:
     item = put(queue)
     page = open_as("ana")

@@ -216,7 +216,8 @@
       trouble = "";
       if (!isDirty()) forget(keptKey);
       savedWords = `Draft saved ${new Date(said.saved_at).toLocaleTimeString()}`;
-      show("saved", savedWords);
+      if (isDirty()) show("unsaved", "Not saved yet");
+      else show("saved", savedWords);
       if (!said.held) lose("You can keep writing, but not submit.");
       return;
     }
