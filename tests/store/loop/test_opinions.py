@@ -124,7 +124,7 @@ def test_of_an_expert_with_many_scores_the_newest_are_read_that_were_known_when_
     assert newest.auc_low == pytest.approx(0.05 ** (1 / 8)), "the first look of all errs in 5 %"
     with store.transaction() as session:
         thinker = session.scalars(select(ExpertRow).where(ExpertRow.name == "self-evaluation")).one()
-        thinker.created_at -= timedelta(seconds=110)
+        thinker.created_at -= timedelta(seconds=65)
     assert read(store, world) == {}, "at the age of 60 seconds there was no score yet"
 
 
