@@ -16,9 +16,8 @@ from services.contracts.measurements import MeasurementStatus
 from services.contracts.sources import SOURCE_ORDER, ContextSource, templates_of
 from services.contracts.tasks import Split
 from services.contracts.templates import Template
-from services.store.core import row_counts
 from services.store.ledger import policies
-from services.store.loop import coverage, opening, trust
+from services.store.loop import coverage, opening, tasks, trust
 from services.store.loop.newest_measurements import IS_UNDER_WAY, find_verdicts, select_newest
 from services.store.tables.corrections import CorrectionRow
 from services.store.tables.ledger import PolicyVersionRow
@@ -48,8 +47,7 @@ def key_of(row: MeasurementRow) -> Key:
 
 def find_domains(session: Session, lineage_id: UUID) -> list[str]:
     """The domains with train tasks that an active verifier judges."""
-    tallies = row_counts.by_kind(row_counts.read(session, lineage_id, ("task",))["task"])
-    domains = [domain for domain, splits in tallies.items() if splits.get(Split.TRAIN.value)]
+    domains = tasks.find_domains(session, lineage_id, [Split.TRAIN])
     judged = coverage.find_judged(session, lineage_id, domains)
     return [domain for domain in domains if domain in judged]
 
