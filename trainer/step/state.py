@@ -148,7 +148,7 @@ def restore(state: TrainerState, checkpoints: ArtifactStore, address: str, confi
     if facts["format"] != FORMAT or facts["base_sha256"] not in state.base_names:
         raise CheckpointDiffers(f"checkpoint {address[:12]}… was made with another base model")
     tensors = load_file(folder / TENSORS)
-    averages, published = _take(tensors, "average."), _take(tensors, "published.")
+    averages = _take(tensors, "average.", state.device)
     if bool(averages) != (config.teacher_ema > 0):
         raise CheckpointDiffers("the checkpoint's teacher is " + ("a moving average" if averages else "frozen"))
     weights = read_adapter(state.model, folder / ADAPTER)
@@ -166,18 +166,18 @@ def restore(state: TrainerState, checkpoints: ArtifactStore, address: str, confi
             state.optimizer.state[parameter] = {
                 moment: tensor if moment == "step" else tensor.to(state.device) for moment, tensor in moments.items()
             }
-    state.average = {name: tensor.to(state.device) for name, tensor in averages.items()} or None
+    state.average = averages or None
     state.published = None
     if config.publish_average < 1:  # of a checkpoint without one it begins with the weights
-        found = {name: tensor.to(state.device) for name, tensor in published.items()}
-        state.published = found or copy_weights(state.model)
+        state.published = _take(tensors, "published.", state.device) or copy_weights(state.model)
     state.position_mean = tensors["position_mean"]
     torch.set_rng_state(tensors["random"])
     state.number = int(facts["number"])
 
 
-def _take(tensors: Weights, prefix: str) -> Weights:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+def _take(tensors: Weights, prefix: str, device: torch.device) -> Weights:
+    own = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): tensor.to(device) for name, tensor in own.items()}
 
 
 def begin_from(state: TrainerState, adapter: Path, config: TrainerConfig) -> None:

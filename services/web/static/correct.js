@@ -214,10 +214,13 @@
       versionField.value = String(version);
       saved = sent;
       trouble = "";
-      if (!isDirty()) forget(keptKey);
       savedWords = `Draft saved ${new Date(said.saved_at).toLocaleTimeString()}`;
-      if (isDirty()) show("unsaved", "Not saved yet");
-      else show("saved", savedWords);
+      if (isDirty()) {
+        show("unsaved", "Not saved yet");
+      } else {
+        forget(keptKey);
+        show("saved", savedWords);
+      }
       if (!said.held) lose("You can keep writing, but not submit.");
       return;
     }
